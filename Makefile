@@ -1,0 +1,72 @@
+# Everything starts here: `make full` trains the demo, `make test` checks the platform. Needs Python 3.11+ and bash only.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+LOCK := infra/requirements.lock
+# one stamp per content of the lock file: set-up is done again when it changes, and only then
+STAMP := $(VENV)/installed-$(shell cat $(LOCK) | sha256sum | cut -c1-16)
+HEAD := $(BIN)/python infra/head.py
+# Arguments of pipelines/full.py, e.g. make full ARGS="--recipe pipelines/recipes/cifar10.yaml data.root=/data/cifar10"
+ARGS ?=
+# how long `make full` follows the job; the job itself goes on
+FOLLOW ?= 48h
+# folder of real data for test-real: classification-photos, classification-cifar10, segmentation, ...
+DATA ?= ../shared/data
+
+.PHONY: help setup full test test-real lint lock head-stop clean
+
+help:
+	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
+	@echo "make test       set up, lint and run all tests"
+	@echo "make test-real  the tests on real data (DATA=<folder>)"
+	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make setup      the environment in $(VENV), from $(LOCK)"
+	@echo "make head-stop  stop the local Ray head and its jobs"
+	@echo "make lock       resolve pyproject.toml into $(LOCK) anew"
+	@echo "make clean      remove the environment and caches; runs stay"
+
+# The project itself is not installed here: tests and jobs import the tree that they are given, so nothing can run stale
+# code by mistake. (`pip install .` works for those who want the package elsewhere.)
+setup: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is missing or older than 3.11; give another one: make setup PYTHON=python3.12"; exit 1; }
+	@rm -f $(VENV)/installed-*
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
+	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	@touch $@
+
+full: setup
+	@$(HEAD) start
+	@eval "$$($(HEAD) env)" && code=0 && \
+	{ timeout --foreground $(FOLLOW) $(BIN)/ray job submit --runtime-env infra/runtime_env.yaml \
+		-- python pipelines/full.py $(ARGS) || code=$$?; } && \
+	echo "The Ray head stays up for further jobs; 'make head-stop' stops it. The same command again continues the run." && \
+	exit $$code
+
+test: setup lint
+	timeout 3600 $(BIN)/python -m pytest
+
+test-real: setup
+	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m real
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	timeout 900 $(BIN)/mypy
+	PYTHONPATH=platform timeout 300 $(BIN)/lint-imports
+
+lock: setup
+	timeout 600 $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate -o $(LOCK)
+
+head-stop:
+	@if [ -x $(BIN)/python ]; then $(HEAD) stop; else echo "no environment, so no head"; fi
+
+clean: head-stop
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find platform pipelines tests infra -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,351 @@
+"""Start, show and stop one local Ray head: loopback only, with a token, in its own temporary folder."""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import random
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+LOOPBACK = "127.0.0.1"
+MARKER = "SCALABLEVIT_HEAD_ID"
+"""Environment variable that every process of a head inherits, by which `stop` knows them."""
+SINGLE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for a cluster of one machine: without it Ray replaces 127.0.0.1 by the machine's address and listens on
+all interfaces."""
+SOCKET_ROOM = 66
+"""Bytes that Ray's session and socket names add to the temporary folder; a unix socket's path has at most 107."""
+JOB_STOP_S = 30
+"""Time a job has between the request to stop and being killed: enough to write a checkpoint."""
+
+
+class HeadError(Exception):
+    """What a user has to know when the head cannot be started or stopped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head as recorded in `<root>/head.json`."""
+
+    id: str
+    pid: int
+    dashboard: str
+    address: str
+    token_file: str
+    temp_dir: str
+    log: str
+
+    def request(self, path: str, timeout_s: float, method: str = "GET") -> bytes:
+        """Body of the dashboard's answer; raises OSError (urllib's errors included) when there is none."""
+        token = Path(self.token_file).read_text(encoding="ascii").strip()
+        request = urllib.request.Request(  # noqa: S310 (the address is one that `start` made)
+            self.dashboard + path, method=method, headers={"Authorization": f"Bearer {token}"}
+        )
+        # no proxies: the address is this machine's own
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout_s) as answer:
+            return bytes(answer.read())
+
+    def answers(self, timeout_s: float = 5.0) -> bool:
+        """Whether the dashboard answers and its node is ready for work."""
+        try:
+            nodes = json.loads(self.request("/api/v0/nodes", timeout_s))["data"]["result"]["result"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return any(node["state"] == "ALIVE" for node in nodes)
+
+    def exports(self) -> dict[str, str]:
+        """Environment that leads Ray's command line and `ray.init` to this head."""
+        hosts = [host for host in os.environ.get("NO_PROXY", "").split(",") if host]
+        return {
+            "RAY_API_SERVER_ADDRESS": self.dashboard,
+            "RAY_ADDRESS": self.address,
+            **SINGLE_NODE,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": self.token_file,
+            "NO_PROXY": ",".join(hosts if LOOPBACK in hosts else [*hosts, LOOPBACK]),
+        }
+
+
+def read_record(root: Path) -> Head | None:
+    """The recorded head, running or not; None without a record."""
+    try:
+        return Head(**json.loads((root / "head.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise HeadError(f"{root / 'head.json'} is damaged ({error}); remove it if no head is running") from None
+
+
+def write_record(root: Path, head: Head) -> None:
+    """Replace the record at once, never half of it."""
+    draft = root / "head.json.new"
+    draft.write_text(json.dumps(dataclasses.asdict(head), indent=2) + "\n", encoding="utf-8")
+    draft.replace(root / "head.json")
+
+
+def processes_of(head: Head) -> list[int]:
+    """Ids of the living processes that carry the head's marker (Linux: /proc)."""
+    wanted = f"{MARKER}={head.id}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        # gone meanwhile, or another user's
+        with contextlib.suppress(OSError):
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def exclusive(root: Path, timeout_s: float) -> Iterator[None]:
+    """One `start` or `stop` at a time for a root."""
+    with (root / "head.lock").open("w") as lock:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HeadError(f"another start or stop holds {lock.name} for over {timeout_s:.0f} s") from None
+                time.sleep(0.2)
+        yield
+
+
+def make_token(root: Path) -> Path:
+    """The root's token file, made once, readable by its owner only."""
+    path = root / "ray_token"
+    if not path.exists():
+        draft = root / f"ray_token.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        draft.replace(path)
+    path.chmod(0o600)
+    return path
+
+
+def make_temp_dir() -> Path:
+    """A fresh folder whose path is short enough for Ray's sockets."""
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 (mkdtemp makes a private folder there)
+        if len(os.fsencode(parent)) + len("/sv-12345678") + SOCKET_ROOM <= 107:
+            return Path(tempfile.mkdtemp(prefix="sv-", dir=parent))
+    raise HeadError(
+        "no temporary folder with a short enough path for Ray's sockets; set TMPDIR to one of at most 29 bytes"
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct free ports below the range from which the kernel hands out ports to connections."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise HeadError("no free ports between 20000 and 32000")
+
+
+def environment(root: Path, head_id: str, token_file: Path, metric_ports: Sequence[int]) -> dict[str, str]:
+    """The head's environment, which its jobs and workers inherit."""
+    foreign = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}
+    inherited = {key: value for key, value in os.environ.items() if key not in foreign}
+    # one thread per process unless asked otherwise: training sets its own number from cluster.cpus_per_worker
+    return (
+        {"OMP_NUM_THREADS": "1"}
+        | inherited
+        | {
+            MARKER: head_id,
+            "SCALABLEVIT_ROOT": str(root),
+            # `python` of an entrypoint is looked up on PATH
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            **SINGLE_NODE,
+            "AUTOSCALER_METRIC_PORT": str(metric_ports[0]),
+            "DASHBOARD_METRIC_PORT": str(metric_ports[1]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S),
+            # `stop` has ended the jobs before: nothing is left to drain
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+
+
+def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
+    """Start a head unless the recorded one answers; what is left of a dead one is cleared away first."""
+    recorded = read_record(root)
+    if recorded is not None:
+        if recorded.answers():
+            return recorded
+        clear(root, recorded)
+    ray = Path(sys.executable).parent / "ray"
+    if not ray.exists():
+        raise HeadError(f"{ray} is missing: run this with the Python of the environment that holds Ray (make setup)")
+    gcs, dashboard, agent, client, *metric_ports = free_ports(6)
+    token_file, temp_dir, head_id = make_token(root), make_temp_dir(), secrets.token_hex(8)
+    log = root / "head.log"
+    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "true",
+               "--node-ip-address", LOOPBACK, "--port", str(gcs), "--dashboard-host", LOOPBACK,
+               "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent),
+               "--ray-client-server-port", str(client), "--min-worker-port", "0", "--max-worker-port", "0",
+               "--temp-dir", str(temp_dir)]  # fmt: skip
+    if num_cpus is not None:
+        command += ["--num-cpus", str(num_cpus)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=root,
+            env=environment(root, head_id, token_file, metric_ports), start_new_session=True,
+        )  # fmt: skip
+    head = Head(
+        id=head_id, pid=process.pid, dashboard=f"http://{LOOPBACK}:{dashboard}", address=f"{LOOPBACK}:{gcs}",
+        token_file=str(token_file), temp_dir=str(temp_dir), log=str(log),
+    )  # fmt: skip
+    write_record(root, head)
+    deadline = time.monotonic() + timeout_s
+    while not head.answers():
+        ended = process.poll()
+        if ended is not None or time.monotonic() > deadline:
+            tail = log.read_text(errors="replace").strip()[-2000:]
+            clear(root, head)
+            reason = f"ended with code {ended}" if ended is not None else f"did not answer within {timeout_s:.0f} s"
+            raise HeadError(f"the Ray head {reason}; the end of {log}:\n{tail}")
+        time.sleep(0.3)
+    return head
+
+
+def stop(root: Path) -> bool:
+    """Stop the jobs, then the head; False when none is recorded."""
+    head = read_record(root)
+    if head is None:
+        return False
+    if head.answers():
+        stop_jobs(head)
+    clear(root, head)
+    return True
+
+
+def stop_jobs(head: Head) -> None:
+    """Ask unfinished jobs to end, and give them the time that Ray gives them."""
+
+    def unfinished() -> list[str]:
+        jobs: list[dict[str, Any]] = json.loads(head.request("/api/jobs/", 10))
+        return [str(job["submission_id"]) for job in jobs
+                if job.get("submission_id") and job["status"] in ("PENDING", "RUNNING")]  # fmt: skip
+
+    # a head that no longer answers is ended by its processes
+    with contextlib.suppress(OSError, ValueError):
+        waiting = unfinished()
+        for job in waiting:
+            print(f"stopping job {job} (at most {JOB_STOP_S} s)", flush=True)
+            head.request(f"/api/jobs/{job}/stop", 10, method="POST")
+        deadline = time.monotonic() + JOB_STOP_S + 5
+        while waiting and time.monotonic() < deadline:
+            time.sleep(0.5)
+            waiting = unfinished()
+
+
+def clear(root: Path, head: Head) -> None:
+    """End every process of the head, remove its temporary folder and its record."""
+    for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
+        living = processes_of(head)
+        # Ray's own process first: it ends its children in order
+        targets = [head.pid] if number == signal.SIGTERM and head.pid in living else living
+        for pid in targets:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + patience_s
+        while processes_of(head) and time.monotonic() < deadline:
+            reap(head.pid)
+            time.sleep(0.2)
+    left = processes_of(head)
+    if left:
+        raise HeadError(f"processes {left} of the Ray head did not end")
+    shutil.rmtree(head.temp_dir, ignore_errors=True)
+    (root / "head.json").unlink(missing_ok=True)
+
+
+def reap(pid: int) -> None:
+    """Collect an ended child of this process, which would stay as a zombie otherwise."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def status(root: Path) -> tuple[str, bool]:
+    """One line, and whether the head answers."""
+    head = read_record(root)
+    if head is None:
+        return f"no head recorded in {root}", False
+    if not head.answers():
+        return f"head of {root} (process {head.pid}) does not answer; `start` replaces it", False
+    return f"head of {root} is up: dashboard {head.dashboard}, process {head.pid}, logs {head.temp_dir}", True
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = os.environ.get("SCALABLEVIT_ROOT", "~/scalablevit")
+    parser.add_argument("--root", type=Path, default=Path(default), help="where runs and head.json lie (%(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    starting = commands.add_parser("start", help="start the head; nothing to do when it answers already")
+    starting.add_argument("--num-cpus", type=int, help="CPUs that Ray may give out (default: all)")
+    starting.add_argument("--timeout", type=float, default=120.0, help="seconds until it must answer (%(default)s)")
+    commands.add_parser("status", help="say whether it answers; exit code 1 if not")
+    commands.add_parser("stop", help="stop its jobs, then the head and every process of it")
+    commands.add_parser("env", help='shell exports for Ray\'s tools: eval "$(... head.py env)"; exit code 1 if no head')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 with a reason on stderr."""
+    options = parse(arguments)
+    root: Path = options.root.expanduser().resolve()
+    try:
+        if options.command == "status":
+            line, up = status(root)
+            print(line)
+            return 0 if up else 1
+        if options.command == "env":
+            head = read_record(root)
+            if head is None or not head.answers():
+                raise HeadError(f"no head answers for {root}; start one first")
+            # a token in the environment would win over the file
+            print("unset RAY_AUTH_TOKEN")
+            for key, value in head.exports().items():
+                print(f"export {key}={shlex.quote(value)}")
+            return 0
+        root.mkdir(parents=True, exist_ok=True)
+        with exclusive(root, timeout_s=300.0):
+            if options.command == "start":
+                start(root, options.num_cpus, options.timeout)
+                print(status(root)[0])
+            else:
+                print("head stopped" if stop(root) else f"no head recorded in {root}")
+    except HeadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

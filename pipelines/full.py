@@ -1,0 +1,10 @@
+"""Run all stages of a recipe in order: pretrain a backbone, fine-tune it, evaluate and register every model."""
+
+import sys
+
+import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
+
+from scalablevit.jobs.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("full", __doc__ or ""))

@@ -1,0 +1,10 @@
+"""Run the classification stage of a recipe: pretrain a backbone, evaluate and register it."""
+
+import sys
+
+import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
+
+from scalablevit.jobs.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("pretrain", __doc__ or ""))

@@ -1,0 +1,82 @@
+"""Send to MLflow what outages and killed jobs left in the runs' spools."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _path  # noqa: F401
+from scalablevit.config.errors import UserError
+from scalablevit.jobs.run_store import platform_root
+from scalablevit.tracking.shipper import Pending, Shipper, remembered
+from scalablevit.tracking.spool import read_lines
+
+EPILOG = """
+Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where it was sent last, and
+one that was never sent to sqlite:///<root>/mlflow.db. Give user and password in --uri, or in MLFLOW_TRACKING_USERNAME
+and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED. Sending again is harmless: MLflow keeps one
+of each.
+Exit code: 0 when nothing is left, 1 when something is, 2 for a mistake on the command line.
+"""
+
+
+def main() -> int:
+    """Ship every spool asked for, and say what became of it."""
+    arguments = _parse()
+    try:
+        root = platform_root(arguments.root)
+        shippers = {folder: _shipper(root, folder, arguments.uri) for folder in _spools(root, arguments.runs)}
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    left = 0
+    for folder, shipper in shippers.items():
+        pending = shipper.ship_left(from_start=arguments.again)
+        print(f"{folder.parent.name}: {_tell(pending)}", flush=True)
+        left += pending.records
+    return 1 if left else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="run", help="run folders' names; default: all")
+    parser.add_argument("--root", help="the platform's root folder (default: SCALABLEVIT_ROOT, else ~/scalablevit)")
+    parser.add_argument("--uri", help="MLflow server or SQLite address")
+    parser.add_argument(
+        "--again", action="store_true", help="send every record from the start, also those that were refused"
+    )
+    return parser.parse_args()
+
+
+def _spools(root: Path, names: list[str]) -> list[Path]:
+    """Folders of the runs' spools, oldest first: a parent run starts before its children, which need it there."""
+    found = {records.parent.parent.name: records.parent for records in (root / "runs").glob("*/spool/records.jsonl")}
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise UserError(
+            f"no spool of run {', '.join(unknown)}",
+            where=str(root / "runs"),
+            fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
+        )
+    return sorted((found[name] for name in names or found), key=_begun)
+
+
+def _begun(folder: Path) -> int:
+    return next((line.record["time_ms"] for line in read_lines(folder) if line.record is not None), 0)
+
+
+def _shipper(root: Path, folder: Path, uri: str | None) -> Shipper:
+    last = remembered(folder)
+    return Shipper(folder, uri or (last.uri if last is not None else f"sqlite:///{root / 'mlflow.db'}"))
+
+
+def _tell(pending: Pending) -> str:
+    parts = [f"{pending.records} records left ({pending.error})" if pending.records else "everything sent"]
+    if pending.refused:
+        parts.append(f"{pending.refused} refused, see refused.jsonl")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

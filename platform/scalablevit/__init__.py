@@ -1,0 +1,1 @@
+"""ScalableViT: train, search, track and register vision backbones."""

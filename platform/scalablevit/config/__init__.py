@@ -1,0 +1,1 @@
+"""Recipes: schema, loading, errors; free of torch."""

@@ -1,0 +1,33 @@
+"""Names of architectures, known without importing torch or timm."""
+
+import difflib
+from functools import cache
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+
+LIST = Path(__file__).with_name("model_names.txt")
+"""Written by `tests/models/model_names.py`; a test compares it with the installed timm."""
+
+
+@cache
+def known_models() -> dict[str, bool]:
+    """Every architecture, and whether it has maps with strides 4, 8, 16 and 32 for dense tasks."""
+    rows = (line.split() for line in LIST.read_text(encoding="ascii").splitlines() if line and line[0] != "#")
+    return {name: "pyramid" in marks for name, *marks in rows}
+
+
+def check_model_name(name: str, *, dense: bool) -> None:
+    """Refuse an architecture that does not exist, or has no pyramid where one is needed.
+
+    Raises:
+        UserError: with the nearest names.
+    """
+    models = known_models()
+    if name not in models:
+        near = difflib.get_close_matches(name, models, n=3)
+        raise UserError(f"unknown architecture {name!r}", where="model.name",
+                        fix=f"did you mean {', '.join(near)}?" if near else "see config/model_names.txt for all names")
+    if dense and not models[name]:
+        raise UserError(f"{name} has no maps with strides 4, 8, 16 and 32, which dense tasks need", where="model.name",
+                        fix="choose one marked `pyramid` in config/model_names.txt, such as scalablevit_small")

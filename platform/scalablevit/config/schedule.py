@@ -1,0 +1,35 @@
+"""The learning rate as a function of the step."""
+
+import math
+
+from scalablevit.config.recipe import Length, Optimizer, Schedule
+
+
+def learning_rate(step: int, optimizer: Optimizer, length: Length) -> float:
+    """Learning rate of one optimizer step, before the layers' factors.
+
+    A pure function of the step, so that resuming needs no scheduler state. The curve runs over all `length.total`
+    steps; during the warm-up a straight line from `warmup_lr` to the curve's value at the end of the warm-up takes its
+    place, so there is no jump.
+
+    Args:
+        step: 0-based; `length.total` gives the end of the curve.
+    """
+    schedule = optimizer.schedule
+    if step < length.warmup:
+        end = _curve(length.warmup, optimizer.lr, schedule, length)
+        return schedule.warmup_lr + (end - schedule.warmup_lr) * step / length.warmup
+    return _curve(step, optimizer.lr, schedule, length)
+
+
+def _curve(step: int, peak: float, schedule: Schedule, length: Length) -> float:
+    done = min(1.0, step / length.total)
+    match schedule.kind:
+        case "constant":
+            return peak
+        case "cosine":
+            return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "polynomial":
+            return schedule.min_lr + (peak - schedule.min_lr) * (1 - done) ** schedule.power
+        case "multistep":
+            return peak * schedule.gamma ** sum(step >= decay for decay in length.decay_steps)

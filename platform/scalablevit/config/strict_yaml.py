@@ -1,0 +1,126 @@
+"""YAML as people expect it: no lost duplicate keys, `1e-3` is a number, and the line of every key is kept."""
+
+import re
+from typing import Any
+
+import yaml
+
+from scalablevit.config.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+Lines = dict[KeyPath, int]
+
+MAX_DEPTH = 20
+"""Deeper nesting is refused; a recipe has six levels."""
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def _error(problem: str, part: Any) -> yaml.MarkedYAMLError:
+    """PyYAML's own error, at the start of an event or node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=part.start_mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars: PyYAML reads `1e-3` as text, `no` as false and a date as an object."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own way)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _error("aliases (*name) are not used here", event)
+        if event.tag is not None:
+            raise _error("tags (!name) are not used here", event)
+        if self.depth == MAX_DEPTH:
+            raise _error(f"nested deeper than {MAX_DEPTH} levels", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _name, _pattern, _first in (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"(?:~|null|Null|NULL)$", "~nN"),
+    ("null", r"$", [""]),
+    ("int", r"[-+]?[0-9]+$", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """Decimal always: YAML 1.1 reads 010 as octal."""
+    return int(loader.construct_scalar(node))
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text = str(loader.construct_scalar(node)).lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor(_TAG + "int", _int)
+_Loader.add_constructor(_TAG + "float", _float)
+
+
+def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
+    """Record the line of every key, make keys text, and refuse a key that stands twice."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error("a key must be plain text", key)
+            # `1` and `01`, or `true` and `True`, would become one key otherwise
+            key.tag = _TAG + "str"
+            _refuse_surrogates(key)
+            if key.value in seen:
+                raise _error(f"key {key.value!r} stands twice (first in line {seen[key.value]}); keep one of them", key)
+            seen[key.value] = key.start_mark.line + 1
+            lines[(*path, key.value)] = seen[key.value]
+            _walk(value, (*path, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(value, (*path, index), lines)
+    else:
+        _refuse_surrogates(node)
+
+
+def _refuse_surrogates(node: yaml.Node) -> None:
+    """An escape such as `\\ud800` is half a character: it can be neither printed nor stored."""
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise _error("holds half a character", node) from None
+
+
+def load(text: str, name: str) -> tuple[Any, Lines]:
+    """Parse one document safely.
+
+    Returns:
+        The plain value, whose mappings have text keys, and the 1-based line of each key path in it.
+
+    Raises:
+        UserError: text that is no YAML, a repeated key, an alias or a tag; `name` and line are in it.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        lines: Lines = {}
+        _walk(node, (), lines)
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark else name
+        raise UserError(f"not readable as YAML: {error.problem}", where=where) from None
+    except (yaml.YAMLError, ValueError) as error:
+        # characters that YAML has not, numbers of thousands of digits
+        raise UserError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None

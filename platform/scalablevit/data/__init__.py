@@ -1,0 +1,1 @@
+"""Images, masks and boxes from storage to a uint8 batch."""

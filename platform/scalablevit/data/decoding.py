@@ -1,0 +1,138 @@
+"""Image and mask files to arrays: every pixel as its author meant it, or a reason why not."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What is read; decided by content, not by name."""
+Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
+_EXIF_ORIENTATION = 0x0112
+_JPEG_END = b"\xff\xd9"
+_PNG_GREY, _PNG_PALETTE = 0, 3
+
+
+class BadSample(Exception):
+    """A file that cannot become a sample.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it, for the user.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
+
+    Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparency is dropped, and of an
+    animation the first frame is taken.
+
+    Raises:
+        BadSample: the file is missing, no image, cut short, or has more than `max_pixels` pixels.
+    """
+    return decode_image(_read(path), max_pixels, str(path))
+
+
+def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[np.uint8]:
+    """`read_image` for bytes at hand; `name` stands for the path in errors."""
+    with _explained(name):
+        image = _open(io.BytesIO(data), max_pixels, name)
+        if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
+            # Decoders fill missing rows of a JPEG with grey and say nothing. Pillow has read up to the first scan, so
+            # an end marker before that point, in an embedded thumbnail, does not count.
+            if data.find(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
+                raise BadSample(name, "the file is cut short (no end-of-image marker)")
+            if image.mode in ("RGB", "L"):
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is not None:
+                    return np.asarray(pixels, np.uint8)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, name)
+
+
+def read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Height and width of `read_image(path)`, from the header alone.
+
+    Raises:
+        BadSample: as `read_image`, as far as the header tells.
+    """
+    with _explained(str(path)), path.open("rb") as file:
+        image = _open(file, max_pixels, str(path))
+        lying = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Read a PNG of class ids as uint8 (height, width); the ids of a palette image are its indices.
+
+    Raises:
+        BadSample: missing, cut short, too large, or of a kind whose values are not ids of 8 bits.
+    """
+    data = _read(path)
+    with _explained(str(path)):
+        image = _open(io.BytesIO(data), max_pixels, str(path))
+        if image.format != "PNG":
+            raise BadSample(str(path), f"a mask must be a PNG, this is {image.format}")
+        # Bit depth and colour type from the header: Pillow stretches grey of fewer bits to 0..255, which spoils ids.
+        depth, kind = data[24], data[25]
+        if kind != _PNG_PALETTE and (kind, depth) != (_PNG_GREY, 8):
+            found = f"colour type {kind} with {depth} bits"
+            raise BadSample(str(path), f"a mask must have one 8-bit channel or a palette; this PNG has {found}")
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image, np.uint8)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadSample(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on foreign bytes into a BadSample."""
+    try:
+        yield
+    except (BadSample, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BadSample(name, f"not an image of a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # decoders raise nearly anything on damaged data, from struct.error to cv2.error
+        raise BadSample(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _open(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile.ImageFile:
+    """Read the header only."""
+    image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]  # a seekable binary stream is all it needs
+    if image.width * image.height > max_pixels:
+        raise BadSample(name, f"{image.width} x {image.height} pixels are more than data.max_pixels ({max_pixels})")
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise BadSample(name, "32-bit values have no known range")
+        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise BadSample(name, "floating-point values have no known range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"), np.uint8)

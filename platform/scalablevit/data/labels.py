@@ -1,0 +1,64 @@
+"""Mask values to labels: 0..K-1 for the classes, 255 for what is ignored, anything else refused."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import MaskPairs
+
+IGNORE = 255
+_OUTSIDE = 254
+
+
+def label_table(data: MaskPairs, classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Label of each mask value, uint8 (256,), for `to_labels`.
+
+    Mask values are class ids 0..K-1, or 1..K with `reduce_zero_label`, where 0 is ignored; `ignore_index` and 255 are
+    always ignored.
+
+    Raises:
+        UserError: more classes than 8-bit masks hold, or an ignored value that is also a class.
+    """
+    first = int(data.reduce_zero_label)
+    if len(classes) > _OUTSIDE - first:
+        raise UserError(
+            f"{len(classes)} classes do not fit into 8-bit masks beside the ignored values",
+            where="data.classes",
+            fix=f"use at most {_OUTSIDE - first} classes",
+        )
+    if first <= data.ignore_index < first + len(classes):
+        raise UserError(
+            f"{data.ignore_index} is also the mask value of class {classes[data.ignore_index - first]!r}",
+            where="data.ignore_index",
+            fix="give a value that no class has (or reduce_zero_label: true, if the classes start at 1)",
+        )
+    table = np.full(256, _OUTSIDE, np.uint8)
+    table[first : first + len(classes)] = np.arange(len(classes))
+    table[[0] * first + [data.ignore_index, IGNORE]] = IGNORE
+    return table
+
+
+def to_labels(mask: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Map a mask (height, width) through a `label_table`.
+
+    Raises:
+        ValueError: the mask holds values that are neither a class nor ignored; they are named.
+    """
+    labels = np.asarray(cv2.LUT(mask, table), np.uint8)
+    outside = labels == _OUTSIDE
+    if outside.any():
+        values = np.unique(mask[outside])
+        known = np.flatnonzero(table < _OUTSIDE)
+        raise ValueError(
+            f"mask values {', '.join(map(str, values[:5]))}{', ...' if len(values) > 5 else ''} are no class "
+            f"(classes have {known[0]}..{known[-1]})"
+        )
+    return labels
+
+
+def size_mismatch(mask: Sequence[int], image: Sequence[int]) -> str:
+    """The reason against a mask whose (height, width) is not its image's."""
+    return f"the mask is {mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]} (width x height)"

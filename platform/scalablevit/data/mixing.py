@@ -1,0 +1,123 @@
+"""What happens to a whole batch on the device: normalizing, random erasing, mixup and CutMix."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ERASED_AREA = (0.02, 1 / 3)
+"""Area of the erased rectangle, fraction of the image."""
+ERASED_ASPECT = (0.3, 1 / 0.3)
+"""Height over width of the erased rectangle."""
+_ATTEMPTS = 10
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = False) -> Tensor:
+    """Scale to 0..1, subtract `mean` and divide by `std`, per channel.
+
+    Args:
+        images: uint8 (samples, height, width, 3).
+        mean: of each channel, in 0..1.
+        std: of each channel, in 0..1.
+        channels_last: keep NHWC memory under the NCHW shape.
+
+    Returns:
+        float32 (samples, 3, height, width).
+    """
+    scale = torch.tensor([255 * value for value in std], device=images.device)
+    shift = torch.tensor([255 * value for value in mean], device=images.device)
+    made = ((images - shift) / scale).permute(0, 3, 1, 2)
+    return made.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def random_erasing(images: Tensor, probability: float, draws: np.random.Generator) -> Tensor:
+    """Replace one rectangle of an image, with a probability, by noise of a standard normal distribution.
+
+    Zhong et al., arXiv 1708.04896, in timm's mode `pixel`. Changes `images` in place.
+
+    Args:
+        images: normalized (samples, 3, height, width).
+        probability: for each image by itself.
+        draws: source of all randomness.
+    """
+    height, width = images.shape[-2:]
+    noise = torch.Generator(images.device).manual_seed(int(draws.integers(2**63)))
+    for image in images:
+        if draws.random() >= probability:
+            continue
+        if box := _erased_box(height, width, draws):
+            top, left, tall, wide = box
+            image[:, top : top + tall, left : left + wide].normal_(generator=noise)
+    return images
+
+
+def mix(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    probability: float,
+    switch_probability: float,
+    smoothing: float,
+    draws: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mix each image with the one opposite in the batch, and smooth the labels.
+
+    mixup (Zhang et al., arXiv 1710.09412) or CutMix (Yun et al., arXiv 1905.04899), one weight for the batch, as timm's
+    mode `batch`. Any number of samples: the middle one of an odd batch meets itself. Changes `images` in place.
+
+    Args:
+        images: (samples, channels, height, width).
+        labels: int64 (samples,).
+        classes: number of classes.
+        mixup: alpha of mixup's Beta distribution; 0: off.
+        cutmix: alpha of CutMix's Beta distribution; 0: off.
+        probability: that the batch is mixed at all.
+        switch_probability: of CutMix when both are on.
+        smoothing: mass spread over all classes.
+        draws: source of all randomness.
+
+    Returns:
+        The images and float32 targets (samples, classes), each row summing to 1.
+    """
+    targets = F.one_hot(labels, classes).to(torch.float32) * (1 - smoothing) + smoothing / classes
+    if not (mixup or cutmix) or draws.random() >= probability:
+        return images, targets
+    use_cutmix = bool(cutmix) and (not mixup or draws.random() < switch_probability)
+    alpha = cutmix if use_cutmix else mixup
+    own = float(draws.beta(alpha, alpha))
+    if use_cutmix:
+        height, width = images.shape[-2:]
+        rows, columns = _cutmix_box(height, width, own, draws)
+        images[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
+        own = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    else:
+        images.lerp_(images.flip(0), 1 - own)
+    return images, targets * own + targets.flip(0) * (1 - own)
+
+
+def _erased_box(height: int, width: int, draws: np.random.Generator) -> tuple[int, int, int, int] | None:
+    """Top, left, height, width; None if no attempt fitted."""
+    for _ in range(_ATTEMPTS):
+        area = draws.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(draws.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
+        tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if tall < height and wide < width:
+            return int(draws.integers(height - tall + 1)), int(draws.integers(width - wide + 1)), tall, wide
+    return None
+
+
+def _cutmix_box(height: int, width: int, own: float, draws: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a box of the image's aspect and 1 - `own` of its area, centred anywhere, cut at the edges."""
+    side = math.sqrt(1 - own)
+
+    def span(length: int) -> slice:
+        extent, middle = int(length * side), int(draws.integers(length))
+        return slice(max(middle - extent // 2, 0), min(middle + (extent + 1) // 2, length))
+
+    return span(height), span(width)

@@ -1,0 +1,111 @@
+"""Which samples make up which step: plain arithmetic on a position, so that seeking costs nothing."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Key(NamedTuple):
+    """A sample and everything that its augmentation may depend on besides the seed."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a key has no use for
+    """Number of the sample in its source."""
+    epoch: int
+    """Pass over the training split, from 0."""
+    position: int
+    """Slot within the epoch, from 0."""
+
+
+class TrainOrder:
+    """The endless shuffled stream of training samples: position p is slot `p % samples` of epoch `p // samples`.
+
+    With `repeats` r (repeated augmentation, Hoffer et al., arXiv 1901.09335) an epoch keeps its `samples` slots but
+    holds only about `samples / r` distinct images, each in r consecutive slots: ranks that take every n-th position
+    then share the copies of an image among them.
+
+    Args:
+        samples: images of the training split, at least 1.
+        repeats: times a distinct image occurs in an epoch, at least 1.
+        seed: decides the order, together with the epoch.
+    """
+
+    def __init__(self, samples: int, repeats: int, seed: int) -> None:
+        if samples < 1 or repeats < 1:
+            raise ValueError(f"samples ({samples}) and repeats ({repeats}) must be at least 1")
+        self.samples = samples
+        self.repeats = repeats
+        self.seed = seed
+
+    def key(self, p: int) -> Key:
+        """The sample at stream position `p` >= 0."""
+        epoch, slot = divmod(p, self.samples)
+        shuffled = _permutation(self.samples, self.seed, epoch)
+        return Key(int(shuffled[slot // self.repeats]), epoch, slot)
+
+
+@lru_cache(maxsize=2)  # a step can straddle two epochs
+def _permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+class TrainBatches:
+    """The micro-batches of one rank for steps `first_step <= step < end_step`.
+
+    Step s covers stream positions s * global_batch up to (s + 1) * global_batch; a rank takes every `world`-th of
+    them from its own number on, and cuts them into `accumulation` parts whose sizes differ by at most 1.
+
+    Raises:
+        ValueError: some micro-batch would be empty, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        order: TrainOrder,
+        *,
+        global_batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        first_step: int,
+        end_step: int,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank ({rank}) must be in 0..{world - 1}")
+        if accumulation < 1 or global_batch < world * accumulation:
+            raise ValueError(
+                f"global_batch ({global_batch}) must be at least world ({world}) x accumulation ({accumulation})"
+            )
+        if not 0 <= first_step <= end_step:
+            raise ValueError(f"steps {first_step}..{end_step} must rise from 0")
+        self.order = order
+        self.global_batch = global_batch
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world = world
+        self.first_step = first_step
+        self.end_step = end_step
+
+    def __len__(self) -> int:
+        return (self.end_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self.first_step, self.end_step):
+            start = step * self.global_batch
+            mine = range(start + self.rank, start + self.global_batch, self.world)
+            for part in range(self.accumulation):
+                cut = slice(part * len(mine) // self.accumulation, (part + 1) * len(mine) // self.accumulation)
+                yield [self.order.key(p) for p in mine[cut]]
+
+
+def eval_keys(samples: int, rank: int, world: int) -> list[Key]:
+    """This rank's share of an evaluation: over all ranks every sample exactly once, none padded."""
+    return [Key(index, 0, index) for index in range(rank, samples, world)]
+
+
+def eval_batches(samples: int, rank: int, world: int, batch_size: int) -> list[list[Key]]:
+    """`eval_keys` in batches of at most `batch_size`; the last one may be smaller, and a rank may have none."""
+    keys = eval_keys(samples, rank, world)
+    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]

@@ -1,0 +1,289 @@
+"""The demo data set: scenes of known shapes, written to disk as the layouts that the platform reads."""
+
+import json
+import math
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Shapes
+
+GENERATION = 1
+"""Raised whenever the pictures change: data of another generation is refused, not mixed."""
+MARKER = "shapes.json"
+BACKGROUND = 0
+CATEGORY_IDS = {"circle": 1, "cross": 2, "ring": 4, "square": 5, "star": 8, "triangle": 11}
+"""COCO category ids, with gaps as COCO's own have."""
+CLASSES = tuple(CATEGORY_IDS)
+"""In order; the mask value of a shape is its place + 1, 0 is the background."""
+
+_JPEG_QUALITY = 92
+_SUBPIXELS = 4  # binary digits of the fraction of drawn coordinates
+_VISIBLE = 0.4  # least fraction of a shape that later ones leave visible
+_DARK = (15.0, 120.0)  # backgrounds and clutter, per channel
+_LIGHT = (105.0, 240.0)  # shapes: lighter on the whole, not in every channel
+_TURN = 0.5  # most rotation either way, radians
+_SPLITS = ("train", "val")
+
+Points = NDArray[np.float64]
+"""(corners, 2): x, y."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A shape in a scene."""
+
+    name: str
+    visible: NDArray[np.bool_]
+    """(side, side): what no later shape covers."""
+
+
+def write_shapes(shapes: Shapes, root: Path) -> None:
+    """Write the data set to `root`, unless it is there already.
+
+    Layout: `classification/{train,val}/<class>/*.jpg`; `segmentation/images/{train,val}/*.jpg`,
+    `segmentation/annotations/{train,val}/*.png` (0 is the background, a class like the others) and
+    `segmentation/classes.txt`; `detection/{train,val}/*.jpg` (the images of segmentation) with
+    `detection/annotations/instances_{train,val}.json` (COCO). `root` appears complete or not at all, also when several
+    processes write it at once.
+
+    Raises:
+        UserError: `root` holds something else, or shapes made with other parameters.
+    """
+    parameters = {"generation": GENERATION, **shapes.model_dump()}
+    if _is_written(root, parameters):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    made = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
+    try:
+        for split, images in zip(_SPLITS, (shapes.train_images, shapes.val_images), strict=True):
+            _write_classification(made / "classification" / split, shapes, split, images)
+            _write_scenes(made, shapes, split, images)
+        (made / "segmentation" / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
+        (made / MARKER).write_text(json.dumps(parameters))
+        os.rename(made, root)  # replaces nothing but an empty folder
+    except OSError:
+        if not _is_written(root, parameters):  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np.uint8]:
+    """A picture of one large shape behind clutter, uint8 (side, side, 3)."""
+    image = _texture(rng, side, rng.uniform(*_DARK, 3))
+    radius = rng.uniform(0.26, 0.44) * side
+    region = _draw(name, rng.uniform(0.38, 0.62, 2) * side, radius, rng.uniform(-_TURN, _TURN), side)
+    image = _paint(rng, image, region)
+    for _ in range(rng.integers(0, 2, endpoint=True)):
+        _draw_bar(rng, image)
+    return _finish(rng, image)
+
+
+def scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[Instance]]:
+    """A picture of two to four shapes, which may overlap, uint8 (side, side, 3), and what is visible of each."""
+    image = _texture(rng, side, rng.uniform(*_DARK, 3))
+    instances: list[Instance] = []
+    areas: list[int] = []
+    for _ in range(rng.integers(2, 5)):
+        name = str(rng.choice(CLASSES))
+        radius = rng.uniform(0.13, 0.3) * side
+        region = _draw(name, rng.uniform(0.12, 0.88, 2) * side, radius, rng.uniform(-_TURN, _TURN), side)
+        left = [each.visible & ~region for each in instances]
+        if any(rest.sum() < _VISIBLE * area for rest, area in zip(left, areas, strict=True)):
+            continue
+        image = _paint(rng, image, region)
+        instances = [Instance(each.name, rest) for each, rest in zip(instances, left, strict=True)]
+        instances.append(Instance(name, region))
+        areas.append(int(region.sum()))
+    return _finish(rng, image), instances
+
+
+def _is_written(root: Path, parameters: dict[str, object]) -> bool:
+    """Whether `root` holds exactly this data set; False if there is nothing yet."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / MARKER).read_bytes())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{root} exists and was not made by data.shapes",
+            where="data.root",
+            fix="name another folder, or remove data.shapes to read what is there",
+        ) from None
+    if found != parameters:
+        raise UserError(
+            f"{root} was made with {found}, the recipe asks for {parameters}",
+            where="data.shapes",
+            fix="name another data.root, or remove that folder",
+        )
+    return True
+
+
+def _generator(shapes: Shapes, split: str, part: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([shapes.seed, _SPLITS.index(split), part, number])
+
+
+def _write_classification(folder: Path, shapes: Shapes, split: str, images: int) -> None:
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    for number in range(images):
+        name = CLASSES[number % len(CLASSES)]
+        image = dominant_shape(_generator(shapes, split, 0, number), shapes.image_size, name)
+        (folder / name / f"{number:06d}.jpg").write_bytes(_jpeg(image))
+
+
+def _write_scenes(root: Path, shapes: Shapes, split: str, images: int) -> None:
+    """Segmentation and detection of the same pictures."""
+    pictures = root / "segmentation" / "images" / split
+    masks = root / "segmentation" / "annotations" / split
+    copies = root / "detection" / split
+    annotations = root / "detection" / "annotations"
+    for folder in (pictures, masks, copies, annotations):
+        folder.mkdir(parents=True, exist_ok=True)
+    coco = Coco(shapes.image_size)
+    for number in range(images):
+        image, instances = scene(_generator(shapes, split, 1, number), shapes.image_size)
+        encoded = _jpeg(image)
+        (pictures / f"{number:06d}.jpg").write_bytes(encoded)
+        (copies / f"{number:06d}.jpg").write_bytes(encoded)
+        (masks / f"{number:06d}.png").write_bytes(_encoded(".png", class_mask(instances, shapes.image_size)))
+        coco.add(f"{number:06d}.jpg", instances)
+    (annotations / f"instances_{split}.json").write_text(json.dumps(coco.content()))
+
+
+def class_mask(instances: list[Instance], side: int) -> NDArray[np.uint8]:
+    """Class ids of a scene, uint8 (side, side): 0 background, 1.. the place in `CLASSES` + 1."""
+    mask = np.full((side, side), BACKGROUND, np.uint8)
+    for each in instances:
+        mask[each.visible] = CLASSES.index(each.name) + 1
+    return mask
+
+
+class Coco:
+    """Instances of square images in COCO's format, visible regions as uncompressed run lengths."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
+        self._images: list[dict[str, object]] = []
+        self._annotations: list[dict[str, object]] = []
+
+    def add(self, file_name: str, instances: list[Instance]) -> None:
+        """Add an image and its instances."""
+        image_id = len(self._images) + 1
+        self._images.append({"id": image_id, "file_name": file_name, "height": self._side, "width": self._side})
+        for each in instances:
+            rows, columns = np.nonzero(each.visible)
+            top, left = int(rows.min()), int(columns.min())
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": CATEGORY_IDS[each.name],
+                    "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
+                    "area": int(each.visible.sum()),
+                    "segmentation": {"size": [self._side, self._side], "counts": run_lengths(each.visible)},
+                    "iscrowd": 0,
+                }
+            )
+
+    def content(self) -> dict[str, object]:
+        """The file's content."""
+        categories = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
+        return {"images": self._images, "annotations": self._annotations, "categories": categories}
+
+
+def run_lengths(region: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of False and True in turn, column by column, beginning with False (COCO's format)."""
+    flat = np.concatenate([[False], region.ravel(order="F"), [not region[-1, -1]]])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return [int(length) for length in np.diff(changes, prepend=0)]
+
+
+def _star(corners: int, inner: float) -> Points:
+    angles = np.arange(2 * corners) * math.pi / corners
+    radii = np.where(np.arange(2 * corners) % 2 == 0, 1.0, inner)
+    return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=-1)
+
+
+def _polygon(corners: int) -> Points:
+    angles = np.arange(corners) * 2 * math.pi / corners
+    return np.stack([np.sin(angles), -np.cos(angles)], axis=-1)
+
+
+def _cross() -> Points:
+    arm = 0.3
+    quarter = np.array([(arm, -arm), (arm, -0.95), (-arm, -0.95)])
+    return np.concatenate([quarter @ np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, -1), (-1, 0), (0, 1))])
+
+
+OUTLINES: dict[str, tuple[Points, ...]] = {
+    "circle": (_polygon(40),),
+    "cross": (_cross(),),
+    "ring": (_polygon(40), 0.55 * _polygon(40)),
+    "square": (_polygon(4),),
+    "star": (_star(5, 0.42),),
+    "triangle": (_polygon(3),),
+}
+"""Closed outlines within the unit circle; a second one is a hole."""
+
+
+def _draw(name: str, center: Points, radius: float, angle: float, side: int) -> NDArray[np.bool_]:
+    """Pixels (side, side) of a shape turned by `angle`, radians."""
+    turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
+    canvas = np.zeros((side, side), np.uint8)
+    outlines = [
+        np.round((radius * outline @ turn + center) * 2**_SUBPIXELS).astype(np.int32) for outline in OUTLINES[name]
+    ]
+    cv2.fillPoly(canvas, outlines, 1, shift=_SUBPIXELS)
+    return canvas.astype(np.bool_)
+
+
+def _texture(rng: np.random.Generator, side: int, color: Points) -> NDArray[np.float32]:
+    """A blotchy surface around a colour, (side, side, 3)."""
+    cells = int(rng.integers(2, 9))
+    blotches = rng.normal(0, rng.uniform(6, 22), (cells, cells, 3)).astype(np.float32)
+    return color.astype(np.float32) + cv2.resize(blotches, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def _paint(rng: np.random.Generator, image: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Fill a region with a light texture."""
+    return np.where(region[:, :, None], _texture(rng, len(image), rng.uniform(*_LIGHT, 3)), image)
+
+
+def _draw_bar(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
+    """Draw a line across the picture, over everything."""
+    side = len(image)
+    first, second = rng.uniform(0, side, (2, 2)).astype(int)
+    color = rng.uniform(*_DARK, 3)
+    cv2.line(
+        image,
+        (int(first[0]), int(first[1])),
+        (int(second[0]), int(second[1])),
+        (float(color[0]), float(color[1]), float(color[2])),
+        max(1, round(side * float(rng.uniform(0.02, 0.08)))),
+    )
+
+
+def _finish(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Blur, noise and contrast of a camera."""
+    blurred = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.0)))
+    noisy = blurred + rng.normal(0, rng.uniform(2, 14), image.shape)
+    contrast, brightness = rng.uniform(0.6, 1.1), rng.uniform(-20, 20)
+    return np.clip((noisy - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    return _encoded(".jpg", image[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY)
+
+
+def _encoded(suffix: str, image: NDArray[np.uint8], *options: int) -> bytes:
+    _, data = cv2.imencode(suffix, image, options)
+    return data.tobytes()

@@ -1,0 +1,340 @@
+"""What lies in a data set's folders: checked names, in a fixed order, without opening an image."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import ImageFolder, MaskPairs
+from scalablevit.data.labels import label_table
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+HASHED_BYTES = 2 * 1024**3
+"""Up to this total size a digest covers contents, above it names and sizes."""
+_THREADS = 16
+"""For listing and hashing: waiting for storage, mostly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and what is known about it."""
+
+    image: Path
+    label: int | None
+    mask: Path | None
+
+
+class Source(Sequence[Sample]):
+    """The samples of one split, in a fixed order.
+
+    Args:
+        classes: class names; labels and mask ids count from 0 in this order.
+        images: folder that `names` are relative to.
+        names: image files, in order.
+        labels: class number of each image (image folders).
+        masks: folder with a PNG of the same relative name for each image (mask pairs).
+        ignored: files left out because they are no images by their names.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        images: Path,
+        names: Sequence[str],
+        labels: NDArray[np.int32] | None,
+        masks: Path | None,
+        ignored: tuple[str, ...],
+    ) -> None:
+        self.classes = classes
+        self.ignored = ignored
+        self._images = images
+        self._masks = masks
+        self._labels = labels
+        # One block of bytes: a million Python strings would cost every loader process 100 MB.
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._names = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, i: int) -> Sample: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Sample]: ...
+    def __getitem__(self, i: int | slice) -> Sample | list[Sample]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        name = self._name(i)
+        return Sample(
+            image=self._images / name,
+            label=None if self._labels is None else int(self._labels[i]),
+            mask=None if self._masks is None else self._masks / _mask_name(name),
+        )
+
+    def digest(self) -> str:
+        """`content:<sha256>` of names, labels, sizes, contents and classes; above 2 GiB `listing:` without contents.
+
+        It does not depend on where the folders lie. Computed once for each object.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            sizes = list(pool.map(self._sizes, range(len(self))))
+            whole = sum(map(sum, sizes)) <= HASHED_BYTES
+            contents: Iterable[bytes] = pool.map(self._contents, range(len(self))) if whole else iter(())
+            total = hashlib.sha256(repr(self.classes).encode())
+            for i, size in enumerate(sizes):
+                label = -1 if self._labels is None else int(self._labels[i])
+                total.update(b"\0".join([os.fsencode(self._name(i)), str((label, *size)).encode(), b""]))
+            for content in contents:
+                total.update(content)
+        return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
+
+    def _name(self, i: int) -> str:
+        start = int(self._ends[i - 1]) if i else 0
+        return os.fsdecode(self._names[start : int(self._ends[i])])
+
+    def _files(self, i: int) -> list[Path]:
+        sample = self[i]
+        return [sample.image] if sample.mask is None else [sample.image, sample.mask]
+
+    def _sizes(self, i: int) -> tuple[int, ...]:
+        return tuple(file.stat().st_size for file in self._files(i))
+
+    def _contents(self, i: int) -> bytes:
+        return b"".join(hashlib.sha256(file.read_bytes()).digest() for file in self._files(i))
+
+
+def open_source(data: ImageFolder | MaskPairs, split: Literal["train", "val"], root: Path) -> Source:
+    """List the samples of a split.
+
+    Args:
+        data: the recipe's data section; a relative `data.root` resolves against `root`.
+        split: which of the two splits.
+        root: the platform's root folder.
+
+    Raises:
+        UserError: a folder is missing or empty, classes or masks do not match, or a link leads out of `data.root`.
+    """
+    base = root / Path(data.root).expanduser()
+    return _open_folder(data, split, base) if isinstance(data, ImageFolder) else _open_pairs(data, split, base)
+
+
+def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) -> Source:
+    where = f"data.{split}.images"
+    part = data.train if split == "train" else data.val
+    classes = _matching_classes(data, base)
+    folder = _folder(base, part.images, where)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        listings = list(pool.map(lambda name: _list_files(folder, base, (name,)), classes))
+    _refuse_links([link for listing in listings for link in listing.links], base, where)
+    found = [[name for name in listing.files if _suffix(name) in IMAGE_SUFFIXES] for listing in listings]
+    _refuse_empty([name for name, files in zip(classes, found, strict=True) if not files], folder, where)
+    return Source(
+        classes=classes,
+        images=folder,
+        names=[name for files in found for name in files],
+        labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found]),
+        masks=None,
+        ignored=tuple(n for listing in listings for n in listing.files if _suffix(n) not in IMAGE_SUFFIXES),
+    )
+
+
+def _open_pairs(data: MaskPairs, split: Literal["train", "val"], base: Path) -> Source:
+    part = data.train if split == "train" else data.val
+    classes = _class_names(data.classes, base)
+    label_table(data, classes)  # refuses impossible combinations of classes and ignored values
+    images = _folder(base, part.images, f"data.{split}.images")
+    masks = _folder(base, part.masks or "", f"data.{split}.masks")
+    image_files, mask_files = _list_files(images, base), _list_files(masks, base)
+    _refuse_links([*image_files.links, *mask_files.links], base, f"data.{split}")
+    names = [name for name in image_files.files if _suffix(name) in IMAGE_SUFFIXES]
+    if not names:
+        raise UserError(f"no images in {images}", where=f"data.{split}.images", fix="name the folder that holds them")
+    _check_pairs(names, [name for name in mask_files.files if name.endswith(".png")], images, masks, f"data.{split}")
+    return Source(
+        classes=classes,
+        images=images,
+        names=names,
+        labels=None,
+        masks=masks,
+        ignored=(
+            *(name for name in image_files.files if _suffix(name) not in IMAGE_SUFFIXES),
+            *(name for name in mask_files.files if not name.endswith(".png")),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    files: list[str]
+    """Relative to the folder listed, sorted."""
+    links: list[str]
+    """Links that are refused: to folders, to nothing, or out of the data set."""
+
+
+def _list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> _Listing:
+    """All files in subfolders `below` of `folder`, hidden ones left out, without asking for the state of each."""
+    inside = base.resolve()
+    files: list[str] = []
+    links: list[str] = []
+    pending = list(below)
+    while pending:
+        current = pending.pop()
+        with os.scandir(folder / current) as entries:
+            for entry in entries:
+                name = f"{current}/{entry.name}" if current else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink() and not (entry.is_file() and _lies_in(entry.path, inside)):
+                    links.append(entry.path)
+                elif entry.is_dir():
+                    pending.append(name)
+                else:
+                    files.append(name)
+    return _Listing(sorted(files), sorted(links))
+
+
+def _lies_in(path: str | Path, base: Path) -> bool:
+    return Path(path).resolve().is_relative_to(base)
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _mask_name(image_name: str) -> str:
+    return f"{_stem(image_name)}.png"
+
+
+def _folder(base: Path, name: str, where: str) -> Path:
+    """The existing folder `base / name`, inside `base`."""
+    folder = base / name
+    if not folder.is_dir():
+        parent = next(parent for parent in folder.parents if parent.is_dir())
+        names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        holds = f"holds the folders {_first(names, 10)}" if names else "holds no folders"
+        raise UserError(
+            f"folder {folder} does not exist; {parent} does, and {holds}",
+            where=where,
+            fix="correct data.root or the split's folder",
+        )
+    if not _lies_in(folder, base.resolve()):
+        raise UserError(
+            f"{folder} is a link that leads out of {base}", where=where, fix="set data.root to a folder that holds it"
+        )
+    return folder
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
+    """Class folders, the same in both splits."""
+    train = _folder(base, data.train.images, "data.train.images")
+    val = _folder(base, data.val.images, "data.val.images")
+    classes, val_classes = _class_folders(train), _class_folders(val)
+    if not classes:
+        raise UserError(
+            f"{train} holds no class folders", where="data.train.images", fix="put the images into one folder per class"
+        )
+    only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
+    if only_train or only_val:
+        differences = [
+            f"only {split} has {_first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
+        ]
+        raise UserError(
+            f"the class folders of {train} and {val} differ: {'; '.join(differences)}",
+            where="data.val.images",
+            fix="give both splits the same class folders",
+        )
+    links = [str(folder / name) for folder in (train, val) for name in classes if (folder / name).is_symlink()]
+    _refuse_links(links, base, "data.train.images")
+    return tuple(classes)
+
+
+def _refuse_links(links: list[str], base: Path, where: str) -> None:
+    if links:
+        raise UserError(
+            f"{len(links)} links lead to folders, to nothing, or out of {base}: {_first(links)}",
+            where=where,
+            fix="replace them by the files themselves, or by links to files inside the data set",
+        )
+
+
+def _refuse_empty(empty: list[str], folder: Path, where: str) -> None:
+    if empty:
+        raise UserError(
+            f"{len(empty)} class folders of {folder} hold no images: {_first(empty)}",
+            where=where,
+            fix=f"add images ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders",
+        )
+
+
+def _check_pairs(images: list[str], masks: list[str], image_folder: Path, mask_folder: Path, where: str) -> None:
+    """Every image has one mask and every mask one image."""
+    stems = {_stem(name) for name in images}
+    if len(stems) < len(images):
+        counts = Counter(map(_stem, images))
+        twice = [name for name in images if counts[_stem(name)] > 1]
+        raise UserError(
+            f"images of {image_folder} share a name and so a mask: {_first(twice)}",
+            where=f"{where}.images",
+            fix="rename or remove one of each",
+        )
+    mask_stems = {_stem(name) for name in masks}
+    problems = []
+    if lonely := [name for name in images if _stem(name) not in mask_stems]:
+        problems.append(f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {_first(lonely)}")
+    if lonely := [name for name in masks if _stem(name) not in stems]:
+        problems.append(f"{len(lonely)} masks of {mask_folder} have no image in {image_folder}: {_first(lonely)}")
+    if problems:
+        raise UserError(
+            "; ".join(problems),
+            where=f"{where}.masks",
+            fix="a mask is a PNG with its image's relative name (a/b.jpg and a/b.png)",
+        )
+
+
+def _class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
+    """Class names of the recipe or of a file: one a line, or the table `objectInfo150.txt` of ADE20K."""
+    if isinstance(classes, list):
+        names = classes
+    else:
+        file = base / classes
+        if not _lies_in(file, base.resolve()) or not file.is_file():
+            raise UserError(f"no file {file} inside {base}", where="data.classes", fix="name a file inside data.root")
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        names = [line for line in lines if line]
+        if names and names[0].startswith("Idx\t"):
+            names = [line.rpartition("\t")[2] for line in names[1:]]
+    if not names or "" in names:
+        raise UserError("class names are missing", where="data.classes", fix="give one name for each class")
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise UserError(f"class names occur twice: {_first(twice)}", where="data.classes", fix="give each its own name")
+    return tuple(names)
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"

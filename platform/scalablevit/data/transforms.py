@@ -1,0 +1,163 @@
+"""Sample transforms of each task and split, from the recipe: uint8 RGB in, uint8 RGB out, labels in step."""
+
+import os
+import random
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.config.recipe import ImageFolder, MaskPairs, RandAugment
+from scalablevit.data.labels import IGNORE
+from scalablevit.data.rand_augment import Color, rand_augment
+from scalablevit.data.sampler import Key
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else each import asks the internet for a newer version
+import albumentations as A
+
+Transform: TypeAlias = A.Compose
+
+
+def train_transform(data: ImageFolder | MaskPairs) -> Transform:
+    """Augmentation of the training split; call it through `augment`.
+
+    Image folders: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
+    `ScaleSides` with a random factor, a random square crop (padded at the right and bottom with the mean colour and
+    the ignored label), flip, colour jitter.
+    """
+    fill = fill_color(data)
+    if isinstance(data, ImageFolder):
+        geometry: list[A.BasicTransform] = [
+            A.RandomResizedCrop(
+                size=(data.image_size, data.image_size),
+                scale=data.crop_scale,
+                ratio=data.crop_ratio,
+                interpolation=cv2.INTER_LINEAR,
+                area_for_downscale="image",
+            )
+        ]
+        colors: list[A.BasicTransform] = [RandAugmentation(data.rand_augment, fill)] if data.rand_augment else []
+    else:
+        geometry = [
+            ScaleSides(data.short_side, data.long_side, data.scale_range),
+            A.RandomCrop(
+                height=data.crop_size,
+                width=data.crop_size,
+                pad_if_needed=True,
+                pad_position="top_left",
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=fill,
+                fill_mask=IGNORE,
+            ),
+        ]
+        colors = []
+    if data.color_jitter and not colors:
+        strength = data.color_jitter
+        colors = [A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0, p=1.0)]
+    return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors])
+
+
+def eval_transform(data: ImageFolder | MaskPairs) -> Transform:
+    """Preparation of an image for evaluation and serving: `eval_transform(data)(image=image)["image"]`.
+
+    Image folders: shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs: `ScaleSides` without crop;
+    masks are not passed through it, since the metric is computed at the original size.
+    """
+    if isinstance(data, MaskPairs):
+        return A.Compose([ScaleSides(data.short_side, data.long_side)])
+    return A.Compose(
+        [
+            A.SmallestMaxSize(data.eval_resize, interpolation=cv2.INTER_LINEAR, area_for_downscale="image"),
+            A.CenterCrop(data.image_size, data.image_size),
+        ]
+    )
+
+
+def augment(
+    transform: Transform, seed: int, key: Key, image: NDArray[np.uint8], labels: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Apply a transform with randomness that depends on (seed, epoch, position) and on nothing else.
+
+    One pair of generators is shared by all transforms. A seed for each (`set_random_seed`, `Compose(seed=...)`) would
+    give them all the same draws, so that everything of equal probability happens together or not at all.
+
+    Args:
+        transform: of `train_transform`.
+        seed: the recipe's.
+        key: the sample's place in the stream.
+        image: uint8 (height, width, 3).
+        labels: uint8 (height, width), or None.
+    """
+    generator = np.random.default_rng([seed, key.epoch, key.position])
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    targets = {"image": image} if labels is None else {"image": image, "mask": labels}
+    made = transform(**targets)
+    return made["image"], made.get("mask")
+
+
+def fill_color(data: ImageFolder | MaskPairs) -> Color:
+    """The mean colour in 0..255, which normalizing turns into about zero."""
+    red, green, blue = (min(255, round(255 * mean)) for mean in data.mean)
+    return red, green, blue
+
+
+def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Height and width after scaling by min(short_side / min(h, w), long_side / max(h, w)), rounded half up."""
+    factor = min(short_side / min(height, width), long_side / max(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+class ScaleSides(A.DualTransform):  # type: ignore[misc]  # albumentations is untyped
+    """Scale the short side to a length, the long side to at most another, keeping the aspect ratio.
+
+    Images are averaged over areas when they shrink; labels take the nearest pixel.
+
+    Args:
+        short_side: pixels of the short side.
+        long_side: most pixels of the long side.
+        scale_range: bounds of a random factor on both.
+    """
+
+    def __init__(
+        self, short_side: int, long_side: int, scale_range: tuple[float, float] = (1.0, 1.0), p: float = 1.0
+    ) -> None:
+        super().__init__(p=p)
+        self.short_side = short_side
+        self.long_side = long_side
+        self.scale_range = scale_range
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the factor."""
+        factor = self.py_random.uniform(*self.scale_range)
+        height, width = params["shape"][:2]
+        return {"size": scaled_size(height, width, int(self.short_side * factor), int(self.long_side * factor))}
+
+    def apply(self, img: NDArray[np.uint8], size: tuple[int, int], **params: Any) -> NDArray[np.uint8]:
+        """Resize an image to (height, width)."""
+        shrinks = size[0] < img.shape[0]
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(img, size[::-1], interpolation=interpolation), np.uint8)
+
+    def apply_to_mask(self, mask: NDArray[np.uint8], size: tuple[int, int], **params: Any) -> NDArray[np.uint8]:
+        """Resize labels to (height, width)."""
+        # INTER_NEAREST takes the upper left of the pixels covered: a shift against the image by up to half of them.
+        return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+class RandAugmentation(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
+    """`rand_augment` as a transform.
+
+    Args:
+        settings: strength and number of operations.
+        fill: RGB of pixels that move in from outside.
+    """
+
+    def __init__(self, settings: RandAugment, fill: Color, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.settings = settings
+        self.fill = fill
+
+    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        """Augment an image."""
+        return rand_augment(img, self.settings, self.fill, self.py_random)

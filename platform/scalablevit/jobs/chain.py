@@ -1,0 +1,89 @@
+"""A recipe's stages in order, under one parent run, and the table at the end."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.recipe import Recipe
+from scalablevit.jobs import cluster
+from scalablevit.jobs.resolve import ResolvedStage
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.stage import DRAIN_S, Job, StageResult, identity, run_stage
+from scalablevit.tracking.connection import without_credentials
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
+
+
+def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> list[StageResult]:
+    """Run the stages on the connected cluster; finished ones are recognised and skipped.
+
+    The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
+    """
+    cluster.connect(stages)
+    together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
+    store = RunStore.open(f"{recipe.name}-{together}", None, root)
+    uid = identity(store)
+    job = Job(root, recipe.name, uid)
+    tracking = stages[0].stage.tracking
+    spool = Spool(store.local / "spool")
+    spool.run(uid, store.name, experiment=tracking.experiment, tags={"stages": ", ".join(s.name for s in stages)})
+    shipper = Shipper(store.local / "spool", job.tracking_uri(stages[0].stage))
+    shipper.start()
+    results: dict[str, StageResult] = {}
+    status: Status = "FAILED"
+    try:
+        for stage in stages:
+            results[stage.name] = run_stage(job, stage, results)
+        spool.metrics(uid, [_headline(results)])
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        spool.end(uid, status)
+        shipper.drain(DRAIN_S if status == "FINISHED" else 10.0)
+        shipper.stop()
+        spool.close()
+    return list(results.values())
+
+
+def _headline(results: dict[str, StageResult]) -> MetricRecord:
+    """The stages' best figures on the parent run, where jobs are compared."""
+    values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
+    return {"step": 0, "time_ms": now_ms(), "metrics": values}
+
+
+def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
+    """What came out, and what to do next."""
+    rows = [("stage", "best", "at step", "images/s", "minutes", "registered model")]
+    for result in results:
+        version = f"{result.registered_as} v{result.version} @candidate" if result.version else "waits for MLflow"
+        rows.append(
+            (
+                result.name + (" (done before)" if result.skipped else ""),
+                f"{result.metric.removeprefix('val/')} {result.value:.4f}",
+                str(result.step),
+                f"{result.images_per_s:.0f}",
+                f"{result.minutes:.1f}",
+                version,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    last = results[-1]
+    owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
+    uri = without_credentials(tracking_uri)
+    look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+    return "\n".join(
+        [
+            *lines,
+            *owed,
+            "",
+            "next:",
+            f"  look at runs and models   {look}",
+            f"  evaluate the model        python pipelines/evaluate.py models:/{last.registered_as}@candidate --root {root}",
+            "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
+            f"  run folders               {root / 'runs'}",
+        ]
+    )

@@ -1,0 +1,100 @@
+"""What the training scripts share: arguments, the gates in order, the dry run, and exit codes."""
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.jobs.run_store import platform_root
+
+DEMO = "demo.yaml"
+RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
+
+OVERRIDES = """\
+Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. They apply to every
+stage; stages.<name>.<key>=value applies to one. Every key is described in platform/scalablevit/config/recipe.py.
+
+Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can mend (nothing was lost); 1 a
+failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
+
+
+def main(script: str, description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run the stages of a recipe that belong to a script.
+
+    Args:
+        script: `full`, or the name of a single-stage script.
+        description: for --help.
+        arguments: without the program's name; None: the process's own.
+    """
+    options = parse(script, description, arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(script, options)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; submit the same command again to continue", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def parse(script: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments that all training scripts take."""
+    parser = argparse.ArgumentParser(
+        prog=f"pipelines/{script}.py",
+        description=description,
+        epilog=OVERRIDES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    return parser.parse_args(arguments)
+
+
+def _run(script: str, options: argparse.Namespace) -> int:
+    path = options.recipe or RECIPES / DEMO
+    if options.recipe is None:
+        print(f"no --recipe given: running the demo, {path.name}", flush=True)
+    recipe = load_recipe(path, options.overrides)
+    root = platform_root(options.root)
+    # imported late: a wrong recipe is answered before anything slow is loaded
+    from scalablevit.jobs import chain, resolve
+
+    wanted = resolve.wanted_stages(recipe, script)
+    stages = resolve.resolve(recipe, root, wanted)
+    for stage in stages:
+        print(f"\nstage {stage.name}", flush=True)
+        for name, fact in resolve.describe(stage, resolve.model_cost(stage)).items():
+            print(f"  {name:<14}{fact}", flush=True)
+    if options.dry_run:
+        print("\nresolved recipe:\n" + _yaml(recipe.model_dump(mode="json")))
+        print("dry run: nothing was started")
+        return 0
+    print(flush=True)
+    results = chain.run_chain(recipe, stages, root)
+    uri = stages[-1].stage.tracking.uri or f"sqlite:///{root}/mlflow.db"
+    print("\n" + chain.table(results, root, uri), flush=True)
+    return 0
+
+
+def _yaml(tree: object) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, which `ray job stop` sends, ends like Ctrl-C: with runs marked and folders released."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt

@@ -1,0 +1,104 @@
+"""The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.recipe import Stage
+from scalablevit.jobs.resolve import ResolvedStage
+
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The package's folder: the uploaded copy when running as a job."""
+
+
+def connect(stages: Sequence[ResolvedStage]) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
+
+    The package travels as a py_module, so driver and workers run the same snapshot, installed or not.
+
+    Raises:
+        UserError: no answer, or a stage asks for more than there is; with the arithmetic.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        _check_fit(stages, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}], "this machine")
+    import ray
+    import ray.exceptions
+
+    variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
+            log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
+            logging_level="ERROR",
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"the Ray cluster does not answer: {str(error).splitlines()[0]}", where=f"RAY_ADDRESS={address}",
+                        fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine") from None
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    _check_fit(stages, nodes, f"the cluster of {len(nodes)} node(s)")
+    if len(nodes) > 1:
+        _refuse_private_storage(stages)
+
+
+def _local_gpus() -> int:
+    """GPUs that Ray would find here, without importing torch."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+
+
+def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:
+    errors = [error for stage in stages for error in _misfits(stage, nodes, what)]
+    if errors:
+        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+
+
+def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
+    """Resources of which the nodes have too few for the stage's least number of workers."""
+    cluster = resolved.stage.cluster
+    workers = least_workers(resolved.stage)
+    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    room = sum(_workers_on(node, wanted) for node in nodes)
+    if room >= workers:
+        return []
+    arithmetic = "; ".join(
+        f"{workers} x {amount:g} = {workers * amount:g} {kind} asked, "
+        f"{sum(node.get(kind, 0.0) for node in nodes):g} there"
+        for kind, amount in wanted.items()
+        if amount
+    )
+    return [
+        UserError(
+            f"{what} has room for {room} of {workers} workers ({arithmetic})",
+            where=f"stage {resolved.name}: cluster.workers",
+            fix=f"set cluster.workers={max(room, 1)}, lower cluster.cpus_per_worker or gpus_per_worker, or add nodes",
+        )
+    ]
+
+
+def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """A worker takes all its resources from one node."""
+    return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
+
+
+def least_workers(stage: Stage) -> int:
+    """Fewest workers that the stage starts with."""
+    return stage.cluster.min_workers or stage.cluster.workers
+
+
+def _refuse_private_storage(stages: Sequence[ResolvedStage]) -> None:
+    """Several nodes need storage that all of them reach: a local default path is refused, a named one is trusted."""
+    for resolved in stages:
+        if resolved.stage.cluster.storage is None:
+            raise UserError(
+                "the cluster has several nodes, and run folders under --root may lie on one node's own disk",
+                where=f"stage {resolved.name}: cluster.storage",
+                fix="name a folder or address that every node reaches, such as /mnt/shared/runs or s3://bucket/runs",
+            )
+
+

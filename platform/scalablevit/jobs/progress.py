@@ -1,0 +1,72 @@
+"""Lines about a running stage, read from its spool as they arrive."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from scalablevit.tracking.spool import RECORDS, read_lines
+
+POLL_S = 0.5
+QUIET_S = 5.0
+"""Training lines are printed at most this often; evaluations always."""
+
+
+class Progress:
+    """A thread that prints while its context lasts."""
+
+    def __init__(self, spool: Path, uid: str, stage: str, total_steps: int, best_metric: str) -> None:
+        self._spool = spool
+        self._uid = uid
+        self._stage = stage
+        self._total = total_steps
+        self._best_metric = best_metric
+        self._offset = (spool / RECORDS).stat().st_size
+        self._printed = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._out: TextIO = sys.stdout
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._print_new()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(POLL_S):
+            self._print_new()
+
+    def _print_new(self) -> None:
+        for line in read_lines(self._spool, self._offset):
+            self._offset = line.end
+            record = line.record
+            if record is not None and record["kind"] == "metrics" and record["uid"] == self._uid:
+                self._show(record["step"], record["metrics"])
+
+    def _show(self, step: int, metrics: dict[str, Any]) -> None:
+        if self._best_metric in metrics:
+            figures = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k))
+            best = "  (best so far)" if metrics.get("val/is_best") == 1.0 else ""
+            self._say(f"step {step}/{self._total}  evaluation: {figures}{best}")
+        elif "train/loss" in metrics and (step >= self._total or time.monotonic() - self._printed >= QUIET_S):
+            rate = float(metrics["train/images_per_s"])
+            self._say(
+                f"step {step}/{self._total}  epoch {float(metrics['train/epoch']):.2f}  "
+                f"loss {float(metrics['train/loss']):.4f}  lr {float(metrics['train/lr']):.2e}  "
+                f"grad {float(metrics['train/grad_norm']):.2f}  {rate:.0f} images/s  "
+                f"data wait {100 * float(metrics['train/data_wait']):.0f} %"
+            )
+
+    def _say(self, text: str) -> None:
+        self._printed = time.monotonic()
+        print(f"[{self._stage}] {text}", file=self._out, flush=True)
+
+
+def _headline(name: str) -> bool:
+    """Figures for people, not those of single classes."""
+    return name.startswith("val/") and name.count("/") == 1 and name not in ("val/is_best", "val/samples")

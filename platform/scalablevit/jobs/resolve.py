@@ -1,0 +1,201 @@
+"""The second gate: a recipe held against its data and models, before anything is started."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.loading import stage_hash
+from scalablevit.config.model_names import check_model_name
+from scalablevit.config.recipe import Length, Recipe, Stage
+from scalablevit.config.schedule import learning_rate
+from scalablevit.data.check import check_split, raise_if_fatal
+from scalablevit.data.shapes import write_shapes
+from scalablevit.data.sources import open_source
+
+if TYPE_CHECKING:
+    from scalablevit.models.counting import Cost
+
+KINDS = {"pretrain": "classification", "segment": "segmentation"}
+"""Task that each single-stage script runs."""
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """A stage with everything that its data decides."""
+
+    name: str
+    stage: Stage
+    run_name: str
+    hash: str
+    digest: str
+    """Of both splits."""
+    classes: tuple[str, ...]
+    train_samples: int
+    val_samples: int
+    unreadable: int
+    """Samples that training will skip."""
+    length: Length
+    parents: tuple[str, ...] = field(default=())
+    """Names of the stages whose weights it starts from."""
+
+
+def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> list[ResolvedStage]:
+    """Open and check the data of the wanted stages and of those they start from, in the recipe's order.
+
+    Args:
+        recipe: the checked recipe.
+        root: the platform's root.
+        wanted: stage names; None: all.
+
+    Raises:
+        UserErrors: all that is wrong with data and model names, over all stages.
+    """
+    needed = _with_parents(recipe, wanted)
+    errors: list[UserError] = []
+    resolved: dict[str, ResolvedStage] = {}
+    for name in needed:
+        try:
+            resolved[name] = _resolve_stage(recipe, name, root, resolved)
+        except UserErrors as several:
+            errors += [_in_stage(name, error) for error in several.errors]
+        except UserError as error:
+            errors.append(_in_stage(name, error))
+    if errors:
+        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+    return list(resolved.values())
+
+
+def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
+    """The stages that a script runs: all for `full`, else the one of its kind.
+
+    Raises:
+        UserError: the recipe has no such stage.
+    """
+    if script not in KINDS:
+        return None
+    names = [name for name, stage in recipe.stages.items() if stage.task.kind == KINDS[script]]
+    if not names:
+        kinds = ", ".join(f"{name} ({stage.task.kind})" for name, stage in recipe.stages.items())
+        raise UserError(f"recipe {recipe.name} has no {KINDS[script]} stage; it has {kinds}", where="--recipe",
+                        fix="choose another recipe, or run pipelines/full.py")
+    return names
+
+
+def model_cost(resolved: ResolvedStage) -> "Cost":
+    """Parameters and multiply-accumulates of a stage's model at its evaluation size; imports torch.
+
+    Raises:
+        UserError: the model cannot be built as the recipe says.
+    """
+    import torch
+
+    from scalablevit.tasks.task import build_task
+
+    torch.manual_seed(0)
+    return build_task(resolved.stage, resolved.classes).cost()
+
+
+def _with_parents(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
+    needed = set(recipe.stages if wanted is None else wanted)
+    for name in reversed(recipe.stages):
+        if name in needed:
+            needed |= set(_parents(recipe.stages[name]))
+    return [name for name in recipe.stages if name in needed]
+
+
+def _parents(stage: Stage) -> tuple[str, ...]:
+    init = stage.model.init or ""
+    return (init.removeprefix("stage:"),) if init.startswith("stage:") else ()
+
+
+def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, ResolvedStage]) -> ResolvedStage:
+    stage = recipe.stages[name]
+    check_model_name(stage.model.name, dense=stage.task.kind != "classification")
+    _check_init_file(stage, root)
+    if stage.data.shapes is not None:
+        write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
+    threads = min(16, 4 * (os.cpu_count() or 1))
+    sources, unreadable = {}, 0
+    for split in ("train", "val"):
+        source = open_source(stage.data, split, root)
+        report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
+        raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
+        sources[split], unreadable = source, unreadable + len(report.unreadable)
+    digests = [sources[split].digest() for split in ("train", "val")]
+    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    parents = tuple(parent for parent in _parents(stage) if parent in earlier)
+    own_hash = stage_hash(stage, digest, [earlier[parent].hash for parent in parents])
+    return ResolvedStage(
+        name=name,
+        stage=stage,
+        run_name=f"{recipe.name}-{name}-{own_hash}",
+        hash=own_hash,
+        digest=f"{digests[0].partition(':')[0]}:{digest}",
+        classes=sources["train"].classes,
+        train_samples=len(sources["train"]),
+        val_samples=len(sources["val"]),
+        unreadable=unreadable,
+        length=_checked_length(stage, len(sources["train"])),
+        parents=parents,
+    )
+
+
+def _checked_length(stage: Stage, samples: int) -> Length:
+    length = Length.of(stage, samples)
+    if length.warmup >= length.total:
+        raise UserError(
+            f"the warm-up ({length.warmup} steps) is not shorter than the training ({length.total} steps: {samples} "
+            f"samples, global batch {stage.training.global_batch})",
+            where="optimizer.schedule",
+            fix="shorten the warm-up, or train longer",
+        )
+    return length
+
+
+def _check_init_file(stage: Stage, root: Path) -> None:
+    init = stage.model.init
+    if init is None or init.startswith(("stage:", "models:/", "timm:")):
+        return
+    path = root / Path(init).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"no such file: {path}",
+            where="model.init",
+            fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
+        )
+
+
+def _in_stage(name: str, error: UserError) -> UserError:
+    return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
+
+
+def describe(resolved: ResolvedStage, cost: "Cost | None") -> dict[str, Any]:
+    """The automatic values made concrete, by name; for people and for the run's parameters."""
+    stage, length = resolved.stage, resolved.length
+    training, cluster = stage.training, stage.cluster
+    points = sorted({0, length.warmup, length.total // 2, length.total - 1})
+    per_worker = training.global_batch / cluster.workers / training.accumulation
+    facts: dict[str, Any] = {
+        "run": resolved.run_name,
+        "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
+        f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable",
+        "digest": resolved.digest,
+        "batch": f"{training.global_batch} = {cluster.workers} workers x {training.accumulation} micro-batches x "
+        f"{per_worker:g}",
+        "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of {length.steps_per_epoch:.4g}), "
+        f"warm-up {length.warmup}, evaluation every {length.evaluate_every}",
+        "learning rate": ", ".join(
+            f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
+        ),
+        "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
+    }
+    if cost is not None:
+        facts["model"] = (
+            f"{stage.model.name}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GFLOPs as the paper "
+            f"counts, {cost.macs_with_attention / 1e9:.3f} with attention"
+        )
+    return facts

@@ -1,0 +1,100 @@
+"""A run's folder: what is kept in run storage, and what stays on the driver's disk."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+
+from scalablevit.config.errors import UserError
+from scalablevit.training.checkpoint import open_filesystem, put
+
+
+def platform_root(given: str | None) -> Path:
+    """The folder that relative paths resolve against: `--root`, else SCALABLEVIT_ROOT, else ~/scalablevit.
+
+    Raises:
+        UserError: it lies in a Ray session folder, which vanishes with the head.
+    """
+    root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
+    refuse_session_folder(str(root), "--root")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def refuse_session_folder(path: str, where: str) -> None:
+    """Refuse to keep anything below a Ray session folder.
+
+    Raises:
+        UserError: the path lies in one.
+    """
+    if any(part.startswith("session_") or part == "_ray_pkg" for part in Path(path).parts) and "runtime_resources" in path:
+        raise UserError(f"{path} lies in a Ray session folder, which vanishes with the head", where=where,
+                        fix="name a folder that stays, e.g. --root ~/scalablevit")
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Folder of one run, by name."""
+
+    name: str
+    location: str
+    """In run storage: a path or an address."""
+    local: Path
+    """On the driver's disk: the spool and readable files; the same folder when storage is local."""
+
+    @classmethod
+    def open(cls, name: str, storage: str | None, root: Path) -> "RunStore":
+        """The run's folder, made if it is not there.
+
+        Args:
+            name: the run's name.
+            storage: `cluster.storage`; None: `<root>/runs`.
+            root: the platform's root.
+        """
+        local = root / "runs" / name
+        local.mkdir(parents=True, exist_ok=True)
+        if storage is None:
+            location = str(local)
+        elif "://" in storage:
+            location = f"{storage.rstrip('/')}/{name}"
+        else:
+            location = str((root / Path(storage).expanduser()).resolve() / name)
+            refuse_session_folder(location, "cluster.storage")
+        filesystem, path = open_filesystem(location)
+        filesystem.create_dir(path, recursive=True)
+        return cls(name, location, local)
+
+    def read(self, file: str) -> bytes | None:
+        """Content of a file in run storage; None when there is none."""
+        filesystem, path = open_filesystem(self.location)
+        if filesystem.get_file_info(f"{path}/{file}").type != pyarrow.fs.FileType.File:
+            return None
+        with filesystem.open_input_stream(f"{path}/{file}") as stream:
+            return bytes(stream.read())
+
+    def write(self, file: str, content: bytes) -> None:
+        """Write a file to run storage, whole or not at all; subfolders are made."""
+        filesystem, path = open_filesystem(self.location)
+        target = f"{path}/{file}"
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        put(filesystem, target, content)
+
+    def read_json(self, file: str) -> dict[str, Any] | None:
+        """A JSON object from run storage; None when the file is not there."""
+        content = self.read(file)
+        if content is None:
+            return None
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise UserError(f"not readable as JSON: {error}", where=f"{self.location}/{file}",
+                            fix="restore the file from a copy, or move the run's folder away to start anew") from None
+        return dict(value)
+
+    def write_json(self, file: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object to run storage."""
+        self.write(file, json.dumps(value, indent=1).encode())

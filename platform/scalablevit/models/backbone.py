@@ -1,0 +1,168 @@
+"""Classifiers and four-map pyramids from ScalableViT or any timm architecture."""
+
+from difflib import get_close_matches
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from timm.models import FeatureInfo, get_pretrained_cfg, group_parameters, is_model, list_models
+from torch import Tensor, nn
+
+from scalablevit.config.errors import UserError
+from scalablevit.models.scalablevit import default_cfgs
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Pyramid(nn.Module):
+    """Four maps with strides 4, 8, 16 and 32 of a timm model, whose parameters keep timm's names under `body.`.
+
+    Attributes:
+        channels: of the four maps.
+        strides: (4, 8, 16, 32).
+        pretrained_cfg: timm's, of the architecture.
+    """
+
+    strides = STRIDES
+
+    def __init__(self, body: Any, indices: tuple[int, ...], norm: bool) -> None:
+        super().__init__()
+        info: list[dict[str, Any]] = FeatureInfo(body.feature_info, indices).get_dicts()
+        self.channels = tuple(int(level["num_chs"]) for level in info)
+        self.pretrained_cfg = body.pretrained_cfg
+        self.norm = norm
+        self.indices = body.prune_intermediate_layers(list(indices), prune_norm=not norm)
+        self.body: Any = body
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, C, H, W) -> four NCHW maps, each (B, channels[i], ceil(H / s), ceil(W / s))."""
+        return self.body.forward_intermediates(  # type: ignore[no-any-return]
+            images, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the architecture keeps from weight decay, besides norms and biases."""
+        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else set()
+        return {f"body.{name}" for name in names}
+
+    def layer_indices(self) -> dict[str, int]:
+        """Layer number of each parameter, from 0 at the stem, for layer-wise learning-rate decay."""
+        layers = group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
+        return {f"body.{name}": index for name, index in layers.items()}
+
+
+def build_classifier(
+    name: str,
+    num_classes: int,
+    drop_path_rate: float | None = None,
+    *,
+    grad_checkpointing: bool = False,
+    channels_last: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build an untrained classifier: images (B, C, H, W) -> logits (B, num_classes).
+
+    Args:
+        name: a timm architecture, without a pretrained tag.
+        num_classes: at least 1.
+        drop_path_rate: stochastic depth; None keeps the architecture's own default.
+        grad_checkpointing: recompute activations in the backward pass.
+        channels_last: memory format of the 4-D weights; give images in the same.
+        kwargs: further arguments of the architecture.
+
+    Raises:
+        UserError: unknown architecture, or arguments it does not take.
+    """
+    model = _build(name, drop_path_rate, num_classes=num_classes, **kwargs)
+    return cast("nn.Module", _configured(model, name, grad_checkpointing, channels_last))
+
+
+def build_pyramid(
+    name: str,
+    drop_path_rate: float | None = None,
+    *,
+    grad_checkpointing: bool = False,
+    channels_last: bool = False,
+    **kwargs: Any,
+) -> Pyramid:
+    """Build an untrained feature pyramid; images may have any size.
+
+    Arguments as in `build_classifier`. ScalableViT puts a LayerNorm on each of its maps (`feature_norms=False` leaves
+    them out); other architectures give their maps as timm does.
+
+    Raises:
+        UserError: unknown architecture, arguments it does not take, or no maps with strides 4, 8, 16 and 32.
+    """
+    if name in default_cfgs:
+        kwargs.setdefault("feature_norms", True)
+    body = _build(name, drop_path_rate, num_classes=0, **kwargs)
+    pyramid = Pyramid(body, _pyramid_indices(body, name), norm=bool(kwargs.get("feature_norms")))
+    if isinstance(patches := getattr(body, "patch_embed", None), PatchEmbed):
+        patches.dynamic_img_pad = True  # sides that are not multiples of the patch are padded, not refused
+    _configured(body, name, grad_checkpointing, channels_last)
+    return pyramid
+
+
+def _pyramid_indices(body: Any, name: str) -> tuple[int, ...]:
+    """Index of the last map of each stride."""
+    strides = [level["reduction"] for level in getattr(body, "feature_info", [])]
+    if not hasattr(body, "forward_intermediates") or not set(STRIDES) <= set(strides):
+        raise UserError(
+            f"{name} gives maps with strides {strides or 'unknown'}; dense tasks need 4, 8, 16 and 32",
+            where="model.name",
+            fix="choose an architecture marked 'pyramid' in config/model_names.txt, such as scalablevit_small",
+        )
+    return tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
+
+
+def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
+    if not is_model(name) or "." in name:
+        similar = get_close_matches(name.partition(".")[0], list_models())
+        raise UserError(
+            f"unknown architecture {name!r}",
+            where="model.name",
+            fix=f"use timm's name without a tag (weights go to model.init); similar: {', '.join(similar) or 'none'}",
+        )
+    if drop_path_rate is not None:
+        kwargs["drop_path_rate"] = drop_path_rate
+    try:
+        model = timm.create_model(name, **(_any_size(name, kwargs) | kwargs))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise UserError(
+            f"{name} cannot be built with {given}: {error}",
+            where="model",
+            fix="correct or remove that entry of model.kwargs, or model.drop_path_rate",
+        ) from error
+    # Some architectures take the argument and do nothing with it.
+    if drop_path_rate and not any(getattr(module, "drop_prob", None) for module in model.modules()):
+        raise UserError(
+            f"{name} has no stochastic depth, so drop_path_rate={drop_path_rate} would do nothing",
+            where="model.drop_path_rate",
+            fix="set it to 0 or null",
+        )
+    return model
+
+
+def _any_size(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The argument that frees an architecture of a fixed image size, where it has one and none is given."""
+    config = get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size or "img_size" in kwargs:
+        return {}
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    return {"dynamic_img_size": True} if hasattr(model, "dynamic_img_size") else {}
+
+
+def _configured(model: Any, name: str, grad_checkpointing: bool, channels_last: bool) -> Any:
+    if grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise UserError(
+                f"{name} does not support gradient checkpointing",
+                where="model.grad_checkpointing",
+                fix="set it to false",
+            ) from error
+    return model.to(memory_format=torch.channels_last) if channels_last else model

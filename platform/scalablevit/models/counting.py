@@ -1,0 +1,79 @@
+"""Parameters and multiply-accumulates of a model at an input size, beside the paper's figures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+# On meta tensors attention decomposes into batched products, which convolutions and linear layers never use.
+_ATTENTION_OPERATORS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one forward pass.
+
+    Attributes:
+        parameters: number of parameters.
+        macs: multiply-accumulates of convolutions and linear layers, what the paper calls FLOPs.
+        macs_with_attention: the same with attention's products.
+    """
+
+    parameters: int
+    macs: int
+    macs_with_attention: int
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """Parameters in millions, "FLOPs" in G and top-1 accuracy in percent of ImageNet-1K at 224 x 224."""
+
+    parameters_m: float
+    gflops: float
+    top1: float
+
+
+# ScalableViT, table of ImageNet-1K results. S fits with wide_value=True; L's parameter count is the paper's own and
+# fits no setting with its FLOPs: the released model has 109.29 M.
+PAPER_CLASSIFICATION = {
+    "scalablevit_small": PaperRow(32.4, 4.2, 83.1),
+    "scalablevit_base": PaperRow(81.9, 8.6, 84.1),
+    "scalablevit_large": PaperRow(104.9, 14.7, 84.4),
+}
+
+
+def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    """Count on meta tensors, which takes no arithmetic, no memory and leaves the model as it is.
+
+    Args:
+        model: any module whose forward takes one tensor.
+        input_shape: of that tensor, usually (1, 3, H, W); the counts grow with its batch.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            functional_call(model, shapes, (torch.empty(input_shape, device="meta"),))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    flops = counter.get_flop_counts()["Global"]
+    attention = sum(flops.get(operator, 0) for operator in _ATTENTION_OPERATORS)
+    total = sum(flops.values())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, (total - attention) // 2, total // 2)
+
+
+def cost_beside_paper(name: str, cost: Cost) -> str:
+    """One line with the cost, and the paper's figures where the paper has the model."""
+    line = (
+        f"{name}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.2f} GFLOPs as the paper counts "
+        "(multiply-accumulates of convolutions and linear layers), "
+        f"{cost.macs_with_attention / 1e9:.2f} G with attention"
+    )
+    row = PAPER_CLASSIFICATION.get(name)
+    return line if row is None else f"{line}; paper, ImageNet-1K at 224: {row.parameters_m} M, {row.gflops} GFLOPs"

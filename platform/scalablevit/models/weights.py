@@ -1,0 +1,217 @@
+"""Initial weights from a local file or timm's local cache, fitted into a model; every difference is named."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+import huggingface_hub
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, load_state_dict
+from torch import Tensor, nn
+
+from scalablevit.config.errors import UserError
+
+# Norms that a pyramid puts on its maps and a classification checkpoint need not have.
+_NORM_PREFIXES = ("feature_norms.", "norm.")
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `load_initial` did.
+
+    Attributes:
+        source: the file or tag as the user gave it.
+        sha256: of the file that was read.
+        loaded: number of tensors taken from it.
+        new: names of the model's tensors that kept their fresh values (a head of other classes, norms of a pyramid).
+        ignored: names in the file that the model has no use for.
+    """
+
+    source: str
+    sha256: str
+    loaded: int
+    new: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.loaded} tensors from {self.source} (sha256 {self.sha256[:12]})"]
+        lines += [f"  new: {name}" for name in self.new]
+        lines += [f"  ignored: {name}" for name in self.ignored]
+        return "\n".join(lines)
+
+
+def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> InitReport:
+    """Load pretrained weights into a classifier or a pyramid.
+
+    Args:
+        model: a model of `build_classifier` or `build_pyramid`.
+        source: a .safetensors, .pth or .pt file with a flat dict of tensors, at top level or under `model` or
+            `state_dict`, with any wrapper's prefix; or a timm tag such as `resnet18.a1_in1k`, whose weights lie in
+            timm's local cache (nothing is downloaded).
+        keep_head: False leaves the classifier new although its shape fits, for another list of as many classes.
+
+    Raises:
+        UserError: the source cannot be read, or more than a head or a pyramid's norms is missing from it.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        tensors = read_tensors(path)
+    elif is_model_pretrained(str(source)):
+        path, tensors = _read_cached_tag(str(source))
+    else:
+        raise UserError(
+            f"{str(source)!r} is neither a file nor a pretrained tag of timm",
+            where="model.init",
+            fix="give the path of a .safetensors or .pth file, or a tag such as resnet18.a1_in1k",
+        )
+    fitted, new, ignored = fit_tensors(model, tensors, str(source), keep_head=keep_head)
+    try:
+        model.load_state_dict(fitted, strict=False)
+    except RuntimeError as error:
+        raise _shape_error(str(source), str(error)) from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return InitReport(str(source), digest, len(fitted), new, ignored)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a flat dict of tensors without ever unpickling code.
+
+    Raises:
+        UserError: the file is damaged, holds more than tensors, or has no flat dict where one is looked for.
+    """
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise UserError(
+            f"cannot read weights from a {path.suffix or 'nameless'} file",
+            where=str(path),
+            fix="give a .safetensors, .pth or .pt file",
+        )
+    try:
+        tensors = load_state_dict(str(path), use_ema=False)
+    except (RuntimeError, SafetensorError, OSError, EOFError, AttributeError, TypeError) as error:
+        unsafe = "weights_only" in str(error)
+        raise UserError(
+            "holds objects other than tensors, which could run code"
+            if unsafe
+            else f"is damaged or no weights: {error}",
+            where=str(path),
+            fix="save the state dict alone, best as .safetensors",
+        ) from error
+    strange = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if strange or not tensors:
+        raise UserError(
+            f"holds no flat dict of tensors at top level, under 'model' or 'state_dict'; found {_some(strange)}",
+            where=str(path),
+            fix="save the model's state dict alone",
+        )
+    return tensors
+
+
+def fit_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, keep_head: bool = True
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """Select from `tensors` what `model` can take: (tensors under the model's names, new names, ignored names).
+
+    Shapes are compared for the classifier only, whose size follows the classes; elsewhere `load_state_dict` tells.
+
+    Raises:
+        UserError: the model needs tensors, other than a head's or a pyramid's norms, that are not there.
+    """
+    own = model.state_dict()
+    inner = _inner_prefix(own)
+    names = {name.removeprefix(inner): name for name in own}
+    outer = _outer_prefix(set(names), set(tensors))
+    classifiers, head = _classifier_prefixes(model)
+
+    fitted: dict[str, Tensor] = {}
+    new: list[str] = []
+    missing: list[str] = []
+    for name, own_name in names.items():
+        tensor = tensors.get(outer + name)
+        of_classes = name.startswith(classifiers)
+        if tensor is not None and (not of_classes or (keep_head and tensor.shape == own[own_name].shape)):
+            fitted[own_name] = tensor
+        elif name.endswith(".num_batches_tracked"):
+            continue  # old checkpoints lack this counter; it has no bearing on what BatchNorm computes
+        elif tensor is not None or name.startswith((*head, *_NORM_PREFIXES)):
+            new.append(own_name)
+        else:
+            missing.append(name)
+    used = {outer + own_name.removeprefix(inner) for own_name in fitted}
+    ignored = [name for name in tensors if name not in used]
+    if missing or not fitted:
+        raise UserError(
+            f"lacks {len(missing)} of the model's {len(names)} tensors: {_some(missing)}; "
+            f"has instead: {_some(ignored)}",
+            where=source,
+            fix="check that model.name is the architecture that the weights were trained with",
+        )
+    return fitted, tuple(new), tuple(ignored)
+
+
+def _inner_prefix(own: Mapping[str, Tensor]) -> str:
+    """`body.` for a Pyramid, whose timm model lies there; else nothing."""
+    return "body." if all(name.startswith("body.") for name in own) else ""
+
+
+def _outer_prefix(names: set[str], source: set[str]) -> str:
+    """The prefix that a wrapper (DDP, a pyramid, a segmentor) put before the most of the model's names."""
+    prefixes = Counter[str]()
+    for name in source:
+        parts = name.split(".")
+        prefixes.update(
+            ".".join(parts[:cut]) + "." if cut else "" for cut in range(len(parts)) if ".".join(parts[cut:]) in names
+        )
+    return max(prefixes, key=lambda prefix: (prefixes[prefix], -len(prefix)), default="")
+
+
+def _classifier_prefixes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(prefixes of the layers sized by the classes, prefixes of the modules that make up the head)."""
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return tuple(f"{layer}." for layer in layers), tuple(f"{layer.split('.')[0]}." for layer in layers)
+
+
+def _read_cached_tag(tag: str) -> tuple[Path, dict[str, Tensor]]:
+    """The cached file of a timm tag, and its tensors as timm itself converts them for the tag's architecture."""
+    config = cast("PretrainedCfg", get_pretrained_cfg(tag))  # never None for a tag that has weights
+    path = _cached_file(config)
+    if path is None:
+        raise UserError(
+            f"the weights of {tag} are not in this machine's cache, and training downloads nothing",
+            where="model.init",
+            fix=f'once, where there is internet: python -c "import timm; timm.create_model({tag!r}, pretrained=True)"; '
+            f"then copy the cache ({huggingface_hub.constants.HF_HUB_CACHE}) here, or give the file's path",
+        )
+    overlay = {"file": str(path), "custom_load": config.custom_load}
+    return path, timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+
+
+def _cached_file(config: PretrainedCfg) -> Path | None:
+    """Where the hub's client or torch.hub left the file, if one of them did."""
+    filenames = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    for filename in filenames if config.hf_hub_id else ():
+        cached = huggingface_hub.try_to_load_from_cache(str(config.hf_hub_id), filename)
+        if isinstance(cached, str):
+            return Path(cached)
+    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(str(config.url)).name
+    return downloaded if config.url and downloaded.is_file() else None
+
+
+def _shape_error(source: str, message: str) -> UserError:
+    mismatches = [line.strip() for line in message.splitlines() if "size mismatch" in line]
+    return UserError(
+        f"{len(mismatches)} tensors have other shapes than the model: {_some(mismatches)}",
+        where=source,
+        fix="build the model with the arguments the weights were trained with (model.name, model.kwargs)",
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5]) or "nothing"
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,1 @@
+"""What is trained: model, data set, loss and metric of each task."""

@@ -1,0 +1,150 @@
+"""Image classification: mixed soft targets in training, top-1 and top-5 in evaluation."""
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import Any, assert_never
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Classification, ImageFolder, Stage
+from scalablevit.data.loader import Batch, collate_classification
+from scalablevit.data.mixing import mix, normalize, random_erasing
+from scalablevit.data.transforms import eval_transform
+from scalablevit.models.backbone import build_classifier
+from scalablevit.models.counting import Cost, count_cost
+from scalablevit.tasks.task import SplitName
+
+ANSWERED_CLASSES = 5
+"""Classes that a served model names, most probable first."""
+
+
+class ClassificationTask:
+    """See `tasks.task.Task`."""
+
+    best_metric = "val/top1"
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        if not isinstance(stage.task, Classification) or not isinstance(stage.data, ImageFolder):
+            assert_never(stage)  # type: ignore[arg-type]
+        self.stage = stage
+        self.data: ImageFolder = stage.data
+        self.smoothing = stage.task.label_smoothing
+        self.classes = classes
+
+    def build_model(self) -> nn.Module:
+        """Classifier with fresh weights; logits (N, classes)."""
+        model = self.stage.model
+        return build_classifier(
+            model.name,
+            num_classes=len(self.classes),
+            drop_path_rate=model.drop_path_rate,
+            grad_checkpointing=model.grad_checkpointing,
+            **model.options,
+        )
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The whole classifier; a head for other classes stays new."""
+        return model
+
+    def cost(self) -> Cost:
+        """At the evaluation crop."""
+        return count_cost(self.build_model(), (1, 3, self.data.image_size, self.data.image_size))
+
+    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+        """Both splits: one uint8 tensor (N, H, W, 3) and labels (N,)."""
+        return collate_classification
+
+    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+        """`image` becomes float (N, 3, H, W); in training `target` holds soft labels (N, classes)."""
+        data = self.data
+        images = normalize(batch["image"], data.mean, data.std, channels_last=self.stage.model.channels_last)
+        if split == "val":
+            return {**batch, "image": images}
+        draws = np.random.default_rng(list(seed))
+        images, targets = mix(
+            images,
+            batch["label"],
+            classes=len(self.classes),
+            mixup=data.mixup,
+            cutmix=data.cutmix,
+            probability=data.mix_probability,
+            switch_probability=data.mix_switch_probability,
+            smoothing=self.smoothing,
+            draws=draws,
+        )
+        images = random_erasing(images, data.random_erasing, draws)
+        return {**batch, "image": images, "target": targets}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy against the soft targets, mean over the batch."""
+        logits = model(batch["image"])
+        return F.cross_entropy(logits.float(), batch["target"]), {}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits (N, classes), float32."""
+        logits: Tensor = model(batch["image"])
+        return logits.float()
+
+    def metric(self) -> "AccuracyMetric":
+        """Top-1, top-5 and cross-entropy."""
+        return AccuracyMetric(len(self.classes))
+
+    def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
+        """`class`, `probability`, and `probabilities` of the most probable classes by name."""
+        pixels = torch.from_numpy(eval_transform(self.data)(image=image)["image"])[None].to(device)
+        prepared = self.prepare({"image": pixels}, "val", ())
+        probabilities = self.predict(model, prepared).softmax(dim=1)[0]
+        values, indices = probabilities.topk(min(ANSWERED_CLASSES, len(self.classes)))
+        named = {self.classes[i]: p for i, p in zip(indices.tolist(), values.tolist(), strict=True)}
+        best = next(iter(named))
+        return {"class": best, "probability": named[best], "probabilities": named}
+
+
+class AccuracyMetric:
+    """Sums of hits and losses in float64, so that the order of ranks does not matter."""
+
+    def __init__(self, classes: int) -> None:
+        self.top = min(5, classes)
+        self.sums = torch.zeros(4, dtype=torch.float64)
+
+    def update(self, predictions: Tensor, batch: Batch) -> None:
+        """Add logits (N, classes) against labels (N,)."""
+        labels = batch["label"]
+        hits = predictions.topk(self.top, dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(predictions, labels, reduction="sum")
+        self.sums = self.sums.to(predictions.device) + torch.stack(
+            [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.tensor(len(labels), device=predictions.device)]
+        ).double()
+
+    def synchronize(self) -> None:
+        """Sum over ranks."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            if dist.get_backend() == "nccl":
+                self.sums = self.sums.cuda()
+            dist.all_reduce(self.sums)
+
+    def compute(self) -> dict[str, float]:
+        """Accuracies as fractions; `val/top1_low95` is the lower end of Wilson's 95 % interval."""
+        top1, top5, loss, count = self.sums.tolist()
+        if count == 0:
+            raise ValueError("no validation sample could be decoded")
+        return {
+            "val/top1": top1 / count,
+            f"val/top{self.top}": top5 / count,
+            "val/top1_low95": wilson_lower_bound(top1, count),
+            "val/loss": loss / count,
+            "val/samples": count,
+        }
+
+
+def wilson_lower_bound(hits: float, count: float, confidence: float = 0.95) -> float:
+    """Lower end of Wilson's two-sided score interval for a proportion (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = hits / count
+    centre = share + z * z / (2 * count)
+    margin = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return float((centre - margin) / (1 + z * z / count))

@@ -1,0 +1,65 @@
+"""Intersection over union and accuracies from one confusion matrix, whatever the number of images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.labels import IGNORE
+from scalablevit.data.loader import Batch
+
+
+class ConfusionMetric:
+    """Counts pixels by label and prediction, int64 (classes, classes), so that no order of adding changes a figure."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self.counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        self.samples = torch.zeros(1, dtype=torch.int64)
+
+    def update(self, predictions: list[Tensor], batch: Batch) -> None:
+        """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
+        number = len(self.classes)
+        for predicted, mask in zip(predictions, batch["mask"], strict=True):
+            self.counts = self.counts.to(mask.device)
+            counted = mask != IGNORE
+            pairs = mask[counted].long() * number + predicted[counted]
+            self.counts += torch.bincount(pairs, minlength=number * number).view(number, number)
+        self.samples += len(predictions)
+
+    def synchronize(self) -> None:
+        """Sum over ranks."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            values = torch.cat([self.counts.flatten().cpu(), self.samples])
+            values = values.cuda() if dist.get_backend() == "nccl" else values
+            dist.all_reduce(values)
+            self.counts, self.samples = values[:-1].view_as(self.counts).cpu(), values[-1:].cpu()
+
+    def compute(self) -> dict[str, float]:
+        """Figures as fractions: `val/miou`, `val/macc`, `val/aacc`, and `val/iou/<class>`.
+
+        As in mmseg's IoUMetric a class that is neither labelled nor predicted anywhere has no IoU, one that is not
+        labelled no accuracy, and means run over the classes that have one. Classes without IoU are left out.
+
+        Raises:
+            UserError: no pixel was labelled.
+        """
+        counts = self.counts.cpu().double()
+        hits, labelled, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+        if not labelled.sum():
+            raise UserError(
+                "no pixel of the validation split carries a class",
+                where="data.val",
+                fix="check the masks, data.ignore_index and data.reduce_zero_label",
+            )
+        iou = hits / (labelled + predicted - hits)
+        figures = {
+            "val/miou": iou.nanmean().item(),
+            "val/macc": (hits / labelled).nanmean().item(),
+            "val/aacc": (hits.sum() / labelled.sum()).item(),
+            "val/samples": float(self.samples.item()),
+        }
+        shares = {f"val/iou/{name}": share for name, share in zip(self.classes, iou.tolist(), strict=True)}
+        return figures | {name: share for name, share in shares.items() if share == share}

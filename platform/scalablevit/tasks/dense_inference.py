@@ -1,0 +1,166 @@
+"""From images to label maps: whole images, sliding windows and averaged views, in bounded memory."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scalablevit.config.recipe import Sliding
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Network = Callable[[Tensor], Tensor]
+"""Normalized images (B, 3, h, w) to logits (B, classes, about h / 4, about w / 4)."""
+T = TypeVar("T")
+
+CHUNK_ELEMENTS = 2**26
+"""Most elements of a tensor at an image's full size, unless one class alone has more: 256 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network says of one image, at one scale."""
+
+    logits: Tensor
+    """float32 (classes, h, w), at the network's resolution or at `size`."""
+    size: Size
+    """Of the image that the network saw."""
+
+    def at(self, size: Size, classes: slice) -> Tensor:
+        """Logits of some classes at another size, (classes, *size): bilinear, by way of the image's size, as in mmseg."""
+        logits = self.logits[None, classes]
+        for wanted in (self.size, size):
+            if logits.shape[-2:] != wanted:
+                logits = F.interpolate(logits, wanted, mode="bilinear", align_corners=False)
+        return logits[0]
+
+    def mirrored(self) -> "View":
+        """The view of the mirror image, left and right exchanged."""
+        return View(self.logits.flip(-1), self.size)
+
+
+def see(
+    network: Network, images: Sequence[Tensor], sliding: Sliding | None, max_pixels: int
+) -> Iterator[tuple[int, View]]:
+    """Number and view of each image, one after another, in an order that lets images of equal size share a pass.
+
+    Only the logits at the network's resolution (1/16 of the pixels) are held for several images at once; with sliding
+    windows the summed logits of one image at its own size.
+
+    Args:
+        network: the model in evaluation mode.
+        images: each (3, h, w), of any sizes.
+        sliding: windows; None: whole images.
+        max_pixels: images or windows share a pass up to so many pixels.
+    """
+    if sliding is not None:
+        for number, image in enumerate(images):
+            yield number, _slide(network, image, sliding, max_pixels)
+        return
+    by_size: dict[Size, list[int]] = defaultdict(list)
+    for number, image in enumerate(images):
+        by_size[_size(image)].append(number)
+    for size, numbers in by_size.items():
+        for group in _groups(numbers, size, max_pixels):
+            logits = network(torch.stack([images[number] for number in group])).float()
+            for number, one in zip(group, logits, strict=True):
+                yield number, View(one, size)
+
+
+def _slide(network: Network, image: Tensor, sliding: Sliding, max_pixels: int) -> View:
+    """Logits averaged over overlapping windows, in float32 at the image's size; the last windows are moved inside."""
+    height, width = _size(image)
+    window = min(sliding.window, height), min(sliding.window, width)
+    corners = [
+        (top, left)
+        for top in _starts(height, window[0], sliding.stride)
+        for left in _starts(width, window[1], sliding.stride)
+    ]
+    total: Tensor | None = None
+    counts = image.new_zeros((height, width), dtype=torch.float32)
+    for group in _groups(corners, window, max_pixels):
+        boxes = [(slice(top, top + window[0]), slice(left, left + window[1])) for top, left in group]
+        logits = network(torch.stack([image[:, rows, columns] for rows, columns in boxes])).float()
+        total = logits.new_zeros((logits.shape[1], height, width)) if total is None else total
+        for (rows, columns), one in zip(boxes, logits, strict=True):
+            total[:, rows, columns] += View(one, window).at(window, slice(None))
+            counts[rows, columns] += 1
+    assert total is not None  # every image has a window
+    return View(total.div_(counts), (height, width))
+
+
+def best_labels(view: View, size: Size, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """The class with the largest logit at each pixel, uint8 (height, width).
+
+    Logits reach the full size a few classes at a time, so beside `view.logits` the memory is that of `chunk_elements`
+    a few times over, plus a few maps of one value a pixel; it does not grow with the number of classes. The result does
+    not depend on `chunk_elements`.
+    """
+    return _argmax(view.at(size, classes) for classes in _chunks(view, size, chunk_elements))
+
+
+def averaged_labels(views: Sequence[View], size: Size, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """The class with the largest mean probability over all views at each pixel, uint8 (height, width).
+
+    Softmax comes before the average, at the full size, as in mmseg's SegTTAModel. Memory as in `best_labels`, and one
+    map for each view.
+    """
+    seen = [(view, _log_sum_exp(view, size, chunk_elements)) for view in views]
+    largest = max(views, key=lambda view: view.size[0] * view.size[1])
+
+    def summed(classes: slice) -> Tensor:
+        return reduce(Tensor.add_, ((view.at(size, classes) - normalizer).exp_() for view, normalizer in seen))
+
+    return _argmax(summed(classes) for classes in _chunks(largest, size, chunk_elements))
+
+
+def _log_sum_exp(view: View, size: Size, chunk_elements: int) -> Tensor:
+    """Logarithm of softmax's denominator at each pixel."""
+    chunks = _chunks(view, size, chunk_elements)
+    total = view.at(size, next(chunks)).logsumexp(dim=0)
+    for classes in chunks:
+        total = torch.logaddexp(total, view.at(size, classes).logsumexp(dim=0))
+    return total
+
+
+def _argmax(chunks: Iterable[Tensor]) -> Tensor:
+    """Index of the largest of all classes, which come in chunks (classes, height, width)."""
+    first = 0
+    best: Tensor | None = None
+    labels = torch.empty(0, dtype=torch.uint8)
+    for chunk in chunks:
+        values, indices = chunk.max(dim=0)
+        found = (indices + first).to(torch.uint8)
+        if best is None:
+            best, labels = values, found
+        else:
+            better = values > best
+            best, labels = torch.where(better, values, best), torch.where(better, found, labels)
+        first += len(chunk)
+    return labels
+
+
+def _chunks(view: View, size: Size, chunk_elements: int) -> Iterator[slice]:
+    """Classes whose logits are made together."""
+    pixels = max(size[0] * size[1], view.size[0] * view.size[1])
+    count = max(1, chunk_elements // pixels)
+    return (slice(first, first + count) for first in range(0, len(view.logits), count))
+
+
+def _groups(items: list[T], size: Size, max_pixels: int) -> Iterator[list[T]]:
+    count = max(1, max_pixels // (size[0] * size[1]))
+    return (items[first : first + count] for first in range(0, len(items), count))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin: every `stride` pixels, the last one at the end."""
+    return [*range(0, length - window, stride), length - window]
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]

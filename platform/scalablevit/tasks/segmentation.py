@@ -1,0 +1,196 @@
+"""Semantic segmentation: MMSegmentation's heads over our pyramid, mIoU at the masks' own size."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import MaskPairs, Segmentation, Stage, TestTimeAugmentation
+from scalablevit.data.labels import IGNORE
+from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
+from scalablevit.data.mixing import normalize
+from scalablevit.data.transforms import eval_transform, scaled_size
+from scalablevit.models.backbone import build_pyramid
+from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.dense_inference import Size, averaged_labels, best_labels, see
+from scalablevit.tasks.segmentor import Segmentor, head_configs
+from scalablevit.tasks.task import SplitName
+
+
+class SegmentationTask:
+    """See `tasks.task.Task`.
+
+    Raises:
+        UserError: fewer than 2 classes, or micro-batches too small for the head's batch norm.
+    """
+
+    best_metric = "val/miou"
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        assert isinstance(stage.task, Segmentation) and isinstance(stage.data, MaskPairs)  # the recipe sees to it
+        if len(classes) < 2:
+            raise UserError(
+                f"segmentation needs at least 2 classes, not {len(classes)} ({', '.join(classes) or 'none'})",
+                where="data.classes",
+                fix="name the background too",
+            )
+        self.stage = stage
+        self.task: Segmentation = stage.task
+        self.data: MaskPairs = stage.data
+        self.classes = classes
+        cluster, training = stage.cluster, stage.training
+        # the fewest images of a micro-batch, before bad ones are left out
+        self._micro_batch = training.global_batch // cluster.workers // training.accumulation
+        synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
+        # UperNet pools a map to 1 x 1, and stride 32 makes one of small crops: one image gives no statistics there.
+        self._needs_two = (self.task.head == "upernet" or self.data.crop_size <= 32) and not synchronized
+        if self._needs_two and self._micro_batch < 2:
+            raise UserError(
+                f"{training.global_batch} images over {cluster.workers} workers and {training.accumulation} "
+                f"micro-batches leave some with one image, which gives {self.task.head}'s batch norm no variance",
+                where="training.global_batch",
+                fix=f"at least {2 * cluster.workers * training.accumulation}, or fewer workers or less accumulation",
+            )
+
+    def build_model(self) -> Segmentor:
+        """Backbone, neck and heads with fresh weights; initial weights belong into `.backbone`."""
+        model = self.stage.model
+        pyramid = build_pyramid(
+            model.name,
+            drop_path_rate=model.drop_path_rate,
+            grad_checkpointing=model.grad_checkpointing,
+            **model.options,
+        )
+        return Segmentor(pyramid, head_configs(self.task, pyramid.channels, len(self.classes)))
+
+    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+        """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""
+        return collate_segmentation_train if split == "train" else collate_segmentation_eval
+
+    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+        """`image` becomes float (N, 3, crop, crop), in evaluation a list of (3, h, w); nothing is drawn from `seed`."""
+        images = batch["image"]
+        if split == "train":
+            return {**batch, "image": self._normalized(images)}
+        return {**batch, "image": [self._normalized(image[None])[0] for image in images]}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the head, plus the weighted one of UperNet's auxiliary head, means over all pixels.
+
+        Reports `loss_ce`, `loss_aux` where there is one, and `acc`, the share of labelled pixels that are right.
+        """
+        losses = model(*self._enough(batch["image"], batch["mask"]))
+        parts = {"loss_ce": losses["decode.loss_ce"]}
+        if "aux.loss_ce" in losses:
+            parts["loss_aux"] = losses["aux.loss_ce"]
+        loss = torch.stack(list(parts.values())).sum()
+        accuracy = losses["decode.acc_seg"].squeeze() / 100
+        return loss, {name: part.detach() for name, part in parts.items()} | {"acc": accuracy}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Label maps uint8 (height, width) at the masks' sizes."""
+        return self._labels(model, batch["image"], [_size(mask) for mask in batch["mask"]])
+
+    @property
+    def augmented_data(self) -> MaskPairs:
+        """The data section whose evaluation images have the largest size that `predict_augmented` looks at."""
+        largest = max(1.0, *self._augmentation.scales)
+        sides = {"short_side": int(self.data.short_side * largest), "long_side": int(self.data.long_side * largest)}
+        return self.data.model_copy(update=sides)
+
+    def predict_augmented(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Label maps as from `predict`, of probabilities averaged over the recipe's scales and mirror images.
+
+        Each image is brought to the sizes that its mask's size implies, so images may come in any size; those that
+        `augmented_data` describes lose no detail.
+        """
+        sizes = [_size(mask) for mask in batch["mask"]]
+        return [self._averaged(model, image, size) for image, size in zip(batch["image"], sizes, strict=True)]
+
+    def metric(self) -> ConfusionMetric:
+        """mIoU, mean and pixel accuracy, IoU of each class."""
+        return ConfusionMetric(self.classes)
+
+    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+        """The label map of one image, and what it shows.
+
+        Returns:
+            `mask_png`: bytes of an 8-bit greyscale PNG of the image's size, each pixel the number of its class in the
+            recipe's list, from 0; `classes`: names of the classes that occur, largest first; `shares`: the fraction of
+            the pixels of each, in the same order (in pandas, `answers.explode(["classes", "shares"])` is a tidy table).
+        """
+        pixels = torch.from_numpy(eval_transform(self.data)(image=image)["image"])[None].to(device)
+        labels = self._labels(model, [self._normalized(pixels)[0]], [(image.shape[0], image.shape[1])])[0]
+        counts = torch.bincount(labels.flatten(), minlength=len(self.classes))
+        order = [number for number in counts.argsort(descending=True, stable=True).tolist() if counts[number]]
+        return {
+            "mask_png": cv2.imencode(".png", labels.cpu().numpy())[1].tobytes(),
+            "classes": [self.classes[number] for number in order],
+            "shares": [counts[number].item() / labels.numel() for number in order],
+        }
+
+    @property
+    def _augmentation(self) -> TestTimeAugmentation:
+        augmentation = self.task.test_time_augmentation
+        if augmentation is None:
+            raise UserError(
+                "there is nothing to augment with",
+                where="task.test_time_augmentation",
+                fix="give scales, such as {scales: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], flip: true}",
+            )
+        return augmentation
+
+    @property
+    def _max_pixels(self) -> int:
+        """Pixels of a training micro-batch: a pass without gradients over as many fits wherever training does."""
+        return max(1, self._micro_batch) * self.data.crop_size**2
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)
+
+    def _enough(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch that the network can take although bad samples were left out of it.
+
+        A lone image stands twice where batch norm needs two, which changes no mean. A rank without any image still
+        takes part in the step, with ignored pixels: loss and gradients are 0.
+        """
+        if len(images) == 1 and self._needs_two:
+            return images.repeat(2, 1, 1, 1), masks.repeat(2, 1, 1)
+        if len(images) == 0:
+            side = self.data.crop_size
+            return images.new_zeros((2, 3, side, side)), masks.new_full((2, side, side), IGNORE)
+        return images, masks
+
+    def _labels(self, model: nn.Module, images: list[Tensor], sizes: list[Size]) -> list[Tensor]:
+        views = see(model, images, self.task.sliding, self._max_pixels)
+        labels = {number: best_labels(view, sizes[number]) for number, view in views}
+        return [labels[number] for number in range(len(images))]
+
+    def _averaged(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
+        augmentation = self._augmentation
+        mirrored = [False, True] if augmentation.flip else [False]
+        views = []
+        for scale in augmentation.scales:
+            seen = scaled_size(*size, int(self.data.short_side * scale), int(self.data.long_side * scale))
+            scaled = _resized(image, seen)
+            inputs = [scaled.flip(-1) if mirror else scaled for mirror in mirrored]
+            for number, view in see(model, inputs, self.task.sliding, self._max_pixels):
+                views.append(view.mirrored() if mirrored[number] else view)
+        return averaged_labels(views, size)
+
+
+def _resized(image: Tensor, size: Size) -> Tensor:
+    """A normalised image (3, h, w) at another size, averaged over areas where it shrinks."""
+    if _size(image) == size:
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]

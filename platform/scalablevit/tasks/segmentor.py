@@ -1,0 +1,138 @@
+"""MMSegmentation's Semantic FPN and UperNet over our pyramids; the only file that imports mmseg."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from scalablevit.config.recipe import Segmentation
+from scalablevit.data.labels import IGNORE
+from scalablevit.models.backbone import Pyramid, build_pyramid
+
+with warnings.catch_warnings():
+    # The pure-Python build of mmcv warns at its import of compiled operators, which nothing here uses.
+    warnings.simplefilter("ignore")
+    from mmengine.model import initialize
+    from mmengine.structures import PixelData
+    from mmseg.models import EncoderDecoder
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+
+BACKBONE = "TimmPyramid"
+"""Name of `models.backbone.build_pyramid` in MMSegmentation's registry: with
+`custom_imports = dict(imports=["scalablevit.tasks.segmentor"])` a plain configuration of theirs says
+`backbone=dict(type="TimmPyramid", name="scalablevit_small", drop_path_rate=0.2)`."""
+MODELS.register_module(name=BACKBONE, module=build_pyramid)
+
+FPN_HEAD_CHANNELS = 128
+UPER_HEAD_CHANNELS = 512
+AUXILIARY_CHANNELS = 256
+
+
+class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
+    """MMSegmentation's network with one forward pass for training and one for logits.
+
+    Parameters are named as in MMSegmentation (`backbone`, `neck`, `decode_head`, `auxiliary_head`), so that its plain
+    EncoderDecoder loads them. Images are normalized by the caller.
+
+    Args:
+        pyramid: the backbone, with its weights.
+        heads: `head_configs` for the pyramid's channels.
+    """
+
+    def __init__(self, pyramid: Pyramid, heads: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="mmseg")  # advice on its own defaults
+            # mmseg builds every part from a configuration; the backbone is built already, since heads need its channels
+            super().__init__(backbone={"type": lambda: pyramid}, **heads)
+        for part in heads:
+            # not `init_weights()`, which would log the initialization of every parameter
+            initialize(getattr(self, part), getattr(self, part).init_cfg)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Any:
+        """Logits, or with masks the losses.
+
+        Args:
+            images: float (B, 3, H, W).
+            masks: integer labels (B, H, W), 255 ignored.
+
+        Returns:
+            Without masks: logits (B, classes, ceil(H / 4), ceil(W / 4)) of the decode head. With masks: mmseg's losses
+            by name: `decode.loss_ce` and `aux.loss_ce`, already weighted, and `decode.acc_seg`, `aux.acc_seg` in
+            percent. The mean runs over all pixels, ignored ones included, as is MMSegmentation's default.
+        """
+        if masks is None:
+            return self.decode_head(self.extract_feat(images))
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=mask[None])) for mask in masks.long()]
+        return self.loss(images, samples)
+
+    def no_weight_decay(self) -> set[str]:
+        """The backbone's parameters that are kept from weight decay besides norms and biases."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Layer of a parameter by its name, for `timm.optim.param_groups_layer_decay`: neck and heads come last."""
+        layers = {f"backbone.{name}": float(layer) for name, layer in self.backbone.layer_indices().items()}
+        return lambda name: layers.get(name, math.inf)
+
+
+def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """Neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
+
+    Semantic FPN (Kirillov et al., arXiv 1901.02446): feature pyramid and FPNHead. UperNet (Xiao et al., arXiv
+    1807.10221): UPerHead on the backbone's maps, and an FCNHead on the map of stride 16 for training. Batch norm is
+    the plain one; `torch.nn.SyncBatchNorm.convert_sync_batchnorm` finds it.
+
+    Args:
+        task: the recipe's task.
+        channels: of the maps with strides 4, 8, 16 and 32.
+        num_classes: at least 2.
+    """
+    common: dict[str, Any] = {
+        "num_classes": num_classes,
+        "norm_cfg": {"type": "BN", "requires_grad": True},
+        "align_corners": False,
+        "ignore_index": IGNORE,
+    }
+    levels = {"in_index": [0, 1, 2, 3], "dropout_ratio": task.dropout, "loss_decode": _cross_entropy(1.0)}
+    if task.head == "semantic_fpn":
+        width = task.neck_channels
+        return {
+            "neck": {"type": "FPN", "in_channels": list(channels), "out_channels": width, "num_outs": 4},
+            "decode_head": {
+                "type": "FPNHead",
+                "in_channels": [width] * 4,
+                "feature_strides": list(Pyramid.strides),
+                "channels": task.head_channels or FPN_HEAD_CHANNELS,
+                **levels,
+                **common,
+            },
+        }
+    heads: dict[str, Any] = {
+        "decode_head": {
+            "type": "UPerHead",
+            "in_channels": list(channels),
+            "channels": task.head_channels or UPER_HEAD_CHANNELS,
+            **levels,
+            **common,
+        }
+    }
+    if task.auxiliary_loss_weight:
+        heads["auxiliary_head"] = {
+            "type": "FCNHead",
+            "in_channels": channels[2],
+            "in_index": 2,
+            "channels": AUXILIARY_CHANNELS,
+            "num_convs": 1,
+            "concat_input": False,
+            "dropout_ratio": task.dropout,
+            "loss_decode": _cross_entropy(task.auxiliary_loss_weight),
+            **common,
+        }
+    return heads
+
+
+def _cross_entropy(weight: float) -> dict[str, Any]:
+    return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}

@@ -1,0 +1,78 @@
+"""What a task is to the rest of the program, and how a recipe picks one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Classification, Segmentation, Stage
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost
+
+SplitName = Literal["train", "val"]
+
+class Metric(Protocol):
+    """Figures summed over batches and ranks, each sample counted exactly once."""
+
+    def update(self, predictions: Any, batch: Batch) -> None:
+        """Add one batch."""
+
+    def synchronize(self) -> None:
+        """Sum over all ranks, in place; every rank calls it, also one that saw no batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Figures by name (`val/...`); the task's `best_metric` is among them."""
+
+
+class Task(Protocol):
+    """Model, data, loss and metric of one kind of training.
+
+    `build_model` returns a module whose single forward call per step goes through DistributedDataParallel, so
+    `loss` calls `model(...)` exactly once and nothing else of it.
+    """
+
+    classes: tuple[str, ...]
+    best_metric: str
+    """Name of the figure that decides which checkpoint is best; larger is better."""
+
+    def build_model(self) -> nn.Module:
+        """Backbone and head with fresh weights, drawn from torch's global generator."""
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The part of the model that initial weights go into: a classifier or a `models.backbone.Pyramid`."""
+
+    def cost(self) -> Cost:
+        """Parameters and multiply-accumulates at the task's evaluation size."""
+
+    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+        """Samples (also undecodable ones) to a batch."""
+
+    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+        """On the device: uint8 NHWC to normalised float NCHW; in training also mixing and erasing from `seed`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the batch's samples (scalar), and detached scalars to report."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Predictions for `metric().update` and `answer`; called without gradients, in eval mode, under autocast."""
+
+    def metric(self) -> Metric:
+        """A fresh metric."""
+
+    def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
+        """What a registered model says of one decoded uint8 HWC RGB image, as plain values by output column."""
+
+
+def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
+    """The stage's task; imports only what that task needs, since every worker pays for imports."""
+    match stage.task:
+        case Classification():
+            from scalablevit.tasks.classification import ClassificationTask
+
+            return ClassificationTask(stage, classes)
+        case Segmentation():
+            from scalablevit.tasks.segmentation import SegmentationTask
+
+            return SegmentationTask(stage, classes)

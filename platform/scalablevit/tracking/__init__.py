@@ -1,0 +1,1 @@
+"""MLflow runs and registry, written through a spool on disk."""

@@ -1,0 +1,92 @@
+"""Ray Train's reports on their way into the spool."""
+
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from scalablevit.tracking.spool import MetricRecord, Spool
+
+LOG = "callback.log"
+
+
+class SpoolCallback(UserCallback):
+    """Appends what the workers report to the spool; runs in Ray Train's controller, on the driver's node.
+
+    A worker reports `{"records": [MetricRecord, ...], "node": {"rank": int, figure: float, ...}}`: rank 0 the records
+    (the other ranks none), one rank of each node its figures (the others none). Figures are recorded under
+    `system/node<rank>/<figure>` at the step of the report's last record.
+
+    An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` beside the
+    spool and to stderr. Points that the disk did not take are kept and tried again at the next report.
+
+    Args:
+        folder: the spool's folder.
+        uid: the run.
+    """
+
+    def __init__(self, folder: str | Path, uid: str) -> None:
+        self._folder = Path(folder)
+        self._uid = uid
+        self._spool: Spool | None = None
+        self._waiting: list[MetricRecord] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles callbacks to the controller, and again to every new worker: an open file stays behind."""
+        return {**self.__dict__, "_spool": None}
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Ray calls it once all ranks have reported, in the order of the reports.
+
+        Args:
+            run_context: Ray's; not needed.
+            metrics: one entry for each rank that reported, in ascending order (a lost rank's is missing).
+            checkpoint: with one the points are also synced: what lies before a checkpoint is not reported again.
+        """
+        try:
+            self._waiting += _points(metrics)
+            self._record(sync=checkpoint is not None)
+        except Exception:
+            self._note(traceback.format_exc())
+
+    def _record(self, *, sync: bool) -> None:
+        try:
+            if self._spool is None:
+                self._spool = Spool(self._folder)
+            self._spool.metrics(self._uid, self._waiting)
+            if sync:
+                self._spool.sync()
+        except OSError:
+            raise
+        except Exception:
+            # A record of the wrong form would fail at every report to come.
+            self._waiting.clear()
+            raise
+        self._waiting.clear()
+
+    def _note(self, failure: str) -> None:
+        print(f"tracking: a report was not recorded\n{failure}", file=sys.stderr)
+        try:
+            with (self._folder / LOG).open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n")
+        except OSError as error:
+            print(f"tracking: nor could that be logged: {error}", file=sys.stderr)
+
+
+def _points(metrics: list[dict[str, Any]]) -> list[MetricRecord]:
+    records: list[MetricRecord] = [record for reported in metrics for record in reported.get("records", [])]
+    nodes = [reported["node"] for reported in metrics if reported.get("node")]
+    if not records:
+        return []
+    step, time_ms = records[-1]["step"], records[-1]["time_ms"]
+    return records + [
+        {
+            "step": step,
+            "time_ms": time_ms,
+            "metrics": {f"system/node{node['rank']}/{figure}": node[figure] for figure in node if figure != "rank"},
+        }
+        for node in nodes
+    ]

@@ -1,0 +1,137 @@
+"""How we talk to MLflow: where it may be, short requests, secrets kept out of messages, what an error means."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
+
+from scalablevit.config.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Verdict = Literal["away", "refused", "unclear"]
+
+# 401 and 403 concern our credentials, the others the moment: the same record may pass later.
+TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
+MESSAGE_LENGTH = 400
+SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+_requests = threading.RLock()
+
+
+class Refused(Exception):
+    """This record can never be sent as it is."""
+
+
+class Away(Exception):
+    """Not now; the same record may pass later."""
+
+
+def check_uri(uri: str) -> None:
+    """Refuse addresses under which MLflow would lose things.
+
+    Raises:
+        UserError: a relative SQLite path (a job's current folder vanishes), or a store with no place for artifacts.
+    """
+    parts = urlsplit(uri)
+    fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
+    if parts.scheme == "sqlite":
+        if not parts.path.startswith("//"):
+            raise UserError(f"{uri} is relative to the current folder", where="tracking.uri", fix=fix)
+    elif parts.scheme not in ("http", "https"):
+        raise UserError(f"{without_credentials(uri)} cannot be written to", where="tracking.uri", fix=fix)
+
+
+def without_credentials(uri: str) -> str:
+    """The address without user, password and query: what may be shown and stored."""
+    parts = urlsplit(uri)
+    # Not urlunsplit: it drops the slashes of sqlite:////path in some versions of Python.
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else parts.path
+
+
+def mask(text: str, uri: str) -> str:
+    """`text` without the secrets of `uri`, of the environment, or of any other address in it."""
+    password = urlsplit(uri).password or ""
+    secrets = {password, unquote(password), *(os.environ.get(name, "") for name in SECRET_VARIABLES)}
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return re.sub(r"(\w://)[^/\s]+@", r"\1***@", text)
+
+
+def brief(error: Exception, uri: str) -> str:
+    """An error on one line of bounded length, without secrets."""
+    return mask(" ".join(str(error).split()), uri)[:MESSAGE_LENGTH] or type(error).__name__
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment keeps its artifacts: beside an SQLite file (MLflow's default is the current folder)."""
+    parts = urlsplit(uri)
+    return (Path(parts.path[1:]).parent / "mlartifacts").as_uri() if parts.scheme == "sqlite" else None
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client for tracking and registry at `uri`; imports mlflow (seconds) and leaves its global address alone.
+
+    MLflow's usage reports to its makers are switched off unless MLFLOW_DISABLE_TELEMETRY is set by the user.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    # It prints a traceback for every failed attempt; the caller reports the error once.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def bounded_requests(timeout_s: int, retries: int = 0) -> Iterator[None]:
+    """Within the block an HTTP request takes at most (retries + 1) * timeout_s, plus back-off when it is repeated.
+
+    MLflow's defaults are 120 s and 7 retries, and it reads them from the process's environment at every request: they
+    are set here and put back, one thread at a time so that two do not put back each other's values.
+    """
+    settings = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
+    with _requests:
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def verdict(error: Exception) -> Verdict:
+    """Whether the server is away, refuses this record for good, or it cannot be told from the error alone."""
+    import requests
+    from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    if isinstance(error, (Refused, UserError, FileNotFoundError, NotADirectoryError)):
+        return "refused"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return _of_status(error.response.status_code)
+    if isinstance(error, (Away, ConnectionError, TimeoutError, requests.RequestException, OperationalError)):
+        return "away"
+    if isinstance(error, MlflowException):
+        # An unknown address is not MLflow's answer but a proxy's; BAD_REQUEST stands for many things, among them
+        # every database error.
+        if error.error_code == "ENDPOINT_NOT_FOUND":
+            return "away"
+        if error.error_code == "BAD_REQUEST":
+            return "unclear"
+        return _of_status(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))
+    return "unclear"
+
+
+def _of_status(status: int) -> Verdict:
+    return "refused" if 400 <= status < 500 and status not in TRY_AGAIN else "away"

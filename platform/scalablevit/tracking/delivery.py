@@ -1,0 +1,244 @@
+"""What each record becomes in MLflow; every call may be repeated without harm."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scalablevit.tracking import registry
+from scalablevit.tracking.connection import Away, Refused, artifact_location, verdict
+from scalablevit.tracking.tags import DATA_DIGEST, UID
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+DIGEST_LENGTH = 36
+
+T = TypeVar("T")
+
+
+class RunGone(Exception):
+    """The server no longer has a run that it had: it was emptied, or is another one."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A record, or the part of one, that the server will not take."""
+
+    record: dict[str, Any]
+    reason: str
+
+
+class Delivery:
+    """Sends records of one spool to one server.
+
+    Args:
+        client: from `connection.connect(uri)`.
+        uri: the server.
+        spool: the spool's folder, in which `code` of model records lies.
+        runs: MLflow run ids by uid, as far as known; new ones are added.
+    """
+
+    def __init__(self, client: "MlflowClient", uri: str, spool: Path, runs: dict[str, str]) -> None:
+        self._client = client
+        self._uri = uri
+        self._spool = spool
+        self._runs = runs
+        self._experiments: dict[str, str] = {}
+        self._seen_alive: set[str] = set()
+
+    def send(self, records: Sequence[dict[str, Any]]) -> list[Refusal]:
+        """Send one record, or several metrics records of one run.
+
+        Returns:
+            What was refused of it; everything else has arrived.
+
+        Raises:
+            RunGone: everything has to be sent again.
+            Exception: nothing, or not all, has arrived; `connection.verdict` tells whether to try again.
+        """
+        kinds: dict[str, Callable[[dict[str, Any]], list[Refusal]]] = {
+            "run": self._run,
+            "params": self._params,
+            "tags": self._tags,
+            "artifact": self._artifact,
+            "dataset": self._dataset,
+            "model": self._model,
+            "end": self._end,
+        }
+        kind = records[0]["kind"]
+        if kind == "metrics":
+            return self._metrics(records)
+        if kind not in kinds:
+            raise Refused(f"unknown kind of record {kind!r}")
+        return kinds[kind](records[0])
+
+    def _run(self, record: dict[str, Any]) -> list[Refusal]:
+        uid = record["uid"]
+        if uid in self._runs:
+            run_id = self._alive(uid)
+        else:
+            experiment = self._experiment(record["experiment"])
+            found = self._find(uid, experiment)
+            if found is None:
+                self._runs[uid] = self._create(record, experiment)
+                return []
+            run_id = self._runs[uid] = found.info.run_id
+        self._client.update_run(run_id, status="RUNNING")
+        return self._tags(record)
+
+    def _create(self, record: dict[str, Any], experiment: str) -> str:
+        own = {UID: record["uid"]}
+        if record["parent"] is not None:
+            parent = self._find(record["parent"], experiment)
+            if parent is None:
+                raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its spool first")
+            own["mlflow.parentRunId"] = parent.info.run_id
+        run = self._client.create_run(
+            experiment, start_time=record["time_ms"], tags={**record["tags"], **own}, run_name=record["name"]
+        )
+        return str(run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        """Id of the experiment, made if it is not there."""
+        from mlflow.exceptions import MlflowException
+
+        if name not in self._experiments:
+            try:
+                self._client.create_experiment(name, artifact_location=artifact_location(self._uri))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise Away(f"experiment {name!r} was removed while a run was to be made in it")
+            if found.lifecycle_stage == "deleted":
+                restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                raise Away(f"experiment {name!r} is deleted; restore it ({restore}) or name another in the recipe")
+            self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def _find(self, uid: str, experiment: str) -> "Run | None":
+        from mlflow.entities import ViewType
+
+        # Deleted ones too: a run that somebody deleted must not come back as a second one.
+        found = self._client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", ViewType.ALL, max_results=1)
+        return found[0] if found else None
+
+    def _alive(self, uid: str, *, again: bool = False) -> str:
+        """MLflow's id of a run that is there and not deleted; asked once for each run, or `again`."""
+        from mlflow.exceptions import MlflowException
+
+        if uid not in self._runs:
+            raise Refused(f"no run with uid {uid} is on the server: its own record is missing or was refused")
+        run_id = self._runs[uid]
+        if again or uid not in self._seen_alive:
+            try:
+                run = self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    raise RunGone(uid) from error
+                raise
+            if run.info.lifecycle_stage == "deleted":
+                raise Refused(f"the run is deleted on the server; mlflow runs restore --run-id {run_id} brings it back")
+            self._seen_alive.add(uid)
+        return run_id
+
+    def _metrics(self, records: Sequence[dict[str, Any]]) -> list[Refusal]:
+        from mlflow.entities import Metric
+
+        uid = records[0]["uid"]
+        run_id = self._alive(uid)
+        points = [
+            Metric(key, float(value), record["time_ms"], record["step"])
+            for record in records
+            for key, value in record["metrics"].items()
+        ]
+        refused = self._in_parts(
+            uid, points, METRICS_PER_CALL, lambda part: self._client.log_batch(run_id, metrics=part, synchronous=True)
+        )
+        return [
+            Refusal({**records[0], "time_ms": p.timestamp, "step": p.step, "metrics": {p.key: str(p.value)}}, reason)
+            for p, reason in refused
+        ]
+
+    def _params(self, record: dict[str, Any]) -> list[Refusal]:
+        from mlflow.entities import Param
+
+        run_id = self._alive(record["uid"])
+        params = [Param(key, value) for key, value in record["params"].items()]
+        refused = self._in_parts(
+            record["uid"],
+            params,
+            PARAMS_PER_CALL,
+            lambda part: self._client.log_batch(run_id, params=part, synchronous=True),
+        )
+        return [Refusal({**record, "params": {param.key: param.value}}, reason) for param, reason in refused]
+
+    def _tags(self, record: dict[str, Any]) -> list[Refusal]:
+        from mlflow.entities import RunTag
+
+        run_id = self._alive(record["uid"])
+        tags = [RunTag(key, value) for key, value in record["tags"].items()]
+        refused = self._in_parts(
+            record["uid"],
+            tags,
+            PARAMS_PER_CALL,
+            lambda part: self._client.log_batch(run_id, tags=part, synchronous=True),
+        )
+        return [Refusal({**record, "tags": {tag.key: tag.value}}, reason) for tag, reason in refused]
+
+    def _in_parts(
+        self, uid: str, items: Sequence[T], size: int, log: Callable[[Sequence[T]], object]
+    ) -> list[tuple[T, str]]:
+        """Log items `size` at a time; one bad item fails a whole call, so a refused part is halved down to it."""
+        refused: list[tuple[T, str]] = []
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        while parts:
+            part = parts.pop(0)
+            try:
+                log(part)
+            except Exception as error:
+                if verdict(error) != "refused":
+                    raise
+                if not refused:
+                    self._alive(uid, again=True)
+                if len(part) == 1:
+                    refused.append((part[0], str(error)))
+                else:
+                    parts[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+        return refused
+
+    def _artifact(self, record: dict[str, Any]) -> list[Refusal]:
+        run_id = self._alive(record["uid"])
+        path = Path(record["path"])
+        if not path.exists():
+            raise Refused(f"{path} is gone")
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(run_id, str(path), record["artifact_path"])
+        return []
+
+    def _dataset(self, record: dict[str, Any]) -> list[Refusal]:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=record["name"],
+            digest=record["digest"][:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": record["source"]}),
+        )
+        tags = [InputTag("mlflow.data.context", record["context"]), InputTag(DATA_DIGEST, record["digest"])]
+        self._client.log_inputs(self._alive(record["uid"]), [DatasetInput(dataset, tags)])
+        return []
+
+    def _model(self, record: dict[str, Any]) -> list[Refusal]:
+        registry.register(self._client, self._alive(record["uid"]), record, self._spool / record["code"])
+        return []
+
+    def _end(self, record: dict[str, Any]) -> list[Refusal]:
+        self._client.set_terminated(self._alive(record["uid"]), record["status"], record["time_ms"])
+        return []

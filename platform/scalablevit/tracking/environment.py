@@ -1,0 +1,75 @@
+"""What a run was made with: packages, interpreter, platform, and the version of our own code."""
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIT_TIMEOUT_S = 10
+
+
+def code_files(package: Path) -> list[Path]:
+    """The files of a package that are code, sorted by relative path (no byte code)."""
+    files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(files, key=lambda path: path.relative_to(package).as_posix())
+
+
+def code_digest(package: Path) -> str:
+    """SHA-256 over relative paths and contents of a package's files: equal code, equal digest, wherever it lies."""
+    digest = hashlib.sha256()
+    for path in code_files(package):
+        content = path.read_bytes()
+        # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def git_version(package: Path) -> dict[str, Any] | None:
+    """Commit of the package's own repository and whether its files differ from it; None outside git.
+
+    An uploaded or installed copy may lie inside somebody else's repository: only tracked files count.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")
+    return None if commit is None or changes is None else {"commit": commit, "modified": bool(changes)}
+
+
+def pinned(distributions: list[str]) -> list[str]:
+    """`name==version` of installed distributions, as a requirements list.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: one is not installed.
+    """
+    return [f"{name}=={metadata.version(name)}" for name in distributions]
+
+
+def environment_info(package: Path) -> dict[str, Any]:
+    """Everything needed to build the environment again, ready for JSON.
+
+    Args:
+        package: folder of the package whose code version is wanted.
+
+    Returns:
+        `python`, `platform`, `code` (`digest`, `git`: see `git_version`), `packages` (name: version, sorted).
+    """
+    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "code": {"digest": code_digest(package), "git": git_version(package)},
+        "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
+    }

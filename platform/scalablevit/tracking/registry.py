@@ -1,0 +1,129 @@
+"""Registering a trained model: code and safetensors, never a pickle; once, however often it is asked for."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.tracking.connection import Refused
+from scalablevit.tracking.tags import UID
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+
+
+def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: Path) -> "ModelVersion":
+    """Make the version that a `model` record asks for (see `Spool.model`) and point its alias at it.
+
+    Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
+    found by the registration's uid.
+
+    Args:
+        client: MLflow, for runs and registry.
+        run_id: MLflow's id of the run that trained the model.
+        record: the `model` record.
+        code: folder of the import package, the copy kept in the spool.
+
+    Raises:
+        Refused: a file of the model or its code is missing.
+    """
+    missing = [
+        str(path)
+        for path in (Path(record["folder"]) / WEIGHTS, Path(record["folder"]) / CONFIG, code / record["serving"])
+        if not path.is_file()
+    ]
+    if missing:
+        raise Refused(f"gone: {', '.join(missing)}")
+    name, registration = record["name"], record["registration"]
+    found = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
+    version = found[0] if found else _create_version(client, client.get_run(run_id), record, code)
+    _point(client, version, record["alias"])
+    return version
+
+
+def _create_version(client: "MlflowClient", run: "Run", record: dict[str, Any], code: Path) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+
+    model = _logged_model(client, run, record, code)
+    try:
+        client.create_registered_model(record["name"])
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # The location rather than models:/<id>, which the SQLite registry would look up at mlflow's global address.
+    return client.create_model_version(
+        record["name"],
+        model.artifact_location,
+        run.info.run_id,
+        record["tags"],
+        await_creation_for=0,
+        model_id=model.model_id,
+    )
+
+
+def _logged_model(client: "MlflowClient", run: "Run", record: dict[str, Any], code: Path) -> "LoggedModel":
+    """The model's files in MLflow; one whose upload was cut short is thrown away and made again."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    experiment, registration = run.info.experiment_id, record["registration"]
+    for known in client.search_logged_models([experiment], f"tags.`{UID}` = '{registration}'"):
+        if known.status == LoggedModelStatus.READY:
+            return known
+        client.delete_logged_model(known.model_id)
+    model = client.create_logged_model(
+        experiment, record["name"], source_run_id=run.info.run_id, tags=record["tags"], model_type="pyfunc"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder) / "model", model, record, code)
+        client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path) -> None:
+    """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    folder = Path(record["folder"])
+    mlflow.pyfunc.save_model(
+        str(target),
+        python_model=str(code / record["serving"]),
+        code_paths=[str(code)],
+        artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
+        signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary)])),
+        pip_requirements=list(record["requirements"]),
+        mlflow_model=Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+            run_id=model.source_run_id,
+        ),
+    )
+
+
+def _point(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
+    """Move the alias forward only: an old record that is sent again must not take it back."""
+    registered = client.get_registered_model(version.name)
+    if int(registered.aliases.get(alias, 0)) < int(version.version):
+        client.set_registered_model_alias(version.name, alias, version.version)
+
+
+def version_of_run(uri: str, name: str, run_uid: str) -> str:
+    """Number of the newest version of `name` that a run made; empty when there is none.
+
+    Args:
+        uri: tracking and registry address.
+        name: registered model.
+        run_uid: our uid of the run.
+    """
+    from scalablevit.tracking.connection import connect
+    from scalablevit.tracking.tags import RUN_UID
+
+    found = connect(uri).search_model_versions(f"name = '{name}' and tag.`{RUN_UID}` = '{run_uid}'")
+    return str(max((int(version.version) for version in found), default=""))

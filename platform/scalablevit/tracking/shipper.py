@@ -1,0 +1,348 @@
+"""Sends a spool's records to MLflow in order, from a thread of the driver; nothing waits for it."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+from scalablevit.tracking.connection import (
+    Away,
+    bounded_requests,
+    brief,
+    check_uri,
+    connect,
+    mask,
+    verdict,
+    without_credentials,
+)
+from scalablevit.tracking.delivery import METRICS_PER_CALL, Delivery, Refusal, RunGone
+from scalablevit.tracking.spool import Line, Spool, count_lines, now_ms, open_runs, read_lines
+
+PROGRESS = "shipped.json"
+REFUSED = "refused.jsonl"
+LOCK = "shipper.lock"
+
+POLL_S = 1.0
+LONGEST_PAUSE_S = 30.0
+REQUEST_TIMEOUT_S = 10
+UPLOAD_TIMEOUT_S = 300
+UNCLEAR_TRIES = 5
+LIVE_WITHIN_MS = 60_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a spool has been sent to a server: `shipped.json`."""
+
+    uri: str
+    """The server, without credentials. Another one gets everything from the start."""
+    offset: int = 0
+    """Bytes of the spool that have arrived or were set aside."""
+    runs: dict[str, str] = field(default_factory=dict)
+    """MLflow run id by our uid."""
+
+    @classmethod
+    def load(cls, folder: Path, uri: str) -> "Progress":
+        """What was saved for this server; a lost or torn file costs only sending again what MLflow then ignores."""
+        saved = remembered(folder)
+        return saved if saved is not None and saved.uri == uri else cls(uri)
+
+    def save(self, folder: Path) -> None:
+        """Replace the file as a whole."""
+        part = folder / f".{PROGRESS}.part"
+        part.write_text(json.dumps(asdict(self)))
+        part.replace(folder / PROGRESS)
+
+
+def remembered(folder: Path) -> Progress | None:
+    """Where a spool was sent last and how far, or None."""
+    try:
+        saved = Progress(**json.loads((folder / PROGRESS).read_bytes()))
+        size = (folder / "records.jsonl").stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    return saved if saved.offset <= size else None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What has not been sent."""
+
+    records: int
+    """Records still waiting in the spool."""
+    refused: int
+    """Records, or parts of one, that this shipper set aside in `refused.jsonl`."""
+    error: str | None
+    """Why they wait, on one line without secrets; None while all is well."""
+
+
+class Shipper:
+    """Ships one spool to one server; only one shipper at a time does, whatever process it is in.
+
+    Delivery is in order and repeatable: the offset moves after success, and all that may have been sent before a crash
+    is sent again in a form that MLflow recognises. While the server is away it waits, longer and longer up to
+    `LONGEST_PAUSE_S`; what the server refuses for good goes to `refused.jsonl` with the reason, and the rest goes on.
+
+    Args:
+        folder: the spool.
+        uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
+        request_timeout_s: longest wait for one answer; an upload may take `UPLOAD_TIMEOUT_S`.
+
+    Raises:
+        UserError: an address that cannot be written to.
+    """
+
+    def __init__(self, folder: Path, uri: str, *, request_timeout_s: int = REQUEST_TIMEOUT_S) -> None:
+        check_uri(uri)
+        self._folder = Path(folder)
+        self._uri = uri
+        self._request_timeout_s = request_timeout_s
+        self._progress = Progress(without_credentials(uri))
+        self._delivery: Delivery | None = None
+        self._refused = 0
+        self._unclear = 0
+        self._error: str | None = None
+        self._away_since: float | None = None
+        self._pause_s = POLL_S
+        self._draining = False
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+
+    def start(self) -> None:
+        """Begin sending in the background; `Spool` has made the folder before."""
+        self._thread.start()
+
+    def drain(self, timeout_s: float) -> Pending:
+        """Wait until everything has been sent, at most `timeout_s`; then say what is left. For the end of a job."""
+        deadline = time.monotonic() + timeout_s
+        self._draining = True
+        self._wake.set()
+        while time.monotonic() < deadline and self._thread.is_alive() and self._left():
+            time.sleep(0.05)
+        self._draining = False
+        return self.pending()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the thread after the request it is in; what is left stays in the spool."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+
+    def pending(self) -> Pending:
+        """What has not been sent."""
+        return Pending(self._left(), self._refused, self._error)
+
+    def status(self) -> str:
+        """One line for people."""
+        left = self.pending()
+        place = f"MLflow at {without_credentials(self._uri)}"
+        aside = f"; {left.refused} refused, see {self._folder / REFUSED}" if left.refused else ""
+        if left.records == 0:
+            return f"{place}: everything sent{aside}"
+        why = f" ({left.error})" if left.error else ""
+        since = f" for {time.monotonic() - self._away_since:.0f} s" if self._away_since is not None else ""
+        return f"{place}: {left.records} records waiting{since}{why}{aside}"
+
+    def ship_left(self, *, from_start: bool = False) -> Pending:
+        """Send what is left, in this thread, up to the first failure; for a spool whose job is gone.
+
+        Holding the shipper's lock shows that no job is at work on the spool, so runs that nobody ended are recorded
+        as KILLED, at the time of their latest record.
+
+        Args:
+            from_start: send every record again, for a server that lost some or refused some before; it keeps one each.
+        """
+        try:
+            with self._owned() as owned:
+                if not owned:
+                    raise Away(f"{self._owner()} is sending it")
+                self._load()
+                if from_start:
+                    self._progress.offset = 0
+                self._end_dead_runs()
+                while self._ship_next():
+                    pass
+                self._error = None
+        except Exception as error:
+            self._error = brief(error, self._uri)
+        return self.pending()
+
+    def _left(self) -> int:
+        """Counted from the file while another process ships."""
+        saved = remembered(self._folder)
+        here = saved is not None and saved.uri == self._progress.uri
+        return count_lines(self._folder, saved.offset if saved is not None and here else 0)
+
+    def _work(self) -> None:
+        """The thread: wait for the lock, then ship until told to stop."""
+        while not self._stopping.is_set():
+            try:
+                with self._owned() as owned:
+                    if owned:
+                        self._load()
+                        self._ship_until_stopped()
+                    else:
+                        self._error = f"{self._owner()} is sending it"
+            except Exception as error:
+                # Such as a folder that was removed: said once, tried again.
+                self._failed(error)
+            self._rest()
+
+    def _ship_until_stopped(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                while not self._stopping.is_set() and self._ship_next():
+                    self._succeeded()
+                self._succeeded()
+            except Exception as error:
+                self._failed(error)
+            self._rest()
+
+    def _rest(self) -> None:
+        if self._stopping.is_set():
+            return
+        self._wake.wait(min(self._pause_s, POLL_S) if self._draining else self._pause_s)
+        self._wake.clear()
+
+    def _load(self) -> None:
+        self._progress = Progress.load(self._folder, self._progress.uri)
+        self._delivery = None
+
+    def _ship_next(self) -> bool:
+        """Send the next record, or the next metrics together; False when nothing is left."""
+        lines = self._next_lines()
+        if not lines:
+            return False
+        try:
+            refusals = self._send(lines)
+        except RunGone:
+            self._say("MLflow no longer has a run that it had; everything is sent again from the spool")
+            self._progress.offset = 0
+            self._progress.runs.clear()
+            self._delivery = None
+            self._progress.save(self._folder)
+            return True
+        self._set_aside(refusals)
+        self._unclear = 0
+        self._progress.offset = lines[-1].end
+        self._progress.save(self._folder)
+        return True
+
+    def _next_lines(self) -> list[Line]:
+        """One line, or as many metrics lines of one run as fit a call."""
+        lines: list[Line] = []
+        points = 0
+        for line in read_lines(self._folder, self._progress.offset):
+            run = _run_of(line)
+            if lines and run != _run_of(lines[0]):
+                break
+            lines.append(line)
+            if line.record is None or run is None:
+                break
+            points += len(line.record["metrics"])
+            if points >= METRICS_PER_CALL:
+                break
+        return lines
+
+    def _send(self, lines: Sequence[Line]) -> list[Refusal]:
+        """What of these lines the server refuses; raises what means to try again."""
+        records = [line.record for line in lines if line.record is not None]
+        if not records:
+            return [Refusal({"raw": lines[0].raw.decode(errors="replace")}, "not a record that this version can read")]
+        upload = records[0]["kind"] in ("artifact", "model")
+        with bounded_requests(UPLOAD_TIMEOUT_S if upload else self._request_timeout_s):
+            try:
+                if self._delivery is None:
+                    client = connect(self._uri)
+                    self._delivery = Delivery(client, self._uri, self._folder, self._progress.runs)
+                return self._delivery.send(records)
+            except RunGone:
+                raise
+            except Exception as error:
+                if not self._for_good(error):
+                    raise
+                return [Refusal(record, str(error)) for record in records]
+
+    def _for_good(self, error: Exception) -> bool:
+        """Whether trying again is of no use; what is unclear gets some tries, and the server's health is asked."""
+        judged = verdict(error)
+        if judged != "unclear":
+            return judged == "refused"
+        self._unclear += 1
+        if self._unclear < UNCLEAR_TRIES:
+            return False
+        connect(self._uri).search_experiments(max_results=1)
+        return True
+
+    def _set_aside(self, refusals: Sequence[Refusal]) -> None:
+        if not refusals:
+            return
+        with (self._folder / REFUSED).open("a") as file:
+            for refusal in refusals:
+                reason = mask(refusal.reason, self._uri)
+                file.write(json.dumps({"time_ms": now_ms(), "reason": reason, "record": refusal.record}) + "\n")
+        self._refused += len(refusals)
+        reason = brief(Exception(refusals[0].reason), self._uri)
+        self._say(f"MLflow refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
+
+    def _succeeded(self) -> None:
+        if self._away_since is not None:
+            self._say(f"MLflow is back after {time.monotonic() - self._away_since:.0f} s; records are being sent")
+        self._error = self._away_since = None
+        self._pause_s = POLL_S
+
+    def _failed(self, error: Exception) -> None:
+        self._error = brief(error, self._uri)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            place = f"MLflow at {without_credentials(self._uri)}"
+            self._say(f"{place}: {self._error}. Records wait in {self._folder}; training goes on")
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _say(self, message: str) -> None:
+        logger.warning(message)
+
+    def _end_dead_runs(self) -> None:
+        dead = {uid: last for uid, last in open_runs(self._folder).items() if now_ms() - last > LIVE_WITHIN_MS}
+        if dead:
+            spool = Spool(self._folder)
+            for uid, last in dead.items():
+                spool.end(uid, "KILLED", time_ms=last)
+            spool.close()
+
+    @contextmanager
+    def _owned(self) -> Iterator[bool]:
+        """Whether the shipper's lock is ours; a process that dies gives it back."""
+        with (self._folder / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            _write_owner(file)
+            yield True
+
+    def _owner(self) -> str:
+        return (self._folder / LOCK).read_text() or "another process"
+
+
+def _write_owner(file: IO[str]) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
+def _run_of(line: Line) -> str | None:
+    """What metrics lines must share to go out together; None for every other line."""
+    return str(line.record["uid"]) if line.record is not None and line.record["kind"] == "metrics" else None

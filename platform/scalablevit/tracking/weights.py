@@ -1,0 +1,131 @@
+"""Weights of a registered model, fetched and checked; executes nothing of what it fetches."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.tracking.connection import bounded_requests, brief, check_uri, connect, without_credentials
+from scalablevit.tracking.registry import CONFIG, WEIGHTS
+from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+REQUEST_TIMEOUT_S = 30
+REQUEST_RETRIES = 2
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True)
+class RegisteredWeights:
+    """A registered version's weights on this machine."""
+
+    weights: Path
+    """`weights.safetensors`, equal to the version's SHA-256 tag."""
+    config: dict[str, Any]
+    """Its `config.json`."""
+    name: str
+    version: int
+    run_id: str
+    """MLflow's id of the run that made it."""
+    tags: dict[str, str]
+    """Lineage, by the names of `tracking.tags`."""
+
+
+def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> RegisteredWeights:
+    """Fetch weights and config of `models:/<name>@<alias>` or `models:/<name>/<version>`, unless they are cached.
+
+    Args:
+        model_uri: the registered version.
+        tracking_uri: where the registry is.
+        cache: folder; files lie under the SHA-256 of the weights.
+
+    Raises:
+        UserError: no such version, not one of ours, files that differ from its sums, or no answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    asked = _MODEL_URI.fullmatch(model_uri)
+    if asked is None:
+        raise UserError(
+            f"{model_uri!r} names no registered version",
+            where="model.init",
+            fix="write models:/<name>@<alias> or models:/<name>/<version>",
+        )
+    check_uri(tracking_uri)
+    try:
+        with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
+            client = connect(tracking_uri)
+            version = _version(client, asked)
+            sums = _sums(version, model_uri)
+            folder = cache / sums[WEIGHTS]
+            if not _intact(folder, sums):
+                _fetch(client, version, tracking_uri, folder)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(
+            f"{model_uri}: {brief(error, tracking_uri)}",
+            where=without_credentials(tracking_uri),
+            fix="name a version that is registered there, and make sure that the server answers",
+        ) from None
+    if not _intact(folder, sums):
+        raise UserError(
+            f"{model_uri}: its files differ from the SHA-256 sums that the version carries",
+            where=str(folder),
+            fix="do not use this version: it was changed or damaged after it was registered",
+        )
+    config = json.loads((folder / CONFIG).read_bytes())
+    return RegisteredWeights(
+        folder / WEIGHTS, config, version.name, int(version.version), str(version.run_id), dict(version.tags)
+    )
+
+
+def _version(client: "MlflowClient", asked: re.Match[str]) -> "ModelVersion":
+    if asked["alias"] is not None:
+        return client.get_model_version_by_alias(asked["name"], asked["alias"])
+    return client.get_model_version(asked["name"], asked["version"])
+
+
+def _sums(version: "ModelVersion", model_uri: str) -> dict[str, str]:
+    """SHA-256 by file name; also makes sure that a tag is fit to be a folder's name."""
+    sums = {WEIGHTS: version.tags.get(WEIGHTS_SHA256, ""), CONFIG: version.tags.get(CONFIG_SHA256, "")}
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values()):
+        raise UserError(
+            f"{model_uri} carries no SHA-256 of its weights and config",
+            where=f"{version.name}/{version.version}",
+            fix="name a version that this platform registered",
+        )
+    return sums
+
+
+def _intact(folder: Path, sums: dict[str, str]) -> bool:
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            if file_digest(file, "sha256").hexdigest() != expected:
+                return False
+    return True
+
+
+def _fetch(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, folder: Path) -> None:
+    """Download the two files, and only those, each moved into place whole."""
+    import mlflow.artifacts
+
+    location = client.get_model_version_download_uri(version.name, str(version.version))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CONFIG):
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            got = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{location}/artifacts/{name}", dst_path=part, tracking_uri=tracking_uri
+            )
+            os.replace(got, folder / name)

@@ -1,0 +1,1 @@
+"""The loop, its state, exact recovery, and what Ray runs."""

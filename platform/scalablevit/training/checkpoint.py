@@ -1,0 +1,297 @@
+"""Checkpoints that are whole or do not count: safetensors and JSON in a folder, a manifest of sums written last."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import safetensors.torch
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Keep
+from scalablevit.training.state import Snapshot
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_FOLDER = re.compile(r"step_(\d{9})-[0-9a-f]{8}")
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose files are not those that its manifest sums up."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint that has a manifest; its files are not yet verified."""
+
+    name: str
+    step: int
+    value: float | None
+    """The evaluation's best-metric value at this step, if it was evaluated there."""
+    written: float
+    """Seconds since the epoch."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `<run folder>/checkpoints` on any pyarrow file system."""
+
+    def __init__(self, run_folder: str) -> None:
+        self.filesystem, root = open_filesystem(run_folder)
+        self.folder = f"{root}/checkpoints"
+
+    def write(self, snapshot: Snapshot, value: float | None) -> str:
+        """Write a checkpoint; it exists from the moment its manifest does.
+
+        Args:
+            value: best-metric value of the evaluation at this step, None when there was none.
+
+        Returns:
+            The folder's name.
+        """
+        name = f"step_{snapshot.step:09d}-{secrets.token_hex(4)}"
+        folder = f"{self.folder}/{name}"
+        try:
+            self.filesystem.create_dir(folder, recursive=True)
+            files = {f"{stem}.safetensors": safetensors.torch.save(t) for stem, t in snapshot.files.items()}
+            files[STATE] = json.dumps(snapshot.meta).encode()
+            sums = {}
+            for file, content in files.items():
+                self._put(f"{folder}/{file}", content)
+                sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            manifest = {"version": 1, "step": snapshot.step, "value": value, "files": sums}
+            self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+        except BaseException:
+            self._remove(name)
+            raise
+        return name
+
+    def entries(self) -> list[Entry]:
+        """Checkpoints with a manifest, oldest first (by step, then time of writing)."""
+        found = []
+        for name, info in self._folders().items():
+            content = self._get(f"{self.folder}/{name}/{MANIFEST}")
+            if content is None:
+                continue
+            try:
+                manifest = json.loads(content)
+                found.append(Entry(name, int(manifest["step"]), manifest["value"], info))
+            except (ValueError, KeyError, TypeError) as error:
+                # counts as a checkpoint that was there once: `newest` must not take its absence for a fresh start
+                logger.warning("checkpoint %s: manifest not readable (%s)", name, error)
+                found.append(Entry(name, int(name[5:14]), None, info))
+        return sorted(found, key=lambda entry: (entry.step, entry.written, entry.name))
+
+    def read(self, name: str) -> Snapshot:
+        """Load a checkpoint, every file checked against its sum.
+
+        Raises:
+            DamagedCheckpoint: names the file, the expected and the actual sum.
+        """
+        folder = f"{self.folder}/{name}"
+        contents = self._verified(folder)
+        meta = json.loads(contents.pop(STATE))
+        files = {Path(file).stem: safetensors.torch.load(content) for file, content in contents.items()}
+        if f"step_{meta['step']:09d}" != name[:14]:
+            raise DamagedCheckpoint(f"{folder}: holds step {meta['step']}")
+        return Snapshot(meta["step"], files, meta)
+
+    def newest(self) -> tuple[str, Snapshot] | None:
+        """The newest checkpoint that verifies; None when there never was one.
+
+        Raises:
+            UserError: there are checkpoints and all are damaged: starting anew would hide the loss.
+        """
+        reasons = []
+        for entry in reversed(self.entries()):
+            try:
+                return entry.name, self.read(entry.name)
+            except (DamagedCheckpoint, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                logger.warning("checkpoint %s is not used: %s", entry.name, error)
+                reasons.append(f"{entry.name}: {error}")
+        if reasons:
+            raise UserError(
+                "every checkpoint of this run is damaged:\n  " + "\n  ".join(reasons),
+                where=self.folder,
+                fix="restore the folder from a copy, or move it away to train from the start",
+            )
+        return None
+
+    def best(self) -> Entry | None:
+        """The entry with the highest value; the earlier one of equals."""
+        valued = [entry for entry in self.entries() if entry.value is not None]
+        return max(valued, key=lambda entry: (entry.value, -entry.step)) if valued else None
+
+    def verified_file(self, name: str, file: str) -> bytes:
+        """One file of a checkpoint, after all of its files were verified."""
+        return self._verified(f"{self.folder}/{name}")[file]
+
+    def prune(self, keep: Keep) -> None:
+        """Delete all but the newest and the best ones; of several at one step the newest stays."""
+        newest_of_step = {entry.step: entry for entry in self.entries()}
+        entries = sorted(newest_of_step.values(), key=lambda entry: entry.step)
+        valued = sorted((e for e in entries if e.value is not None), key=lambda e: (-(e.value or 0.0), e.step))
+        kept = {entry.name for entry in (*entries[-keep.last :], *valued[: keep.best])}
+        for entry in self.entries():
+            if entry.name not in kept:
+                self._remove(entry.name)
+
+    def remove_torn(self) -> None:
+        """Delete folders without a manifest, left by an attempt that was killed; only the run's owner calls it."""
+        for name in self._folders():
+            if self._get(f"{self.folder}/{name}/{MANIFEST}") is None:
+                self._remove(name)
+
+    def check_space(self, nbytes: int, keep: Keep) -> None:
+        """Refuse before training what would not fit on a local disk.
+
+        Raises:
+            UserError: with the arithmetic.
+        """
+        if not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+            return
+        self.filesystem.create_dir(self.folder, recursive=True)
+        existing = len(self.entries())
+        needed = max(0, keep.last + keep.best + 1 - existing) * nbytes
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"checkpoints need {needed / 2**20:.0f} MiB ({keep.last} last + {keep.best} best + 1 being written, "
+                f"{nbytes / 2**20:.0f} MiB each, {existing} there) and {free / 2**20:.0f} MiB are free",
+                where=self.folder,
+                fix="free space, set cluster.storage elsewhere, or lower training.keep",
+            )
+
+    def _verified(self, folder: str) -> dict[str, bytes]:
+        """All files of a checkpoint, checked against the manifest's sums."""
+        manifest = self._get(f"{folder}/{MANIFEST}")
+        if manifest is None:
+            raise DamagedCheckpoint(f"{folder}: no {MANIFEST}")
+        contents = {}
+        for file, expected in json.loads(manifest)["files"].items():
+            if "/" in file:
+                raise DamagedCheckpoint(f"{folder}: {file!r} leaves the folder")
+            content = self._get(f"{folder}/{file}")
+            if content is None:
+                raise DamagedCheckpoint(f"{folder}/{file} is missing")
+            actual = hashlib.sha256(content).hexdigest()
+            if actual != expected["sha256"]:
+                raise DamagedCheckpoint(f"{folder}/{file}: expected sha256 {expected['sha256']}, found {actual}")
+            contents[file] = content
+        return contents
+
+    def _folders(self) -> dict[str, float]:
+        """Checkpoint folders and their times."""
+        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
+        return {
+            info.base_name: info.mtime.timestamp() if info.mtime else 0.0
+            for info in self.filesystem.get_file_info(selector)
+            if _FOLDER.fullmatch(info.base_name)
+        }
+
+    def _put(self, path: str, content: bytes) -> None:
+        put(self.filesystem, path, content)
+
+    def _get(self, path: str) -> bytes | None:
+        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+            return None
+        with self.filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _remove(self, name: str) -> None:
+        """Delete a checkpoint, its manifest first, so that a half-deleted one does not count."""
+        folder = f"{self.folder}/{name}"
+        if self.filesystem.get_file_info(f"{folder}/{MANIFEST}").type == pyarrow.fs.FileType.File:
+            self.filesystem.delete_file(f"{folder}/{MANIFEST}")
+        if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory:
+            self.filesystem.delete_dir(folder)
+
+
+def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """File system and path of a local path or an address such as s3://bucket/folder."""
+    if "://" in location:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
+        return filesystem, path.rstrip("/")
+    return pyarrow.fs.LocalFileSystem(), os.path.abspath(location)
+
+
+def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+    """Write one file that is either whole or not there: fsync and rename locally, one object elsewhere."""
+    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    temporary = f"{path}.part"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def local_copy(location: str) -> Iterator[str]:
+    """A path to read `location` from: itself, or while the context lasts a copy of a remote file."""
+    if "://" not in location:
+        yield location
+        return
+    filesystem, path = open_filesystem(location)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / Path(path).name
+        with filesystem.open_input_stream(path) as stream:
+            copy.write_bytes(stream.read())
+        yield str(copy)
+
+
+class BackgroundWriter:
+    """Writes snapshots in a thread, one at a time; training goes on after the copy to the CPU."""
+
+    def __init__(self, store: CheckpointStore, keep: Keep) -> None:
+        self.store = store
+        self.keep = keep
+        self.failed: str | None = None
+        """Why the last write failed; None when it did not."""
+        self._thread: threading.Thread | None = None
+
+    def submit(self, snapshot: Snapshot, value: float | None) -> None:
+        """Start writing, after the one before has ended."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(snapshot, value), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, snapshot: Snapshot, value: float | None) -> None:
+        try:
+            self.store.write(snapshot, value)
+            self.store.prune(self.keep)
+            self.failed = None
+        except Exception as error:  # a full disk must not end training while the checkpoint before is whole
+            self.failed = f"checkpoint at step {snapshot.step} was not written: {type(error).__name__}: {error}"
+            logger.error("%s", self.failed)
+
+
+def summary(meta: dict[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint's state that people ask for."""
+    return {key: meta[key] for key in ("step", "best_value", "best_step", "best_metrics", "last_metrics", "seconds")}

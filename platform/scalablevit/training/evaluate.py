@@ -1,0 +1,44 @@
+"""Distributed evaluation: every validation sample exactly once, figures summed over the ranks."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.task import Task
+
+
+def world_size() -> int:
+    """Ranks that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank0_buffers(model: nn.Module) -> None:
+    """Give every rank the batch statistics of rank 0, whose state is the one that is saved."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, model: nn.Module, batches: Iterable[Batch], autocast: torch.autocast
+) -> dict[str, float]:
+    """Figures of `model` on this rank's share of the validation split, summed over all ranks.
+
+    The model's mode is put back afterwards. Every rank calls it, also one whose share is empty.
+    """
+    was_training = model.training
+    model.eval()
+    rank0_buffers(model)
+    metric = task.metric()
+    for batch in batches:
+        prepared = task.prepare(batch, "val", ())
+        with autocast:
+            predictions = task.predict(model, prepared)
+        metric.update(predictions, prepared)
+    metric.synchronize()
+    model.train(was_training)
+    return metric.compute()

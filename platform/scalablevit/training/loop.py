@@ -1,0 +1,271 @@
+"""The training loop of every task: batch, step, report, evaluate, save; no Ray and no MLflow in it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.schedule import learning_rate
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.task import Task
+from scalablevit.training import optim, seeds
+from scalablevit.training.state import Record, Running, TrainState
+
+StopReason = Literal["finished", "stopped early", "not finite", "bad samples"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays fixed while a rank trains."""
+
+    stage: Stage
+    length: Length
+    task: Task
+    device: torch.device
+    rank: int
+    world: int
+
+    def autocast(self) -> torch.autocast:
+        """Autocast in the recipe's precision."""
+        on = self.stage.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the loop does to the world. Every rank calls each of them at the same steps."""
+
+    batches: Callable[[int], Iterator[Batch]]
+    """Micro-batches on the device from an optimizer step on, `accumulation` of them a step."""
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    report: Callable[[Record], None]
+    """Takes a record that is equal on all ranks; must not wait for anything slow."""
+    save: Callable[[TrainState, float | None], None]
+    """Takes the state and, after an evaluation, its value; copies before it returns, writes later."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended."""
+
+    reason: StopReason
+    detail: str = ""
+
+
+def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
+    """Train from `state.step` to the end of the recipe; `state` is changed in place.
+
+    Read top to bottom: take the step's micro-batches, do the step, and at the steps that the recipe names report,
+    evaluate and save. Everything decided here is decided equally on all ranks.
+    """
+    length, training = plan.length, plan.stage.training
+    if state.step >= length.total or _no_gain(plan, state):
+        return Outcome("finished")
+    model = distributed(plan, state.model)
+    model.train()
+    batches = effects.batches(state.step)
+    micro = _take(batches, training.accumulation)
+    warm_up(plan, model, micro[0])
+    clock = _Clock(state)
+    bad = 0
+    while True:
+        loss_parts = train_step(plan, model, state, micro)
+        bad += sum(len(batch["bad"]) for batch in micro)
+        state.running.add(loss_parts)
+        clock.seconds_of_step(state)
+        done = state.step >= length.total
+        evaluates = done or state.step % length.evaluate_every == 0
+        saves = evaluates or bool(length.checkpoint_every and state.step % length.checkpoint_every == 0)
+        if saves or state.step % training.log_every_steps == 0:
+            record, total_bad = _log(plan, state, clock, bad)
+            if not all(math.isfinite(record.metrics[name]) for name in ("train/loss", "train/grad_norm")):
+                return Outcome("not finite", _not_finite(record))
+            seen = (state.step - clock.first_step) * training.global_batch
+            if total_bad > plan.stage.data.max_bad_fraction * max(seen, 1000):
+                return Outcome("bad samples", f"{total_bad} of about {seen} samples could not be decoded")
+            if state.step % training.log_every_steps == 0:
+                _report(state, effects, record)
+                state.running = Running()
+        value: float | None = None
+        if evaluates:
+            clock.pause()
+            metrics = effects.evaluate(state.evaluated)
+            best = state.saw_evaluation(metrics, plan.task.best_metric)
+            value = metrics[plan.task.best_metric]
+            _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
+            clock.resume()
+        if saves:
+            effects.save(state, value)
+        if done:
+            return Outcome("finished")
+        if evaluates and _no_gain(plan, state):
+            return Outcome("stopped early", f"{state.evaluations_without_gain} evaluations without gain")
+        waited = time.perf_counter()
+        micro = _take(batches, training.accumulation)
+        clock.data_wait += time.perf_counter() - waited
+
+
+def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: list[Batch]) -> dict[str, Tensor]:
+    """One optimizer step over the rank's micro-batches.
+
+    The gradient is that of the mean loss over the global batch, however its samples are spread: each micro-batch's
+    mean is weighted by its number of samples over the rank's fair share, and DistributedDataParallel averages ranks.
+
+    Returns:
+        Scalars on the device: `train/loss` (this rank's part of the global mean), its parts and the gradient norm.
+    """
+    stage = plan.stage
+    torch.manual_seed(seeds.derive(stage.training.seed, state.step, plan.rank))
+    optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, plan.length))
+    parts: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro_batches):
+        prepared = plan.task.prepare(batch, "train", (stage.training.seed, state.step, plan.rank, number))
+        share = batch["samples"] * plan.world / stage.training.global_batch
+        with _synchronise(model, last=number == len(micro_batches) - 1):
+            with plan.autocast():
+                loss, logs = plan.task.loss(model, prepared)
+            (loss * share).backward()
+        for name, scalar in {"loss": loss, **logs}.items():
+            weighted = scalar.detach() * share
+            parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
+    parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(state.model)
+    state.step += 1
+    return parts
+
+
+def distributed(plan: Plan, model: nn.Module) -> nn.Module:
+    """The model as this process group trains it; its parameters stay those of `model`."""
+    if plan.stage.training.compile:
+        model = torch.compile(model)
+    if plan.world == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[plan.device] if plan.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
+    )
+
+
+def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
+    """Two passes that leave no trace, before the first step of every attempt.
+
+    DistributedDataParallel orders its buckets anew after its first backward pass. With three or more ranks sums then
+    round differently than in a run that was never stopped; after these passes both have the same order.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+    for _ in range(2):
+        prepared = plan.task.prepare(batch, "train", (plan.stage.training.seed, 0, plan.rank, 0))
+        with plan.autocast():
+            loss, _ = plan.task.loss(model, prepared)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.module.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+class _Clock:
+    """Where the time went since the last log point, as this rank saw it."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.first_step = state.step
+        self.window_start = self.last = time.perf_counter()
+        self.window_steps = 0
+        self.data_wait = 0.0
+        self._paused = self.last
+
+    def seconds_of_step(self, state: TrainState) -> None:
+        """Count the time since the last call as training time."""
+        now = time.perf_counter()
+        state.seconds += now - self.last
+        self.last = now
+        self.window_steps += 1
+
+    def pause(self) -> None:
+        """Leave out what follows (evaluation)."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Go on counting."""
+        away = time.perf_counter() - self._paused
+        self.window_start += away
+        self.last += away
+
+    def window(self) -> tuple[float, float, int]:
+        """Seconds, seconds waiting for data, and steps of the window; starts the next one."""
+        seconds = time.perf_counter() - self.window_start
+        result = (seconds, self.data_wait, self.window_steps)
+        self.window_start, self.data_wait, self.window_steps = time.perf_counter(), 0.0, 0
+        return result
+
+
+def _log(plan: Plan, state: TrainState, clock: _Clock, bad: int) -> tuple[Record, int]:
+    """Averages since the last log point over all ranks (the only device synchronisation between evaluations)."""
+    running = state.running
+    names = sorted(running.sums)
+    seconds, waited, steps = clock.window()
+    own = [bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
+    values = torch.cat(
+        [torch.stack([running.sums[name] for name in names]).double(), torch.tensor(own, dtype=torch.float64).to(plan.device)]
+    )
+    if plan.world > 1:
+        dist.all_reduce(values)
+    *sums, total_bad, seconds, waited, time_ms = values.tolist()
+    # loss parts are shares of a global mean, so ranks add up; DDP's factor `world` in the shares is taken out here
+    metrics = {name: total / running.steps / plan.world for name, total in zip(names, sums, strict=True)}
+    metrics["train/lr"] = learning_rate(state.step - 1, plan.stage.optimizer, plan.length)
+    metrics["train/epoch"] = state.step / plan.length.steps_per_epoch
+    metrics["train/images_per_s"] = steps * plan.stage.training.global_batch * plan.world / max(seconds, 1e-9)
+    metrics["train/data_wait"] = waited / max(seconds, 1e-9)
+    metrics["train/bad_samples"] = total_bad
+    return Record(state.step, int(time_ms), metrics), int(total_bad)
+
+
+def _agreed_time_ms(plan: Plan) -> int:
+    """Rank 0's clock, so that records are equal on all ranks."""
+    now = torch.tensor([int(time.time() * 1000)], dtype=torch.int64, device=plan.device)
+    if plan.world > 1:
+        dist.broadcast(now, src=0)
+    return int(now.item())
+
+
+def _report(state: TrainState, effects: Effects, record: Record) -> None:
+    state.history.append(record)
+    effects.report(record)
+
+
+def _no_gain(plan: Plan, state: TrainState) -> bool:
+    rule = plan.stage.training.stop_after
+    return rule is not None and state.evaluations_without_gain >= rule.evaluations_without_gain
+
+
+def _not_finite(record: Record) -> str:
+    return (
+        f"at or before step {record.step} the loss ({record.metrics['train/loss']}) or gradient norm "
+        f"({record.metrics['train/grad_norm']}) is not finite; no later state was saved"
+    )
+
+
+def _take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    return [next(batches) for _ in range(count)]
+
+
+def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Exchange gradients with the last micro-batch of a step only."""
+    if last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()  # type: ignore[no-any-return]

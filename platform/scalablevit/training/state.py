@@ -1,0 +1,176 @@
+"""Everything that moves during training, and how it becomes tensors and JSON and back."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+
+RECALL_MS = 60_000
+"""Ray's controller takes a report within a fraction of a second; a minute is ample."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Figures of one step on their way to tracking."""
+
+    step: int
+    time_ms: int
+    metrics: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state at rest on the CPU: what a checkpoint holds."""
+
+    step: int
+    files: dict[str, Tensors]
+    """Tensors by file stem: `model`, `optimizer` and, when on, `ema`."""
+    meta: dict[str, Any]
+    """JSON values."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return sum(t.numel() * t.element_size() for tensors in self.files.values() for t in tensors.values())
+
+
+@dataclass
+class Running:
+    """Sums since the last log point, kept on the device so that adding needs no synchronisation."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's scalars."""
+        for name, value in values.items():
+            total = self.sums.get(name)
+            self.sums[name] = value.detach().double() if total is None else total + value.detach()
+        self.steps += 1
+
+
+@dataclass
+class TrainState:
+    """Model, averaged model, optimizer and counters of one run; changed in place by the loop."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None = None
+    step: int = 0
+    """Optimizer steps done."""
+    best_value: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    seconds: float = 0.0
+    """Wall time spent training, over all attempts."""
+    running: Running = field(default_factory=Running)
+    history: list[Record] = field(default_factory=list)
+    """Records that the controller may not have written down yet: they ride along in checkpoints."""
+    forget_before_ms: int = 0
+    """Older records were in two checkpoints and left this process at least `RECALL_MS` ago."""
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """Result of the last evaluation."""
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    """Result of the best evaluation."""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and registered: the average when there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def saw_evaluation(self, metrics: dict[str, float], best_metric: str) -> bool:
+        """Take in an evaluation; True when it is the best so far. A value that is not a number never is."""
+        self.last_metrics = metrics
+        value = metrics[best_metric]
+        if value == value and (self.best_value is None or value > self.best_value):
+            self.best_value, self.best_step = value, self.step
+            self.best_metrics = metrics
+            self.evaluations_without_gain = 0
+            return True
+        self.evaluations_without_gain += 1
+        return False
+
+    def forget_old_records(self) -> None:
+        """After a checkpoint: let go of records that the checkpoint before already carried a while ago."""
+        self.history = [record for record in self.history if record.time_ms >= self.forget_before_ms]
+        if self.history:
+            self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
+
+    def snapshot(self) -> Snapshot:
+        """Copy everything to the CPU; the loop may go on at once."""
+        files = {"model": _to_cpu(self.model.state_dict()), "optimizer": _to_cpu(self._optimizer_tensors())}
+        if self.ema is not None:
+            files["ema"] = _to_cpu(self.ema.module.state_dict())
+        meta = {
+            "step": self.step,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
+            "last_metrics": self.last_metrics,
+            "evaluations_without_gain": self.evaluations_without_gain,
+            "seconds": self.seconds,
+            "running": {name: total.item() for name, total in self.running.sums.items()},
+            "running_steps": self.running.steps,
+            "history": [record.as_dict() for record in self.history],
+        }
+        return Snapshot(self.step, files, meta)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take on a snapshot exactly; keys and shapes must agree.
+
+        Raises:
+            RuntimeError: the snapshot belongs to another model or optimizer.
+        """
+        self.model.load_state_dict(snapshot.files["model"])
+        if (self.ema is None) != ("ema" not in snapshot.files):
+            raise RuntimeError("the checkpoint and the recipe disagree about training.ema_decay")
+        if self.ema is not None:
+            self.ema.module.load_state_dict(snapshot.files["ema"])
+        self._restore_optimizer(snapshot.files["optimizer"])
+        meta = copy.deepcopy(snapshot.meta)
+        self.step, self.seconds = meta["step"], meta["seconds"]
+        self.best_value, self.best_step = meta["best_value"], meta["best_step"]
+        self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
+        self.evaluations_without_gain = meta["evaluations_without_gain"]
+        device = next(self.model.parameters()).device
+        sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
+        self.running = Running(sums, meta["running_steps"])
+        self.history = [Record(**record) for record in meta["history"]]
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Trainable parameters in the order in which the optimizer numbers them."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [(names[id(p)], p) for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _optimizer_tensors(self) -> Tensors:
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self._named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def _restore_optimizer(self, tensors: Tensors) -> None:
+        numbers = {name: number for number, (name, _) in enumerate(self._named_parameters())}
+        states: dict[int, dict[str, Tensor]] = {}
+        for path, tensor in tensors.items():
+            name, _, key = path.rpartition("/")
+            if name not in numbers:
+                raise RuntimeError(f"the checkpoint's optimizer holds {name!r}, which this model does not train")
+            states.setdefault(numbers[name], {})[key] = tensor
+        # torch's own loading puts each tensor where this optimizer wants it (device, type)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+
+
+def _to_cpu(tensors: Tensors) -> Tensors:
+    """Contiguous copies: safetensors refuses channels-last and shared memory."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}

@@ -1,0 +1,245 @@
+"""What runs on each rank: from a recipe's stage to the loop, with data, state and recovery in place."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Length, Stage
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.loader import build_loader, prefetch
+from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
+from scalablevit.data.sources import open_source
+from scalablevit.models.weights import load_initial
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.task import Task, build_task
+from scalablevit.training import seeds
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, local_copy, summary
+from scalablevit.training.evaluate import evaluate
+from scalablevit.training.loop import Effects, Outcome, Plan, train
+from scalablevit.training.node_metrics import NodeSampler
+from scalablevit.training.optim import build_optimizer
+from scalablevit.training.state import Record, TrainState
+
+logger = logging.getLogger(__name__)
+
+REPORT_EVERY_MS = 1000
+"""Records are handed on at most this often: Ray's controller takes one report per poll."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a rank is told; plain values, so that it travels anywhere."""
+
+    stage: str
+    """The stage as JSON."""
+    run_folder: str
+    """Where the run's checkpoints lie: a path or an address."""
+    root: str
+    """Relative data paths resolve against it."""
+    init_weights: str | None
+    """File of initial weights (path or address), or a timm tag; already found by the driver."""
+    keep_head: bool = True
+    """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For Ray's `train_loop_config`."""
+        return asdict(self)
+
+
+Send = Callable[[list[Record], dict[str, float]], None]
+"""Hands records and this node's figures on; every rank calls it at the same time."""
+
+
+def run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
+    """Train one stage on this rank, from the newest checkpoint if there is one.
+
+    Returns:
+        `reason` and `detail` of the outcome and the state's summary; `error` instead when the user must act.
+    """
+    try:
+        return _run(assignment, rank, world, device, send)
+    except UserError as error:
+        # returned, not raised: it is the same on every rank, and a restart would only repeat it
+        return {"error": [error.what, error.where, error.fix]}
+
+
+def _run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
+    stage = Stage.model_validate_json(assignment.stage)
+    _configure_torch(stage)
+    root = Path(assignment.root)
+    source = {split: open_source(stage.data, split, root) for split in ("train", "val")}
+    task = build_task(stage, source["train"].classes)
+    length = Length.of(stage, len(source["train"]))
+    plan = Plan(stage, length, task, device, rank, world)
+    store = CheckpointStore(assignment.run_folder)
+    state = _initial_or_restored(plan, store, assignment)
+    sampler = NodeSampler(device)
+    sender = _PacedSender(send, sampler)
+    for record in state.history:  # those that a killed controller may not have passed on; the spool drops doubles
+        sender.add(record)
+    writer = BackgroundWriter(store, stage.training.keep)
+    if rank == 0:
+        store.remove_torn()
+        store.check_space(state.snapshot().nbytes, stage.training.keep)
+    train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
+    eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
+    loaders = stage.cluster.loader_workers
+
+    def batches(first_step: int) -> Iterator[Batch]:
+        order = TrainOrder(len(source["train"]), getattr(stage.data, "repeats", 1), stage.training.seed)
+        keys = TrainBatches(
+            order,
+            global_batch=stage.training.global_batch,
+            accumulation=stage.training.accumulation,
+            rank=rank,
+            world=world,
+            first_step=first_step,
+            end_step=length.total,
+        )
+        return prefetch(build_loader(train_data, keys, task.collate("train"), workers=loaders, device=device), device)
+
+    def evaluation(model: nn.Module) -> dict[str, float]:
+        size = max(1, stage.training.global_batch // (world * stage.training.accumulation))
+        keys = eval_batches(len(source["val"]), rank, world, size)
+        loader = build_loader(eval_data, keys, task.collate("val"), workers=loaders, device=device)
+        return evaluate(task, model, prefetch(loader, device), plan.autocast())
+
+    def save(state: TrainState, value: float | None) -> None:
+        sender.flush()
+        if rank == 0:
+            writer.submit(state.snapshot(), value if value == value else None)
+        state.forget_old_records()
+
+    outcome = train(plan, state, Effects(batches, evaluation, sender.add, save))
+    writer.wait()
+    sampler.stop()
+    sender.flush()
+    return _result(outcome, state, writer)
+
+
+def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
+    if outcome.reason in ("not finite", "bad samples"):
+        fix = {
+            "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up, then submit again",
+            "bad samples": "mend or remove the files (check_data names them), or raise data.max_bad_fraction",
+        }[outcome.reason]
+        return {"error": [outcome.detail, "", fix]}
+    if writer.failed:
+        return {"error": [writer.failed, writer.store.folder, "free space and submit again: training resumes"]}
+    return {"reason": outcome.reason, "detail": outcome.detail, **summary(state.snapshot().meta)}
+
+
+def _configure_torch(stage: Stage) -> None:
+    threads = max(1, int(stage.cluster.cpus_per_worker))
+    torch.set_num_threads(threads)
+    if stage.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not stage.training.deterministic
+    # depth-wise kernels have gradients in NHWC order: copying those few kilobytes into the bucket is what we want
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+
+
+def _initial_or_restored(plan: Plan, store: CheckpointStore, assignment: Assignment) -> TrainState:
+    """The state to go on from. Precedence: own checkpoint, then `model.init`, then random weights."""
+    stage = plan.stage
+    torch.manual_seed(seeds.derive(stage.training.seed))
+    model = plan.task.build_model()
+    restored = _agree_on_checkpoint(plan, store)
+    if restored is None and assignment.init_weights is not None:
+        with local_copy(assignment.init_weights) as weights:
+            report = load_initial(plan.task.backbone(model), weights, keep_head=assignment.keep_head)
+        logger.info("%s", report)
+    if plan.device.type == "cuda" and plan.world > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    memory_format = torch.channels_last if stage.model.channels_last else torch.preserve_format
+    model = model.to(plan.device, memory_format=memory_format)
+    decay = stage.training.ema_decay
+    state = TrainState(
+        model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
+    )
+    if restored is not None:
+        state.restore(restored)
+        logger.info("resumed at step %d", state.step)
+    return state
+
+
+def _agree_on_checkpoint(plan: Plan, store: CheckpointStore) -> Any:
+    """The newest valid snapshot, chosen by rank 0 for all ranks; None for a fresh start."""
+    if plan.world == 1:
+        found = store.newest()
+        return found[1] if found else None
+    choice: list[Any] = [None, None]
+    snapshot = None
+    if plan.rank == 0:
+        try:
+            found = store.newest()
+            if found:
+                choice[0], snapshot = found
+        except UserError as error:
+            choice[1] = [error.what, error.where, error.fix]
+    dist.broadcast_object_list(choice, src=0)
+    name, refused = choice
+    if refused:
+        raise UserError(refused[0], where=refused[1], fix=refused[2])
+    if name is None or plan.rank == 0:
+        return snapshot
+    return store.read(name)
+
+
+class _PacedSender:
+    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times."""
+
+    def __init__(self, send: Send, sampler: NodeSampler) -> None:
+        self._send = send
+        self._sampler = sampler
+        self._waiting: list[Record] = []
+        self._sent_ms = 0
+
+    def add(self, record: Record) -> None:
+        """Send now if enough time has passed; equal records on all ranks make equal decisions."""
+        self._waiting.append(record)
+        if record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
+            self.flush()
+            self._sent_ms = record.time_ms
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._waiting:
+            self._send(self._waiting, self._sampler.latest())
+            self._waiting = []
+
+
+def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's worker function: find rank and device, run, and report through Ray."""
+    import ray.train
+    import ray.train.torch
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    context = ray.train.get_context()
+    started = time.time()
+
+    def send(records: list[Record], node: dict[str, float]) -> None:
+        last, prefix = records[-1], f"system/node{context.get_node_rank()}"
+        system = Record(last.step, last.time_ms, {f"{prefix}/{name}": value for name, value in node.items()})
+        ray.train.report(
+            {
+                "records": [record.as_dict() for record in records] if context.get_world_rank() == 0 else [],
+                "system": [system.as_dict()] if context.get_local_rank() == 0 else [],
+            }
+        )
+
+    device = ray.train.torch.get_device()
+    result = run(Assignment(**config), context.get_world_rank(), context.get_world_size(), device, send)
+    return {**result, "world": context.get_world_size(), "attempt_seconds": time.time() - started}

@@ -1,0 +1,241 @@
+"""Every rule of the schema refuses what breaks it, and lengths in steps come out exact."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from scalablevit.config.loading import check
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Length, Recipe, Stage
+
+
+def recipe(kind: str = "classification") -> dict[str, Any]:
+    """The least that each kind of stage needs."""
+    data: dict[str, Any] = {"root": "r", "train": {"images": "train"}, "val": {"images": "val"}}
+    task: dict[str, Any] = {"kind": kind}
+    if kind == "classification":
+        data["source"] = "image_folder"
+    else:
+        data |= {"source": "mask_pairs", "classes": ["a", "b"]}
+        data["train"]["masks"] = data["val"]["masks"] = "masks"
+        task["head"] = "upernet"
+    stage = {
+        "data": data,
+        "model": {"name": "scalablevit_tiny"},
+        "task": task,
+        "optimizer": {"lr": 0.1},
+        "training": {"epochs": 1, "global_batch": 4},
+    }
+    return {"name": "r", "stages": {"first": stage}}
+
+
+def changed(kind: str, *changes: tuple[str, Any]) -> dict[str, Any]:
+    whole = recipe(kind)
+    for dotted, value in changes:
+        node = whole["stages"]["first"]
+        *parents, key = dotted.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[key] = value
+    return whole
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_the_least_recipe_is_accepted(kind: str) -> None:
+    assert check(recipe(kind), {}, "f").name == "r"
+
+
+REFUSED = [
+    # data
+    ("classification", [("data.train.images", "/abs")], "inside data.root"),
+    ("classification", [("data.val.images", "a/../../b")], "inside data.root"),
+    ("segmentation", [("data.val.masks", "../b")], "inside data.root"),
+    ("classification", [("data.shapes", {"train_images": 0, "val_images": 1})], "greater than or equal to 1"),
+    ("classification", [("data.shapes", {"train_images": 1, "val_images": 1, "image_size": 31})], "equal to 32"),
+    ("classification", [("data.std", [0.1, 0.0, 0.1])], "greater than 0"),
+    ("classification", [("data.std", [0.1, 0.1])], "at least 3"),
+    ("classification", [("data.mean", [0.1, 0.1, 0.1, 0.1])], "at most 3"),
+    ("classification", [("data.flip", 1.1)], "less than or equal to 1"),
+    ("classification", [("data.color_jitter", -0.1)], "greater than or equal to 0"),
+    ("classification", [("data.max_bad_fraction", 2)], "less than or equal to 1"),
+    ("classification", [("data.max_pixels", 0)], "greater than or equal to 1"),
+    ("classification", [("data.image_size", 15)], "greater than or equal to 16"),
+    ("classification", [("data.image_size", 257)], "eval_resize (256) must be at least image_size (257)"),
+    ("classification", [("data.crop_scale", [0.0, 1.0])], "must rise and start above 0"),
+    ("classification", [("data.crop_scale", [0.5, 0.4])], "must rise and start above 0"),
+    ("classification", [("data.crop_ratio", [2.0, 1.0])], "crop_ratio [2.0, 1.0] must rise"),
+    ("classification", [("data.rand_augment", {"magnitude": 11})], "less than or equal to 10"),
+    ("classification", [("data.random_erasing", 1.5)], "less than or equal to 1"),
+    ("classification", [("data.mixup", -1)], "greater than or equal to 0"),
+    ("classification", [("data.cutmix", -1)], "greater than or equal to 0"),
+    ("classification", [("data.mix_probability", 2)], "less than or equal to 1"),
+    ("classification", [("data.mix_switch_probability", 2)], "less than or equal to 1"),
+    ("classification", [("data.repeats", 0)], "greater than or equal to 1"),
+    ("segmentation", [("data.train.masks", None)], "needed by the mask_pairs source"),
+    ("segmentation", [("data.ignore_index", 256)], "less than or equal to 255"),
+    ("segmentation", [("data.short_side", 300), ("data.long_side", 299)], "at least short_side (300)"),
+    ("segmentation", [("data.scale_range", [2.0, 0.5])], "scale_range [2.0, 0.5] must rise"),
+    ("segmentation", [("data.crop_size", 8)], "greater than or equal to 16"),
+    # model
+    ("classification", [("model.drop_path_rate", 1.0)], "less than 1"),
+    # task
+    ("classification", [("task.label_smoothing", 1.0)], "less than 1"),
+    ("segmentation", [("task.head", "unet")], "'semantic_fpn' or 'upernet'"),
+    ("segmentation", [("task.neck_channels", 0)], "greater than or equal to 1"),
+    ("segmentation", [("task.auxiliary_loss_weight", -1)], "greater than or equal to 0"),
+    ("segmentation", [("task.dropout", 1.0)], "less than 1"),
+    ("segmentation", [("task.sliding", {"window": 64, "stride": 65})], "stride (65) must be at most window (64)"),
+    ("segmentation", [("task.test_time_augmentation", {"scales": []})], "at least 1"),
+    ("segmentation", [("task.test_time_augmentation", {"scales": [0.0]})], "greater than 0"),
+    # optimizer
+    ("classification", [("optimizer.name", "lion")], "'adamw' or 'sgd'"),
+    ("classification", [("optimizer.lr", 0)], "greater than 0"),
+    ("classification", [("optimizer.lr", 11)], "less than or equal to 10"),
+    ("classification", [("optimizer.betas", [0.9, 1.0])], "less than 1"),
+    ("classification", [("optimizer.eps", 0)], "greater than 0"),
+    ("classification", [("optimizer.momentum", 1)], "less than 1"),
+    ("classification", [("optimizer.weight_decay", -0.1)], "greater than or equal to 0"),
+    ("classification", [("optimizer.layer_decay", 1.1)], "less than or equal to 1"),
+    ("classification", [("optimizer.clip_norm", 0)], "greater than 0"),
+    ("classification", [("optimizer.schedule", {"warmup_epochs": 1, "warmup_steps": 1})], "not both"),
+    ("classification", [("optimizer.schedule", {"kind": "multistep"})], "decay_epochs belong to"),
+    ("classification", [("optimizer.schedule", {"decay_epochs": [1]})], "decay_epochs belong to"),
+    ("classification", [("optimizer.schedule", {"kind": "multistep", "decay_epochs": [2, 1]})], "must rise"),
+    ("classification", [("optimizer.schedule", {"kind": "multistep", "decay_epochs": [1, 1]})], "must rise"),
+    ("classification", [("optimizer.schedule", {"power": 0})], "greater than 0"),
+    ("classification", [("optimizer.schedule", {"warmup_lr": -1})], "greater than or equal to 0"),
+    ("classification", [("optimizer.schedule", {"gamma": 1.1})], "less than or equal to 1"),
+    # training
+    ("classification", [("training.steps", 5)], "exactly one of epochs and steps"),
+    ("classification", [("training.epochs", None)], "exactly one of epochs and steps"),
+    ("classification", [("training.epochs", 0)], "greater than 0"),
+    ("classification", [("training.accumulation", 5)], "global_batch (4) must be at least accumulation (5)"),
+    ("classification", [("training.precision", "float16")], "'float32' or 'bfloat16'"),
+    ("classification", [("training.seed", -1)], "greater than or equal to 0"),
+    ("classification", [("training.seed", 2**31)], "less than"),
+    ("classification", [("training.ema_decay", 1.0)], "less than 1"),
+    ("classification", [("training.evaluate_every", {"epochs": 1, "steps": 1})], "exactly one of epochs and steps"),
+    ("classification", [("training.checkpoint_every", {})], "exactly one of epochs and steps"),
+    ("classification", [("training.stop_after", {"evaluations_without_gain": 0})], "greater than or equal to 1"),
+    ("classification", [("training.keep", {"last": 0})], "greater than or equal to 1"),
+    ("classification", [("training.log_every_steps", 0)], "greater than or equal to 1"),
+    # cluster and tracking
+    ("classification", [("cluster.workers", 0)], "greater than or equal to 1"),
+    ("classification", [("cluster.workers", 2), ("cluster.min_workers", 3)], "min_workers (3) must be at most workers (2)"),
+    ("classification", [("cluster.workers", 3), ("training.accumulation", 2)], "(3 x 2 = 6)"),
+    ("classification", [("cluster.cpus_per_worker", 0)], "greater than 0"),
+    ("classification", [("cluster.gpus_per_worker", -1)], "greater than or equal to 0"),
+    ("classification", [("tracking.experiment", "")], "at least 1"),
+    ("classification", [("tracking.register_as", "a/b")], "pattern"),
+    # stage
+    ("classification", [("task", {"kind": "segmentation", "head": "upernet"})], "needs data.source mask_pairs"),
+    ("segmentation", [("task", {"kind": "classification"})], "needs data.source image_folder"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "said"), REFUSED, ids=lambda value: str(value)[:60])
+def test_each_rule_refuses(kind: str, changes: list[tuple[str, Any]], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(changed(kind, *changes), {}, "f")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ({}, "at least one stage"),
+        ({"First": {}}, "pattern"),
+        ({"first": {"init": "stage:first"}}, "no earlier stage (none)"),
+        ({"first": {"init": "stage:second"}, "second": {}}, "no earlier stage (none)"),
+        ({"first": {}, "second": {"init": "stage:frist"}}, "no earlier stage (first)"),
+    ],
+)
+def test_the_chain_of_stages(stages: dict[str, dict[str, str]], said: str) -> None:
+    whole = recipe()
+    stage = whole["stages"]["first"]
+    whole["stages"] = {name: stage | {"model": stage["model"] | model} for name, model in stages.items()}
+    with pytest.raises(UserError) as caught:
+        check(whole, {}, "f")
+    assert said in str(caught.value)
+
+
+def test_a_stage_may_start_from_an_earlier_one() -> None:
+    whole = recipe()
+    stage = whole["stages"]["first"]
+    whole["stages"]["second"] = stage | {"model": stage["model"] | {"init": "stage:first"}}
+    assert check(whole, {}, "f").stages["second"].model.init == "stage:first"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "../a", "a" * 81, "a/b"])
+def test_names_that_could_not_be_folders(name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        check(recipe() | {"name": name}, {}, "f")
+
+
+def sections(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    """All models of the schema, found through pydantic's own definitions."""
+    found: list[Any] = [field.annotation for field in model.model_fields.values()]
+    seen.add(model)
+    while found:
+        part = found.pop()
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            if part not in seen:
+                sections(part, seen)
+        else:
+            found.extend(getattr(part, "__args__", ()))
+    return seen
+
+
+def test_every_section_is_frozen_and_closed() -> None:
+    all_sections = sections(Recipe, set())
+    assert len(all_sections) >= 18
+    for section in all_sections:
+        assert section.model_config["frozen"]
+        assert section.model_config["extra"] == "forbid"
+        assert section.model_config["strict"]
+    stage = Recipe.model_validate_json(Recipe(**check(recipe(), {}, "f").__dict__).model_dump_json()).stages["first"]
+    with pytest.raises(ValidationError, match="frozen"):
+        stage.training.seed = 3  # type: ignore[misc]
+
+
+def test_every_key_is_explained() -> None:
+    silent = {
+        f"{section.__name__}.{name}"
+        for section in sections(Stage, set())
+        for name, field in section.model_fields.items()
+        if not field.description
+    }
+    # these say all by their names
+    assert {key.partition(".")[2] for key in silent} <= {*Stage.model_fields, "source", "kind", "schedule", "keep", "epochs",
+                                                         "steps", "head"}  # fmt: skip
+
+
+# --- lengths ---
+
+
+def stage_with(**training: Any) -> Stage:
+    whole = recipe()
+    whole["stages"]["first"]["training"] = {"global_batch": 8} | training
+    return check(whole, {}, "f").stages["first"]
+
+
+def test_epochs_become_steps_without_rounding_each_epoch() -> None:
+    """100 samples in batches of 8 are 12.5 steps an epoch, so 2 epochs are 25 steps and not 24 or 26."""
+    length = Length.of(stage_with(epochs=2, evaluate_every={"epochs": 1}, checkpoint_every={"steps": 7}), 100)
+    assert (length.steps_per_epoch, length.total, length.evaluate_every, length.checkpoint_every) == (12.5, 25, 12, 7)
+
+
+def test_steps_are_taken_as_they_are() -> None:
+    length = Length.of(stage_with(steps=33, evaluate_every={"steps": 11}), 100)
+    assert (length.total, length.evaluate_every, length.checkpoint_every) == (33, 11, None)
+
+
+@given(st.integers(1, 10**7), st.integers(1, 4096), st.floats(0.01, 500))
+def test_a_stage_always_has_a_step_and_an_evaluation(samples: int, batch: int, epochs: float) -> None:
+    length = Length.of(stage_with(epochs=epochs, global_batch=batch, evaluate_every={"epochs": 0.001}), samples)
+    assert length.total >= 1
+    assert length.evaluate_every >= 1
+    assert abs(length.total - epochs * samples / batch) <= 1

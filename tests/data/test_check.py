@@ -1,0 +1,153 @@
+"""The look at every file before training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalablevit.config.errors import UserErrors
+from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
+from scalablevit.data import check
+from scalablevit.data.check import Problem, Report, check_split, raise_if_fatal
+from scalablevit.data.decoding import read_size
+from scalablevit.data.sources import Source, open_source
+
+FILES = 6
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for name in ("i", "m"):
+            (tmp_path / split / name).mkdir(parents=True)
+        for number in range(FILES):
+            Image.new("RGB", (20, 10)).save(tmp_path / split / f"i/{number}.jpg")
+            Image.fromarray(np.full((10, 20), number % 3, np.uint8)).save(tmp_path / split / f"m/{number}.png")
+    return tmp_path
+
+
+def pairs(base: Path, **fields: object) -> MaskPairs:
+    values = {"classes": ["a", "b", "c"], **fields}
+    splits = {split: Split(images=f"{split}/i", masks=f"{split}/m") for split in ("train", "val")}
+    return MaskPairs(source="mask_pairs", root=str(base), **splits, **values)  # type: ignore[arg-type]
+
+
+def checked(data: MaskPairs | ImageFolder, cache: Path | None = None) -> Report:
+    return check_split(open_source(data, "train", Path("/")), data, 2, cache)
+
+
+def test_good_data_has_no_problems(base: Path) -> None:
+    report = checked(pairs(base))
+    assert report == Report(FILES, (), ())
+    raise_if_fatal(report, 0.0)
+
+
+def test_image_folder_headers(base: Path) -> None:
+    data = ImageFolder(source="image_folder", root=str(base), train=Split(images="train"), val=Split(images="val"))
+    (base / "train/i/1.jpg").write_bytes(b"")
+    (base / "train/i/2.jpg").write_text("<html>not found</html>")
+    report = checked(data)
+    assert report.samples == 2 * FILES
+    assert [Path(problem.path).name for problem in report.unreadable] == ["1.jpg", "2.jpg"]
+    assert all("not an image" in problem.reason for problem in report.unreadable)
+    assert checked(data.model_copy(update={"max_pixels": 199})).unreadable[0].reason.startswith("20 x 10 pixels")
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (np.zeros((20, 10), np.uint8), "the mask is 10 x 20 pixels, its image 20 x 10"),
+        (np.full((10, 20), 3, np.uint8), "mask values 3 are no class"),
+    ],
+)
+def test_wrong_masks_are_fatal_whatever_the_fraction(
+    base: Path, mask: np.ndarray[tuple[int, int], np.dtype[np.uint8]], reason: str
+) -> None:
+    Image.fromarray(mask).save(base / "train/m/4.png")
+    report = checked(pairs(base))
+    assert len(report.wrong) == 1
+    assert report.unreadable == ()
+    with pytest.raises(UserErrors) as caught:
+        raise_if_fatal(report, 1.0, "data.train")
+    assert f"{base}/train/m/4.png: {reason}" in str(caught.value)
+    assert str(caught.value).startswith("data.train: 1 of 6 masks")
+
+
+def test_ids_follow_the_recipe(base: Path) -> None:
+    assert checked(pairs(base, classes=["a", "b"])).wrong[0].reason.startswith("mask values 2 are no class")
+    assert checked(pairs(base, classes=["a", "b"], reduce_zero_label=True)).wrong == ()
+    assert checked(pairs(base, classes=["a", "b"], ignore_index=2)).wrong == ()
+
+
+def test_lying_images_with_upright_masks(base: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (10, 20)).save(base / "train/i/0.jpg", exif=exif)  # stored 10 x 20, meant 20 x 10
+    assert checked(pairs(base)) == Report(FILES, (), ())
+
+
+def test_unreadable_files_are_fatal_above_the_fraction(base: Path) -> None:
+    (base / "train/i/0.jpg").write_bytes(b"spoilt")
+    (base / "train/m/1.png").write_bytes(b"spoilt")
+    report = checked(pairs(base))
+    assert [Path(problem.path).name for problem in report.unreadable] == ["0.jpg", "1.png"]
+    raise_if_fatal(report, 2 / 6)
+    with pytest.raises(UserErrors) as caught:
+        raise_if_fatal(report, 0.3)
+    assert "2 of 6 samples cannot be read" in str(caught.value)
+    assert f"{base}/train/i/0.jpg: not an image" in str(caught.value)
+
+
+def test_both_kinds_are_reported_together_and_the_first_named() -> None:
+    problems = tuple(Problem(f"{number}.png", "reason") for number in range(8))
+    with pytest.raises(UserErrors) as caught:
+        raise_if_fatal(Report(100, problems, problems), 0.01)
+    assert len(caught.value.errors) == 2
+    assert str(caught.value).count("and 3 more") == 2
+    assert "5.png" not in str(caught.value)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    looked: list[Path] = []
+
+    def look(path: Path, max_pixels: int) -> tuple[int, int]:
+        looked.append(path)
+        return read_size(path, max_pixels)
+
+    monkeypatch.setattr(check, "read_size", look)
+    return looked
+
+
+def test_second_check_of_the_same_data_reads_the_cache(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.full((10, 20), 3, np.uint8)).save(base / "train/m/4.png")
+    (base / "train/i/0.jpg").write_bytes(b"spoilt")
+    looked, cache = counted(monkeypatch), base / "cache"
+    first = checked(pairs(base), cache)
+    assert len(looked) == FILES
+    assert checked(pairs(base), cache) == first
+    assert len(looked) == FILES
+    checked(pairs(base, classes=["a", "b", "c", "d"]), cache)
+    checked(pairs(base, max_pixels=500), cache)
+    assert len(looked) == 3 * FILES
+    Image.new("RGB", (20, 10), (9, 9, 9)).save(base / "train/i/0.jpg")
+    assert checked(pairs(base), cache).unreadable == ()
+    assert len(looked) == 4 * FILES
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"samples": 6, "unreadable": [{"x": 1}], "wrong": []}', b"\xff"])
+def test_damaged_cache_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    cache = base / "cache"
+    first = checked(pairs(base), cache)
+    (file,) = cache.iterdir()
+    file.write_bytes(content)
+    looked = counted(monkeypatch)
+    assert checked(pairs(base), cache) == first
+    assert len(looked) == FILES
+    assert [entry.name for entry in cache.iterdir()] == [file.name]
+
+
+def test_any_number_of_threads(base: Path) -> None:
+    data = pairs(base)
+    source: Source = open_source(data, "train", Path("/"))
+    assert check_split(source, data, 0) == check_split(source, data, 8)

@@ -1,0 +1,205 @@
+"""Real files of every kind the platform reads or refuses."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from scalablevit.data.decoding import BadSample, decode_image, read_image, read_mask, read_size
+
+LIMIT = 10_000
+
+
+def smooth_picture(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
+    corners = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    return encoded(image, "JPEG", quality=95, subsampling=0, **options)
+
+
+def test_jpeg_keeps_rgb_order() -> None:
+    picture = smooth_picture()
+    made = decode_image(jpeg(Image.fromarray(picture)), LIMIT)
+    assert made.shape == (24, 40, 3)
+    assert made.dtype == np.uint8
+    assert np.abs(made.astype(int) - picture).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_turns_the_image(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "image"
+    file.write_bytes(encoded(Image.fromarray(smooth_picture()), kind, exif=exif.tobytes()))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    made = read_image(file, LIMIT)
+    assert np.abs(made.astype(int) - upright).max() <= 1
+    assert read_size(file, LIMIT) == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+def test_other_formats(kind: str) -> None:
+    flat = Image.new("RGB", (6, 4), (255, 0, 51))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert (decode_image(encoded(flat, kind, **options), LIMIT) == (255, 0, 51)).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "rgb"),
+    [
+        ("L", 90, (90, 90, 90)),
+        ("LA", (90, 7), (90, 90, 90)),
+        ("RGBA", (10, 200, 30, 128), (10, 200, 30)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_modes_become_rgb(mode: str, color: int | tuple[int, ...], rgb: tuple[int, ...]) -> None:
+    assert (decode_image(encoded(Image.new(mode, (6, 4), color), "PNG"), LIMIT) == rgb).all()
+
+
+def test_palette_with_transparency_becomes_its_colors() -> None:
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette([0, 0, 0, 40, 50, 60])
+    assert (decode_image(encoded(image, "PNG", transparency=1), LIMIT) == (40, 50, 60)).all()
+
+
+def test_cmyk_and_grey_jpeg() -> None:
+    cmyk = decode_image(jpeg(Image.new("CMYK", (16, 16), (0, 255, 255, 0))), LIMIT)
+    assert np.abs(cmyk.astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(decode_image(jpeg(Image.new("L", (16, 16), 90)), LIMIT).astype(int) - 90).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
+    deep = np.array([[0, 257, 32896, 65535]], np.uint16)
+    made = decode_image(encoded(Image.fromarray(deep), kind), LIMIT)
+    assert made[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert (made == made[:, :, :1]).all()
+
+
+def test_16_bit_color_png_is_scaled() -> None:
+    deep = np.full((4, 4, 3), (65535, 32768, 257), np.uint16)  # blue, green, red
+    _, data = cv2.imencode(".png", deep)
+    assert np.abs(decode_image(data.tobytes(), LIMIT).astype(int) - (1, 128, 255)).max() <= 1
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_values_without_range_are_refused(values: NDArray[np.float32]) -> None:
+    with pytest.raises(BadSample, match="no known range"):
+        decode_image(encoded(Image.fromarray(values), "TIFF"), LIMIT)
+
+
+def test_animation_gives_the_first_frame() -> None:
+    frames = [Image.new("RGB", (6, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode_image(data, LIMIT) == (255, 0, 0)).all()
+
+
+def with_thumbnail(data: bytes) -> bytes:
+    """The same JPEG with a whole small JPEG inside its first metadata segment."""
+    payload = b"Exif\0\0" + jpeg(Image.new("RGB", (8, 8)))
+    return data[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload + data[2:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("thumbnail", [False, True])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 200_000])
+def test_cut_jpeg_is_refused(tail: bytes, thumbnail: bool, progressive: bool) -> None:
+    data = jpeg(Image.fromarray(smooth_picture(64, 64)), progressive=progressive)
+    whole = with_thumbnail(data) if thumbnail else data
+    assert decode_image(whole, LIMIT).shape == (64, 64, 3)
+    for kept in (0.6, 0.9):
+        with pytest.raises(BadSample, match=r"cut short|cannot be decoded"):
+            decode_image(whole[: int(len(whole) * kept)] + tail, LIMIT)
+    with pytest.raises(BadSample, match="cut short"):
+        decode_image(whole[:-2] + tail, LIMIT)
+
+
+def test_data_after_the_end_of_a_jpeg_does_no_harm() -> None:
+    data = jpeg(Image.fromarray(smooth_picture()))
+    assert (decode_image(data + b"trailer \xff\xda", LIMIT) == decode_image(data, LIMIT)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_other_cut_files_are_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    with pytest.raises(BadSample):
+        decode_image(data[: len(data) // 2], LIMIT)
+
+
+def test_pixel_cap_holds_before_decoding(tmp_path: Path) -> None:
+    file = tmp_path / "large.jpg"
+    file.write_bytes(jpeg(Image.new("RGB", (101, 100)))[:700])  # the header is whole, the pixels are not
+    for read in (read_image, read_size):
+        with pytest.raises(BadSample, match=r"101 x 100 pixels.*max_pixels \(10000\)") as caught:
+            read(file, LIMIT)
+        assert caught.value.path == str(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "note.jpg"
+    file.write_bytes(content)
+    with pytest.raises(BadSample, match="not an image of a known format") as caught:
+        read_image(file, LIMIT)
+    assert str(caught.value).startswith(str(file))
+    with pytest.raises(BadSample):
+        read_size(file, LIMIT)
+
+
+def test_missing_file_is_a_bad_sample(tmp_path: Path) -> None:
+    for read in (read_image, read_mask, read_size):
+        with pytest.raises(BadSample, match="No such file"):
+            read(tmp_path / "gone.png", LIMIT)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_mask_keeps_its_ids(tmp_path: Path, bits: int) -> None:
+    ids = (np.arange(16).reshape(4, 4) % 2**bits).astype(np.uint8)
+    image = Image.fromarray(ids).convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 3 * 2**bits).tolist())
+    image.save(tmp_path / "mask.png", bits=bits)
+    assert (read_mask(tmp_path / "mask.png", LIMIT) == ids).all()
+
+
+def test_grey_mask_of_8_bits(tmp_path: Path) -> None:
+    ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    Image.fromarray(ids).save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png", LIMIT) == ids).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "reason"),
+    [
+        (Image.new("RGB", (4, 4)), "PNG", "one 8-bit channel or a palette"),
+        (Image.new("LA", (4, 4)), "PNG", "one 8-bit channel or a palette"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG", "16 bits"),
+        (Image.new("1", (4, 4)), "PNG", "1 bits"),
+        (Image.new("L", (4, 4)), "JPEG", "must be a PNG, this is JPEG"),
+    ],
+)
+def test_other_masks_are_refused(tmp_path: Path, image: Image.Image, kind: str, reason: str) -> None:
+    image.save(tmp_path / "mask.png", kind)
+    with pytest.raises(BadSample, match=reason):
+        read_mask(tmp_path / "mask.png", LIMIT)
+
+
+def test_cut_mask_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    (tmp_path / "mask.png").write_bytes(encoded(Image.fromarray(noise), "PNG")[:600])
+    with pytest.raises(BadSample, match="cannot be decoded"):
+        read_mask(tmp_path / "mask.png", LIMIT)

@@ -1,0 +1,250 @@
+"""Folders as users have them: listed in order, or refused with what is wrong."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
+from scalablevit.data import sources
+from scalablevit.data.sources import Sample, open_source
+
+
+def folder(root: str = "set") -> ImageFolder:
+    return ImageFolder(source="image_folder", root=root, train=Split(images="train"), val=Split(images="val"))
+
+
+def pairs(root: str = "set", classes: str | list[str] = "classes.txt") -> MaskPairs:
+    return MaskPairs(
+        source="mask_pairs",
+        root=root,
+        classes=classes,
+        train=Split(images="images/train", masks="masks/train"),
+        val=Split(images="images/val", masks="masks/val"),
+    )
+
+
+def write_image(file: Path, value: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (value, value, value)).save(file)
+
+
+def write_folder(base: Path) -> None:
+    for split in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            for number in (10, 2):
+                write_image(base / split / name / f"{number}.jpg", 20 * label + number)
+
+
+def write_pairs(base: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("b", "sub/a"):
+            write_image(base / "images" / split / f"{name}.jpg")
+            mask = base / "masks" / split / f"{name}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((6, 8), np.uint8)).save(mask)
+    (base / "classes.txt").write_text("sky\n road \n\n")
+
+
+def test_image_folder_is_listed_in_order(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "set/train/cat/deeper/1.PNG")
+    write_image(tmp_path / "set/train/cat/.hidden.jpg")
+    (tmp_path / "set/train/cat/notes.txt").write_text("not an image")
+    source = open_source(folder(), "train", tmp_path)
+    train = tmp_path / "set/train"
+    assert source.classes == ("cat", "dog")
+    assert list(source) == [
+        Sample(train / "cat/10.jpg", 0, None),
+        Sample(train / "cat/2.jpg", 0, None),
+        Sample(train / "cat/deeper/1.PNG", 0, None),
+        Sample(train / "dog/10.jpg", 1, None),
+        Sample(train / "dog/2.jpg", 1, None),
+    ]
+    assert source[1:3] == list(source)[1:3]
+    assert source.ignored == ("cat/notes.txt",)
+    with pytest.raises(IndexError):
+        source[5]
+
+
+def test_mask_pairs_are_listed_in_order(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    source = open_source(pairs(), "val", tmp_path)
+    images, masks = tmp_path / "set/images/val", tmp_path / "set/masks/val"
+    assert source.classes == ("sky", "road")
+    assert list(source) == [
+        Sample(images / "b.jpg", None, masks / "b.png"),
+        Sample(images / "sub/a.jpg", None, masks / "sub/a.png"),
+    ]
+
+
+def test_absolute_root_and_names_of_any_bytes(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere")
+    odd = os.fsdecode(b"\xe4 \n\xc3\xa9.jpg")
+    write_image(tmp_path / "elsewhere/train/cat" / "plain.jpg")
+    (tmp_path / "elsewhere/train/cat/plain.jpg").rename(tmp_path / "elsewhere/train/cat" / odd)
+    source = open_source(folder(str(tmp_path / "elsewhere")), "train", Path("/nowhere"))
+    assert tmp_path / "elsewhere/train/cat" / odd in [sample.image for sample in source]
+    assert all(sample.image.is_file() for sample in source)
+
+
+def test_ade20k_class_table(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    table = "Idx\tRatio\tTrain\tVal\tName\n1\t0.15\t11664\t1172\twall\n2\t0.10\t6046\t612\tbuilding, edifice\n"
+    (tmp_path / "set/classes.txt").write_text(table)
+    assert open_source(pairs(), "train", tmp_path).classes == ("wall", "building, edifice")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pairs"])
+def test_digest_ignores_place_and_sees_every_change(tmp_path: Path, kind: str) -> None:
+    data = folder() if kind == "folder" else pairs()
+    write = write_folder if kind == "folder" else write_pairs
+    write(tmp_path / "a/set")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    def digest(place: str) -> str:
+        return open_source(data, "train", tmp_path / place).digest()
+
+    first = digest("a")
+    assert first.startswith("content:")
+    assert digest("b") == first
+    sample = open_source(data, "train", tmp_path / "b")[0]
+    changed = sample.mask or sample.image
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1  # same size
+    changed.write_bytes(content)
+    assert digest("b") != first
+
+
+def test_digest_sees_names_labels_and_classes(tmp_path: Path) -> None:
+    def digest() -> str:
+        return open_source(folder(), "train", tmp_path).digest()
+
+    write_folder(tmp_path / "set")
+    digests = [digest()]
+    (tmp_path / "set/train/cat/2.jpg").rename(tmp_path / "set/train/cat/3.jpg")
+    digests.append(digest())
+    (tmp_path / "set/train/cat/3.jpg").rename(tmp_path / "set/train/dog/3.jpg")
+    digests.append(digest())
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "dog").rename(tmp_path / "set" / split / "fox")
+    digests.append(digest())
+    assert len(set(digests)) == 4
+
+
+def test_digest_of_much_data_covers_names_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HASHED_BYTES", 100)
+    write_folder(tmp_path / "set")
+    first = open_source(folder(), "train", tmp_path).digest()
+    assert first.startswith("listing:")
+    with (tmp_path / "set/train/cat/2.jpg").open("ab") as file:
+        file.write(b"\0")
+    assert open_source(folder(), "train", tmp_path).digest() != first
+
+
+def refused(data: ImageFolder | MaskPairs, root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(data, "train", root)
+    assert caught.value.fix
+    return str(caught.value)
+
+
+def test_missing_folder_names_what_is_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    (tmp_path / "set/train").rename(tmp_path / "set/trian")
+    message = refused(folder(), tmp_path)
+    assert message.startswith("data.train.images:")
+    assert f"{tmp_path}/set does, and holds the folders trian, val" in message
+    assert "holds the folders set" in refused(folder("sets"), tmp_path)
+
+
+def test_folders_without_images_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "emu").mkdir()
+    assert "1 class folders" in refused(folder(), tmp_path)
+    assert "emu" in refused(folder(), tmp_path)
+    (tmp_path / "flat/train").mkdir(parents=True)
+    (tmp_path / "flat/val").mkdir()
+    assert "holds no class folders" in refused(folder("flat"), tmp_path)
+    write_pairs(tmp_path / "pairs")
+    for file in (tmp_path / "pairs/images/train").rglob("*.jpg"):
+        file.unlink()
+    assert "no images in" in refused(pairs("pairs"), tmp_path)
+
+
+def test_classes_must_agree(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "set/train/emu/1.jpg")
+    write_image(tmp_path / "set/val/gnu/1.jpg")
+    message = refused(folder(), tmp_path)
+    assert "only train has emu" in message
+    assert "only val has gnu" in message
+
+
+def test_lonely_images_and_masks_are_counted_and_named(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    write_image(tmp_path / "set/images/train/c.jpg")
+    (tmp_path / "set/masks/train/sub/a.png").rename(tmp_path / "set/masks/train/a.png")
+    message = refused(pairs(), tmp_path)
+    assert "2 images" in message
+    assert "c.jpg, sub/a.jpg" in message
+    assert "1 masks" in message
+    assert message.count("a.png") == 1
+
+
+def test_two_images_for_one_mask(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    write_image(tmp_path / "set/images/train/b.png")
+    assert "share a name and so a mask: b.jpg, b.png" in refused(pairs(), tmp_path)
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nothing"])
+def test_links_out_of_the_data_set_are_refused_by_name(tmp_path: Path, target: str) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "outside/secret.jpg")
+    place = {"file": "outside/secret.jpg", "folder": "outside", "nothing": "gone.jpg"}[target]
+    (tmp_path / "set/train/cat/linked.jpg").symlink_to(tmp_path / place)
+    message = refused(folder(), tmp_path)
+    assert "1 links" in message
+    assert "train/cat/linked.jpg" in message
+
+
+def test_linked_class_and_split_folders_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "outside/1.jpg")
+    (tmp_path / "set/train/emu").symlink_to(tmp_path / "outside")
+    write_image(tmp_path / "set/val/emu/1.jpg")
+    assert "set/train/emu" in refused(folder(), tmp_path)
+    (tmp_path / "other").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "other" / split).symlink_to(tmp_path / "set" / split)
+    assert "leads out of" in refused(folder("other"), tmp_path)
+
+
+def test_links_inside_the_data_set_are_followed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    (tmp_path / "set/train/cat/again.jpg").symlink_to(tmp_path / "set/train/cat/2.jpg")
+    (tmp_path / "alias").symlink_to(tmp_path / "set")
+    names = [sample.image.name for sample in open_source(folder("alias"), "train", tmp_path)]
+    assert names == ["10.jpg", "2.jpg", "again.jpg", "10.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("gone.txt", "no file"),
+        ("../classes.txt", "no file"),
+        ([], "missing"),
+        (["sky", ""], "missing"),
+        (["sky", "sky"], "occur twice: sky"),
+    ],
+)
+def test_class_names_are_checked(tmp_path: Path, classes: str | list[str], message: str) -> None:
+    write_pairs(tmp_path / "set")
+    (tmp_path / "classes.txt").write_text("sky\n")
+    assert message in refused(pairs(classes=classes), tmp_path)

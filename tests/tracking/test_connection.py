@@ -1,0 +1,121 @@
+"""Addresses, secrets, and what an error means."""
+
+import os
+import sqlite3
+
+import pytest
+import requests
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos import databricks_pb2 as codes
+from sqlalchemy.exc import OperationalError
+
+from scalablevit.config.errors import UserError
+from scalablevit.tracking.connection import (
+    Away,
+    Refused,
+    artifact_location,
+    bounded_requests,
+    brief,
+    check_uri,
+    mask,
+    verdict,
+    without_credentials,
+)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////data/mlflow.db", "http://host:5000", "https://u:p@host/mlflow"])
+def test_addresses_that_can_be_written_to(uri: str) -> None:
+    check_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///mlflow.db", "./mlruns", "file:///data/mlruns", "postgresql://u:secret@host/db", "databricks"]
+)
+def test_addresses_under_which_things_would_be_lost(uri: str) -> None:
+    with pytest.raises(UserError) as raised:
+        check_uri(uri)
+    assert "tracking.uri" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:pa%40ss@host:5000/x?token=t", "http://host:5000/x"),
+        ("https://host", "https://host"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(uri: str, shown: str) -> None:
+    assert without_credentials(uri) == shown
+
+
+def test_messages_keep_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "http://user:pa%40ss@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-123")
+    text = f"request to {uri}/api failed, tried pa@ss and tok-123, also ftp://a:b@c/d; plain http://host/x@y stays"
+    shown = mask(text, uri)
+    for secret in ("pa%40ss", "pa@ss", "tok-123", "a:b"):
+        assert secret not in shown
+    assert "plain http://host/x@y stays" in shown
+
+
+def test_an_error_on_one_bounded_line() -> None:
+    shown = brief(ValueError("first\n  second " + "x" * 5000), "http://host")
+    assert shown.startswith("first second x")
+    assert "\n" not in shown
+    assert len(shown) == 400
+    assert brief(ValueError(), "http://host") == "ValueError"
+
+
+def test_a_new_experiment_lies_beside_its_database() -> None:
+    assert artifact_location("sqlite:////data/mlflow.db") == "file:///data/mlartifacts"
+    assert artifact_location("http://host") is None
+
+
+def test_request_limits_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "55")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with pytest.raises(ZeroDivisionError), bounded_requests(3):
+        inside = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+        raise ZeroDivisionError
+    assert inside == ("3", "0")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "55"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def _http_error(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError("x", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "m"}), "refused"),
+        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "m"}), "refused"),
+        (RestException({"error_code": "UNAUTHENTICATED", "message": "m"}), "away"),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "m"}), "away"),
+        (RestException({"error_code": "INTERNAL_ERROR", "message": "m"}), "away"),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "m"}), "away"),
+        (MlflowException("no such page", codes.ENDPOINT_NOT_FOUND), "away"),
+        (MlflowException("something", codes.BAD_REQUEST), "unclear"),
+        (MlflowException("API request failed with exception ..."), "away"),
+        (_http_error(413), "refused"),
+        (_http_error(429), "away"),
+        (_http_error(502), "away"),
+        (requests.ConnectionError("x"), "away"),
+        (ConnectionRefusedError(), "away"),
+        (TimeoutError(), "away"),
+        (OperationalError("s", {}, sqlite3.OperationalError("database is locked")), "away"),
+        (FileNotFoundError("x"), "refused"),
+        (Refused("x"), "refused"),
+        (UserError("x"), "refused"),
+        (Away("x"), "away"),
+        (PermissionError("x"), "unclear"),
+        (KeyError("x"), "unclear"),
+    ],
+)
+def test_what_an_error_means(error: Exception, expected: str) -> None:
+    assert verdict(error) == expected

@@ -1,0 +1,74 @@
+"""What a run was made with."""
+
+import json
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from scalablevit.tracking.environment import code_digest, environment_info, git_version, pinned
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    package = tmp_path / "repository" / "pkg"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "sub" / "a.py").write_text("a = 1\n")
+    return package
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_equal_code_has_an_equal_digest_wherever_it_lies(package: Path, tmp_path: Path) -> None:
+    digest = code_digest(package)
+    (package / "sub" / "__pycache__").mkdir()
+    (package / "sub" / "__pycache__" / "a.pyc").write_bytes(b"byte code")
+    assert code_digest(package) == digest
+    moved = tmp_path / "elsewhere"
+    package.rename(moved)
+    assert code_digest(moved) == digest
+
+
+def test_any_change_of_code_changes_the_digest(package: Path) -> None:
+    digests = {code_digest(package)}
+    (package / "sub" / "a.py").write_text("a = 2\n")
+    digests.add(code_digest(package))
+    (package / "sub" / "a.py").rename(package / "sub" / "b.py")
+    digests.add(code_digest(package))
+    (package / "empty.py").write_text("")
+    digests.add(code_digest(package))
+    assert len(digests) == 4
+
+
+def test_the_commit_of_the_packages_own_repository(package: Path) -> None:
+    assert git_version(package) is None
+    git(package.parent, "init", "-q")
+    (package.parent / "README.md").write_text("of somebody else")
+    git(package.parent, "add", "README.md")
+    git(package.parent, "commit", "-q", "-m", "first")
+    assert git_version(package) is None
+    git(package.parent, "add", "pkg")
+    git(package.parent, "commit", "-q", "-m", "second")
+    commit = git(package.parent, "rev-parse", "HEAD")
+    assert git_version(package) == {"commit": commit, "modified": False}
+    (package / "sub" / "a.py").write_text("a = 3\n")
+    assert git_version(package) == {"commit": commit, "modified": True}
+
+
+def test_the_environment_is_ready_for_json(package: Path) -> None:
+    info = json.loads(json.dumps(environment_info(package)))
+    assert info["packages"]["mlflow"] == version("mlflow")
+    assert info["code"] == {"digest": code_digest(package), "git": None}
+    assert info["python"].startswith("3.")
+
+
+def test_requirements_are_the_installed_versions() -> None:
+    assert pinned(["safetensors", "torch"]) == [f"safetensors=={version('safetensors')}", f"torch=={version('torch')}"]
+    with pytest.raises(PackageNotFoundError):
+        pinned(["no-such-package-at-all"])

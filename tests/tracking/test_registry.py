@@ -1,0 +1,274 @@
+"""Registered models: once, without pickles, and readable without running anything."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import mlflow.pyfunc
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from safetensors.numpy import load_file, save_file
+
+from scalablevit.config.errors import UserError
+from scalablevit.tracking.environment import pinned
+from scalablevit.tracking.shipper import PROGRESS, REFUSED, Pending, Shipper
+from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.weights import resolve_weights
+
+RunOf = Callable[[MlflowClient, str, str], Run]
+NOTHING_LEFT = Pending(records=0, refused=0, error=None)
+
+SERVING = '''
+import json
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from safetensors.numpy import load_file
+from tiny_served_package.scale import scaled
+
+
+class Answer(PythonModel):
+    def load_context(self, context):
+        self.weights = load_file(context.artifacts["weights"])
+        self.config = json.loads(open(context.artifacts["config"]).read())
+
+    def predict(self, context, model_input, params=None):
+        images = model_input.iloc[:, 0]
+        return [{"class": self.config["classes"][0], "score": scaled(self.weights["w"][0], image)} for image in images]
+
+
+set_model(Answer())
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package as a job brings it: importable there."""
+    package = tmp_path / "job" / "tiny_served_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "scale.py").write_text("def scaled(weight, image):\n    return float(weight) * len(image)\n")
+    (package / "serve.py").write_text(SERVING)
+    monkeypatch.syspath_prepend(str(package.parent))
+    return package
+
+
+def write_model(folder: Path, weight: float) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({"w": np.array([weight], np.float32)}, folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps({"classes": ["cat"]}))
+    return folder
+
+
+@pytest.fixture
+def spool(tmp_path: Path, experiment: str) -> Spool:
+    spool = Spool(tmp_path / "spool")
+    spool.run("u" + "0" * 31, "run", experiment=experiment)
+    return spool
+
+
+@pytest.fixture
+def name() -> str:
+    return f"model-{uuid4().hex[:8]}"
+
+
+Record = Callable[..., None]
+
+
+@pytest.fixture
+def record(spool: Spool, package: Path, tmp_path: Path, name: str) -> Record:
+    """Record a model with one weight of the given value."""
+
+    def record(weight: float, into: Spool = spool) -> None:
+        into.model(
+            "u" + "0" * 31,
+            name=name,
+            folder=write_model(tmp_path / f"model{weight}", weight),
+            package=package,
+            serving="serve.py",
+            requirements=pinned(["mlflow", "safetensors"]),
+            tags={"scalablevit.recipe_hash": "abc", "metric.top1": 0.5},
+        )
+
+    return record
+
+
+def load(uri: str, model: str) -> Any:
+    """As a user loads it, which needs MLflow's global address."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        return mlflow.pyfunc.load_model(model)
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def test_a_registered_model_loads_with_pickles_forbidden(
+    spool: Spool,
+    record: Record,
+    package: Path,
+    uri: str,
+    client: MlflowClient,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record(2.0)
+    shutil.rmtree(package.parent)
+    assert Shipper(spool.folder, uri).ship_left().records == 0
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert version.tags["scalablevit.recipe_hash"] == "abc"
+    assert version.tags["metric.top1"] == "0.5"
+    assert version.tags["scalablevit.run_uid"] == "u" + "0" * 31
+    assert client.get_model_version_by_alias(name, "candidate").version == version.version
+    files = [path for path in Path(version.source.removeprefix("file://")).rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"weights.safetensors", "config.json", "serve.py", "scale.py", "MLmodel"}
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pyc")]
+    requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
+    assert requirements == pinned(["mlflow", "safetensors"])
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    model = load(uri, f"models:/{name}@candidate")
+    assert model.predict([b"12345", b"1"]) == [{"class": "cat", "score": 10.0}, {"class": "cat", "score": 2.0}]
+    assert [(column.name, str(column.type)) for column in model.metadata.signature.inputs] == [
+        (None, "DataType.binary")
+    ]
+    run = client.get_run(version.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.metadata.model_id]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL at the place where it is raised."""
+
+
+@pytest.mark.parametrize(
+    "dies_in",
+    [
+        "create_logged_model",
+        "log_model_artifacts",
+        "log_outputs",
+        "finalize_logged_model",
+        "create_model_version",
+        "set_registered_model_alias",
+    ],
+)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_killed_anywhere_it_registers_one_version(
+    dies_in: str,
+    done: bool,
+    spool: Spool,
+    record: Record,
+    uri: str,
+    client: MlflowClient,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = getattr(MlflowClient, dies_in)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        if done:
+            real(*arguments, **options)
+        raise Killed
+
+    record(2.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, dies_in, killed)
+        with pytest.raises(Killed):
+            Shipper(spool.folder, uri).ship_left()
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    (spool.folder / PROGRESS).unlink()
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert client.get_model_version_by_alias(name, "candidate").version == version.version
+    run = client.get_run(version.run_id)
+    models = client.search_logged_models([run.info.experiment_id])
+    assert [str(model.status) for model in models] == ["READY"]
+    assert [output.model_id for output in run.outputs.model_outputs if output.model_id == models[0].model_id]
+
+
+def test_a_new_model_is_a_new_version_and_the_alias_never_goes_back(
+    spool: Spool, record: Record, uri: str, client: MlflowClient, name: str
+) -> None:
+    record(1.0)
+    record(2.0)
+    record(1.0)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+    assert int(client.get_model_version_by_alias(name, "candidate").version) == 2
+    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    assert int(client.get_model_version_by_alias(name, "candidate").version) == 2
+
+
+def test_a_model_whose_files_are_gone_is_set_aside(
+    spool: Spool, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
+) -> None:
+    record(1.0)
+    shutil.rmtree(tmp_path / "model1.0")
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.refused) == (0, 1)
+    assert "weights.safetensors" in json.loads((spool.folder / REFUSED).read_text())["reason"]
+    assert client.search_model_versions(f"name = '{name}'") == []
+
+
+def test_weights_are_fetched_checked_and_cached_and_nothing_is_run(
+    spool: Spool, record: Record, package: Path, uri: str, client: MlflowClient, name: str, tmp_path: Path
+) -> None:
+    record(3.0)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    stored = Path(version.source.removeprefix("file://"))
+    for code in stored.rglob("*.py"):
+        code.write_text("raise SystemExit('code of a registered model was run')")
+    for model_uri in (f"models:/{name}@candidate", f"models:/{name}/1"):
+        got = resolve_weights(model_uri, uri, tmp_path / "cache")
+        assert (got.name, got.version, got.config) == (name, 1, {"classes": ["cat"]})
+        assert got.tags["scalablevit.recipe_hash"] == "abc"
+        assert got.run_id == version.run_id
+        assert load_file(got.weights)["w"].tolist() == [3.0]
+    fetched = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert fetched == ["config.json", "weights.safetensors"]
+    shutil.rmtree(stored / "artifacts")
+    assert resolve_weights(f"models:/{name}/1", uri, tmp_path / "cache") == got
+    got.weights.write_bytes(b"damaged in the cache")
+    with pytest.raises(UserError):
+        resolve_weights(f"models:/{name}/1", uri, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
+def test_changed_files_of_a_version_are_refused(
+    file: str, spool: Spool, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
+) -> None:
+    record(3.0)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    target = Path(version.source.removeprefix("file://")) / "artifacts" / file
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    with pytest.raises(UserError, match="differ from the SHA-256"):
+        resolve_weights(f"models:/{name}/1", uri, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "asked", ["models:/m-abc", "models:/x/../y", "models:/x@", "models:/x/latest", "runs:/a/model", "models:/x/1/code"]
+)
+def test_addresses_that_name_no_version(asked: str, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names no registered version"):
+        resolve_weights(asked, uri, tmp_path)
+
+
+def test_a_version_that_is_not_there_or_not_ours(uri: str, client: MlflowClient, name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=name):
+        resolve_weights(f"models:/{name}@candidate", uri, tmp_path)
+    client.create_registered_model(name)
+    client.create_model_version(name, "file:///somewhere", await_creation_for=0)
+    with pytest.raises(UserError, match="carries no SHA-256"):
+        resolve_weights(f"models:/{name}/1", uri, tmp_path)
+    client.set_model_version_tag(name, "1", "scalablevit.weights_sha256", "../" * 21 + "x")
+    client.set_model_version_tag(name, "1", "scalablevit.config_sha256", "0" * 64)
+    with pytest.raises(UserError, match="carries no SHA-256"):
+        resolve_weights(f"models:/{name}/1", uri, tmp_path)

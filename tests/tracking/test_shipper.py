@@ -1,0 +1,404 @@
+"""From spool to MLflow: everything, in order, once; whatever the server does."""
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from scalablevit.tracking.connection import connect
+from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, Pending, Shipper, remembered
+from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, now_ms
+
+ROOT = Path(__file__).resolve().parents[2]
+RunOf = Callable[[MlflowClient, str, str], Run]
+NOTHING_LEFT = Pending(records=0, refused=0, error=None)
+
+
+def series(steps: range, **metrics: float) -> list[MetricRecord]:
+    return [{"step": step, "time_ms": 1_000_000 + step, "metrics": metrics or {"loss": step / 10}} for step in steps]
+
+
+def history(client: MlflowClient, run: Run, key: str) -> list[tuple[int, int, float]]:
+    return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key))
+
+
+def refused(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / REFUSED).read_text().splitlines()]
+
+
+@pytest.fixture
+def uid() -> str:
+    return uuid4().hex
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+def test_every_kind_of_record_arrives(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+) -> None:
+    child = uuid4().hex
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.txt").write_text("plot")
+    (tmp_path / "recipe.yaml").write_text("recipe")
+    spool.run(uid, "job", experiment=experiment, tags={"kind": "job"})
+    spool.run(child, "stage", experiment=experiment, parent=uid)
+    spool.params(child, {f"p{i}": i for i in range(150)})
+    spool.tags(child, {f"t{i}": i for i in range(120)})
+    spool.dataset(child, name="photos", digest="d" * 64, source="/data/photos", context="training")
+    spool.artifact(child, tmp_path / "plots", "plots")
+    spool.artifact(child, tmp_path / "recipe.yaml")
+    spool.metrics(child, series(range(1500), loss=1.0, top1=0.5))
+    spool.metrics(child, series(range(2000, 2001), a=math.nan, b=math.inf, c=-math.inf))
+    spool.end(child, "FAILED", time_ms=2_000_000)
+    spool.end(uid, "FINISHED")
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    parent, run = run_of(client, experiment, uid), run_of(client, experiment, child)
+    assert (parent.info.run_name, parent.info.status, parent.data.tags["kind"]) == ("job", "FINISHED", "job")
+    assert (run.info.run_name, run.info.status, run.info.end_time) == ("stage", "FAILED", 2_000_000)
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.params == {f"p{i}": str(i) for i in range(150)}
+    assert run.data.tags["t119"] == "119"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("photos", "d" * 36)
+    assert {tag.key: tag.value for tag in data.tags} == {
+        "mlflow.data.context": "training",
+        "scalablevit.data_digest": "d" * 64,
+    }
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert files == ["plots", "recipe.yaml"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "plots")] == ["plots/a.txt"]
+    assert history(client, run, "top1") == [(step, 1_000_000 + step, 0.5) for step in range(1500)]
+    assert math.isnan(history(client, run, "a")[0][2])
+    assert [history(client, run, key)[0][2] for key in "bc"] == [sys.float_info.max, -sys.float_info.max]
+
+
+def test_sending_everything_again_changes_nothing(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    spool.params(uid, {"lr": 0.1})
+    spool.dataset(uid, name="photos", digest="d" * 64, source="/data", context="training")
+    spool.metrics(uid, series(range(50)))
+    spool.metrics(uid, series(range(50, 51), a=math.nan, b=math.inf))
+    spool.end(uid, "FINISHED", time_ms=5_000)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    first = run_of(client, experiment, uid)
+    (spool.folder / PROGRESS).unlink()
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    again = run_of(client, experiment, uid)
+    assert again.info.run_id == first.info.run_id
+    assert (again.info.status, again.info.end_time) == ("FINISHED", 5_000)
+    assert len(again.inputs.dataset_inputs) == 1
+    assert [len(history(client, again, key)) for key in ("loss", "a", "b")] == [50, 1, 1]
+
+
+def test_a_resumed_run_goes_on_as_the_same_run(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    for steps, status in ((range(30), "KILLED"), (range(20, 60), None), (range(50, 80), "FINISHED")):
+        spool.run(uid, "run", experiment=experiment)
+        spool.metrics(uid, series(steps))
+        if status == "KILLED":
+            spool.end(uid, "KILLED")
+        if status == "FINISHED":
+            spool.end(uid, "FINISHED")
+        assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+        assert run_of(client, experiment, uid).info.status == (status or "RUNNING")
+    steps_there = [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")]
+    assert steps_there == list(range(80))
+
+
+def test_what_the_server_refuses_is_set_aside_and_said_and_the_rest_goes_on(
+    spool: Spool,
+    uid: str,
+    uri: str,
+    client: MlflowClient,
+    experiment: str,
+    run_of: RunOf,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    spool.params(uid, {"lr": 0.1, "size": 3})
+    spool.params(uid, {"lr": 0.2, "more": 4})
+    spool.artifact(uid, spool.folder / "never-was")
+    spool.metrics(uid, series(range(1000)))
+    spool.metrics(uid, [{"step": 7, "time_ms": 1, "metrics": {"bad@key": 1.0, "good": 2.0}}])
+    spool.tags("f" * 32, {"of": "no run"})
+    with (spool.folder / RECORDS).open("a") as file:
+        file.write("damaged\n" + json.dumps({"v": 1, "kind": "dance", "uid": uid, "time_ms": 1}) + "\n")
+    spool.end(uid, "FINISHED")
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.error) == (0, None)
+    run = run_of(client, experiment, uid)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "size": "3", "more": "4"}
+    assert len(history(client, run, "loss")) == 1000
+    assert history(client, run, "good") == [(7, 1, 2.0)]
+    aside = refused(spool.folder)
+    assert left.refused == len(aside) == 6
+    assert [entry["record"].get("kind") for entry in aside] == ["params", "artifact", "metrics", "tags", None, "dance"]
+    assert aside[0]["record"]["params"] == {"lr": "0.2"}
+    assert "never-was is gone" in aside[1]["reason"]
+    assert aside[2]["record"]["metrics"] == {"bad@key": "1.0"}
+    assert aside[2]["record"]["step"] == 7
+    assert str(spool.folder / REFUSED) in caplog.text
+
+
+def test_a_run_that_somebody_deleted_does_not_come_back_as_a_second_one(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    Shipper(spool.folder, uri).ship_left()
+    run = run_of(client, experiment, uid)
+    client.delete_run(run.info.run_id)
+    (spool.folder / PROGRESS).unlink()
+    spool.metrics(uid, series(range(5)))
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.refused) == (0, 6)
+    assert f"mlflow runs restore --run-id {run.info.run_id}" in refused(spool.folder)[-1]["reason"]
+    client.restore_run(run.info.run_id)
+    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    assert len(history(client, run_of(client, experiment, uid), "loss")) == 5
+
+
+def test_a_deleted_experiment_blocks_until_it_is_restored(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    number = client.create_experiment(experiment)
+    client.delete_experiment(number)
+    spool.run(uid, "run", experiment=experiment)
+    left = Shipper(spool.folder, uri).ship_left()
+    assert left.records == 1
+    assert f"mlflow experiments restore --experiment-id {number}" in str(left.error)
+    client.restore_experiment(number)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert run_of(client, experiment, uid).info.status == "RUNNING"
+
+
+def test_a_server_that_lost_everything_gets_everything_again(
+    spool: Spool,
+    uid: str,
+    uri: str,
+    client: MlflowClient,
+    experiment: str,
+    run_of: RunOf,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    spool.metrics(uid, series(range(5)))
+    size = (spool.folder / RECORDS).stat().st_size
+    gone = {"uri": uri, "offset": size, "runs": {uid: "e" * 32}}
+    (spool.folder / PROGRESS).write_text(json.dumps(gone))
+    spool.metrics(uid, series(range(5, 9)))
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert len(history(client, run_of(client, experiment, uid), "loss")) == 9
+    assert "no longer has a run" in caplog.text
+
+
+def test_another_server_gets_everything(spool: Spool, uid: str, uri: str, experiment: str, tmp_path: Path) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    elsewhere = Shipper(spool.folder, "http://127.0.0.1:9")
+    assert elsewhere.pending().records == 1
+
+
+def test_a_child_waits_for_a_parent_in_another_spool(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+) -> None:
+    parent = uuid4().hex
+    spool.run(uid, "child", experiment=experiment, parent=parent)
+    left = Shipper(spool.folder, uri).ship_left()
+    assert left.records == 1
+    assert parent in str(left.error)
+    other = Spool(tmp_path / "other")
+    other.run(parent, "parent", experiment=experiment)
+    assert Shipper(other.folder, uri).ship_left() == NOTHING_LEFT
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    tags = run_of(client, experiment, uid).data.tags
+    assert tags["mlflow.parentRunId"] == run_of(client, experiment, parent).info.run_id
+
+
+def test_one_shipper_at_a_time(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    first = Shipper(spool.folder, uri)
+    first.start()
+    assert first.drain(60) == NOTHING_LEFT
+    assert "everything sent" in first.status()
+    second = Shipper(spool.folder, uri)
+    assert second.ship_left() == Pending(0, 0, f"process {os.getpid()} on {socket.gethostname()} is sending it")
+    second.start()
+    spool.metrics(uid, series(range(3)))
+    assert second.drain(60).records == 0
+    first.stop()
+    spool.metrics(uid, series(range(3, 6)))
+    assert second.drain(60) == NOTHING_LEFT
+    second.stop()
+    assert len(history(client, run_of(client, experiment, uid), "loss")) == 6
+
+
+def test_runs_whose_job_died_end_as_killed(
+    spool: Spool,
+    uid: str,
+    uri: str,
+    client: MlflowClient,
+    experiment: str,
+    run_of: RunOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fresh = uuid4().hex
+    hour_ago = now_ms() - 3_600_000
+    with monkeypatch.context() as patched:
+        patched.setattr("scalablevit.tracking.spool.now_ms", lambda: hour_ago)
+        spool.run(uid, "dead", experiment=experiment)
+    last = hour_ago + 60_000
+    spool.metrics(uid, [{"step": 1, "time_ms": last, "metrics": {"loss": 1.0}}])
+    spool.run(fresh, "fresh", experiment=experiment)
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    dead = run_of(client, experiment, uid).info
+    assert (dead.status, dead.end_time) == ("KILLED", last)
+    assert run_of(client, experiment, fresh).info.status == "RUNNING"
+
+
+def _ship(folder: Path, uri: str) -> None:
+    shipper = Shipper(folder, uri)
+    shipper.start()
+    shipper.drain(120)
+
+
+def test_a_killed_shipper_leaves_nothing_out_and_nothing_twice(
+    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+) -> None:
+    spool.run(uid, "run", experiment=experiment)
+    for block in range(10):
+        spool.metrics(uid, series(range(block * 1000, block * 1000 + 1000)))
+    process = multiprocessing.get_context("spawn").Process(target=_ship, args=(spool.folder, uri))
+    process.start()
+    size = (spool.folder / RECORDS).stat().st_size
+    deadline = time.monotonic() + 60
+    while True:
+        saved = remembered(spool.folder)
+        if saved is not None and saved.offset > size / 4:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert remembered(spool.folder) is not None
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")] == list(range(10_000))
+
+
+def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, uid: str) -> None:
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen(64)
+        shipper = Shipper(spool.folder, f"http://127.0.0.1:{hung.getsockname()[1]}", request_timeout_s=1)
+        spool.run(uid, "run", experiment="e")
+        started = time.monotonic()
+        left = shipper.ship_left()
+        assert 1 <= time.monotonic() - started < 5
+        assert left.records == 1
+        assert "timed out" in str(left.error)
+        shipper.start()
+        slowest = 0.0
+        for step in range(100):
+            before = time.monotonic()
+            spool.metrics(uid, series(range(step, step + 1)))
+            slowest = max(slowest, time.monotonic() - before)
+            time.sleep(0.01)
+        assert slowest < 0.5
+        started = time.monotonic()
+        assert shipper.drain(1.5).records == 101
+        assert time.monotonic() - started < 2.5
+        assert "101 records waiting" in shipper.status()
+        shipper.stop()
+
+
+def test_a_locked_database_holds_up_nobody(spool: Spool, uid: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/locked.db"
+    spool.run(uid, "run", experiment="e")
+    shipper = Shipper(spool.folder, uri)
+    shipper.start()
+    assert shipper.drain(60) == NOTHING_LEFT
+    with sqlite3.connect(tmp_path / "locked.db", isolation_level=None) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        spool.metrics(uid, series(range(10)))
+        started = time.monotonic()
+        assert shipper.drain(1.5).records == 10
+        assert time.monotonic() - started < 2.5
+        holder.execute("ROLLBACK")
+    assert shipper.drain(60) == NOTHING_LEFT
+    shipper.stop()
+    client = connect(uri)
+    (run,) = client.search_runs(["1"])
+    assert len(history(client, run, "loss")) == 10
+
+
+def test_no_secret_reaches_a_message_or_a_file(
+    spool: Spool, uid: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG, "scalablevit")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shipper = Shipper(spool.folder, f"http://somebody:can%40ry77@127.0.0.1:{port}", request_timeout_s=1)
+    spool.run(uid, "run", experiment="e")
+    shipper.start()
+    left = shipper.drain(3)
+    assert left.records == 1
+    assert left.error
+    shown = "\n".join([caplog.text, *capfd.readouterr(), left.error, shipper.status()])
+    shown += "".join(path.read_text() for path in spool.folder.iterdir())
+    shipper.stop()
+    assert str(port) in shown
+    for secret in ("can%40ry77", "can@ry77", "somebody:"):
+        assert secret not in shown
+    assert (spool.folder / LOCK).exists()
+
+
+def sync(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(root), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_the_sync_command(
+    uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+) -> None:
+    child = uuid4().hex
+    Spool(tmp_path / "runs" / "z-job" / "spool").run(uid, "job", experiment=experiment)
+    spool = Spool(tmp_path / "runs" / "a-stage" / "spool")
+    time.sleep(0.01)
+    spool.run(child, "stage", experiment=experiment, parent=uid)
+    spool.metrics(child, series(range(5)))
+    away = sync(tmp_path, "--uri", "http://127.0.0.1:9", "a-stage")
+    assert away.returncode == 1
+    assert "a-stage: 6 records left" in away.stdout
+    done = sync(tmp_path, "--uri", uri)
+    assert (done.returncode, done.stdout) == (0, "z-job: everything sent\na-stage: everything sent\n"), done.stderr
+    assert run_of(client, experiment, child).data.metrics == {"loss": 0.4}
+    unknown = sync(tmp_path, "b-stage")
+    assert unknown.returncode == 2
+    assert "a-stage, z-job" in unknown.stderr
+    assert "Traceback" not in unknown.stderr

@@ -1,0 +1,91 @@
+"""Runs the worker's code on one or more ranks without Ray, and stops it at chosen steps."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from scalablevit.training import loop, worker
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.state import Record, Snapshot
+
+_train_step = loop.train_step
+
+
+class Attempt(NamedTuple):
+    """One start of a run; `stop_at`: the step before which it is stopped."""
+
+    assignment: worker.Assignment
+    stop_at: int | None = None
+
+
+class Stop(Exception):
+    """Stands for a kill: raised inside the loop."""
+
+
+def run_attempts(attempts: Sequence[Attempt], world: int, folder: Path) -> list[dict[str, Any]]:
+    """Make the attempts one after another on `world` ranks; rank 0's result of each, {} when it was stopped.
+
+    One rank runs in this process. More are spawned once for all attempts, since importing torch is what takes time;
+    each attempt builds model, optimizer, loader and DistributedDataParallel anew.
+    """
+    if world == 1:
+        return [_attempt(0, 1, attempt) for attempt in attempts]
+    results = folder / f"results-{world}.json"
+    mp.spawn(_rank, args=(world, _free_port(), list(attempts), str(results)), nprocs=world, join=True)
+    return list(json.loads(results.read_text()))
+
+
+def newest(run_folder: str) -> Snapshot:
+    """The run's newest checkpoint."""
+    found = CheckpointStore(run_folder).newest()
+    assert found is not None
+    return found[1]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _rank(rank: int, world: int, port: int, attempts: list[Attempt], results: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    outcome = [_attempt(rank, world, attempt) for attempt in attempts]
+    if rank == 0:
+        Path(results).write_text(json.dumps(outcome))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _attempt(rank: int, world: int, attempt: Attempt) -> dict[str, Any]:
+    def step_or_stop(plan: Any, model: Any, state: Any, micro: Any) -> Any:
+        if state.step == attempt.stop_at:
+            raise Stop
+        return _train_step(plan, model, state, micro)
+
+    sent: list[Record] = []
+
+    def send(records: list[Record], node: dict[str, float]) -> None:
+        sent.extend(records)
+
+    loop.train_step = step_or_stop
+    try:
+        result = worker.run(attempt.assignment, rank, world, torch.device("cpu"), send)
+    except Stop:
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":  # a kill would end it; here it must not write into the next attempt
+                thread.join()
+        dist.barrier() if world > 1 else None
+        return {}
+    finally:
+        loop.train_step = _train_step
+    return {**result, "records": [record.as_dict() for record in sent]}
