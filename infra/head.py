@@ -304,15 +304,21 @@ def status(root: Path) -> tuple[str, bool]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    default = os.environ.get("SCALABLEVIT_ROOT", "~/scalablevit")
-    parser.add_argument("--root", type=Path, default=Path(default), help="where runs and head.json lie (%(default)s)")
+    default = Path(os.environ.get("SCALABLEVIT_ROOT", "~/scalablevit"))
+    parser.add_argument("--root", type=Path, default=default, help="where runs and head.json lie (%(default)s)")
+    # --root may also stand after the command
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--root", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
-    starting = commands.add_parser("start", help="start the head; nothing to do when it answers already")
-    starting.add_argument("--num-cpus", type=int, help="CPUs that Ray may give out (default: all)")
-    starting.add_argument("--timeout", type=float, default=120.0, help="seconds until it must answer (%(default)s)")
-    commands.add_parser("status", help="say whether it answers; exit code 1 if not")
-    commands.add_parser("stop", help="stop its jobs, then the head and every process of it")
-    commands.add_parser("env", help='shell exports for Ray\'s tools: eval "$(... head.py env)"; exit code 1 if no head')
+    explained = {
+        "start": "start the head; nothing to do when it answers already",
+        "status": "say whether it answers; exit code 1 if not",
+        "stop": "stop its jobs, then the head and every process of it",
+        "env": 'shell exports for Ray\'s tools: eval "$(... head.py env)"; exit code 1 if no head answers',
+    }
+    parsers = {name: commands.add_parser(name, help=text, parents=[shared]) for name, text in explained.items()}
+    parsers["start"].add_argument("--num-cpus", type=int, help="CPUs that Ray may give out (default: all)")
+    parsers["start"].add_argument("--timeout", type=float, default=120.0, help="seconds to answer in (%(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -105,13 +105,13 @@ def test_stages_are_merged_over_the_shared_sections(write: Any) -> None:
 
 
 def test_another_kind_replaces_the_whole_section(write: Any) -> None:
-    text = (
-        ONE_STAGE
-        + "stages:\n  seg:\n    task: {kind: segmentation, head: upernet}\n"
-        + (
-            "    data: {source: mask_pairs, root: r, classes: [a], train: {images: i, masks: m}, val: {images: i, masks: m}}\n"
-        )
-    )
+    splits = "train: {images: i, masks: m}, val: {images: i, masks: m}"
+    text = f"""{ONE_STAGE}
+stages:
+  seg:
+    task: {{kind: segmentation, head: upernet}}
+    data: {{source: mask_pairs, root: r, classes: [a], {splits}}}
+"""
     shared = text.replace("  kind: classification", "  kind: classification\n  label_smoothing: 0.1")
     stage = load_recipe(write(shared)).stages["seg"]
     assert stage.task.kind == "segmentation"

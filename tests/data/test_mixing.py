@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from timm.data import Mixup
-from timm.data.mixup import mixup_target
+from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
 from scalablevit.config.recipe import IMAGENET_MEAN, IMAGENET_STD

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,10 +29,11 @@ def picture() -> NDArray[np.uint8]:
 
 def by_timm(name: str, level: float, sign: int, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.int64]:
     monkeypatch.setattr(timm_ops, "_randomly_negate", lambda value: sign * value)
-    to_args = timm_ops.LEVEL_TO_ARG[name]
+    to_args: Any = timm_ops.LEVEL_TO_ARG[name]
+    operation: Any = timm_ops.NAME_TO_OP[name]
     args = to_args(level, {}) if to_args else ()
     options = {"fillcolor": FILL, "resample": Image.Resampling.BILINEAR}
-    return np.asarray(timm_ops.NAME_TO_OP[name](Image.fromarray(picture()), *args, **options)).astype(np.int64)
+    return np.asarray(operation(Image.fromarray(picture()), *args, **options)).astype(np.int64)
 
 
 def test_operations_are_those_of_timm() -> None:

@@ -35,14 +35,16 @@ def test_records_and_figures_of_every_node_are_kept(tmp_path: Path) -> None:
 def test_steps_reported_again_after_a_restart_are_dropped(tmp_path: Path) -> None:
     SpoolCallback(tmp_path, UID).after_report(None, [report(5, loss=1.0)], Checkpoint(str(tmp_path)))
     restarted = SpoolCallback(tmp_path, UID)
-    restarted.after_report(None, [{"records": [*report(5, loss=2.0)["records"], *report(6, loss=3.0)["records"]]}], None)
+    restarted.after_report(
+        None, [{"records": [*report(5, loss=2.0)["records"], *report(6, loss=3.0)["records"]]}], None
+    )
     assert [point for point in points(tmp_path) if point[0] == "loss"] == [("loss", 5, 1.0), ("loss", 6, 3.0)]
 
 
 def test_ray_may_pickle_it_at_any_moment(tmp_path: Path) -> None:
     callback = SpoolCallback(tmp_path, UID)
     callback.after_report(None, [report(1, loss=1.0)], None)
-    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(callback))
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(callback))  # type: ignore[no-untyped-call]
     copy.after_report(None, [report(2, loss=math.nan)], None)
     callback.after_report(None, [report(3, loss=3.0)], None)
     assert [step for key, step, _ in points(tmp_path) if key == "loss"] == [1, 2, 3]

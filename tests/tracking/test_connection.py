@@ -84,6 +84,10 @@ def test_request_limits_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
+def _rest_error(code: str) -> Exception:
+    return RestException({"error_code": code, "message": "m"})  # type: ignore[no-untyped-call]
+
+
 def _http_error(status: int) -> requests.HTTPError:
     response = requests.Response()
     response.status_code = status
@@ -93,12 +97,12 @@ def _http_error(status: int) -> requests.HTTPError:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "m"}), "refused"),
-        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "m"}), "refused"),
-        (RestException({"error_code": "UNAUTHENTICATED", "message": "m"}), "away"),
-        (RestException({"error_code": "PERMISSION_DENIED", "message": "m"}), "away"),
-        (RestException({"error_code": "INTERNAL_ERROR", "message": "m"}), "away"),
-        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "m"}), "away"),
+        (_rest_error("INVALID_PARAMETER_VALUE"), "refused"),
+        (_rest_error("RESOURCE_DOES_NOT_EXIST"), "refused"),
+        (_rest_error("UNAUTHENTICATED"), "away"),
+        (_rest_error("PERMISSION_DENIED"), "away"),
+        (_rest_error("INTERNAL_ERROR"), "away"),
+        (_rest_error("TEMPORARILY_UNAVAILABLE"), "away"),
         (MlflowException("no such page", codes.ENDPOINT_NOT_FOUND), "away"),
         (MlflowException("something", codes.BAD_REQUEST), "unclear"),
         (MlflowException("API request failed with exception ..."), "away"),

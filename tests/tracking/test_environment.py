@@ -64,7 +64,7 @@ def test_the_commit_of_the_packages_own_repository(package: Path) -> None:
 def test_the_environment_is_ready_for_json(package: Path) -> None:
     info = json.loads(json.dumps(environment_info(package)))
     assert info["packages"]["mlflow"] == version("mlflow")
-    assert info["code"] == {"digest": code_digest(package), "git": None}
+    assert (info["code"]["digest"], info["code"]["git"]) == (code_digest(package), None)
     assert info["python"].startswith("3.")
 
 

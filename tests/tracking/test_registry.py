@@ -1,8 +1,10 @@
 """Registered models: once, without pickles, and readable without running anything."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from safetensors.numpy import load_file, save_file
 
 from scalablevit.config.errors import UserError
@@ -24,7 +27,7 @@ from scalablevit.tracking.weights import resolve_weights
 RunOf = Callable[[MlflowClient, str, str], Run]
 NOTHING_LEFT = Pending(records=0, refused=0, error=None)
 
-SERVING = '''
+SERVING = """
 import json
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
@@ -43,7 +46,7 @@ class Answer(PythonModel):
 
 
 set_model(Answer())
-'''
+"""
 
 
 @pytest.fixture
@@ -98,6 +101,22 @@ def record(spool: Spool, package: Path, tmp_path: Path, name: str) -> Record:
     return record
 
 
+def only_version(client: MlflowClient, name: str) -> ModelVersion:
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    return version
+
+
+def files_of(version: ModelVersion) -> Path:
+    return Path(str(version.source).removeprefix("file://"))
+
+
+def models_of(client: MlflowClient, version: ModelVersion) -> list[str]:
+    """Models that the version's run names as its output."""
+    outputs = client.get_run(str(version.run_id)).outputs
+    assert outputs is not None
+    return [output.model_id for output in outputs.model_outputs]
+
+
 def load(uri: str, model: str) -> Any:
     """As a user loads it, which needs MLflow's global address."""
     before = mlflow.get_tracking_uri()
@@ -119,14 +138,18 @@ def test_a_registered_model_loads_with_pickles_forbidden(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record(2.0)
+    # A job has imported its package; its copy is gone by now.
+    importlib.import_module("tiny_served_package.scale")
     shutil.rmtree(package.parent)
-    assert Shipper(spool.folder, uri).ship_left().records == 0
-    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    for module in [module for module in sys.modules if module.startswith("tiny_served_package")]:
+        del sys.modules[module]
+    version = only_version(client, name)
     assert version.tags["scalablevit.recipe_hash"] == "abc"
     assert version.tags["metric.top1"] == "0.5"
     assert version.tags["scalablevit.run_uid"] == "u" + "0" * 31
     assert client.get_model_version_by_alias(name, "candidate").version == version.version
-    files = [path for path in Path(version.source.removeprefix("file://")).rglob("*") if path.is_file()]
+    files = [path for path in files_of(version).rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"weights.safetensors", "config.json", "serve.py", "scale.py", "MLmodel"}
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pyc")]
     requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
@@ -137,8 +160,7 @@ def test_a_registered_model_loads_with_pickles_forbidden(
     assert [(column.name, str(column.type)) for column in model.metadata.signature.inputs] == [
         (None, "DataType.binary")
     ]
-    run = client.get_run(version.run_id)
-    assert [output.model_id for output in run.outputs.model_outputs] == [model.metadata.model_id]
+    assert models_of(client, version) == [model.metadata.model_id]
 
 
 class Killed(BaseException):
@@ -182,12 +204,12 @@ def test_killed_anywhere_it_registers_one_version(
     assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
     (spool.folder / PROGRESS).unlink()
     assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    (version,) = client.search_model_versions(f"name = '{name}'")
+    version = only_version(client, name)
     assert client.get_model_version_by_alias(name, "candidate").version == version.version
-    run = client.get_run(version.run_id)
-    models = client.search_logged_models([run.info.experiment_id])
-    assert [str(model.status) for model in models] == ["READY"]
-    assert [output.model_id for output in run.outputs.model_outputs if output.model_id == models[0].model_id]
+    experiment = client.get_run(str(version.run_id)).info.experiment_id
+    (model,) = client.search_logged_models([experiment])
+    assert str(model.status) == "READY"
+    assert model.model_id in models_of(client, version)
 
 
 def test_a_new_model_is_a_new_version_and_the_alias_never_goes_back(
@@ -214,13 +236,24 @@ def test_a_model_whose_files_are_gone_is_set_aside(
     assert client.search_model_versions(f"name = '{name}'") == []
 
 
+def test_a_model_whose_code_does_not_run_is_set_aside(
+    spool: Spool, record: Record, package: Path, uri: str, client: MlflowClient, name: str
+) -> None:
+    (package / "serve.py").write_text("raise ValueError('broken')")
+    record(1.0)
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.refused) == (0, 1)
+    assert "broken" in json.loads((spool.folder / REFUSED).read_text())["reason"]
+    assert client.search_model_versions(f"name = '{name}'") == []
+
+
 def test_weights_are_fetched_checked_and_cached_and_nothing_is_run(
     spool: Spool, record: Record, package: Path, uri: str, client: MlflowClient, name: str, tmp_path: Path
 ) -> None:
     record(3.0)
     assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    (version,) = client.search_model_versions(f"name = '{name}'")
-    stored = Path(version.source.removeprefix("file://"))
+    version = only_version(client, name)
+    stored = files_of(version)
     for code in stored.rglob("*.py"):
         code.write_text("raise SystemExit('code of a registered model was run')")
     for model_uri in (f"models:/{name}@candidate", f"models:/{name}/1"):
@@ -244,8 +277,8 @@ def test_changed_files_of_a_version_are_refused(
 ) -> None:
     record(3.0)
     assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    (version,) = client.search_model_versions(f"name = '{name}'")
-    target = Path(version.source.removeprefix("file://")) / "artifacts" / file
+    version = only_version(client, name)
+    target = files_of(version) / "artifacts" / file
     content = bytearray(target.read_bytes())
     content[-1] ^= 1
     target.write_bytes(content)

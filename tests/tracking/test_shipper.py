@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sqlite3
@@ -18,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, Pending, Shipper, remembered
@@ -35,6 +36,11 @@ def series(steps: range, **metrics: float) -> list[MetricRecord]:
 
 def history(client: MlflowClient, run: Run, key: str) -> list[tuple[int, int, float]]:
     return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key))
+
+
+def datasets(run: Run) -> list[DatasetInput]:
+    assert run.inputs is not None
+    return run.inputs.dataset_inputs
 
 
 def refused(folder: Path) -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ def test_every_kind_of_record_arrives(
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params == {f"p{i}": str(i) for i in range(150)}
     assert run.data.tags["t119"] == "119"
-    (data,) = run.inputs.dataset_inputs
+    (data,) = datasets(run)
     assert (data.dataset.name, data.dataset.digest) == ("photos", "d" * 36)
     assert {tag.key: tag.value for tag in data.tags} == {
         "mlflow.data.context": "training",
@@ -107,7 +113,7 @@ def test_sending_everything_again_changes_nothing(
     again = run_of(client, experiment, uid)
     assert again.info.run_id == first.info.run_id
     assert (again.info.status, again.info.end_time) == ("FINISHED", 5_000)
-    assert len(again.inputs.dataset_inputs) == 1
+    assert len(datasets(again)) == 1
     assert [len(history(client, again, key)) for key in ("loss", "a", "b")] == [50, 1, 1]
 
 
@@ -377,14 +383,27 @@ def test_no_secret_reaches_a_message_or_a_file(
     assert (spool.folder / LOCK).exists()
 
 
-def sync(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(root), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+@pytest.fixture
+def sync(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """The script's main, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
+
+    def main(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["sync.py", "--root", str(tmp_path), *arguments])
+        return int(runpy.run_path(str(ROOT / "pipelines" / "sync.py"))["main"]())
+
+    return main
 
 
-def test_the_sync_command(
-    uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+def test_the_sync_script(
+    sync: Callable[..., int],
+    uid: str,
+    uri: str,
+    client: MlflowClient,
+    experiment: str,
+    run_of: RunOf,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     child = uuid4().hex
     Spool(tmp_path / "runs" / "z-job" / "spool").run(uid, "job", experiment=experiment)
@@ -392,13 +411,24 @@ def test_the_sync_command(
     time.sleep(0.01)
     spool.run(child, "stage", experiment=experiment, parent=uid)
     spool.metrics(child, series(range(5)))
-    away = sync(tmp_path, "--uri", "http://127.0.0.1:9", "a-stage")
-    assert away.returncode == 1
-    assert "a-stage: 6 records left" in away.stdout
-    done = sync(tmp_path, "--uri", uri)
-    assert (done.returncode, done.stdout) == (0, "z-job: everything sent\na-stage: everything sent\n"), done.stderr
+    assert sync("--uri", "http://127.0.0.1:9", "a-stage") == 1
+    assert "a-stage: 6 records left (" in capsys.readouterr().out
+    assert sync("b-stage") == 2
+    assert "a-stage, z-job" in capsys.readouterr().err
+    assert sync("--uri", "sqlite:///relative.db") == 2
+    assert "sqlite:////<absolute path>" in capsys.readouterr().err
+    assert sync("--uri", uri) == 0
+    assert capsys.readouterr().out == "z-job: everything sent\na-stage: everything sent\n"
     assert run_of(client, experiment, child).data.metrics == {"loss": 0.4}
-    unknown = sync(tmp_path, "b-stage")
-    assert unknown.returncode == 2
-    assert "a-stage, z-job" in unknown.stderr
-    assert "Traceback" not in unknown.stderr
+    spool.metrics(child, series(range(5, 9)))
+    assert sync("a-stage") == 0
+    assert run_of(client, experiment, child).data.metrics == {"loss": 0.8}
+
+
+def test_the_sync_script_by_itself_with_a_new_database(tmp_path: Path) -> None:
+    Spool(tmp_path / "runs" / "job" / "spool").run("a" * 32, "job", experiment="e")
+    command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode, done.stdout) == (0, "job: everything sent\n"), done.stderr
+    assert (tmp_path / "mlflow.db").exists()

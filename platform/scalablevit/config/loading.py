@@ -48,6 +48,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return check(merged, places, str(path))
 
 
+def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
+    """A recipe of one stage from plain values, such as those kept with a registered model, with overrides on top.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    merged: dict[str, Any] = {"name": "evaluate", "stages": {name: dict(stage)}}
+    places: Places = {}
+    for override in overrides:
+        _apply(override, merged, places)
+    return check(merged, places, origin)
+
+
 def check(merged: Mapping[str, Any], places: Places, name: str) -> Recipe:
     """Validate a merged recipe of plain values; `places` names the origin of its values in errors."""
     try:

@@ -6,7 +6,6 @@ import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,12 @@ def check_split(source: Source, data: ImageFolder | MaskPairs, workers: int, cac
     if file and (report := _load(file)):
         return report
     table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
-    check = partial(_check_sample, table=table, max_pixels=data.max_pixels)
+
+    def check(part: range) -> list[tuple[Problem, bool]]:
+        return [problem for i in part for problem in _check_sample(source[i], table, data.max_pixels)]
+
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = [problem for problems in pool.map(check, source) for problem in problems]
+        found = [problem for problems in pool.map(check, source.parts()) for problem in problems]
     report = Report(
         samples=len(source),
         unreadable=tuple(problem for problem, wrong in found if not wrong),

@@ -108,7 +108,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         for batch in batches:
             yield to_device(batch, device)
         return
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copies = torch.cuda.Stream(device)
     waiting: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):

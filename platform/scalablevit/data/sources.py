@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +83,10 @@ class Source(Sequence[Sample]):
             mask=None if self._masks is None else self._masks / _mask_name(name),
         )
 
+    def parts(self, size: int = 256) -> list[range]:
+        """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
     def digest(self) -> str:
         """`content:<sha256>` of names, labels, sizes, contents and classes; above 2 GiB `listing:` without contents.
 
@@ -92,15 +96,15 @@ class Source(Sequence[Sample]):
 
     @cached_property
     def _digest(self) -> str:
+        parts = self.parts()
         with ThreadPoolExecutor(_THREADS) as pool:
-            sizes = list(pool.map(self._sizes, range(len(self))))
+            sizes = [size for sizes in pool.map(self._sizes, parts) for size in sizes]
             whole = sum(map(sum, sizes)) <= HASHED_BYTES
-            contents: Iterable[bytes] = pool.map(self._contents, range(len(self))) if whole else iter(())
             total = hashlib.sha256(repr(self.classes).encode())
             for i, size in enumerate(sizes):
                 label = -1 if self._labels is None else int(self._labels[i])
                 total.update(b"\0".join([os.fsencode(self._name(i)), str((label, *size)).encode(), b""]))
-            for content in contents:
+            for content in pool.map(self._contents, parts if whole else []):
                 total.update(content)
         return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
 
@@ -108,15 +112,17 @@ class Source(Sequence[Sample]):
         start = int(self._ends[i - 1]) if i else 0
         return os.fsdecode(self._names[start : int(self._ends[i])])
 
-    def _files(self, i: int) -> list[Path]:
-        sample = self[i]
-        return [sample.image] if sample.mask is None else [sample.image, sample.mask]
+    def _files(self, i: int) -> list[str]:
+        name = self._name(i)
+        image = f"{self._images}/{name}"
+        return [image] if self._masks is None else [image, f"{self._masks}/{_mask_name(name)}"]
 
-    def _sizes(self, i: int) -> tuple[int, ...]:
-        return tuple(file.stat().st_size for file in self._files(i))
+    def _sizes(self, part: range) -> list[tuple[int, ...]]:
+        return [tuple(os.stat(file).st_size for file in self._files(i)) for i in part]
 
-    def _contents(self, i: int) -> bytes:
-        return b"".join(hashlib.sha256(file.read_bytes()).digest() for file in self._files(i))
+    def _contents(self, part: range) -> bytes:
+        files = (file for i in part for file in self._files(i))
+        return b"".join(hashlib.sha256(Path(file).read_bytes()).digest() for file in files)
 
 
 def open_source(data: ImageFolder | MaskPairs, split: Literal["train", "val"], root: Path) -> Source:

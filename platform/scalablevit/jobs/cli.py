@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
@@ -31,9 +31,14 @@ def main(script: str, description: str, arguments: Sequence[str] | None = None) 
         arguments: without the program's name; None: the process's own.
     """
     options = parse(script, description, arguments)
+    return guarded(lambda: _run(script, options))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _run(script, options)
+        return work()
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -70,6 +75,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.jobs import chain, resolve
+    from scalablevit.jobs.stage import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
     stages = resolve.resolve(recipe, root, wanted)
@@ -78,7 +84,8 @@ def _run(script: str, options: argparse.Namespace) -> int:
         for name, fact in resolve.describe(stage, resolve.model_cost(stage)).items():
             print(f"  {name:<14}{fact}", flush=True)
     if options.dry_run:
-        print("\nresolved recipe:\n" + _yaml(recipe.model_dump(mode="json")))
+        shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}
+        print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "stages": shown}))
         print("dry run: nothing was started")
         return 0
     print(flush=True)

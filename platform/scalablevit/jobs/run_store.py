@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
-
 from scalablevit.config.errors import UserError
-from scalablevit.training.checkpoint import open_filesystem, put
+from scalablevit.training import storage as run_storage
 
 
 def platform_root(given: str | None) -> Path:
@@ -64,24 +62,21 @@ class RunStore:
         else:
             location = str((root / Path(storage).expanduser()).resolve() / name)
             refuse_session_folder(location, "cluster.storage")
-        filesystem, path = open_filesystem(location)
+        filesystem, path = run_storage.open_filesystem(location)
         filesystem.create_dir(path, recursive=True)
         return cls(name, location, local)
 
     def read(self, file: str) -> bytes | None:
         """Content of a file in run storage; None when there is none."""
-        filesystem, path = open_filesystem(self.location)
-        if filesystem.get_file_info(f"{path}/{file}").type != pyarrow.fs.FileType.File:
-            return None
-        with filesystem.open_input_stream(f"{path}/{file}") as stream:
-            return bytes(stream.read())
+        filesystem, path = run_storage.open_filesystem(self.location)
+        return run_storage.read(filesystem, f"{path}/{file}")
 
     def write(self, file: str, content: bytes) -> None:
         """Write a file to run storage, whole or not at all; subfolders are made."""
-        filesystem, path = open_filesystem(self.location)
+        filesystem, path = run_storage.open_filesystem(self.location)
         target = f"{path}/{file}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        put(filesystem, target, content)
+        run_storage.put(filesystem, target, content)
 
     def read_json(self, file: str) -> dict[str, Any] | None:
         """A JSON object from run storage; None when the file is not there."""

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.loading import hashed_part
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.progress import Progress
-from scalablevit.jobs.resolve import ResolvedStage, describe
+from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import SpoolCallback
@@ -178,7 +179,7 @@ def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: R
     from scalablevit.training.worker import Assignment
 
     assignment = Assignment(
-        stage=resolved.stage.model_dump_json(),
+        stage=without_secrets(resolved.stage).model_dump_json(),
         run_folder=store.location,
         root=str(job.root),
         init_weights=initial.location if initial else None,
@@ -230,7 +231,7 @@ def _begin(
     job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, spool: Spool, uid: str
 ) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
-    stage = resolved.stage
+    stage = without_secrets(resolved.stage)
     recipe = yaml.safe_dump(stage.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (store.local / "recipe.yaml").write_text(recipe, encoding="utf-8")
     environment = environment_info(PACKAGE)
@@ -241,16 +242,28 @@ def _begin(
         resolved.run_name,
         experiment=stage.tracking.experiment,
         parent=job.uid,
-        tags={**lineage, "stage": resolved.name, "scalablevit.run_folder": store.location,
-              "scalablevit.code": environment["code"]["digest"]},
+        tags={
+            **lineage,
+            tags.CODE_DIGEST: environment["code"]["digest"],
+            "stage": resolved.name,
+            "run_folder": store.location,
+            # not parameters: a restart may change them, and MLflow's parameters never change
+            **flat(stage.cluster.model_dump(mode="json"), "cluster."),
+        },
     )
-    spool.params(uid, {**flat(stage.model_dump(mode="json")), **{f"resolved.{k}": v for k, v in
-                                                                  describe(resolved, None).items()}})
+    spool.params(uid, flat(hashed_part(stage)))
+    spool.params(uid, {"steps": resolved.length.total, "train_samples": resolved.train_samples,
+                       "val_samples": resolved.val_samples, "classes": len(resolved.classes)})
     for split in ("train", "val"):
         spool.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest,
                       source=str(job.root / Path(stage.data.root).expanduser()), context=split)
     spool.artifact(uid, store.local / "recipe.yaml")
     spool.artifact(uid, store.local / "environment.json")
+
+
+def without_secrets(stage: Stage) -> Stage:
+    """The stage without the tracking address, which may hold a password: what may be written down."""
+    return stage.model_copy(update={"tracking": stage.tracking.model_copy(update={"uri": None})})
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -281,7 +294,7 @@ def _export(
         best.name, "model.safetensors" if stage.training.ema_decay is None else "ema.safetensors"
     )
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
-    config = json.dumps({"format": 1, "stage": stage.model_dump(mode="json"), "classes": resolved.classes,
+    config = json.dumps({"format": 1, "stage": without_secrets(stage).model_dump(mode="json"), "classes": resolved.classes,
                          "metrics": metrics, "step": best.step}, indent=1).encode()
     for file, content in ((WEIGHTS, weights), (CONFIG, config)):
         store.write(file, content)

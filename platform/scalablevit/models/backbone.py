@@ -133,7 +133,7 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
         raise UserError(
             f"{name} cannot be built with {given}: {error}",
             where="model",
-            fix="correct or remove that entry of model.kwargs, or model.drop_path_rate",
+            fix="correct or remove that entry of model.options, or model.drop_path_rate",
         ) from error
     # Some architectures take the argument and do nothing with it.
     if drop_path_rate and not any(getattr(module, "drop_prob", None) for module in model.modules()):

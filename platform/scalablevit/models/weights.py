@@ -208,7 +208,7 @@ def _shape_error(source: str, message: str) -> UserError:
     return UserError(
         f"{len(mismatches)} tensors have other shapes than the model: {_some(mismatches)}",
         where=source,
-        fix="build the model with the arguments the weights were trained with (model.name, model.kwargs)",
+        fix="build the model with the arguments the weights were trained with (model.name, model.options)",
     )
 
 

@@ -65,6 +65,8 @@ class ClassificationTask:
         if split == "val":
             return {**batch, "image": images}
         draws = np.random.default_rng(list(seed))
+        # erased before mixed, as where the paper's training comes from (DeiT erases samples, then mixes batches)
+        images = random_erasing(images, data.random_erasing, draws)
         images, targets = mix(
             images,
             batch["label"],
@@ -76,7 +78,6 @@ class ClassificationTask:
             smoothing=self.smoothing,
             draws=draws,
         )
-        images = random_erasing(images, data.random_erasing, draws)
         return {**batch, "image": images, "target": targets}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,6 +89,15 @@ class ClassificationTask:
         """Logits (N, classes), float32."""
         logits: Tensor = model(batch["image"])
         return logits.float()
+
+    @property
+    def augmented_data(self) -> ImageFolder:
+        """Classification has no test-time augmentation."""
+        return self.data
+
+    def predict_augmented(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `predict`."""
+        return self.predict(model, batch)
 
     def metric(self) -> "AccuracyMetric":
         """Top-1, top-5 and cross-entropy."""

@@ -1,20 +1,13 @@
-"""Parameters and multiply-accumulates of a segmentation model, beside the paper's figures."""
+"""The cost of segmentation models beside the paper's figures."""
 
 from dataclasses import dataclass
 
-import torch
-
-from scalablevit.config.recipe import Stage
-from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.segmentation import SegmentationTask
-
-IMAGE_SIZE = (512, 2048)
-"""Height and width at which the paper counts, for Semantic FPN and for UperNet."""
+from scalablevit.models.counting import Cost
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Parameters in millions, "FLOPs" in G, and mIoU in percent on ADE20K, for UperNet also multi-scale with flip."""
+    """Parameters in millions, "FLOPs" in G at 512 x 2048, mIoU in percent on ADE20K (UperNet: also augmented)."""
 
     parameters_m: float
     gflops: float
@@ -33,25 +26,12 @@ PAPER_SEGMENTATION = {
 }
 
 
-def dense_cost(stage: Stage, classes: tuple[str, ...], size: tuple[int, int] = IMAGE_SIZE) -> Cost:
-    """Cost of one image of height and width `size`, counted without arithmetic or memory.
-
-    The parameters include the auxiliary head's, which is part of training; the multiply-accumulates do not.
-    """
-    task = SegmentationTask(stage, classes)
-    with torch.device("meta"):
-        model = task.build_model()
-    return count_cost(model, (1, 3, *size))
-
-
-def dense_cost_beside_paper(stage: Stage, cost: Cost) -> str:
-    """One line with the cost, and the paper's figures where the paper has the model."""
-    assert stage.task.kind == "segmentation"
+def dense_cost_beside_paper(head: str, name: str, cost: Cost) -> str:
+    """One line with the cost of a head on a backbone, and the paper's figures where the paper has them."""
     line = (
-        f"{stage.model.name} with {stage.task.head}: {cost.parameters / 1e6:.2f} M parameters, "
-        f"{cost.macs / 1e9:.1f} GFLOPs as the paper counts (multiply-accumulates of convolutions and linear layers), "
+        f"{name} with {head}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.1f} GFLOPs as the paper "
+        "counts (multiply-accumulates of convolutions and linear layers), "
         f"{cost.macs_with_attention / 1e9:.1f} G with attention"
     )
-    row = PAPER_SEGMENTATION.get((stage.task.head, stage.model.name))
-    size = f"{IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}"
-    return line if row is None else f"{line}; paper, ADE20K at {size}: {row.parameters_m} M, {row.gflops} GFLOPs"
+    row = PAPER_SEGMENTATION.get((head, name))
+    return line if row is None else f"{line}; paper, ADE20K at 512x2048: {row.parameters_m} M, {row.gflops} GFLOPs"

@@ -32,7 +32,7 @@ class View:
     """Of the image that the network saw."""
 
     def at(self, size: Size, classes: slice) -> Tensor:
-        """Logits of some classes at another size, (classes, *size): bilinear, by way of the image's size, as in mmseg."""
+        """Logits of some classes, (classes, *size): bilinear and by way of the image's size, as in mmseg."""
         logits = self.logits[None, classes]
         for wanted in (self.size, size):
             if logits.shape[-2:] != wanted:
@@ -81,16 +81,15 @@ def _slide(network: Network, image: Tensor, sliding: Sliding, max_pixels: int) -
         for top in _starts(height, window[0], sliding.stride)
         for left in _starts(width, window[1], sliding.stride)
     ]
-    total: Tensor | None = None
-    counts = image.new_zeros((height, width), dtype=torch.float32)
+    total = counts = image.new_zeros((1, height, width), dtype=torch.float32)
     for group in _groups(corners, window, max_pixels):
         boxes = [(slice(top, top + window[0]), slice(left, left + window[1])) for top, left in group]
         logits = network(torch.stack([image[:, rows, columns] for rows, columns in boxes])).float()
-        total = logits.new_zeros((logits.shape[1], height, width)) if total is None else total
+        if total is counts:
+            total = logits.new_zeros((logits.shape[1], height, width))
         for (rows, columns), one in zip(boxes, logits, strict=True):
             total[:, rows, columns] += View(one, window).at(window, slice(None))
-            counts[rows, columns] += 1
-    assert total is not None  # every image has a window
+            counts[:, rows, columns] += 1
     return View(total.div_(counts), (height, width))
 
 

@@ -1,6 +1,6 @@
 """Semantic segmentation: MMSegmentation's heads over our pyramid, mIoU at the masks' own size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -16,9 +16,10 @@ from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, scaled_size
-from scalablevit.models.backbone import build_pyramid
+from scalablevit.models.backbone import Pyramid, build_pyramid
+from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.confusion import ConfusionMetric
-from scalablevit.tasks.dense_inference import Size, averaged_labels, best_labels, see
+from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentor import Segmentor, head_configs
 from scalablevit.tasks.task import SplitName
 
@@ -33,7 +34,8 @@ class SegmentationTask:
     best_metric = "val/miou"
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        assert isinstance(stage.task, Segmentation) and isinstance(stage.data, MaskPairs)  # the recipe sees to it
+        if not isinstance(stage.task, Segmentation) or not isinstance(stage.data, MaskPairs):
+            raise TypeError(f"not a segmentation stage: task {stage.task.kind}, source {stage.data.source}")
         if len(classes) < 2:
             raise UserError(
                 f"segmentation needs at least 2 classes, not {len(classes)} ({', '.join(classes) or 'none'})",
@@ -61,13 +63,22 @@ class SegmentationTask:
     def build_model(self) -> Segmentor:
         """Backbone, neck and heads with fresh weights; initial weights belong into `.backbone`."""
         model = self.stage.model
+        options: dict[str, Any] = dict(model.options)
         pyramid = build_pyramid(
-            model.name,
-            drop_path_rate=model.drop_path_rate,
-            grad_checkpointing=model.grad_checkpointing,
-            **model.options,
+            model.name, model.drop_path_rate, grad_checkpointing=model.grad_checkpointing, **options
         )
         return Segmentor(pyramid, head_configs(self.task, pyramid.channels, len(self.classes)))
+
+    def backbone(self, model: nn.Module) -> Pyramid:
+        """The pyramid; neck and heads stay new."""
+        pyramid: Pyramid = model.get_submodule("backbone")  # type: ignore[assignment]
+        return pyramid
+
+    def cost(self) -> Cost:
+        """At `short_side` x `long_side`; the auxiliary head counts as parameters, not as multiply-accumulates."""
+        with torch.device("meta"):
+            model = self.build_model()
+        return count_cost(model, (1, 3, self.data.short_side, self.data.long_side))
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""
@@ -100,7 +111,10 @@ class SegmentationTask:
     @property
     def augmented_data(self) -> MaskPairs:
         """The data section whose evaluation images have the largest size that `predict_augmented` looks at."""
-        largest = max(1.0, *self._augmentation.scales)
+        augmentation = self.task.test_time_augmentation
+        largest = max(augmentation.scales) if augmentation else 1.0
+        if largest <= 1:
+            return self.data
         sides = {"short_side": int(self.data.short_side * largest), "long_side": int(self.data.long_side * largest)}
         return self.data.model_copy(update=sides)
 
@@ -110,8 +124,14 @@ class SegmentationTask:
         Each image is brought to the sizes that its mask's size implies, so images may come in any size; those that
         `augmented_data` describes lose no detail.
         """
+        augmentation = self.task.test_time_augmentation
+        if augmentation is None:
+            return self.predict(model, batch)
         sizes = [_size(mask) for mask in batch["mask"]]
-        return [self._averaged(model, image, size) for image, size in zip(batch["image"], sizes, strict=True)]
+        return [
+            averaged_labels(list(self._augmented_views(model, image, size, augmentation)), size)
+            for image, size in zip(batch["image"], sizes, strict=True)
+        ]
 
     def metric(self) -> ConfusionMetric:
         """mIoU, mean and pixel accuracy, IoU of each class."""
@@ -134,17 +154,6 @@ class SegmentationTask:
             "classes": [self.classes[number] for number in order],
             "shares": [counts[number].item() / labels.numel() for number in order],
         }
-
-    @property
-    def _augmentation(self) -> TestTimeAugmentation:
-        augmentation = self.task.test_time_augmentation
-        if augmentation is None:
-            raise UserError(
-                "there is nothing to augment with",
-                where="task.test_time_augmentation",
-                fix="give scales, such as {scales: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], flip: true}",
-            )
-        return augmentation
 
     @property
     def _max_pixels(self) -> int:
@@ -172,17 +181,16 @@ class SegmentationTask:
         labels = {number: best_labels(view, sizes[number]) for number, view in views}
         return [labels[number] for number in range(len(images))]
 
-    def _averaged(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
-        augmentation = self._augmentation
-        mirrored = [False, True] if augmentation.flip else [False]
-        views = []
+    def _augmented_views(
+        self, model: nn.Module, image: Tensor, size: Size, augmentation: TestTimeAugmentation
+    ) -> Iterator[View]:
+        """What the network says of an image (3, h, w), whose mask has `size`, at each scale and of its mirror image."""
         for scale in augmentation.scales:
             seen = scaled_size(*size, int(self.data.short_side * scale), int(self.data.long_side * scale))
             scaled = _resized(image, seen)
-            inputs = [scaled.flip(-1) if mirror else scaled for mirror in mirrored]
+            inputs = [scaled, scaled.flip(-1)] if augmentation.flip else [scaled]
             for number, view in see(model, inputs, self.task.sliding, self._max_pixels):
-                views.append(view.mirrored() if mirrored[number] else view)
-        return averaged_labels(views, size)
+                yield view.mirrored() if number == 1 else view
 
 
 def _resized(image: Tensor, size: Size) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalablevit.config.recipe import Classification, Segmentation, Stage
+from scalablevit.config.recipe import Classification, ImageFolder, MaskPairs, Segmentation, Stage
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 
@@ -57,6 +57,13 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Predictions for `metric().update` and `answer`; called without gradients, in eval mode, under autocast."""
+
+    @property
+    def augmented_data(self) -> ImageFolder | MaskPairs:
+        """The data section for `predict_augmented`: the recipe's own, or with larger images."""
+
+    def predict_augmented(self, model: nn.Module, batch: Batch) -> Any:
+        """As `predict`, with the recipe's test-time augmentation; without one the same as `predict`."""
 
     def metric(self) -> Metric:
         """A fresh metric."""

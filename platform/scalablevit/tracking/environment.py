@@ -64,12 +64,12 @@ def environment_info(package: Path) -> dict[str, Any]:
         package: folder of the package whose code version is wanted.
 
     Returns:
-        `python`, `platform`, `code` (`digest`, `git`: see `git_version`), `packages` (name: version, sorted).
+        `python`, `platform`, `code` (`path`, `digest`, `git`: see `git_version`), `packages` (name: version, sorted).
     """
     versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "code": {"digest": code_digest(package), "git": git_version(package)},
+        "code": {"path": str(package), "digest": code_digest(package), "git": git_version(package)},
         "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
     }

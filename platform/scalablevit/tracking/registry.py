@@ -1,11 +1,12 @@
 """Registering a trained model: code and safetensors, never a pickle; once, however often it is asked for."""
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalablevit.tracking.connection import Refused
-from scalablevit.tracking.tags import UID
+from scalablevit.tracking.connection import Refused, bounded_requests, connect
+from scalablevit.tracking.tags import RUN_UID, UID
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+LOOKUP_TIMEOUT_S = 10
 
 
 def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: Path) -> "ModelVersion":
@@ -29,7 +31,7 @@ def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: 
         code: folder of the import package, the copy kept in the spool.
 
     Raises:
-        Refused: a file of the model or its code is missing.
+        Refused: a file of the model or its code is missing, or the code does not run.
     """
     missing = [
         str(path)
@@ -85,26 +87,37 @@ def _logged_model(client: "MlflowClient", run: "Run", record: dict[str, Any], co
 
 
 def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path) -> None:
-    """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code."""
+    """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code.
+
+    Raises:
+        Refused: that code does not run; no server has a part in it, so trying again is of no use.
+    """
     import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
+    # The signature is given; an example would only have it inferred.
+    warnings.filterwarnings("ignore", message=".*An input example was not provided")
     folder = Path(record["folder"])
-    mlflow.pyfunc.save_model(
-        str(target),
-        python_model=str(code / record["serving"]),
-        code_paths=[str(code)],
-        artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
-        signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary)])),
-        pip_requirements=list(record["requirements"]),
-        mlflow_model=Model(
-            artifact_path=model.artifact_location,
-            model_uuid=model.model_id,
-            model_id=model.model_id,
-            run_id=model.source_run_id,
-        ),
+    metadata = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
     )
+    try:
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(code / record["serving"]),
+            code_paths=[str(code)],
+            artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
+            signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary)])),
+            pip_requirements=list(record["requirements"]),
+            mlflow_model=metadata,
+        )
+    except MlflowException as error:
+        raise Refused(f"the model cannot be packed: {error.message}") from error
 
 
 def _point(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
@@ -122,8 +135,6 @@ def version_of_run(uri: str, name: str, run_uid: str) -> str:
         name: registered model.
         run_uid: our uid of the run.
     """
-    from scalablevit.tracking.connection import connect
-    from scalablevit.tracking.tags import RUN_UID
-
-    found = connect(uri).search_model_versions(f"name = '{name}' and tag.`{RUN_UID}` = '{run_uid}'")
+    with bounded_requests(LOOKUP_TIMEOUT_S):
+        found = connect(uri).search_model_versions(f"name = '{name}' and tag.`{RUN_UID}` = '{run_uid}'")
     return str(max((int(version.version) for version in found), default=""))

@@ -3,14 +3,10 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ import safetensors.torch
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Keep
 from scalablevit.training.state import Snapshot
+from scalablevit.training.storage import open_filesystem, put, read
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -205,10 +202,7 @@ class CheckpointStore:
         put(self.filesystem, path, content)
 
     def _get(self, path: str) -> bytes | None:
-        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
-            return None
-        with self.filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
+        return read(self.filesystem, path)
 
     def _remove(self, name: str) -> None:
         """Delete a checkpoint, its manifest first, so that a half-deleted one does not count."""
@@ -217,47 +211,6 @@ class CheckpointStore:
             self.filesystem.delete_file(f"{folder}/{MANIFEST}")
         if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory:
             self.filesystem.delete_dir(folder)
-
-
-def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and path of a local path or an address such as s3://bucket/folder."""
-    if "://" in location:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
-        return filesystem, path.rstrip("/")
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(location)
-
-
-def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
-    """Write one file that is either whole or not there: fsync and rename locally, one object elsewhere."""
-    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
-        return
-    temporary = f"{path}.part"
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def local_copy(location: str) -> Iterator[str]:
-    """A path to read `location` from: itself, or while the context lasts a copy of a remote file."""
-    if "://" not in location:
-        yield location
-        return
-    filesystem, path = open_filesystem(location)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / Path(path).name
-        with filesystem.open_input_stream(path) as stream:
-            copy.write_bytes(stream.read())
-        yield str(copy)
 
 
 class BackgroundWriter:

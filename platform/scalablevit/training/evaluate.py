@@ -24,7 +24,7 @@ def rank0_buffers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def evaluate(
-    task: Task, model: nn.Module, batches: Iterable[Batch], autocast: torch.autocast
+    task: Task, model: nn.Module, batches: Iterable[Batch], autocast: torch.autocast, *, augmented: bool = False
 ) -> dict[str, float]:
     """Figures of `model` on this rank's share of the validation split, summed over all ranks.
 
@@ -34,10 +34,11 @@ def evaluate(
     model.eval()
     rank0_buffers(model)
     metric = task.metric()
+    predict = task.predict_augmented if augmented else task.predict
     for batch in batches:
         prepared = task.prepare(batch, "val", ())
         with autocast:
-            predictions = task.predict(model, prepared)
+            predictions = predict(model, prepared)
         metric.update(predictions, prepared)
     metric.synchronize()
     model.train(was_training)

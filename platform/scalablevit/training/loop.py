@@ -19,6 +19,9 @@ from scalablevit.tasks.task import Task
 from scalablevit.training import optim, seeds
 from scalablevit.training.state import Record, Running, TrainState
 
+FEW_SAMPLES = 1000
+"""A fraction of fewer samples than these says little: the limit of bad ones is taken of these at least."""
+
 StopReason = Literal["finished", "stopped early", "not finite", "bad samples"]
 
 
@@ -67,30 +70,30 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
     evaluate and save. Everything decided here is decided equally on all ranks.
     """
     length, training = plan.length, plan.stage.training
-    if state.step >= length.total or _no_gain(plan, state):
+    if state.step >= length.total:
         return Outcome("finished")
+    if _no_gain(plan, state):
+        return Outcome("stopped early", _gains(state))
     model = distributed(plan, state.model)
     model.train()
     batches = effects.batches(state.step)
     micro = _take(batches, training.accumulation)
     warm_up(plan, model, micro[0])
-    clock = _Clock(state)
-    bad = 0
+    clock = _Clock()
     while True:
         loss_parts = train_step(plan, model, state, micro)
-        bad += sum(len(batch["bad"]) for batch in micro)
-        state.running.add(loss_parts)
+        state.running.add(loss_parts, bad=sum(len(batch["bad"]) for batch in micro))
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
         saves = evaluates or bool(length.checkpoint_every and state.step % length.checkpoint_every == 0)
         if saves or state.step % training.log_every_steps == 0:
-            record, total_bad = _log(plan, state, clock, bad)
+            record = _log(plan, state, clock)
             if not all(math.isfinite(record.metrics[name]) for name in ("train/loss", "train/grad_norm")):
                 return Outcome("not finite", _not_finite(record))
-            seen = (state.step - clock.first_step) * training.global_batch
-            if total_bad > plan.stage.data.max_bad_fraction * max(seen, 1000):
-                return Outcome("bad samples", f"{total_bad} of about {seen} samples could not be decoded")
+            seen = state.step * training.global_batch
+            if state.bad_samples > plan.stage.data.max_bad_fraction * max(seen, FEW_SAMPLES):
+                return Outcome("bad samples", f"{state.bad_samples} of {seen} samples could not be decoded")
             if state.step % training.log_every_steps == 0:
                 _report(state, effects, record)
                 state.running = Running()
@@ -107,7 +110,7 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         if done:
             return Outcome("finished")
         if evaluates and _no_gain(plan, state):
-            return Outcome("stopped early", f"{state.evaluations_without_gain} evaluations without gain")
+            return Outcome("stopped early", _gains(state))
         waited = time.perf_counter()
         micro = _take(batches, training.accumulation)
         clock.data_wait += time.perf_counter() - waited
@@ -181,8 +184,7 @@ def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
 class _Clock:
     """Where the time went since the last log point, as this rank saw it."""
 
-    def __init__(self, state: TrainState) -> None:
-        self.first_step = state.step
+    def __init__(self) -> None:
         self.window_start = self.last = time.perf_counter()
         self.window_steps = 0
         self.data_wait = 0.0
@@ -213,26 +215,30 @@ class _Clock:
         return result
 
 
-def _log(plan: Plan, state: TrainState, clock: _Clock, bad: int) -> tuple[Record, int]:
-    """Averages since the last log point over all ranks (the only device synchronisation between evaluations)."""
+def _log(plan: Plan, state: TrainState, clock: _Clock) -> Record:
+    """Averages since the last log point over all ranks (the only device synchronisation between evaluations).
+
+    Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 holds what every rank goes on with.
+    """
     running = state.running
     names = sorted(running.sums)
     seconds, waited, steps = clock.window()
-    own = [bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
-    values = torch.cat(
-        [torch.stack([running.sums[name] for name in names]).double(), torch.tensor(own, dtype=torch.float64).to(plan.device)]
-    )
+    own = [running.bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
+    sums = torch.stack([running.sums[name] for name in names])
+    values = torch.cat([sums, torch.tensor(own, dtype=torch.float64).to(plan.device)])
     if plan.world > 1:
         dist.all_reduce(values)
-    *sums, total_bad, seconds, waited, time_ms = values.tolist()
-    # loss parts are shares of a global mean, so ranks add up; DDP's factor `world` in the shares is taken out here
-    metrics = {name: total / running.steps / plan.world for name, total in zip(names, sums, strict=True)}
+    # the parts are shares of the global mean as DistributedDataParallel averages them: so are they
+    running.sums = dict(zip(names, values[: len(names)] / plan.world, strict=True))
+    *totals, bad, seconds, waited, time_ms = values.tolist()
+    state.bad_samples, running.bad = state.bad_samples + int(bad), 0
+    metrics = {name: total / plan.world / running.steps for name, total in zip(names, totals, strict=False)}
     metrics["train/lr"] = learning_rate(state.step - 1, plan.stage.optimizer, plan.length)
     metrics["train/epoch"] = state.step / plan.length.steps_per_epoch
     metrics["train/images_per_s"] = steps * plan.stage.training.global_batch * plan.world / max(seconds, 1e-9)
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
-    metrics["train/bad_samples"] = total_bad
-    return Record(state.step, int(time_ms), metrics), int(total_bad)
+    metrics["train/bad_samples"] = state.bad_samples
+    return Record(state.step, int(time_ms), metrics)
 
 
 def _agreed_time_ms(plan: Plan) -> int:
@@ -251,6 +257,10 @@ def _report(state: TrainState, effects: Effects, record: Record) -> None:
 def _no_gain(plan: Plan, state: TrainState) -> bool:
     rule = plan.stage.training.stop_after
     return rule is not None and state.evaluations_without_gain >= rule.evaluations_without_gain
+
+
+def _gains(state: TrainState) -> str:
+    return f"{state.evaluations_without_gain} evaluations without gain"
 
 
 def _not_finite(record: Record) -> str:

@@ -49,9 +49,12 @@ class Running:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    bad: int = 0
+    """Undecodable samples that this rank met, not yet in the state's count."""
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add one step's scalars."""
+    def add(self, values: dict[str, Tensor], bad: int) -> None:
+        """Add one step's scalars and undecodable samples."""
+        self.bad += bad
         for name, value in values.items():
             total = self.sums.get(name)
             self.sums[name] = value.detach().double() if total is None else total + value.detach()
@@ -70,6 +73,8 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    bad_samples: int = 0
+    """Undecodable samples met so far, on all ranks."""
     seconds: float = 0.0
     """Wall time spent training, over all attempts."""
     running: Running = field(default_factory=Running)
@@ -117,6 +122,7 @@ class TrainState:
             "best_metrics": self.best_metrics,
             "last_metrics": self.last_metrics,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "bad_samples": self.bad_samples,
             "seconds": self.seconds,
             "running": {name: total.item() for name, total in self.running.sums.items()},
             "running_steps": self.running.steps,
@@ -141,6 +147,7 @@ class TrainState:
         self.best_value, self.best_step = meta["best_value"], meta["best_step"]
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]
+        self.bad_samples = meta["bad_samples"]
         device = next(self.model.parameters()).device
         sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
         self.running = Running(sums, meta["running_steps"])

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from timm.utils.model_ema import ModelEmaV3
@@ -19,17 +20,18 @@ from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources import Source, open_source
 from scalablevit.models.weights import load_initial
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task, build_task
 from scalablevit.training import seeds
-from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, local_copy, summary
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, summary
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import Effects, Outcome, Plan, train
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, TrainState
+from scalablevit.training.storage import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class Assignment:
     """File of initial weights (path or address), or a timm tag; already found by the driver."""
     keep_head: bool = True
     """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
+    evaluate_only: bool = False
+    """Evaluate `init_weights`, all of them, and train nothing."""
 
     def as_dict(self) -> dict[str, Any]:
         """For Ray's `train_loop_config`."""
@@ -82,6 +86,8 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
     task = build_task(stage, source["train"].classes)
     length = Length.of(stage, len(source["train"]))
     plan = Plan(stage, length, task, device, rank, world)
+    if assignment.evaluate_only:
+        return _evaluate_only(plan, source["val"], str(assignment.init_weights))
     store = CheckpointStore(assignment.run_folder)
     state = _initial_or_restored(plan, store, assignment)
     sampler = NodeSampler(device)
@@ -94,7 +100,6 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
         store.check_space(state.snapshot().nbytes, stage.training.keep)
     train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
     eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
-    loaders = stage.cluster.loader_workers
 
     def batches(first_step: int) -> Iterator[Batch]:
         order = TrainOrder(len(source["train"]), getattr(stage.data, "repeats", 1), stage.training.seed)
@@ -107,13 +112,11 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
             first_step=first_step,
             end_step=length.total,
         )
+        loaders = stage.cluster.loader_workers
         return prefetch(build_loader(train_data, keys, task.collate("train"), workers=loaders, device=device), device)
 
     def evaluation(model: nn.Module) -> dict[str, float]:
-        size = max(1, stage.training.global_batch // (world * stage.training.accumulation))
-        keys = eval_batches(len(source["val"]), rank, world, size)
-        loader = build_loader(eval_data, keys, task.collate("val"), workers=loaders, device=device)
-        return evaluate(task, model, prefetch(loader, device), plan.autocast())
+        return evaluate(task, model, _eval_batches(plan, eval_data), plan.autocast())
 
     def save(state: TrainState, value: float | None) -> None:
         sender.flush()
@@ -126,6 +129,26 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
     sampler.stop()
     sender.flush()
     return _result(outcome, state, writer)
+
+
+def _eval_batches(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
+    """This rank's share of the validation split, in batches as large as a training micro-batch."""
+    training = plan.stage.training
+    size = max(1, training.global_batch // (plan.world * training.accumulation))
+    keys = eval_batches(len(data), plan.rank, plan.world, size)
+    loaders = plan.stage.cluster.loader_workers
+    loader = build_loader(data, keys, plan.task.collate("val"), workers=loaders, device=plan.device)
+    return prefetch(loader, plan.device)
+
+
+def _evaluate_only(plan: Plan, source: Source, weights: str) -> dict[str, Any]:
+    """Figures of given weights on the validation split, with the recipe's test-time augmentation."""
+    model = plan.task.build_model()
+    with local_copy(weights) as path:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    data = SampleDataset(source, plan.task.augmented_data, plan.stage.training.seed, train=False)
+    model = model.to(plan.device)
+    return {"metrics": evaluate(plan.task, model, _eval_batches(plan, data), plan.autocast(), augmented=True)}
 
 
 def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""From `ray job submit` to registered models on a real head, and again after the head was killed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "tests/end_to_end/tiny.yaml"
+HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
+JOB_S = 240
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@dataclass
+class Place:
+    """A platform root with a head of its own."""
+
+    root: Path
+
+    def head(self, command: str) -> str:
+        return subprocess.run([*HEAD, command, "--root", str(self.root)], check=True, timeout=120, text=True,
+                              capture_output=True).stdout  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """What the head exports, on top of ours; without a path to the package, which must come with the job."""
+        exports = (line.removeprefix("export ") for line in self.head("env").splitlines() if "=" in line)
+        pairs = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in exports)}
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SCALABLEVIT_ROOT")}
+        return {**kept, **pairs, "SCALABLEVIT_ROOT": str(self.root)}
+
+    def submit(self, *arguments: str, wait: bool = True) -> "subprocess.Popen[str]":
+        """The bare command of the README."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        variables = json.dumps({"env_vars": {"SCALABLEVIT_ROOT": str(self.root)}})
+        command = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", variables, "--",
+                   "python", "pipelines/full.py", "--recipe", RECIPE, *arguments]  # fmt: skip
+        job = subprocess.Popen(command, cwd=ROOT, env=self.environment(), text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)  # fmt: skip
+        if wait:
+            try:
+                self.output = job.communicate(timeout=JOB_S)[0]
+            finally:
+                job.kill()
+        return job
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        return {r["name"]: r for r in map(_json, (self.root / "runs").glob("*/result.json"))}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A root on which the recipe ran undisturbed."""
+    place = Place(tmp_path_factory.mktemp("whole"))
+    place.head("start")
+    try:
+        job = place.submit()
+        assert job.returncode == 0, place.output
+        yield place
+    finally:
+        place.head("stop")
+
+
+def test_both_models_are_registered_with_their_lineage(whole):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
+    results = whole.results()
+    pretrain, segment = (client.get_model_version_by_alias(f"tiny-{name}", "candidate") for name in ("pretrain", "segment"))
+    assert segment.tags["scalablevit.init_sha256"] == results["pretrain"]["weights_sha256"]
+    assert segment.tags["scalablevit.weights_sha256"] == results["segment"]["weights_sha256"]
+    assert segment.tags["scalablevit.parent_version"] == f"tiny-pretrain/{pretrain.version}"
+    runs = {run.info.run_id: run for run in client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])}
+    assert len(runs) == 3 and all(run.info.status == "FINISHED" for run in runs.values())
+    child = runs[segment.run_id]
+    assert runs[child.data.tags["mlflow.parentRunId"]].info.run_name.startswith("tiny-")
+    losses = client.get_metric_history(segment.run_id, "train/loss")
+    assert [point.step for point in losses] == list(range(2, 81, 2))
+    assert child.data.params["optimizer.lr"] == "0.001"
+    assert any(name.startswith("system/node0/") for name in child.data.metrics)
+
+
+def test_driver_and_workers_ran_the_uploaded_snapshot(whole):
+    for run in (whole.root / "runs").glob("tiny-*-*/environment.json"):
+        assert "runtime_resources" in _json(run)["code"]["path"]
+
+
+def test_the_registered_models_answer_image_bytes_without_unpickling(whole, monkeypatch):
+    import mlflow.pyfunc
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(f"sqlite:///{whole.root}/mlflow.db")
+    data = whole.root / "tiny-data"
+    photo = next((data / "classification" / "val").rglob("*.jpg"))
+    answer = mlflow.pyfunc.load_model("models:/tiny-pretrain@candidate").predict([photo.read_bytes()])
+    assert answer["class"][0] in {folder.name for folder in (data / "classification" / "val").iterdir()}
+    assert 0 < answer["probability"][0] <= 1
+    scene = next((data / "segmentation" / "images" / "val").rglob("*.jpg"))
+    answer = mlflow.pyfunc.load_model("models:/tiny-segment@candidate").predict([scene.read_bytes()])
+    assert answer["mask_png"][0].startswith(b"\x89PNG")
+
+
+def test_the_table_names_what_came_out(whole):
+    for part in ("tiny-pretrain v1 @candidate", "tiny-segment v1 @candidate", "images/s", "mlflow ui"):
+        assert part in whole.output
+
+
+def test_evaluate_gives_the_recorded_figures(whole, tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), "models:/tiny-segment@candidate", "--root",
+               str(whole.root), "--json", str(figures)]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, timeout=JOB_S, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _json(figures)["val/miou"] == pytest.approx(whole.results()["segment"]["value"], abs=1e-6)
+
+
+def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_path_factory):
+    """Killed in the second stage: the first is skipped, the second resumes in its MLflow run, bit for bit."""
+    import mlflow
+
+    place = Place(tmp_path_factory.mktemp("killed"))
+    place.head("start")
+    try:
+        job = place.submit(wait=False)
+        _wait_for_checkpoint(place, job)
+        _kill_head(place)
+        job.kill()
+        job.wait(timeout=30)
+        runs = [path.name for path in (place.root / "runs").iterdir()]
+        assert len(place.results()) == 1, "the second stage had finished already"
+        place.head("start")
+        again = place.submit()
+        assert again.returncode == 0, place.output
+        assert "already finished" in place.output
+    finally:
+        place.head("stop")
+    assert sorted(runs) == sorted(path.name for path in (place.root / "runs").iterdir())
+    for name, result in whole.results().items():
+        assert place.results()[name]["weights_sha256"] == result["weights_sha256"], name
+        assert place.results()[name]["metrics"] == result["metrics"], name
+    client = mlflow.MlflowClient(f"sqlite:///{place.root}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
+    assert len(runs) == 3 and all(run.info.status == "FINISHED" for run in runs)
+    segment = next(run for run in runs if run.info.run_name.startswith("tiny-segment"))
+    points = client.get_metric_history(segment.info.run_id, "train/loss")
+    assert [point.step for point in points] == list(range(2, 81, 2)), "a metric was lost or doubled"
+
+
+def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + JOB_S
+    while not list((place.root / "runs").glob("tiny-segment-*/checkpoints/*/manifest.json")):
+        assert time.monotonic() < deadline and job.poll() is None, "the second stage never saved"
+        time.sleep(0.1)
+
+
+def _kill_head(place: Place) -> None:
+    """SIGKILL to the head and all that it started; `stop` then clears up what is recorded."""
+    head = _json(place.root / "head.json")
+    os.killpg(head["pid"], 9)
+    place.head("stop")

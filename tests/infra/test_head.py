@@ -1,0 +1,174 @@
+"""The local Ray head: started once, closed to strangers, and gone without a trace."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "infra" / "head.py"
+
+
+def head(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--root", str(root), *arguments],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def record(root: Path) -> dict[str, str]:
+    loaded = json.loads((root / "head.json").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def family(root: Path) -> list[psutil.Process]:
+    """Every process that the head started, found by what it inherited."""
+    mark = record(root)["id"]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SCALABLEVIT_HEAD_ID") == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def status_of(url: str, token: str | None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the head's own address)
+        with opener.open(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "root"
+    head(tmp_path / "root", "stop")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_start_use_and_stop(root: Path) -> None:
+    started = head(root, "start", "--num-cpus", "1")
+    assert started.returncode == 0, started.stderr
+    first = record(root)
+    assert f"dashboard {first['dashboard']}" in started.stdout
+    processes = family(root)
+    assert any("raylet" in each.name() for each in processes)
+
+    # a second start finds it
+    assert head(root, "start").returncode == 0
+    assert record(root) == first
+    assert head(root, "status").returncode == 0
+
+    # the token is the owner's, and nothing is answered without it
+    token_file = Path(first["token_file"])
+    assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+    token = token_file.read_text(encoding="ascii")
+    jobs = f"{first['dashboard']}/api/jobs/"
+    assert status_of(jobs, token=None) == 401
+    assert status_of(jobs, token="0" * 64) in (401, 403)
+    assert status_of(jobs, token=token) == 200
+    assert token not in " ".join(word for each in processes for word in each.cmdline())
+
+    # every open port is on the loopback interface
+    addresses = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for each in alive(processes)
+        for connection in each.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+
+    # the exports lead Ray's own command line there; no job has been submitted
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    listed = subprocess.run(
+        ["bash", "-c", f'eval "$({sys.executable} {SCRIPT} --root {root} env)" && ray job list'],
+        env=os.environ | {"PATH": path, "RAY_AUTH_TOKEN": "wrong"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.strip().endswith("[]")
+
+    stopped = head(root, "stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert alive(processes) == []
+    assert not (root / "head.json").exists()
+    assert not Path(first["temp_dir"]).exists()
+    assert head(root, "status").returncode == 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_dead_head_is_replaced(root: Path) -> None:
+    assert head(root, "start", "--num-cpus", "1").returncode == 0
+    first, processes = record(root), family(root)
+    os.kill(int(first["pid"]), signal.SIGKILL)
+    assert head(root, "start", "--num-cpus", "1").returncode == 0
+    second = record(root)
+    assert second["id"] != first["id"]
+    assert alive(processes) == []
+    assert not Path(first["temp_dir"]).exists()
+    assert second["token_file"] == first["token_file"]
+
+
+def test_nothing_recorded(tmp_path: Path) -> None:
+    assert head(tmp_path, "status").returncode == 1
+    assert "no head recorded" in head(tmp_path, "stop").stdout
+    asked = head(tmp_path, "env")
+    assert asked.returncode == 1
+    assert asked.stdout == ""
+    assert "no head answers" in asked.stderr
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "head.json").write_text("{", encoding="utf-8")
+    for command in ("start", "status", "stop", "env"):
+        done = head(tmp_path, command)
+        assert done.returncode == 1
+        assert "head.json is damaged" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_ends_at_once_is_reported_with_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_START_HOOK", "no_such_module.hook")
+    done = head(tmp_path, "start")
+    assert done.returncode == 1
+    assert "the Ray head ended with code" in done.stderr
+    assert "no_such_module" in done.stderr
+    assert not (tmp_path / "head.json").exists()
+
+
+def test_a_server_that_never_answers_does_not_hold_anyone_up(tmp_path: Path) -> None:
+    """A recorded address behind which something else listens by now."""
+    (tmp_path / "ray_token").write_text("0" * 64, encoding="ascii")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        fields = {"id": "none", "pid": 0, "address": "127.0.0.1:1", "temp_dir": str(tmp_path / "gone"), "log": "",
+                  "token_file": str(tmp_path / "ray_token"),
+                  "dashboard": f"http://127.0.0.1:{silent.getsockname()[1]}"}  # fmt: skip
+        (tmp_path / "head.json").write_text(json.dumps(fields), encoding="utf-8")
+        begin = time.monotonic()
+        assert head(tmp_path, "status").returncode == 1
+        assert head(tmp_path, "stop").returncode == 0
+        assert time.monotonic() - begin < 30
+    assert not (tmp_path / "head.json").exists()

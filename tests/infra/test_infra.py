@@ -1,0 +1,182 @@
+"""Images, cluster files and make targets name what exists and agree with each other."""
+
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalablevit.config.loading import load_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+INFRA = REPOSITORY / "infra"
+LOCK = (INFRA / "requirements.lock").read_text(encoding="utf-8")
+MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # without the outer make's flags, when the tests are run by `make test`
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    return subprocess.run(
+        ["make", *arguments], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# --- the lock file ---
+
+
+def locked() -> dict[str, set[str]]:
+    versions: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", LOCK, re.MULTILINE):
+        versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    return versions
+
+
+def test_the_lock_holds_every_dependency() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", line)[0]).lower() for line in wanted}
+    assert names - set(locked()) == set()
+
+
+def test_every_locked_package_has_a_hash_and_opencv_comes_once() -> None:
+    for block in re.split(r"\n(?=[A-Za-z0-9])", LOCK.strip()):
+        assert "--hash=sha256:" in block, block.splitlines()[0]
+        # both builds write the same folder: the one that needs libGL is never installed
+        if block.startswith("opencv-python=="):
+            assert "sys_platform == 'never'" in block.splitlines()[0]
+    assert "opencv-python-headless" in locked()
+
+
+# --- the image ---
+
+
+def dockerfile() -> list[list[str]]:
+    text = (INFRA / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_the_image_copies_what_exists_and_what_is_let_through() -> None:
+    sources = [word for first, *rest in dockerfile() if first == "COPY" for word in rest[:-1]]
+    assert set(sources) >= {"platform", "pipelines", "tune_spaces", "infra/requirements.lock"}
+    ignore = (INFRA / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for source in sources:
+        assert (REPOSITORY / source).exists(), source
+        assert f"!{source}" in ignore
+
+
+def test_the_image_has_the_locked_python_and_the_same_installer() -> None:
+    lines = dockerfile()
+    assert lines[0] == ["FROM", "python:3.11-slim"]
+    version = re.search(r"^UV_VERSION := (\S+)$", MAKEFILE, re.MULTILINE)
+    assert version is not None
+    assert any(f"uv=={version[1]}" in words for words in lines)
+    assert any({"--require-hashes", "--no-deps"} <= set(words) for words in lines)
+    assert ["USER", "scalablevit"] in lines
+
+
+# --- the Kubernetes job ---
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    loaded = yaml.safe_load((INFRA / "rayjob.yaml").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def containers(job: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    return [(pod, container) for pod in pods for container in pod["containers"]]
+
+
+def test_the_job_runs_a_shipped_recipe_on_enough_machines(job: dict[str, Any]) -> None:
+    program, script, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (program, script) == ("python", "/app/pipelines/full.py")
+    recipe = Path(arguments[arguments.index("--recipe") + 1]).relative_to("/app")
+    overrides = [word for word in arguments if "=" in word]
+    stages = load_recipe(REPOSITORY / recipe, overrides).stages.values()
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    for stage in stages:
+        cluster = stage.cluster
+        assert cluster.workers * cluster.cpus_per_worker <= group["replicas"] * int(asked["cpu"])
+        assert cluster.workers * cluster.gpus_per_worker == group["replicas"] * int(asked["nvidia.com/gpu"])
+        assert stage.data.root.startswith("/storage/")
+
+
+def test_every_pod_has_the_image_the_storage_and_no_privileges(job: dict[str, Any]) -> None:
+    for pod, container in containers(job):
+        assert container["image"] == "scalablevit:0.1.0"
+        assert {"name": "SCALABLEVIT_ROOT", "value": "/storage/scalablevit"} in container["env"]
+        assert {"name": "storage", "mountPath": "/storage"} in container["volumeMounts"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_the_cluster_has_the_locked_ray_and_a_token_by_reference(job: dict[str, Any]) -> None:
+    cluster = job["spec"]["rayClusterSpec"]
+    assert {cluster["rayVersion"]} == locked()["ray"]
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "scalablevit-ray"}
+    for _, container in containers(job):
+        assert all(set(source) == {"secretRef"} for source in container["envFrom"])
+        assert not any(re.search("TOKEN|PASSWORD|SECRET|KEY", each["name"]) for each in container["env"])
+
+
+# --- what a job takes along ---
+
+
+def test_the_runtime_environment_keeps_what_a_job_needs() -> None:
+    loaded = yaml.safe_load((INFRA / "runtime_env.yaml").read_text(encoding="utf-8"))
+    assert set(loaded) == {"working_dir", "excludes"}
+    assert loaded["working_dir"] == "."
+    assert not [each for each in loaded["excludes"] if re.search("platform|pipelines|tune_spaces", each)]
+    for each in loaded["excludes"]:
+        if each.startswith("/"):
+            assert (REPOSITORY / each.strip("/")).is_dir(), each
+
+
+def test_platform_is_no_package() -> None:
+    """With an __init__.py it would hide the standard library's module of that name."""
+    assert not (REPOSITORY / "platform" / "__init__.py").exists()
+
+
+# --- make ---
+
+
+@pytest.mark.parametrize("target", ["help", "setup", "full", "test", "test-real", "lint", "lock", "head-stop", "clean"])
+def test_make_targets_expand(target: str) -> None:
+    done = make("--dry-run", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_help_names_every_target() -> None:
+    declared = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
+    assert declared is not None
+    said = make("help").stdout
+    assert all(f"make {target} " in said for target in set(declared[1].split()) - {"help"})
+
+
+def test_an_unfit_python_is_named_with_the_way_out(tmp_path: Path) -> None:
+    done = make("setup", "PYTHON=false", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0
+    assert "error: false is missing or older than 3.11" in done.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_calls_what_make_has() -> None:
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)], timeout=20, check=False).returncode == 0
+    targets = set(re.findall(r"\bmake ([a-z-]+)", script.read_text(encoding="utf-8")))
+    assert {"test", "full", "head-stop"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target

@@ -1,0 +1,166 @@
+"""Bad input is answered before Ray starts: place, value and remedy, exit code 2, no traceback."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from scalablevit.config.recipe import Shapes
+from scalablevit.data.shapes import write_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A root with a small data set for both stages."""
+    root = tmp_path_factory.mktemp("root")
+    write_shapes(Shapes(train_images=18, val_images=12, image_size=48), root / "data")
+    return root
+
+
+@pytest.fixture
+def root(data, tmp_path):
+    """A copy of the data that a test may damage."""
+    shutil.copytree(data, tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    tree = yaml.safe_load((ROOT / "tests" / "end_to_end" / "tiny.yaml").read_text())
+    tree["data"] = {"root": "data"}
+    tree["cluster"] = {"workers": 1}
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def resolved(recipe, root, *overrides):
+    """The first two gates, in this process; what a user would read."""
+    from scalablevit.config.errors import UserError
+    from scalablevit.config.loading import load_recipe
+    from scalablevit.jobs.resolve import resolve
+
+    with pytest.raises(UserError) as caught:
+        resolve(load_recipe(recipe, overrides), root)
+    return str(caught.value)
+
+
+def test_the_undamaged_recipe_passes(recipe, root):
+    from scalablevit.config.loading import load_recipe
+    from scalablevit.jobs.resolve import resolve
+
+    pretrain, segment = resolve(load_recipe(recipe), root)
+    assert (pretrain.train_samples, segment.parents) == (18, ("pretrain",))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lrr=1e-3", ["unknown key 'lrr'", "did you mean 'lr'", "override 'optimizer.lrr=1e-3'"]),
+        ("optimizer.lr=.inf", ["optimizer.lr", "inf"]),
+        ("training.global_batch=0", ["training.global_batch", "got 0"]),
+        ("training.global_batch=many", ["training.global_batch", "'many'"]),
+        ("cluster.workers=100", ["training.global_batch", "some micro-batches would be empty"]),
+        ("stages.segment.model.init=stage:nowhere", ["stage:nowhere", "no earlier stage"]),
+        ("model.name=scalablevit_tny", ["unknown architecture 'scalablevit_tny'", "scalablevit_tiny"]),
+        ("data.root=elsewhere", ["elsewhere", "stage pretrain", "stage segment"]),
+        ("stages.pretrain.data.train.images=clasification/train", ["clasification", "data.train.images"]),
+        ("stages.pretrain.model.init=weights.pth", ["no such file", "weights.pth", "model.init"]),
+        ("optimizer.schedule.warmup_steps=500", ["warm-up (500 steps)", "training (12 steps"]),
+    ],
+)
+def test_wrong_values_are_named_with_their_place(override, expected, recipe, root):
+    message = resolved(recipe, root, override)
+    for part in expected:
+        assert part in message, message
+
+
+def test_an_empty_class_is_named(recipe, root):
+    (root / "data" / "classification" / "train" / "aardvark").mkdir()
+    assert "aardvark" in resolved(recipe, root)
+
+
+def test_a_mask_of_another_size_is_named(recipe, root):
+    mask = sorted((root / "data" / "segmentation" / "annotations" / "train").glob("*.png"))[2]
+    cv2.imwrite(str(mask), np.zeros((48, 40), np.uint8))
+    message = resolved(recipe, root)
+    assert mask.name in message and "40 x 48" in message and "48 x 48" in message
+
+
+def test_mask_ids_out_of_range_are_named(recipe, root):
+    mask = sorted((root / "data" / "segmentation" / "annotations" / "val").glob("*.png"))[1]
+    cv2.imwrite(str(mask), np.full((48, 48), 77, np.uint8))
+    message = resolved(recipe, root)
+    assert mask.name in message and "77" in message
+
+
+def test_several_mistakes_are_reported_at_once(recipe, root):
+    message = resolved(recipe, root, "optimizer.lr=-1", "training.seed=x", "model.nme=resnet18")
+    assert all(part in message for part in ("optimizer.lr", "training.seed", "model.nme"))
+
+
+def run(*arguments, timeout=120):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd="/")
+
+
+def test_more_workers_than_the_machine_has_is_answered_with_the_arithmetic(recipe, root):
+    done = run(ROOT / "pipelines" / "full.py", "--recipe", recipe, "--root", root, "cluster.workers=8",
+               "cluster.cpus_per_worker=1000")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "8 x 1000 = 8000 CPU asked" in done.stderr and "cluster.workers" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_scripts_answer_a_wrong_recipe_with_exit_code_2_and_no_traceback(recipe, root):
+    for script in ("full.py", "pretrain.py", "segment.py"):
+        done = run(ROOT / "pipelines" / script, "--recipe", recipe, "--root", root, "optimizer.lrr=1")
+        assert done.returncode == 2
+        assert "did you mean 'lr'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_recipe_names_its_neighbours():
+    done = run(ROOT / "pipelines" / "full.py", "--recipe", ROOT / "pipelines" / "recipes" / "dmeo.yaml")
+    assert done.returncode == 2 and "demo.yaml" in done.stderr
+
+
+def test_a_recipe_without_the_stage_of_a_script_is_refused(root):
+    done = run(ROOT / "pipelines" / "segment.py", "--recipe", ROOT / "pipelines" / "recipes" / "cifar10.yaml", "--root", root)
+    assert done.returncode == 2 and "segmentation" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["full", "pretrain", "segment", "evaluate", "sync"])
+def test_every_script_has_help_worth_reading(script):
+    done = run(ROOT / "pipelines" / f"{script}.py", "--help")
+    assert done.returncode == 0 and len(done.stdout) > 400 and "--root" in done.stdout
+
+
+def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
+    done = run(ROOT / "pipelines" / "full.py", "--recipe", recipe, "--root", root, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for part in ("18 training and 12 validation samples", "learning rate step 0", "M parameters", "16 = 1 workers",
+                 "resolved recipe", "nothing was started"):  # fmt: skip
+        assert part in done.stdout
+    assert not (root / "runs").exists()
+
+
+def test_results_hold_the_best_metric_that_tasks_report(make_stages):
+    """`jobs` knows each task's best metric without importing torch: both must say the same."""
+    from scalablevit.jobs.stage import BEST_METRIC
+    from scalablevit.tasks.task import build_task
+
+    for stage in make_stages:
+        assert build_task(stage, ("a", "b", "c")).best_metric == BEST_METRIC[stage.task.kind]
+
+
+@pytest.fixture
+def make_stages(recipe):
+    from scalablevit.config.loading import load_recipe
+
+    return list(load_recipe(recipe).stages.values())

@@ -1,0 +1,41 @@
+"""Small segmentation stages and networks."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from scalablevit.config.recipe import Stage
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def segmentation_stage() -> MakeStage:
+    """A stage of mask pairs with 64-pixel crops; arguments replace whole entries of `task`, `data`, ... by key."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        split = {"images": "images", "masks": "masks"}
+        defaults: dict[str, dict[str, Any]] = {
+            "data": {
+                "source": "mask_pairs", "root": "data", "train": split, "val": split, "classes": "classes.txt",
+                "short_side": 64, "long_side": 128, "crop_size": 64,
+            },
+            "model": {"name": "resnet18"},
+            "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
+            "optimizer": {"lr": 1e-3},
+            "training": {"steps": 2, "global_batch": 4},
+            "cluster": {},
+        }  # fmt: skip
+        return Stage.model_validate_json(
+            json.dumps({name: {**part, **sections.get(name, {})} for name, part in defaults.items()})
+        )
+
+    return make

@@ -1,0 +1,46 @@
+from collections.abc import Callable
+
+import pytest
+
+from scalablevit.config.recipe import Stage
+from scalablevit.models.counting import Cost
+from scalablevit.tasks.dense_cost import PAPER_SEGMENTATION, dense_cost_beside_paper
+from scalablevit.tasks.segmentation import SegmentationTask
+
+ADE20K = tuple(f"class {number}" for number in range(150))
+# Parameters in millions as counted from the released backbones; S in both forms of its scalable attention.
+COMPUTED = [
+    ("scalablevit_small", True, 30.43, 56.48),
+    ("scalablevit_small", False, 30.05, 56.10),
+    ("scalablevit_base", False, 79.00, 107.05),
+    ("scalablevit_large", False, 105.48, 135.52),
+]
+
+
+def _cost(make: Callable[..., Stage], head: str, name: str, wide_value: bool) -> Cost:
+    stage = make(
+        data={"short_side": 512, "long_side": 2048},
+        model={"name": name, "options": {"wide_value": wide_value}},
+        task={"head": head, "neck_channels": 256, "head_channels": None},
+    )
+    return SegmentationTask(stage, ADE20K).cost()
+
+
+@pytest.mark.parametrize(("name", "wide_value", "semantic_fpn_m", "upernet_m"), COMPUTED)
+def test_parameters_and_flops_are_the_papers(
+    segmentation_stage: Callable[..., Stage], name: str, wide_value: bool, semantic_fpn_m: float, upernet_m: float
+) -> None:
+    for head, parameters_m in (("semantic_fpn", semantic_fpn_m), ("upernet", upernet_m)):
+        cost = _cost(segmentation_stage, head, name, wide_value)
+        assert cost.parameters / 1e6 == pytest.approx(parameters_m, abs=0.05)
+        if wide_value or name != "scalablevit_small":
+            assert cost.macs / 1e9 == pytest.approx(PAPER_SEGMENTATION[head, name].gflops, rel=0.005)
+        assert 1.03 < cost.macs_with_attention / cost.macs < 1.3
+
+
+def test_the_line_names_the_papers_figures_only_where_there_are_some() -> None:
+    cost = Cost(parameters=30_430_000, macs=174_000_000_000, macs_with_attention=220_000_000_000)
+    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost)
+    assert line.startswith("scalablevit_small with semantic_fpn: 30.43 M parameters, 174.0 GFLOPs as the paper counts")
+    assert line.endswith("220.0 G with attention; paper, ADE20K at 512x2048: 30.4 M, 174 GFLOPs")
+    assert "paper, " not in dense_cost_beside_paper("upernet", "resnet18", cost)

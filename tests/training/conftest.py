@@ -1,0 +1,71 @@
+"""A small real data set on disk, and stages on it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalablevit.config.recipe import Shapes, Stage
+from scalablevit.data.shapes import write_shapes
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo data set, 64 training and 21 validation images of 64 pixels (21: no multiple of 2 or 3 ranks)."""
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(Shapes(train_images=64, val_images=21, image_size=64), root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_stage(shapes: Path) -> MakeStage:
+    """Builds a classification stage from section overrides, such as `training={"steps": 3}`."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        base: dict[str, dict[str, Any]] = {
+            "data": {
+                "source": "image_folder",
+                "root": str(shapes),
+                "train": {"images": "classification/train"},
+                "val": {"images": "classification/val"},
+                "image_size": 32,
+                "eval_resize": 32,
+            },
+            "model": {"name": "scalablevit_tiny"},
+            "task": {"kind": "classification"},
+            "optimizer": {"lr": 1e-3},
+            "training": {"steps": 6, "global_batch": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3},
+        }
+        return Stage.model_validate_json(json.dumps({k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_segmentation(shapes: Path) -> MakeStage:
+    """Builds a segmentation stage on the same data."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        base: dict[str, dict[str, Any]] = {
+            "data": {
+                "source": "mask_pairs",
+                "root": str(shapes),
+                "train": {"images": "segmentation/images/train", "masks": "segmentation/annotations/train"},
+                "val": {"images": "segmentation/images/val", "masks": "segmentation/annotations/val"},
+                "classes": "segmentation/classes.txt",
+                "short_side": 64,
+                "long_side": 64,
+                "crop_size": 64,
+            },
+            "model": {"name": "scalablevit_tiny"},
+            "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
+            "optimizer": {"lr": 1e-3},
+            "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
+        }
+        return Stage.model_validate_json(json.dumps({k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}}))
+
+    return make

@@ -1,0 +1,137 @@
+"""Only whole checkpoints count, and damage is found before use."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Keep
+from scalablevit.training.checkpoint import MANIFEST, BackgroundWriter, CheckpointStore, DamagedCheckpoint
+from scalablevit.training.state import Snapshot
+
+
+def snapshot(step: int) -> Snapshot:
+    generator = torch.Generator().manual_seed(step)
+    files = {stem: {"w": torch.randn(16, 3, generator=generator), "n": torch.tensor(step)} for stem in ("model", "optimizer")}
+    return Snapshot(step, files, {"step": step, "history": []})
+
+
+@pytest.fixture
+def store(tmp_path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path))
+
+
+def test_round_trip_is_exact(store):
+    name = store.write(snapshot(7), 0.5)
+    found = store.newest()
+    assert found is not None and found[0] == name
+    for file, tensors in snapshot(7).files.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(found[1].files[file][key], tensor)
+
+
+def test_none_is_a_fresh_start(store):
+    assert store.newest() is None
+
+
+def test_a_folder_without_manifest_does_not_count_and_is_removed(store, tmp_path):
+    kept = store.write(snapshot(3), None)
+    torn = store.write(snapshot(9), None)
+    (tmp_path / "checkpoints" / torn / MANIFEST).unlink()
+    found = store.newest()
+    assert found is not None and found[0] == kept
+    store.remove_torn()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept]
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_random_damage_is_caught_and_the_one_before_is_used(case, store, tmp_path):
+    """A flipped bit, a cut, zeros, a file gone, or one from another step, in any file but the manifest."""
+    kept = store.write(snapshot(3), None)
+    other = store.write(snapshot(4), None)
+    name = store.write(snapshot(9), None)
+    rng = random.Random(case)
+    folder = tmp_path / "checkpoints" / name
+    victim = folder / rng.choice(sorted(p.name for p in folder.iterdir() if p.name != MANIFEST))
+    content = bytearray(victim.read_bytes())
+    match case % 5:
+        case 0:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            victim.write_bytes(content)
+        case 1:
+            victim.write_bytes(content[: rng.randrange(len(content))])
+        case 2:
+            victim.write_bytes(bytes(len(content)))
+        case 3:
+            victim.unlink()
+        case 4:
+            victim.write_bytes((tmp_path / "checkpoints" / other / victim.name).read_bytes())
+    with pytest.raises(DamagedCheckpoint, match=victim.name):
+        store.read(name)
+    found = store.newest()
+    assert found is not None and found[0] == other != kept
+
+
+def test_a_damaged_manifest_is_no_fresh_start(store, tmp_path):
+    name = store.write(snapshot(9), None)
+    (tmp_path / "checkpoints" / name / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+        store.newest()
+
+
+def test_all_damaged_is_a_hard_error(store, tmp_path):
+    for step in (3, 9):
+        name = store.write(snapshot(step), None)
+        (tmp_path / "checkpoints" / name / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+        store.newest()
+
+
+def test_a_manifest_may_not_lead_out_of_its_folder(store, tmp_path):
+    name = store.write(snapshot(9), None)
+    path = tmp_path / "checkpoints" / name / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../evil.safetensors"] = manifest["files"]["model.safetensors"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedCheckpoint, match="leaves the folder"):
+        store.read(name)
+
+
+def test_retention_keeps_the_last_and_the_best(store):
+    values = {1: 0.1, 2: 0.9, 3: 0.5, 4: None, 5: 0.9, 6: 0.2}
+    for step, value in values.items():
+        store.write(snapshot(step), value)
+    store.prune(Keep(last=2, best=1))
+    assert [entry.step for entry in store.entries()] == [2, 5, 6]
+    best = store.best()
+    assert best is not None and best.step == 2, "of equals the earlier is the best"
+
+
+def test_a_full_disk_leaves_the_one_before(store, tmp_path, monkeypatch):
+    kept = store.write(snapshot(3), None)
+    real_put, written = CheckpointStore._put, []
+
+    def fails_at_second(self, path, content):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        real_put(self, path, content)
+
+    monkeypatch.setattr(CheckpointStore, "_put", fails_at_second)
+    writer = BackgroundWriter(store, Keep())
+    writer.submit(snapshot(9), None)
+    writer.wait()
+    assert writer.failed is not None and "No space left" in writer.failed
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept], "the torn folder is still there"
+    writer.submit(snapshot(10), None)
+    writer.wait()
+    assert writer.failed is None
+    found = store.newest()
+    assert found is not None and found[1].step == 10
+
+
+def test_too_little_space_is_said_before_training(store):
+    with pytest.raises(UserError, match="checkpoints need .* MiB .* are free"):
+        store.check_space(2**60, Keep())

@@ -1,0 +1,88 @@
+"""How the loop ends, and what it refuses to carry on with."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ranks import Attempt, run_attempts
+
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.worker import Assignment
+
+
+def run(stage, folder: Path):
+    return run_attempts([Attempt(Assignment(stage.model_dump_json(), str(folder), str(folder), None))], 1, folder)[0]
+
+
+def test_early_stop_counts_evaluations_without_gain(make_stage, tmp_path):
+    """A learning rate of nearly nothing never gains: the first evaluation is the best, then two more."""
+    training = {"steps": 50, "global_batch": 8, "evaluate_every": {"steps": 2},
+                "stop_after": {"evaluations_without_gain": 2}}  # fmt: skip
+    result = run(make_stage(optimizer={"lr": 1e-12}, training=training), tmp_path)
+    assert result["reason"] == "stopped early"
+    assert (result["step"], result["best_step"]) == (6, 2)
+
+
+def test_early_stop_holds_after_a_restart(make_stage, tmp_path):
+    training = {"steps": 50, "global_batch": 8, "evaluate_every": {"steps": 2},
+                "stop_after": {"evaluations_without_gain": 1}}  # fmt: skip
+    stage = make_stage(optimizer={"lr": 1e-12}, training=training)
+    assert run(stage, tmp_path)["step"] == run(stage, tmp_path)["step"] == 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(make_stage, tmp_path):
+    stage = make_stage(
+        optimizer={"lr": 10.0, "name": "sgd", "weight_decay": 0.0},
+        training={"steps": 40, "global_batch": 8, "evaluate_every": {"steps": 40}, "log_every_steps": 5},
+    )
+    result = run(stage, tmp_path)
+    what, _, fix = result["error"]
+    assert "not finite" in what and "optimizer.lr" in fix
+    assert CheckpointStore(str(tmp_path)).entries() == []
+
+
+def test_training_stops_above_the_fraction_of_bad_samples(make_stage, shapes, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(shapes / "classification", copy / "classification")
+    for image in sorted((copy / "classification" / "train").rglob("*.jpg"))[::2]:
+        image.write_bytes(image.read_bytes()[:100])
+    stage = make_stage(
+        data={"root": str(copy), "max_bad_fraction": 0.01},
+        training={"steps": 30, "global_batch": 8, "evaluate_every": {"steps": 30}, "log_every_steps": 5},
+    )
+    what, _, _ = run(stage, tmp_path / "run")["error"]
+    assert "could not be decoded" in what
+
+
+def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(shapes / "classification", copy / "classification")
+    bad = sorted((copy / "classification" / "train").rglob("*.jpg"))[3]
+    bad.write_bytes(b"no image")
+    stage = make_stage(data={"root": str(copy)}, training={"steps": 16, "global_batch": 8, "log_every_steps": 16})
+    result = run(stage, tmp_path / "run")
+    assert result["reason"] == "finished"
+    counted = [r["metrics"]["train/bad_samples"] for r in result["records"] if "train/bad_samples" in r["metrics"]]
+    assert counted == [2], "two epochs meet the bad file twice"
+
+
+def test_bfloat16_autocast_trains(make_stage, tmp_path):
+    stage = make_stage(training={"steps": 2, "global_batch": 8, "precision": "bfloat16"})
+    assert run(stage, tmp_path)["reason"] == "finished"
+
+
+def test_learning_is_visible(make_stage, tmp_path):
+    """Two hundred steps on flat colours, which a working loop separates completely."""
+    for split, count in (("train", 16), ("val", 8)):
+        for name, colour in (("blue", (220, 40, 40)), ("green", (40, 220, 40)), ("red", (40, 40, 220))):
+            folder = tmp_path / "data" / "classification" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = np.random.default_rng([number, len(name)]).integers(-30, 30, (40, 40, 3))
+                cv2.imwrite(str(folder / f"{number}.png"), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+    stage = make_stage(
+        data={"root": str(tmp_path / "data")},
+        training={"steps": 30, "global_batch": 12, "evaluate_every": {"steps": 30}},
+    )
+    assert run(stage, tmp_path / "run")["best_value"] == 1.0
