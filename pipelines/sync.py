@@ -7,7 +7,7 @@ from pathlib import Path
 import _path  # noqa: F401
 
 from scalablevit.config.errors import UserError
-from scalablevit.jobs.run_store import platform_root
+from scalablevit.config.root import platform_root
 from scalablevit.tracking.shipper import Pending, Shipper, remembered
 from scalablevit.tracking.spool import read_lines
 

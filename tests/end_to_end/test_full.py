@@ -78,11 +78,15 @@ def test_both_models_are_registered_with_their_lineage(whole):
 
     client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
     results = whole.results()
-    pretrain, segment = (client.get_model_version_by_alias(f"tiny-{name}", "candidate") for name in ("pretrain", "segment"))
+    pretrain, segment = (
+        client.get_model_version_by_alias(f"tiny-{name}", "candidate") for name in ("pretrain", "segment")
+    )
     assert segment.tags["scalablevit.init_sha256"] == results["pretrain"]["weights_sha256"]
     assert segment.tags["scalablevit.weights_sha256"] == results["segment"]["weights_sha256"]
     assert segment.tags["scalablevit.parent_version"] == f"tiny-pretrain/{pretrain.version}"
-    runs = {run.info.run_id: run for run in client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])}
+    runs = {
+        run.info.run_id: run for run in client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
+    }
     assert len(runs) == 3 and all(run.info.status == "FINISHED" for run in runs.values())
     child = runs[segment.run_id]
     assert runs[child.data.tags["mlflow.parentRunId"]].info.run_name.startswith("tiny-")
@@ -122,7 +126,7 @@ def test_evaluate_gives_the_recorded_figures(whole, tmp_path):
     command = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), "models:/tiny-segment@candidate", "--root",
                str(whole.root), "--json", str(figures)]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(command, env=environment, timeout=JOB_S, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, timeout=JOB_S, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert _json(figures)["val/miou"] == pytest.approx(whole.results()["segment"]["value"], abs=1e-6)
 

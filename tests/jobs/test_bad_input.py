@@ -107,7 +107,9 @@ def test_several_mistakes_are_reported_at_once(recipe, root):
 
 
 def run(*arguments, timeout=120):
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd="/")
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd="/", check=False
+    )
 
 
 def test_more_workers_than_the_machine_has_is_answered_with_the_arithmetic(recipe, root):
@@ -131,7 +133,9 @@ def test_a_missing_recipe_names_its_neighbours():
 
 
 def test_a_recipe_without_the_stage_of_a_script_is_refused(root):
-    done = run(ROOT / "pipelines" / "segment.py", "--recipe", ROOT / "pipelines" / "recipes" / "cifar10.yaml", "--root", root)
+    done = run(
+        ROOT / "pipelines" / "segment.py", "--recipe", ROOT / "pipelines" / "recipes" / "cifar10.yaml", "--root", root
+    )
     assert done.returncode == 2 and "segmentation" in done.stderr
 
 

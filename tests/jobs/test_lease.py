@@ -49,7 +49,14 @@ def test_a_killed_owner_on_this_host_is_proved_gone(store):
 
 
 def claim(store, renewed):
-    holder = {"token": "other", "host": "elsewhere", "process": 7, "process_started": 0.0, "started": renewed, "renewed": renewed}
+    holder = {
+        "token": "other",
+        "host": "elsewhere",
+        "process": 7,
+        "process_started": 0.0,
+        "started": renewed,
+        "renewed": renewed,
+    }
     store.write(FILE, json.dumps(holder).encode())
 
 

@@ -1,7 +1,7 @@
 """The shipped recipes on real pictures: what they count, what they call their classes, and a few steps of training.
 
-Run by `make test-real DATA=<folder>`, with `classification-photos`, `classification-cifar10`, `segmentation` (CamVid) and
-`segmentation-ade20k-sample` in the folder.
+Run by `make test-real DATA=<folder>`; the folder holds `classification-photos`, `classification-cifar10`,
+`segmentation` (CamVid) and `segmentation-ade20k-sample`.
 """
 
 import os

@@ -34,7 +34,7 @@ def _scene(number: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray
     """A picture whose class is its colour: red, a blue part and a green corner."""
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 + 4 * number :] = 1
-    mask[: height // 3, : width // 3] = 2
+    mask[: height // 2, : width // 2] = 2
     return COLORS[mask], mask
 
 
@@ -84,15 +84,15 @@ def _train(task: SegmentationTask, model: Segmentor, batch: dict[str, Any], step
 def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
     segmentation_stage: MakeStage, folder: Path, head: str
 ) -> None:
-    task = build_task(segmentation_stage(task={"head": head, "dropout": 0.0}), CLASSES)
+    task = build_task(segmentation_stage(task={"head": head, "head_channels": 32}), CLASSES)
     assert isinstance(task, SegmentationTask)
     torch.manual_seed(0)
     model = task.build_model()
-    losses = _train(task, model, _batches(task, folder, train=True)[0], steps=40)
+    losses = _train(task, model, _batches(task, folder, train=True)[0], steps=30)
     assert losses[-1] < losses[0] / 4
     model.eval()
     for inference in ({}, SLIDING, {"test_time_augmentation": {"scales": [1.0, 1.25]}}):
-        evaluated = SegmentationTask(segmentation_stage(task={"head": head, **inference}), CLASSES)
+        evaluated = SegmentationTask(segmentation_stage(task={"head": head, "head_channels": 32, **inference}), CLASSES)
         metric = evaluated.metric()
         with torch.no_grad():
             for batch in _batches(evaluated, folder, train=False):
@@ -102,7 +102,7 @@ def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
         metric.synchronize()
         figures = metric.compute()
         assert figures["val/samples"] == 4
-        assert figures[evaluated.best_metric] > 0.6  # constant answers stay below 0.2
+        assert figures[evaluated.best_metric] > 0.85  # constant answers stay below 0.2
         assert set(figures) >= {f"val/iou/{name}" for name in CLASSES}
 
 

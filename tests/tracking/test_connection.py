@@ -76,7 +76,7 @@ def test_a_new_experiment_lies_beside_its_database() -> None:
 def test_request_limits_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "55")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with pytest.raises(ZeroDivisionError), bounded_requests(3):
+    with pytest.raises(ZeroDivisionError), bounded_requests(3):  # noqa: PT012
         inside = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
         raise ZeroDivisionError
     assert inside == ("3", "0")

@@ -429,6 +429,6 @@ def test_the_sync_script_by_itself_with_a_new_database(tmp_path: Path) -> None:
     Spool(tmp_path / "runs" / "job" / "spool").run("a" * 32, "job", experiment="e")
     command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode, done.stdout) == (0, "job: everything sent\n"), done.stderr
     assert (tmp_path / "mlflow.db").exists()

@@ -13,6 +13,12 @@ from scalablevit.data.shapes import write_shapes
 MakeStage = Callable[..., Stage]
 
 
+def merged(base: dict[str, dict[str, Any]], sections: dict[str, dict[str, Any]]) -> Stage:
+    """The stage of `base` with sections updated."""
+    names = [*base, *(name for name in sections if name not in base)]
+    return Stage.model_validate_json(json.dumps({n: {**base.get(n, {}), **sections.get(n, {})} for n in names}))
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo data set, 64 training and 21 validation images of 64 pixels (21: no multiple of 2 or 3 ranks)."""
@@ -40,7 +46,7 @@ def make_stage(shapes: Path) -> MakeStage:
             "optimizer": {"lr": 1e-3},
             "training": {"steps": 6, "global_batch": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3},
         }
-        return Stage.model_validate_json(json.dumps({k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}}))
+        return merged(base, sections)
 
     return make
 
@@ -66,6 +72,6 @@ def make_segmentation(shapes: Path) -> MakeStage:
             "optimizer": {"lr": 1e-3},
             "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
         }
-        return Stage.model_validate_json(json.dumps({k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}}))
+        return merged(base, sections)
 
     return make

@@ -14,7 +14,8 @@ from scalablevit.training.state import Snapshot
 
 def snapshot(step: int) -> Snapshot:
     generator = torch.Generator().manual_seed(step)
-    files = {stem: {"w": torch.randn(16, 3, generator=generator), "n": torch.tensor(step)} for stem in ("model", "optimizer")}
+    stems = ("model", "optimizer")
+    files = {stem: {"w": torch.randn(16, 3, generator=generator), "n": torch.tensor(step)} for stem in stems}
     return Snapshot(step, files, {"step": step, "history": []})
 
 
@@ -133,5 +134,5 @@ def test_a_full_disk_leaves_the_one_before(store, tmp_path, monkeypatch):
 
 
 def test_too_little_space_is_said_before_training(store):
-    with pytest.raises(UserError, match="checkpoints need .* MiB .* are free"):
+    with pytest.raises(UserError, match=r"checkpoints need .* MiB .* are free"):
         store.check_space(2**60, Keep())

@@ -67,7 +67,13 @@ def test_batch_norm_and_segmentation_resume_exactly(make_segmentation, tmp_path)
     """Batch statistics of rank 0 are the run's; dropout and drop path are drawn anew at each step."""
     stage = make_segmentation(
         model={"name": "resnet18"},
-        training={"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 2}, "log_every_steps": 2, "ema_decay": 0.9},
+        training={
+            "steps": 4,
+            "global_batch": 6,
+            "evaluate_every": {"steps": 2},
+            "log_every_steps": 2,
+            "ema_decay": 0.9,
+        },
         cluster={"workers": 2},
     )
     whole, stopped = assignment(stage, tmp_path / "whole"), assignment(stage, tmp_path / "stopped")
@@ -81,7 +87,9 @@ def test_two_ranks_take_the_step_of_one(make_stage, tmp_path):
     plain = {"model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0}, "optimizer": {"lr": 1e-3, "name": "sgd"}}
     for world in (1, 2):
         stage = make_stage(
-            **plain, training={"steps": 2, "global_batch": 13, "evaluate_every": {"steps": 2}}, cluster={"workers": world}
+            **plain,
+            training={"steps": 2, "global_batch": 13, "evaluate_every": {"steps": 2}},
+            cluster={"workers": world},
         )
         run_attempts([Attempt(assignment(stage, tmp_path / str(world)))], world, tmp_path)
     one, two = newest(str(tmp_path / "1")), newest(str(tmp_path / "2"))

@@ -26,8 +26,14 @@ def check_model_name(name: str, *, dense: bool) -> None:
     models = known_models()
     if name not in models:
         near = difflib.get_close_matches(name, models, n=3)
-        raise UserError(f"unknown architecture {name!r}", where="model.name",
-                        fix=f"did you mean {', '.join(near)}?" if near else "see config/model_names.txt for all names")
+        raise UserError(
+            f"unknown architecture {name!r}",
+            where="model.name",
+            fix=f"did you mean {', '.join(near)}?" if near else "see config/model_names.txt for all names",
+        )
     if dense and not models[name]:
-        raise UserError(f"{name} has no maps with strides 4, 8, 16 and 32, which dense tasks need", where="model.name",
-                        fix="choose one marked `pyramid` in config/model_names.txt, such as scalablevit_small")
+        raise UserError(
+            f"{name} has no maps with strides 4, 8, 16 and 32, which dense tasks need",
+            where="model.name",
+            fix="choose one marked `pyramid` in config/model_names.txt, such as scalablevit_small",
+        )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
 Triple = tuple[float, float, float]
 OptionValue = bool | int | float | str | list[int]
 
@@ -50,7 +50,7 @@ class Shapes(Section):
     """Images of the validation split."""
     image_size: Annotated[int, Field(ge=32, le=1024)] = 96
     """Side of the square images, pixels."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides every pixel."""
 
 
@@ -86,7 +86,7 @@ class _Images(Section):
     """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
     max_bad_fraction: Probability = 0.01
     """Training stops when more than this fraction of the samples seen could not be decoded."""
-    max_pixels: PositiveInt = 178_956_970
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
     """Images with more pixels are refused before decoding (decompression bombs)."""
 
 

@@ -32,4 +32,5 @@ def _curve(step: int, peak: float, schedule: Schedule, length: Length) -> float:
         case "polynomial":
             return schedule.min_lr + (peak - schedule.min_lr) * (1 - done) ** schedule.power
         case "multistep":
-            return peak * schedule.gamma ** sum(step >= decay for decay in length.decay_steps)
+            decays = sum(step >= decay for decay in length.decay_steps)
+            return peak * float(math.pow(schedule.gamma, decays))

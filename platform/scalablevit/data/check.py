@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -147,4 +146,4 @@ def _save(report: Report, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     made.write_text(json.dumps(asdict(report)), encoding="utf-8")
-    os.replace(made, file)
+    made.replace(file)

@@ -169,7 +169,7 @@ def _grey(image: Pixels) -> Pixels:
 
 
 def _blend(base: NDArray[np.number[Any]], image: NDArray[np.number[Any]], factor: float) -> Pixels:
-    """base + factor * (image - base), cut off at 0 and 255, fractions dropped."""
+    """Base + factor * (image - base), cut off at 0 and 255, fractions dropped."""
     start = base.astype(np.float32)
     return np.clip(start + np.float32(factor) * (image.astype(np.float32) - start), 0, 255).astype(np.uint8)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ def write_shapes(shapes: Shapes, root: Path) -> None:
             _write_scenes(made, shapes, split, images)
         (made / "segmentation" / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
         (made / MARKER).write_text(json.dumps(parameters))
-        os.rename(made, root)  # replaces nothing but an empty folder
+        made.rename(root)  # replaces nothing but an empty folder
     except OSError:
         if not _is_written(root, parameters):  # else another process was faster
             raise

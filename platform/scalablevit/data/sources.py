@@ -118,7 +118,7 @@ class Source(Sequence[Sample]):
         return [image] if self._masks is None else [image, f"{self._masks}/{_mask_name(name)}"]
 
     def _sizes(self, part: range) -> list[tuple[int, ...]]:
-        return [tuple(os.stat(file).st_size for file in self._files(i)) for i in part]
+        return [tuple(os.stat(file).st_size for file in self._files(i)) for i in part]  # noqa: PTH116  # a million of them
 
     def _contents(self, part: range) -> bytes:
         files = (file for i in part for file in self._files(i))

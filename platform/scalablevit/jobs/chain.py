@@ -71,7 +71,7 @@ def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    last = results[-1]
+    model = f"models:/{results[-1].registered_as}@candidate"
     owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
     uri = without_credentials(tracking_uri)
     look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
@@ -82,7 +82,7 @@ def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
             "",
             "next:",
             f"  look at runs and models   {look}",
-            f"  evaluate the model        python pipelines/evaluate.py models:/{last.registered_as}@candidate --root {root}",
+            f"  evaluate the model        python pipelines/evaluate.py {model} --root {root}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  run folders               {root / 'runs'}",
         ]

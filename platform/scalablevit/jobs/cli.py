@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs.run_store import platform_root
+from scalablevit.config.root import platform_root
 
 DEMO = "demo.yaml"
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
@@ -101,7 +101,7 @@ def _yaml(tree: object) -> str:
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(_number: int, _frame: object) -> None:
     """SIGTERM, which `ray job stop` sends, ends like Ctrl-C: with runs marked and folders released."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt

@@ -1,9 +1,9 @@
 """The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
@@ -33,13 +33,16 @@ def connect(stages: Sequence[ResolvedStage]) -> None:
             address=address or "local",
             runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
             log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UserError(f"the Ray cluster does not answer: {str(error).splitlines()[0]}", where=f"RAY_ADDRESS={address}",
-                        fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine") from None
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        raise UserError(
+            f"the Ray cluster does not answer: {str(error).splitlines()[0]}",
+            where=f"RAY_ADDRESS={address}",
+            fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine",
+        ) from None
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     _check_fit(stages, nodes, f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _refuse_private_storage(stages)
@@ -100,5 +103,3 @@ def _refuse_private_storage(stages: Sequence[ResolvedStage]) -> None:
                 where=f"stage {resolved.name}: cluster.storage",
                 fix="name a folder or address that every node reaches, such as /mnt/shared/runs or s3://bucket/runs",
             )
-
-

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.recipe import Recipe
-from scalablevit.jobs.run_store import RunStore, platform_root
+from scalablevit.config.root import platform_root
+from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import CONFIG, WEIGHTS
 
 EPILOG = """\
@@ -94,5 +96,8 @@ def evaluate_weights(
         stage=stage.stage.model_dump_json(), run_folder="", root=str(root), init_weights=weights, evaluate_only=True
     )
     folder = root / "runs" / f"evaluate-{stage.hash}"
-    result = launch(stage.stage, assignment.as_dict(), str(folder), [])
+    try:
+        result = launch(stage.stage, assignment.as_dict(), str(folder), [])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # Ray's own files, of no use afterwards
     return dict(result["metrics"])

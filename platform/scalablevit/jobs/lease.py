@@ -33,19 +33,21 @@ class Lease:
     def __enter__(self) -> "Lease":
         holder = self._holder()
         if holder is not None and not _is_gone(holder):
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["started"])))
             raise UserError(
                 f"run {self._store.name} belongs to process {holder['process']} on {holder['host']} since {since}",
                 where=f"{self._store.location}/{FILE}",
-                fix="wait for it, or stop it; a claim that is not renewed is taken over after "
-                f"{STALE_S:.0f} s",
+                fix=f"wait for it, or stop it; a claim that is not renewed is taken over after {STALE_S:.0f} s",
             )
         self._write()
         time.sleep(SETTLE_S)
         holder = self._holder()
         if holder is None or holder["token"] != self._token:
-            raise UserError(f"run {self._store.name} was claimed by another job at the same moment",
-                            where=f"{self._store.location}/{FILE}", fix="let that one run")
+            raise UserError(
+                f"run {self._store.name} was claimed by another job at the same moment",
+                where=f"{self._store.location}/{FILE}",
+                fix="let that one run",
+            )
         self._thread.start()
         return self
 

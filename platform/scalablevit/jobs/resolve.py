@@ -80,8 +80,11 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
     names = [name for name, stage in recipe.stages.items() if stage.task.kind == KINDS[script]]
     if not names:
         kinds = ", ".join(f"{name} ({stage.task.kind})" for name, stage in recipe.stages.items())
-        raise UserError(f"recipe {recipe.name} has no {KINDS[script]} stage; it has {kinds}", where="--recipe",
-                        fix="choose another recipe, or run pipelines/full.py")
+        raise UserError(
+            f"recipe {recipe.name} has no {KINDS[script]} stage; it has {kinds}",
+            where="--recipe",
+            fix="choose another recipe, or run pipelines/full.py",
+        )
     return names
 
 

@@ -1,37 +1,14 @@
 """A run's folder: what is kept in run storage, and what stays on the driver's disk."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.root import refuse_session_folder
 from scalablevit.training import storage as run_storage
-
-
-def platform_root(given: str | None) -> Path:
-    """The folder that relative paths resolve against: `--root`, else SCALABLEVIT_ROOT, else ~/scalablevit.
-
-    Raises:
-        UserError: it lies in a Ray session folder, which vanishes with the head.
-    """
-    root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
-    refuse_session_folder(str(root), "--root")
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
-def refuse_session_folder(path: str, where: str) -> None:
-    """Refuse to keep anything below a Ray session folder.
-
-    Raises:
-        UserError: the path lies in one.
-    """
-    if any(part.startswith("session_") or part == "_ray_pkg" for part in Path(path).parts) and "runtime_resources" in path:
-        raise UserError(f"{path} lies in a Ray session folder, which vanishes with the head", where=where,
-                        fix="name a folder that stays, e.g. --root ~/scalablevit")
 
 
 @dataclass(frozen=True)
@@ -86,8 +63,11 @@ class RunStore:
         try:
             value = json.loads(content)
         except ValueError as error:
-            raise UserError(f"not readable as JSON: {error}", where=f"{self.location}/{file}",
-                            fix="restore the file from a copy, or move the run's folder away to start anew") from None
+            raise UserError(
+                f"not readable as JSON: {error}",
+                where=f"{self.location}/{file}",
+                fix="restore the file from a copy, or move the run's folder away to start anew",
+            ) from None
         return dict(value)
 
     def write_json(self, file: str, value: Mapping[str, Any]) -> None:

@@ -104,8 +104,11 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         try:
             finished = load_result(store)
             if finished is not None:
-                print(f"[{resolved.name}] already finished: {finished.metric} {finished.value:.4f} at step "
-                      f"{finished.step} ({store.location})", flush=True)
+                print(
+                    f"[{resolved.name}] already finished: {finished.metric} {finished.value:.4f} at step "
+                    f"{finished.step} ({store.location})",
+                    flush=True,
+                )
             else:
                 finished = _train(job, resolved, earlier, store, spool, uid)
             if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
@@ -134,7 +137,6 @@ def load_result(store: RunStore) -> StageResult | None:
 def _train(
     job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], store: RunStore, spool: Spool, uid: str
 ) -> StageResult:
-    stage = resolved.stage
     initial = find_initial(job, resolved, earlier)
     _begin(job, resolved, initial, store, spool, uid)
     started = time.monotonic()
@@ -227,9 +229,7 @@ def _initial_tags(initial: Initial | None) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _begin(
-    job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, spool: Spool, uid: str
-) -> None:
+def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, spool: Spool, uid: str) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
     recipe = yaml.safe_dump(stage.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -252,11 +252,23 @@ def _begin(
         },
     )
     spool.params(uid, flat(hashed_part(stage)))
-    spool.params(uid, {"steps": resolved.length.total, "train_samples": resolved.train_samples,
-                       "val_samples": resolved.val_samples, "classes": len(resolved.classes)})
+    spool.params(
+        uid,
+        {
+            "steps": resolved.length.total,
+            "train_samples": resolved.train_samples,
+            "val_samples": resolved.val_samples,
+            "classes": len(resolved.classes),
+        },
+    )
     for split in ("train", "val"):
-        spool.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest,
-                      source=str(job.root / Path(stage.data.root).expanduser()), context=split)
+        spool.dataset(
+            uid,
+            name=f"{resolved.name}-{split}",
+            digest=resolved.digest,
+            source=str(job.root / Path(stage.data.root).expanduser()),
+            context=split,
+        )
     spool.artifact(uid, store.local / "recipe.yaml")
     spool.artifact(uid, store.local / "environment.json")
 
@@ -288,14 +300,25 @@ def _export(
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()
     if best is None or best.value is None:
-        raise UserError("no checkpoint of this run carries an evaluation", where=checkpoints.folder,
-                        fix="set training.keep.best to at least 1 and submit again")
+        raise UserError(
+            "no checkpoint of this run carries an evaluation",
+            where=checkpoints.folder,
+            fix="set training.keep.best to at least 1 and submit again",
+        )
     weights = checkpoints.verified_file(
         best.name, "model.safetensors" if stage.training.ema_decay is None else "ema.safetensors"
     )
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
-    config = json.dumps({"format": 1, "stage": without_secrets(stage).model_dump(mode="json"), "classes": resolved.classes,
-                         "metrics": metrics, "step": best.step}, indent=1).encode()
+    config = json.dumps(
+        {
+            "format": 1,
+            "stage": without_secrets(stage).model_dump(mode="json"),
+            "classes": resolved.classes,
+            "metrics": metrics,
+            "step": best.step,
+        },
+        indent=1,
+    ).encode()
     for file, content in ((WEIGHTS, weights), (CONFIG, config)):
         store.write(file, content)
         if store.location != str(store.local):

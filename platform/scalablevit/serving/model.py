@@ -12,7 +12,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 INPUT_COLUMN = 0
 
 
-class ImageModel(PythonModel):  # type: ignore[misc]
+class ImageModel(PythonModel):
     """Answers one row for each image; see the task's `answer` for the columns."""
 
     def load_context(self, context: PythonModelContext) -> None:

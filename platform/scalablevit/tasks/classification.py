@@ -38,13 +38,8 @@ class ClassificationTask:
     def build_model(self) -> nn.Module:
         """Classifier with fresh weights; logits (N, classes)."""
         model = self.stage.model
-        return build_classifier(
-            model.name,
-            num_classes=len(self.classes),
-            drop_path_rate=model.drop_path_rate,
-            grad_checkpointing=model.grad_checkpointing,
-            **model.options,
-        )
+        options: dict[str, Any] = {"grad_checkpointing": model.grad_checkpointing, **model.options}
+        return build_classifier(model.name, len(self.classes), model.drop_path_rate, **options)
 
     def backbone(self, model: nn.Module) -> nn.Module:
         """The whole classifier; a head for other classes stays new."""
@@ -126,9 +121,12 @@ class AccuracyMetric:
         labels = batch["label"]
         hits = predictions.topk(self.top, dim=1).indices == labels[:, None]
         loss = F.cross_entropy(predictions, labels, reduction="sum")
-        self.sums = self.sums.to(predictions.device) + torch.stack(
-            [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.tensor(len(labels), device=predictions.device)]
-        ).double()
+        self.sums = (
+            self.sums.to(predictions.device)
+            + torch.stack(
+                [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.tensor(len(labels), device=predictions.device)]
+            ).double()
+        )
 
     def synchronize(self) -> None:
         """Sum over ranks."""

@@ -13,6 +13,7 @@ from scalablevit.models.counting import Cost
 
 SplitName = Literal["train", "val"]
 
+
 class Metric(Protocol):
     """Figures summed over batches and ranks, each sample counted exactly once."""
 

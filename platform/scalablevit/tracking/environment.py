@@ -36,7 +36,11 @@ def git_version(package: Path) -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         try:
             answer = subprocess.run(
-                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S
+                ["git", "-C", str(package), *arguments],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=GIT_TIMEOUT_S,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

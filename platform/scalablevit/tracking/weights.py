@@ -1,7 +1,6 @@
 """Weights of a registered model, fetched and checked; executes nothing of what it fetches."""
 
 import json
-import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -128,4 +127,4 @@ def _fetch(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, f
             got = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/artifacts/{name}", dst_path=part, tracking_uri=tracking_uri
             )
-            os.replace(got, folder / name)
+            Path(got).replace(folder / name)

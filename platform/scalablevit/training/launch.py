@@ -41,23 +41,24 @@ def launch(
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
-    trainer = TorchTrainer(
-        _on_worker,
+    train: Any = ray.train  # statically it has the types of Ray Train's first version
+    trainer: Any = TorchTrainer(
+        _on_worker,  # type: ignore[arg-type]
         train_loop_config=assignment,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,  # type: ignore[arg-type]
+        scaling_config=train.ScalingConfig(
+            num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        run_config=ray.train.RunConfig(
+        run_config=train.RunConfig(
             # a new name each time: our manifest alone says where to resume, Ray must not resume anything by itself
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=f"{run_folder}/ray",
-            failure_config=ray.train.FailureConfig(
+            failure_config=train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=CONTROLLER_RETRIES
             ),
             callbacks=callbacks,
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
     result: dict[str, Any] = trainer.fit().return_value

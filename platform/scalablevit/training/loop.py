@@ -150,12 +150,11 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
 
 def distributed(plan: Plan, model: nn.Module) -> nn.Module:
     """The model as this process group trains it; its parameters stay those of `model`."""
-    if plan.stage.training.compile:
-        model = torch.compile(model)
+    compiled: nn.Module = torch.compile(model) if plan.stage.training.compile else model  # type: ignore[assignment]
     if plan.world == 1:
-        return model
+        return compiled
     return DistributedDataParallel(
-        model,
+        compiled,
         device_ids=[plan.device] if plan.device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
     )
@@ -278,4 +277,4 @@ def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[None
     """Exchange gradients with the last micro-batch of a step only."""
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
-    return model.no_sync()  # type: ignore[no-any-return]
+    return model.no_sync()

@@ -14,7 +14,7 @@ def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" in location:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
         return filesystem, path.rstrip("/")
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(location)
+    return pyarrow.fs.LocalFileSystem(), str(Path(location).absolute())
 
 
 def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
@@ -23,13 +23,13 @@ def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
-    temporary = f"{path}.part"
-    with open(temporary, "wb") as file:
+    temporary = Path(f"{path}.part")
+    with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    temporary.replace(path)
+    folder = os.open(temporary.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

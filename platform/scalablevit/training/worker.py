@@ -18,12 +18,11 @@ from torch import nn
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import build_loader, prefetch
+from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources import Source, open_source
 from scalablevit.models.weights import load_initial
-from scalablevit.data.loader import Batch
-from scalablevit.tasks.task import Task, build_task
+from scalablevit.tasks.task import build_task
 from scalablevit.training import seeds
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, summary
 from scalablevit.training.evaluate import evaluate
@@ -186,8 +185,9 @@ def _initial_or_restored(plan: Plan, store: CheckpointStore, assignment: Assignm
         logger.info("%s", report)
     if plan.device.type == "cuda" and plan.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    memory_format = torch.channels_last if stage.model.channels_last else torch.preserve_format
-    model = model.to(plan.device, memory_format=memory_format)
+    model = model.to(plan.device)
+    if stage.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
     state = TrainState(
         model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
