@@ -30,7 +30,7 @@ def _curve(step: int, peak: float, schedule: Schedule, length: Length) -> float:
         case "cosine":
             return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
         case "polynomial":
-            return schedule.min_lr + (peak - schedule.min_lr) * (1 - done) ** schedule.power
+            return schedule.min_lr + (peak - schedule.min_lr) * math.pow(1 - done, schedule.power)
         case "multistep":
             decays = sum(step >= decay for decay in length.decay_steps)
-            return peak * float(math.pow(schedule.gamma, decays))
+            return peak * math.pow(schedule.gamma, decays)

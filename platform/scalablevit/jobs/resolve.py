@@ -189,8 +189,8 @@ def describe(resolved: ResolvedStage, cost: "Cost | None") -> dict[str, Any]:
         "digest": resolved.digest,
         "batch": f"{training.global_batch} = {cluster.workers} workers x {training.accumulation} micro-batches x "
         f"{per_worker:g}",
-        "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of {length.steps_per_epoch:.4g}), "
-        f"warm-up {length.warmup}, evaluation every {length.evaluate_every}",
+        "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
+        f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every}",
         "learning rate": ", ".join(
             f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
         ),
