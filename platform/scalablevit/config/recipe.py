@@ -187,7 +187,7 @@ class Classification(Section):
 
 
 class Sliding(Section):
-    """Sliding-window inference: overlapping windows, probabilities averaged."""
+    """Sliding-window inference: overlapping windows, logits averaged."""
 
     window: Annotated[int, Field(ge=16)]
     """Side of the window, pixels."""

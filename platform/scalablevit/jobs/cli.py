@@ -81,7 +81,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     stages = resolve.resolve(recipe, root, wanted)
     for stage in stages:
         print(f"\nstage {stage.name}", flush=True)
-        for name, fact in resolve.describe(stage, resolve.model_cost(stage)).items():
+        for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
             print(f"  {name:<14}{fact}", flush=True)
     if options.dry_run:
         shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import stage_hash
@@ -15,9 +14,6 @@ from scalablevit.config.schedule import learning_rate
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
-
-if TYPE_CHECKING:
-    from scalablevit.models.counting import Cost
 
 KINDS = {"pretrain": "classification", "segment": "segmentation"}
 """Task that each single-stage script runs."""
@@ -88,8 +84,8 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
     return names
 
 
-def model_cost(resolved: ResolvedStage) -> "Cost":
-    """Parameters and multiply-accumulates of a stage's model at its evaluation size; imports torch.
+def model_cost(resolved: ResolvedStage) -> str:
+    """One line on the stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
 
     Raises:
         UserError: the model cannot be built as the recipe says.
@@ -99,7 +95,7 @@ def model_cost(resolved: ResolvedStage) -> "Cost":
     from scalablevit.tasks.task import build_task
 
     torch.manual_seed(0)
-    return build_task(resolved.stage, resolved.classes).cost()
+    return build_task(resolved.stage, resolved.classes).cost_beside_paper()
 
 
 def _with_parents(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
@@ -176,13 +172,14 @@ def _in_stage(name: str, error: UserError) -> UserError:
     return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
 
 
-def describe(resolved: ResolvedStage, cost: "Cost | None") -> dict[str, Any]:
-    """The automatic values made concrete, by name; for people and for the run's parameters."""
+def describe(resolved: ResolvedStage) -> dict[str, str]:
+    """The automatic values made concrete, by name."""
     stage, length = resolved.stage, resolved.length
     training, cluster = stage.training, stage.cluster
     points = sorted({0, length.warmup, length.total // 2, length.total - 1})
     per_worker = training.global_batch / cluster.workers / training.accumulation
-    facts: dict[str, Any] = {
+    synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
+    return {
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
         f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable",
@@ -195,10 +192,5 @@ def describe(resolved: ResolvedStage, cost: "Cost | None") -> dict[str, Any]:
             f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
         ),
         "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
+        "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
     }
-    if cost is not None:
-        facts["model"] = (
-            f"{stage.model.name}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GFLOPs as the paper "
-            f"counts, {cost.macs_with_attention / 1e9:.3f} with attention"
-        )
-    return facts

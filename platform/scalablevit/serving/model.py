@@ -31,8 +31,11 @@ class ImageModel(PythonModel):
         self.network.load_state_dict(safetensors.torch.load_file(context.artifacts["weights"]))
         self.network.to(self.device).eval()
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame | list[bytes], params: dict[str, Any] | None = None
+    def predict(  # type: ignore[no-untyped-def]  # MLflow takes an annotation of the input for a schema of its own
+        self,
+        context: PythonModelContext,
+        model_input,  # noqa: ANN001  # pd.DataFrame with one binary column, or list[bytes]
+        params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Answers for encoded images (JPEG, PNG, ...), in their order.
 

@@ -15,7 +15,7 @@ from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.backbone import build_classifier
-from scalablevit.models.counting import Cost, count_cost
+from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
 from scalablevit.tasks.task import SplitName
 
 ANSWERED_CLASSES = 5
@@ -49,6 +49,10 @@ class ClassificationTask:
         """At the evaluation crop."""
         return count_cost(self.build_model(), (1, 3, self.data.image_size, self.data.image_size))
 
+    def cost_beside_paper(self) -> str:
+        """The classifier's line."""
+        return cost_beside_paper(self.stage.model.name, self.cost())
+
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Both splits: one uint8 tensor (N, H, W, 3) and labels (N,)."""
         return collate_classification
@@ -58,6 +62,8 @@ class ClassificationTask:
         data = self.data
         images = normalize(batch["image"], data.mean, data.std, channels_last=self.stage.model.channels_last)
         if split == "val":
+            return {**batch, "image": images}
+        if batch["samples"] == 0:
             return {**batch, "image": images}
         draws = np.random.default_rng(list(seed))
         # erased before mixed, as where the paper's training comes from (DeiT erases samples, then mixes batches)
@@ -77,6 +83,10 @@ class ClassificationTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy against the soft targets, mean over the batch."""
+        if batch["samples"] == 0:
+            # all were undecodable: the rank still takes part in the step, with nothing to add
+            side = self.data.image_size
+            return model(batch["image"].new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
         logits = model(batch["image"])
         return F.cross_entropy(logits.float(), batch["target"]), {}
 

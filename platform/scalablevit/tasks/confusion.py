@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import re
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -61,5 +63,10 @@ class ConfusionMetric:
             "val/aacc": (hits.sum() / labelled.sum()).item(),
             "val/samples": float(self.samples.item()),
         }
-        shares = {f"val/iou/{name}": share for name, share in zip(self.classes, iou.tolist(), strict=True)}
+        shares = {iou_name(name): share for name, share in zip(self.classes, iou.tolist(), strict=True)}
         return figures | {name: share for name, share in shares.items() if share == share}
+
+
+def iou_name(class_name: str) -> str:
+    """Name of a class's figure: characters that trackers refuse in names, such as commas, become underscores."""
+    return f"val/iou/{re.sub(r'[^A-Za-z0-9_. -]', '_', class_name)}"

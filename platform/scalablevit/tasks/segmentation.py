@@ -19,6 +19,7 @@ from scalablevit.data.transforms import eval_transform, scaled_size
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentor import Segmentor, head_configs
 from scalablevit.tasks.task import SplitName
@@ -79,6 +80,10 @@ class SegmentationTask:
         with torch.device("meta"):
             model = self.build_model()
         return count_cost(model, (1, 3, self.data.short_side, self.data.long_side))
+
+    def cost_beside_paper(self) -> str:
+        """The segmentor's line."""
+        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost())
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""

@@ -47,6 +47,9 @@ class Task(Protocol):
     def cost(self) -> Cost:
         """Parameters and multiply-accumulates at the task's evaluation size."""
 
+    def cost_beside_paper(self) -> str:
+        """One line with `cost`, and the paper's figures where the paper has this model."""
+
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Samples (also undecodable ones) to a batch."""
 

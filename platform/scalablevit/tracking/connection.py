@@ -82,6 +82,7 @@ def connect(uri: str) -> "MlflowClient":
     MLflow's usage reports to its makers are switched off unless MLFLOW_DISABLE_TELEMETRY is set by the user.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     # It prints a traceback for every failed attempt; the caller reports the error once.
