@@ -1,8 +1,7 @@
 """Intersection over union and accuracies from one confusion matrix, whatever the number of images."""
 
-from collections.abc import Sequence
-
 import re
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist

@@ -254,12 +254,10 @@ def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
     started = time.time()
 
     def send(records: list[Record], node: dict[str, float]) -> None:
-        last, prefix = records[-1], f"system/node{context.get_node_rank()}"
-        system = Record(last.step, last.time_ms, {f"{prefix}/{name}": value for name, value in node.items()})
         ray.train.report(
             {
                 "records": [record.as_dict() for record in records] if context.get_world_rank() == 0 else [],
-                "system": [system.as_dict()] if context.get_local_rank() == 0 else [],
+                "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
             }
         )
 
