@@ -14,11 +14,60 @@ EVERYTHING_RANDOM = {
     "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
     "task": {"kind": "classification", "label_smoothing": 0.1},
     "optimizer": {"lr": 1e-3, "clip_norm": 5.0},
+    "training": {
+        "steps": 6,
+        "global_batch": 13,
+        "accumulation": 2,
+        "ema_decay": 0.9,
+        "evaluate_every": {"steps": 4},
+        "checkpoint_every": {"steps": 1},
+        "log_every_steps": 3,
+    },
 }
+NOTHING_RANDOM = {
+    "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0},
+    "optimizer": {"lr": 1e-3, "name": "sgd"},
+    "training": {"steps": 2, "global_batch": 13, "evaluate_every": {"steps": 2}},
+}
+BATCH_NORM = {
+    "model": {"name": "resnet18"},
+    "training": {
+        "steps": 4,
+        "global_batch": 6,
+        "evaluate_every": {"steps": 2},
+        "log_every_steps": 2,
+        "ema_decay": 0.9,
+    },
+}
+STOPS = (1, 3, 5)
+TIMED = ("train/images_per_s", "train/data_wait")
 
 
 def assignment(stage: Stage, folder: Path) -> Assignment:
     return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
+
+
+def classification_attempts(make_stage, world, folder):
+    stage = make_stage(**EVERYTHING_RANDOM, cluster={"workers": world})
+    whole, stopped = assignment(stage, folder / "whole"), assignment(stage, folder / "stopped")
+    return [Attempt(whole), *(Attempt(stopped, stop_at=step) for step in STOPS), Attempt(stopped)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(make_stage, make_segmentation, tmp_path_factory):
+    """All that two ranks are needed for, in one start of the processes: importing torch is what takes time."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    segmentation = make_segmentation(**BATCH_NORM, cluster={"workers": 2})
+    whole, stopped = (assignment(segmentation, folder / f"segmentation-{name}") for name in ("whole", "stopped"))
+    plain = assignment(make_stage(**NOTHING_RANDOM, cluster={"workers": 2}), folder / "plain")
+    attempts = [
+        *classification_attempts(make_stage, 2, folder),
+        Attempt(whole),
+        Attempt(stopped, stop_at=3),
+        Attempt(stopped),
+        Attempt(plain),
+    ]
+    return folder, run_attempts(attempts, 2, folder)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -34,65 +83,48 @@ def assert_same(one: Path, other: Path) -> None:
         assert a.meta[key] == b.meta[key], key
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_classification_resumes_exactly(world, make_stage, tmp_path):
-    stage = make_stage(
-        **EVERYTHING_RANDOM,
-        training={
-            "steps": 6, "global_batch": 13, "accumulation": 2, "ema_decay": 0.9, "evaluate_every": {"steps": 4},
-            "checkpoint_every": {"steps": 1}, "log_every_steps": 3,
-        },
-        cluster={"workers": world},
-    )  # fmt: skip
-    whole, stopped = assignment(stage, tmp_path / "whole"), assignment(stage, tmp_path / "stopped")
-    attempts = [Attempt(whole), *(Attempt(stopped, stop_at=step) for step in (1, 3, 5)), Attempt(stopped)]
-    results = run_attempts(attempts, world, tmp_path)
-    assert results[1:4] == [{}, {}, {}], "the attempts were not stopped"
-    assert results[4]["step"] == 6
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
-    assert figures(results[0]["records"]) == figures(results[4]["records"]), "a metric was lost or differs"
+def assert_resumed_exactly(results, folder):
+    whole, *stopped, resumed = results
+    assert stopped == [{}] * len(STOPS), "the attempts were not stopped"
+    assert resumed["step"] == whole["step"] == 6
+    assert_same(folder / "whole", folder / "stopped")
+    assert figures(whole["records"]) == figures(resumed["records"]), "a metric was lost or differs"
 
 
 def figures(records):
     """All figures that do not measure time, by step."""
-    timed = ("train/images_per_s", "train/data_wait")
     by_step = {}
     for record in records:
-        kept = {name: value for name, value in record["metrics"].items() if name not in timed}
+        kept = {name: value for name, value in record["metrics"].items() if name not in TIMED}
         by_step.setdefault(record["step"], {}).update(kept)
     return by_step
 
 
-def test_batch_norm_and_segmentation_resume_exactly(make_segmentation, tmp_path):
-    """Batch statistics of rank 0 are the run's; dropout and drop path are drawn anew at each step."""
-    stage = make_segmentation(
-        model={"name": "resnet18"},
-        training={
-            "steps": 4,
-            "global_batch": 6,
-            "evaluate_every": {"steps": 2},
-            "log_every_steps": 2,
-            "ema_decay": 0.9,
-        },
-        cluster={"workers": 2},
+@pytest.mark.parametrize("world", [1, 3])
+def test_classification_resumes_exactly(world, make_stage, tmp_path):
+    """Three ranks: plain DistributedDataParallel would sum in another order after a restart."""
+    assert_resumed_exactly(
+        run_attempts(classification_attempts(make_stage, world, tmp_path), world, tmp_path), tmp_path
     )
-    whole, stopped = assignment(stage, tmp_path / "whole"), assignment(stage, tmp_path / "stopped")
-    results = run_attempts([Attempt(whole), Attempt(stopped, stop_at=3), Attempt(stopped)], 2, tmp_path)
-    assert results[1] == {}
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_two_ranks_take_the_step_of_one(make_stage, tmp_path):
+def test_classification_on_two_ranks_resumes_exactly(two_ranks):
+    folder, results = two_ranks
+    assert_resumed_exactly(results[:5], folder)
+
+
+def test_batch_norm_and_segmentation_resume_exactly(two_ranks):
+    """Batch statistics of rank 0 are the run's; dropout and drop path are drawn anew at each step."""
+    folder, results = two_ranks
+    assert results[6] == {}, "the attempt was not stopped"
+    assert results[7]["step"] == 4
+    assert_same(folder / "segmentation-whole", folder / "segmentation-stopped")
+
+
+def test_two_ranks_take_the_step_of_one(two_ranks, make_stage, tmp_path):
     """Same global batch, nothing random but the order: the same weights within float32 rounding."""
-    plain = {"model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0}, "optimizer": {"lr": 1e-3, "name": "sgd"}}
-    for world in (1, 2):
-        stage = make_stage(
-            **plain,
-            training={"steps": 2, "global_batch": 13, "evaluate_every": {"steps": 2}},
-            cluster={"workers": world},
-        )
-        run_attempts([Attempt(assignment(stage, tmp_path / str(world)))], world, tmp_path)
-    one, two = newest(str(tmp_path / "1")), newest(str(tmp_path / "2"))
+    run_attempts([Attempt(assignment(make_stage(**NOTHING_RANDOM), tmp_path / "one"))], 1, tmp_path)
+    one, two = newest(str(tmp_path / "one")), newest(str(two_ranks[0] / "plain"))
     for name, tensor in one.files["model"].items():
         torch.testing.assert_close(two.files["model"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     assert one.meta["last_metrics"]["val/samples"] == two.meta["last_metrics"]["val/samples"] == 21

@@ -19,7 +19,7 @@ def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> li
 
     The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
     """
-    cluster.connect(stages)
+    cluster.connect(stages, root)
     together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{together}", None, root)
     uid = identity(store)

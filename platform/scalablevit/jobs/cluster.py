@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from scalablevit.jobs.resolve import ResolvedStage
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The package's folder: the uploaded copy when running as a job."""
+PROBE_S = 120.0
+"""A node may first have to start a process for the question."""
 
 
-def connect(stages: Sequence[ResolvedStage]) -> None:
+def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
 
     The package travels as a py_module, so driver and workers run the same snapshot, installed or not.
 
     Raises:
-        UserError: no answer, or a stage asks for more than there is; with the arithmetic.
+        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -42,10 +45,10 @@ def connect(stages: Sequence[ResolvedStage]) -> None:
             where=f"RAY_ADDRESS={address}",
             fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine",
         ) from None
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    _check_fit(stages, nodes, f"the cluster of {len(nodes)} node(s)")
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
-        _refuse_private_storage(stages)
+        _check_reach(stages, root, [node["NodeID"] for node in nodes])
 
 
 def _local_gpus() -> int:
@@ -94,12 +97,46 @@ def least_workers(stage: Stage) -> int:
     return stage.cluster.min_workers or stage.cluster.workers
 
 
-def _refuse_private_storage(stages: Sequence[ResolvedStage]) -> None:
-    """Several nodes need storage that all of them reach: a local default path is refused, a named one is trusted."""
+def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
+    """On several nodes: every one must read what the driver writes to run storage, and the data.
+
+    Raises:
+        UserError: names the folders and the nodes that do not see them.
+    """
+    wanted: dict[str, str] = {}
     for resolved in stages:
-        if resolved.stage.cluster.storage is None:
-            raise UserError(
-                "the cluster has several nodes, and run folders under --root may lie on one node's own disk",
-                where=f"stage {resolved.name}: cluster.storage",
-                fix="name a folder or address that every node reaches, such as /mnt/shared/runs or s3://bucket/runs",
-            )
+        storage = resolved.stage.cluster.storage or str(root / "runs")
+        if "://" not in storage:
+            probe = root / Path(storage).expanduser() / f".probe-{secrets.token_hex(8)}"
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            wanted[str(probe)] = f"stage {resolved.name}: cluster.storage"
+        wanted[str(root / Path(resolved.stage.data.root).expanduser())] = f"stage {resolved.name}: data.root"
+    try:
+        blind = {node: missing for node in node_ids if (missing := unreadable_on(node, list(wanted)))}
+    finally:
+        for path in wanted:
+            if Path(path).name.startswith(".probe-"):
+                Path(path).unlink()
+    if blind:
+        paths = sorted({path for missing in blind.values() for path in missing})
+        places = ", ".join(f"{wanted[path]} ({Path(path).parent if '.probe-' in path else path})" for path in paths)
+        raise UserError(
+            f"{len(blind)} of {len(node_ids)} nodes do not see what lies here",
+            where=places,
+            fix="use folders that every node mounts, such as --root /mnt/shared/scalablevit, or cluster.storage=s3://...",
+        )
+
+
+def unreadable_on(node_id: str, paths: Sequence[str]) -> list[str]:
+    """Those of the paths that a process on a node does not see."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    look = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here)
+    return list(ray.get(look.remote(list(paths)), timeout=PROBE_S))
+
+
+def _unreadable(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.access(path, os.R_OK)]

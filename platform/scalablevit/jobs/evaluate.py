@@ -91,7 +91,7 @@ def evaluate_weights(
     if dry_run:
         print("dry run: nothing was started")
         return None
-    cluster.connect([stage])
+    cluster.connect([stage], root)
     assignment = Assignment(
         stage=stage.stage.model_dump_json(), run_folder="", root=str(root), init_weights=weights, evaluate_only=True
     )

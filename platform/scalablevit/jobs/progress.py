@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 from scalablevit.tracking.spool import RECORDS, read_lines
 
+INIT_REPORT = "init.txt"
+"""What the workers write about initial weights (`training.worker.INIT_REPORT`)."""
 POLL_S = 0.5
 QUIET_S = 5.0
 """Training lines are printed at most this often; evaluations always."""
@@ -16,8 +18,9 @@ QUIET_S = 5.0
 class Progress:
     """A thread that prints while its context lasts."""
 
-    def __init__(self, spool: Path, uid: str, stage: str, total_steps: int, best_metric: str) -> None:
-        self._spool = spool
+    def __init__(self, run: Path, uid: str, stage: str, total_steps: int, best_metric: str) -> None:
+        self._note: Path | None = run / INIT_REPORT
+        self._spool = spool = run / "spool"
         self._uid = uid
         self._stage = stage
         self._total = total_steps
@@ -42,6 +45,9 @@ class Progress:
             self._print_new()
 
     def _print_new(self) -> None:
+        if self._note is not None and self._note.is_file():
+            self._say("initial weights: " + self._note.read_text(encoding="utf-8"))
+            self._note = None
         for line in read_lines(self._spool, self._offset):
             self._offset = line.end
             record = line.record

@@ -188,7 +188,7 @@ def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: R
         keep_head=initial.keep_head if initial else True,
     )
     spool = store.local / "spool"
-    with Progress(spool, uid, resolved.name, resolved.length.total, BEST_METRIC[resolved.stage.task.kind]):
+    with Progress(store.local, uid, resolved.name, resolved.length.total, BEST_METRIC[resolved.stage.task.kind]):
         return launch(resolved.stage, assignment.as_dict(), store.location, [SpoolCallback(spool, uid)])
 
 

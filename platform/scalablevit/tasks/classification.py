@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Classification, ImageFolder, Stage
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
@@ -149,7 +150,7 @@ class AccuracyMetric:
         """Accuracies as fractions; `val/top1_low95` is the lower end of Wilson's 95 % interval."""
         top1, top5, loss, count = self.sums.tolist()
         if count == 0:
-            raise ValueError("no validation sample could be decoded")
+            raise UserError("no validation sample could be decoded", where="data.val", fix="check the files")
         return {
             "val/top1": top1 / count,
             f"val/top{self.top}": top5 / count,

@@ -1,13 +1,12 @@
 """What runs on each rank: from a recipe's stage to the loop, with data, state and recovery in place."""
 
-import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
@@ -22,18 +21,20 @@ from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources import Source, open_source
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.task import SplitName, build_task
 from scalablevit.training import seeds
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, summary
-from scalablevit.training.evaluate import evaluate
+from scalablevit.training.evaluate import evaluate, world_size
 from scalablevit.training.loop import Effects, Outcome, Plan, train
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.optim import build_optimizer
-from scalablevit.training.state import Record, TrainState
-from scalablevit.training.storage import local_copy
+from scalablevit.training.state import Record, Snapshot, TrainState
+from scalablevit.training.storage import local_copy, open_filesystem, put
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+INIT_REPORT = "init.txt"
+"""In the run's folder: which initial weights were loaded, and by name which tensors are new or were left out."""
 REPORT_EVERY_MS = 1000
 """Records are handed on at most this often: Ray's controller takes one report per poll."""
 
@@ -80,23 +81,19 @@ def run(assignment: Assignment, rank: int, world: int, device: torch.device, sen
 def _run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
     stage = Stage.model_validate_json(assignment.stage)
     _configure_torch(stage)
-    root = Path(assignment.root)
-    source = {split: open_source(stage.data, split, root) for split in ("train", "val")}
-    task = build_task(stage, source["train"].classes)
-    length = Length.of(stage, len(source["train"]))
-    plan = Plan(stage, length, task, device, rank, world)
+    plan, source = together(lambda: _open(stage, Path(assignment.root), device, rank, world))
+    task, length = plan.task, plan.length
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], str(assignment.init_weights))
     store = CheckpointStore(assignment.run_folder)
-    state = _initial_or_restored(plan, store, assignment)
+    restored = _newest_for_all(plan, store)
+    state = together(lambda: _initial_or_restored(plan, restored, assignment))
+    together(lambda: _prepare_storage(plan, store, state))
     sampler = NodeSampler(device)
     sender = _PacedSender(send, sampler)
     for record in state.history:  # those that a killed controller may not have passed on; the spool drops doubles
         sender.add(record)
     writer = BackgroundWriter(store, stage.training.keep)
-    if rank == 0:
-        store.remove_torn()
-        store.check_space(state.snapshot().nbytes, stage.training.keep)
     train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
     eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
 
@@ -173,16 +170,53 @@ def _configure_torch(stage: Stage) -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
-def _initial_or_restored(plan: Plan, store: CheckpointStore, assignment: Assignment) -> TrainState:
+def _open(
+    stage: Stage, root: Path, device: torch.device, rank: int, world: int
+) -> tuple[Plan, dict[SplitName, Source]]:
+    """The stage's data and task as this rank sees them."""
+    train_source, val_source = open_source(stage.data, "train", root), open_source(stage.data, "val", root)
+    task = build_task(stage, train_source.classes)
+    plan = Plan(stage, Length.of(stage, len(train_source)), task, device, rank, world)
+    return plan, {"train": train_source, "val": val_source}
+
+
+def together(action: Callable[[], T]) -> T:
+    """Do a part of the set-up that can fail on one rank alone; its failure is raised on all ranks.
+
+    Without it the others would wait for the failed one in their next collective.
+    """
+    result: T | None = None
+    failure: tuple[str, str, str] | None = None
+    try:
+        result = action()
+    except UserError as error:
+        failure = (error.what, error.where, error.fix)
+    failures = [failure]
+    if world_size() > 1:
+        failures = [None] * world_size()
+        dist.all_gather_object(failures, failure)
+    for what, where, fix in filter(None, failures):
+        raise UserError(what, where=where, fix=fix)
+    return cast("T", result)
+
+
+def _prepare_storage(plan: Plan, store: CheckpointStore, state: TrainState) -> None:
+    if plan.rank == 0:
+        store.remove_torn()
+        store.check_space(state.snapshot().nbytes, plan.stage.training.keep)
+
+
+def _initial_or_restored(plan: Plan, restored: Snapshot | None, assignment: Assignment) -> TrainState:
     """The state to go on from. Precedence: own checkpoint, then `model.init`, then random weights."""
     stage = plan.stage
     torch.manual_seed(seeds.derive(stage.training.seed))
     model = plan.task.build_model()
-    restored = _agree_on_checkpoint(plan, store)
     if restored is None and assignment.init_weights is not None:
         with local_copy(assignment.init_weights) as weights:
             report = load_initial(plan.task.backbone(model), weights, keep_head=assignment.keep_head)
-        logger.info("%s", report)
+        if plan.rank == 0:
+            filesystem, folder = open_filesystem(assignment.run_folder)
+            put(filesystem, f"{folder}/{INIT_REPORT}", str(report).encode())
     if plan.device.type == "cuda" and plan.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(plan.device)
@@ -194,31 +228,19 @@ def _initial_or_restored(plan: Plan, store: CheckpointStore, assignment: Assignm
     )
     if restored is not None:
         state.restore(restored)
-        logger.info("resumed at step %d", state.step)
     return state
 
 
-def _agree_on_checkpoint(plan: Plan, store: CheckpointStore) -> Any:
+def _newest_for_all(plan: Plan, store: CheckpointStore) -> Snapshot | None:
     """The newest valid snapshot, chosen by rank 0 for all ranks; None for a fresh start."""
+    found = together(lambda: store.newest() if plan.rank == 0 else None)
     if plan.world == 1:
-        found = store.newest()
         return found[1] if found else None
-    choice: list[Any] = [None, None]
-    snapshot = None
-    if plan.rank == 0:
-        try:
-            found = store.newest()
-            if found:
-                choice[0], snapshot = found
-        except UserError as error:
-            choice[1] = [error.what, error.where, error.fix]
+    choice = [found[0] if found else None]
     dist.broadcast_object_list(choice, src=0)
-    name, refused = choice
-    if refused:
-        raise UserError(refused[0], where=refused[1], fix=refused[2])
-    if name is None or plan.rank == 0:
-        return snapshot
-    return store.read(name)
+    if found is not None or choice[0] is None:
+        return found[1] if found else None
+    return store.read(choice[0])
 
 
 class _PacedSender:
@@ -249,7 +271,6 @@ def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     context = ray.train.get_context()
     started = time.time()
 
@@ -262,5 +283,7 @@ def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
         )
 
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collectives of Python objects go through the current device
     result = run(Assignment(**config), context.get_world_rank(), context.get_world_size(), device, send)
     return {**result, "world": context.get_world_size(), "attempt_seconds": time.time() - started}

@@ -1,0 +1,57 @@
+"""The third gate on a real cluster of two nodes (both on this machine)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.jobs import cluster
+from scalablevit.jobs.resolve import resolve
+
+RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """Two nodes of one CPU each; the address is what a job would find in its environment."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = nodes.address
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    os.environ.pop("RAY_ADDRESS")
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_nodes, tmp_path):
+    stages = resolve(load_recipe(RECIPE), tmp_path)
+    cluster.connect(stages, tmp_path)  # 2 workers of 1 CPU on 2 nodes
+    greedy = resolve(load_recipe(RECIPE, ["cluster.workers=3"]), tmp_path)
+    with pytest.raises(UserError, match=r"room for 2 of 3 workers \(3 x 1 = 3 CPU asked, 2 there\)"):
+        cluster._check_fit(greedy, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
+    wide = resolve(load_recipe(RECIPE, ["cluster.cpus_per_worker=2"]), tmp_path)
+    with pytest.raises(UserError, match="room for 0 of 2 workers"):
+        cluster._check_fit(wide, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
+    import ray
+
+    for node in ray.nodes():
+        assert cluster.unreadable_on(node["NodeID"], [str(tmp_path), "/nowhere/runs"]) == ["/nowhere/runs"]
+    assert not list((tmp_path / "runs").glob(".probe-*"))
+
+
+def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
+    stages = resolve(load_recipe(RECIPE), tmp_path)
+    monkeypatch.setattr(cluster, "unreadable_on", lambda node, paths: paths[:1] if node == "b" else [])
+    with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
+        cluster._check_reach(stages, tmp_path, ["a", "b"])
+    assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
