@@ -121,6 +121,24 @@ def test_the_table_names_what_came_out(whole):
         assert part in whole.output
 
 
+def test_a_registered_model_initialises_a_run_with_other_classes(whole):
+    """`model.init: models:/...`: the backbone is kept, the head for other classes is new and named."""
+    from scalablevit.config.loading import load_recipe
+    from scalablevit.jobs.resolve import resolve
+    from scalablevit.jobs.stage import Job, find_initial
+    from scalablevit.models.backbone import build_classifier
+    from scalablevit.models.weights import load_initial
+
+    recipe = load_recipe(ROOT / RECIPE, ["stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
+    stage = resolve(recipe, whole.root, ["pretrain"])[0]
+    initial = find_initial(Job(whole.root, "tiny", "0" * 32), stage, {})
+    assert initial is not None and initial.keep_head
+    assert initial.sha256 == whole.results()["pretrain"]["weights_sha256"]
+    assert initial.version == "tiny-pretrain/1"
+    report = load_initial(build_classifier("scalablevit_tiny", 3), initial.location)
+    assert report.new and all(name.startswith("head") for name in report.new)
+
+
 def test_evaluate_gives_the_recorded_figures(whole, tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), "models:/tiny-segment@candidate", "--root",

@@ -1,6 +1,7 @@
 """Runs the worker's code on one or more ranks without Ray, and stops it at chosen steps."""
 
 import json
+import multiprocessing
 import os
 import socket
 import threading
@@ -33,13 +34,18 @@ class Stop(Exception):
 def run_attempts(attempts: Sequence[Attempt], world: int, folder: Path) -> list[dict[str, Any]]:
     """Make the attempts one after another on `world` ranks; rank 0's result of each, {} when it was stopped.
 
-    One rank runs in this process. More are spawned once for all attempts, since importing torch is what takes time;
-    each attempt builds model, optimizer, loader and DistributedDataParallel anew.
+    One rank runs in this process. More are started once for all attempts; each attempt builds model, optimizer, loader
+    and DistributedDataParallel anew.
     """
     if world == 1:
         return [_attempt(0, 1, attempt) for attempt in attempts]
     results = folder / f"results-{world}.json"
-    mp.spawn(_rank, args=(world, _free_port(), list(attempts), str(results)), nprocs=world, join=True)
+    # One server process imports torch and the package, and every rank of the session is forked from it.
+    multiprocessing.set_forkserver_preload(
+        ["ranks", "scalablevit.tasks.classification", "scalablevit.tasks.segmentation"]
+    )
+    arguments = (world, _free_port(), list(attempts), str(results))
+    mp.start_processes(_rank, args=arguments, nprocs=world, start_method="forkserver")
     return list(json.loads(results.read_text()))
 
 

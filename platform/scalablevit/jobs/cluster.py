@@ -135,7 +135,8 @@ def unreadable_on(node_id: str, paths: Sequence[str]) -> list[str]:
 
     here = NodeAffinitySchedulingStrategy(node_id, soft=False)
     look = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here)
-    return list(ray.get(look.remote(list(paths)), timeout=PROBE_S))
+    answer: list[str] = ray.get(look.remote(list(paths)), timeout=PROBE_S)
+    return answer
 
 
 def _unreadable(paths: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The registered model: encoded image bytes in, answers out. MLflow runs this file ("models from code") to load it."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 INPUT_COLUMN = 0
+
+# MLflow takes an annotation of the input for a schema of its own, and warns where there is none; ours is the signature
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ImageModel(PythonModel):
@@ -31,7 +35,7 @@ class ImageModel(PythonModel):
         self.network.load_state_dict(safetensors.torch.load_file(context.artifacts["weights"]))
         self.network.to(self.device).eval()
 
-    def predict(  # type: ignore[no-untyped-def]  # MLflow takes an annotation of the input for a schema of its own
+    def predict(  # type: ignore[no-untyped-def]
         self,
         context: PythonModelContext,
         model_input,  # noqa: ANN001  # pd.DataFrame with one binary column, or list[bytes]
