@@ -42,7 +42,7 @@ $(STAMP):
 
 full: setup
 	@$(HEAD) start
-	@eval "$$($(HEAD) env)" && code=0 && \
+	@exports=$$($(HEAD) env) && eval "$$exports" && code=0 && \
 	{ timeout --foreground $(FOLLOW) $(BIN)/ray job submit --runtime-env infra/runtime_env.yaml \
 		-- python pipelines/full.py $(ARGS) || code=$$?; } && \
 	echo "The Ray head stays up for further jobs; 'make head-stop' stops it. The same command again continues the run." && \

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -125,14 +126,13 @@ def test_a_registered_model_initialises_a_run_with_other_classes(whole):
     """`model.init: models:/...`: the backbone is kept, the head for other classes is new and named."""
     from scalablevit.config.loading import load_recipe
     from scalablevit.jobs.resolve import resolve
-    from scalablevit.jobs.stage import Job, find_initial
     from scalablevit.models.backbone import build_classifier
     from scalablevit.models.weights import load_initial
 
     recipe = load_recipe(ROOT / RECIPE, ["stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
     stage = resolve(recipe, whole.root, ["pretrain"])[0]
-    initial = find_initial(Job(whole.root, "tiny", "0" * 32), stage, {})
-    assert initial is not None and initial.keep_head
+    initial = stage.initial
+    assert initial is not None and initial.keep_head(stage.classes) and not initial.keep_head(("other",))
     assert initial.sha256 == whole.results()["pretrain"]["weights_sha256"]
     assert initial.version == "tiny-pretrain/1"
     report = load_initial(build_classifier("scalablevit_tiny", 3), initial.location)
@@ -181,9 +181,28 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
     assert [point.step for point in points] == list(range(2, 81, 2)), "a metric was lost or doubled"
 
 
-def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]") -> None:
+def test_a_stopped_job_is_marked_killed(whole):
+    """`ray job stop` ends like Ctrl-C: both MLflow runs say KILLED, the run's folder is released."""
+    import mlflow
+
+    job = whole.submit("stages.segment.training.seed=7", wait=False)
+    _wait_for_checkpoint(whole, job, but=1)
+    ray = str(Path(sys.executable).with_name("ray"))
+    listed = subprocess.run([ray, "job", "list"], env=whole.environment(), check=True, timeout=60, text=True,
+                            capture_output=True).stdout  # fmt: skip
+    job_id = next(m[1] for m in re.finditer(r"submission_id='(\w+)'[^)]*?status=[^)]*?RUNNING", listed))
+    subprocess.run([ray, "job", "stop", job_id], env=whole.environment(), check=True, timeout=120)
+    job.wait(timeout=60)
+    client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3 + ["KILLED"] * 2
+    assert [lease for lease in (whole.root / "runs").glob("*/lease.json") if _json(lease)] == []
+
+
+def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]", but: int = 0) -> None:
+    """Until one more run of the second stage than `but` has a checkpoint."""
     deadline = time.monotonic() + JOB_S
-    while not list((place.root / "runs").glob("tiny-segment-*/checkpoints/*/manifest.json")):
+    while len({m.parents[2] for m in (place.root / "runs").glob("tiny-segment-*/checkpoints/*/manifest.json")}) <= but:
         assert time.monotonic() < deadline and job.poll() is None, "the second stage never saved"
         time.sleep(0.1)
 

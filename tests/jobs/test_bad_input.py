@@ -156,7 +156,7 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
 
 def test_results_hold_the_best_metric_that_tasks_report(make_stages):
     """`jobs` knows each task's best metric without importing torch: both must say the same."""
-    from scalablevit.jobs.stage import BEST_METRIC
+    from scalablevit.jobs.result import BEST_METRIC
     from scalablevit.tasks.task import build_task
 
     for stage in make_stages:

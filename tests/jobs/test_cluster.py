@@ -44,14 +44,15 @@ def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_node
         cluster._check_fit(wide, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
     import ray
 
-    for node in ray.nodes():
-        assert cluster.unreadable_on(node["NodeID"], [str(tmp_path), "/nowhere/runs"]) == ["/nowhere/runs"]
+    nodes = [node["NodeID"] for node in ray.nodes()]
+    seen = cluster.unreadable_on(nodes, [str(tmp_path), "/nowhere/runs"])
+    assert seen == {node: ["/nowhere/runs"] for node in nodes}
     assert not list((tmp_path / "runs").glob(".probe-*"))
 
 
 def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
     stages = resolve(load_recipe(RECIPE), tmp_path)
-    monkeypatch.setattr(cluster, "unreadable_on", lambda node, paths: paths[:1] if node == "b" else [])
+    monkeypatch.setattr(cluster, "unreadable_on", lambda nodes, paths: {"a": [], "b": paths[:1]})
     with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
         cluster._check_reach(stages, tmp_path, ["a", "b"])
     assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)

@@ -1,9 +1,11 @@
 """Two jobs cannot own one run; a dead owner's claim is taken over after proof."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +38,8 @@ def test_a_killed_owner_on_this_host_is_proved_gone(store):
         f"with Lease(RunStore.open('run', None, Path({str(store.local.parent.parent)!r}))):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    package = {**os.environ, "PYTHONPATH": str(Path(lease.__file__).parents[2])}
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=package)
     try:
         assert owner.stdout is not None and owner.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"belongs to process {owner.pid}"), Lease(store):
@@ -76,3 +79,12 @@ def test_of_two_at_the_same_moment_the_later_writer_owns_the_run(store, monkeypa
     monkeypatch.setattr(own, "_write", lambda: (write(), claim(store, time.time())))
     with pytest.raises(UserError, match="at the same moment"), own:
         pass
+
+
+def test_an_owner_that_overslept_does_not_take_its_claim_back(store, monkeypatch):
+    """Two writers on one run must not be: the sleeper is interrupted instead."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    with pytest.raises(KeyboardInterrupt), Lease(store):  # noqa: PT012
+        claim(store, time.time())
+        time.sleep(5)
+    assert json.loads(store.read(FILE))["host"] == "elsewhere"

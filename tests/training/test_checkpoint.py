@@ -1,6 +1,7 @@
 """Only whole checkpoints count, and damage is found before use."""
 
 import json
+import os
 import random
 
 import pytest
@@ -110,6 +111,57 @@ def test_retention_keeps_the_last_and_the_best(store):
     assert best is not None and best.step == 2, "of equals the earlier is the best"
 
 
+@pytest.mark.parametrize("victim", ["model.safetensors", "state.json"])
+def test_a_damaged_best_gives_way_to_the_next(store, tmp_path, caplog, victim):
+    names = {step: store.write(snapshot(step), value) for step, value in ((1, 0.5), (2, 0.9), (3, 0.7), (4, None))}
+    (tmp_path / "checkpoints" / names[2] / victim).write_bytes(b"x")
+    best = store.best()
+    assert best is not None and best.step == 3
+    assert names[2] in caplog.text and victim in caplog.text
+    assert json.loads(store.verified_file(best.name, "state.json"))["step"] == 3
+
+
+def test_no_whole_best_is_a_hard_error(store, tmp_path):
+    for step, value in ((1, 0.5), (2, 0.9), (3, None)):
+        name = store.write(snapshot(step), value)
+        if value is not None:
+            (tmp_path / "checkpoints" / name / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="every evaluated checkpoint of this run is damaged"):
+        store.best()
+
+
+def test_without_an_evaluation_there_is_no_best(store):
+    store.write(snapshot(1), None)
+    assert store.best() is None
+
+
+@pytest.mark.parametrize("manifest", ['{"step": 9, "value": 0.5, "written": 1.0}', "[]"])
+def test_a_manifest_of_another_form_is_damage(store, tmp_path, manifest):
+    name = store.write(snapshot(9), 0.5)
+    (tmp_path / "checkpoints" / name / MANIFEST).write_text(manifest)
+    with pytest.raises(DamagedCheckpoint, match="is not readable"):
+        store.read(name)
+
+
+def test_a_file_is_checked_against_its_sum(store, tmp_path):
+    name = store.write(snapshot(9), 0.5)
+    assert json.loads(store.verified_file(name, "state.json"))["step"] == 9
+    (tmp_path / "checkpoints" / name / "state.json").write_text("{}")
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json: expected sha256"):
+        store.verified_file(name, "state.json")
+    with pytest.raises(DamagedCheckpoint, match="is missing"):
+        store.verified_file(name, "ema.safetensors")
+
+
+def test_of_one_step_the_one_written_last_counts_whatever_the_folders_times(store, tmp_path):
+    names = [store.write(snapshot(9), None) for _ in range(6)]
+    for age, name in enumerate(names):
+        os.utime(tmp_path / "checkpoints" / name, (1e9 - age, 1e9 - age))
+    assert [entry.name for entry in store.entries()] == names
+    store.prune(Keep(last=1, best=0))
+    assert [entry.name for entry in store.entries()] == names[-1:]
+
+
 def test_a_full_disk_leaves_the_one_before(store, tmp_path, monkeypatch):
     kept = store.write(snapshot(3), None)
     real_put, written = CheckpointStore._put, []
@@ -126,11 +178,13 @@ def test_a_full_disk_leaves_the_one_before(store, tmp_path, monkeypatch):
     writer.wait()
     assert writer.failed is not None and "No space left" in writer.failed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept], "the torn folder is still there"
-    writer.submit(snapshot(10), None)
+    writer.submit(snapshot(10), 0.5)
     writer.wait()
     assert writer.failed is None
     found = store.newest()
     assert found is not None and found[1].step == 10
+    assert writer.missing_best(10) == writer.missing_best(None) == ""
+    assert "of step 9, are not stored" in writer.missing_best(9) and "No space left" in writer.missing_best(9)
 
 
 def test_too_little_space_is_said_before_training(store):

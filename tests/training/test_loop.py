@@ -8,6 +8,7 @@ import numpy as np
 from ranks import Attempt, run_attempts
 
 from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.storage import BAD_SAMPLES
 from scalablevit.training.worker import Assignment
 
 
@@ -51,8 +52,13 @@ def test_training_stops_above_the_fraction_of_bad_samples(make_stage, shapes, tm
         data={"root": str(copy), "max_bad_fraction": 0.01},
         training={"steps": 30, "global_batch": 8, "evaluate_every": {"steps": 30}, "log_every_steps": 5},
     )
-    what, _, _ = run(stage, tmp_path / "run")["error"]
-    assert "could not be decoded" in what
+    what, _, fix = run(stage, tmp_path / "run")["error"]
+    assert "could not be decoded" in what and BAD_SAMPLES in fix
+    lines = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
+    assert 5 < len(lines) <= 32
+    shown = [line.split("\t") for line in lines[:5]]
+    assert all(f"{path}: {reason}" in what for path, reason in shown)
+    assert f"and {len(lines) - 5} more files" in what
 
 
 def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path):
@@ -65,6 +71,29 @@ def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path)
     assert result["reason"] == "finished"
     counted = [r["metrics"]["train/bad_samples"] for r in result["records"] if "train/bad_samples" in r["metrics"]]
     assert counted == [2], "two epochs meet the bad file twice"
+    (line,) = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
+    path, reason = line.split("\t")
+    assert Path(path) == bad and reason
+
+
+def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(shapes / "classification", copy / "classification")
+    bad = sorted((copy / "classification" / "train").rglob("*.jpg"))[::9]
+    for image in bad:
+        image.write_bytes(b"no image")
+    stage = make_stage(
+        data={"root": str(copy)}, training={"steps": 8, "global_batch": 8}, cluster={"workers": 2}
+    )  # one epoch
+    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(copy), None)
+    assert run_attempts([Attempt(assignment)], 2, tmp_path)[0]["reason"] == "finished"
+    lines = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
+    assert [Path(line.split("\t")[0]) for line in lines] == bad
+
+
+def test_no_bad_sample_makes_no_file(make_stage, tmp_path):
+    assert run(make_stage(training={"steps": 2, "global_batch": 8}), tmp_path)["reason"] == "finished"
+    assert not (tmp_path / BAD_SAMPLES).exists()
 
 
 def test_bfloat16_autocast_trains(make_stage, tmp_path):

@@ -1,5 +1,8 @@
 """The one exception for what a user can cause and mend."""
 
+SHOWN_LINES = 15
+"""Of a worker's failure; the rest is in Ray's logs."""
+
 
 class UserError(Exception):
     """A mistake in a recipe, in data or in what the cluster offers; shown without a traceback, exit code 2.
@@ -29,3 +32,17 @@ class UserErrors(UserError):
     def __init__(self, errors: list[UserError]) -> None:
         super().__init__("\n".join(str(error) for error in errors))
         self.errors = errors
+
+
+class TrainingFailed(Exception):
+    """Workers failed more often than `cluster.max_failures`, or could not be placed; not by the user's mistake."""
+
+    def __init__(self, run_folder: str, reason: str) -> None:
+        lines = [line for line in reason.splitlines() if line.strip()]
+        super().__init__(
+            "\n".join(lines[-SHOWN_LINES:])
+            + f"\n\ntraining failed; its checkpoints are kept in {run_folder}, and submitting "
+            "the same command again "
+            "resumes.\nThe workers' own logs lie in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 "
+            "shows them here."
+        )

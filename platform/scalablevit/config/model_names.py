@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 
 LIST = Path(__file__).with_name("model_names.txt")
-"""Written by `tests/models/model_names.py`; a test compares it with the installed timm."""
+"""Written by `tests/models/test_model_names.py`; a test compares it with the installed timm."""
 
 
 @cache

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
 Triple = tuple[float, float, float]
-OptionValue = bool | int | float | str | list[int]
+OptionValue = bool | int | float | str | list[int | None] | list[str]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -334,7 +334,7 @@ class Training(Section):
     compile: bool = False
     """torch.compile of the model."""
     deterministic: bool = False
-    """Ask torch for deterministic algorithms (CUDA); what has none raises and is named."""
+    """Ask torch for deterministic algorithms (CUDA); operations that have none are named at the end."""
     evaluate_every: Interval = Interval(epochs=1.0)
     """Evaluation on the validation split; the last step is always evaluated."""
     stop_after: StopAfter | None = None
@@ -374,6 +374,10 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers > 1):
+            raise ValueError(
+                f"gpus_per_worker ({self.gpus_per_worker}) must be whole: workers of one training cannot share a GPU"
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
         return self
@@ -434,6 +438,11 @@ class Recipe(Section):
                     f"stages.{name}.model.init is {init!r}, which is no earlier stage ({', '.join(earlier) or 'none'})"
                 )
             earlier.add(name)
+        tracking = {(stage.tracking.uri, stage.tracking.experiment) for stage in self.stages.values()}
+        if len(tracking) > 1:
+            raise ValueError(
+                "tracking.uri and tracking.experiment must be the same in all stages: they share a parent run"
+            )
         return self
 
 

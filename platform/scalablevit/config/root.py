@@ -19,6 +19,11 @@ def platform_root(given: str | None) -> Path:
     return root
 
 
+def tracking_uri(given: str | None, root: Path) -> str:
+    """MLflow's address: the recipe's, else an SQLite file in the root."""
+    return given or f"sqlite:///{root}/mlflow.db"
+
+
 def refuse_session_folder(path: str, where: str) -> None:
     """Refuse to keep anything below a Ray session folder.
 

@@ -1,14 +1,18 @@
 """A recipe's stages in order, under one parent run, and the table at the end."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import cluster
+from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.resolve import ResolvedStage
+from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import DRAIN_S, Job, StageResult, identity, run_stage
+from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
@@ -22,28 +26,29 @@ def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> li
     cluster.connect(stages, root)
     together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{together}", None, root)
-    uid = identity(store)
-    job = Job(root, recipe.name, uid)
     tracking = stages[0].stage.tracking
-    spool = Spool(store.local / "spool")
-    spool.run(uid, store.name, experiment=tracking.experiment, tags={"stages": ", ".join(s.name for s in stages)})
-    shipper = Shipper(store.local / "spool", job.tracking_uri(stages[0].stage))
-    shipper.start()
-    results: dict[str, StageResult] = {}
-    status: Status = "FAILED"
-    try:
-        for stage in stages:
-            results[stage.name] = run_stage(job, stage, results)
-        spool.metrics(uid, [_headline(results)])
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        spool.end(uid, status)
-        shipper.drain(DRAIN_S if status == "FINISHED" else 10.0)
-        shipper.stop()
-        spool.close()
+    with Lease(store):
+        job = Job(root, recipe.name, identity(store), tracking_uri(tracking.uri, root))
+        spool = Spool(store.local / "spool")
+        shipper = Shipper(store.local / "spool", job.tracking_uri)
+        named = {"stages": ", ".join(stage.name for stage in stages)}
+        spool.run(job.uid, store.name, experiment=tracking.experiment, tags=named)
+        shipper.start()
+        results: dict[str, StageResult] = {}
+        status: Status = "FAILED"
+        try:
+            for stage in stages:
+                results[stage.name] = run_stage(job, stage, results)
+            spool.metrics(job.uid, [_headline(results)])
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            spool.end(job.uid, status)
+            shipper.drain(DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S)
+            shipper.stop()
+            spool.close()
     return list(results.values())
 
 
@@ -53,11 +58,11 @@ def _headline(results: dict[str, StageResult]) -> MetricRecord:
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
 
 
-def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
+def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     """What came out, and what to do next."""
     rows = [("stage", "best", "at step", "images/s", "minutes", "registered model")]
     for result in results:
-        version = f"{result.registered_as} v{result.version} @candidate" if result.version else "waits for MLflow"
+        version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
         rows.append(
             (
                 result.name + (" (done before)" if result.skipped else ""),
@@ -73,8 +78,11 @@ def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     model = f"models:/{results[-1].registered_as}@candidate"
     owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
-    uri = without_credentials(tracking_uri)
-    look = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+    uri = without_credentials(address)
+    sqlite = uri.startswith("sqlite")
+    programs = Path(sys.executable).parent
+    look = f"{programs}/mlflow ui --backend-store-uri {uri}" if sqlite else f"open {uri}"
+    where = f"--root {root}" + ("" if sqlite else f" tracking.uri={uri}")
     return "\n".join(
         [
             *lines,
@@ -82,7 +90,7 @@ def table(results: Sequence[StageResult], root: Path, tracking_uri: str) -> str:
             "",
             "next:",
             f"  look at runs and models   {look}",
-            f"  evaluate the model        python pipelines/evaluate.py {model} --root {root}",
+            f"  evaluate the model        {programs}/python pipelines/evaluate.py {model} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  run folders               {root / 'runs'}",
         ]

@@ -1,15 +1,15 @@
 """What the training scripts share: arguments, the gates in order, the dry run, and exit codes."""
 
 import argparse
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.config.root import platform_root
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.jobs.signals import end_like_ctrl_c
 
 DEMO = "demo.yaml"
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
@@ -36,12 +36,15 @@ def main(script: str, description: str, arguments: Sequence[str] | None = None) 
 
 def guarded(work: Callable[[], int]) -> int:
     """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_like_ctrl_c()
     try:
         return work()
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
+    except TrainingFailed as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; submit the same command again to continue", file=sys.stderr)
         return 130
@@ -75,7 +78,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.jobs import chain, resolve
-    from scalablevit.jobs.stage import without_secrets
+    from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
     stages = resolve.resolve(recipe, root, wanted)
@@ -90,8 +93,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
         return 0
     print(flush=True)
     results = chain.run_chain(recipe, stages, root)
-    uri = stages[-1].stage.tracking.uri or f"sqlite:///{root}/mlflow.db"
-    print("\n" + chain.table(results, root, uri), flush=True)
+    print("\n" + chain.table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return 0
 
 
@@ -99,9 +101,3 @@ def _yaml(tree: object) -> str:
     import yaml
 
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    """SIGTERM, which `ray job stop` sends, ends like Ctrl-C: with runs marked and folders released."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise KeyboardInterrupt

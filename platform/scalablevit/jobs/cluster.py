@@ -9,6 +9,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.resolve import ResolvedStage
+from scalablevit.jobs.signals import end_like_ctrl_c
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The package's folder: the uploaded copy when running as a job."""
@@ -39,6 +40,7 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
+        end_like_ctrl_c()
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"the Ray cluster does not answer: {str(error).splitlines()[0]}",
@@ -82,7 +84,7 @@ def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: s
         UserError(
             f"{what} has room for {room} of {workers} workers ({arithmetic})",
             where=f"stage {resolved.name}: cluster.workers",
-            fix=f"set cluster.workers={max(room, 1)}, lower cluster.cpus_per_worker or gpus_per_worker, or add nodes",
+            fix=(f"set cluster.workers={room}, " if room else "") + "ask less for each worker, or add nodes",
         )
     ]
 
@@ -98,45 +100,59 @@ def least_workers(stage: Stage) -> int:
 
 
 def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
-    """On several nodes: every one must read what the driver writes to run storage, and the data.
+    """On several nodes: every one must read what the driver writes to run storage, the data and initial weights.
 
     Raises:
         UserError: names the folders and the nodes that do not see them.
     """
     wanted: dict[str, str] = {}
+    probes: dict[str, Path] = {}
     for resolved in stages:
-        storage = resolved.stage.cluster.storage or str(root / "runs")
+        stage, keys = resolved.stage, f"stage {resolved.name}: "
+        storage = stage.cluster.storage or str(root / "runs")
         if "://" not in storage:
-            probe = root / Path(storage).expanduser() / f".probe-{secrets.token_hex(8)}"
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            wanted[str(probe)] = f"stage {resolved.name}: cluster.storage"
-        wanted[str(root / Path(resolved.stage.data.root).expanduser())] = f"stage {resolved.name}: data.root"
+            folder = root / Path(storage).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            probes[keys] = folder / f".probe-{secrets.token_hex(8)}"
+            probes[keys].touch()
+            wanted[str(probes[keys])] = f"{keys}cluster.storage ({folder})"
+        data = str(root / Path(stage.data.root).expanduser())
+        wanted[data] = f"{keys}data.root ({data})"
+        if resolved.initial is not None and Path(resolved.initial.location).is_absolute():
+            wanted[resolved.initial.location] = f"{keys}model.init ({resolved.initial.location})"
     try:
-        blind = {node: missing for node in node_ids if (missing := unreadable_on(node, list(wanted)))}
+        missing = unreadable_on(node_ids, list(wanted))
     finally:
-        for path in wanted:
-            if Path(path).name.startswith(".probe-"):
-                Path(path).unlink()
+        for probe in probes.values():
+            probe.unlink()
+    blind = sorted(node for node, paths in missing.items() if paths)
     if blind:
-        paths = sorted({path for missing in blind.values() for path in missing})
-        places = ", ".join(f"{wanted[path]} ({Path(path).parent if '.probe-' in path else path})" for path in paths)
+        paths = {path for node in blind for path in missing[node]}
         raise UserError(
-            f"{len(blind)} of {len(node_ids)} nodes do not see what lies here",
-            where=places,
+            f"{len(blind)} of {len(node_ids)} nodes do not see what lies here ({', '.join(blind)})",
+            where=", ".join(place for path, place in wanted.items() if path in paths),
             fix="use folders that every node mounts, such as --root /mnt/shared/scalablevit, or cluster.storage=s3://...",
         )
 
 
-def unreadable_on(node_id: str, paths: Sequence[str]) -> list[str]:
-    """Those of the paths that a process on a node does not see."""
+def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
+    """By node: those of the paths that a process there does not see."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    look = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here)
-    answer: list[str] = ray.get(look.remote(list(paths)), timeout=PROBE_S)
-    return answer
+    asked = {}
+    for node in node_ids:
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[node] = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here).remote(paths)
+    try:
+        answers: list[list[str]] = ray.get(list(asked.values()), timeout=PROBE_S)
+    except ray.exceptions.GetTimeoutError:
+        raise UserError(
+            f"not every node answered within {PROBE_S:.0f} s whether it sees the files",
+            where="cluster",
+            fix="look at `ray status`; remove nodes that do not work",
+        ) from None
+    return dict(zip(asked, answers, strict=True))
 
 
 def _unreadable(paths: list[str]) -> list[str]:

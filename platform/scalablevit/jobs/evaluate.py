@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
-from scalablevit.config.recipe import Recipe
-from scalablevit.config.root import platform_root
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.jobs import cluster
+from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
+from scalablevit.jobs.result import CONFIG, WEIGHTS, load_result, without_secrets
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import CONFIG, WEIGHTS
+from scalablevit.tracking.tags import WEIGHTS_SHA256
+from scalablevit.tracking.weights import resolve_weights
 
 EPILOG = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its own recipe says
-what it is evaluated on; overrides change that: data.root=/other/data, cluster.workers=4,
+what it is evaluated on; overrides change that: data.root=/other/data (laid out alike, both splits), cluster.workers=4,
 task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://..."""
 
 
@@ -37,12 +42,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `parse`."""
     root = platform_root(options.root)
-    weights, config = find_model(options.model, options.overrides, root)
-    recipe = override_stage("evaluate", {**config["stage"], "model": {**config["stage"]["model"], "init": None}},
-                            options.overrides, options.model)  # fmt: skip
-    figures = evaluate_weights(recipe, weights, tuple(config["classes"]), root, dry_run=options.dry_run)
-    if figures is None:
+    weights, config, sha256 = find_model(options.model, options.overrides, root)
+    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
+    recipe = override_stage("evaluate", stored, options.overrides, options.model)
+    stage = resolve(recipe, root)[0]
+    classes = tuple(config["classes"])
+    if stage.classes != classes:
+        raise UserError(
+            f"the data has the classes {', '.join(stage.classes)}; the model answers {', '.join(classes)}",
+            where="data",
+            fix="name data with the model's classes",
+        )
+    for name, fact in {**describe(stage), "model": model_cost(stage)}.items():
+        if name in ("data", "digest", "resources", "model"):
+            print(f"  {name:<12}{fact}", flush=True)
+    if options.dry_run:
+        shown = without_secrets(stage.stage).model_dump(mode="json")
+        print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
         return 0
+    figures = evaluate_weights(stage, weights, sha256, root)
     width = max(map(len, figures))
     print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in figures.items()))
     if options.json is not None:
@@ -50,50 +68,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any]]:
-    """Weights file and `config.json` of a registered version or of a run.
+def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any], str]:
+    """Weights file, `config.json` and the weights' SHA-256 of a registered version or of a run.
 
     Raises:
         UserError: there is no such model.
     """
     if model.startswith("models:/"):
-        from scalablevit.tracking.weights import resolve_weights
-
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
-        found = resolve_weights(model, uri or f"sqlite:///{root}/mlflow.db", root / "cache" / "models")
-        return str(found.weights), found.config
+        found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
+        return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
     folder = root / "runs" / Path(model).name
     if not (folder / WEIGHTS).is_file():
         known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
         raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
     store = RunStore(folder.name, str(folder), folder)
-    return str(folder / WEIGHTS), store.read_json(CONFIG) or {}
+    finished = load_result(store)
+    config = store.read_json(CONFIG)
+    if finished is None or config is None:
+        raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+    return str(folder / WEIGHTS), config, finished.weights_sha256
 
 
-def evaluate_weights(
-    recipe: Recipe, weights: str, classes: tuple[str, ...], root: Path, *, dry_run: bool
-) -> dict[str, float] | None:
-    """Figures of the weights on the recipe's one stage, computed by Ray Train workers; None for a dry run.
-
-    Raises:
-        UserError: the data has other classes than the model.
-    """
-    from scalablevit.jobs import cluster, resolve
+def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:
+    """Figures of the weights on a stage's validation split, computed by Ray Train workers."""
+    cluster.connect([stage], root)
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import Assignment
 
-    stage = resolve.resolve(recipe, root)[0]
-    if stage.classes != classes:
-        raise UserError(f"the data has the classes {', '.join(stage.classes)}; the model answers {', '.join(classes)}",
-                        where="data", fix="name data with the model's classes")  # fmt: skip
-    print(f"{stage.val_samples} validation samples of {stage.stage.data.root}, digest {stage.digest}", flush=True)
-    if dry_run:
-        print("dry run: nothing was started")
-        return None
-    cluster.connect([stage], root)
     assignment = Assignment(
-        stage=stage.stage.model_dump_json(), run_folder="", root=str(root), init_weights=weights, evaluate_only=True
+        stage=without_secrets(stage.stage).model_dump_json(),
+        run_folder="",
+        root=str(root),
+        init_weights=weights,
+        init_sha256=sha256,
+        evaluate_only=True,
     )
     folder = root / "runs" / f"evaluate-{stage.hash}"
     try:

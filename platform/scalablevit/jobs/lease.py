@@ -1,5 +1,6 @@
 """One owner for a run: a lease in its folder, renewed while the owner lives."""
 
+import _thread
 import json
 import os
 import secrets
@@ -82,6 +83,11 @@ class Lease:
     def _renew(self) -> None:
         while not self._stopped.wait(RENEW_S):
             try:
+                holder = self._holder()
+                if holder is not None and holder["token"] != self._token:
+                    # this process slept longer than a claim lasts, and another took over: two writers must not be
+                    _thread.interrupt_main()
+                    return
                 self._write()
             except OSError:
                 continue  # storage that is away for a moment; a stale lease is what tells others

@@ -3,13 +3,12 @@
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
+from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.spool import RECORDS, read_lines
+from scalablevit.training.storage import START_NOTE
 
-INIT_REPORT = "init.txt"
-"""What the workers write about initial weights (`training.worker.INIT_REPORT`)."""
 POLL_S = 0.5
 QUIET_S = 5.0
 """Training lines are printed at most this often; evaluations always."""
@@ -18,9 +17,11 @@ QUIET_S = 5.0
 class Progress:
     """A thread that prints while its context lasts."""
 
-    def __init__(self, run: Path, uid: str, stage: str, total_steps: int, best_metric: str) -> None:
-        self._note: Path | None = run / INIT_REPORT
-        self._spool = spool = run / "spool"
+    def __init__(self, store: RunStore, uid: str, stage: str, total_steps: int, best_metric: str) -> None:
+        self._store = store
+        store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
+        self._noted = False
+        self._spool = spool = store.local / "spool"
         self._uid = uid
         self._stage = stage
         self._total = total_steps
@@ -45,9 +46,9 @@ class Progress:
             self._print_new()
 
     def _print_new(self) -> None:
-        if self._note is not None and self._note.is_file():
-            self._say("initial weights: " + self._note.read_text(encoding="utf-8"))
-            self._note = None
+        if not self._noted and (note := self._store.read(START_NOTE)):
+            self._noted = True
+            self._say(note.decode())
         for line in read_lines(self._spool, self._offset):
             self._offset = line.end
             record = line.record

@@ -10,10 +10,13 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import stage_hash
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.recipe import Length, Recipe, Stage
+from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import learning_rate
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
+from scalablevit.jobs.initial import Initial, find_initial
+from scalablevit.tracking.connection import check_uri
 
 KINDS = {"pretrain": "classification", "segment": "segmentation"}
 """Task that each single-stage script runs."""
@@ -34,9 +37,13 @@ class ResolvedStage:
     val_samples: int
     unreadable: int
     """Samples that training will skip."""
+    ignored: int
+    """Files beside the images that are no images by their names."""
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
+    initial: Initial | None = None
+    """Weights from outside the recipe that it starts from."""
 
 
 def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> list[ResolvedStage]:
@@ -95,7 +102,16 @@ def model_cost(resolved: ResolvedStage) -> str:
     from scalablevit.tasks.task import build_task
 
     torch.manual_seed(0)
-    return build_task(resolved.stage, resolved.classes).cost_beside_paper()
+    try:
+        return build_task(resolved.stage, resolved.classes).cost_beside_paper()
+    except UserError as error:
+        raise _in_stage(resolved.name, error) from None
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{resolved.stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
+            where=f"stage {resolved.name}: model.name, model.options, data",
+            fix="choose another image size, or give the architecture its size by model.options",
+        ) from None
 
 
 def _with_parents(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
@@ -114,20 +130,23 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, ResolvedStage]) -> ResolvedStage:
     stage = recipe.stages[name]
     check_model_name(stage.model.name, dense=stage.task.kind != "classification")
-    _check_init_file(stage, root)
+    check_uri(tracking_uri(stage.tracking.uri, root))
+    initial = find_initial(stage, root)
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
     threads = min(16, 4 * (os.cpu_count() or 1))
-    sources, unreadable = {}, 0
+    sources, unreadable, ignored = {}, 0, 0
     for split in ("train", "val"):
         source = open_source(stage.data, split, root)
         report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
         raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
         sources[split], unreadable = source, unreadable + len(report.unreadable)
+        ignored += len(source.ignored)
     digests = [sources[split].digest() for split in ("train", "val")]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
-    own_hash = stage_hash(stage, digest, [earlier[parent].hash for parent in parents])
+    origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
+    own_hash = stage_hash(stage, digest, origins)
     return ResolvedStage(
         name=name,
         stage=stage,
@@ -138,8 +157,10 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         train_samples=len(sources["train"]),
         val_samples=len(sources["val"]),
         unreadable=unreadable,
+        ignored=ignored,
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,
+        initial=initial,
     )
 
 
@@ -153,19 +174,6 @@ def _checked_length(stage: Stage, samples: int) -> Length:
             fix="shorten the warm-up, or train longer",
         )
     return length
-
-
-def _check_init_file(stage: Stage, root: Path) -> None:
-    init = stage.model.init
-    if init is None or init.startswith(("stage:", "models:/", "timm:")):
-        return
-    path = root / Path(init).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"no such file: {path}",
-            where="model.init",
-            fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
-        )
 
 
 def _in_stage(name: str, error: UserError) -> UserError:
@@ -182,7 +190,8 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
     return {
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
-        f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable",
+        f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
+        f"{resolved.ignored} other files left out",
         "digest": resolved.digest,
         "batch": f"{training.global_batch} = {cluster.workers} workers x {training.accumulation} micro-batches x "
         f"{per_worker:g}",

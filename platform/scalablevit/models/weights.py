@@ -177,10 +177,16 @@ def _classifier_prefixes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, 
     return tuple(f"{layer}." for layer in layers), tuple(f"{layer.split('.')[0]}." for layer in layers)
 
 
-def _read_cached_tag(tag: str) -> tuple[Path, dict[str, Tensor]]:
-    """The cached file of a timm tag, and its tensors as timm itself converts them for the tag's architecture."""
-    config = cast("PretrainedCfg", get_pretrained_cfg(tag))  # never None for a tag that has weights
-    path = _cached_file(config)
+def cached_tag_file(tag: str) -> Path:
+    """The file in the local cache that holds the weights of a timm tag.
+
+    Raises:
+        UserError: no such tag, or its weights are not in the cache.
+    """
+    if not is_model_pretrained(tag):
+        raise UserError(f"timm has no weights under the tag {tag!r}", where="model.init",
+                        fix="write timm:<architecture>.<tag>, such as timm:resnet18.a1_in1k")  # fmt: skip
+    path = _cached_file(cast("PretrainedCfg", get_pretrained_cfg(tag)))
     if path is None:
         raise UserError(
             f"the weights of {tag} are not in this machine's cache, and training downloads nothing",
@@ -188,7 +194,13 @@ def _read_cached_tag(tag: str) -> tuple[Path, dict[str, Tensor]]:
             fix=f'once, where there is internet: python -c "import timm; timm.create_model({tag!r}, pretrained=True)"; '
             f"then copy the cache ({huggingface_hub.constants.HF_HUB_CACHE}) here, or give the file's path",
         )
-    overlay = {"file": str(path), "custom_load": config.custom_load}
+    return path
+
+
+def _read_cached_tag(tag: str) -> tuple[Path, dict[str, Tensor]]:
+    """The cached file of a timm tag, and its tensors as timm itself converts them for the tag's architecture."""
+    path = cached_tag_file(tag)
+    overlay = {"file": str(path), "custom_load": cast("PretrainedCfg", get_pretrained_cfg(tag)).custom_load}
     return path, timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class ClassificationTask:
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         if not isinstance(stage.task, Classification) or not isinstance(stage.data, ImageFolder):
-            assert_never(stage)  # type: ignore[arg-type]
+            raise TypeError(f"not a classification stage: task {stage.task.kind}, source {stage.data.source}")
         self.stage = stage
         self.data: ImageFolder = stage.data
         self.smoothing = stage.task.label_smoothing
@@ -48,7 +48,9 @@ class ClassificationTask:
 
     def cost(self) -> Cost:
         """At the evaluation crop."""
-        return count_cost(self.build_model(), (1, 3, self.data.image_size, self.data.image_size))
+        with torch.device("meta"):
+            model = self.build_model()
+        return count_cost(model, (1, 3, self.data.image_size, self.data.image_size))
 
     def cost_beside_paper(self) -> str:
         """The classifier's line."""

@@ -44,21 +44,20 @@ class SpoolCallback(UserCallback):
         Args:
             run_context: Ray's; not needed.
             metrics: one entry for each rank that reported, in ascending order (a lost rank's is missing).
-            checkpoint: with one the points are also synced: what lies before a checkpoint is not reported again.
+            checkpoint: Ray's; ours are not reported to it.
         """
         try:
             self._waiting += _points(metrics)
-            self._record(sync=checkpoint is not None)
+            self._record()
         except Exception:
             self._note(traceback.format_exc())
 
-    def _record(self, *, sync: bool) -> None:
+    def _record(self) -> None:
         try:
             if self._spool is None:
                 self._spool = Spool(self._folder)
             self._spool.metrics(self._uid, self._waiting)
-            if sync:
-                self._spool.sync()
+            self._spool.sync()
         except OSError:
             raise
         except Exception:

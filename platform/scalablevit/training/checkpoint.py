@@ -7,9 +7,9 @@ import re
 import secrets
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs
 import safetensors.torch
@@ -68,7 +68,8 @@ class CheckpointStore:
             for file, content in files.items():
                 self._put(f"{folder}/{file}", content)
                 sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            manifest = {"version": 1, "step": snapshot.step, "value": value, "files": sums}
+            written = time.time()  # object stores keep no time of a folder
+            manifest = {"version": 1, "step": snapshot.step, "value": value, "written": written, "files": sums}
             self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
         except BaseException:
             self._remove(name)
@@ -78,17 +79,17 @@ class CheckpointStore:
     def entries(self) -> list[Entry]:
         """Checkpoints with a manifest, oldest first (by step, then time of writing)."""
         found = []
-        for name, info in self._folders().items():
+        for name in self._folders():
             content = self._get(f"{self.folder}/{name}/{MANIFEST}")
             if content is None:
                 continue
             try:
                 manifest = json.loads(content)
-                found.append(Entry(name, int(manifest["step"]), manifest["value"], info))
+                found.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
             except (ValueError, KeyError, TypeError) as error:
                 # counts as a checkpoint that was there once: `newest` must not take its absence for a fresh start
                 logger.warning("checkpoint %s: manifest not readable (%s)", name, error)
-                found.append(Entry(name, int(name[5:14]), None, info))
+                found.append(Entry(name, int(name[5:14]), None, 0.0))
         return sorted(found, key=lambda entry: (entry.step, entry.written, entry.name))
 
     def read(self, name: str) -> Snapshot:
@@ -127,19 +128,43 @@ class CheckpointStore:
         return None
 
     def best(self) -> Entry | None:
-        """The entry with the highest value; the earlier one of equals."""
-        valued = [entry for entry in self.entries() if entry.value is not None]
-        return max(valued, key=lambda entry: (entry.value, -entry.step)) if valued else None
+        """The checkpoint that verifies and has the highest value; the earlier one of equals, None without any value.
+
+        Raises:
+            UserError: there are checkpoints with a value and all are damaged.
+        """
+        valued = sorted((e for e in self.entries() if e.value is not None), key=_best_first)
+        reasons = []
+        for entry in valued:
+            try:
+                self._verified(f"{self.folder}/{entry.name}")
+            except DamagedCheckpoint as error:
+                logger.warning("checkpoint %s with value %s is not used: %s", entry.name, entry.value, error)
+                reasons.append(f"{entry.name}: {error}")
+            else:
+                return entry
+        if reasons:
+            raise UserError(
+                "every evaluated checkpoint of this run is damaged:\n  " + "\n  ".join(reasons),
+                where=self.folder,
+                fix="restore the folder from a copy, or move it away to train from the start",
+            )
+        return None
 
     def verified_file(self, name: str, file: str) -> bytes:
-        """One file of a checkpoint, after all of its files were verified."""
-        return self._verified(f"{self.folder}/{name}")[file]
+        """One file of a checkpoint, checked against its sum.
+
+        Raises:
+            DamagedCheckpoint: names the file, the expected and the actual sum.
+        """
+        folder = f"{self.folder}/{name}"
+        return self._checked(folder, file, self._sums(folder).get(file, ""))
 
     def prune(self, keep: Keep) -> None:
         """Delete all but the newest and the best ones; of several at one step the newest stays."""
         newest_of_step = {entry.step: entry for entry in self.entries()}
         entries = sorted(newest_of_step.values(), key=lambda entry: entry.step)
-        valued = sorted((e for e in entries if e.value is not None), key=lambda e: (-(e.value or 0.0), e.step))
+        valued = sorted((e for e in entries if e.value is not None), key=_best_first)
         kept = {entry.name for entry in (*entries[-keep.last :], *valued[: keep.best])}
         for entry in self.entries():
             if entry.name not in kept:
@@ -173,30 +198,34 @@ class CheckpointStore:
 
     def _verified(self, folder: str) -> dict[str, bytes]:
         """All files of a checkpoint, checked against the manifest's sums."""
+        return {file: self._checked(folder, file, sha256) for file, sha256 in self._sums(folder).items()}
+
+    def _sums(self, folder: str) -> dict[str, str]:
+        """SHA-256 of each file, by the checkpoint's manifest."""
         manifest = self._get(f"{folder}/{MANIFEST}")
         if manifest is None:
             raise DamagedCheckpoint(f"{folder}: no {MANIFEST}")
-        contents = {}
-        for file, expected in json.loads(manifest)["files"].items():
-            if "/" in file:
-                raise DamagedCheckpoint(f"{folder}: {file!r} leaves the folder")
-            content = self._get(f"{folder}/{file}")
-            if content is None:
-                raise DamagedCheckpoint(f"{folder}/{file} is missing")
-            actual = hashlib.sha256(content).hexdigest()
-            if actual != expected["sha256"]:
-                raise DamagedCheckpoint(f"{folder}/{file}: expected sha256 {expected['sha256']}, found {actual}")
-            contents[file] = content
-        return contents
+        try:
+            return {file: str(expected["sha256"]) for file, expected in json.loads(manifest)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCheckpoint(f"{folder}/{MANIFEST} is not readable: {error!r}") from error
 
-    def _folders(self) -> dict[str, float]:
-        """Checkpoint folders and their times."""
+    def _checked(self, folder: str, file: str, expected: str) -> bytes:
+        if "/" in file:
+            raise DamagedCheckpoint(f"{folder}: {file!r} leaves the folder")
+        content = self._get(f"{folder}/{file}")
+        if content is None:
+            raise DamagedCheckpoint(f"{folder}/{file} is missing")
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != expected:
+            raise DamagedCheckpoint(f"{folder}/{file}: expected sha256 {expected or 'none'}, found {actual}")
+        return content
+
+    def _folders(self) -> list[str]:
+        """Names of the checkpoint folders."""
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
-        return {
-            info.base_name: info.mtime.timestamp() if info.mtime else 0.0
-            for info in self.filesystem.get_file_info(selector)
-            if _FOLDER.fullmatch(info.base_name)
-        }
+        names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+        return [name for name in names if _FOLDER.fullmatch(name)]
 
     def _put(self, path: str, content: bytes) -> None:
         put(self.filesystem, path, content)
@@ -221,6 +250,8 @@ class BackgroundWriter:
         self.keep = keep
         self.failed: str | None = None
         """Why the last write failed; None when it did not."""
+        self.failures: dict[int, str] = {}
+        """Every failure, by the step that was not written."""
         self._thread: threading.Thread | None = None
 
     def submit(self, snapshot: Snapshot, value: float | None) -> None:
@@ -241,10 +272,20 @@ class BackgroundWriter:
             self.store.prune(self.keep)
             self.failed = None
         except Exception as error:  # a full disk must not end training while the checkpoint before is whole
-            self.failed = f"checkpoint at step {snapshot.step} was not written: {type(error).__name__}: {error}"
+            self.failed = self.failures[snapshot.step] = (
+                f"checkpoint at step {snapshot.step} was not written: {type(error).__name__}: {error}"
+            )
             logger.error("%s", self.failed)
 
+    def missing_best(self, best_step: int | None) -> str:
+        """Says that the best evaluation's checkpoint is not stored; "" when it is, or when nothing was best."""
+        stored = {entry.step for entry in self.store.entries() if entry.value is not None}
+        if best_step is None or best_step in stored:
+            return ""
+        why = self.failures.get(best_step, f"training.keep.best is {self.keep.best}, or an earlier attempt failed")
+        return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
 
-def summary(meta: dict[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint's state that people ask for."""
-    return {key: meta[key] for key in ("step", "best_value", "best_step", "best_metrics", "last_metrics", "seconds")}
+
+def _best_first(entry: Entry) -> tuple[float, int, float]:
+    """Sorts entries with a value; of equal ones the earlier step, of one step the newest."""
+    return (-(entry.value or 0.0), entry.step, -entry.written)

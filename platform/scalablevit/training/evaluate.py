@@ -28,18 +28,26 @@ def evaluate(
 ) -> dict[str, float]:
     """Figures of `model` on this rank's share of the validation split, summed over all ranks.
 
-    The model's mode is put back afterwards. Every rank calls it, also one whose share is empty.
+    The model's mode is put back afterwards. Every rank calls it, also one whose share is empty. Samples that could not
+    be decoded are left out, and counted as `val/bad_samples`.
     """
     was_training = model.training
     model.eval()
     rank0_buffers(model)
     metric = task.metric()
+    bad = 0
     predict = task.predict_augmented if augmented else task.predict
     for batch in batches:
+        bad += len(batch["bad"])
+        if batch["samples"] == 0:
+            continue
         prepared = task.prepare(batch, "val", ())
         with autocast:
             predictions = predict(model, prepared)
         metric.update(predictions, prepared)
     metric.synchronize()
     model.train(was_training)
-    return metric.compute()
+    total_bad = torch.tensor(bad, dtype=torch.int64, device=next(model.parameters()).device)
+    if world_size() > 1:
+        dist.all_reduce(total_bad)
+    return {**metric.compute(), "val/bad_samples": float(total_bad.item())}

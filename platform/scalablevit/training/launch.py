@@ -2,13 +2,14 @@
 
 import os
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
 
 # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
@@ -21,7 +22,7 @@ CONTROLLER_RETRIES = 2
 
 
 def launch(
-    stage: Stage, assignment: dict[str, Any], run_folder: str, callbacks: list[ray.train.UserCallback]
+    stage: Stage, assignment: dict[str, Any], run_folder: str, callbacks: Sequence[ray.train.UserCallback]
 ) -> dict[str, Any]:
     """Train a stage on the connected Ray cluster and wait for its end.
 
@@ -34,7 +35,7 @@ def launch(
 
     Raises:
         UserError: the workers found something that the user must mend.
-        ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
     """
     cluster = stage.cluster
     elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
@@ -57,11 +58,16 @@ def launch(
             failure_config=train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=CONTROLLER_RETRIES
             ),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    result: dict[str, Any] = trainer.fit().return_value
+    try:
+        result: dict[str, Any] = trainer.fit().return_value
+    except SystemExit:  # how Ray's own handler of SIGINT leaves
+        raise KeyboardInterrupt from None
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(run_folder, str(error)) from error
     if "error" in result:
         what, where, fix = result["error"]
         raise UserError(what, where=where, fix=fix)

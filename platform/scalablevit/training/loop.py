@@ -22,6 +22,9 @@ from scalablevit.training.state import Record, Running, TrainState
 FEW_SAMPLES = 1000
 """A fraction of fewer samples than these says little: the limit of bad ones is taken of these at least."""
 
+SHOWN_FILES = 5
+"""Undecodable files that the error names; all of them are in the run's folder."""
+
 StopReason = Literal["finished", "stopped early", "not finite", "bad samples"]
 
 
@@ -53,6 +56,8 @@ class Effects:
     """Takes a record that is equal on all ranks; must not wait for anything slow."""
     save: Callable[[TrainState, float | None], None]
     """Takes the state and, after an evaluation, its value; copies before it returns, writes later."""
+    name_bad: Callable[[dict[str, str]], None]
+    """Takes the undecodable training files that all ranks have met in this attempt: reason by path."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +87,17 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
     clock = _Clock()
     while True:
         loss_parts = train_step(plan, model, state, micro)
-        state.running.add(loss_parts, bad=sum(len(batch["bad"]) for batch in micro))
+        state.saw_step(loss_parts, bad=[each for batch in micro for each in batch["bad"]])
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
         saves = evaluates or bool(length.checkpoint_every and state.step % length.checkpoint_every == 0)
         if saves or state.step % training.log_every_steps == 0:
             record = _log(plan, state, clock)
-            if not all(math.isfinite(record.metrics[name]) for name in ("train/loss", "train/grad_norm")):
-                return Outcome("not finite", _not_finite(record))
-            seen = state.step * training.global_batch
-            if state.bad_samples > plan.stage.data.max_bad_fraction * max(seen, FEW_SAMPLES):
-                return Outcome("bad samples", f"{state.bad_samples} of {seen} samples could not be decoded")
+            if saves or _too_many_bad(plan, state):
+                _name_bad(plan, state, effects)
+            if refused := _refused(plan, state, record):
+                return refused
             if state.step % training.log_every_steps == 0:
                 _report(state, effects, record)
                 state.running = Running()
@@ -240,6 +244,19 @@ def _log(plan: Plan, state: TrainState, clock: _Clock) -> Record:
     return Record(state.step, int(time_ms), metrics)
 
 
+def _name_bad(plan: Plan, state: TrainState, effects: Effects) -> None:
+    """Exchange which files could not be decoded, if any rank met some since the last time."""
+    if state.bad_named == state.bad_samples:
+        return
+    if plan.world > 1:
+        gathered: list[dict[str, str]] = [{}] * plan.world
+        dist.all_gather_object(gathered, state.bad_files)
+        for files in gathered:
+            state.bad_files.update(files)
+    state.bad_named = state.bad_samples
+    effects.name_bad(state.bad_files)
+
+
 def _agreed_time_ms(plan: Plan) -> int:
     """Rank 0's clock, so that records are equal on all ranks."""
     now = torch.tensor([int(time.time() * 1000)], dtype=torch.int64, device=plan.device)
@@ -260,6 +277,30 @@ def _no_gain(plan: Plan, state: TrainState) -> bool:
 
 def _gains(state: TrainState) -> str:
     return f"{state.evaluations_without_gain} evaluations without gain"
+
+
+def _seen(plan: Plan, state: TrainState) -> int:
+    return state.step * plan.stage.training.global_batch
+
+
+def _too_many_bad(plan: Plan, state: TrainState) -> bool:
+    return state.bad_samples > plan.stage.data.max_bad_fraction * max(_seen(plan, state), FEW_SAMPLES)
+
+
+def _refused(plan: Plan, state: TrainState, record: Record) -> Outcome | None:
+    """Why training cannot go on from here, if so."""
+    if not all(math.isfinite(record.metrics[name]) for name in ("train/loss", "train/grad_norm")):
+        return Outcome("not finite", _not_finite(record))
+    if _too_many_bad(plan, state):
+        return Outcome("bad samples", _bad_files(plan, state))
+    return None
+
+
+def _bad_files(plan: Plan, state: TrainState) -> str:
+    named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
+    more = [f"\n  and {len(named) - SHOWN_FILES} more files"] if len(named) > SHOWN_FILES else []
+    counted = f"{state.bad_samples} of {_seen(plan, state)} samples could not be decoded:"
+    return "".join([counted, *named[:SHOWN_FILES], *more])
 
 
 def _not_finite(record: Record) -> str:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Optimizer
-from scalablevit.config.schedule import learning_rate  # noqa: F401
 
 
 def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimizer:

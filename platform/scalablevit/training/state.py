@@ -37,11 +37,6 @@ class Snapshot:
     meta: dict[str, Any]
     """JSON values."""
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensors in bytes."""
-        return sum(t.numel() * t.element_size() for tensors in self.files.values() for t in tensors.values())
-
 
 @dataclass
 class Running:
@@ -75,6 +70,10 @@ class TrainState:
     evaluations_without_gain: int = 0
     bad_samples: int = 0
     """Undecodable samples met so far, on all ranks."""
+    bad_named: int = 0
+    """Of `bad_samples`, those whose files all ranks know."""
+    bad_files: dict[str, str] = field(default_factory=dict)
+    """Reason by path, of the undecodable files that this attempt met: this rank's own, and the others' as exchanged."""
     seconds: float = 0.0
     """Wall time spent training, over all attempts."""
     running: Running = field(default_factory=Running)
@@ -91,6 +90,11 @@ class TrainState:
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and registered: the average when there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def saw_step(self, figures: dict[str, Tensor], bad: list[tuple[str, str]]) -> None:
+        """Take in a step's scalars, and the undecodable samples that this rank met in it (path, reason)."""
+        self.running.add(figures, len(bad))
+        self.bad_files.update(bad)
 
     def saw_evaluation(self, metrics: dict[str, float], best_metric: str) -> bool:
         """Take in an evaluation; True when it is the best so far. A value that is not a number never is."""
@@ -110,20 +114,34 @@ class TrainState:
         if self.history:
             self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
 
+    def summary(self) -> dict[str, Any]:
+        """The counters and figures that people ask for, as JSON values."""
+        return {
+            "step": self.step,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
+            "last_metrics": self.last_metrics,
+            "seconds": self.seconds,
+        }
+
+    def snapshot_bytes(self) -> int:
+        """Size of a snapshot's tensors once the optimizer has its moments, which it gets at its first step."""
+        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        weights = sum(_nbytes(t) for m in models for t in m.state_dict().values() if isinstance(t, Tensor))
+        return weights + sum(
+            _moment_bytes(self.optimizer, group, p) for group in self.optimizer.param_groups for p in group["params"]
+        )
+
     def snapshot(self) -> Snapshot:
         """Copy everything to the CPU; the loop may go on at once."""
         files = {"model": _to_cpu(self.model.state_dict()), "optimizer": _to_cpu(self._optimizer_tensors())}
         if self.ema is not None:
             files["ema"] = _to_cpu(self.ema.module.state_dict())
         meta = {
-            "step": self.step,
-            "best_value": self.best_value,
-            "best_step": self.best_step,
-            "best_metrics": self.best_metrics,
-            "last_metrics": self.last_metrics,
+            **self.summary(),
             "evaluations_without_gain": self.evaluations_without_gain,
             "bad_samples": self.bad_samples,
-            "seconds": self.seconds,
             "running": {name: total.item() for name, total in self.running.sums.items()},
             "running_steps": self.running.steps,
             "history": [record.as_dict() for record in self.history],
@@ -147,7 +165,7 @@ class TrainState:
         self.best_value, self.best_step = meta["best_value"], meta["best_step"]
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]
-        self.bad_samples = meta["bad_samples"]
+        self.bad_samples = self.bad_named = meta["bad_samples"]  # files are named before each save
         device = next(self.model.parameters()).device
         sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
         self.running = Running(sums, meta["running_steps"])
@@ -176,6 +194,17 @@ class TrainState:
             states.setdefault(numbers[name], {})[key] = tensor
         # torch's own loading puts each tensor where this optimizer wants it (device, type)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _moment_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> int:
+    """What the optimizer will keep for a parameter: AdamW two moments and a float32 step, SGD its momentum."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return 2 * _nbytes(parameter) + torch.float32.itemsize
+    return _nbytes(parameter) if group["momentum"] else 0
 
 
 def _to_cpu(tensors: Tensors) -> Tensors:

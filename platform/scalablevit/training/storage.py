@@ -1,12 +1,18 @@
 """Run storage on any pyarrow file system; free of torch, so that drivers start quickly."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs
+
+START_NOTE = "start.txt"
+"""In the run's folder: what the last attempt started from, a checkpoint, initial weights or random ones."""
+BAD_SAMPLES = "bad_samples.txt"
+"""In the run's folder: the undecodable training files that were met, a line each: path, tab, reason."""
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -23,12 +29,16 @@ def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
-    temporary = Path(f"{path}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = Path(f"{path}.{secrets.token_hex(4)}.part")  # its own, should another process write the same file
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(temporary.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -42,6 +52,22 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
         return None
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def put_text(folder: str, name: str, text: str) -> None:
+    """Write or replace a text file in a folder, which is made where it is missing."""
+    filesystem, path = open_filesystem(folder)
+    filesystem.create_dir(path, recursive=True)
+    put(filesystem, f"{path}/{name}", text.encode())
+
+
+def add_bad_samples(run_folder: str, files: dict[str, str]) -> None:
+    """Add reasons by path to the run's `BAD_SAMPLES`, which also holds what earlier attempts met."""
+    filesystem, folder = open_filesystem(run_folder)
+    known = (read(filesystem, f"{folder}/{BAD_SAMPLES}") or b"").decode().splitlines()
+    lines = {f"{path}\t{' '.join(reason.split())}" for path, reason in files.items()}
+    if not lines <= set(known):
+        put_text(run_folder, BAD_SAMPLES, "".join(f"{line}\n" for line in sorted(lines.union(known))))
 
 
 @contextmanager

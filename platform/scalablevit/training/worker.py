@@ -1,9 +1,12 @@
 """What runs on each rank: from a recipe's stage to the loop, with data, state and recovery in place."""
 
+import hashlib
+import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,18 +26,18 @@ from scalablevit.data.sources import Source, open_source
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.task import SplitName, build_task
 from scalablevit.training import seeds
-from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, summary
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.evaluate import evaluate, world_size
 from scalablevit.training.loop import Effects, Outcome, Plan, train
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
-from scalablevit.training.storage import local_copy, open_filesystem, put
+from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, add_bad_samples, local_copy, put_text
 
 T = TypeVar("T")
 
-INIT_REPORT = "init.txt"
-"""In the run's folder: which initial weights were loaded, and by name which tensors are new or were left out."""
+logger = logging.getLogger(__name__)
+
 REPORT_EVERY_MS = 1000
 """Records are handed on at most this often: Ray's controller takes one report per poll."""
 
@@ -51,6 +54,8 @@ class Assignment:
     """Relative data paths resolve against it."""
     init_weights: str | None
     """File of initial weights (path or address), or a timm tag; already found by the driver."""
+    init_sha256: str = ""
+    """What the file of initial weights must have; empty: not known beforehand."""
     keep_head: bool = True
     """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
     evaluate_only: bool = False
@@ -69,10 +74,13 @@ def run(assignment: Assignment, rank: int, world: int, device: torch.device, sen
     """Train one stage on this rank, from the newest checkpoint if there is one.
 
     Returns:
-        `reason` and `detail` of the outcome and the state's summary; `error` instead when the user must act.
+        On rank 0 `reason` and `detail` of the outcome and the state's summary; on each rank `metrics` of an evaluation,
+        or `error` when the user must act. Besides `nondeterministic`: what torch said, under training.deterministic, of
+        operations that have no deterministic implementation.
     """
     try:
-        return _run(assignment, rank, world, device, send)
+        with _nondeterminism() as said:
+            return {**_run(assignment, rank, world, device, send), "nondeterministic": said}
     except UserError as error:
         # returned, not raised: it is the same on every rank, and a restart would only repeat it
         return {"error": [error.what, error.where, error.fix]}
@@ -84,15 +92,17 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
     plan, source = together(lambda: _open(stage, Path(assignment.root), device, rank, world))
     task, length = plan.task, plan.length
     if assignment.evaluate_only:
-        return _evaluate_only(plan, source["val"], str(assignment.init_weights))
+        return _evaluate_only(plan, source["val"], assignment)
     store = CheckpointStore(assignment.run_folder)
     restored = _newest_for_all(plan, store)
-    state = together(lambda: _initial_or_restored(plan, restored, assignment))
+    state, start = together(lambda: _initial_or_restored(plan, restored, assignment))
     together(lambda: _prepare_storage(plan, store, state))
+    if rank == 0:
+        put_text(assignment.run_folder, START_NOTE, start)
     sampler = NodeSampler(device)
-    sender = _PacedSender(send, sampler)
-    for record in state.history:  # those that a killed controller may not have passed on; the spool drops doubles
-        sender.add(record)
+    # records that a killed controller may not have passed on, at once: each report waits for all ranks
+    sender = _PacedSender(send, sampler, waiting=state.history)  # the spool drops doubles
+    sender.flush()
     writer = BackgroundWriter(store, stage.training.keep)
     train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
     eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
@@ -120,11 +130,18 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
             writer.submit(state.snapshot(), value if value == value else None)
         state.forget_old_records()
 
-    outcome = train(plan, state, Effects(batches, evaluation, sender.add, save))
+    def name_bad(files: dict[str, str]) -> None:
+        if rank == 0:
+            try:
+                add_bad_samples(assignment.run_folder, files)
+            except OSError as error:  # as for a checkpoint: a full disk must not end training
+                logger.error("%s was not written: %s", BAD_SAMPLES, error)
+
+    outcome = train(plan, state, Effects(batches, evaluation, sender.add, save, name_bad))
     writer.wait()
     sampler.stop()
     sender.flush()
-    return _result(outcome, state, writer)
+    return _result(outcome, state, writer) if rank == 0 else {}
 
 
 def _eval_batches(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
@@ -137,26 +154,46 @@ def _eval_batches(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
     return prefetch(loader, plan.device)
 
 
-def _evaluate_only(plan: Plan, source: Source, weights: str) -> dict[str, Any]:
+def _evaluate_only(plan: Plan, source: Source, assignment: Assignment) -> dict[str, Any]:
     """Figures of given weights on the validation split, with the recipe's test-time augmentation."""
-    model = plan.task.build_model()
-    with local_copy(weights) as path:
-        model.load_state_dict(safetensors.torch.load_file(path))
+    model = together(lambda: _given_model(plan, assignment))
     data = SampleDataset(source, plan.task.augmented_data, plan.stage.training.seed, train=False)
     model = model.to(plan.device)
     return {"metrics": evaluate(plan.task, model, _eval_batches(plan, data), plan.autocast(), augmented=True)}
+
+
+def _given_model(plan: Plan, assignment: Assignment) -> nn.Module:
+    """The task's model with all of `init_weights`."""
+    model = plan.task.build_model()
+    with local_copy(str(assignment.init_weights)) as path:
+        content = Path(path).read_bytes()
+    _check_sum(assignment, hashlib.sha256(content).hexdigest())
+    model.load_state_dict(safetensors.torch.load(content))
+    return model
+
+
+def _check_sum(assignment: Assignment, found: str) -> None:
+    if assignment.init_sha256 and found != assignment.init_sha256:
+        raise UserError(
+            f"these are not the weights that the job was started with: expected sha256 {assignment.init_sha256}, "
+            f"found {found}",
+            where=str(assignment.init_weights),
+            fix="submit again if the file was replaced; otherwise make it the same file on every node",
+        )
 
 
 def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up, then submit again",
-            "bad samples": "mend or remove the files (check_data names them), or raise data.max_bad_fraction",
+            "bad samples": f"mend or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
+            "data.max_bad_fraction",
         }[outcome.reason]
         return {"error": [outcome.detail, "", fix]}
     if writer.failed:
         return {"error": [writer.failed, writer.store.folder, "free space and submit again: training resumes"]}
-    return {"reason": outcome.reason, "detail": outcome.detail, **summary(state.snapshot().meta)}
+    detail = "; ".join(filter(None, [outcome.detail, writer.missing_best(state.best_step)]))
+    return {"reason": outcome.reason, "detail": detail, **state.summary()}
 
 
 def _configure_torch(stage: Stage) -> None:
@@ -164,10 +201,32 @@ def _configure_torch(stage: Stage) -> None:
     torch.set_num_threads(threads)
     if stage.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # with warn_only the fused attentions stay nondeterministic although they could be otherwise
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.benchmark = not stage.training.deterministic
     # depth-wise kernels have gradients in NHWC order: copying those few kilobytes into the bucket is what we want
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+
+
+@contextmanager
+def _nondeterminism() -> Iterator[list[str]]:
+    """Collects what torch says of operations without a deterministic implementation; other warnings are shown."""
+    said: list[str] = []
+
+    def show(message: Warning | str, *where: Any, **options: Any) -> None:
+        text = str(message)
+        if "deterministic" not in text:
+            show_others(message, *where, **options)
+        elif (claim := text.partition(", but you set")[0].strip()) not in said:
+            said.append(claim)
+
+    with warnings.catch_warnings():  # puts back the filters and `showwarning`
+        show_others, warnings.showwarning = warnings.showwarning, show
+        warnings.filterwarnings("default", message=".*deterministic")
+        yield said
 
 
 def _open(
@@ -203,20 +262,22 @@ def together(action: Callable[[], T]) -> T:
 def _prepare_storage(plan: Plan, store: CheckpointStore, state: TrainState) -> None:
     if plan.rank == 0:
         store.remove_torn()
-        store.check_space(state.snapshot().nbytes, plan.stage.training.keep)
+        store.check_space(state.snapshot_bytes(), plan.stage.training.keep)
 
 
-def _initial_or_restored(plan: Plan, restored: Snapshot | None, assignment: Assignment) -> TrainState:
-    """The state to go on from. Precedence: own checkpoint, then `model.init`, then random weights."""
+def _initial_or_restored(
+    plan: Plan, restored: tuple[str, Snapshot] | None, assignment: Assignment
+) -> tuple[TrainState, str]:
+    """The state to go on from, and what it is. Precedence: own checkpoint, then `model.init`, then random weights."""
     stage = plan.stage
+    start = f"random weights (seed {stage.training.seed})"
     torch.manual_seed(seeds.derive(stage.training.seed))
     model = plan.task.build_model()
     if restored is None and assignment.init_weights is not None:
         with local_copy(assignment.init_weights) as weights:
             report = load_initial(plan.task.backbone(model), weights, keep_head=assignment.keep_head)
-        if plan.rank == 0:
-            filesystem, folder = open_filesystem(assignment.run_folder)
-            put(filesystem, f"{folder}/{INIT_REPORT}", str(report).encode())
+        _check_sum(assignment, report.sha256)
+        start = f"initial weights: {report}"
     if plan.device.type == "cuda" and plan.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(plan.device)
@@ -227,29 +288,31 @@ def _initial_or_restored(plan: Plan, restored: Snapshot | None, assignment: Assi
         model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
     )
     if restored is not None:
-        state.restore(restored)
-    return state
+        name, snapshot = restored
+        state.restore(snapshot)
+        start = f"resumed at step {snapshot.step} from {name}"
+    return state, start
 
 
-def _newest_for_all(plan: Plan, store: CheckpointStore) -> Snapshot | None:
-    """The newest valid snapshot, chosen by rank 0 for all ranks; None for a fresh start."""
+def _newest_for_all(plan: Plan, store: CheckpointStore) -> tuple[str, Snapshot] | None:
+    """Name and content of the newest valid checkpoint, chosen by rank 0 for all ranks; None for a fresh start."""
     found = together(lambda: store.newest() if plan.rank == 0 else None)
     if plan.world == 1:
-        return found[1] if found else None
+        return found
     choice = [found[0] if found else None]
     dist.broadcast_object_list(choice, src=0)
     if found is not None or choice[0] is None:
-        return found[1] if found else None
-    return store.read(choice[0])
+        return found
+    return choice[0], store.read(choice[0])
 
 
 class _PacedSender:
     """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times."""
 
-    def __init__(self, send: Send, sampler: NodeSampler) -> None:
+    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record]) -> None:
         self._send = send
         self._sampler = sampler
-        self._waiting: list[Record] = []
+        self._waiting = list(waiting)
         self._sent_ms = 0
 
     def add(self, record: Record) -> None:
@@ -283,7 +346,5 @@ def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
         )
 
     device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # collectives of Python objects go through the current device
     result = run(Assignment(**config), context.get_world_rank(), context.get_world_size(), device, send)
     return {**result, "world": context.get_world_size(), "attempt_seconds": time.time() - started}

@@ -1,0 +1,67 @@
+"""Where `model.init` points, found before anything is started."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import tracking_uri
+from scalablevit.tracking import tags
+from scalablevit.tracking.weights import resolve_weights
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The weights that a stage starts from."""
+
+    location: str
+    """A path or address, or a timm tag."""
+    sha256: str
+    """Of the file; what is loaded is checked against it."""
+    classes: tuple[str, ...] | None
+    """Classes of the model that they come from; None when the file does not say."""
+    version: str = ""
+    """`<name>/<version>` when they are registered."""
+
+    def lineage(self) -> dict[str, str]:
+        """Tags for the run and the version that start from these weights."""
+        found = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
+        return {name: value for name, value in found.items() if value}
+
+    def keep_head(self, classes: tuple[str, ...]) -> bool:
+        """Whether a head of fitting shape may be taken over: not when it is known to be for other classes."""
+        return self.classes is None or self.classes == classes
+
+
+def find_initial(stage: Stage, root: Path) -> Initial | None:
+    """What `model.init` names outside the recipe; None for random weights, and for a stage, which is yet to train.
+
+    Raises:
+        UserError: it points to nothing that can be read.
+    """
+    init = stage.model.init
+    if init is None or init.startswith("stage:"):
+        return None
+    if init.startswith("models:/"):
+        found = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
+        version = f"{found.name}/{found.version}"
+        return Initial(str(found.weights), found.tags[tags.WEIGHTS_SHA256], tuple(found.config["classes"]), version)
+    if init.startswith("timm:"):
+        from scalablevit.models.weights import cached_tag_file
+
+        tag = init.removeprefix("timm:")
+        return Initial(tag, _sha256(cached_tag_file(tag)), None)
+    path = root / Path(init).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"no such file: {path}",
+            where="model.init",
+            fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
+        )
+    return Initial(str(path), _sha256(path), None)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,89 @@
+"""What a stage says when tracking is away, and where it starts from."""
+
+from dataclasses import replace
+
+import pytest
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.jobs.resolve import resolve
+from scalablevit.jobs.result import StageResult, load_result
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.stage import Job, _registered, flat
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import Spool
+
+RESULT = StageResult(
+    name="pretrain",
+    run_name="run",
+    uid="0" * 32,
+    folder="/runs/run",
+    metric="val/top1",
+    value=0.5,
+    step=3,
+    metrics={"val/top1": 0.5},
+    classes=("a", "b"),
+    images_per_s=1.0,
+    minutes=1.0,
+    reason="finished",
+    checkpoint="step_000000003-00000000",
+    weights_sha256="1" * 64,
+    registered_as="model",
+    lineage={},
+)
+
+
+def test_an_outage_after_the_last_record_costs_no_finished_stage_and_shows_no_password(tmp_path):
+    """Port 9 refuses: the version cannot be looked up, and the stage is finished all the same."""
+    store = RunStore.open("run", None, tmp_path)
+    Spool(store.local / "spool").close()
+    uri = "http://someone:canary-4711@127.0.0.1:9"
+    shipper = Shipper(store.local / "spool", uri)
+    finished = _registered(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, store, shipper)
+    assert finished.version == "" and finished.value == 0.5
+    assert finished.tracking and "canary-4711" not in finished.tracking
+
+
+def test_results_are_read_back_as_they_were_saved(tmp_path):
+    store = RunStore.open("run", None, tmp_path)
+    assert load_result(store) is None
+    RESULT.save(store)
+    assert load_result(store) == replace(RESULT, skipped=True)
+
+
+def test_nested_settings_become_dotted_names():
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
+
+
+@pytest.fixture
+def small(tmp_path):
+    from pathlib import Path
+
+    return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+
+
+def test_a_misspelt_registered_model_is_answered_before_anything_trains(small, tmp_path):
+    with pytest.raises(UserError) as caught:
+        resolve(load_recipe(small, ["stages.pretrain.model.init=models:/nobody@candidate"]), tmp_path, ["pretrain"])
+    assert "models:/nobody@candidate" in str(caught.value) and "stage pretrain" in str(caught.value)
+
+
+def test_a_timm_tag_that_is_not_cached_is_answered_before_anything_trains(small, tmp_path):
+    overrides = ["model.name=resnet18", "stages.pretrain.model.init=timm:resnet18.a1_in1k", "model.drop_path_rate=null"]
+    with pytest.raises(UserError, match="not in this machine's cache"):
+        resolve(load_recipe(small, overrides), tmp_path, ["pretrain"])
+
+
+def test_other_initial_weights_at_the_same_path_are_another_run(small, tmp_path):
+    weights = tmp_path / "weights.pth"
+    names = []
+    for content in (b"one", b"two"):
+        weights.write_bytes(content)
+        recipe = load_recipe(small, [f"stages.pretrain.model.init={weights}"])
+        names.append(resolve(recipe, tmp_path, ["pretrain"])[0].run_name)
+    assert names[0] != names[1]
+
+
+def test_a_tracking_address_that_would_lose_things_is_refused_early(small, tmp_path):
+    with pytest.raises(UserError, match="relative to the current folder"):
+        resolve(load_recipe(small, ["tracking.uri=sqlite:///mlflow.db"]), tmp_path)

@@ -1,0 +1,37 @@
+"""Undecodable validation samples are left out and counted, also where a batch or a rank has nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks import Attempt, run_attempts
+
+from scalablevit.training.worker import Assignment
+
+STEPS = {"steps": 2, "global_batch": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 2}
+
+
+def truncate(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_batch_of_nothing_but_a_truncated_file_is_left_out(make_stage, shapes, tmp_path, world):
+    """21 images: in batches of 4 (one rank) or 2 (two ranks) the last image is alone."""
+    shutil.copytree(shapes / "classification", tmp_path / "classification")
+    images = sorted((tmp_path / "classification" / "val").rglob("*.jpg"))
+    truncate(images[-1])
+    truncate(images[0])
+    stage = make_stage(data={"root": str(tmp_path)}, training=STEPS, cluster={"workers": world})
+    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    figures = run_attempts([Attempt(assignment)], world, tmp_path)[0]["last_metrics"]
+    assert (figures["val/samples"], figures["val/bad_samples"]) == (19, 2)
+
+
+def test_segmentation_leaves_out_a_lone_bad_sample(make_segmentation, shapes, tmp_path):
+    shutil.copytree(shapes / "segmentation", tmp_path / "segmentation")
+    truncate(sorted((tmp_path / "segmentation" / "images" / "val").iterdir())[-1])
+    stage = make_segmentation(data={"root": str(tmp_path)}, training=STEPS)
+    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    figures = run_attempts([Attempt(assignment)], 1, tmp_path)[0]["last_metrics"]
+    assert (figures["val/samples"], figures["val/bad_samples"]) == (20, 1)
