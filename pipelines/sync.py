@@ -7,7 +7,7 @@ from pathlib import Path
 import _path  # noqa: F401
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.root import platform_root
+from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.tracking.shipper import Pending, Shipper, remembered
 from scalablevit.tracking.spool import read_lines
 
@@ -31,6 +31,9 @@ def main() -> int:
         return 2
     left = 0
     for folder, shipper in shippers.items():
+        if arguments.dry_run:
+            print(f"{folder.parent.name}: {shipper.pending().records} records would be sent", flush=True)
+            continue
         pending = shipper.ship_left(from_start=arguments.again)
         print(f"{folder.parent.name}: {_tell(pending)}", flush=True)
         left += pending.records
@@ -47,6 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--again", action="store_true", help="send every record from the start, also those that were refused"
     )
+    parser.add_argument("--dry-run", action="store_true", help="say how much each run has left, send nothing")
     return parser.parse_args()
 
 
@@ -69,7 +73,7 @@ def _begun(folder: Path) -> int:
 
 def _shipper(root: Path, folder: Path, uri: str | None) -> Shipper:
     last = remembered(folder)
-    return Shipper(folder, uri or (last.uri if last is not None else f"sqlite:///{root / 'mlflow.db'}"))
+    return Shipper(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
 
 
 def _tell(pending: Pending) -> str:

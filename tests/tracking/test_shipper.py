@@ -411,6 +411,8 @@ def test_the_sync_script(
     time.sleep(0.01)
     spool.run(child, "stage", experiment=experiment, parent=uid)
     spool.metrics(child, series(range(5)))
+    assert sync("--dry-run", "a-stage") == 0
+    assert capsys.readouterr().out == "a-stage: 6 records would be sent\n"
     assert sync("--uri", "http://127.0.0.1:9", "a-stage") == 1
     assert "a-stage: 6 records left (" in capsys.readouterr().out
     assert sync("b-stage") == 2

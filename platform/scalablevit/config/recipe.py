@@ -334,7 +334,8 @@ class Training(Section):
     compile: bool = False
     """torch.compile of the model."""
     deterministic: bool = False
-    """Ask torch for deterministic algorithms (CUDA); operations that have none are named at the end."""
+    """Ask torch for deterministic algorithms (CUDA); operations that have none are named at the end.
+    Attention then takes its plain form, which needs more memory."""
     evaluate_every: Interval = Interval(epochs=1.0)
     """Evaluation on the validation split; the last step is always evaluated."""
     stop_after: StopAfter | None = None

@@ -57,7 +57,9 @@ class Progress:
 
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
         if self._best_metric in metrics:
-            figures = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k))
+            figures = ", ".join(
+                f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v)
+            )
             best = "  (best so far)" if metrics.get("val/is_best") == 1.0 else ""
             self._say(f"step {step}/{self._total}  evaluation: {figures}{best}")
         elif "train/loss" in metrics and (step >= self._total or time.monotonic() - self._printed >= QUIET_S):
@@ -74,6 +76,8 @@ class Progress:
         print(f"[{self._stage}] {text}", file=self._out, flush=True)
 
 
-def _headline(name: str) -> bool:
-    """Figures for people, not those of single classes."""
+def _headline(name: str, value: float | str) -> bool:
+    """Figures for people, not those of single classes; bad samples when there are any."""
+    if name == "val/bad_samples":
+        return bool(value)
     return name.startswith("val/") and name.count("/") == 1 and name not in ("val/is_best", "val/samples")
