@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -38,11 +37,12 @@ class Place:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SCALABLEVIT_ROOT")}
         return {**kept, **pairs, "SCALABLEVIT_ROOT": str(self.root)}
 
-    def submit(self, *arguments: str, wait: bool = True) -> "subprocess.Popen[str]":
+    def submit(self, *arguments: str, name: str | None = None, wait: bool = True) -> "subprocess.Popen[str]":
         """The bare command of the README."""
         ray = str(Path(sys.executable).with_name("ray"))
         variables = json.dumps({"env_vars": {"SCALABLEVIT_ROOT": str(self.root)}})
-        command = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", variables, "--",
+        command = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", variables,
+                   *(["--submission-id", name] if name else []), "--",
                    "python", "pipelines/full.py", "--recipe", RECIPE, *arguments]  # fmt: skip
         job = subprocess.Popen(command, cwd=ROOT, env=self.environment(), text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)  # fmt: skip
@@ -185,13 +185,11 @@ def test_a_stopped_job_is_marked_killed(whole):
     """`ray job stop` ends like Ctrl-C: both MLflow runs say KILLED, the run's folder is released."""
     import mlflow
 
-    job = whole.submit("stages.segment.training.seed=7", wait=False)
+    # too long to end by itself before it is stopped
+    job = whole.submit("stages.segment.training.steps=5000", name="to-be-stopped", wait=False)
     _wait_for_checkpoint(whole, job, but=1)
     ray = str(Path(sys.executable).with_name("ray"))
-    listed = subprocess.run([ray, "job", "list"], env=whole.environment(), check=True, timeout=60, text=True,
-                            capture_output=True).stdout  # fmt: skip
-    job_id = next(m[1] for m in re.finditer(r"submission_id='(\w+)'[^)]*?status=[^)]*?RUNNING", listed))
-    subprocess.run([ray, "job", "stop", job_id], env=whole.environment(), check=True, timeout=120)
+    subprocess.run([ray, "job", "stop", "to-be-stopped"], env=whole.environment(), check=True, timeout=120)
     job.wait(timeout=60)
     client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
