@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "tests/end_to_end/tiny.yaml"
 HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
-JOB_S = 240
+JOB_S = 600
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 
 @dataclass
