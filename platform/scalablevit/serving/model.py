@@ -1,7 +1,6 @@
 """The registered model: encoded image bytes in, answers out. MLflow runs this file ("models from code") to load it."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 INPUT_COLUMN = 0
-
-# MLflow takes an annotation of the input for a schema of its own, and warns where there is none; ours is the signature
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ImageModel(PythonModel):
@@ -38,7 +34,8 @@ class ImageModel(PythonModel):
     def predict(  # type: ignore[no-untyped-def]
         self,
         context: PythonModelContext,
-        model_input,  # noqa: ANN001  # pd.DataFrame with one binary column, or list[bytes]
+        # pd.DataFrame with one binary column, or list[bytes]; MLflow takes an annotation for a schema of its own
+        model_input,  # noqa: ANN001
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Answers for encoded images (JPEG, PNG, ...), in their order.
