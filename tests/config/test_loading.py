@@ -37,6 +37,19 @@ training:
   global_batch: 8
 """
 
+DETECTION = """\
+name: found
+data:
+  source: coco
+  root: pictures
+  train: {images: train2017, annotations: train.json}
+  val: {images: val2017, annotations: val.json}
+model: {name: scalablevit_tiny}
+task: {kind: detection, head: mask_rcnn}
+optimizer: {lr: 1e-3}
+training: {epochs: 2, global_batch: 8}
+"""
+
 TWO_STAGES = """\
 name: two
 data:
@@ -87,12 +100,13 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 
 def test_recipes_are_shipped() -> None:
-    assert len(SHIPPED) >= 12
+    assert len(SHIPPED) >= 23
 
 
 def test_a_file_without_stages_is_one_stage_named_by_its_task(write: Any) -> None:
     assert list(load_recipe(write(ONE_STAGE)).stages) == ["pretrain"]
-    assert set(STAGE_NAMES.values()) == {"pretrain", "segment"}
+    assert list(load_recipe(write(DETECTION)).stages) == ["detect"]
+    assert set(STAGE_NAMES.values()) == {"pretrain", "segment", "detect"}
 
 
 def test_stages_are_merged_over_the_shared_sections(write: Any) -> None:
@@ -229,6 +243,35 @@ def test_stages_that_are_no_mapping(write: Any, stages: str) -> None:
 def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: str, new: str, said: list[str]) -> None:
     assert old in ONE_STAGE
     message = refusal(write(ONE_STAGE.replace(old, new)))
+    for part in said:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "source: coco",
+            "source: cocoo",
+            ["r.yaml:3", "data.source", "'image_folder', 'mask_pairs', 'coco'", "'cocoo'"],
+        ),
+        ("source: coco", "source: coco\n  instance_mask: true", ["r.yaml:4", "did you mean 'instance_masks'"]),
+        ("annotations: val.json", "annotation: val.json", ["r.yaml:6", "did you mean 'annotations'"]),
+        (", annotations: val.json", "", ["val.annotations are needed by the coco source"]),
+        ("annotations: val.json", "annotations: ../val.json", ["r.yaml:6", "data.val.annotations", "'../val.json'"]),
+        ("source: coco", "source: coco\n  long_side: 640", ["r.yaml:2", "long_side (640)", "short_side (800)"]),
+        ("source: coco", "source: coco\n  train_short_sides: [800, 480]", ["r.yaml:2", "[800, 480] must rise"]),
+        ("source: coco", "source: coco\n  instance_masks: false", ["data.instance_masks must be true", "mask_rcnn"]),
+        ("kind: detection", "kind: detecting", ["r.yaml:8", "'segmentation', 'detection'"]),
+        ("head: mask_rcnn", "head: maskrcnn", ["r.yaml:8", "task.head", "'retinanet' or 'mask_rcnn'", "'maskrcnn'"]),
+        (", head: mask_rcnn", "", ["r.yaml:8", "task.head", "is missing"]),
+        ("head: mask_rcnn", "head: mask_rcnn, anchors: 8", ["r.yaml:8", "unknown key 'anchors'", "anchor_size"]),
+        ("{kind: detection, head: mask_rcnn}", "{kind: classification}", ["needs data.source image_folder, not coco"]),
+    ],
+)
+def test_mistakes_in_detection_are_said_alike(write: Any, old: str, new: str, said: list[str]) -> None:
+    assert old in DETECTION
+    message = refusal(write(DETECTION.replace(old, new)))
     for part in said:
         assert part in message, message
 

@@ -18,6 +18,10 @@ def recipe(kind: str = "classification") -> dict[str, Any]:
     task: dict[str, Any] = {"kind": kind}
     if kind == "classification":
         data["source"] = "image_folder"
+    elif kind == "detection":
+        data["source"] = "coco"
+        data["train"]["annotations"] = data["val"]["annotations"] = "instances.json"
+        task["head"] = "mask_rcnn"
     else:
         data |= {"source": "mask_pairs", "classes": ["a", "b"]}
         data["train"]["masks"] = data["val"]["masks"] = "masks"
@@ -43,7 +47,7 @@ def changed(kind: str, *changes: tuple[str, Any]) -> dict[str, Any]:
     return whole
 
 
-@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+@pytest.mark.parametrize("kind", ["classification", "segmentation", "detection"])
 def test_the_least_recipe_is_accepted(kind: str) -> None:
     assert check(recipe(kind), {}, "f").name == "r"
 
@@ -79,6 +83,22 @@ REFUSED = [
     ("segmentation", [("data.short_side", 300), ("data.long_side", 299)], "at least short_side (300)"),
     ("segmentation", [("data.scale_range", [2.0, 0.5])], "scale_range [2.0, 0.5] must rise"),
     ("segmentation", [("data.crop_size", 8)], "greater than or equal to 16"),
+    ("detection", [("data.train.annotations", None)], "needed by the coco source"),
+    ("detection", [("data.val.annotations", None)], "needed by the coco source"),
+    ("detection", [("data.train.annotations", "../instances.json")], "inside data.root"),
+    ("detection", [("data.val.annotations", "/instances.json")], "inside data.root"),
+    ("detection", [("data.short_side", 15)], "greater than or equal to 16"),
+    ("detection", [("data.long_side", 799)], "long_side (799) must be at least short_side (800)"),
+    ("detection", [("data.train_short_sides", [480, 1400])], "end above long_side (1333)"),
+    ("detection", [("data.val.annotations", "a\0.json")], "inside data.root"),
+    ("detection", [("data.short_side", 10**9)], "less than or equal to 4096"),
+    ("detection", [("task.anchor_size", 10**5)], "less than or equal to 512"),
+    ("detection", [("data.train_short_sides", [800, 480])], "train_short_sides [800, 480] must rise"),
+    ("detection", [("data.train_short_sides", [15, 480])], "greater than or equal to 16"),
+    ("detection", [("data.train_short_sides", [480])], "data.train_short_sides.1: is missing"),
+    ("detection", [("data.train_short_sides", 480)], "array"),
+    ("detection", [("data.instance_masks", "yes")], "boolean"),
+    ("detection", [("data.crop_size", 512)], "unknown key 'crop_size'"),
     # model
     ("classification", [("model.drop_path_rate", 1.0)], "less than 1"),
     # task
@@ -90,6 +110,17 @@ REFUSED = [
     ("segmentation", [("task.sliding", {"window": 64, "stride": 65})], "stride (65) must be at most window (64)"),
     ("segmentation", [("task.test_time_augmentation", {"scales": []})], "at least 1"),
     ("segmentation", [("task.test_time_augmentation", {"scales": [0.0]})], "greater than 0"),
+    ("detection", [("task.head", "faster_rcnn")], "'retinanet' or 'mask_rcnn'"),
+    ("detection", [("task.neck_channels", 7)], "greater than or equal to 8"),
+    ("detection", [("task.head_channels", 0)], "greater than or equal to 1"),
+    ("detection", [("task.anchor_size", 3)], "greater than or equal to 4"),
+    ("detection", [("task.proposals", 0)], "greater than or equal to 1"),
+    ("detection", [("task.roi_samples", 0)], "greater than or equal to 1"),
+    ("detection", [("task.score_threshold", 1.0)], "less than 1"),
+    ("detection", [("task.score_threshold", -0.1)], "greater than or equal to 0"),
+    ("detection", [("task.nms_threshold", 0.0)], "greater than 0"),
+    ("detection", [("task.nms_threshold", 1.1)], "less than or equal to 1"),
+    ("detection", [("task.max_detections", 0)], "greater than or equal to 1"),
     # optimizer
     ("classification", [("optimizer.name", "lion")], "'adamw' or 'sgd'"),
     ("classification", [("optimizer.lr", 0)], "greater than 0"),
@@ -133,6 +164,18 @@ REFUSED = [
     # stage
     ("classification", [("task", {"kind": "segmentation", "head": "upernet"})], "needs data.source mask_pairs"),
     ("segmentation", [("task", {"kind": "classification"})], "needs data.source image_folder"),
+    (
+        "segmentation",
+        [("task", {"kind": "detection", "head": "retinanet"})],
+        "task detection needs data.source coco, not mask_pairs",
+    ),
+    (
+        "detection",
+        [("task", {"kind": "segmentation", "head": "upernet"})],
+        "task segmentation needs data.source mask_pairs, not coco",
+    ),
+    ("detection", [("task", {"kind": "classification"})], "task classification needs data.source image_folder"),
+    ("detection", [("data.instance_masks", False)], "data.instance_masks must be true"),
 ]
 
 
@@ -141,6 +184,22 @@ def test_each_rule_refuses(kind: str, changes: list[tuple[str, Any]], said: str)
     with pytest.raises(UserError) as caught:
         check(changed(kind, *changes), {}, "f")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("task.head", "retinanet"), ("data.instance_masks", False)],
+        [("task.head", "retinanet"), ("data.instance_masks", True)],
+        [("data.train_short_sides", [480, 480])],
+        [("data.train_short_sides", None)],
+        [("data.short_side", 640), ("data.long_side", 640)],
+        [("task.score_threshold", 0), ("task.nms_threshold", 1)],
+    ],
+    ids=str,
+)
+def test_what_detection_allows(changes: list[tuple[str, Any]]) -> None:
+    assert check(changed("detection", *changes), {}, "f").stages["first"].task.kind == "detection"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +250,7 @@ def sections(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[Bas
 
 def test_every_section_is_frozen_and_closed() -> None:
     all_sections = sections(Recipe, set())
-    assert len(all_sections) >= 18
+    assert len(all_sections) >= 20
     for section in all_sections:
         assert section.model_config["frozen"]
         assert section.model_config["extra"] == "forbid"

@@ -17,7 +17,7 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath
 
 SECTIONS = tuple(Stage.model_fields)
-STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment"}
+STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
 
 Places = dict[KeyPath, str]
 """Where each value of the merged recipe came from: `file:line` or the override as written."""

@@ -1,0 +1,177 @@
+"""The recipe's data sections: one for each kind of source."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from scalablevit.config.section import PositiveInt, Probability, Section, Triple
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+class Split(Section):
+    """Where one split lies, relative to `data.root`."""
+
+    images: str
+    """Folder of images (for `image_folder`: one folder per class)."""
+    masks: str | None = None
+    """Folder of PNG masks, same relative names as the images (`mask_pairs`)."""
+    annotations: str | None = None
+    """File of instances in COCO's json format, whose `file_name`s are relative to `images` (`coco`)."""
+
+    @field_validator("images", "masks", "annotations")
+    @classmethod
+    def _stays_inside(cls, path: str | None) -> str | None:
+        if path is not None and (Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path):
+            raise ValueError("must be a path inside data.root, without '..'")
+        return path
+
+
+class Shapes(Section):
+    """The built-in demo data set, written to `data.root` before training when it is not there yet."""
+
+    train_images: PositiveInt
+    """Images of the training split."""
+    val_images: PositiveInt
+    """Images of the validation split."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 96
+    """Side of the square images, pixels."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides every pixel."""
+
+
+class RandAugment(Section):
+    """RandAugment with operations that grow with the magnitude (timm's `rand-m9-mstd0.5-inc1`)."""
+
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """Mean strength, of 10."""
+    magnitude_std: Annotated[float, Field(ge=0, le=10)] = 0.5
+    """Standard deviation of the strength of each operation."""
+    operations: PositiveInt = 2
+    """Operations drawn for an image, each applied with probability 0.5."""
+
+
+class _Images(Section):
+    """What all sources share."""
+
+    root: str
+    """Folder of the data set; relative paths resolve against the platform's root (`--root`)."""
+    train: Split
+    """Training split."""
+    val: Split
+    """Validation split."""
+    shapes: Shapes | None = None
+    """Make the built-in demo data under `root` if it is not there."""
+    mean: Triple = IMAGENET_MEAN
+    """Subtracted per RGB channel after scaling to 0..1 (ImageNet's values)."""
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] = IMAGENET_STD
+    """Divides per RGB channel (ImageNet's values)."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
+    max_bad_fraction: Probability = 0.01
+    """Training stops when more than this fraction of the samples seen could not be decoded."""
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
+    """Images with more pixels are refused before decoding (decompression bombs)."""
+
+
+class ImageFolder(_Images):
+    """One folder of images per class."""
+
+    source: Literal["image_folder"]
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 224
+    """Side of the square training and evaluation crop, pixels."""
+    eval_resize: Annotated[int, Field(ge=16, le=4096)] = 256
+    """Shorter side before the centre crop in evaluation, pixels."""
+    crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
+    """Area of the random resized crop, fraction of the image."""
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    """Aspect ratio of the random resized crop."""
+    rand_augment: RandAugment | None = None
+    """RandAugment; null: off."""
+    random_erasing: Probability = 0.0
+    """Probability that a rectangle of an image is replaced by noise, on the batch."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup's Beta distribution; 0: off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of CutMix's Beta distribution; 0: off."""
+    mix_probability: Probability = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch_probability: Probability = 0.5
+    """Probability of CutMix when both are on."""
+    repeats: PositiveInt = 1
+    """Repeated augmentation: times a distinct image occurs in an epoch, whose length stays the number of images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.eval_resize < self.image_size:
+            raise ValueError(f"eval_resize ({self.eval_resize}) must be at least image_size ({self.image_size})")
+        if self.crop_scale[0] <= 0 or self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale {list(self.crop_scale)} must rise and start above 0")
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} must rise")
+        return self
+
+
+class MaskPairs(_Images):
+    """Images and PNG masks of class ids under the same relative names (the ADE20K layout)."""
+
+    source: Literal["mask_pairs"]
+    classes: str | list[str]
+    """Class names in id order, or a file inside `root` with one a line."""
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    """Mask value that takes no part in loss or metric."""
+    reduce_zero_label: bool = False
+    """ADE20K: 0 becomes the ignore index and ids 1..K become 0..K-1."""
+    short_side: Annotated[int, Field(ge=16)] = 512
+    """Images are scaled until the short side has these pixels, or the long side `long_side`."""
+    long_side: Annotated[int, Field(ge=16)] = 2048
+    """At most this many pixels on the long side."""
+    crop_size: Annotated[int, Field(ge=16)] = 512
+    """Side of the random training crop, pixels; smaller images are padded with the ignore index."""
+    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    """Random factor on `short_side` and `long_side` in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(split.masks is None for split in (self.train, self.val)):
+            raise ValueError("train.masks and val.masks are needed by the mask_pairs source")
+        if self.long_side < self.short_side:
+            raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"scale_range {list(self.scale_range)} must rise")
+        return self
+
+
+class CocoInstances(_Images):
+    """Images with boxes and instance masks in COCO's json format."""
+
+    source: Literal["coco"]
+    short_side: Annotated[int, Field(ge=16, le=4096)] = 800
+    """Images are scaled until the short side has these pixels, or the long side `long_side`."""
+    long_side: Annotated[int, Field(ge=16, le=8192)] = 1333
+    """At most this many pixels on the long side."""
+    train_short_sides: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = None
+    """Bounds between which the short side is drawn in training, both included; null: `short_side`."""
+    group_by_aspect: bool = True
+    """Make training steps of landscape or of portrait images alone, so that little is padded."""
+    instance_masks: bool = True
+    """Read instance masks (Mask R-CNN needs them); false saves time where only boxes are used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(split.annotations is None for split in (self.train, self.val)):
+            raise ValueError("train.annotations and val.annotations are needed by the coco source")
+        if self.long_side < self.short_side:
+            raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
+        if self.train_short_sides and self.train_short_sides[0] > self.train_short_sides[1]:
+            raise ValueError(f"train_short_sides {list(self.train_short_sides)} must rise")
+        if self.train_short_sides and self.train_short_sides[1] > self.long_side:
+            raise ValueError(f"train_short_sides {list(self.train_short_sides)} end above long_side ({self.long_side})")
+        return self
+
+
+Data = Annotated[ImageFolder | MaskPairs | CocoInstances, Field(discriminator="source")]

@@ -1,0 +1,20 @@
+"""What every section of a recipe is, and the types that they share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
+Triple = tuple[float, float, float]
+OptionValue = bool | int | float | str | list[int | None] | list[str]
+
+NOT_HASHED = {"hashed": False}
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys, wrong types, infinities and later changes are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
