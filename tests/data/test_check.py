@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserErrors
-from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
 from scalablevit.data import check
 from scalablevit.data.check import Problem, Report, check_split, raise_if_fatal
 from scalablevit.data.decoding import read_size

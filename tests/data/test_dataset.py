@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
+from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources import open_source

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from scalablevit.config.data import MaskPairs, Split
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import MaskPairs, Split
 from scalablevit.data.labels import IGNORE, label_table, to_labels
 
 

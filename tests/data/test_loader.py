@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
+from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.loader import (
     Batch,

@@ -8,7 +8,7 @@ import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
-from scalablevit.config.recipe import IMAGENET_MEAN, IMAGENET_STD
+from scalablevit.config.data import IMAGENET_MEAN, IMAGENET_STD
 from scalablevit.data.mixing import mix, normalize, random_erasing
 
 SETTINGS = {"mixup": 0.8, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5, "smoothing": 0.1}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
-from scalablevit.config.recipe import RandAugment
+from scalablevit.config.data import RandAugment
 from scalablevit.data import rand_augment as ours
 from scalablevit.data.rand_augment import OPERATIONS, rand_augment
 

@@ -113,3 +113,30 @@ def test_impossible_numbers_are_refused(changed: dict[str, int], message: str) -
         TrainBatches(TrainOrder(10, 1, 0), **sizes)
     with pytest.raises(ValueError, match="samples"):
         TrainOrder(0, 1, 0)
+
+
+@given(
+    samples=st.integers(1, 90),
+    batch=st.integers(1, 13),
+    epoch=st.integers(0, 6),
+    kinds=st.integers(1, 3),
+    draws=st.randoms(use_true_random=False),
+)
+def test_grouped_steps_hold_one_group_and_every_sample_once(samples, batch, epoch, kinds, draws):
+    groups = np.array([draws.randrange(kinds) for _ in range(samples)], np.int64)
+    order = TrainOrder(samples, 1, 5, groups=groups, batch=batch)
+    stream = range(epoch * samples, (epoch + 1) * samples)
+    keys = [order.key(p) for p in stream]
+    assert sorted(key.index for key in keys) == list(range(samples))
+    steps: dict[int, set[int]] = {}
+    for p, key in zip(stream, keys, strict=True):
+        steps.setdefault(p // batch, set()).add(int(groups[key.index]))
+    # the two that straddle epochs, and what is left over of each group
+    assert sum(len(found) > 1 for found in steps.values()) <= kinds + 2
+    again = TrainOrder(samples, 1, 5, groups=groups, batch=batch)
+    assert [again.key(p) for p in reversed(stream)] == keys[::-1]
+
+
+def test_groups_need_a_number_for_each_sample():
+    with pytest.raises(ValueError, match="one number for each of 3 samples"):
+        TrainOrder(3, 1, 0, groups=np.zeros(2, np.int64), batch=2)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from scalablevit.config.data import ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.data import shapes as module
 from scalablevit.data.check import check_split
 from scalablevit.data.decoding import read_mask

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import ImageFolder, MaskPairs, Split
 from scalablevit.data import sources
 from scalablevit.data.sources import Sample, open_source
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scalablevit.config.recipe import ImageFolder, MaskPairs, RandAugment, Split
+from scalablevit.config.data import ImageFolder, MaskPairs, RandAugment, Split
 from scalablevit.data import transforms
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.sampler import Key

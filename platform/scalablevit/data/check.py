@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.recipe import ImageFolder, MaskPairs
+from scalablevit.data.coco import Annotations
 from scalablevit.data.decoding import BadSample, read_mask, read_size
-from scalablevit.data.labels import label_table, size_mismatch, to_labels
+from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.sources import Sample, Source
 
-_VERSION = 1
+_VERSION = 2
 """Part of the cache's key: raise it when the checks change."""
 _SHOWN = 5
 
@@ -41,7 +42,7 @@ class Report:
     """Masks of another size than their image or with unknown ids: the data set is not what the recipe says."""
 
 
-def check_split(source: Source, data: ImageFolder | MaskPairs, workers: int, cache: Path | None = None) -> Report:
+def check_split(source: Source, data: Data, workers: int, cache: Path | None = None) -> Report:
     """Read every image's header and every mask.
 
     Args:
@@ -56,6 +57,8 @@ def check_split(source: Source, data: ImageFolder | MaskPairs, workers: int, cac
     table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
 
     def check(part: range) -> list[tuple[Problem, bool]]:
+        if source.annotations is not None:
+            return [problem for i in part for problem in _check_annotated(source, source.annotations, i, data)]
         return [problem for i in part for problem in _check_sample(source[i], table, data.max_pixels)]
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -117,15 +120,27 @@ def _check_sample(sample: Sample, table: NDArray[np.uint8] | None, max_pixels: i
     return []
 
 
+def _check_annotated(source: Source, annotations: Annotations, i: int, data: Data) -> list[tuple[Problem, bool]]:
+    """Problems of an image with instances: none of the kind `wrong`, since published sets hold a few of them."""
+    path = source[i].image
+    try:
+        size = read_size(path, data.max_pixels)
+    except BadSample as bad:
+        return [(Problem(bad.path, bad.reason), False)]
+    annotated = tuple(annotations.sizes[i].tolist())
+    return [] if size == annotated else [(Problem(str(path), annotated_size_mismatch(size, annotated)), False)]
+
+
 def _named(problems: tuple[Problem, ...]) -> str:
     lines = [f"\n    {problem.path}: {problem.reason}" for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return "".join(lines) + (f"\n    and {more} more" if more > 0 else "")
 
 
-def _cache_key(source: Source, data: ImageFolder | MaskPairs) -> str:
+def _cache_key(source: Source, data: Data) -> str:
     """Everything that a report depends on: paths too, since it names them."""
     masks = [data.ignore_index, data.reduce_zero_label] if isinstance(data, MaskPairs) else []
+    masks += [data.instance_masks] if isinstance(data, CocoInstances) else []
     parts = [_VERSION, source.digest(), str(source[0].image), data.max_pixels, *masks]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

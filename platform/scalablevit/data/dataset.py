@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from scalablevit.config.recipe import ImageFolder, MaskPairs
+from scalablevit.config.data import Data, MaskPairs
+from scalablevit.data.coco import Annotations
 from scalablevit.data.decoding import BadSample, read_image, read_mask
-from scalablevit.data.labels import label_table, size_mismatch, to_labels
+from scalablevit.data.instances import Instances, decoded
+from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources import Sample, Source
-from scalablevit.data.transforms import augment, eval_transform, train_transform
+from scalablevit.data.transforms import augment, augment_instances, eval_transform, train_transform
 
 
 class Item(TypedDict):
@@ -27,6 +29,14 @@ class Item(TypedDict):
     """Class, for image folders."""
     mask: NotRequired[NDArray[np.uint8]]
     """(height, width) labels, 255 ignored, for mask pairs; in evaluation of the original size, not the image's."""
+    boxes: NotRequired[NDArray[np.float32]]
+    """(n, 4) x1, y1, x2, y2 in the image's pixels, for COCO in training; crowds are left out."""
+    labels: NotRequired[NDArray[np.int64]]
+    """(n,) classes of the boxes."""
+    masks: NotRequired[NDArray[np.uint8]]
+    """(n, height, width), of the boxes."""
+    instances: NotRequired[Instances]
+    """For COCO in evaluation: in pixels of the original image, whose size it carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ class SampleDataset(Dataset[Item | Bad]):
         train: augment (training split) or only prepare (evaluation).
     """
 
-    def __init__(self, source: Source, data: ImageFolder | MaskPairs, seed: int, *, train: bool) -> None:
+    def __init__(self, source: Source, data: Data, seed: int, *, train: bool) -> None:
         self.source = source
         self.seed = seed
         self.train = train
@@ -68,6 +78,8 @@ class SampleDataset(Dataset[Item | Bad]):
 
     def _read(self, sample: Sample, key: Key) -> Item:
         image = read_image(sample.image, self.max_pixels)
+        if self.source.annotations is not None:
+            return self._with_instances(sample, key, image, self.source.annotations)
         labels = self._read_labels(sample, image.shape[:2])
         if self.train:
             image, labels = augment(self.transform, self.seed, key, image, labels)
@@ -78,6 +90,23 @@ class SampleDataset(Dataset[Item | Bad]):
             item["label"] = sample.label
         if labels is not None:
             item["mask"] = labels
+        return item
+
+    def _with_instances(self, sample: Sample, key: Key, image: NDArray[np.uint8], annotations: Annotations) -> Item:
+        found = annotations.of_image(key.index)
+        if image.shape[:2] != found.size:
+            raise BadSample(str(sample.image), annotated_size_mismatch(image.shape, found.size))
+        if not self.train:
+            return Item(image=self.transform(image=image)["image"], index=key.index, instances=found)
+        told_apart = ~found.crowd
+        kept = [mask for mask, keep in zip(found.masks or [], told_apart, strict=False) if keep]
+        masks = None if found.masks is None else decoded(kept, found.size)
+        image, boxes, labels, masks = augment_instances(
+            self.transform, self.seed, key, image, found.boxes[told_apart], found.labels[told_apart], masks
+        )
+        item = Item(image=image, index=key.index, boxes=boxes, labels=labels)
+        if masks is not None:
+            item["masks"] = masks
         return item
 
     def _read_labels(self, sample: Sample, size: Sequence[int]) -> NDArray[np.uint8] | None:

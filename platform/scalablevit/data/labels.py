@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import MaskPairs
 
 IGNORE = 255
 _OUTSIDE = 254
@@ -62,3 +62,11 @@ def to_labels(mask: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.u
 def size_mismatch(mask: Sequence[int], image: Sequence[int]) -> str:
     """The reason against a mask whose (height, width) is not its image's."""
     return f"the mask is {mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]} (width x height)"
+
+
+def annotated_size_mismatch(image: Sequence[int], annotated: Sequence[int]) -> str:
+    """The reason against an image whose (height, width) is not what its annotations say."""
+    return (
+        f"the image is {image[1]} x {image[0]} pixels, its annotations are for {annotated[1]} x {annotated[0]} "
+        "(width x height)"
+    )

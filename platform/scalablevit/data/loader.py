@@ -17,6 +17,8 @@ Batch = dict[str, Any]
 
 - "image": uint8 (samples, height, width, 3), or in the evaluation of segmentation a list of (height, width, 3).
 - "label": int64 (samples,), or "mask": uint8 (samples, height, width), in evaluation a list of (height, width).
+- for detection "image" is a list of (height, width, 3); in training with "boxes", "labels" and perhaps "masks", lists
+  of float32 (n, 4), int64 (n,) and uint8 (n, height, width); in evaluation with "instances", a list of `Instances`.
 - "index": int64 (samples,), numbers in the source.
 - "samples": number of good samples; with 0 the stacked tensors have size 0 in every dimension but the channels.
 - "bad": [(path, reason), ...] of the samples left out.
@@ -49,6 +51,22 @@ def collate_segmentation_eval(items: list[Item | Bad]) -> Batch:
     return batch | {
         "image": [torch.from_numpy(item["image"]) for item in good],
         "mask": [torch.from_numpy(item["mask"]) for item in good],
+    }
+
+
+def collate_detection_train(items: list[Item | Bad]) -> Batch:
+    """Lists of images, boxes, labels and masks: each image has its own size."""
+    good, batch = _split(items)
+    names = ["image", "boxes", "labels", *(["masks"] if any("masks" in item for item in good) else [])]
+    return batch | {name: [torch.from_numpy(item[name]) for item in good] for name in names}  # type: ignore[literal-required]
+
+
+def collate_detection_eval(items: list[Item | Bad]) -> Batch:
+    """Lists of images and of what they show."""
+    good, batch = _split(items)
+    return batch | {
+        "image": [torch.from_numpy(item["image"]) for item in good],
+        "instances": [item["instances"] for item in good],
     }
 
 

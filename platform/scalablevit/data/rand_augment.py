@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.config.recipe import RandAugment
+from scalablevit.config.data import RandAugment
 
 Pixels = NDArray[np.uint8]
 """uint8 (height, width, 3)."""

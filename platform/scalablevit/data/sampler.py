@@ -1,7 +1,6 @@
 """Which samples make up which step: plain arithmetic on a position, so that seeking costs nothing."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,29 +25,66 @@ class TrainOrder:
     holds only about `samples / r` distinct images, each in r consecutive slots: ranks that take every n-th position
     then share the copies of an image among them.
 
+    With `groups` the steps that lie within an epoch hold images of one group each, as far as the numbers allow, and
+    the steps of the groups come in random order. What is left over makes mixed steps.
+
     Args:
         samples: images of the training split, at least 1.
-        repeats: times a distinct image occurs in an epoch, at least 1.
+        repeats: times a distinct image occurs in an epoch, at least 1; 1 with groups.
         seed: decides the order, together with the epoch.
+        groups: number of each image's group, (samples,); None: one.
+        batch: images of a step, for `groups`.
     """
 
-    def __init__(self, samples: int, repeats: int, seed: int) -> None:
+    def __init__(
+        self, samples: int, repeats: int, seed: int, groups: NDArray[np.int64] | None = None, batch: int = 1
+    ) -> None:
         if samples < 1 or repeats < 1:
             raise ValueError(f"samples ({samples}) and repeats ({repeats}) must be at least 1")
+        if groups is not None and (len(groups) != samples or repeats > 1):
+            raise ValueError(f"groups need one number for each of {samples} samples, and repeats ({repeats}) of 1")
         self.samples = samples
         self.repeats = repeats
         self.seed = seed
+        self.groups = groups
+        self.batch = batch
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
     def key(self, p: int) -> Key:
         """The sample at stream position `p` >= 0."""
         epoch, slot = divmod(p, self.samples)
-        shuffled = _permutation(self.samples, self.seed, epoch)
-        return Key(int(shuffled[slot // self.repeats]), epoch, slot)
+        return Key(int(self._order(epoch)[slot // self.repeats]), epoch, slot)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            draws = np.random.default_rng([self.seed, epoch])
+            order = draws.permutation(self.samples)
+            if self.groups is not None:
+                first_step = -epoch * self.samples % self.batch
+                order = _grouped(order, self.groups, self.batch, first_step, draws)
+            # a step can straddle two epochs
+            self._orders = {known: each for known, each in self._orders.items() if known == epoch - 1} | {epoch: order}
+        return self._orders[epoch]
 
 
-@lru_cache(maxsize=2)  # a step can straddle two epochs
-def _permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+def _grouped(
+    order: NDArray[np.int64], groups: NDArray[np.int64], batch: int, first_step: int, draws: np.random.Generator
+) -> NDArray[np.int64]:
+    """Move images of one group together into the runs of `batch` slots that begin at `first_step`."""
+    room = max(0, len(order) - first_step) // batch
+    pure: list[NDArray[np.int64]] = []
+    rest: list[NDArray[np.int64]] = []
+    for group in np.unique(groups):
+        members = order[groups[order] == group]
+        whole = len(members) // batch * batch
+        pure += list(members[:whole].reshape(-1, batch))
+        rest.append(members[whole:])
+    pure = [pure[number] for number in draws.permutation(len(pure))]
+    left = draws.permutation(np.concatenate([*rest, *pure[room:]]))
+    mixed = room - len(pure[:room])
+    head, middle, tail = np.split(left, [first_step, first_step + mixed * batch])
+    steps = [*pure[:room], *middle.reshape(-1, batch)]
+    return np.concatenate([head, *(steps[number] for number in draws.permutation(len(steps))), tail])
 
 
 class TrainBatches:

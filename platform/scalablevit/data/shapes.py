@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Shapes
 
 GENERATION = 1
 """Raised whenever the pictures change: data of another generation is refused, not mixed."""

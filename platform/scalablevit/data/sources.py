@@ -13,8 +13,9 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import ImageFolder, MaskPairs
+from scalablevit.data.coco import Annotations, read_annotations
 from scalablevit.data.labels import label_table
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
@@ -42,7 +43,8 @@ class Source(Sequence[Sample]):
         names: image files, in order.
         labels: class number of each image (image folders).
         masks: folder with a PNG of the same relative name for each image (mask pairs).
-        ignored: files left out because they are no images by their names.
+        ignored: files left out because they are no images by their names, or not annotated.
+        annotations: the images' instances (COCO).
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Source(Sequence[Sample]):
         labels: NDArray[np.int32] | None,
         masks: Path | None,
         ignored: tuple[str, ...],
+        annotations: Annotations | None = None,
     ) -> None:
         self.classes = classes
+        self.annotations = annotations
         self.ignored = ignored
         self._images = images
         self._masks = masks
@@ -83,6 +87,11 @@ class Source(Sequence[Sample]):
             mask=None if self._masks is None else self._masks / _mask_name(name),
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What cleaning the annotations did, a line each."""
+        return self.annotations.notes if self.annotations else ()
+
     def parts(self, size: int = 256) -> list[range]:
         """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
@@ -101,6 +110,8 @@ class Source(Sequence[Sample]):
             sizes = [size for sizes in pool.map(self._sizes, parts) for size in sizes]
             whole = sum(map(sum, sizes)) <= HASHED_BYTES
             total = hashlib.sha256(repr(self.classes).encode())
+            if self.annotations is not None:
+                total.update(self.annotations.digest.encode())
             for i, size in enumerate(sizes):
                 label = -1 if self._labels is None else int(self._labels[i])
                 total.update(b"\0".join([os.fsencode(self._name(i)), str((label, *size)).encode(), b""]))
@@ -118,14 +129,29 @@ class Source(Sequence[Sample]):
         return [image] if self._masks is None else [image, f"{self._masks}/{_mask_name(name)}"]
 
     def _sizes(self, part: range) -> list[tuple[int, ...]]:
-        return [tuple(os.stat(file).st_size for file in self._files(i)) for i in part]  # noqa: PTH116  # a million of them
+        return [tuple(_size(file) for file in self._files(i)) for i in part]
 
     def _contents(self, part: range) -> bytes:
         files = (file for i in part for file in self._files(i))
-        return b"".join(hashlib.sha256(Path(file).read_bytes()).digest() for file in files)
+        return b"".join(map(_content_hash, files))
 
 
-def open_source(data: ImageFolder | MaskPairs, split: Literal["train", "val"], root: Path) -> Source:
+def _size(file: str) -> int:
+    """Bytes of a file, -1 for an annotated image that is not there: the check names it."""
+    try:
+        return os.stat(file).st_size  # noqa: PTH116  # a million of them
+    except OSError:  # absent, or a name that no file can have
+        return -1
+
+
+def _content_hash(file: str) -> bytes:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def open_source(data: Data, split: Literal["train", "val"], root: Path) -> Source:
     """List the samples of a split.
 
     Args:
@@ -137,7 +163,13 @@ def open_source(data: ImageFolder | MaskPairs, split: Literal["train", "val"], r
         UserError: a folder is missing or empty, classes or masks do not match, or a link leads out of `data.root`.
     """
     base = root / Path(data.root).expanduser()
-    return _open_folder(data, split, base) if isinstance(data, ImageFolder) else _open_pairs(data, split, base)
+    match data:
+        case ImageFolder():
+            return _open_folder(data, split, base)
+        case MaskPairs():
+            return _open_pairs(data, split, base)
+        case CocoInstances():
+            return _open_coco(data, split, base)
 
 
 def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) -> Source:
@@ -185,6 +217,31 @@ def _open_pairs(data: MaskPairs, split: Literal["train", "val"], base: Path) -> 
     )
 
 
+def _open_coco(data: CocoInstances, split: Literal["train", "val"], base: Path) -> Source:
+    part = data.train if split == "train" else data.val
+    where = f"data.{split}.annotations"
+    folder = _folder(base, part.images, f"data.{split}.images")
+    file = base / (part.annotations or "")
+    if not _lies_in(file, base.resolve()):
+        raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
+    annotations = read_annotations(file, where, masks=data.instance_masks)
+    listing = _list_files(folder, base)
+    _refuse_links(listing.links, base, f"data.{split}.images")
+    annotated = set(annotations.names)
+    inside = base.resolve()
+    unlisted = annotated.difference(listing.files)  # absent or hidden: no links of theirs have been looked at
+    _refuse_links(sorted(str(folder / name) for name in unlisted if not _lies_in(folder / name, inside)), base, where)
+    return Source(
+        classes=tuple(name for _, name in annotations.categories),
+        images=folder,
+        names=annotations.names,
+        labels=None,
+        masks=None,
+        ignored=tuple(name for name in listing.files if name not in annotated),
+        annotations=annotations,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Listing:
     files: list[str]
@@ -216,7 +273,7 @@ def _list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> _Li
 
 
 def _lies_in(path: str | Path, base: Path) -> bool:
-    return Path(path).resolve().is_relative_to(base)
+    return Path(os.path.realpath(path)).is_relative_to(base)  # `resolve` raises at links in a circle
 
 
 def _suffix(name: str) -> str:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.config.recipe import ImageFolder, MaskPairs, RandAugment
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, RandAugment
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.rand_augment import Color, rand_augment
 from scalablevit.data.sampler import Key
@@ -19,12 +19,12 @@ import albumentations as A
 Transform: TypeAlias = A.Compose
 
 
-def train_transform(data: ImageFolder | MaskPairs) -> Transform:
+def train_transform(data: Data) -> Transform:
     """Augmentation of the training split; call it through `augment`.
 
     Image folders: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
     `ScaleSides` with a random factor, a random square crop (padded at the right and bottom with the mean colour and
-    the ignored label), flip, colour jitter.
+    the ignored label), flip, colour jitter. COCO: `DrawnShortSide`, flip, colour jitter, with boxes and masks.
     """
     fill = fill_color(data)
     if isinstance(data, ImageFolder):
@@ -38,6 +38,9 @@ def train_transform(data: ImageFolder | MaskPairs) -> Transform:
             )
         ]
         colors: list[A.BasicTransform] = [RandAugmentation(data.rand_augment, fill)] if data.rand_augment else []
+    elif isinstance(data, CocoInstances):
+        geometry = [DrawnShortSide(data.train_short_sides or (data.short_side, data.short_side), data.long_side)]
+        colors = []
     else:
         geometry = [
             ScaleSides(data.short_side, data.long_side, data.scale_range),
@@ -55,16 +58,18 @@ def train_transform(data: ImageFolder | MaskPairs) -> Transform:
     if data.color_jitter and not colors:
         strength = data.color_jitter
         colors = [A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0, p=1.0)]
-    return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors])
+    boxes = A.BboxParams(format="pascal_voc", label_fields=["numbers"], min_width=1, min_height=1)
+    with_boxes = {"bbox_params": boxes} if isinstance(data, CocoInstances) else {}
+    return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors], **with_boxes)
 
 
-def eval_transform(data: ImageFolder | MaskPairs) -> Transform:
+def eval_transform(data: Data) -> Transform:
     """Preparation of an image for evaluation and serving: `eval_transform(data)(image=image)["image"]`.
 
     Image folders: shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs: `ScaleSides` without crop;
-    masks are not passed through it, since the metric is computed at the original size.
+    masks are not passed through it, since the metric is computed at the original size. COCO likewise.
     """
-    if isinstance(data, MaskPairs):
+    if isinstance(data, MaskPairs | CocoInstances):
         return A.Compose([ScaleSides(data.short_side, data.long_side)])
     return A.Compose(
         [
@@ -89,14 +94,48 @@ def augment(
         image: uint8 (height, width, 3).
         labels: uint8 (height, width), or None.
     """
-    generator = np.random.default_rng([seed, key.epoch, key.position])
-    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    _seed(transform, seed, key)
     targets = {"image": image} if labels is None else {"image": image, "mask": labels}
     made = transform(**targets)
     return made["image"], made.get("mask")
 
 
-def fill_color(data: ImageFolder | MaskPairs) -> Color:
+def augment_instances(
+    transform: Transform,
+    seed: int,
+    key: Key,
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    masks: NDArray[np.uint8] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64], NDArray[np.uint8] | None]:
+    """`augment` with boxes, their labels and masks in step; boxes that end up below 1 pixel are left out of all three.
+
+    Args:
+        transform: of `train_transform` for COCO data.
+        seed: the recipe's.
+        key: the sample's place in the stream.
+        image: uint8 (height, width, 3).
+        boxes: (n, 4) x1, y1, x2, y2 in pixels.
+        labels: (n,).
+        masks: uint8 (n, height, width), or None.
+    """
+    _seed(transform, seed, key)
+    targets = {} if masks is None or not len(masks) else {"masks": masks}
+    made = transform(image=image, bboxes=boxes, numbers=np.arange(len(boxes)), **targets)
+    left = np.asarray(made["numbers"], np.int64)  # albumentations takes boxes out, but not their masks
+    moved = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
+    if masks is not None:
+        masks = np.asarray(made["masks"])[left] if targets else np.zeros((0, *made["image"].shape[:2]), np.uint8)
+    return made["image"], moved, labels[left], masks
+
+
+def _seed(transform: Transform, seed: int, key: Key) -> None:
+    generator = np.random.default_rng([seed, key.epoch, key.position])
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+
+
+def fill_color(data: Data) -> Color:
     """The mean colour in 0..255, which normalizing turns into about zero."""
     red, green, blue = (min(255, round(255 * mean)) for mean in data.mean)
     return red, green, blue
@@ -143,6 +182,28 @@ class ScaleSides(A.DualTransform):  # type: ignore[misc]  # albumentations is un
         """Resize labels to (height, width)."""
         # INTER_NEAREST takes the upper left of the pixels covered: a shift against the image by up to half of them.
         return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+    def apply_to_bboxes(self, bboxes: NDArray[np.float32], **params: Any) -> NDArray[np.float32]:
+        """Boxes come as fractions of the image, which scaling leaves as they are."""
+        return bboxes
+
+
+class DrawnShortSide(ScaleSides):
+    """Scale the short side to a length drawn anew for each image, the long side to at most another.
+
+    Args:
+        short_sides: least and most pixels of the short side, each whole number alike.
+        long_side: most pixels of the long side.
+    """
+
+    def __init__(self, short_sides: tuple[int, int], long_side: int, p: float = 1.0) -> None:
+        super().__init__(short_sides[1], long_side, p=p)
+        self.short_sides = short_sides
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the short side."""
+        height, width = params["shape"][:2]
+        return {"size": scaled_size(height, width, self.py_random.randint(*self.short_sides), self.long_side)}
 
 
 class RandAugmentation(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped

@@ -1,0 +1,309 @@
+"""COCO annotations: what is refused, what is cleaned, and that masks are pycocotools'."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as reference
+
+from scalablevit.config.data import CocoInstances, Shapes, Split
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.data.check import check_split
+from scalablevit.data.dataset import Bad, SampleDataset
+from scalablevit.data.instances import decoded
+from scalablevit.data.sampler import Key
+from scalablevit.data.shapes import CLASSES, write_shapes
+from scalablevit.data.sources import Source, open_source
+
+HEIGHT, WIDTH = 20, 30
+DIAGONAL = reference.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))["counts"].decode()
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": number, "file_name": f"{name}.png", "height": HEIGHT, "width": WIDTH}
+        for number, name in ((7, "a"), (3, "b"), (9, "empty"))
+    ],
+    "categories": [{"id": 11, "name": "dog"}, {"id": 2, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 11, "bbox": [2, 3, 10, 8], "area": 40.5, "iscrowd": 0,
+         "segmentation": [[2, 3, 12, 3, 12, 11], [2.5, 11.1, 5, 6, 8.35, 11]]},
+        {"id": 2, "image_id": 3, "category_id": 2, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 1,
+         "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 5, HEIGHT * WIDTH - 5]}},
+        {"id": 3, "image_id": 7, "category_id": 2, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0,
+         "segmentation": {"size": [HEIGHT, WIDTH], "counts": DIAGONAL}},
+    ],
+}  # fmt: skip
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def write(root: Path, change: Change | None = None, raw: str | None = None) -> Path:
+    """A data set whose training annotations are changed, or replaced by `raw`."""
+    content = copy.deepcopy(CONTENT)
+    if change:
+        change(content)
+    for split in ("train", "val"):
+        (root / split).mkdir(exist_ok=True, parents=True)
+        for name in ("a", "b", "empty"):
+            if not (file := root / split / f"{name}.png").exists():
+                Image.new("RGB", (WIDTH, HEIGHT)).save(file)
+    (root / "train.json").write_text(json.dumps(content) if raw is None else raw)
+    (root / "val.json").write_text(json.dumps(CONTENT))
+    return root
+
+
+def section(root: Path, **fields: Any) -> CocoInstances:
+    splits = {name: Split(images=name, annotations=f"{name}.json") for name in ("train", "val")}
+    return CocoInstances(source="coco", root=str(root), **splits, **{"short_side": 20, "long_side": 30, **fields})
+
+
+def opened(root: Path, **fields: Any) -> Source:
+    return open_source(section(root, **fields), "train", Path("/"))
+
+
+def use(root: Path) -> None:
+    """All that a job does with a source."""
+    data = section(root)
+    source = open_source(data, "train", Path("/"))
+    source.digest()
+    check_split(source, data, 2)
+    for train in (True, False):
+        dataset = SampleDataset(source, data, 0, train=train)
+        for i in range(len(source)):
+            dataset[Key(i, 0, i)]
+
+
+def annotation(number: int, **changes: Any) -> Change:
+    return lambda content: content["annotations"][number].update(changes)
+
+
+def segmentation(number: int, **changes: Any) -> Change:
+    return lambda content: content["annotations"][number]["segmentation"].update(changes)
+
+
+def image(**changes: Any) -> Change:
+    return lambda content: content["images"][0].update(changes)
+
+
+REFUSED: list[tuple[Change, str]] = [
+    (annotation(0, bbox=[float("nan"), 0, 1, 1]), "bbox is not four finite numbers: number 0 (id 1)"),
+    (annotation(0, bbox=[0, 0, float("inf"), 1]), "bbox is not four finite numbers"),
+    (annotation(0, bbox=["1", 0, 1, 1]), "bbox is not four finite numbers"),
+    (lambda content: content["annotations"][0].pop("bbox"), "bbox is not four finite numbers"),
+    (annotation(0, area=float("nan")), "area is no finite number"),
+    (annotation(0, iscrowd=2), "iscrowd is neither 0 nor 1"),
+    (annotation(0, id=2), "ids of annotations occur twice: 2"),
+    (image(id=3), "ids of images occur twice: 3"),
+    (lambda content: content["categories"][0].update(id=2), "ids of categories occur twice: 2"),
+    (lambda content: content["categories"][0].update(name="cat"), "categories share a name: cat"),
+    (annotation(0, category_id=5), "unknown category_id: 5"),
+    (annotation(0, image_id=5), "annotations of images that are not there (image_id): 5"),
+    (image(file_name="/etc/passwd"), "file_name leaves the folder of images"),
+    (image(file_name="../train.json"), "file_name leaves the folder of images"),
+    (image(file_name="./b.png"), "images share a file_name: b.png"),
+    (image(width=0), "width or height is no whole number in 1..65535"),
+    (lambda content: content["images"][1].pop("file_name"), "of images file_name is missing: number 1 (id 3)"),
+    (annotation(0, segmentation=[[1, 2, 3, 4]]), "polygon of less than three points"),
+    (annotation(0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "or of half a point"),
+    (annotation(0, segmentation=[[1, 2, 3, 1e9, 5, 6]]), "corners more than 1000000 pixels away"),
+    (lambda content: content["annotations"][0].pop("segmentation"), "segmentation is missing or empty"),
+    (segmentation(1, size=[WIDTH, HEIGHT]), "another size than their image's: annotation 2"),
+    (segmentation(1, counts=[3, 4]), "counts do not add up to its size"),
+    (segmentation(2, counts="3:"), "counts do not add up to its size"),
+    (segmentation(2, counts="0ooooo"), "counts cannot be read"),
+    (lambda content: content["images"].clear(), "there are no images"),
+    (lambda content: content["categories"].clear(), "there are no categories"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED, ids=[said for _, said in REFUSED])
+def test_contradictions_are_refused_by_name(tmp_path: Path, change: Change, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        opened(write(tmp_path, change))
+    assert said in str(caught.value)
+    assert str(tmp_path / "train.json") in str(caught.value) and "data.train.annotations" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"), [("{", "is no JSON"), ("[]", "has no list images"), ('{"images": []}', "no list annotations")]
+)
+def test_files_of_another_kind_are_refused(tmp_path: Path, raw: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        opened(write(tmp_path, raw=raw))
+
+
+def test_all_kinds_of_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        annotation(0, category_id=5)(content)
+        annotation(1, image_id=5)(content)
+
+    with pytest.raises(UserErrors) as caught:
+        opened(write(tmp_path, change))
+    assert len(caught.value.errors) == 2
+
+
+def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
+    source = opened(write(tmp_path))
+    assert source.classes == ("cat", "dog")
+    assert [sample.image.name for sample in source] == ["b.png", "a.png", "empty.png"]
+    assert source.annotations is not None
+    found = source.annotations.of_image(1)
+    assert found.labels.tolist() == [1, 0] and found.boxes[0].tolist() == [2, 3, 12, 11]
+    polygons = reference.merge(reference.frPyObjects(CONTENT["annotations"][0]["segmentation"], HEIGHT, WIDTH))
+    masks = decoded(found.masks or [], found.size)
+    np.testing.assert_array_equal(masks[0], reference.decode(polygons))
+    np.testing.assert_array_equal(masks[1], np.eye(HEIGHT, WIDTH))
+    crowd = source.annotations.of_image(0)
+    assert crowd.crowd.tolist() == [True] and decoded(crowd.masks or [], crowd.size).sum() == 5
+    assert len(source.annotations.of_image(2).labels) == 0
+
+
+def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        annotation(0, bbox=[-4, 3, 10, 8])(content)
+        annotation(2, bbox=[1, 1, 0, 5])(content)
+        content["annotations"].append({**content["annotations"][2], "id": 8, "bbox": [28, 3, -5, 3]})
+        content["annotations"].append({**content["annotations"][2], "id": 9, "bbox": [40, 3, 5, 3]})
+
+    source = opened(write(tmp_path, change))
+    assert source.notes == ("1 boxes clipped to their image", "3 boxes without area in their image dropped")
+    assert source.annotations is not None
+    assert source.annotations.of_image(1).boxes.tolist() == [[0, 3, 6, 11]]
+
+
+@pytest.mark.parametrize("box", [[5, 5, 1e-6, 5], [29.9999999, 5, 5, 5], [-1e308, 0, 1e308, 5], [0, 0, 1e-30, 1e-30]])
+def test_the_thinnest_boxes_stop_nothing(tmp_path: Path, box: list[float]) -> None:
+    use(write(tmp_path, annotation(0, bbox=box)))
+
+
+def test_a_box_that_is_too_small_takes_its_mask_and_label_along(tmp_path: Path) -> None:
+    small = {"id": 50, "image_id": 7, "category_id": 2, "bbox": [4, 4, 0.4, 0.4], "segmentation": [[4, 4, 5, 4, 5, 5]]}
+    write(tmp_path, lambda content: content["annotations"].insert(0, small))
+    data = section(tmp_path, flip=0.0)
+    item = SampleDataset(open_source(data, "train", Path("/")), data, 0, train=True)[Key(1, 0, 0)]
+    assert not isinstance(item, Bad)
+    assert item["labels"].tolist() == [1, 0]
+    np.testing.assert_allclose(item["boxes"][0], [2, 3, 12, 11], atol=1e-3)
+    np.testing.assert_array_equal(item["masks"][1], np.eye(HEIGHT, WIDTH))
+
+
+def test_crowds_are_left_out_of_training_and_kept_for_evaluation(tmp_path: Path) -> None:
+    data = section(write(tmp_path))
+    source = open_source(data, "train", Path("/"))
+    trained, evaluated = (SampleDataset(source, data, 0, train=train)[Key(0, 0, 0)] for train in (True, False))
+    assert not isinstance(trained, Bad) and not isinstance(evaluated, Bad)
+    assert trained["boxes"].shape == (0, 4) and trained["masks"].shape == (0, HEIGHT, WIDTH)
+    assert evaluated["instances"].crowd.tolist() == [True]
+
+
+def test_without_masks_none_are_needed_or_read(tmp_path: Path) -> None:
+    write(tmp_path, lambda content: [each.pop("segmentation") for each in content["annotations"]])
+    data = section(tmp_path, instance_masks=False)
+    source = open_source(data, "train", Path("/"))
+    item = SampleDataset(source, data, 0, train=True)[Key(1, 0, 0)]
+    assert not isinstance(item, Bad)
+    assert "masks" not in item and len(item["boxes"]) == 2
+
+
+def test_images_that_are_missing_or_of_another_size_are_named_by_the_check(tmp_path: Path) -> None:
+    write(tmp_path, image(file_name="absent.png"))
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(tmp_path / "train" / "b.png")
+    data = section(tmp_path)
+    source = open_source(data, "train", Path("/"))
+    report = check_split(source, data, 2)
+    reasons = {Path(problem.path).name: problem.reason for problem in report.unreadable}
+    assert reasons.keys() == {"absent.png", "b.png"}
+    assert "the image is 31 x 20 pixels, its annotations are for 30 x 20" in reasons["b.png"]
+    assert isinstance(SampleDataset(source, data, 0, train=True)[Key(0, 0, 0)], Bad)
+
+
+def test_files_beside_the_annotated_ones_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(write(tmp_path) / "train" / "more.png")
+    assert opened(tmp_path).ignored == ("more.png",)
+
+
+def test_a_link_in_a_hidden_folder_does_not_lead_out(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(outside / "s.png")
+    root = write(tmp_path / "set", image(file_name=".hidden/s.png"))
+    (root / "train" / ".hidden").symlink_to(outside)
+    with pytest.raises(UserError, match="lead to"):
+        opened(root)
+
+
+@pytest.mark.parametrize("name", ["absent.png", ".", "sub", "a.png/b.png", "x" * 300 + ".png"])
+def test_names_of_no_image_stop_nothing(tmp_path: Path, name: str) -> None:
+    (write(tmp_path, image(file_name=name)) / "train" / "sub").mkdir()
+    use(tmp_path)
+
+
+def test_the_digest_follows_the_annotations(tmp_path: Path) -> None:
+    before = opened(write(tmp_path)).digest()
+    assert opened(write(tmp_path)).digest() == before
+    assert opened(write(tmp_path, annotation(0, bbox=[2, 3, 10, 9]))).digest() != before
+
+
+def test_the_demo_data_come_back_as_they_were_made(tmp_path: Path) -> None:
+    root = tmp_path / "shapes"
+    write_shapes(Shapes(train_images=4, val_images=2, image_size=64), root)
+    splits = {
+        name: Split(images=f"detection/{name}", annotations=f"detection/annotations/instances_{name}.json")
+        for name in ("train", "val")
+    }
+    data = CocoInstances(source="coco", root=str(root), **splits, short_side=64, long_side=64, flip=0.0)
+    source = open_source(data, "train", Path("/"))
+    assert source.classes == CLASSES and source.notes == ()
+    item = SampleDataset(source, data, 0, train=True)[Key(2, 0, 2)]
+    assert not isinstance(item, Bad)
+    by_class = np.zeros((64, 64), np.uint8)
+    for label, mask in zip(item["labels"], item["masks"], strict=True):
+        by_class[mask > 0] = label + 1
+    with Image.open(root / "segmentation" / "annotations" / "train" / "000002.png") as png:
+        np.testing.assert_array_equal(by_class, np.asarray(png))
+
+
+PLACES = [("images", key) for key in ("id", "file_name", "height", "width")]
+PLACES += [("categories", key) for key in ("id", "name")]
+PLACES += [("annotations", k) for k in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")]
+ODD = [10**400, -(10**400), 2**63, 1e308, "NaN", "\ud800", "a\0", "..", "."]
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-3, 40), st.floats(), st.text(max_size=4), st.sampled_from(ODD)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=8) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@given(
+    where=st.one_of(st.sampled_from(PLACES), st.sampled_from(["images", "annotations", "categories", None])),
+    value=VALUES,
+    number=st.integers(0, 1),
+)
+def test_any_value_anywhere_gives_a_source_or_a_message(
+    tmp_path_factory: pytest.TempPathFactory, where: tuple[str, str] | str | None, value: Any, number: int
+) -> None:
+    content: Any = copy.deepcopy(CONTENT)
+    if where is None:
+        content = value
+    elif isinstance(where, tuple):
+        content[where[0]][number][where[1]] = value
+    else:
+        content[where] = value
+    root = tmp_path_factory.getbasetemp() / "fuzz"
+    write(root, raw=json.dumps(content))
+    try:
+        use(root)
+    except UserError as error:
+        assert error.what
