@@ -1,4 +1,4 @@
-"""Small segmentation stages and networks."""
+"""Small segmentation and detection stages."""
 
 import json
 from collections.abc import Callable
@@ -32,6 +32,31 @@ def segmentation_stage() -> MakeStage:
             "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
             "optimizer": {"lr": 1e-3},
             "training": {"steps": 2, "global_batch": 4},
+            "cluster": {},
+        }  # fmt: skip
+        return Stage.model_validate_json(
+            json.dumps({name: {**part, **sections.get(name, {})} for name, part in defaults.items()})
+        )
+
+    return make
+
+
+@pytest.fixture
+def detection_stage() -> MakeStage:
+    """A stage of COCO instances with a small detector; arguments replace whole entries of a section by key."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        split = {"images": "images", "annotations": "instances.json"}
+        small = {"neck_channels": 16, "head_channels": 32, "anchor_size": 8, "proposals": 40, "roi_samples": 16}
+        task = sections.get("task", {"kind": "detection", "head": "mask_rcnn", **small})
+        defaults: dict[str, dict[str, Any]] = {
+            "data": {
+                "source": "coco", "root": "data", "train": split, "val": split, "short_side": 64, "long_side": 128,
+            },
+            "model": {"name": "resnet18"},
+            "task": task,
+            "optimizer": {"lr": 1e-3},
+            "training": {"steps": 2, "global_batch": 2},
             "cluster": {},
         }  # fmt: skip
         return Stage.model_validate_json(

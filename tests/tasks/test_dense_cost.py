@@ -4,7 +4,8 @@ import pytest
 
 from scalablevit.config.recipe import Stage
 from scalablevit.models.counting import Cost
-from scalablevit.tasks.dense_cost import PAPER_SEGMENTATION, dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION, dense_cost_beside_paper
+from scalablevit.tasks.detection import DetectionTask
 from scalablevit.tasks.segmentation import SegmentationTask
 
 ADE20K = tuple(f"class {number}" for number in range(150))
@@ -40,7 +41,25 @@ def test_parameters_and_flops_are_the_papers(
 
 def test_the_line_names_the_papers_figures_only_where_there_are_some() -> None:
     cost = Cost(parameters=30_430_000, macs=174_000_000_000, macs_with_attention=220_000_000_000)
-    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost)
-    assert line.startswith("scalablevit_small with semantic_fpn: 30.43 M parameters, 174.0 GFLOPs as the paper counts")
+    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost, (512, 2048))
+    assert line.startswith(
+        "scalablevit_small with semantic_fpn at 512x2048: 30.43 M parameters, 174.0 GFLOPs as the paper counts"
+    )
     assert line.endswith("220.0 G with attention; paper, ADE20K at 512x2048: 30.4 M, 174 GFLOPs")
-    assert "paper, " not in dense_cost_beside_paper("upernet", "resnet18", cost)
+    assert "paper, " not in dense_cost_beside_paper("upernet", "resnet18", cost, (512, 512))
+
+
+@pytest.mark.parametrize(("head", "name"), list(PAPER_DETECTION))
+def test_detectors_cost_what_the_paper_says(detection_stage: Callable[..., Stage], head: str, name: str) -> None:
+    """At 800 x 1280 with 80 classes: parameters within 0.05 M, multiply-accumulates within 0.5 %."""
+    stage = detection_stage(
+        data={"short_side": 800, "long_side": 1333, "instance_masks": True},
+        model={"name": name, "options": {"wide_value": name == "scalablevit_small"}},
+        task={"kind": "detection", "head": head},
+    )
+    task = DetectionTask(stage, tuple(f"class {number}" for number in range(80)))
+    cost, paper = task.cost(), PAPER_DETECTION[head, name]
+    assert cost.parameters / 1e6 == pytest.approx(paper.parameters_m, abs=0.05)
+    assert cost.macs / 1e9 == pytest.approx(paper.gflops, rel=0.005)
+    assert f"at 800x1280: {cost.parameters / 1e6:.2f} M" in task.cost_beside_paper()
+    assert "paper, COCO at 800x1280" in task.cost_beside_paper()

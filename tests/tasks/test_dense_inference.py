@@ -10,7 +10,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scalablevit.config.recipe import Segmentation, Sliding, Stage
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task import Segmentation, Sliding
 from scalablevit.models.backbone import build_pyramid
 from scalablevit.tasks.dense_inference import View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentation import SegmentationTask

@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scalablevit.config.recipe import Segmentation
+from scalablevit.config.task import Segmentation
 from scalablevit.models.backbone import build_pyramid
 from scalablevit.tasks.segmentor import BACKBONE, Segmentor, head_configs
 
@@ -163,7 +163,7 @@ def test_batch_norm_of_heads_becomes_synchronized_by_torchs_own_conversion() -> 
 IMPORT = """
 import sys, torch, warnings
 before = (torch.load, torch.save, list(warnings.filters))
-from scalablevit.config.recipe import Segmentation
+from scalablevit.config.task import Segmentation
 from scalablevit.models.backbone import build_pyramid
 filters = list(warnings.filters)
 from scalablevit.tasks.segmentor import Segmentor, head_configs

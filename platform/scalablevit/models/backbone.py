@@ -24,7 +24,7 @@ class Pyramid(nn.Module):
         pretrained_cfg: timm's, of the architecture.
     """
 
-    strides = STRIDES
+    strides: tuple[int, ...] = STRIDES
 
     def __init__(self, body: Any, indices: tuple[int, ...], norm: bool) -> None:
         super().__init__()
@@ -40,6 +40,17 @@ class Pyramid(nn.Module):
         return self.body.forward_intermediates(  # type: ignore[no-any-return]
             images, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
+
+    def leave_out(self, count: int) -> None:
+        """Give only the maps after the finest `count`.
+
+        The norm of a map left out is no longer trained: a parameter that asks for a gradient and never gets one stops
+        DistributedDataParallel.
+        """
+        for norm in list(getattr(self.body, "feature_norms", []))[:count]:
+            norm.requires_grad_(False)
+        self.indices, self.channels = self.indices[count:], self.channels[count:]
+        self.strides = self.strides[count:]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the architecture keeps from weight decay, besides norms and biases."""

@@ -10,8 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.config.data import ImageFolder
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Classification, ImageFolder, Stage
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task import Classification
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform

@@ -1,6 +1,5 @@
 """Intersection over union and accuracies from one confusion matrix, whatever the number of images."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from scalablevit.config.errors import UserError
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
+from scalablevit.tasks.figure_names import figure_name
 
 
 class ConfusionMetric:
@@ -62,10 +62,5 @@ class ConfusionMetric:
             "val/aacc": (hits.sum() / labelled.sum()).item(),
             "val/samples": float(self.samples.item()),
         }
-        shares = {iou_name(name): share for name, share in zip(self.classes, iou.tolist(), strict=True)}
+        shares = {figure_name("val/iou", name): share for name, share in zip(self.classes, iou.tolist(), strict=True)}
         return figures | {name: share for name, share in shares.items() if share == share}
-
-
-def iou_name(class_name: str) -> str:
-    """Name of a class's figure: characters that trackers refuse in names, such as commas, become underscores."""
-    return f"val/iou/{re.sub(r'[^A-Za-z0-9_. -]', '_', class_name)}"

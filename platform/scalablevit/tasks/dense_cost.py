@@ -1,4 +1,4 @@
-"""The cost of segmentation models beside the paper's figures."""
+"""The cost of segmentation models and detectors beside the paper's figures."""
 
 from scalablevit.models.counting import Cost, PaperRow
 
@@ -12,13 +12,26 @@ PAPER_SEGMENTATION = {
     ("upernet", "scalablevit_large"): PaperRow(135.5, 1162),
 }
 
+# ScalableViT, tables of COCO results at 800 x 1280; S fits with wide_value=True.
+PAPER_DETECTION = {
+    ("retinanet", "scalablevit_small"): PaperRow(36.4, 238),
+    ("retinanet", "scalablevit_base"): PaperRow(85.6, 330),
+    ("retinanet", "scalablevit_large"): PaperRow(112.6, 457),
+    ("mask_rcnn", "scalablevit_small"): PaperRow(46.3, 256),
+    ("mask_rcnn", "scalablevit_base"): PaperRow(94.9, 349),
+    ("mask_rcnn", "scalablevit_large"): PaperRow(121.4, 477),
+}
 
-def dense_cost_beside_paper(head: str, name: str, cost: Cost) -> str:
-    """One line with the cost of a head on a backbone, and the paper's figures where the paper has them."""
+
+def dense_cost_beside_paper(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
+    """One line with the cost of a head on a backbone for images of `size`, beside the paper's where it has them."""
     line = (
-        f"{name} with {head}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.1f} GFLOPs as the paper "
-        "counts (multiply-accumulates of convolutions and linear layers), "
+        f"{name} with {head} at {size[0]}x{size[1]}: {cost.parameters / 1e6:.2f} M parameters, "
+        f"{cost.macs / 1e9:.1f} GFLOPs as the paper counts (multiply-accumulates of convolutions and linear layers), "
         f"{cost.macs_with_attention / 1e9:.1f} G with attention"
     )
-    row = PAPER_SEGMENTATION.get((head, name))
-    return line if row is None else f"{line}; paper, ADE20K at 512x2048: {row.parameters_m} M, {row.gflops} GFLOPs"
+    if row := PAPER_SEGMENTATION.get((head, name)):
+        return f"{line}; paper, ADE20K at 512x2048: {row.parameters_m} M, {row.gflops} GFLOPs"
+    if row := PAPER_DETECTION.get((head, name)):
+        return f"{line}; paper, COCO at 800x1280: {row.parameters_m} M, {row.gflops} GFLOPs"
+    return line

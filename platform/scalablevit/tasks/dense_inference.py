@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.config.recipe import Sliding
+from scalablevit.config.task import Sliding
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import MaskPairs, Segmentation, Stage, TestTimeAugmentation
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task import Segmentation, TestTimeAugmentation
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
@@ -83,7 +85,8 @@ class SegmentationTask:
 
     def cost_beside_paper(self) -> str:
         """The segmentor's line."""
-        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost())
+        size = self.data.short_side, self.data.long_side
+        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost(), size)
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scalablevit.config.recipe import Segmentation
+from scalablevit.config.task import Segmentation
 from scalablevit.data.labels import IGNORE
 from scalablevit.models.backbone import Pyramid, build_pyramid
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalablevit.config.recipe import Classification, ImageFolder, MaskPairs, Segmentation, Stage
+from scalablevit.config.data import CocoInstances, ImageFolder, MaskPairs
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 
@@ -63,7 +65,7 @@ class Task(Protocol):
         """Predictions for `metric().update` and `answer`; called without gradients, in eval mode, under autocast."""
 
     @property
-    def augmented_data(self) -> ImageFolder | MaskPairs:
+    def augmented_data(self) -> ImageFolder | MaskPairs | CocoInstances:
         """The data section for `predict_augmented`: the recipe's own, or with larger images."""
 
     def predict_augmented(self, model: nn.Module, batch: Batch) -> Any:
@@ -87,3 +89,7 @@ def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
             from scalablevit.tasks.segmentation import SegmentationTask
 
             return SegmentationTask(stage, classes)
+        case Detection():
+            from scalablevit.tasks.detection import DetectionTask
+
+            return DetectionTask(stage, classes)

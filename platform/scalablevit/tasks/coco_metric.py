@@ -1,0 +1,144 @@
+"""COCO's average precision of boxes and masks, by faster-coco-eval."""
+
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from faster_coco_eval import COCO, COCOeval_faster
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.instances import Instances
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.figure_names import figure_name
+
+SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+"""The first six of COCO's summary, in its order."""
+KINDS = {"box": "bbox", "mask": "segm"}
+_NO_VALUE = -1
+"""What COCO answers where there is nothing to find."""
+
+Records = dict[int, tuple[Instances, dict[str, Any]]]
+"""Truth and detections by the image's number in the source."""
+
+
+class CocoMetric:
+    """Collects detections and truth, image by image, as run lengths; rank 0 evaluates them.
+
+    Args:
+        classes: names, in the order of their numbers.
+        masks: evaluate masks too.
+    """
+
+    def __init__(self, classes: tuple[str, ...], *, masks: bool) -> None:
+        self.classes = classes
+        self.kinds = ("box", "mask") if masks else ("box",)
+        self.records: Records = {}
+        self.figures: dict[str, float] | None = None
+
+    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
+        """Add images.
+
+        Args:
+            predictions: of each image `boxes` (n, 4) x1, y1, x2, y2, `scores` (n,), `labels` (n,) and `masks`, n run
+                lengths, all in the original image's pixels.
+            batch: with `index` and `instances`.
+        """
+        for number, truth, found in zip(batch["index"].tolist(), batch["instances"], predictions, strict=True):
+            self._add({number: (truth, found)})
+
+    def synchronize(self) -> None:
+        """Bring all images to rank 0, evaluate them there, and give the figures to every rank."""
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            self._evaluate()
+            return
+        first = dist.get_rank() == 0
+        gathered: list[Records] | None = [{} for _ in range(dist.get_world_size())] if first else None
+        dist.gather_object(self.records, gathered, dst=0)
+        if gathered is not None:
+            self.records = {}
+            for records in gathered:
+                self._add(records)
+            self._evaluate()
+        answer = [self.figures]
+        dist.broadcast_object_list(answer, src=0)
+        self.figures = answer[0]
+
+    def compute(self) -> dict[str, float]:
+        """Figures as fractions: `val/box_ap`, `..._ap50`, `..._ap75`, by size, and `val/box_ap/<class>`; so for masks.
+
+        Figures without truth to find (no small object, no object of a class) are left out.
+
+        Raises:
+            UserError: no object is annotated.
+        """
+        if self.figures is None:
+            self._evaluate()
+        figures = self.figures or {}
+        if "val/box_ap" not in figures:
+            raise UserError(
+                "no image of the validation split has an object", where="data.val.annotations", fix="check the file"
+            )
+        return figures
+
+    def _add(self, records: Records) -> None:
+        if twice := self.records.keys() & records.keys():
+            raise ValueError(f"image {min(twice)} was evaluated twice")
+        self.records |= records
+
+    def _evaluate(self) -> None:
+        self.figures = {"val/samples": float(len(self.records))}
+        truth = COCO(self._truth())
+        for kind in self.kinds:
+            evaluation = COCOeval_faster(truth, truth.loadRes(self._detections(kind)), iouType=KINDS[kind])
+            evaluation.run()
+            self.figures |= self._named(kind, evaluation)
+
+    def _named(self, kind: str, evaluation: Any) -> dict[str, float]:
+        figures = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
+        # (thresholds, recalls, classes, areas, limits): all areas, the largest number of detections
+        precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+        for number, name in enumerate(self.classes):
+            of_class = precision[:, :, number]
+            figures[figure_name(f"val/{kind}_ap", name)] = (
+                float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
+            )
+        return {name: value for name, value in figures.items() if value != _NO_VALUE}
+
+    def _truth(self) -> dict[str, Any]:
+        """COCO's format; numbers count from 1, since 0 stands for "no match" in COCO's evaluation."""
+        images, annotations = [], list[dict[str, Any]]()
+        for number, (truth, _) in sorted(self.records.items()):
+            images.append({"id": number + 1, "height": truth.size[0], "width": truth.size[1]})
+            for i, box in enumerate(truth.boxes.astype(float)):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number + 1,
+                        "category_id": int(truth.labels[i]) + 1,
+                        "bbox": _corner_and_size(box),
+                        "area": float(truth.areas[i]),
+                        "iscrowd": int(truth.crowd[i]),
+                        **({} if truth.masks is None else {"segmentation": truth.masks[i]}),
+                    }
+                )
+        categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _detections(self, kind: str) -> list[dict[str, Any]]:
+        found = []
+        for number, (_, detections) in sorted(self.records.items()):
+            labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
+            boxes = detections["boxes"].double().cpu().numpy()
+            for i, (label, score) in enumerate(zip(labels, scores, strict=True)):
+                # one of both: with a box beside the mask, the box's area would decide what is small
+                what = (
+                    {"bbox": _corner_and_size(boxes[i])} if kind == "box" else {"segmentation": detections["masks"][i]}
+                )
+                found.append({"image_id": number + 1, "category_id": label + 1, "score": score, **what})
+        return found
+
+
+def _corner_and_size(box: Any) -> list[float]:
+    """x1, y1, x2, y2 to x, y, width, height."""
+    left, top, right, bottom = (float(value) for value in box)
+    return [left, top, right - left, bottom - top]
