@@ -15,12 +15,13 @@ FOLLOW ?= 48h
 # folder of real data for test-real: classification-photos, classification-cifar10, segmentation, ...
 DATA ?= ../shared/data
 
-.PHONY: help setup full test test-real lint lock head-stop clean
+.PHONY: help setup full test test-real overfit-coco lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
+	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make setup      the environment in $(VENV), from $(LOCK)"
 	@echo "make head-stop  stop the local Ray head and its jobs"
@@ -53,6 +54,9 @@ test: setup lint
 
 test-real: setup
 	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m real
+
+overfit-coco: setup
+	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"
 
 lint: setup
 	$(BIN)/ruff check

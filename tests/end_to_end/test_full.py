@@ -74,27 +74,43 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         place.head("stop")
 
 
-def test_both_models_are_registered_with_their_lineage(whole):
+def test_all_models_are_registered_with_their_lineage(whole):
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
     results = whole.results()
-    pretrain, segment = (
-        client.get_model_version_by_alias(f"tiny-{name}", "candidate") for name in ("pretrain", "segment")
+    pretrain, segment, detect = (
+        client.get_model_version_by_alias(f"tiny-{name}", "candidate") for name in ("pretrain", "segment", "detect")
     )
-    assert segment.tags["scalablevit.init_sha256"] == results["pretrain"]["weights_sha256"]
-    assert segment.tags["scalablevit.weights_sha256"] == results["segment"]["weights_sha256"]
-    assert segment.tags["scalablevit.parent_version"] == f"tiny-pretrain/{pretrain.version}"
+    for tuned, name in ((segment, "segment"), (detect, "detect")):
+        assert tuned.tags["scalablevit.init_sha256"] == results["pretrain"]["weights_sha256"]
+        assert tuned.tags["scalablevit.weights_sha256"] == results[name]["weights_sha256"]
+        assert tuned.tags["scalablevit.parent_version"] == f"tiny-pretrain/{pretrain.version}"
     runs = {
         run.info.run_id: run for run in client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
     }
-    assert len(runs) == 3 and all(run.info.status == "FINISHED" for run in runs.values())
+    assert len(runs) == 4 and all(run.info.status == "FINISHED" for run in runs.values())
     child = runs[segment.run_id]
     assert runs[child.data.tags["mlflow.parentRunId"]].info.run_name.startswith("tiny-")
     losses = client.get_metric_history(segment.run_id, "train/loss")
     assert [point.step for point in losses] == list(range(2, 81, 2))
     assert child.data.params["optimizer.lr"] == "0.001"
     assert any(name.startswith("system/node0/") for name in child.data.metrics)
+
+
+def test_fine_tunings_ran_beside_each_other(whole):
+    """Both fit on the head's two CPUs at once."""
+    import mlflow
+
+    assert "running beside each other: segment, detect" in whole.output
+    client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
+    spans = []
+    for name in ("segment", "detect"):
+        run = client.get_model_version_by_alias(f"tiny-{name}", "candidate").run_id
+        times = [point.timestamp for point in client.get_metric_history(run, "train/loss")]
+        spans.append((min(times), max(times)))
+    (first, last), (other_first, other_last) = spans
+    assert max(first, other_first) < min(last, other_last), spans
 
 
 def test_driver_and_workers_ran_the_uploaded_snapshot(whole):
@@ -115,10 +131,19 @@ def test_the_registered_models_answer_image_bytes_without_unpickling(whole, monk
     scene = next((data / "segmentation" / "images" / "val").rglob("*.jpg"))
     answer = mlflow.pyfunc.load_model("models:/tiny-segment@candidate").predict([scene.read_bytes()])
     assert answer["mask_png"][0].startswith(b"\x89PNG")
+    answer = mlflow.pyfunc.load_model("models:/tiny-detect@candidate").predict([scene.read_bytes()])
+    found = answer.iloc[0]
+    assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == len(found["masks"])
 
 
 def test_the_table_names_what_came_out(whole):
-    for part in ("tiny-pretrain v1 @candidate", "tiny-segment v1 @candidate", "images/s", "mlflow ui"):
+    for part in (
+        "tiny-pretrain v1 @candidate",
+        "tiny-segment v1 @candidate",
+        "tiny-detect v1 @candidate",
+        "images/s",
+        "mlflow ui",
+    ):
         assert part in whole.output
 
 
@@ -150,7 +175,7 @@ def test_evaluate_gives_the_recorded_figures(whole, tmp_path):
 
 
 def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_path_factory):
-    """Killed in the second stage: the first is skipped, the second resumes in its MLflow run, bit for bit."""
+    """Killed while both fine-tunings run: pretraining is skipped, both go on in their MLflow runs, bit for bit."""
     import mlflow
 
     place = Place(tmp_path_factory.mktemp("killed"))
@@ -162,7 +187,7 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
         job.kill()
         job.wait(timeout=30)
         runs = [path.name for path in (place.root / "runs").iterdir()]
-        assert len(place.results()) == 1, "the second stage had finished already"
+        assert len(place.results()) == 1, "a fine-tuning had finished already"
         place.head("start")
         again = place.submit()
         assert again.returncode == 0, place.output
@@ -175,7 +200,7 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
         assert place.results()[name]["metrics"] == result["metrics"], name
     client = mlflow.MlflowClient(f"sqlite:///{place.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
-    assert len(runs) == 3 and all(run.info.status == "FINISHED" for run in runs)
+    assert len(runs) == 4 and all(run.info.status == "FINISHED" for run in runs)
     segment = next(run for run in runs if run.info.run_name.startswith("tiny-segment"))
     points = client.get_metric_history(segment.info.run_id, "train/loss")
     assert [point.step for point in points] == list(range(2, 81, 2)), "a metric was lost or doubled"
@@ -193,7 +218,7 @@ def test_a_stopped_job_is_marked_killed(whole):
     job.wait(timeout=60)
     client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3 + ["KILLED"] * 2
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4 + ["KILLED"] * 2
     assert [lease for lease in (whole.root / "runs").glob("*/lease.json") if _json(lease)] == []
 
 

@@ -1,5 +1,6 @@
 """Bad input is answered before Ray starts: place, value and remedy, exit code 2, no traceback."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scalablevit.config.recipe import Shapes
+from scalablevit.config.data import Shapes
 from scalablevit.data.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def recipe(tmp_path_factory):
     tree["data"] = {"root": "data"}
     tree["cluster"] = {"workers": 1}
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
 
 
@@ -56,8 +57,8 @@ def test_the_undamaged_recipe_passes(recipe, root):
     from scalablevit.config.loading import load_recipe
     from scalablevit.jobs.resolve import resolve
 
-    pretrain, segment = resolve(load_recipe(recipe), root)
-    assert (pretrain.train_samples, segment.parents) == (18, ("pretrain",))
+    pretrain, segment, detect = resolve(load_recipe(recipe), root)
+    assert (pretrain.train_samples, segment.parents, detect.parents) == (18, ("pretrain",), ("pretrain",))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_undamaged_recipe_passes(recipe, root):
         ("cluster.workers=100", ["training.global_batch", "some micro-batches would be empty"]),
         ("stages.segment.model.init=stage:nowhere", ["stage:nowhere", "no earlier stage"]),
         ("model.name=scalablevit_tny", ["unknown architecture 'scalablevit_tny'", "scalablevit_tiny"]),
-        ("data.root=elsewhere", ["elsewhere", "stage pretrain", "stage segment"]),
+        ("data.root=elsewhere", ["elsewhere", "stage pretrain", "stage segment", "stage detect"]),
         ("stages.pretrain.data.train.images=clasification/train", ["clasification", "data.train.images"]),
         ("stages.pretrain.model.init=weights.pth", ["no such file", "weights.pth", "model.init"]),
         ("optimizer.schedule.warmup_steps=500", ["warm-up (500 steps)", "training (12 steps"]),
@@ -78,6 +79,25 @@ def test_the_undamaged_recipe_passes(recipe, root):
 )
 def test_wrong_values_are_named_with_their_place(override, expected, recipe, root):
     message = resolved(recipe, root, override)
+    for part in expected:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.train.annotations=null", ["train.annotations and val.annotations are needed by the coco source"]),
+        ("data.val.annotations=../val.json", ["data.val.annotations", "'../val.json'", "without '..'"]),
+        ("data.instance_masks=false", ["mask_rcnn", "data.instance_masks must be true"]),
+        ("data.long_side=100", ["long_side (100) must be at least short_side (256)"]),
+        ("data.train_short_sides=[320, 256]", ["train_short_sides [320, 256] must rise"]),
+        ("task={kind: segmentation, head: upernet}", ["task segmentation needs data.source mask_pairs, not coco"]),
+        ("task.head=yolo", ["task.head", "'retinanet' or 'mask_rcnn'", "'yolo'"]),
+        ("task.anchor_sizes=8", ["unknown key 'anchor_sizes'", "did you mean 'anchor_size'"]),
+    ],
+)
+def test_wrong_values_of_detection_are_named_with_their_place(override, expected, root):
+    message = resolved(ROOT / "pipelines" / "recipes" / "coco_subset.yaml", root, override)
     for part in expected:
         assert part in message, message
 
@@ -101,6 +121,27 @@ def test_mask_ids_out_of_range_are_named(recipe, root):
     assert mask.name in message and "77" in message
 
 
+def test_splits_with_other_categories_are_named(recipe, root):
+    """The same names under other ids would be other classes in files that people exchange."""
+    file = root / "data" / "detection" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    next(each for each in content["categories"] if each["name"] == "star")["id"] = 99
+    content["annotations"] = [{**each, "category_id": 1} for each in content["annotations"]]
+    file.write_text(json.dumps(content))
+    message = resolved(recipe, root)
+    assert "only train has 8 (star)" in message and "only val has 99 (star)" in message
+    assert "stage detect" in message and "data.val.annotations" in message
+
+
+def test_annotations_that_contradict_each_other_are_named(recipe, root):
+    file = root / "data" / "detection" / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][3]["bbox"] = [1, 2, float("nan"), 4]
+    file.write_text(json.dumps(content))
+    message = resolved(recipe, root)
+    assert str(file) in message and "number 3 (id 4)" in message and "not four finite numbers" in message
+
+
 def test_several_mistakes_are_reported_at_once(recipe, root):
     message = resolved(recipe, root, "optimizer.lr=-1", "training.seed=x", "model.nme=resnet18")
     assert all(part in message for part in ("optimizer.lr", "training.seed", "model.nme"))
@@ -121,7 +162,7 @@ def test_more_workers_than_the_machine_has_is_answered_with_the_arithmetic(recip
 
 
 def test_scripts_answer_a_wrong_recipe_with_exit_code_2_and_no_traceback(recipe, root):
-    for script in ("full.py", "pretrain.py", "segment.py"):
+    for script in ("full.py", "pretrain.py", "segment.py", "detect.py"):
         done = run(ROOT / "pipelines" / script, "--recipe", recipe, "--root", root, "optimizer.lrr=1")
         assert done.returncode == 2
         assert "did you mean 'lr'" in done.stderr and "Traceback" not in done.stderr
@@ -132,14 +173,14 @@ def test_a_missing_recipe_names_its_neighbours():
     assert done.returncode == 2 and "demo.yaml" in done.stderr
 
 
-def test_a_recipe_without_the_stage_of_a_script_is_refused(root):
-    done = run(
-        ROOT / "pipelines" / "segment.py", "--recipe", ROOT / "pipelines" / "recipes" / "cifar10.yaml", "--root", root
-    )
-    assert done.returncode == 2 and "segmentation" in done.stderr
+@pytest.mark.parametrize(("script", "kind"), [("segment", "segmentation"), ("detect", "detection")])
+def test_a_recipe_without_the_stage_of_a_script_is_refused(script, kind, root):
+    cifar10 = ROOT / "pipelines" / "recipes" / "cifar10.yaml"
+    done = run(ROOT / "pipelines" / f"{script}.py", "--recipe", cifar10, "--root", root)
+    assert done.returncode == 2 and f"no {kind} stage" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["full", "pretrain", "segment", "evaluate", "sync"])
+@pytest.mark.parametrize("script", ["full", "pretrain", "segment", "detect", "evaluate", "sync"])
 def test_every_script_has_help_worth_reading(script):
     done = run(ROOT / "pipelines" / f"{script}.py", "--help")
     assert done.returncode == 0 and len(done.stdout) > 400 and "--root" in done.stdout

@@ -1,12 +1,13 @@
-"""COCO's figures against pycocotools, and counted once over ranks."""
-
 import contextlib
+import copy
 import io
 import json
+import logging
 import os
-import socket
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,150 +20,294 @@ from pycocotools.cocoeval import COCOeval
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.coco_metric import SUMMARY, CocoMetric
+from scalablevit.tasks.coco_metric import CocoMetric
 
-CLASSES = ("cat", "dog, big", "bird", "never there")
-SIZE = (120, 160)
-
-
-def _box(draws: np.random.Generator) -> list[float]:
-    left, top = draws.uniform(0, 100), draws.uniform(0, 60)
-    return [left, top, left + draws.uniform(4, 60), top + draws.uniform(4, 60)]
+CLASSES = ("sky, clear", "road", "car", "tree", "boat")
+SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+Scene = tuple[int, Instances, dict[str, Any]]
+"""Number, truth, detections."""
 
 
-def _mask(box: list[float]) -> dict[str, Any]:
-    mask = np.zeros(SIZE, np.uint8, order="F")
-    left, top, right, bottom = (round(value) for value in box)
-    mask[top:bottom, left:right] = 1
-    mask[top, left] = 0  # no mask is its box
-    return run_lengths.encode(mask)
+def _box(draws: np.random.Generator, height: int, width: int) -> list[float]:
+    """Of any size from a few pixels to most of the image."""
+    wide, high = (4 + (side - 5) * draws.random() ** 2 for side in (width, height))
+    left, top = draws.random() * (width - wide), draws.random() * (height - high)
+    return [left, top, left + wide, top + high]
 
 
-def _scene(number: int) -> tuple[Instances, dict[str, Any]]:
-    """Truth with crowds and without anything, and detections near it, wrong, and doubled."""
-    draws = np.random.default_rng(number)
-    count = 0 if number % 5 == 0 else int(draws.integers(1, 8))
-    boxes = [_box(draws) for _ in range(count)]
-    truth = Instances(
-        SIZE,
-        np.array(boxes, np.float32).reshape(-1, 4),
-        draws.integers(0, 3, count),
-        draws.random(count) < 0.2,
-        np.array([run_lengths.area(_mask(box)) for box in boxes], np.float32),
-        [_mask(box) for box in boxes],
-    )
-    near = [[value + draws.normal(0, 2) for value in box] for box in boxes * 2]
-    found = [[max(0.0, v) for v in box] for box in near] + [_box(draws) for _ in range(3)]
-    labels = np.concatenate([truth.labels, truth.labels, draws.integers(0, 3, 3)])
-    return truth, {
-        "boxes": torch.tensor(found),
-        "scores": torch.from_numpy(draws.random(len(found))),
-        "labels": torch.from_numpy(labels),
-        "masks": [_mask(box) for box in found],
+def _ellipse(box: Any, height: int, width: int) -> np.ndarray:
+    left, top, right, bottom = box
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    across = (columns - (left + right) / 2) / max((right - left) / 2, 0.5)
+    down = (rows - (top + bottom) / 2) / max((bottom - top) / 2, 0.5)
+    return (across**2 + down**2 <= 1).astype(np.uint8)
+
+
+def _encoded(boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
+    if not len(boxes):
+        return []
+    masks = np.stack([_ellipse(box, height, width) for box in boxes], axis=2)
+    return list(run_lengths.encode(np.asfortranarray(masks)))
+
+
+def _scene(draws: np.random.Generator, number: int, *, objects: int, found: int, classes: int = 4) -> Scene:
+    """Objects, some of them crowds, and detections: objects moved by a little or a lot, and boxes from nowhere."""
+    height, width = (int(side) for side in draws.integers(40, 300, 2))
+    boxes = np.array([_box(draws, height, width) for _ in range(objects)], np.float32).reshape(-1, 4)
+    labels = draws.integers(0, classes, objects)
+    masks = _encoded(boxes, height, width)
+    areas = np.array([run_lengths.area(mask) for mask in masks], np.float32)
+    truth = Instances((height, width), boxes, labels, draws.random(objects) < 0.15, areas, masks)
+    guesses, names = [], []
+    for _ in range(found):
+        if objects and draws.random() < 0.7:
+            chosen = int(draws.integers(objects))
+            sides = np.tile(boxes[chosen][2:] - boxes[chosen][:2], 2)
+            box = boxes[chosen] + draws.normal(0, 1, 4) * draws.choice([0.02, 0.1, 0.5]) * sides
+            right = draws.random() < 0.9
+            names.append(int(labels[chosen]) if right else int(draws.integers(classes)))
+            box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]) + 1, max(box[1], box[3]) + 1]
+        else:
+            box = _box(draws, height, width)
+            names.append(int(draws.integers(classes)))
+        guesses.append(box)
+    shown = np.array(guesses, np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
+    order = np.argsort(-(scores := draws.random(found).astype(np.float32)), kind="stable")
+    detections = {
+        "boxes": torch.from_numpy(shown[order]),
+        "scores": torch.from_numpy(scores[order]),
+        "labels": torch.tensor(names, dtype=torch.int64)[order.tolist()],
+        "masks": _encoded(shown[order], height, width),
     }
+    return number, truth, detections
 
 
-def _metric(numbers: list[int]) -> CocoMetric:
-    metric = CocoMetric(CLASSES, masks=True)
-    for number in numbers:
-        truth, found = _scene(number)
-        metric.update([found], {"index": torch.tensor([number]), "instances": [truth]})
+def _scenes(seed: int) -> list[Scene]:
+    """Usual ones, images without objects, without detections, with neither, and one with over 100 detections."""
+    draws = np.random.default_rng(seed)
+    counts = [(5, 9), (0, 4), (3, 0), (0, 0), (12, 130), (1, 1), (8, 20)]
+    return [_scene(draws, 3 * n, objects=objects, found=found) for n, (objects, found) in enumerate(counts)]
+
+
+def _metric(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> CocoMetric:
+    metric = CocoMetric(CLASSES, masks=masks)
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        metric.update(
+            [found for _, _, found in part],
+            {"index": torch.tensor([number for number, _, _ in part]), "instances": [truth for _, truth, _ in part]},
+        )
     return metric
 
 
-def _pycocotools(numbers: list[int], kind: str) -> Any:
-    annotations, results = [], []
-    for number in numbers:
-        truth, found = _scene(number)
-        for i, (left, top, right, bottom) in enumerate(truth.boxes.tolist()):
+def _figures(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:
+    metric = _metric(scenes, masks=masks)
+    metric.synchronize()
+    return metric.compute()
+
+
+def _as_text(mask: dict[str, Any]) -> dict[str, Any]:
+    return {**mask, "counts": mask["counts"].decode() if isinstance(mask["counts"], bytes) else mask["counts"]}
+
+
+def _pycocotools(scenes: list[Scene], kind: str) -> COCOeval:
+    """The reference's answer. Its category and image numbers have gaps, ours do not."""
+    images, annotations, results = [], [], []
+    for number, truth, found in scenes:
+        images.append({"id": number + 5, "height": truth.size[0], "width": truth.size[1]})
+        for box, label, crowd, area, mask in zip(
+            truth.boxes.tolist(), truth.labels.tolist(), truth.crowd, truth.areas, truth.masks, strict=True
+        ):
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": int(truth.labels[i]),
-                 "bbox": [left, top, right - left, bottom - top], "area": float(truth.areas[i]),
-                 "iscrowd": int(truth.crowd[i]), "segmentation": _text(truth.masks[i])}
+                {
+                    "id": len(annotations) + 1, "image_id": number + 5, "category_id": 7 * label + 3,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "area": float(area), "iscrowd": int(crowd), "segmentation": _as_text(mask),
+                }
             )  # fmt: skip
-        for i, (left, top, right, bottom) in enumerate(found["boxes"].double().tolist()):
-            what = {"bbox": [left, top, right - left, bottom - top]} if kind == "bbox" else {}
-            what |= {"segmentation": _text(found["masks"][i])} if kind == "segm" else {}
-            results.append({"image_id": number, "category_id": int(found["labels"][i]),
-                            "score": float(found["scores"][i]), **what})  # fmt: skip
+        for box, score, label, mask in zip(
+            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), found["masks"], strict=True
+        ):
+            what = (
+                {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
+                if kind == "bbox"
+                else {"segmentation": _as_text(mask)}
+            )
+            results.append({"image_id": number + 5, "category_id": 7 * label + 3, "score": score, **what})
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": n, "height": SIZE[0], "width": SIZE[1]} for n in numbers],
-            "annotations": annotations,
-            "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES)],
-        }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        truth_set = COCO()
+        categories = [{"id": 7 * number + 3, "name": name} for number, name in enumerate(CLASSES)]
+        truth_set.dataset = {"images": images, "annotations": annotations, "categories": categories}
+        truth_set.createIndex()
+        evaluation = COCOeval(truth_set, truth_set.loadRes(copy.deepcopy(results)), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
 
 
-def _text(mask: dict[str, Any]) -> dict[str, Any]:
-    return {"size": mask["size"], "counts": mask["counts"]}
+@pytest.mark.parametrize("seed", range(6))
+def test_figures_are_pycocotools(seed: int) -> None:
+    scenes = _scenes(seed)
+    figures = _figures(scenes)
+    assert figures["val/samples"] == len(scenes)
+    named = 1
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        reference = _pycocotools(scenes, kind)
+        assert 0.02 < reference.stats[0] < 0.98
+        for figure, value in zip(SUMMARY, reference.stats, strict=False):
+            assert figures.get(f"val/{name}_{figure}", -1) == pytest.approx(value, abs=1e-12), figure
+            named += value != -1
+        for number, class_name in enumerate(("sky_ clear", *CLASSES[1:])):
+            precision = reference.eval["precision"][:, :, number, 0, 2]
+            expected = precision[precision > -1].mean() if (precision > -1).any() else -1
+            assert figures.get(f"val/{name}_ap/{class_name}", -1) == pytest.approx(expected, abs=1e-12)
+            named += expected != -1
+    assert len(figures) == named  # none besides those, and none without truth
+    assert "val/box_ap/boat" not in figures
 
 
-NUMBERS = list(range(1, 41))
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_all_twelve_figures_of_the_summary_are_pycocotools(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Recalls too, which the metric does not report."""
+    scenes, seen = _scenes(11), []
+    named = CocoMetric._named
+
+    def spy(metric: CocoMetric, name: str, evaluation: Any) -> dict[str, float]:
+        seen.append(evaluation)
+        return named(metric, name, evaluation)
+
+    monkeypatch.setattr(CocoMetric, "_named", spy)
+    _figures(scenes)
+    (ours,) = [evaluation for evaluation in seen if evaluation.params.iouType == kind]
+    theirs = _pycocotools(scenes, kind)
+    np.testing.assert_allclose(ours.stats[:12], theirs.stats, atol=1e-12)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("box", "bbox"), ("mask", "segm")])
-def test_figures_are_those_of_pycocotools(ours: str, theirs: str, capfd: pytest.CaptureFixture[str]) -> None:
-    figures = _metric(NUMBERS).compute()
-    assert capfd.readouterr().out == ""
-    expected = _pycocotools(NUMBERS, theirs)
-    assert 0.05 < expected.stats[0] < 0.95, "the comparison would say little"
-    for number, name in enumerate(SUMMARY):
-        if expected.stats[number] >= 0:
-            assert figures[f"val/{ours}_{name}"] == pytest.approx(expected.stats[number], abs=1e-6), name
-        else:
-            assert f"val/{ours}_{name}" not in figures
-    precision = expected.eval["precision"][:, :, :, 0, -1]
-    for number, name in enumerate(("cat", "dog_ big", "bird")):
-        mean = precision[:, :, number].mean()
-        assert figures[f"val/{ours}_ap/{name}"] == pytest.approx(mean, abs=1e-6), name
-    assert f"val/{ours}_ap/never there" not in figures
-    assert figures["val/samples"] == len(NUMBERS)
-
-
-def test_without_detections_precision_is_zero() -> None:
-    metric = CocoMetric(CLASSES, masks=True)
-    truth, _ = _scene(1)
-    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0), "masks": []}
-    metric.update([nothing], {"index": torch.tensor([0]), "instances": [truth]})
-    assert metric.compute()["val/box_ap"] == metric.compute()["val/mask_ap"] == 0
-
-
-def test_without_any_object_the_user_hears_of_it() -> None:
-    with pytest.raises(UserError, match="no image of the validation split has an object"):
-        _metric([0, 5]).compute()
-
-
-def test_an_image_counts_once() -> None:
-    with pytest.raises(ValueError, match="image 3 was evaluated twice"):
-        _metric([1, 3, 3])
-
-
-def test_two_ranks_give_the_figures_of_one() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(port)], env=environment, stdout=subprocess.PIPE)
-        for rank in range(2)
+def test_boxes_alone_need_no_masks() -> None:
+    scenes = _scenes(1)
+    bare = [
+        (number, Instances(truth.size, truth.boxes, truth.labels, truth.crowd, truth.areas, None), found)
+        for number, truth, found in scenes
     ]
-    answers = [rank.communicate(timeout=200)[0] for rank in ranks]
-    one = _metric(NUMBERS).compute()
-    assert [json.loads(answer) for answer in answers] == [one, one]
+    for _, _, found in bare:
+        found.pop("masks")
+    figures = _figures(bare, masks=False)
+    assert not [name for name in figures if "mask" in name]
+    expected = _figures(_scenes(1))
+    assert figures == {name: value for name, value in expected.items() if "mask" not in name}
 
 
-if __name__ == "__main__":  # a rank of the test above
-    number, port_of_first = int(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port_of_first}", rank=number, world_size=2)
-    share = _metric(NUMBERS[number::2])
-    share.synchronize()
-    print(json.dumps(share.compute()))
-    dist.destroy_process_group()
+def test_the_order_of_images_and_batches_changes_nothing() -> None:
+    scenes = _scenes(2)
+    expected = _figures(scenes)
+    shuffled = _metric(scenes[::-1], batch=5)
+    shuffled.synchronize()
+    assert shuffled.compute() == expected
+
+
+def test_figures_by_hand() -> None:
+    """Two of class 1, one of them found; a wrong detection with a lower score takes nothing away."""
+    boxes = np.array([[10, 10, 50, 50], [60, 60, 100, 100]], np.float32)
+    nothing = np.zeros(2, bool)
+    truth = Instances((120, 120), boxes, np.array([1, 1]), nothing, np.full(2, 1600, np.float32), None)
+    found = {
+        "boxes": torch.tensor([[10.0, 10, 50, 50], [0, 0, 9, 9]]),
+        "scores": torch.tensor([0.9, 0.4]),
+        "labels": torch.tensor([1, 1]),
+    }
+    share = 51 / 101  # of 101 recalls those up to 0.5
+    assert _figures([(4, truth, found)], masks=False) == pytest.approx(
+        {
+            "val/samples": 1, "val/box_ap": share, "val/box_ap50": share, "val/box_ap75": share,
+            "val/box_ap_medium": share, "val/box_ap/road": share,
+        }
+    )  # fmt: skip
+
+
+def test_no_detection_at_all_is_an_average_precision_of_zero() -> None:
+    draws = np.random.default_rng(0)
+    scenes = [_scene(draws, number, objects=4, found=0) for number in range(2)]
+    figures = _figures(scenes)
+    assert figures["val/box_ap"] == figures["val/mask_ap"] == 0
+    assert set(figures.values()) == {0.0, 2.0}
+
+
+def _crowds_only() -> list[Scene]:
+    number, truth, found = _scene(np.random.default_rng(0), 0, objects=2, found=3)
+    crowds = Instances(truth.size, truth.boxes, truth.labels, np.ones(2, bool), truth.areas, truth.masks)
+    return [(number, crowds, found)]
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [
+        [_scene(np.random.default_rng(0), 0, objects=0, found=3)],
+        [_scene(np.random.default_rng(0), 0, objects=0, found=0)],
+        _crowds_only(),
+        [],
+    ],
+    ids=["no object", "nothing at all", "only crowds", "no image"],
+)
+def test_a_split_without_objects_is_the_users_to_mend(scenes: list[Scene]) -> None:
+    with pytest.raises(UserError, match="validation split"):
+        _figures(scenes)
+
+
+def test_no_image_counts_twice() -> None:
+    metric = _metric(_scenes(0))
+    with pytest.raises(ValueError, match="image 3 was evaluated twice"):
+        metric.update([_scenes(0)[1][2]], {"index": torch.tensor([3]), "instances": [_scenes(0)[1][1]]})
+
+
+def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        _figures(_scenes(3))
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+RANK_1 = """
+import json, pickle, sys, torch.distributed as dist
+sys.path.insert(0, sys.argv[3])
+from test_coco_metric import _figures
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
+print(json.dumps([_figures(scenes) for scenes in pickle.load(open(sys.argv[2], "rb"))]))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
+    """Also where one of them saw no image; the second rank starts from the last one."""
+    scenes = _scenes(4)
+    expected = _figures(scenes)
+    shares = (3, 0, len(scenes))
+    store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
+    others.write_bytes(pickle.dumps([scenes[len(scenes) - share :][::-1] for share in shares]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", RANK_1, store, str(others), str(Path(__file__).parent)]
+    other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
+    try:
+        figures = [_figures(scenes[: len(scenes) - share]) for share in shares]
+    finally:
+        dist.destroy_process_group()
+    assert figures == [expected] * len(shares)
+    assert json.loads(other.communicate(timeout=200)[0].splitlines()[-1]) == figures
+
+
+def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """Or the others would wait for the one that refuses."""
+    scenes = [_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
+    store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
+    others.write_bytes(pickle.dumps([scenes[1:]]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", RANK_1, store, str(others), str(Path(__file__).parent)]
+    other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
+    try:
+        with pytest.raises(UserError, match="validation split"):
+            _figures(scenes[:1])
+    finally:
+        dist.destroy_process_group()
+    assert "UserError" in other.communicate(timeout=200)[1]

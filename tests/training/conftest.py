@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from scalablevit.config.recipe import Shapes, Stage
+from scalablevit.config.data import Shapes
+from scalablevit.config.recipe import Stage
 from scalablevit.data.shapes import write_shapes
 
 MakeStage = Callable[..., Stage]
@@ -72,6 +73,34 @@ def make_segmentation(shapes: Path) -> MakeStage:
             "optimizer": {"lr": 1e-3},
             "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
         }
+        return merged(base, sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_detection(shapes: Path) -> MakeStage:
+    """Builds a detection stage on the same data."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        base: dict[str, dict[str, Any]] = {
+            "data": {
+                "source": "coco",
+                "root": str(shapes),
+                "train": {"images": "detection/train", "annotations": "detection/annotations/instances_train.json"},
+                "val": {"images": "detection/val", "annotations": "detection/annotations/instances_val.json"},
+                "short_side": 64,
+                "long_side": 64,
+                "train_short_sides": [48, 64],
+            },
+            "model": {"name": "scalablevit_tiny"},
+            "task": {
+                "kind": "detection", "head": "mask_rcnn", "neck_channels": 16, "head_channels": 16, "anchor_size": 8,
+                "proposals": 20, "roi_samples": 16, "max_detections": 5,
+            },
+            "optimizer": {"lr": 1e-3},
+            "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
+        }  # fmt: skip
         return merged(base, sections)
 
     return make

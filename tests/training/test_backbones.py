@@ -1,4 +1,4 @@
-"""Any timm backbone takes the place of ScalableViT, by recipe alone: trains, evaluates, saves, in both tasks."""
+"""Any timm backbone takes the place of ScalableViT, by recipe alone: trains, evaluates, saves, in all tasks."""
 
 import pytest
 from ranks import Attempt, newest, run_attempts
@@ -8,10 +8,10 @@ from scalablevit.training.worker import Assignment
 BACKBONES = ["scalablevit_tiny", "resnet18", "swin_tiny_patch4_window7_224", "pvt_v2_b0"]
 
 
-@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+@pytest.mark.parametrize("kind", ["classification", "segmentation", "detection"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbone_trains_in_the_loop(name, kind, make_stage, make_segmentation, tmp_path):
-    make = make_stage if kind == "classification" else make_segmentation
+def test_backbone_trains_in_the_loop(name, kind, make_stage, make_segmentation, make_detection, tmp_path):
+    make = {"classification": make_stage, "segmentation": make_segmentation, "detection": make_detection}[kind]
     options = {"img_size": 32} if kind == "classification" and name.startswith("swin") else {}
     stage = make(
         model={"name": name, "options": options},

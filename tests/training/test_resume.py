@@ -39,12 +39,29 @@ BATCH_NORM = {
         "ema_decay": 0.9,
     },
 }
+DETECTORS = ("mask_rcnn", "retinanet")
 STOPS = (1, 3, 5)
 TIMED = ("train/images_per_s", "train/data_wait")
 
 
 def assignment(stage: Stage, folder: Path) -> Assignment:
     return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
+
+
+def detection(head):
+    sections = {
+        "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
+        "training": {
+            "steps": 4,
+            "global_batch": 6,
+            "ema_decay": 0.9,
+            "evaluate_every": {"steps": 2},
+            "log_every_steps": 2,
+        },
+    }
+    if head == "retinanet":
+        sections |= {"task": {"head": head, "anchor_size": 16}, "data": {"instance_masks": False}}
+    return sections
 
 
 def classification_attempts(make_stage, world, folder):
@@ -54,7 +71,7 @@ def classification_attempts(make_stage, world, folder):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(make_stage, make_segmentation, tmp_path_factory):
+def two_ranks(make_stage, make_segmentation, make_detection, tmp_path_factory):
     """All that two ranks are needed for, in one start of the processes: importing torch is what takes time."""
     folder = tmp_path_factory.mktemp("two-ranks")
     segmentation = make_segmentation(**BATCH_NORM, cluster={"workers": 2})
@@ -67,6 +84,10 @@ def two_ranks(make_stage, make_segmentation, tmp_path_factory):
         Attempt(stopped),
         Attempt(plain),
     ]
+    for head in DETECTORS:
+        stage = make_detection(**detection(head), cluster={"workers": 2})
+        whole, stopped = (assignment(stage, folder / f"{head}-{name}") for name in ("whole", "stopped"))
+        attempts += [Attempt(whole), Attempt(stopped, stop_at=3), Attempt(stopped)]
     return folder, run_attempts(attempts, 2, folder)
 
 
@@ -119,6 +140,16 @@ def test_batch_norm_and_segmentation_resume_exactly(two_ranks):
     assert results[6] == {}, "the attempt was not stopped"
     assert results[7]["step"] == 4
     assert_same(folder / "segmentation-whole", folder / "segmentation-stopped")
+
+
+@pytest.mark.parametrize("head", DETECTORS)
+def test_detection_resumes_exactly(two_ranks, head):
+    """Torchvision draws which anchors and regions it learns from: anew at each step."""
+    folder, results = two_ranks
+    _, stopped, resumed = results[9 + 3 * DETECTORS.index(head) :][:3]
+    assert stopped == {}, "the attempt was not stopped"
+    assert resumed["step"] == 4
+    assert_same(folder / f"{head}-whole", folder / f"{head}-stopped")
 
 
 def test_two_ranks_take_the_step_of_one(two_ranks, make_stage, tmp_path):

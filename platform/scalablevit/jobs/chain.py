@@ -2,7 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scalablevit.config.recipe import Recipe
@@ -16,6 +17,9 @@ from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_s
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
+
+STOP_S = 15.0
+"""Longest wait for interrupted stages to record their end."""
 
 
 def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> list[StageResult]:
@@ -37,8 +41,8 @@ def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> li
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
         try:
-            for stage in stages:
-                results[stage.name] = run_stage(job, stage, results)
+            for group in groups(stages, cluster.has_room):
+                results |= run_group(job, group, results)
             spool.metrics(job.uid, [_headline(results)])
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -50,6 +54,57 @@ def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> li
             shipper.stop()
             spool.close()
     return list(results.values())
+
+
+def groups(
+    stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
+) -> Iterator[list[ResolvedStage]]:
+    """The stages in the order of running: those of a group run beside each other.
+
+    A group holds stages whose parents are in earlier groups, in the recipe's order, as many as there is room for.
+    """
+    waiting, done = list(stages), set[str]()
+    while waiting:
+        group: list[ResolvedStage] = []
+        for stage in waiting:
+            if done.issuperset(stage.parents) and (not group or has_room([*group, stage])):
+                group.append(stage)
+        yield group
+        done |= {stage.name for stage in group}
+        waiting = [stage for stage in waiting if stage.name not in done]
+
+
+def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResult]) -> dict[str, StageResult]:
+    """Run a group of stages; when one fails, the others still come to their end before the failure is raised."""
+    if len(group) == 1:
+        return {group[0].name: run_stage(job, group[0], earlier)}
+    print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
+    results: dict[str, StageResult] = {}
+    failures: list[BaseException] = []
+
+    def run(stage: ResolvedStage) -> None:
+        try:
+            results[stage.name] = run_stage(job, stage, earlier)
+        except BaseException as failure:  # raised below, in the main thread
+            print(f"[{stage.name}] failed: {failure}", flush=True)
+            failures.append(failure)
+
+    # daemons: after an interrupt nothing waits for them for ever
+    threads = [threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True) for stage in group]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # a join without a limit would hold signals back
+                thread.join(timeout=0.5)
+    except KeyboardInterrupt:
+        cluster.disconnect()  # Ray then raises SystemExit in the threads, which record their end
+        for thread in threads:
+            thread.join(timeout=STOP_S)
+        raise
+    if failures:
+        raise failures[0]
+    return {stage.name: results[stage.name] for stage in group}
 
 
 def _headline(results: dict[str, StageResult]) -> MetricRecord:

@@ -16,7 +16,8 @@ RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
 
 OVERRIDES = """\
 Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. They apply to every
-stage; stages.<name>.<key>=value applies to one. Every key is described in platform/scalablevit/config/recipe.py.
+stage; stages.<name>.<key>=value applies to one. Every key is described where it is defined: data and task in
+platform/scalablevit/config/data.py and task.py, the other sections in recipe.py beside them.
 
 Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can mend (nothing was lost); 1 a
 failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""

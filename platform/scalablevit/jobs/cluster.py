@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
@@ -47,10 +48,48 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
             where=f"RAY_ADDRESS={address}",
             fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine",
         ) from None
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = _alive_nodes()
     _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _check_reach(stages, root, [node["NodeID"] for node in nodes])
+
+
+def disconnect() -> None:
+    """Leave the cluster: everything that this driver started there ends."""
+    import ray
+
+    ray.shutdown()
+
+
+def has_room(stages: Sequence[ResolvedStage]) -> bool:
+    """Whether the connected cluster, were it empty, holds all workers of all these stages at once."""
+    return fit_together([stage.stage for stage in stages], [node["Resources"] for node in _alive_nodes()])
+
+
+def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
+    """Whether the workers of all stages fit on the nodes at once, each worker on one node.
+
+    Workers are placed largest first on the first node with room, which may miss a tight packing but never invents one.
+    """
+    free = [dict(node) for node in nodes]
+    wanted = [
+        {"GPU": stage.cluster.gpus_per_worker, "CPU": stage.cluster.cpus_per_worker}
+        for stage in stages
+        for _ in range(stage.cluster.workers)
+    ]
+    for worker in sorted(wanted, key=lambda each: (each["GPU"], each["CPU"]), reverse=True):
+        node = next((node for node in free if _workers_on(node, worker) >= 1), None)
+        if node is None:
+            return False
+        for kind, amount in worker.items():
+            node[kind] = node.get(kind, 0.0) - amount
+    return True
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _local_gpus() -> int:

@@ -14,11 +14,11 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import learning_rate
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources import Source, open_source
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
 
-KINDS = {"pretrain": "classification", "segment": "segmentation"}
+KINDS = {"pretrain": "classification", "segment": "segmentation", "detect": "detection"}
 """Task that each single-stage script runs."""
 
 
@@ -38,7 +38,9 @@ class ResolvedStage:
     unreadable: int
     """Samples that training will skip."""
     ignored: int
-    """Files beside the images that are no images by their names."""
+    """Files beside the images that are no images by their names, or not annotated."""
+    notes: tuple[str, ...]
+    """What cleaning the annotations did."""
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
@@ -142,6 +144,7 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
         sources[split], unreadable = source, unreadable + len(report.unreadable)
         ignored += len(source.ignored)
+    _same_categories(sources["train"], sources["val"])
     digests = [sources[split].digest() for split in ("train", "val")]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
@@ -158,10 +161,29 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         val_samples=len(sources["val"]),
         unreadable=unreadable,
         ignored=ignored,
+        notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,
         initial=initial,
     )
+
+
+def _same_categories(train: Source, val: Source) -> None:
+    """COCO's splits name their categories each by itself."""
+    if train.annotations is None or val.annotations is None:
+        return
+    first, second = train.annotations.categories, val.annotations.categories
+    if first != second:
+        only = [
+            f"only {split} has {', '.join(f'{number} ({name})' for number, name in sorted(found))}"
+            for split, found in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
+            if found
+        ]
+        raise UserError(
+            f"the categories of the splits differ: {'; '.join(only)}",
+            where="data.val.annotations",
+            fix="give both files the same categories with the same ids",
+        )
 
 
 def _checked_length(stage: Stage, samples: int) -> Length:
@@ -191,7 +213,7 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
         f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
-        f"{resolved.ignored} other files left out",
+        f"{resolved.ignored} other files left out" + "".join(f"; {note}" for note in resolved.notes),
         "digest": resolved.digest,
         "batch": f"{training.global_batch} = {cluster.workers} workers x {training.accumulation} micro-batches x "
         f"{per_worker:g}",

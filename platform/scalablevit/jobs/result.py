@@ -15,7 +15,7 @@ from scalablevit.training.checkpoint import CheckpointStore
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
 CONFIG = "model/config.json"
-BEST_METRIC = {"classification": "val/top1", "segmentation": "val/miou"}
+BEST_METRIC = {"classification": "val/top1", "segmentation": "val/miou", "detection": "val/box_ap"}
 """Each task's `best_metric`, known here without importing torch; a test compares."""
 
 

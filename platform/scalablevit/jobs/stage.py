@@ -28,7 +28,12 @@ from scalablevit.tracking.spool import Spool, Status, open_runs
 SERVING = "serving/model.py"
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
-SEGMENTATION_PACKAGES = ["onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"]
+TASK_PACKAGES = {
+    "classification": [],
+    "segmentation": ["onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"],
+    "detection": ["faster-coco-eval"],
+}
+"""What serving a task needs besides."""
 DRAIN_S = 120.0
 """Longest wait at a stage's end for MLflow to take what is left; nothing is lost after it."""
 FAILED_DRAIN_S = 10.0
@@ -174,7 +179,6 @@ def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: R
 
 def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, spool: Spool) -> None:
     """Ask for registration and end the run; asking twice registers once."""
-    dense = resolved.stage.task.kind == "segmentation"
     chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
     spool.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/checkpoints/{finished.checkpoint}"})
     spool.model(
@@ -183,7 +187,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
         folder=store.local / "model",
         package=PACKAGE,
         serving=SERVING,
-        requirements=pinned(SERVING_PACKAGES + (SEGMENTATION_PACKAGES if dense else [])),
+        requirements=pinned(SERVING_PACKAGES + TASK_PACKAGES[resolved.stage.task.kind]),
         tags={
             tags.RECIPE_HASH: resolved.hash,
             tags.DATA_DIGEST: resolved.digest,

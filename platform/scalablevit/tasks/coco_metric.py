@@ -89,7 +89,8 @@ class CocoMetric:
         self.figures = {"val/samples": float(len(self.records))}
         truth = COCO(self._truth())
         for kind in self.kinds:
-            evaluation = COCOeval_faster(truth, truth.loadRes(self._detections(kind)), iouType=KINDS[kind])
+            found = truth.loadRes(self._detections(kind))
+            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=_say_nothing)
             evaluation.run()
             self.figures |= self._named(kind, evaluation)
 
@@ -142,3 +143,7 @@ def _corner_and_size(box: Any) -> list[float]:
     """x1, y1, x2, y2 to x, y, width, height."""
     left, top, right, bottom = (float(value) for value in box)
     return [left, top, right - left, bottom - top]
+
+
+def _say_nothing(*_lines: Any) -> None:
+    """Instead of the library's report of each evaluation."""

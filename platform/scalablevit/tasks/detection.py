@@ -85,18 +85,23 @@ class DetectionTask:
         return {**batch, "image": [self._normalized(image) for image in batch["image"]]}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of torchvision's losses, each of which is also reported under its name."""
-        if batch["samples"] == 0:
-            return self._no_loss(model), {}
+        """Sum of torchvision's losses, each of which is also reported under its name.
+
+        A rank without any image still takes part in the step, with one that shows nothing: all is 0 there.
+        """
+        device = next(model.parameters()).device
+        seen = batch if batch["samples"] else self._nothing(device)
         targets = [
             {"boxes": boxes, "labels": labels + self._first}
-            for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True)
+            for boxes, labels in zip(seen["boxes"], seen["labels"], strict=True)
         ]
         if self.has_masks:
-            for target, masks in zip(targets, batch["masks"], strict=True):
+            for target, masks in zip(targets, seen["masks"], strict=True):
                 target["masks"] = masks
-        losses = model(batch["image"], targets)
-        return torch.stack([loss.float() for loss in losses.values()]).sum(), {k: v.detach() for k, v in losses.items()}
+        losses = {name: loss.float() for name, loss in model(seen["image"], targets).items()}
+        if not batch["samples"]:
+            losses = {name: loss * 0.0 for name, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Detections of each image in its original pixels, best first.
@@ -144,17 +149,15 @@ class DetectionTask:
     def _normalized(self, image: Tensor) -> Tensor:
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
 
-    def _no_loss(self, model: nn.Module) -> Tensor:
-        """Zero, with gradients for all parameters: all samples were undecodable, and the rank still takes part."""
-        device, side = next(model.parameters()).device, 2 * STRIDE
-        target = {
-            "boxes": torch.zeros((0, 4), device=device),
-            "labels": torch.zeros(0, dtype=torch.int64, device=device),
-            "masks": torch.zeros((0, side, side), dtype=torch.uint8, device=device),
+    def _nothing(self, device: torch.device) -> Batch:
+        """A black image without objects."""
+        side = 2 * STRIDE  # one of STRIDE would leave the batch norms of a backbone a single value
+        return {
+            "image": [torch.zeros((3, side, side), device=device)],
+            "boxes": [torch.zeros((0, 4), device=device)],
+            "labels": [torch.zeros(0, dtype=torch.int64, device=device)],
+            "masks": [torch.zeros((0, side, side), dtype=torch.uint8, device=device)],
         }
-        # two images of more than one position on the coarsest map: batch norm needs several values
-        losses = model(list(torch.zeros((2, 3, side, side), device=device)), [target, target])
-        return torch.stack([loss.float() for loss in losses.values()]).sum() * 0.0
 
     def _in_original(self, found: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """Bring detections from the network's image (3, h, w) to one of `size` (height, width)."""

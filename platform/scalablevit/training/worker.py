@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from scalablevit.config.data import CocoInstances, ImageFolder
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
@@ -108,7 +110,7 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
     eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
 
     def batches(first_step: int) -> Iterator[Batch]:
-        order = TrainOrder(len(source["train"]), getattr(stage.data, "repeats", 1), stage.training.seed)
+        order = _train_order(stage, source["train"])
         keys = TrainBatches(
             order,
             global_batch=stage.training.global_batch,
@@ -142,6 +144,15 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
     sampler.stop()
     sender.flush()
     return _result(outcome, state, writer) if rank == 0 else {}
+
+
+def _train_order(stage: Stage, source: Source) -> TrainOrder:
+    data, seed = stage.data, stage.training.seed
+    if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
+        heights, widths = source.annotations.sizes.T
+        landscape = (widths >= heights).astype(np.int64)
+        return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch)
+    return TrainOrder(len(source), data.repeats if isinstance(data, ImageFolder) else 1, seed)
 
 
 def _eval_batches(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
