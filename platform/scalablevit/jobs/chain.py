@@ -86,7 +86,8 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
         try:
             results[stage.name] = run_stage(job, stage, earlier)
         except BaseException as failure:  # raised below, in the main thread
-            print(f"[{stage.name}] failed: {failure}", flush=True)
+            if not job.stopping.is_set():
+                print(f"[{stage.name}] failed: {failure}", flush=True)
             failures.append(failure)
 
     # daemons: after an interrupt nothing waits for them for ever
@@ -98,7 +99,8 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
             while thread.is_alive():  # a join without a limit would hold signals back
                 thread.join(timeout=0.5)
     except KeyboardInterrupt:
-        cluster.disconnect()  # Ray then raises SystemExit in the threads, which record their end
+        job.stopping.set()
+        cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end
         for thread in threads:
             thread.join(timeout=STOP_S)
         raise

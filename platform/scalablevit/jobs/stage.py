@@ -1,9 +1,10 @@
 """One stage from its resolved recipe to a registered model: skip, resume or train, then register."""
 
 import json
+import threading
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Job:
     uid: str
     """Of the parent run."""
     tracking_uri: str
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the job was interrupted while stages ran in threads: whatever Ray then raises there, nothing failed."""
 
 
 def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]) -> StageResult:
@@ -108,7 +111,7 @@ def _train(
         raise
     finally:
         if status != "FINISHED":
-            spool.end(uid, status)
+            spool.end(uid, "KILLED" if job.stopping.is_set() else status)
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     return finished
