@@ -49,7 +49,7 @@ def changed(kind: str, *changes: tuple[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["classification", "segmentation", "detection"])
 def test_the_least_recipe_is_accepted(kind: str) -> None:
-    assert check(recipe(kind), {}, "f").name == "r"
+    assert check(Recipe, recipe(kind), {}, "f").name == "r"
 
 
 REFUSED = [
@@ -182,7 +182,7 @@ REFUSED = [
 @pytest.mark.parametrize(("kind", "changes", "said"), REFUSED, ids=lambda value: str(value)[:60])
 def test_each_rule_refuses(kind: str, changes: list[tuple[str, Any]], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        check(changed(kind, *changes), {}, "f")
+        check(Recipe, changed(kind, *changes), {}, "f")
     assert said in str(caught.value)
 
 
@@ -199,7 +199,7 @@ def test_each_rule_refuses(kind: str, changes: list[tuple[str, Any]], said: str)
     ids=str,
 )
 def test_what_detection_allows(changes: list[tuple[str, Any]]) -> None:
-    assert check(changed("detection", *changes), {}, "f").stages["first"].task.kind == "detection"
+    assert check(Recipe, changed("detection", *changes), {}, "f").stages["first"].task.kind == "detection"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_the_chain_of_stages(stages: dict[str, dict[str, str]], said: str) -> No
     stage = whole["stages"]["first"]
     whole["stages"] = {name: stage | {"model": stage["model"] | model} for name, model in stages.items()}
     with pytest.raises(UserError) as caught:
-        check(whole, {}, "f")
+        check(Recipe, whole, {}, "f")
     assert said in str(caught.value)
 
 
@@ -225,13 +225,13 @@ def test_a_stage_may_start_from_an_earlier_one() -> None:
     whole = recipe()
     stage = whole["stages"]["first"]
     whole["stages"]["second"] = stage | {"model": stage["model"] | {"init": "stage:first"}}
-    assert check(whole, {}, "f").stages["second"].model.init == "stage:first"
+    assert check(Recipe, whole, {}, "f").stages["second"].model.init == "stage:first"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", "../a", "a" * 81, "a/b"])
 def test_names_that_could_not_be_folders(name: str) -> None:
     with pytest.raises(UserError, match="name"):
-        check(recipe() | {"name": name}, {}, "f")
+        check(Recipe, recipe() | {"name": name}, {}, "f")
 
 
 def sections(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
@@ -255,7 +255,7 @@ def test_every_section_is_frozen_and_closed() -> None:
         assert section.model_config["frozen"]
         assert section.model_config["extra"] == "forbid"
         assert section.model_config["strict"]
-    stage = check(recipe(), {}, "f").stages["first"]
+    stage = check(Recipe, recipe(), {}, "f").stages["first"]
     with pytest.raises(ValidationError, match="frozen"):
         stage.training.seed = 3  # type: ignore[misc]
 
@@ -277,7 +277,7 @@ def test_every_key_is_explained() -> None:
 def stage_with(**training: Any) -> Stage:
     whole = recipe()
     whole["stages"]["first"]["training"] = {"global_batch": 8} | training
-    return check(whole, {}, "f").stages["first"]
+    return check(Recipe, whole, {}, "f").stages["first"]
 
 
 def test_epochs_become_steps_without_rounding_each_epoch() -> None:

@@ -4,9 +4,9 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,10 +17,14 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath
 
 SECTIONS = tuple(Stage.model_fields)
+TOP_KEYS = ("name", "tune")
+"""Keys of the recipe itself that an override may set."""
 STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
 
 Places = dict[KeyPath, str]
-"""Where each value of the merged recipe came from: `file:line` or the override as written."""
+"""Where each value came from: `file:line` or the override as written."""
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,18 +38,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file is missing or no YAML, or an override is malformed.
         UserErrors: everything that breaks the schema, each with file and line or override, value and nearest key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe: {error}", where=str(path), fix=_available(path)) from None
-    raw, lines = strict_yaml.load(text, str(path))
-    if not isinstance(raw, dict):
-        raise UserError("a recipe is a mapping of sections", where=str(path))
-    places: Places = {}
-    merged = _merge_stages(raw, lines, str(path), places)
-    for override in overrides:
-        _apply(override, merged, places)
-    return check(merged, places, str(path))
+    raw, places = read_mapping(path, "recipe")
+    return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path))
 
 
 def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
@@ -54,24 +48,59 @@ def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str]
     Raises:
         UserError: as `load_recipe`.
     """
-    merged: dict[str, Any] = {"name": "evaluate", "stages": {name: dict(stage)}}
-    places: Places = {}
+    return override_recipe({"name": "evaluate", "stages": {name: dict(stage)}}, overrides, {}, origin)
+
+
+def override_recipe(merged: dict[str, Any], overrides: Sequence[str], places: Places, origin: str) -> Recipe:
+    """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
+
+    Args:
+        merged: `name`, `stages` and whatever else stands at the top of the recipe.
+        places: where the values stand; the overrides are added.
+        origin: what stands in errors for values without a place.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
     for override in overrides:
         _apply(override, merged, places)
-    return check(merged, places, origin)
+    return check(Recipe, merged, places, origin)
 
 
-def check(merged: Mapping[str, Any], places: Places, name: str) -> Recipe:
-    """Validate a merged recipe of plain values; `places` names the origin of its values in errors."""
+def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
+    """A YAML file whose document is a mapping, and where each of its values stands.
+
+    Args:
+        what: what the file is, for errors: `recipe`, `space`.
+
+    Raises:
+        UserError: the file is missing, no YAML or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no possible path
+        raise UserError(f"cannot read the {what}: {error}", where=str(path), fix=_available(path)) from None
+    raw, lines = strict_yaml.load(text, str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"a {what} is a mapping of keys to values", where=str(path))
+    return raw, {key_path: f"{path}:{line}" for key_path, line in lines.items()}
+
+
+def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name: str) -> Schema:
+    """Validate plain values; `places` names their origin in errors, `name` that of values without a place.
+
+    Raises:
+        UserErrors: everything that breaks the schema (a lone mistake: UserError).
+    """
     try:
         # JSON mode: strict, but a list may stand for a tuple, as it does in YAML
-        return Recipe.model_validate_json(json.dumps(merged))
+        return schema.model_validate_json(json.dumps(merged))
     except ValidationError as error:
         found: dict[KeyPath, list[ErrorDetails]] = {}
         for detail in error.errors():
             # a union gives an error for each of its types at the same path
-            found.setdefault(_recipe_path(detail, merged), []).append(detail)
-        errors = [_explain(key_path, details, places, name) for key_path, details in found.items()]
+            found.setdefault(_key_path(detail, merged), []).append(detail)
+        errors = [_explain(schema, key_path, details, places, name) for key_path, details in found.items()]
         # one mistake in a shared section shows up in every stage
         distinct = list({str(each): each for each in errors}.values())
         raise UserErrors(distinct) if len(distinct) > 1 else distinct[0] from None
@@ -79,13 +108,15 @@ def check(merged: Mapping[str, Any], places: Places, name: str) -> Recipe:
 
 def _available(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
+    try:
+        names = [other.name for other in folder.iterdir() if other.suffix == ".yaml"]
+    except (OSError, ValueError):
         return "check the path"
-    near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")], n=3, cutoff=0.3)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3)
     return f"in {folder}: {', '.join(near)}" if near else "check the path"
 
 
-def _merge_stages(raw: dict[str, Any], lines: strict_yaml.Lines, name: str, places: Places) -> dict[str, Any]:
+def _merge_stages(raw: dict[str, Any], name: str, places: Places) -> dict[str, Any]:
     """Bring both forms of file into `{name, stages: {...}}`, recording where each value stands."""
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
@@ -94,14 +125,12 @@ def _merge_stages(raw: dict[str, Any], lines: strict_yaml.Lines, name: str, plac
         task = shared.get("task")
         kind = task.get("kind") if isinstance(task, dict) else None
         stages = {STAGE_NAMES.get(str(kind), "stage"): {}}
-    for key_path, line in lines.items():
-        places[key_path] = f"{name}:{line}"
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise UserError("`stages` is a mapping of stage names to sections", where=places.get(("stages",), name))
+    of_sections = {key_path: place for key_path, place in places.items() if key_path and key_path[0] in SECTIONS}
     for stage_name in stages:
-        for key_path, line in lines.items():
-            if key_path and key_path[0] in SECTIONS:
-                places.setdefault(("stages", stage_name, *key_path), f"{name}:{line}")
+        for key_path, place in of_sections.items():
+            places.setdefault(("stages", stage_name, *key_path), place)
     rest["stages"] = {stage_name: _deep_merge(shared, stage) for stage_name, stage in stages.items()}
     return rest
 
@@ -121,15 +150,10 @@ def _deep_merge(base: Any, over: Any) -> Any:
 
 def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
     """Put one override into the merged recipe."""
-    where = f"override {override!r}"
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise UserError("an override is written key.sub=value", where=where)
-    value, _ = strict_yaml.load(text, where)
-    if path == ["name"]:
-        merged["name"] = value
-        places[("name",)] = where
+    path, value, where = parse_override(override)
+    if len(path) == 1 and path[0] in TOP_KEYS:
+        merged[path[0]] = value
+        places[tuple(path)] = where
         return
     stages: dict[str, Any] = merged["stages"]
     targets, rest = list(stages), path
@@ -143,43 +167,80 @@ def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
         targets, rest = [path[1]], path[2:]
     if rest[0] not in SECTIONS:
         raise UserError(
-            f"no section {rest[0]!r}{_nearest(rest[0], SECTIONS)}", where=where, fix=f"sections: {', '.join(SECTIONS)}"
+            f"no section {rest[0]!r}{nearest(rest[0], SECTIONS)}", where=where, fix=f"sections: {', '.join(SECTIONS)}"
         )
     for stage in targets:
-        _set(stages[stage], rest, value, where)
-        full = ("stages", stage, *rest)
-        for known in [p for p in places if p[: len(full)] == full]:
-            del places[known]
-        places[full] = where
-        for length in range(3, len(full)):
-            # a section that only this override made
-            places.setdefault(full[:length], where)
+        put(stages[stage], rest, value, where)
+        claim(places, ("stages", stage, *rest), where, above=2)
     if path[0] != "stages":
         places[tuple(rest)] = where
 
 
-def _set(node: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
-    """Set a value, copying the mappings on the way: stages may share them."""
+def parse_override(override: str) -> tuple[list[str], Any, str]:
+    """Key path and value of `key.sub=value`, and how errors name the override.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    where = f"override {override!r}"
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError("an override is written key.sub=value", where=where)
+    value, _ = strict_yaml.load(text, where)
+    return path, value, where
+
+
+def claim(places: Places, key_path: KeyPath, where: str, above: int = 0) -> None:
+    """Record that an override set `key_path`, and made the sections on the way that were not there.
+
+    Args:
+        above: length of the part of the path that was there for sure.
+    """
+    for known in [each for each in places if each[: len(key_path)] == key_path]:
+        del places[known]
+    places[key_path] = where
+    for length in range(above + 1, len(key_path)):
+        places.setdefault(key_path[:length], where)
+
+
+def put(node: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Set a value, copying the mappings on the way: stages may share them.
+
+    Raises:
+        UserError: something on the way is no mapping, or the path is too long.
+    """
+    if len(path) > strict_yaml.MAX_DEPTH:
+        raise UserError(f"nested deeper than {strict_yaml.MAX_DEPTH} levels", where=where)
     for depth, part in enumerate(path[:-1]):
         child = {} if node.get(part) is None else node[part]
         if not isinstance(child, dict):
-            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {_short(child)}", where=where)
+            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {short(child)}", where=where)
         node[part] = dict(child)
         node = node[part]
     node[path[-1]] = value
 
 
-def _nearest(key: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+def nearest(key: str, names: Iterable[str]) -> str:
+    """`; did you mean ...?` when one of the names is near, else nothing."""
+    near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as errors show it."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _recipe_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
+def located(key_path: KeyPath, places: Places, name: str) -> str:
+    """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
+    place = next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
+    dotted = ".".join(str(part) for part in _as_written(key_path, place, places))
+    return ": ".join(part for part in (place, dotted) if part)
+
+
+def _key_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
     """The key path of an error as the user wrote it: pydantic's location less the names of union members."""
     node: Any = merged
     path: list[str | int] = []
@@ -194,29 +255,29 @@ def _recipe_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
     return tuple(path)
 
 
-def _explain(key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str) -> UserError:
-    """Pydantic's errors at one path in the words of the recipe: place, key, value, what is allowed."""
-    place = next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
-    dotted = ".".join(str(part) for part in _as_written(key_path, place, places))
-    where = f"{place}: {dotted}" if dotted else place
+def _explain(
+    schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str
+) -> UserError:
+    """Pydantic's errors at one path in the words of the file: place, key, value, what is allowed."""
+    where = located(key_path, places, name)
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
-            names = _siblings(first["loc"])
-            near = _nearest(str(key_path[-1]), names)
+            names = _siblings(schema, first["loc"])
+            near = nearest(str(key_path[-1]), names)
             return UserError(
-                f"unknown key {_short(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
+                f"unknown key {short(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
             )
         case "missing":
             return UserError("is missing", where=where, fix="add it")
         case "union_tag_not_found":
             return UserError("is missing, and decides what else stands here", where=where, fix="add it")
         case "union_tag_invalid":
-            return UserError(f"must be {first['ctx']['expected_tags']}, got {_short(first['ctx']['tag'])}", where=where)
+            return UserError(f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}", where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
     what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
     value = first["input"]
-    return UserError(what if isinstance(value, dict | list) else f"{what}, got {_short(value)}", where=where)
+    return UserError(what if isinstance(value, dict | list) else f"{what}, got {short(value)}", where=where)
 
 
 def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
@@ -226,22 +287,26 @@ def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
     return key_path[2:] if ("stages",) not in places or places.get(key_path[2:]) == place else key_path
 
 
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Names of the keys allowed beside the last part of a pydantic location."""
-    if loc[0] != "stages":
-        return [*Recipe.model_fields, *SECTIONS]
-    models: list[type[BaseModel]] = [Stage]
-    for part in loc[2:-1]:
-        # the kind of a union is a part of the location, but no key of the recipe
-        of_kind = [model for model in models if _kind(model) == part]
-        models = of_kind or [
-            found
-            for model in models
-            for field, info in model.model_fields.items()
-            if field == part
-            for found in _models_in(info.annotation)
-        ]
-    return [name for model in models for name in model.model_fields]
+    types: list[Any] = [schema]
+    for part in loc[:-1]:
+        types = [inner for each in types for inner in _inside(each, part)]
+    names = [name for each in types for model in _models_in(each) for name in model.model_fields]
+    # the sections of a recipe may also stand at its top
+    return [*names, *SECTIONS] if types == [Recipe] else names
+
+
+def _inside(annotation: Any, part: int | str) -> list[Any]:
+    """The types that may stand under one part of a pydantic location."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if part in annotation.model_fields:
+            return [annotation.model_fields[str(part)].annotation]
+        # the kind of a union is a part of the location, but no key of the file
+        return [annotation] if _kind(annotation) == part else []
+    if typing.get_origin(annotation) is dict:
+        return [typing.get_args(annotation)[1]]
+    return [inner for each in typing.get_args(annotation) for inner in _inside(each, part)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -277,5 +342,9 @@ def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> s
         data_digest: digest of its data.
         parents: hashes of the stages that it starts from.
     """
-    text = json.dumps([hashed_part(stage), data_digest, list(parents)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return short_digest([hashed_part(stage), data_digest, list(parents)])
+
+
+def short_digest(value: Any) -> str:
+    """Twelve hexadecimal digits of a plain value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -222,6 +222,8 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
     stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Stage]
+    tune: str | None = None
+    """A search space, relative to the recipe's file: `full.py` searches before it trains, and trains what it found."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
