@@ -1,0 +1,50 @@
+"""The figures that a search may name are those that the tasks report."""
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as run_lengths
+
+from scalablevit.config.space import METRICS
+from scalablevit.data.instances import Instances
+from scalablevit.tasks.classification import AccuracyMetric
+from scalablevit.tasks.coco_metric import CocoMetric
+from scalablevit.tasks.confusion import ConfusionMetric
+
+CLASSES = ("a", "b", "c", "d", "e")
+
+
+def over_all_classes(figures: dict[str, float]) -> set[str]:
+    """Without those of single classes and the number of samples."""
+    return {name for name in figures if name.count("/") == 1} - {"val/samples"}
+
+
+def test_classification() -> None:
+    metric = AccuracyMetric(len(CLASSES))
+    metric.update(torch.eye(5), {"label": torch.arange(5)})
+    assert over_all_classes(metric.compute()) == set(METRICS["classification"])
+
+
+def test_segmentation() -> None:
+    metric = ConfusionMetric(CLASSES)
+    mask = torch.arange(5, dtype=torch.uint8).repeat(3, 1)
+    metric.update([mask], {"mask": [mask]})
+    assert over_all_classes(metric.compute()) == set(METRICS["segmentation"])
+
+
+def test_detection() -> None:
+    """One small, one medium and one large object, all found."""
+    boxes = np.array([[0, 0, 20, 20], [30, 30, 90, 90], [100, 100, 250, 250]], np.float32)
+    masks = np.zeros((256, 256, 3), np.uint8, order="F")
+    for number, (left, top, right, bottom) in enumerate(boxes.astype(int)):
+        masks[top:bottom, left:right, number] = 1
+    lengths = list(run_lengths.encode(masks))
+    areas = np.array([run_lengths.area(each) for each in lengths], np.float32)
+    truth = Instances((256, 256), boxes, np.arange(3), np.zeros(3, bool), areas, lengths)
+    found = {
+        "boxes": torch.from_numpy(boxes), "scores": torch.ones(3), "labels": torch.arange(3), "masks": lengths
+    }  # fmt: skip
+    for with_masks in (True, False):
+        metric = CocoMetric(CLASSES, masks=with_masks)
+        metric.update([found], {"index": torch.tensor([0]), "instances": [truth]})
+        expected = {name for name in METRICS["detection"] if with_masks or not name.startswith("val/mask_")}
+        assert over_all_classes(metric.compute()) == expected
