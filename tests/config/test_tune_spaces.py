@@ -1,59 +1,59 @@
-"""The search spaces, as data: their paths exist in the base recipe and both ends of each range are recipes."""
+"""The search spaces that are shipped: each fits its recipe, and searches around the recipe's own values."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scalablevit.config import strict_yaml
-from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.space import Search, load_search, trial_epochs, trial_stage, value_at, with_values
 
 REPOSITORY = Path(__file__).parents[2]
 SPACES = sorted((REPOSITORY / "tune_spaces").glob("*.yaml"))
 
 
 @pytest.fixture(params=SPACES, ids=lambda path: path.stem)
-def space(request: pytest.FixtureRequest) -> dict[str, Any]:
-    loaded = strict_yaml.load(request.param.read_text(encoding="utf-8"), str(request.param))[0]
-    assert isinstance(loaded, dict)
-    return loaded
+def search(request: pytest.FixtureRequest) -> Search:
+    return load_search(request.param)
 
 
-def test_pretraining_has_a_space() -> None:
-    assert [path.name for path in SPACES] == ["pretrain.yaml"]
+def test_which_are_shipped() -> None:
+    names = {"cifar10", "demo", "detect", "pretrain", "pretrain_base", "pretrain_large", "segment"}
+    assert {path.stem for path in SPACES} == names
 
 
-def test_it_names_recipe_metric_direction_and_searcher(space: dict[str, Any]) -> None:
-    assert set(space) == {"recipe", "metric", "mode", "searcher", "parameters"}
-    assert space["metric"] == "val/top1"
-    assert space["mode"] == "max"
-    assert space["searcher"] in ("random", "grid", "tpe")
-    assert set(space["parameters"]) == {"optimizer.lr", "model.drop_path_rate"}
+def test_the_recipes_own_values_lie_inside(search: Search) -> None:
+    """For the paper's recipes these are the paper's values."""
+    base = search.recipe.stages[search.stage]
+    for path, draw in search.space.parameters.items():
+        low, high = draw.corners()
+        own = value_at(base, path)
+        assert low < own < high if own is not None else path == "model.drop_path_rate"
 
 
-def test_ranges_rise_and_their_ends_are_valid_in_the_recipe(space: dict[str, Any]) -> None:
-    recipe = REPOSITORY / space["recipe"]
-    base = load_recipe(recipe)
-    for path, choice in space["parameters"].items():
-        ((kind, (low, high)),) = choice.items()
-        assert kind in ("uniform", "loguniform")
-        assert low < high
-        assert kind != "loguniform" or low > 0
-        for value in (low, high):
-            resolved = load_recipe(recipe, [f"{path}={value!r}"])
-            found: Any = next(iter(resolved.stages.values()))
-            for part in path.split("."):
-                found = getattr(found, part)
-            assert found == value
-        # the paper's value lies inside
-        paper: Any = next(iter(base.stages.values()))
-        for part in path.split("."):
-            paper = getattr(paper, part)
-        assert low < paper < high
+def test_learning_rate_and_drop_path_are_searched(search: Search) -> None:
+    assert {"optimizer.lr", "model.drop_path_rate"} <= set(search.space.parameters)
 
 
-def test_a_path_that_the_recipe_lacks_is_refused(space: dict[str, Any]) -> None:
-    """What the check above rests on."""
-    with pytest.raises(UserError, match="did you mean 'drop_path_rate'"):
-        load_recipe(REPOSITORY / space["recipe"], ["model.drop_path=0.1"])
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_ends_together_are_trials_and_recipes(search: Search, end: int) -> None:
+    values = {path: draw.corners()[end] for path, draw in search.space.parameters.items()}
+    trial = trial_stage(search, values)
+    whole = with_values(search.recipe, search.stage, values).stages[search.stage]
+    for path, value in values.items():
+        assert value_at(trial, path) == value_at(whole, path) == value
+    assert trial.training.epochs == trial_epochs(search.space, search.recipe.stages[search.stage])
+
+
+def test_early_stopping_has_evaluations_to_go_by(search: Search) -> None:
+    """Of a trial that asha stops at its first rung, at least one evaluation is there."""
+    trial = trial_stage(search, {})
+    assert search.space.scheduler.kind == "asha"
+    assert trial.training.evaluate_every.epochs is not None
+    assert trial.training.evaluate_every.epochs <= search.space.scheduler.grace_epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("pretrain", "small"), ("pretrain_base", "base"), ("pretrain_large", "large")]
+)
+def test_pretraining_of_all_sizes(name: str, size: str) -> None:
+    search = load_search(REPOSITORY / "tune_spaces" / f"{name}.yaml")
+    assert search.recipe.stages[search.stage].model.name == f"scalablevit_{size}"
