@@ -15,13 +15,15 @@ FOLLOW ?= 48h
 # folder of real data for test-real: classification-photos, classification-cifar10, segmentation, ...
 DATA ?= ../shared/data
 
-.PHONY: help setup full test test-real overfit-coco lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real overfit-coco bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
+	@echo "make tune-demo  search learning rate and drop path of the demo, train the best in full, register it"
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
+	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make setup      the environment in $(VENV), from $(LOCK)"
 	@echo "make head-stop  stop the local Ray head and its jobs"
@@ -41,13 +43,21 @@ $(STAMP):
 	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
 	@touch $@
 
-full: setup
+# $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head
+define submit
 	@$(HEAD) start
 	@exports=$$($(HEAD) env) && eval "$$exports" && code=0 && \
 	{ timeout --foreground $(FOLLOW) $(BIN)/ray job submit --runtime-env infra/runtime_env.yaml \
-		-- python pipelines/full.py $(ARGS) || code=$$?; } && \
+		-- python $(1) || code=$$?; } && \
 	echo "The Ray head stays up for further jobs; 'make head-stop' stops it. The same command again continues the run." && \
 	exit $$code
+endef
+
+full: setup
+	$(call submit,pipelines/full.py $(ARGS))
+
+tune-demo: setup
+	$(call submit,pipelines/tune.py --space tune_spaces/demo.yaml $(ARGS))
 
 test: setup lint
 	timeout 3600 $(BIN)/python -m pytest
@@ -57,6 +67,9 @@ test-real: setup
 
 overfit-coco: setup
 	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"
+
+bench-tune: setup
+	PYTHONPATH=platform timeout 900 $(BIN)/python tests/benchmarks/tune_overhead.py
 
 lint: setup
 	$(BIN)/ruff check

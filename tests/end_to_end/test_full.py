@@ -215,7 +215,7 @@ def test_a_stopped_job_is_marked_killed(whole):
     _wait_for_checkpoint(whole, job, but=1)
     ray = str(Path(sys.executable).with_name("ray"))
     subprocess.run([ray, "job", "stop", "to-be-stopped"], env=whole.environment(), check=True, timeout=120)
-    job.wait(timeout=60)
+    job.wait(timeout=120)
     client = mlflow.MlflowClient(f"sqlite:///{whole.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4 + ["KILLED"] * 2

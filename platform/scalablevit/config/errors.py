@@ -46,3 +46,7 @@ class TrainingFailed(Exception):
             "resumes.\nThe workers' own logs lie in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 "
             "shows them here."
         )
+
+
+class SearchFailed(Exception):
+    """No trial of a search came to an evaluation; the message has their reasons."""

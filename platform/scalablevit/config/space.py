@@ -141,7 +141,7 @@ class Budget(Section):
     evaluate_every_epochs: Positive | None = None
     """Passes between the evaluations of a trial; null: the recipe's own interval."""
     wall_minutes: Positive | None = None
-    """No trial is started later than this; null: no limit."""
+    """Longest time of the trials; those that then train go on when the search is resumed. null: no limit."""
 
 
 class Scheduler(Section):

@@ -22,17 +22,21 @@ STOP_S = 15.0
 """Longest wait for interrupted stages to record their end."""
 
 
-def run_chain(recipe: Recipe, stages: Sequence[ResolvedStage], root: Path) -> list[StageResult]:
+def run_chain(
+    recipe: Recipe, stages: Sequence[ResolvedStage], root: Path, origins: dict[str, dict[str, str]] | None = None
+) -> list[StageResult]:
     """Run the stages on the connected cluster; finished ones are recognised and skipped.
 
     The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
+
+    Args:
+        origins: tags by stage: where its values come from.
     """
-    cluster.connect(stages, root)
     together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{together}", None, root)
     tracking = stages[0].stage.tracking
     with Lease(store):
-        job = Job(root, recipe.name, identity(store), tracking_uri(tracking.uri, root))
+        job = Job(root, recipe.name, identity(store), tracking_uri(tracking.uri, root), origins or {})
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
         named = {"stages": ", ".join(stage.name for stage in stages)}

@@ -6,9 +6,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scalablevit.config.errors import TrainingFailed, UserError
+from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.space import load_search, with_values
 from scalablevit.jobs.signals import end_like_ctrl_c
 
 DEMO = "demo.yaml"
@@ -43,7 +44,7 @@ def guarded(work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    except TrainingFailed as error:
+    except (TrainingFailed, SearchFailed) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -76,9 +77,11 @@ def _run(script: str, options: argparse.Namespace) -> int:
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
     recipe = load_recipe(path, options.overrides)
+    tuned = script == "full" and recipe.tune is not None
+    search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
-    from scalablevit.jobs import chain, resolve
+    from scalablevit.jobs import chain, cluster, resolve
     from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
@@ -87,13 +90,26 @@ def _run(script: str, options: argparse.Namespace) -> int:
         print(f"\nstage {stage.name}", flush=True)
         for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
             print(f"  {name:<14}{fact}", flush=True)
+    if search is not None:
+        from scalablevit.jobs.search_summary import plan
+
+        samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
+        print("\n" + plan(search, samples), flush=True)
     if options.dry_run:
         shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}
         print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "stages": shown}))
         print("dry run: nothing was started")
         return 0
     print(flush=True)
-    results = chain.run_chain(recipe, stages, root)
+    cluster.connect(stages, root)
+    origins: dict[str, dict[str, str]] = {}
+    if search is not None:
+        from scalablevit.jobs.search import search_stage
+
+        found = search_stage(search, resolve.resolve(recipe, root, [search.stage]), root)
+        recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
+        stages = resolve.resolve(recipe, root, wanted)
+    results = chain.run_chain(recipe, stages, root, origins)
     print("\n" + chain.table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return 0
 

@@ -86,6 +86,14 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
     return True
 
 
+def copies(stage: Stage) -> int:
+    """How many trainings like this one the connected cluster, were it empty, holds at once."""
+    nodes, count = [node["Resources"] for node in _alive_nodes()], 0
+    while fit_together([stage] * (count + 1), nodes):
+        count += 1
+    return count
+
+
 def _alive_nodes() -> list[dict[str, Any]]:
     import ray
 

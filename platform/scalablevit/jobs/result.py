@@ -7,7 +7,6 @@ from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.training.checkpoint import CheckpointStore
@@ -41,7 +40,7 @@ class StageResult:
     weights_sha256: str
     registered_as: str
     lineage: dict[str, str]
-    """Tags of the weights that it started from."""
+    """Tags of the weights that it started from, and of the search that found its values."""
     skipped: bool = False
     version: str = ""
     """Registered version; empty while MLflow has not taken it."""
@@ -68,7 +67,7 @@ def without_secrets(stage: Stage) -> Stage:
 def export(
     recipe: str,
     resolved: ResolvedStage,
-    initial: Initial | None,
+    lineage: dict[str, str],
     store: RunStore,
     uid: str,
     outcome: dict[str, Any],
@@ -118,5 +117,5 @@ def export(
         checkpoint=best.name,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
-        lineage=initial.lineage() if initial else {},
+        lineage=lineage,
     )

@@ -22,6 +22,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.callback import SpoolCallback
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.environment import environment_info, pinned
+from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
 from scalablevit.tracking.shipper import REFUSED, Shipper
 from scalablevit.tracking.spool import Spool, Status, open_runs
@@ -37,7 +38,7 @@ TASK_PACKAGES = {
 """What serving a task needs besides."""
 DRAIN_S = 120.0
 """Longest wait at a stage's end for MLflow to take what is left; nothing is lost after it."""
-FAILED_DRAIN_S = 10.0
+FAILED_DRAIN_S = 20.0
 """The same when the stage failed or was interrupted: long enough for its end to be told."""
 
 
@@ -50,6 +51,8 @@ class Job:
     uid: str
     """Of the parent run."""
     tracking_uri: str
+    origins: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Tags by stage: where its values come from, on its run and its registered version."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the job was interrupted while stages ran in threads: whatever Ray then raises there, nothing failed."""
 
@@ -96,14 +99,15 @@ def identity(store: RunStore) -> str:
 def _train(
     job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], store: RunStore, spool: Spool, uid: str
 ) -> StageResult:
-    initial = _initial(resolved, earlier)
+    initial = initial_of(resolved, earlier)
     _begin(job, resolved, initial, store, spool, uid)
     started = time.monotonic()
     status: Status = "FAILED"
     try:
         outcome = _launch(job, resolved, initial, store, uid)
         minutes = (time.monotonic() - started) / 60
-        finished = export(job.recipe, resolved, initial, store, uid, outcome, minutes)
+        lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
+        finished = export(job.recipe, resolved, lineage, store, uid, outcome, minutes)
         finished.save(store)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -117,7 +121,7 @@ def _train(
     return finished
 
 
-def _initial(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> Initial | None:
+def initial_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> Initial | None:
     """The weights to start from: found with the recipe, or left by an earlier stage in run storage."""
     if not resolved.parents:
         return resolved.initial
@@ -140,6 +144,7 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
         "stage": resolved.name,
         "run_folder": store.location,
         **(initial.lineage() if initial else {}),
+        **job.origins.get(resolved.name, {}),
         # not parameters: a restart may change them, and MLflow's parameters never change
         **flat(stage.cluster.model_dump(mode="json"), "cluster."),
     }
@@ -153,14 +158,6 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
         spool.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
     spool.artifact(uid, store.local / "recipe.yaml")
     spool.artifact(uid, store.local / "environment.json")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str) -> dict[str, Any]:

@@ -176,6 +176,11 @@ class CheckpointStore:
             if self._get(f"{self.folder}/{name}/{MANIFEST}") is None:
                 self._remove(name)
 
+    def remove_all(self) -> None:
+        """Delete every checkpoint; only the run's owner calls it, once nothing will go on from here."""
+        for name in self._folders():
+            self._remove(name)
+
     def check_space(self, nbytes: int, keep: Keep) -> None:
         """Refuse before training what would not fit on a local disk.
 

@@ -38,6 +38,14 @@ class Plan:
     device: torch.device
     rank: int
     world: int
+    metric: str = ""
+    """By which evaluations are compared; empty: the task's own."""
+    lower_is_better: bool = False
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """What an evaluation is worth, higher for better: the metric, negated where lower is better."""
+        value = metrics[self.metric or self.task.best_metric]
+        return -value if self.lower_is_better else value
 
     def autocast(self) -> torch.autocast:
         """Autocast in the recipe's precision."""
@@ -55,7 +63,7 @@ class Effects:
     report: Callable[[Record], None]
     """Takes a record that is equal on all ranks; must not wait for anything slow."""
     save: Callable[[TrainState, float | None], None]
-    """Takes the state and, after an evaluation, its value; copies before it returns, writes later."""
+    """Takes the state and, after an evaluation, its score; copies before it returns, writes later."""
     name_bad: Callable[[dict[str, str]], None]
     """Takes the undecodable training files that all ranks have met in this attempt: reason by path."""
 
@@ -105,8 +113,8 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         if evaluates:
             clock.pause()
             metrics = effects.evaluate(state.evaluated)
-            best = state.saw_evaluation(metrics, plan.task.best_metric)
-            value = metrics[plan.task.best_metric]
+            value = plan.score(metrics)
+            best = state.saw_evaluation(metrics, value)
             _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
             clock.resume()
         if saves:

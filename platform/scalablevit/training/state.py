@@ -96,10 +96,9 @@ class TrainState:
         self.running.add(figures, len(bad))
         self.bad_files.update(bad)
 
-    def saw_evaluation(self, metrics: dict[str, float], best_metric: str) -> bool:
-        """Take in an evaluation; True when it is the best so far. A value that is not a number never is."""
+    def saw_evaluation(self, metrics: dict[str, float], value: float) -> bool:
+        """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is."""
         self.last_metrics = metrics
-        value = metrics[best_metric]
         if value == value and (self.best_value is None or value > self.best_value):
             self.best_value, self.best_step = value, self.step
             self.best_metrics = metrics

@@ -62,6 +62,11 @@ class Assignment:
     """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
     evaluate_only: bool = False
     """Evaluate `init_weights`, all of them, and train nothing."""
+    metric: str = ""
+    """By which evaluations are compared; empty: the task's own."""
+    lower_is_better: bool = False
+    stored_first: bool = False
+    """Hand an evaluation on only when its checkpoint is stored: whoever stops a run upon it can rely on that."""
 
     def as_dict(self) -> dict[str, Any]:
         """For Ray's `train_loop_config`."""
@@ -91,7 +96,7 @@ def run(assignment: Assignment, rank: int, world: int, device: torch.device, sen
 def _run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
     stage = Stage.model_validate_json(assignment.stage)
     _configure_torch(stage)
-    plan, source = together(lambda: _open(stage, Path(assignment.root), device, rank, world))
+    plan, source = together(lambda: _open(stage, assignment, device, rank, world))
     task, length = plan.task, plan.length
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], assignment)
@@ -103,7 +108,8 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
         put_text(assignment.run_folder, START_NOTE, start)
     sampler = NodeSampler(device)
     # records that a killed controller may not have passed on, at once: each report waits for all ranks
-    sender = _PacedSender(send, sampler, waiting=state.history)  # the spool drops doubles
+    # the spool drops doubles
+    sender = _PacedSender(send, sampler, waiting=state.history, paced=not assignment.stored_first)
     sender.flush()
     writer = BackgroundWriter(store, stage.training.keep)
     train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
@@ -127,9 +133,11 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
         return evaluate(task, model, _eval_batches(plan, eval_data), plan.autocast())
 
     def save(state: TrainState, value: float | None) -> None:
-        sender.flush()
         if rank == 0:
             writer.submit(state.snapshot(), value if value == value else None)
+            if assignment.stored_first:
+                writer.wait()
+        sender.flush()
         state.forget_old_records()
 
     def name_bad(files: dict[str, str]) -> None:
@@ -139,9 +147,11 @@ def _run(assignment: Assignment, rank: int, world: int, device: torch.device, se
             except OSError as error:  # as for a checkpoint: a full disk must not end training
                 logger.error("%s was not written: %s", BAD_SAMPLES, error)
 
-    outcome = train(plan, state, Effects(batches, evaluation, sender.add, save, name_bad))
-    writer.wait()
-    sampler.stop()
+    try:
+        outcome = train(plan, state, Effects(batches, evaluation, sender.add, save, name_bad))
+    finally:  # a process that trains many runs must not be left with threads of those that ended early
+        writer.wait()
+        sampler.stop()
     sender.flush()
     return _result(outcome, state, writer) if rank == 0 else {}
 
@@ -241,12 +251,14 @@ def _nondeterminism() -> Iterator[list[str]]:
 
 
 def _open(
-    stage: Stage, root: Path, device: torch.device, rank: int, world: int
+    stage: Stage, assignment: Assignment, device: torch.device, rank: int, world: int
 ) -> tuple[Plan, dict[SplitName, Source]]:
     """The stage's data and task as this rank sees them."""
+    root = Path(assignment.root)
     train_source, val_source = open_source(stage.data, "train", root), open_source(stage.data, "val", root)
     task = build_task(stage, train_source.classes)
-    plan = Plan(stage, Length.of(stage, len(train_source)), task, device, rank, world)
+    length = Length.of(stage, len(train_source))
+    plan = Plan(stage, length, task, device, rank, world, assignment.metric, assignment.lower_is_better)
     return plan, {"train": train_source, "val": val_source}
 
 
@@ -318,10 +330,15 @@ def _newest_for_all(plan: Plan, store: CheckpointStore) -> tuple[str, Snapshot] 
 
 
 class _PacedSender:
-    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times."""
+    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times.
 
-    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record]) -> None:
+    Args:
+        paced: False: only `flush` sends.
+    """
+
+    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record], *, paced: bool) -> None:
         self._send = send
+        self._paced = paced
         self._sampler = sampler
         self._waiting = list(waiting)
         self._sent_ms = 0
@@ -329,7 +346,7 @@ class _PacedSender:
     def add(self, record: Record) -> None:
         """Send now if enough time has passed; equal records on all ranks make equal decisions."""
         self._waiting.append(record)
-        if record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
+        if self._paced and record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
             self.flush()
             self._sent_ms = record.time_ms
 

@@ -1,0 +1,85 @@
+"""The search from its command line: gates, search, the best configuration trained in full, and the table."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.space import load_search, with_values
+from scalablevit.jobs.cli import guarded
+
+SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"
+DEMO = "demo.yaml"
+
+EPILOG = """\
+Overrides are dotted recipe keys, as for pipelines/full.py (data.root=/data/photos), and keys of the space behind
+`space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is described in
+platform/scalablevit/config/space.py.
+
+The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
+their checkpoints. --resume does the same and refuses to start a new search.
+
+Exit codes: 0 done; 2 something that you can mend (nothing was lost); 1 all trials failed; 130 interrupted."""
+
+
+def main(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Search, retrain the best, and register it.
+
+    Args:
+        description: for --help.
+        arguments: without the program's name; None: the process's own.
+    """
+    options = parse(description, arguments)
+    return guarded(lambda: _run(options))
+
+
+def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/tune.py",
+        description=description,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe or the space")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="search space (default: the built-in demo)")
+    parser.add_argument("--root", metavar="DIR", help="where searches, runs and mlflow.db are kept (SCALABLEVIT_ROOT, "
+                        "~/scalablevit)")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="only continue a search that was begun before")
+    parser.add_argument("--retrain", action=argparse.BooleanOptionalAction, default=True,
+                        help="train the best configuration in full and register it (default: yes)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    path = options.space or SPACES / DEMO
+    if options.space is None:
+        print(f"no --space given: running the demo, {path.name}", flush=True)
+    search = load_search(path, options.overrides)
+    root = platform_root(options.root)
+    # imported late: a wrong space is answered before anything slow is loaded
+    from scalablevit.jobs import chain, cluster, resolve
+    from scalablevit.jobs.search import search_stage
+    from scalablevit.jobs.search_summary import plan
+
+    stages = resolve.resolve(search.recipe, root, [search.stage])
+    for stage in stages:
+        print(f"\nstage {stage.name}", flush=True)
+        for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
+            print(f"  {name:<14}{fact}", flush=True)
+    print("\n" + plan(search, stages[-1].train_samples), flush=True)
+    if options.dry_run:
+        print("\ndry run: nothing was started")
+        return 0
+    print(flush=True)
+    cluster.connect(stages if options.retrain else stages[:-1], root)
+    found = search_stage(search, stages, root, resume=options.resume)
+    if options.retrain:
+        print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
+        recipe = with_values(search.recipe, search.stage, found.best.values)
+        retrained = resolve.resolve(recipe, root, [search.stage])
+        results = chain.run_chain(recipe, retrained, root, {search.stage: found.origin()})
+        address = tracking_uri(stages[-1].stage.tracking.uri, root)
+        print("\n" + chain.table(results, root, address), flush=True)
+    return 0

@@ -1,0 +1,97 @@
+"""Which values each trial gets: drawn beforehand (random), enumerated (grid), or proposed one by one (TPE)."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from ray.tune.search.optuna import OptunaSearch
+
+from scalablevit.config.space import Draw, Space, combinations
+
+Values = dict[str, Any]
+"""Sampled value by dotted recipe path."""
+
+
+def draw(space: Space, number: int) -> Values:
+    """Values of a trial of a random search, a function of (seed, number) alone.
+
+    Parameters draw in the order of the file: one added at its end leaves the others' values as they were.
+    """
+    generator = np.random.default_rng([space.seed, number])
+    return {path: _sample(parameter, generator) for path, parameter in space.parameters.items()}
+
+
+def _sample(parameter: Draw, generator: np.random.Generator) -> Any:
+    if parameter.uniform is not None:
+        return float(generator.uniform(*parameter.uniform))
+    if parameter.loguniform is not None:
+        low, high = np.log(parameter.loguniform)
+        return float(np.clip(np.exp(generator.uniform(low, high)), *parameter.loguniform))
+    choices = parameter.choice or []  # the schema has exactly one of the three
+    return choices[int(generator.integers(len(choices)))]
+
+
+def listed(space: Space) -> list[Values]:
+    """All values of a random or grid search, in the order of its trials."""
+    if space.searcher == "grid":
+        return combinations(space)
+    return [draw(space, number) for number in range(space.budget.trials or 0)]
+
+
+def distribution(parameter: Draw) -> BaseDistribution:
+    """A parameter in Optuna's terms; choices that are lists stand there as JSON text."""
+    if parameter.uniform is not None:
+        return FloatDistribution(*parameter.uniform)
+    if parameter.loguniform is not None:
+        return FloatDistribution(*parameter.loguniform, log=True)
+    return CategoricalDistribution([as_category(choice) for choice in parameter.choice or []])
+
+
+def as_category(choice: Any) -> Any:
+    """A choice as Optuna takes it."""
+    return json.dumps(choice) if isinstance(choice, list | tuple) else choice
+
+
+class Proposals(OptunaSearch):
+    """Optuna's TPE, whose proposals are numbered and known to the caller before their trial starts.
+
+    Args:
+        space: the search space.
+        known: values of the trials that are there already: they are proposed again first, in the same order, so that
+            their results, new or replayed, are what later proposals rest on.
+        propose: takes the values of a proposal, keeps them, and returns the trial's configuration.
+    """
+
+    def __init__(self, space: Space, known: list[Values], propose: Callable[[Values], dict[str, Any]]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._parameters = space.parameters
+        self._propose = propose
+        points = [{path: as_category(value) for path, value in values.items()} for values in known]
+        super().__init__(
+            {path: distribution(parameter) for path, parameter in space.parameters.items()},
+            metric="score",
+            mode="max",
+            points_to_evaluate=points,
+            sampler=optuna.samplers.TPESampler(seed=space.seed, multivariate=True),
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Tune asks for the next trial's configuration."""
+        proposed = super().suggest(trial_id)
+        if proposed is None:
+            return None
+        values = {path: self._from_category(path, value) for path, value in proposed.items()}
+        return self._propose(values)
+
+    def _from_category(self, path: str, value: Any) -> Any:
+        choices = self._parameters[path].choice
+        return value if choices is None else next(choice for choice in choices if as_category(choice) == value)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search goes on from its trials' folders, never from Tune's snapshots."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as for `save`."""

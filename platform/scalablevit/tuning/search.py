@@ -1,0 +1,336 @@
+"""Runs a search's trials by Ray Tune, and records what each of them does."""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from scalablevit.config.loading import hashed_part
+from scalablevit.config.recipe import Stage
+from scalablevit.config.space import Draw, Search, trial_stage
+from scalablevit.tracking.params import flat
+from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.tuning.draws import Proposals, Values, listed
+from scalablevit.tuning.trial import Work, reason_of, run_trial
+from scalablevit.tuning.trials import (
+    Trial,
+    drop_checkpoints,
+    load_trials,
+    ranked,
+    save_list,
+    trial_folder,
+    write_result,
+)
+
+# Tune's own loggers write every result three times over; the spool has them. Its snapshots are never read.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+# an interrupt is ours to handle
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+QUIET_S = 5.0
+"""Evaluations of trials are printed at most this often; ends always."""
+
+
+def trial_uid(search_uid: str, number: int) -> str:
+    """A trial's uid in tracking, the same after a restart."""
+    return hashlib.sha256(f"{search_uid}/{number}".encode()).hexdigest()[:32]
+
+
+def trial_name(trial: Trial) -> str:
+    """A trial by its sampled values, for people."""
+    values = (
+        f"{path.rpartition('.')[2]}={value:.3g}" if isinstance(value, float) else f"{path.rpartition('.')[2]}={value}"
+        for path, value in trial.values.items()
+    )
+    return f"{trial.number:03d} {' '.join(values)}"
+
+
+class Recorder(tune.Callback):
+    """Keeps the table of trials while Tune runs them: tracking, results, disk; runs in the driver.
+
+    Args:
+        work: what the trials share.
+        trials: those known so far; proposals are appended.
+        spool: of the search; every trial has a child run in it.
+        uid: of the search's run.
+        experiment: MLflow experiment.
+    """
+
+    def __init__(self, work: Work, trials: list[Trial], spool: Spool, uid: str, experiment: str) -> None:
+        self.trials = trials
+        self._work = work
+        self._spool = spool
+        self._uid = uid
+        self._experiment = experiment
+        self._begun: set[int] = set()
+        self._printed = 0.0
+        self._deadline = math.inf
+        self._take_in_curves()
+
+    def _take_in_curves(self) -> None:
+        """Evaluations of interrupted trials, which the spool has."""
+        unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
+        for line in read_lines(self._spool.folder):
+            if line.record is None or line.record["kind"] != "metrics":
+                continue
+            trial, metrics = unfinished.get(line.record["uid"]), line.record["metrics"]
+            if trial is not None and self._work.search.space.metric in metrics:
+                trial.curve[line.record["step"]] = float(metrics[self._work.search.space.metric])
+                trial.status = "unfinished"
+
+    def until(self, deadline: float) -> None:
+        """Trials that end after this moment (monotonic seconds) were interrupted by the budget's wall time."""
+        self._deadline = deadline
+
+    def propose(self, values: Values, number: int | None = None) -> dict[str, Any]:
+        """Configuration of a trial, which is written down before it starts."""
+        number = len(self.trials) if number is None else number
+        if number == len(self.trials):
+            trial_stage(self._work.search, values)  # a proposal that is no recipe must not start
+            self.trials.append(Trial(number, values))
+            save_list(self._work.folder, self.trials)
+        return {"trial": {"number": number, "values": values, "curve": sorted(self.trials[number].curve.items())}}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Tune starts a trial."""
+        ours = self._of(trial)
+        if ours.number in self._begun or ours.ended():
+            return
+        self._begun.add(ours.number)
+        ours.status = "running"
+        stage = trial_stage(self._work.search, ours.values)
+        uid = trial_uid(self._uid, ours.number)
+        facts = {"trial": ours.number, "run_folder": trial_folder(self._work.folder, ours.number)}
+        self._spool.run(uid, trial_name(ours), experiment=self._experiment, parent=self._uid, tags=facts)
+        self._spool.params(uid, flat(hashed_part(stage)))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has been evaluated."""
+        ours = self._of(trial)
+        if ours.ended():
+            return
+        self._spool.metrics(trial_uid(self._uid, ours.number), result["records"])
+        values = trial.config["trial"]["values"]
+        if values != ours.values:  # population-based training changed them
+            ours.values = dict(values)
+            save_list(self._work.folder, self.trials)
+        if not math.isnan(result["value"]):
+            ours.curve[result["step"]] = result["value"]
+        if time.monotonic() - self._printed >= QUIET_S:
+            self._say(f"trial {trial_name(ours)}: step {result['step']}, {self._metric(result['value'])}")
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial has ended, by itself or by the scheduler."""
+        ours = self._of(trial)
+        if ours.ended():
+            return
+        length = self._work.total_steps(trial_stage(self._work.search, ours.values))
+        if max(ours.curve, default=0) >= length or _ended_itself(trial):
+            self._end(ours, "finished", "")
+        elif time.monotonic() >= self._deadline:
+            ours.status = "unfinished"
+            self._spool.end(trial_uid(self._uid, ours.number), "KILLED")
+        else:
+            kind = self._work.search.space.scheduler.kind
+            self._end(ours, "stopped", f"by {kind} after step {max(ours.curve, default=0)}")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial has failed; the search goes on."""
+        ours = self._of(trial)
+        if ours.ended():
+            return
+        file = trial.error_file
+        reason, again = reason_of(Path(file).read_text(errors="replace") if file else "")
+        self._end(ours, "failed", reason, keep=again)
+
+    def interrupt(self) -> None:
+        """The search stops here: what still trains goes on when it is resumed."""
+        for ours in self.trials:
+            if ours.status == "running":
+                ours.status = "unfinished"
+                self._spool.end(trial_uid(self._uid, ours.number), "KILLED")
+
+    def _end(self, ours: Trial, status: Any, reason: str, *, keep: bool = True) -> None:
+        ours.status, ours.reason = status, reason
+        if keep:
+            write_result(self._work.folder, ours)
+        space = self._work.search.space
+        uid = trial_uid(self._uid, ours.number)
+        best = ours.best(space.mode)
+        chosen = f"{space.metric}={best[1]:.6g} at step {best[0]}" if best else "none"
+        self._spool.tags(uid, {"stop_reason": reason or status, "best": chosen})
+        self._spool.end(uid, "FAILED" if status == "failed" else "FINISHED")
+        if space.scheduler.kind != "pbt":  # there an ended trial may still be another's donor
+            drop_checkpoints(self._work.folder, self.trials, space.mode, space.keep_best)
+        leader = next(iter(ranked(self.trials, space.mode)), None)
+        so_far = leader.best(space.mode) if leader else None
+        lead = f"; best so far {self._metric(so_far[1])} (trial {leader.number})" if leader and so_far else ""
+        self._say(f"trial {trial_name(ours)}: {status}{' ' + reason if reason else ''}, {chosen}{lead}")
+
+    def _metric(self, value: float) -> str:
+        return f"{self._work.search.space.metric.removeprefix('val/')} {value:.4f}"
+
+    def _say(self, text: str) -> None:
+        self._printed = time.monotonic()
+        ended = sum(trial.ended() for trial in self.trials)
+        print(f"[search] {ended} ended; {text}", flush=True)
+
+    def _of(self, trial: TuneTrial) -> Trial:
+        number: int = trial.config["trial"]["number"]
+        return self.trials[number]
+
+
+def _ended_itself(trial: TuneTrial) -> bool:
+    """Tune repeats a function's last result, marked, when the function returns."""
+    return bool(trial.last_result.get("__duplicate__"))
+
+
+def run_trials(
+    recorder: Recorder,
+    work: Work,
+    concurrency: int,
+    left_s: float | None,
+    trainable: Callable[[dict[str, Any], Work], None] = run_trial,
+) -> None:
+    """Run the trials that have not ended, and replay those that have; the recorder has the outcome.
+
+    Args:
+        concurrency: trials at once.
+        left_s: wall time that is left of the budget; None: no limit.
+        trainable: what a trial does.
+    """
+    space = work.search.space
+    params: dict[str, Any] = {}
+    proposals, samples = None, 1
+    if space.searcher == "tpe":
+        samples = max(space.budget.trials or 0, len(recorder.trials))
+        numbers = iter(range(samples))
+        proposals = Proposals(
+            space,
+            [trial.values for trial in recorder.trials],
+            lambda values: recorder.propose(values, next(numbers)),
+        )
+    else:
+        configs = [recorder.propose(trial.values, trial.number)["trial"] for trial in recorder.trials]
+        params = {"trial": tune.grid_search(configs)}
+    if left_s is not None:
+        recorder.until(time.monotonic() + left_s)
+    stage = trial_stage(work.search, recorder.trials[0].values if recorder.trials else {})
+    distributed = stage.cluster.workers > 1
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trainable, work=work), _resources(stage)),
+        param_space=params,
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=scheduler(work),
+            num_samples=samples,
+            max_concurrent_trials=None if space.scheduler.kind == "pbt" else concurrency,
+            time_budget_s=left_s,
+            reuse_actors=not distributed,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{time.time_ns():x}",
+            storage_path=f"{work.folder}/ray",
+            callbacks=[recorder],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+
+
+def _resources(stage: Stage) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial. One of several workers reserves them itself: its actor takes next to nothing.
+
+    A bundle may not be empty, and a fraction of a CPU for the actor would keep workers that need all of them waiting.
+    """
+    cluster = stage.cluster
+    if cluster.workers > 1:
+        return tune.PlacementGroupFactory([{"memory": 1}])
+    bundle = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        bundle["GPU"] = cluster.gpus_per_worker
+    return tune.PlacementGroupFactory([bundle])
+
+
+def scheduler(work: Work) -> TrialScheduler:
+    """The space's scheduler, in epochs trained."""
+    chosen = work.search.space.scheduler
+    metric: dict[str, Any] = {"metric": "score", "mode": "max"}
+    match chosen.kind:
+        case "asha":
+            whole = trial_stage(work.search, {})
+            longest = work.epoch(whole, work.total_steps(whole))
+            # beyond a trial's own end: it ends by itself, and is not cut off while it does
+            return ASHAScheduler(
+                time_attr="epoch",
+                max_t=longest + 1,  # type: ignore[arg-type]  # any unit of time, whole or not
+                grace_period=chosen.grace_epochs,  # type: ignore[arg-type]
+                reduction_factor=chosen.reduction_factor,
+                **metric,
+            )
+        case "median":
+            return MedianStoppingRule(time_attr="epoch", grace_period=chosen.grace_epochs, **metric)
+        case "pbt":
+            return PopulationBasedTraining(
+                time_attr="epoch",
+                perturbation_interval=chosen.perturb_epochs or 1.0,
+                hyperparam_mutations={"trial": {"values": _mutations(work.search)}},
+                custom_explore_fn=_inside(work.search),
+                **metric,
+            )
+        case _:
+            return FIFOScheduler()  # type: ignore[no-untyped-call]
+
+
+def _mutations(search: Search) -> dict[str, Any]:
+    return {path: _domain(parameter) for path, parameter in search.space.parameters.items()}
+
+
+def _domain(parameter: Draw) -> Any:
+    if parameter.uniform is not None:
+        return tune.uniform(*parameter.uniform)
+    if parameter.loguniform is not None:
+        return tune.loguniform(*parameter.loguniform)
+    return list(parameter.choice or [])
+
+
+def _inside(search: Search) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Tune multiplies values by 0.8 or 1.2 without regard to their range."""
+
+    def clip(config: dict[str, Any]) -> dict[str, Any]:
+        values = config["trial"]["values"]
+        for path, parameter in search.space.parameters.items():
+            if (span := parameter.uniform or parameter.loguniform) is not None:
+                values[path] = min(max(values[path], span[0]), span[1])
+        return config
+
+    return clip
+
+
+def open_trials(search: Search, folder: str) -> list[Trial]:
+    """The trials to run, as far as they are known; those of a random or grid search are written down here."""
+    trials = load_trials(folder)
+    if search.space.searcher == "tpe":
+        return trials
+    wanted = listed(search.space)
+    trials += [Trial(number, wanted[number]) for number in range(len(trials), len(wanted))]
+    save_list(folder, trials)
+    return trials

@@ -1,0 +1,218 @@
+"""One trial, as Tune runs it: trained in Tune's actor, or by Ray Train inside it when it needs several workers."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.space import Search, trial_stage, value_at
+from scalablevit.tuning.draws import Values
+from scalablevit.tuning.population import pointing, segment_folder, write_recipe
+from scalablevit.tuning.trials import Trial, read_result, trial_folder
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all trials of a search share."""
+
+    search: Search
+    folder: str
+    """Of the search, in run storage."""
+    root: str
+    train_samples: int
+    init_weights: str | None
+    init_sha256: str
+    keep_head: bool
+
+    def total_steps(self, stage: Stage) -> int:
+        """Steps of a trial that is not stopped."""
+        return Length.of(stage, self.train_samples).total
+
+    def epoch(self, stage: Stage, step: int) -> float:
+        """Epochs trained. Half a step is added: an evaluation after a rounded number of steps counts as on time."""
+        return (step + 0.5) * stage.training.global_batch / self.train_samples
+
+
+class TrialFailed(Exception):
+    """The trial cannot go on; the search does."""
+
+
+class Reports:
+    """Turns a trial's records into results for Tune: one for each evaluation, with the records before it.
+
+    Args:
+        curve: evaluations of earlier attempts, by step: replayed to a scheduler that has not seen them.
+    """
+
+    def __init__(self, work: Work, stage: Stage, curve: dict[int, float]) -> None:
+        self._work = work
+        self._stage = stage
+        self._known = dict(sorted(curve.items()))
+        self._waiting: list[dict[str, Any]] = []
+        self._best = -math.inf
+
+    def replayed(self) -> list[dict[str, Any]]:
+        """Results of the evaluations that are known."""
+        return [self._result(step, value) for step, value in self._known.items()]
+
+    def take(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Take in records; the results that they complete."""
+        results = []
+        metric = self._work.search.space.metric
+        for record in records:
+            self._waiting.append(record)
+            if metric in record["metrics"] and record["step"] not in self._known:
+                results.append(self._result(record["step"], float(record["metrics"][metric])))
+        return results
+
+    def of_population(self) -> bool:
+        """Whether trials take over each other's weights."""
+        return self._work.search.space.scheduler.kind == "pbt"
+
+    def last_words(self) -> list[dict[str, Any]]:
+        """A result of the worst score for the records since the last evaluation of a trial that failed, if any."""
+        return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
+
+    def _result(self, step: int, value: float) -> dict[str, Any]:
+        """`score`, higher for better, is what scheduler and searcher see: the best evaluation so far.
+
+        Population-based training copies weights, so there it is the evaluation of these weights.
+        """
+        score = -value if self._work.search.space.mode == "min" else value
+        score = score if math.isfinite(score) else -math.inf
+        self._best = max(self._best, score)
+        shown = score if self.of_population() else self._best
+        records, self._waiting = self._waiting, []
+        epoch = self._work.epoch(self._stage, step)
+        return {"score": shown, "value": value, "step": step, "epoch": epoch, "records": records}
+
+
+def run_trial(config: dict[str, Any], work: Work) -> None:
+    """Tune's trainable: bring a trial to its end, whatever state an earlier attempt left it in.
+
+    Args:
+        config: under `trial` its `number`, sampled `values` and known `curve` (pairs of step and value).
+
+    Raises:
+        TrialFailed: with the reason.
+    """
+    number, values = config["trial"]["number"], config["trial"]["values"]
+    trial = Trial(number, values)
+    stage = trial_stage(work.search, values)
+    check_sampled(stage, values)
+    folder = trial_folder(work.folder, number)
+    read_result(work.folder, trial)
+    reports = Reports(work, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
+    if not reports.of_population():  # a population's past cannot be replayed: weights went from trial to trial
+        _report_all(reports.replayed())
+    if trial.status == "failed":
+        raise TrialFailed(trial.reason)
+    if not trial.ended():
+        folder = segment_folder(folder, stage) if reports.of_population() else folder
+        write_recipe(folder, stage)
+        _train(stage, folder, work, reports)
+
+
+def check_sampled(stage: Stage, values: Values) -> None:
+    """The trial trains what was sampled.
+
+    Raises:
+        TrialFailed: a value of the resolved recipe is another one.
+    """
+    for path, value in values.items():
+        found = value_at(stage, path)
+        if found != value:
+            raise TrialFailed(f"{path} is {found!r} in the trial's recipe, and {value!r} was sampled")
+
+
+def _train(stage: Stage, folder: str, work: Work, reports: Reports) -> None:
+    from scalablevit.training.worker import Assignment
+
+    space = work.search.space
+    assignment = Assignment(
+        stage=stage.model_dump_json(),
+        run_folder=folder,
+        root=work.root,
+        init_weights=work.init_weights,
+        init_sha256=work.init_sha256,
+        keep_head=work.keep_head,
+        metric=space.metric,
+        lower_is_better=space.mode == "min",
+        stored_first=True,
+    )
+    if stage.cluster.workers == 1:
+        _train_here(stage, assignment, reports)
+    else:
+        _train_distributed(stage, assignment, reports)
+
+
+def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
+    import torch
+
+    from scalablevit.training.state import Record
+    from scalablevit.training.worker import run
+
+    population = reports.of_population()
+
+    def send(records: list[Record], _node: dict[str, float]) -> None:
+        for result in reports.take([record.as_dict() for record in records]):
+            if population:
+                with pointing(assignment.run_folder, result["step"]) as checkpoint:
+                    tune.report(result, checkpoint=checkpoint)
+            else:
+                tune.report(result)
+
+    device = torch.device("cuda" if stage.cluster.gpus_per_worker else "cpu")
+    try:
+        result = run(assignment, rank=0, world=1, device=device, send=send)
+    except Exception:
+        _report_all(reports.last_words())
+        raise
+    if "error" in result:
+        _report_all(reports.last_words())
+        raise TrialFailed(result["error"][0])
+
+
+def _report_all(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        tune.report(result)
+
+
+class TrialCallback(TuneReportCallback):
+    """Hands on what Ray Train's workers report to Tune; runs in Ray Train's controller."""
+
+    def __init__(self, reports: Reports) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Ray calls it once all ranks have reported."""
+        records = [record for reported in metrics for record in reported.get("records", [])]
+        for result in self._reports.take(records):
+            super().after_report(run_context, [result], None)
+
+
+def _train_distributed(stage: Stage, assignment: Any, reports: Reports) -> None:
+    from scalablevit.training.launch import launch
+
+    try:
+        launch(stage, assignment.as_dict(), assignment.run_folder, [TrialCallback(reports)])
+    except UserError as error:
+        raise TrialFailed(error.what) from error
+
+
+FAILED = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
+
+
+def reason_of(error: str) -> tuple[str, bool]:
+    """Why a trial failed, by Tune's traceback; and whether it would fail again: not when its process was lost."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
+    if said is not None:
+        return said.removeprefix(FAILED), True
+    lost = any("ActorDied" in line or "ActorUnavailable" in line or "NodeDied" in line for line in lines)
+    return (lines[-1] if lines else "it ended without a word"), not lost

@@ -1,0 +1,109 @@
+"""The trials of a search, as their folders tell them: values, curve, how each ended, and which was best."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.storage import open_filesystem, put_text, read
+from scalablevit.tuning.draws import Values
+
+LIST = "trials.json"
+RESULT = "result.json"
+
+TrialStatus = Literal["waiting", "running", "unfinished", "finished", "stopped", "failed"]
+
+
+def trial_folder(search_folder: str, number: int) -> str:
+    """Where a trial keeps its recipe, its checkpoints and its result."""
+    return f"{search_folder}/trials/{number:04d}"
+
+
+@dataclass
+class Trial:
+    """One trial."""
+
+    number: int
+    values: Values
+    status: TrialStatus = "waiting"
+    """unfinished: interrupted, goes on when the search is resumed; stopped: by the scheduler."""
+    reason: str = ""
+    """Why it was stopped or failed."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """The metric by step, as evaluated."""
+
+    def best(self, mode: str) -> tuple[int, float] | None:
+        """Step and value of the best evaluation, the earliest of equals; None without any."""
+        sign = -1 if mode == "min" else 1
+        points = [(step, value) for step, value in sorted(self.curve.items()) if not math.isnan(value)]
+        return max(points, key=lambda point: sign * point[1], default=None)
+
+    def ended(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.status in ("finished", "stopped", "failed")
+
+
+def load_trials(search_folder: str) -> list[Trial]:
+    """The trials that were drawn or proposed so far, with the results of those that have ended."""
+    filesystem, folder = open_filesystem(search_folder)
+    content = read(filesystem, f"{folder}/{LIST}")
+    trials = [Trial(number, values) for number, values in enumerate(json.loads(content) if content else [])]
+    for trial in trials:
+        read_result(search_folder, trial)
+    return trials
+
+
+def save_list(search_folder: str, trials: Sequence[Trial]) -> None:
+    """Write down the values of all trials, before the first or the newest of them starts."""
+    put_text(search_folder, LIST, json.dumps([trial.values for trial in trials], indent=1))
+
+
+def read_result(search_folder: str, trial: Trial) -> bool:
+    """Take in what the trial's folder says of its end, if it has ended."""
+    filesystem, folder = open_filesystem(trial_folder(search_folder, trial.number))
+    content = read(filesystem, f"{folder}/{RESULT}")
+    if content is None:
+        return False
+    result = json.loads(content)
+    trial.status, trial.reason = result["status"], result["reason"]
+    trial.curve = {int(step): float(value) for step, value in result["curve"]}
+    return True
+
+
+def write_result(search_folder: str, trial: Trial) -> None:
+    """The trial has ended: from now on it is answered from this file."""
+    result = {"status": trial.status, "reason": trial.reason, "curve": sorted(trial.curve.items())}
+    put_text(trial_folder(search_folder, trial.number), RESULT, json.dumps(result))
+
+
+def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:
+    """Trials with an evaluation, best first; of equal ones the lower number. Failed ones are left out."""
+    sign = -1 if mode == "min" else 1
+    valued = [(trial, best) for trial in trials if trial.status != "failed" and (best := trial.best(mode)) is not None]
+    return [trial for trial, best in sorted(valued, key=lambda pair: (-sign * pair[1][1], pair[0].number))]
+
+
+def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int) -> None:
+    """Delete the checkpoints of ended trials that are not among the best; the others' stay."""
+    kept = {trial.number for trial in ranked(trials, mode)[:keep_best]}
+    for trial in trials:
+        if trial.ended() and trial.number not in kept:
+            CheckpointStore(trial_folder(search_folder, trial.number)).remove_all()
+
+
+def table(trials: Sequence[Trial], mode: str, steps_per_epoch: dict[int, float]) -> str:
+    """The trials as CSV: equal for equal searches, so without times."""
+    out = io.StringIO()
+    paths = list(trials[0].values) if trials else []
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial", "status", "best", "at_step", "epochs_trained", *paths, "reason"])
+    for trial in trials:
+        step, value = trial.best(mode) or ("", "")
+        epochs = max(trial.curve, default=0) / steps_per_epoch[trial.number]
+        values = [json.dumps(value) if isinstance(value, list) else value for value in trial.values.values()]
+        writer.writerow([trial.number, trial.status, value, step, round(epochs, 4), *values, trial.reason])
+    return out.getvalue()

@@ -1,0 +1,233 @@
+"""Searches through Ray Tune on a real head: what is tracked, what fails, what a kill leaves, what stays behind."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalablevit.config.loading import load_recipe
+from scalablevit.tracking.spool import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
+SEARCH_S = 400
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+Tune = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Head:
+    """A head with its platform root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def command(self, verb: str) -> str:
+        return subprocess.run([*HEAD, verb, "--root", str(self.root)], check=True, timeout=120, text=True,
+                              capture_output=True).stdout  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        exports = (line.removeprefix("export ") for line in self.command("env").splitlines() if "=" in line)
+        pairs = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in exports)}
+        ray = json.loads((self.root / "head.json").read_text())
+        return {**os.environ, **pairs, "RAY_ADDRESS": ray["address"]}
+
+    def start(self, space: Path, *arguments: str, root: Path | None = None) -> "subprocess.Popen[str]":
+        """`pipelines/tune.py` as a process of its own."""
+        command = [sys.executable, str(ROOT / "pipelines" / "tune.py"), "--space", str(space),
+                   "--root", str(root or self.root), *arguments]  # fmt: skip
+        return subprocess.Popen(command, env=self.environment(), text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, cwd=self.root)  # fmt: skip
+
+    def search(self, space: Path, *arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+        process = self.start(space, *arguments, root=root)
+        try:
+            output = process.communicate(timeout=SEARCH_S)[0]
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    place = Head(tmp_path_factory.mktemp("head"))
+    place.command("start")
+    try:
+        yield place
+    finally:
+        place.command("stop")
+
+
+def folder_of(root: Path) -> Path:
+    (found,) = (root / "runs").glob("toy-pretrain-search-*")
+    return found
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder_of(root) / "trials.csv").read_text().splitlines()))
+
+
+def steps_trained(folder: Path) -> dict[str, list[int]]:
+    """By trial's run: the steps whose training metrics were recorded, in order of recording."""
+    found: dict[str, list[int]] = {}
+    for line in read_lines(folder / "spool"):
+        assert line.record is not None
+        if line.record["kind"] == "metrics" and "train/loss" in line.record["metrics"]:
+            found.setdefault(line.record["uid"], []).append(line.record["step"])
+    return found
+
+
+def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, write_space, tmp_path):
+    import mlflow
+
+    done = head.search(write_space(searcher="tpe", budget={"trials": 5},
+                                   scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}),
+                       root=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    folder, table = folder_of(tmp_path), rows(tmp_path)
+    values = json.loads((folder / "trials.json").read_text())
+    assert len(table) == len(values) == 5
+    statuses = {row["status"] for row in table}
+    assert "finished" in statuses <= {"finished", "stopped"}, done.stdout
+    for row, drawn in zip(table, values, strict=True):
+        trained = (folder / "trials" / f"{int(row['trial']):04d}" / "recipe.yaml").read_text()
+        assert f"lr: {drawn['optimizer.lr']!r}" in trained, "the recipe that was trained has what was drawn"
+    best = min(table, key=lambda row: float(row["best"]))
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("scalablevit").experiment_id
+    runs = client.search_runs([experiment])
+    (parent,) = [run for run in runs if run.info.run_name == folder.name]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 5 and all(run.info.status == "FINISHED" for run in (parent, *children))
+    for run in children:
+        row = table[int(run.data.tags["trial"])]
+        points = client.get_metric_history(run.info.run_id, "val/loss")
+        assert min(point.value for point in points) == pytest.approx(float(row["best"]))
+        assert float(run.data.params["optimizer.lr"]) == float(row["optimizer.lr"])
+        assert run.data.tags["stop_reason"] == (row["reason"] or row["status"])
+        assert f"lr={float(row['optimizer.lr']):.3g}" in run.info.run_name
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"trials.csv", "best_recipe.yaml", "space.yaml", "plots"} <= artifacts
+    assert {Path(item.path).stem for item in client.list_artifacts(parent.info.run_id, "plots")} == {
+        "curves", "history", "importance", "parallel_coordinates"}  # fmt: skip
+
+    recipe = load_recipe(folder / "best_recipe.yaml")
+    stage = recipe.stages["pretrain"]
+    assert stage.optimizer.lr == float(best["optimizer.lr"]) and stage.training.epochs == 2.0
+    version = client.get_model_version_by_alias("toy-pretrain", "candidate")
+    assert version.tags["scalablevit.search"] == folder.name
+    assert version.tags["scalablevit.search_trial"] == best["trial"]
+    retrained = client.get_run(version.run_id)
+    assert float(retrained.data.params["optimizer.lr"]) == stage.optimizer.lr
+
+    again = head.search(write_space(searcher="tpe", budget={"trials": 5},
+                                    scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}),
+                        root=tmp_path)  # fmt: skip
+    assert again.returncode == 0 and "already finished" in again.stdout and rows(tmp_path) == table
+
+
+def test_disk_keeps_the_best_trials_only(head, write_space, tmp_path):
+    done = head.search(write_space(keep_best=2, budget={"trials": 4}), "--no-retrain", root=tmp_path)
+    assert done.returncode == 0, done.stdout
+    left = {path.parent.name for path in (folder_of(tmp_path) / "trials").glob("*/checkpoints") if any(path.iterdir())}
+    ranked = sorted(rows(tmp_path), key=lambda row: float(row["best"]))
+    assert left == {f"{int(row['trial']):04d}" for row in ranked[:2]}
+
+
+def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(head, write_space, tmp_path):
+    space = write_space(searcher="grid", budget={}, parameters={
+        "optimizer.lr": {"choice": [1e-3, 10.0, 2e-3]}})  # fmt: skip
+    done = head.search(space, "optimizer.weight_decay=1", "--no-retrain", root=tmp_path)
+    assert done.returncode == 0, done.stdout
+    table = rows(tmp_path)
+    assert [row["status"] for row in table] == ["finished", "failed", "finished"], table
+    assert "not finite" in table[1]["reason"]
+    assert f"trial 1: {table[1]['reason']}" in done.stdout
+
+
+def test_if_all_fail_it_says_why_and_ends_with_1(head, write_space, tmp_path):
+    space = write_space(searcher="grid", budget={}, parameters={"optimizer.lr": {"choice": [9.0, 10.0]}})
+    done = head.search(space, "optimizer.weight_decay=1", root=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "none of 2 trials came to an evaluation" in done.stdout and "not finite" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_trials_of_two_workers_run_ray_train_inside_tune(head, write_space, tmp_path):
+    space = write_space(resources={"workers": 2, "cpus_per_worker": 1}, budget={"trials": 3},
+                        scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2})  # fmt: skip
+    done = head.search(space, "--no-retrain", root=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert len(rows(tmp_path)) == 3 and all(row["status"] in ("finished", "stopped") for row in rows(tmp_path))
+    nothing_is_left(head)
+
+
+def test_population_based_training_copies_from_others(head, write_space, tmp_path):
+    space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 4})
+    done = head.search(space, "--no-retrain", root=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
+    nothing_is_left(head)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_table(head, write_space, tmp_path):
+    """A random search of 20 trials, its driver killed with SIGKILL at five random moments."""
+    space = write_space(budget={"trials": 20})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    begun = time.monotonic()
+    assert (done := head.search(space, "--no-retrain", root=whole)).returncode == 0, done.stdout
+    took = time.monotonic() - begun
+    seed = random.randrange(10**6)
+    print(f"moments of the kills from seed {seed}")
+    moments = random.Random(seed)
+    for _ in range(5):
+        process = head.start(space, "--no-retrain", root=killed)
+        wait_for_trials(killed, process)
+        time.sleep(moments.uniform(0, took / 6))
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    last = head.search(space, "--no-retrain", "--resume", root=killed)
+    assert last.returncode == 0, last.stdout
+    assert rows(killed) == rows(whole)
+    trained = steps_trained(folder_of(killed))
+    assert len(trained) == 20 and all(steps == sorted(set(steps)) == list(range(1, 9)) for steps in trained.values())
+
+
+def wait_for_trials(root: Path, process: "subprocess.Popen[str]") -> None:
+    """Until the search has begun its trials."""
+    deadline = time.monotonic() + 120
+    while not list((root / "runs").glob("*/trials.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def nothing_is_left(head: Head) -> None:
+    """No placement group, actor or process of a search, by Ray's state API and the machine's list of processes."""
+    script = (
+        "import json, ray\n"
+        "from ray.util.state import list_actors, list_placement_groups\n"
+        "ray.init(logging_level='ERROR')\n"
+        "print(json.dumps({'groups': [g.state for g in list_placement_groups(limit=1000)],\n"
+        "                  'actors': [a.class_name for a in list_actors(limit=1000) if a.state != 'DEAD']}))\n"
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        answer = subprocess.run([sys.executable, "-c", script], env=head.environment(), text=True, check=True,
+                                capture_output=True, timeout=120).stdout  # fmt: skip
+        state: dict[str, Any] = json.loads(answer.strip().splitlines()[-1])
+        left = [group for group in state["groups"] if group != "REMOVED"]
+        if not left and not state["actors"]:
+            return
+        assert time.monotonic() < deadline, state
+        time.sleep(2)
