@@ -78,6 +78,14 @@ class Proposals(OptunaSearch):
             sampler=optuna.samplers.TPESampler(seed=space.seed, multivariate=True),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its searcher into snapshots, which are never read here."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Proposals":
+        """Tune copies its searcher before it runs: this one is used once, and has the caller's list of trials."""
+        return self
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Tune asks for the next trial's configuration."""
         proposed = super().suggest(trial_id)

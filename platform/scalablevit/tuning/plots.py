@@ -39,6 +39,9 @@ def save_plots(trials: Sequence[Trial], space: Space, folder: Path) -> list[Path
         for name, draw in drawn.items():
             if study.trials:
                 axes = draw(study, target_name=space.metric)
+                for lines in axes.collections:
+                    # Optuna's blue fades to white, and with it the worst trials
+                    lines.set_cmap("viridis_r" if space.mode == "min" else "viridis")
                 files.append(_saved(axes.figure, folder / f"{name}.png"))
     return files
 

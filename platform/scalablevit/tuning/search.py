@@ -23,6 +23,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.space import Draw, Search, trial_stage
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.draws import Proposals, Values, listed
 from scalablevit.tuning.trial import Work, reason_of, run_trial
 from scalablevit.tuning.trials import (
@@ -39,6 +40,8 @@ from scalablevit.tuning.trials import (
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+# the other of Tune's two reporters is silent when it is told to be
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # an interrupt is ours to handle
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
@@ -81,6 +84,10 @@ class Recorder(tune.Callback):
         self._printed = 0.0
         self._deadline = math.inf
         self._take_in_curves()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks into snapshots, which are never read here."""
+        return {}
 
     def _take_in_curves(self) -> None:
         """Evaluations of interrupted trials, which the spool has."""
@@ -234,6 +241,7 @@ def run_trials(
         recorder.until(time.monotonic() + left_s)
     stage = trial_stage(work.search, recorder.trials[0].values if recorder.trials else {})
     distributed = stage.cluster.workers > 1
+    attempt = f"attempt-{time.time_ns():x}"
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, work=work), _resources(stage)),
         param_space=params,
@@ -244,16 +252,26 @@ def run_trials(
             max_concurrent_trials=None if space.scheduler.kind == "pbt" else concurrency,
             time_budget_s=left_s,
             reuse_actors=not distributed,
+            trial_dirname_creator=_folder_name,
         ),
         run_config=tune.RunConfig(
-            name=f"attempt-{time.time_ns():x}",
+            name=attempt,
             storage_path=f"{work.folder}/ray",
             callbacks=[recorder],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
+        filesystem.delete_dir(folder)  # Tune's snapshots, of no use afterwards
+
+
+def _folder_name(trial: TuneTrial) -> str:
+    """Tune's own folder of a trial; by default its name holds all values and outgrows what file systems take."""
+    return str(trial.trial_id)
 
 
 def _resources(stage: Stage) -> tune.PlacementGroupFactory:
