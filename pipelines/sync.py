@@ -51,7 +51,7 @@ def _parse() -> argparse.Namespace:
         "--again", action="store_true", help="send every record from the start, also those that were refused"
     )
     parser.add_argument("--dry-run", action="store_true", help="say how much each run has left, send nothing")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _spools(root: Path, names: list[str]) -> list[Path]:

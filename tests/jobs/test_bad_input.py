@@ -13,6 +13,7 @@ import yaml
 
 from scalablevit.config.data import Shapes
 from scalablevit.data.shapes import write_shapes
+from scalablevit.jobs.cli import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -209,3 +210,8 @@ def make_stages(recipe):
     from scalablevit.config.loading import load_recipe
 
     return list(load_recipe(recipe).stages.values())
+
+
+def test_overrides_may_stand_anywhere_between_the_options():
+    options = parse("full", "", ["optimizer.lr=1e-3", "--dry-run", "data.root=/x", "--root", "/y", "training.seed=1"])
+    assert options.overrides == ["optimizer.lr=1e-3", "data.root=/x", "training.seed=1"] and options.root == "/y"

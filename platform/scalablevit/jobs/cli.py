@@ -69,7 +69,7 @@ def parse(script: str, description: str, arguments: Sequence[str] | None) -> arg
         "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _run(script: str, options: argparse.Namespace) -> int:

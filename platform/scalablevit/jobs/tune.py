@@ -49,7 +49,7 @@ def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespa
     parser.add_argument("--retrain", action=argparse.BooleanOptionalAction, default=True,
                         help="train the best configuration in full and register it (default: yes)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -61,6 +61,9 @@ def segment_folder(trial_folder: str, stage: Stage) -> str:
     new = _numbered(trial_folder, number + 1)
     source = donor or {"folder": latest, "step": None}
     _copy(CheckpointStore(source["folder"]), source["step"], CheckpointStore(new))
+    if number:
+        # others may still copy from the latest segment, not from those before it
+        CheckpointStore(_numbered(trial_folder, number - 1)).remove_all()
     return new
 
 
