@@ -173,6 +173,10 @@ def test_population_based_training_copies_from_others(head, write_space, tmp_pat
     done = head.search(space, "--no-retrain", root=tmp_path)
     assert done.returncode == 0, done.stdout
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
+    segments = sorted(path.relative_to(folder_of(tmp_path)) for path in folder_of(tmp_path).glob("trials/*/segment-*"))
+    assert len(segments) > 4, "no trial took over another's weights"
+    values = json.loads((folder_of(tmp_path) / "trials.json").read_text())
+    assert all(1e-4 <= each["optimizer.lr"] <= 1e-2 for each in values)
     nothing_is_left(head)
 
 
@@ -244,3 +248,12 @@ def nothing_is_left(head: Head) -> None:
             return
         assert time.monotonic() < deadline, state
         time.sleep(2)
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic(head, write_space, tmp_path):
+    space = write_space(concurrency=3, resources={"workers": 1, "cpus_per_worker": 1})
+    done = head.search(space, "--no-retrain", root=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
+    assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
+    nothing = head.search(space, "space.concurrency=2", "--resume", root=tmp_path)
+    assert nothing.returncode == 2 and "there is nothing to resume" in nothing.stdout, nothing.stdout

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 from ray import tune
-from ray.train import Checkpoint
 
 from scalablevit.config.recipe import Stage
 from scalablevit.training.checkpoint import CheckpointStore
@@ -33,11 +32,11 @@ def recipe_text(stage: Stage) -> str:
 
 
 @contextmanager
-def pointing(folder: str, step: int) -> Iterator[Checkpoint]:
+def pointing(folder: str, step: int) -> Iterator[tune.Checkpoint]:
     """For `tune.report`: a checkpoint that names ours."""
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / POINTER).write_text(json.dumps({"folder": folder, "step": step}))
-        yield Checkpoint.from_directory(temporary)
+        yield tune.Checkpoint(temporary)
 
 
 def segment_folder(trial_folder: str, stage: Stage) -> str:
@@ -46,9 +45,7 @@ def segment_folder(trial_folder: str, stage: Stage) -> str:
     Raises:
         FileNotFoundError: that checkpoint is not there any more.
     """
-    number = 0
-    while _recipe_of(_numbered(trial_folder, number + 1)) is not None:
-        number += 1
+    number = max(0, len(segment_folders(trial_folder)) - 1)
     latest = _numbered(trial_folder, number)
     handed = tune.get_checkpoint()
     donor = None
@@ -65,6 +62,14 @@ def segment_folder(trial_folder: str, stage: Stage) -> str:
         # others may still copy from the latest segment, not from those before it
         CheckpointStore(_numbered(trial_folder, number - 1)).remove_all()
     return new
+
+
+def segment_folders(trial_folder: str) -> list[str]:
+    """The segments that a trial has trained, in order; none outside population-based training."""
+    found: list[str] = []
+    while _recipe_of(_numbered(trial_folder, len(found))) is not None:
+        found.append(_numbered(trial_folder, len(found)))
+    return found
 
 
 def _numbered(trial_folder: str, number: int) -> str:

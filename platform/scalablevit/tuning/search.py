@@ -1,6 +1,7 @@
 """Runs a search's trials by Ray Tune, and records what each of them does."""
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -81,6 +82,7 @@ class Recorder(tune.Callback):
         self._uid = uid
         self._experiment = experiment
         self._begun: set[int] = set()
+        self._numbers: dict[str, int] = {}
         self._printed = 0.0
         self._deadline = math.inf
         self._take_in_curves()
@@ -200,8 +202,8 @@ class Recorder(tune.Callback):
         print(f"[search] {ended} ended; {text}", flush=True)
 
     def _of(self, trial: TuneTrial) -> Trial:
-        number: int = trial.config["trial"]["number"]
-        return self.trials[number]
+        # in population-based training a trial takes over another's configuration, number and all
+        return self.trials[self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])]
 
 
 def _ended_itself(trial: TuneTrial) -> bool:
@@ -262,16 +264,20 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
+    if os.environ.get("SCALABLEVIT_RAY_LOGS") != "1":
+        # a failed trial's traceback; its reason is in the table
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
     finally:
         filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
         filesystem.delete_dir(folder)  # Tune's snapshots, of no use afterwards
+    drop_checkpoints(work.folder, recorder.trials, space.mode, space.keep_best)
 
 
 def _folder_name(trial: TuneTrial) -> str:
-    """Tune's own folder of a trial; by default its name holds all values and outgrows what file systems take."""
-    return str(trial.trial_id)
+    """Tune's own folder of a trial: its number, by which the trial knows itself (see `run_trial`)."""
+    return f"{trial.config['trial']['number']:04d}"
 
 
 def _resources(stage: Stage) -> tune.PlacementGroupFactory:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -94,13 +95,15 @@ class Reports:
 def run_trial(config: dict[str, Any], work: Work) -> None:
     """Tune's trainable: bring a trial to its end, whatever state an earlier attempt left it in.
 
+    Its number is the name of the folder that Tune gives it: population-based training copies whole configurations.
+
     Args:
-        config: under `trial` its `number`, sampled `values` and known `curve` (pairs of step and value).
+        config: under `trial` its sampled `values` and known `curve` (pairs of step and value).
 
     Raises:
         TrialFailed: with the reason.
     """
-    number, values = config["trial"]["number"], config["trial"]["values"]
+    number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
     trial = Trial(number, values)
     stage = trial_stage(work.search, values)
     check_sampled(stage, values)

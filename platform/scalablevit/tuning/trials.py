@@ -11,6 +11,7 @@ from typing import Literal
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import open_filesystem, put_text, read
 from scalablevit.tuning.draws import Values
+from scalablevit.tuning.population import segment_folders
 
 LIST = "trials.json"
 RESULT = "result.json"
@@ -92,7 +93,9 @@ def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, kee
     kept = {trial.number for trial in ranked(trials, mode)[:keep_best]}
     for trial in trials:
         if trial.ended() and trial.number not in kept:
-            CheckpointStore(trial_folder(search_folder, trial.number)).remove_all()
+            folder = trial_folder(search_folder, trial.number)
+            for place in (folder, *segment_folders(folder)):
+                CheckpointStore(place).remove_all()
 
 
 def table(trials: Sequence[Trial], mode: str, steps_per_epoch: dict[int, float]) -> str:

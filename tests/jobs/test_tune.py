@@ -1,0 +1,66 @@
+"""A search's command line, as far as it comes without Ray."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tune(*arguments):
+    command = [sys.executable, str(ROOT / "pipelines" / "tune.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--space", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["space.metric=val/top"], ["val/top", "did you mean 'val/top", "space.metric=val/top"]),
+        (["space.parameters.optimizer.lrr={uniform: [0, 1]}"], ["lrr", "did you mean 'lr'"]),
+        (["space.budget.trials=0", "space.searcher=best"], ["budget.trials", "got 0", "searcher"]),
+        (["optimizer.lr=-1"], ["optimizer.lr", "-1"]),
+    ],
+)
+def test_a_mistake_is_named_before_anything_starts(arguments, expected, tmp_path):
+    done = tune("--root", tmp_path, *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    for part in expected:
+        assert part in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
+    shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
+    done = tune(
+        "--root", tmp_path, "--dry-run", shapes, "training.global_batch=4", "stages.pretrain.data.image_size=32"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16, searcher tpe, seed 0" in done.stdout and "asha: none is stopped before epoch 1" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_names_its_search(tmp_path):
+    """`tune:` of full.py: the space is held against the running recipe, beside which it lies."""
+    recipe = {
+        "name": "own", "tune": "space.yaml",
+        "data": {"source": "image_folder", "root": "demo-data", "train": {"images": "classification/train"},
+                 "val": {"images": "classification/val"}, "image_size": 32, "eval_resize": 32,
+                 "shapes": {"train_images": 18, "val_images": 12, "image_size": 48}},
+        "model": {"name": "scalablevit_tiny"}, "task": {"kind": "classification"}, "optimizer": {"lr": 1e-3},
+        "training": {"steps": 4, "global_batch": 4},
+    }  # fmt: skip
+    space = {"metric": "val/top1", "budget": {"trials": 3}, "parameters": {"optimizer.lr": {"uniform": [1e-4, 1e-2]}}}
+    (tmp_path / "own.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "space.yaml").write_text(json.dumps(space))
+    command = [sys.executable, str(ROOT / "pipelines" / "full.py"), "--recipe", str(tmp_path / "own.yaml"),
+               "--root", str(tmp_path / "root"), "--dry-run"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "search space" in done.stdout and "3, searcher random" in done.stdout
+    (tmp_path / "space.yaml").write_text(json.dumps({**space, "metric": "val/miou"}))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "space.yaml" in done.stderr and "val/miou" in done.stderr
