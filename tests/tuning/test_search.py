@@ -257,3 +257,20 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(head, write_space, tmp
     assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
     nothing = head.search(space, "space.concurrency=2", "--resume", root=tmp_path)
     assert nothing.returncode == 2 and "there is nothing to resume" in nothing.stdout, nothing.stdout
+
+
+@pytest.mark.long
+def test_what_the_wall_time_interrupts_goes_on_when_resumed(head, write_space, tmp_path):
+    space = write_space(budget={"trials": 60})
+    first = head.search(space, "space.budget.wall_minutes=0.4", "--no-retrain", root=tmp_path)
+    assert first.returncode == 0, first.stdout
+    early = rows(tmp_path)
+    statuses = [row["status"] for row in early]
+    assert "finished" in statuses and "waiting" in statuses, statuses
+    assert set(statuses) <= {"finished", "unfinished", "waiting"}
+    second = head.search(space, "--no-retrain", "--resume", root=tmp_path)
+    assert second.returncode == 0, second.stdout
+    late = rows(tmp_path)
+    assert {row["status"] for row in late} == {"finished"}
+    assert [row for row in late if row["trial"] in {old["trial"] for old in early if old["status"] == "finished"}] == [
+        old for old in early if old["status"] == "finished"]  # fmt: skip
