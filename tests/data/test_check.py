@@ -9,7 +9,7 @@ from PIL import Image
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserErrors
 from scalablevit.data import check
-from scalablevit.data.check import Problem, Report, check_split, raise_if_fatal
+from scalablevit.data.check import Depth, Problem, Report, check_split, raise_if_fatal
 from scalablevit.data.decoding import read_size
 from scalablevit.data.sources import Source, open_source
 
@@ -33,8 +33,8 @@ def pairs(base: Path, **fields: object) -> MaskPairs:
     return MaskPairs(source="mask_pairs", root=str(base), **splits, **values)  # type: ignore[arg-type]
 
 
-def checked(data: MaskPairs | ImageFolder, cache: Path | None = None) -> Report:
-    return check_split(open_source(data, "train", Path("/")), data, 2, cache)
+def checked(data: MaskPairs | ImageFolder, cache: Path | None = None, depth: Depth = "masks") -> Report:
+    return check_split(open_source(data, "train", Path("/")), data, 2, cache, depth)
 
 
 def test_good_data_has_no_problems(base: Path) -> None:
@@ -151,3 +151,37 @@ def test_any_number_of_threads(base: Path) -> None:
     data = pairs(base)
     source: Source = open_source(data, "train", Path("/"))
     assert check_split(source, data, 0) == check_split(source, data, 8)
+
+
+@pytest.mark.parametrize("depth", ["headers", "pixels"])
+def test_the_other_depths_of_good_data(base: Path, depth: Depth) -> None:
+    assert checked(pairs(base), depth=depth) == Report(FILES, (), ())
+
+
+def test_headers_show_sizes_and_kinds_of_masks_but_not_their_ids(base: Path) -> None:
+    Image.fromarray(np.zeros((20, 10), np.uint8)).save(base / "train/m/0.png")
+    Image.new("RGB", (20, 10)).save(base / "train/m/1.png")
+    Image.fromarray(np.full((10, 20), 3, np.uint8)).save(base / "train/m/2.png")
+    report = checked(pairs(base), depth="headers")
+    assert [problem.reason for problem in report.wrong] == [
+        "the mask is 10 x 20 pixels, its image 20 x 10 (width x height)"
+    ]
+    assert [Path(problem.path).name for problem in report.unreadable] == ["1.png"]
+    assert len(checked(pairs(base), depth="masks").wrong) == 2
+
+
+def test_broken_data_inside_a_jpeg_is_found_by_decoding_and_remembered(base: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (10, 20, 3), dtype=np.uint8)
+    file = base / "train/i/3.jpg"
+    Image.fromarray(noise).resize((200, 100)).crop((0, 0, 200, 100)).save(file, quality=95)
+    Image.fromarray(np.zeros((100, 200), np.uint8)).save(base / "train/m/3.png")
+    content = bytearray(file.read_bytes())
+    content[-900:-300] = bytes(600)
+    file.write_bytes(content)
+    assert checked(pairs(base)) == Report(FILES, (), ())
+    report = checked(pairs(base), base / "cache", depth="pixels")
+    assert report.unreadable == report.wrong == ()
+    assert [problem.path for problem in report.damaged] == [str(file)]
+    assert report.damaged[0].reason.startswith("the decoder says: Corrupt JPEG data")
+    assert checked(pairs(base), base / "cache", depth="pixels") == report
+    assert checked(pairs(base), base / "cache") == Report(FILES, (), ())

@@ -1,23 +1,35 @@
-"""Looking at every file of a split before training starts: headers of images, ids and sizes of masks."""
+"""Looking at every file of a split before training starts: headers, ids and sizes of masks, or every pixel."""
 
 import hashlib
 import json
+import multiprocessing
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.coco import Annotations
-from scalablevit.data.decoding import BadSample, read_mask, read_size
+from scalablevit.data.complaints import Complaints
+from scalablevit.data.decoding import BadSample, read_image, read_mask, read_mask_size, read_size
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
+from scalablevit.data.names import shown
 from scalablevit.data.sources import Sample, Source
 
-_VERSION = 2
+Depth = Literal["headers", "masks", "pixels"]
+"""What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
+Kind = Literal["unreadable", "wrong", "damaged"]
+
+_VERSION = 3
 """Part of the cache's key: raise it when the checks change."""
 _SHOWN = 5
 
@@ -40,33 +52,30 @@ class Report:
     """Images and masks that cannot be decoded: training can leave a few out."""
     wrong: tuple[Problem, ...]
     """Masks of another size than their image or with unknown ids: the data set is not what the recipe says."""
+    damaged: tuple[Problem, ...] = ()
+    """JPEGs that decode although data in them is broken: training cannot tell, and learns from what comes out."""
 
 
-def check_split(source: Source, data: Data, workers: int, cache: Path | None = None) -> Report:
-    """Read every image's header and every mask.
+def check_split(source: Source, data: Data, workers: int, cache: Path | None = None, depth: Depth = "masks") -> Report:
+    """Look at every sample of a split.
 
     Args:
         source: the split.
         data: the recipe's data section.
-        workers: threads.
+        workers: threads; processes with `pixels`, one decoder in each so that what it says belongs to one file.
         cache: folder that keeps reports by the source's digest, so that the next check of the same data is quick.
+        depth: how much of each file is read.
     """
-    file = cache / f"{_cache_key(source, data)}.json" if cache else None
+    file = cache / f"{_cache_key(source, data, depth)}.json" if cache else None
     if file and (report := _load(file)):
         return report
-    table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
-
-    def check(part: range) -> list[tuple[Problem, bool]]:
-        if source.annotations is not None:
-            return [problem for i in part for problem in _check_annotated(source, source.annotations, i, data)]
-        return [problem for i in part for problem in _check_sample(source[i], table, data.max_pixels)]
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = [problem for problems in pool.map(check, source.parts()) for problem in problems]
+    with _pool(source, data, workers, depth) as over_parts:
+        found = [problem for problems in over_parts(source.parts()) for problem in problems]
     report = Report(
         samples=len(source),
-        unreadable=tuple(problem for problem, wrong in found if not wrong),
-        wrong=tuple(problem for problem, wrong in found if wrong),
+        unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),
+        wrong=tuple(problem for problem, kind in found if kind == "wrong"),
+        damaged=tuple(problem for problem, kind in found if kind == "damaged"),
     )
     if file:
         _save(report, file)
@@ -101,34 +110,93 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
         raise UserErrors(errors)
 
 
-def _check_sample(sample: Sample, table: NDArray[np.uint8] | None, max_pixels: int) -> list[tuple[Problem, bool]]:
-    """Problems of one sample, each with whether it is of the kind `wrong`."""
-    try:
-        size = read_size(sample.image, max_pixels)
-        if sample.mask is None or table is None:
-            return []
-        mask = read_mask(sample.mask, max_pixels)
-    except BadSample as bad:
-        return [(Problem(bad.path, bad.reason), False)]
-    path = str(sample.mask)
-    if mask.shape != size:
-        return [(Problem(path, size_mismatch(mask.shape, size)), True)]
-    try:
-        to_labels(mask, table)
-    except ValueError as error:
-        return [(Problem(path, str(error)), True)]
-    return []
+Found = list[tuple[Problem, Kind]]
 
 
-def _check_annotated(source: Source, annotations: Annotations, i: int, data: Data) -> list[tuple[Problem, bool]]:
-    """Problems of an image with instances: none of the kind `wrong`, since published sets hold a few of them."""
-    path = source[i].image
+class _Checker:
+    """Looks at single samples."""
+
+    def __init__(self, source: Source, data: Data, depth: Depth, complaints: Complaints | None = None) -> None:
+        self.source = source
+        self.depth = depth
+        self.max_pixels = data.max_pixels
+        self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
+        self.complaints = complaints
+
+    def part(self, part: range) -> Found:
+        """Problems of some samples."""
+        return [found for i in part if (found := self._sample(i)) is not None]
+
+    def _sample(self, i: int) -> tuple[Problem, Kind] | None:
+        sample, annotations = self.source[i], self.source.annotations
+        try:
+            size = self._size(sample)
+            if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
+                # not of the kind `wrong`, since published sets hold a few of them
+                return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
+            if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table)):
+                return Problem(shown(sample.mask), why), "wrong"
+        except BadSample as bad:
+            return Problem(bad.path, bad.reason), "unreadable"
+        if self.complaints and (said := self.complaints.take()):
+            return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
+        return None
+
+    def _size(self, sample: Sample) -> tuple[int, ...]:
+        if self.depth != "pixels":
+            return read_size(sample.image, self.max_pixels)
+        if self.complaints:
+            self.complaints.take()
+        return read_image(sample.image, self.max_pixels).shape[:2]
+
+    def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8]) -> str | None:
+        """Why a mask does not fit its image and the recipe's classes."""
+        if self.depth == "headers":
+            found = read_mask_size(path, self.max_pixels)
+            return None if found == size else size_mismatch(found, size)
+        mask = read_mask(path, self.max_pixels)
+        if mask.shape != size:
+            return size_mismatch(mask.shape, size)
+        try:
+            to_labels(mask, table)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+OverParts = Callable[[list[range]], Iterator[Found]]
+_checker: _Checker
+"""Of a process that decodes for another one; a copy with every task would cost more than the task."""
+
+
+@contextmanager
+def _pool(source: Source, data: Data, workers: int, depth: Depth) -> Iterator[OverParts]:
+    if depth != "pixels":
+        with ThreadPoolExecutor(max(1, workers)) as threads:
+            yield partial(threads.map, _Checker(source, data, depth).part)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not in each process
+    count = max(1, min(workers, len(source.parts())))
     try:
-        size = read_size(path, data.max_pixels)
-    except BadSample as bad:
-        return [(Problem(bad.path, bad.reason), False)]
-    annotated = tuple(annotations.sizes[i].tolist())
-    return [] if size == annotated else [(Problem(str(path), annotated_size_mismatch(size, annotated)), False)]
+        with ProcessPoolExecutor(count, context, _start_process, (source, data)) as processes:
+            yield partial(processes.map, _part_in_process)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that decoded images was ended from outside, most likely for want of memory",
+            where="data.max_pixels",
+            fix=f"lower it from {data.max_pixels}: so many pixels take up to {data.max_pixels * 6 // 2**20} MiB",
+        ) from None
+
+
+def _start_process(source: Source, data: Data) -> None:
+    global _checker  # noqa: PLW0603  # the one thing that a process of the pool keeps
+    cv2.setNumThreads(0)
+    _checker = _Checker(source, data, "pixels", Complaints())
+
+
+def _part_in_process(part: range) -> Found:
+    return _checker.part(part)
 
 
 def _named(problems: tuple[Problem, ...]) -> str:
@@ -137,11 +205,11 @@ def _named(problems: tuple[Problem, ...]) -> str:
     return "".join(lines) + (f"\n    and {more} more" if more > 0 else "")
 
 
-def _cache_key(source: Source, data: Data) -> str:
+def _cache_key(source: Source, data: Data, depth: Depth) -> str:
     """Everything that a report depends on: paths too, since it names them."""
     masks = [data.ignore_index, data.reduce_zero_label] if isinstance(data, MaskPairs) else []
     masks += [data.instance_masks] if isinstance(data, CocoInstances) else []
-    parts = [_VERSION, source.digest(), str(source[0].image), data.max_pixels, *masks]
+    parts = [_VERSION, depth, source.digest(), str(source[0].image), data.max_pixels, *masks]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -152,6 +220,7 @@ def _load(file: Path) -> Report | None:
             samples=stored["samples"],
             unreadable=tuple(Problem(**each) for each in stored["unreadable"]),
             wrong=tuple(Problem(**each) for each in stored["wrong"]),
+            damaged=tuple(Problem(**each) for each in stored["damaged"]),
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is made again
         return None

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from scalablevit.data.names import shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is read; decided by content, not by name."""
@@ -16,6 +18,8 @@ Image.init()  # `Image.open(formats=...)` knows only the commonest formats witho
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
 _PNG_GREY, _PNG_PALETTE = 0, 3
+_PNG_DEPTH = 24  # offset of the bit depth, before the colour type
+_FAST = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class BadSample(Exception):
@@ -27,8 +31,8 @@ class BadSample(Exception):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
+        self.path = shown(path)
+        self.reason = shown(reason)
         super().__init__(path, reason)
 
     def __str__(self) -> str:
@@ -57,11 +61,11 @@ def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[n
             if data.find(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L"):
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FAST)
                 if pixels is not None:
-                    return np.asarray(pixels, np.uint8)
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, name)
+                    return _upright(np.asarray(pixels, np.uint8), _orientation(image))
+        orientation = _orientation(image)
+        return _upright(_to_rgb(image, name), orientation)
 
 
 def read_size(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -72,8 +76,7 @@ def read_size(path: Path, max_pixels: int) -> tuple[int, int]:
     """
     with _explained(str(path)), path.open("rb") as file:
         image = _open(file, max_pixels, str(path))
-        lying = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if lying else (image.height, image.width)
+        return _upright_size(image)
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
@@ -82,18 +85,20 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         BadSample: missing, cut short, too large, or of a kind whose values are not ids of 8 bits.
     """
-    data = _read(path)
     with _explained(str(path)):
-        image = _open(io.BytesIO(data), max_pixels, str(path))
-        if image.format != "PNG":
-            raise BadSample(str(path), f"a mask must be a PNG, this is {image.format}")
-        # Bit depth and colour type from the header: Pillow stretches grey of fewer bits to 0..255, which spoils ids.
-        depth, kind = data[24], data[25]
-        if kind != _PNG_PALETTE and (kind, depth) != (_PNG_GREY, 8):
-            found = f"colour type {kind} with {depth} bits"
-            raise BadSample(str(path), f"a mask must have one 8-bit channel or a palette; this PNG has {found}")
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.array(image, np.uint8)
+        image = _open_mask(io.BytesIO(_read(path)), max_pixels, str(path))
+        orientation = _orientation(image)
+        return _upright(np.array(image, np.uint8), orientation)
+
+
+def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Height and width of `read_mask(path)`, without its ids.
+
+    Raises:
+        BadSample: as `read_mask`, as far as the header tells.
+    """
+    with _explained(str(path)), path.open("rb") as file:
+        return _upright_size(_open_mask(file, max_pixels, str(path)))
 
 
 def _read(path: Path) -> bytes:
@@ -122,6 +127,50 @@ def _open(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile.Imag
     if image.width * image.height > max_pixels:
         raise BadSample(name, f"{image.width} x {image.height} pixels are more than data.max_pixels ({max_pixels})")
     return image
+
+
+def _open_mask(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile.ImageFile:
+    image = _open(file, max_pixels, name)
+    if image.format != "PNG":
+        raise BadSample(name, f"a mask must be a PNG, this is {image.format}")
+    # Bit depth and colour type from the header: Pillow stretches grey of fewer bits to 0..255, which spoils ids.
+    position = file.tell()
+    file.seek(_PNG_DEPTH)
+    depth, kind = file.read(2)
+    file.seek(position)
+    if kind != _PNG_PALETTE and (kind, depth) != (_PNG_GREY, 8):
+        found = f"colour type {kind} with {depth} bits"
+        raise BadSample(name, f"a mask must have one 8-bit channel or a palette; this PNG has {found}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, where there is none or it cannot be read.
+
+    One reading for the header and for all decoders: they differ on damaged EXIF. Pillow would also take XMP's, which
+    viewers and OpenCV leave aside.
+    """
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # the pixels are whole, whatever stands beside them
+        return 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn pixels (height, width, ...) as EXIF's orientation asks."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:

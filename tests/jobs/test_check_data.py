@@ -1,0 +1,142 @@
+"""The check of a recipe's data: every bad sample named with its reason, and what to do next."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from scalablevit.config.errors import UserError
+from scalablevit.data import check
+from scalablevit.jobs import check_data
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE = 64
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A platform root with eight images in each split of an image folder."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(noise).save(tmp_path / "set" / split / name / f"{number}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    tree = {
+        "name": "r",
+        "data": {"source": "image_folder", "root": "set", "train": {"images": "train"}, "val": {"images": "val"}},
+        "model": {"name": "resnet18"},
+        "task": {"kind": "classification"},
+        "optimizer": {"lr": 0.1},
+        "training": {"epochs": 1, "global_batch": 4},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run(recipe: Path, root: Path, *arguments: str) -> int:
+    return check_data.run(check_data.parse(["--recipe", str(recipe), "--root", str(root), *arguments]))
+
+
+def cut(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+
+
+def test_sound_data_in_both_modes(root, recipe, capsys):
+    assert run(recipe, root) == 0
+    said = capsys.readouterr().out
+    assert "r" in said and "pretrain/train: 8 samples" in said and "pretrain/val: 8 samples" in said
+    assert f"Nothing bad. Next: python pipelines/full.py --recipe {recipe} --dry-run" in said
+    assert run(recipe, root, "--quick") == 0
+    assert "without --quick" in capsys.readouterr().out
+
+
+def test_every_bad_sample_is_named_with_its_reason(root, recipe, capsys):
+    for number in range(4):
+        (root / f"set/train/cat/{number}.jpg").write_text("<html>")
+    for number in range(2, 4):
+        cut(root / f"set/val/dog/{number}.jpg")
+    assert run(recipe, root) == 1
+    said = capsys.readouterr().out
+    for number in range(4):
+        assert f"{root}/set/train/cat/{number}.jpg\tnot an image" in said
+    assert f"{root}/set/val/dog/3.jpg\tthe file is cut short" in said
+    assert "pretrain/train: 4 samples cannot be read (0.5 of them, above data.max_bad_fraction 0.01)" in said
+    assert "6 bad samples. Replace or remove" in said
+
+
+def test_below_the_threshold_is_said(root, recipe, capsys):
+    cut(root / "set/train/cat/0.jpg")
+    assert run(recipe, root, "data.max_bad_fraction=0.2") == 1
+    assert "not above data.max_bad_fraction 0.2): training leaves them out" in capsys.readouterr().out
+
+
+def test_headers_do_not_show_what_decoding_does(root, recipe, capsys):
+    cut(root / "set/train/cat/0.jpg")
+    assert run(recipe, root, "--quick") == 0
+    assert "All headers are sound" in capsys.readouterr().out
+    assert run(recipe, root) == 1
+
+
+def test_a_decoded_file_is_not_decoded_again(root, recipe, capsys, monkeypatch):
+    cut(root / "set/train/cat/0.jpg")
+    assert run(recipe, root) == 1
+    first = capsys.readouterr().out
+    monkeypatch.setattr(check, "_pool", None)  # whoever decodes anything fails
+    assert run(recipe, root) == 1
+    assert capsys.readouterr().out == first
+    with pytest.raises(TypeError):
+        run(recipe, root, "--again")
+
+
+def test_what_keeps_a_split_from_being_listed_does_not_hide_the_other(root, recipe, capsys):
+    cut(root / "set/train/cat/0.jpg")
+    for file in (root / "set/val/dog").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="1 class folders"):
+        run(recipe, root)
+    assert "train/cat/0.jpg\tthe file is cut short" in capsys.readouterr().out
+
+
+def test_stages_on_the_same_data_are_checked_once(root, recipe, capsys):
+    tree = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump(tree | {"stages": {"one": {}, "two": {}}}))
+    assert run(recipe, root, "--quick") == 0
+    said = capsys.readouterr().out
+    assert said.count("8 samples") == 2 and "one/train" in said and "two/train" not in said
+
+
+def test_names_of_any_bytes_can_be_printed(root, recipe):
+    """Through the script: its output is a pipe of strict UTF-8."""
+    cut(root / "set/train/cat/0.jpg")
+    odd = b"\xe4 \x1b[2J\n\xc3\xa9.jpg"
+    (root / "set/train/cat/0.jpg").rename(root / "set/train/cat" / odd.decode(errors="surrogateescape"))
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipelines/check_data.py", "--recipe", recipe, "--root", root, "--quick",
+         "data.max_pixels=1000"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert r"set/train/cat/\udce4 \x1b[2J\né.jpg" in done.stdout
+    assert "16 bad samples" in done.stdout
+
+
+@pytest.mark.parametrize("mistake", [["data.rooot=x"], ["data.root=nowhere"], ["--recipe", "nowhere.yaml"]])
+def test_a_users_mistake_is_exit_code_2(root, recipe, mistake):
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipelines/check_data.py", "--recipe", recipe, "--root", root, *mistake],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "fix:" in done.stderr
