@@ -96,7 +96,7 @@ REFUSED: list[tuple[Change, str]] = [
     (annotation(0, bbox=[0, 0, float("inf"), 1]), "bbox is not four finite numbers"),
     (annotation(0, bbox=["1", 0, 1, 1]), "bbox is not four finite numbers"),
     (lambda content: content["annotations"][0].pop("bbox"), "bbox is not four finite numbers"),
-    (annotation(0, area=float("nan")), "area is no finite number"),
+    (annotation(0, area=float("nan")), "area is no number in 0..4294836225"),
     (annotation(0, iscrowd=2), "iscrowd is neither 0 nor 1"),
     (annotation(0, id=2), "ids of annotations occur twice: 2"),
     (image(id=3), "ids of images occur twice: 3"),
@@ -234,7 +234,7 @@ def test_a_link_in_a_hidden_folder_does_not_lead_out(tmp_path: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(outside / "s.png")
     root = write(tmp_path / "set", image(file_name=".hidden/s.png"))
     (root / "train" / ".hidden").symlink_to(outside)
-    with pytest.raises(UserError, match="lead to"):
+    with pytest.raises(UserError, match="1 links"):
         opened(root)
 
 

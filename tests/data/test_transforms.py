@@ -222,3 +222,15 @@ def test_scale_factor_covers_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shorts[-1] in range(194, 201)
     assert max(later - earlier for earlier, later in pairwise(shorts)) < 10
     assert all(abs(long - 4 * short) <= 4 for short, long in sizes)
+
+
+def test_a_strip_is_cut_before_it_is_enlarged() -> None:
+    """Enlarged whole, the first would have 2.56e9 columns, which no library makes."""
+    transform = eval_transform(folder())
+    assert (transform(image=np.full((1, 10_000_000, 3), 7, np.uint8))["image"] == np.full((224, 224, 3), 7)).all()
+    strip = picture(9 * 8, 8).transpose(1, 0, 2)  # nine times as long as wide: taken as it is
+    long = np.pad(strip, ((0, 0), (60, 60), (0, 0)))  # 24 times
+    np.testing.assert_array_equal(transform(image=long)["image"], transform(image=strip)["image"])
+    np.testing.assert_array_equal(
+        transform(image=long.transpose(1, 0, 2))["image"], transform(image=strip.transpose(1, 0, 2))["image"]
+    )

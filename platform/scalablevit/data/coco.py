@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.instances import Instances, to_run_lengths
+from scalablevit.data.names import shown
 
 CLIPPED_PIXELS = 0.5
 """Boxes that reach further than this out of their image are counted; rounding is not worth a word."""
@@ -176,7 +177,9 @@ def _image_problem(image: Record) -> str | None:
 def _category_problem(category: Record) -> str | None:
     if not _is_id(category.get("id")):
         return "id is no whole number"
-    return None if isinstance(category.get("name"), str) and category["name"].strip() else "name is missing"
+    if not isinstance(category.get("name"), str) or not category["name"].strip():
+        return "name is missing"
+    return None if category["name"].isprintable() else "name holds characters that cannot be printed"
 
 
 def _annotation_problem(masks: bool) -> Callable[[Record], str | None]:
@@ -187,8 +190,8 @@ def _annotation_problem(masks: bool) -> Callable[[Record], str | None]:
         box = each.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             return "bbox is not four finite numbers"
-        if "area" in each and not _is_number(each["area"]):
-            return "area is no finite number"
+        if "area" in each and not (_is_number(each["area"]) and 0 <= each["area"] <= _LARGEST_SIDE**2):
+            return f"area is no number in 0..{_LARGEST_SIDE**2}"
         if each.get("iscrowd", 0) not in (0, 1):
             return "iscrowd is neither 0 nor 1"
         return _segmentation_problem(each.get("segmentation")) if masks else None
@@ -240,7 +243,7 @@ def _raise(problems: dict[str, list[str]], file: Path, where: str) -> None:
     errors = []
     for what, found in problems.items():
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        named = f": {', '.join(found[:_SHOWN])}{more}" if found[0] else ""
+        named = f": {', '.join(map(shown, found[:_SHOWN]))}{more}" if found[0] else ""
         errors.append(UserError(f"{file}: {what}{named}", where=where, fix=_FIX))
     if errors:
         raise UserErrors(errors) if len(errors) > 1 else errors[0]

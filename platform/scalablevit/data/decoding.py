@@ -1,6 +1,8 @@
 """Image and mask files to arrays: every pixel as its author meant it, or a reason why not."""
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY, _PNG_PALETTE = 0, 3
 _PNG_DEPTH = 24  # offset of the bit depth, before the colour type
 _FAST = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -64,6 +67,8 @@ def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[n
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FAST)
                 if pixels is not None:
                     return _upright(np.asarray(pixels, np.uint8), _orientation(image))
+        if image.format == "PNG":
+            _check_png(data, name)
         orientation = _orientation(image)
         return _upright(_to_rgb(image, name), orientation)
 
@@ -85,8 +90,10 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         BadSample: missing, cut short, too large, or of a kind whose values are not ids of 8 bits.
     """
+    data = _read(path)
     with _explained(str(path)):
-        image = _open_mask(io.BytesIO(_read(path)), max_pixels, str(path))
+        image = _open_mask(io.BytesIO(data), max_pixels, str(path))
+        _check_png(data, str(path))
         orientation = _orientation(image)
         return _upright(np.array(image, np.uint8), orientation)
 
@@ -144,6 +151,20 @@ def _open_mask(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile
     return image
 
 
+def _check_png(data: bytes, name: str) -> None:
+    """Refuse a PNG whose pixels are not those that it sums up: Pillow passes over their sums."""
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if kind in (b"IHDR", b"PLTE", b"IDAT"):
+            if data[end : end + 4] != struct.pack(">I", zlib.crc32(data[at + 4 : end])):
+                raise BadSample(name, f"the file is damaged or cut short ({kind.decode()} differs from its sum)")
+        elif kind == b"IEND":
+            return
+        at = end + 4
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation; 1, upright, where there is none or it cannot be read.
 
@@ -152,6 +173,8 @@ def _orientation(image: Image.Image) -> int:
     """
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
+    if image.format == "TIFF":  # Pillow turns it itself, in its size already and in its pixels when it loads them
+        return 1
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the pixels are whole, whatever stands beside them

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations, read_annotations
 from scalablevit.data.labels import label_table
+from scalablevit.data.names import shown
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
 HASHED_BYTES = 2 * 1024**3
@@ -160,16 +162,24 @@ def open_source(data: Data, split: Literal["train", "val"], root: Path) -> Sourc
         root: the platform's root folder.
 
     Raises:
-        UserError: a folder is missing or empty, classes or masks do not match, or a link leads out of `data.root`.
+        UserError: a folder is missing, empty or unreadable, classes or masks do not match, or a link leads out of
+            `data.root`.
     """
     base = root / Path(data.root).expanduser()
-    match data:
-        case ImageFolder():
-            return _open_folder(data, split, base)
-        case MaskPairs():
-            return _open_pairs(data, split, base)
-        case CocoInstances():
-            return _open_coco(data, split, base)
+    try:
+        match data:
+            case ImageFolder():
+                return _open_folder(data, split, base)
+            case MaskPairs():
+                return _open_pairs(data, split, base)
+            case CocoInstances():
+                return _open_coco(data, split, base)
+    except OSError as error:  # a folder that may not be listed, a disk that fails
+        raise UserError(
+            f"cannot list {shown(error.filename or base)}: {error.strerror or error}",
+            where=f"data.{split}",
+            fix="make the folder readable",
+        ) from error
 
 
 def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) -> Source:
@@ -229,8 +239,9 @@ def _open_coco(data: CocoInstances, split: Literal["train", "val"], base: Path) 
     _refuse_links(listing.links, base, f"data.{split}.images")
     annotated = set(annotations.names)
     inside = base.resolve()
-    unlisted = annotated.difference(listing.files)  # absent or hidden: no links of theirs have been looked at
-    _refuse_links(sorted(str(folder / name) for name in unlisted if not _lies_in(folder / name, inside)), base, where)
+    unlisted = annotated.difference(listing.files)  # absent or hidden: not looked at yet
+    strange = (name for name in unlisted if not _lies_in(folder / name, inside) or _is_special(folder / name))
+    _refuse_links(sorted(str(folder / name) for name in strange), base, where)
     return Source(
         classes=tuple(name for _, name in annotations.categories),
         images=folder,
@@ -247,7 +258,7 @@ class _Listing:
     files: list[str]
     """Relative to the folder listed, sorted."""
     links: list[str]
-    """Links that are refused: to folders, to nothing, or out of the data set."""
+    """What is refused: links to folders, to nothing or out of the data set; pipes, which nobody may ever write to."""
 
 
 def _list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> _Listing:
@@ -263,17 +274,28 @@ def _list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> _Li
                 name = f"{current}/{entry.name}" if current else entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_symlink() and not (entry.is_file() and _lies_in(entry.path, inside)):
+                if entry.is_symlink() and not (Path(entry.path).is_file() and _lies_in(entry.path, inside)):
                     links.append(entry.path)
                 elif entry.is_dir():
                     pending.append(name)
-                else:
+                elif entry.is_file():
                     files.append(name)
+                else:
+                    links.append(entry.path)
     return _Listing(sorted(files), sorted(links))
 
 
 def _lies_in(path: str | Path, base: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(base)  # `resolve` raises at links in a circle
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a socket or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # absent, or a name that no file can have: the check names it
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _suffix(name: str) -> str:
@@ -330,6 +352,7 @@ def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
             where="data.val.images",
             fix="give both splits the same class folders",
         )
+    _refuse_unprintable(classes, "data.train.images")
     links = [str(folder / name) for folder in (train, val) for name in classes if (folder / name).is_symlink()]
     _refuse_links(links, base, "data.train.images")
     return tuple(classes)
@@ -338,7 +361,8 @@ def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
 def _refuse_links(links: list[str], base: Path, where: str) -> None:
     if links:
         raise UserError(
-            f"{len(links)} links lead to folders, to nothing, or out of {base}: {_first(links)}",
+            f"{len(links)} links or special files (links to folders, to nothing or out of {base}; pipes, sockets): "
+            f"{_first(links)}",
             where=where,
             fix="replace them by the files themselves, or by links to files inside the data set",
         )
@@ -386,7 +410,11 @@ def _class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
         file = base / classes
         if not _lies_in(file, base.resolve()) or not file.is_file():
             raise UserError(f"no file {file} inside {base}", where="data.classes", fix="name a file inside data.root")
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            content = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is no UTF-8: {error}", where="data.classes", fix="save it as UTF-8") from None
+        lines = [line.strip() for line in content.split("\n")]
         names = [line for line in lines if line]
         if names and names[0].startswith("Idx\t"):
             names = [line.rpartition("\t")[2] for line in names[1:]]
@@ -395,9 +423,18 @@ def _class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise UserError(f"class names occur twice: {_first(twice)}", where="data.classes", fix="give each its own name")
+    _refuse_unprintable(names, "data.classes")
     return tuple(names)
+
+
+def _refuse_unprintable(names: Sequence[str], where: str) -> None:
+    """Class names stand in logs, in MLflow and in what a served model answers."""
+    if strange := [name for name in names if not name.isprintable()]:
+        raise UserError(
+            f"class names with characters that cannot be printed: {_first(strange)}", where=where, fix="rename them"
+        )
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{', '.join(names[:count])}{more}"
+    return f"{', '.join(map(shown, names[:count]))}{more}"
