@@ -9,6 +9,7 @@ from scalablevit.config.section import PositiveInt, Probability, Section, Triple
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+Side = Annotated[int, Field(ge=16, le=4096)]
 
 
 class Split(Section):
@@ -57,7 +58,7 @@ class _Images(Section):
     """What all sources share."""
 
     root: str
-    """Folder of the data set; relative paths resolve against the platform's root (`--root`)."""
+    """Folder of the data set; relative paths resolve against the platform's root (`--root`), ~ is one's home."""
     train: Split
     """Training split."""
     val: Split
@@ -76,6 +77,13 @@ class _Images(Section):
     """Training stops when more than this fraction of the samples seen could not be decoded."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
     """Images with more pixels are refused before decoding (decompression bombs)."""
+
+    @field_validator("root")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if path.startswith("~") and Path(path).parts[0] != "~":
+            raise ValueError("must be a path; of home folders only one's own (~/...) is known on every node")
+        return path
 
 
 class ImageFolder(_Images):
@@ -126,11 +134,11 @@ class MaskPairs(_Images):
     """Mask value that takes no part in loss or metric."""
     reduce_zero_label: bool = False
     """ADE20K: 0 becomes the ignore index and ids 1..K become 0..K-1."""
-    short_side: Annotated[int, Field(ge=16)] = 512
+    short_side: Annotated[int, Field(ge=16, le=16_384)] = 512
     """Images are scaled until the short side has these pixels, or the long side `long_side`."""
-    long_side: Annotated[int, Field(ge=16)] = 2048
+    long_side: Annotated[int, Field(ge=16, le=16_384)] = 2048
     """At most this many pixels on the long side."""
-    crop_size: Annotated[int, Field(ge=16)] = 512
+    crop_size: Annotated[int, Field(ge=16, le=16_384)] = 512
     """Side of the random training crop, pixels; smaller images are padded with the ignore index."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
     """Random factor on `short_side` and `long_side` in training."""
@@ -150,11 +158,11 @@ class CocoInstances(_Images):
     """Images with boxes and instance masks in COCO's json format."""
 
     source: Literal["coco"]
-    short_side: Annotated[int, Field(ge=16, le=4096)] = 800
+    short_side: Side = 800
     """Images are scaled until the short side has these pixels, or the long side `long_side`."""
     long_side: Annotated[int, Field(ge=16, le=8192)] = 1333
     """At most this many pixels on the long side."""
-    train_short_sides: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = None
+    train_short_sides: tuple[Side, Side] | None = None
     """Bounds between which the short side is drawn in training, both included; null: `short_side`."""
     group_by_aspect: bool = True
     """Make training steps of landscape or of portrait images alone, so that little is padded."""

@@ -33,7 +33,7 @@ class Schedule(Section):
     kind: Literal["cosine", "multistep", "polynomial", "constant"] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Length of the linear warm-up in epochs; not together with `warmup_steps`."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**12)] = 0
     """Length of the linear warm-up in steps."""
     warmup_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at step 0 of a warm-up."""
@@ -103,7 +103,7 @@ class Keep(Section):
 
     last: PositiveInt = 2
     """Newest ones."""
-    best: Annotated[int, Field(ge=0)] = 1
+    best: Annotated[int, Field(ge=0, le=10**12)] = 1
     """Best ones by the task's metric."""
 
 
@@ -135,7 +135,7 @@ class Training(Section):
     """Early stopping; null: off."""
     checkpoint_every: Annotated[Interval | None, Field(json_schema_extra=NOT_HASHED)] = None
     """Checkpoints besides those after each evaluation; null: none."""
-    log_every_steps: Annotated[int, Field(ge=1, json_schema_extra=NOT_HASHED)] = 20
+    log_every_steps: Annotated[int, Field(ge=1, le=10**12, json_schema_extra=NOT_HASHED)] = 20
     """Steps between reported training metrics."""
     keep: Annotated[Keep, Field(json_schema_extra=NOT_HASHED)] = Keep()
 
@@ -159,9 +159,9 @@ class Cluster(Section):
     """CPUs reserved for a worker; its compute threads are this number rounded down, at least 1."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs reserved for a worker; 0: it computes on the CPU."""
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Data-loading processes of each worker; 0: in the worker itself."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0, le=10**6)] = 3
     """Restarts from the last checkpoint after a worker was lost."""
     storage: str | None = None
     """Where run folders lie: a path or an address such as s3://bucket/folder; null: `<root>/runs`."""

@@ -80,7 +80,7 @@ def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
                 raise _error("a key must be plain text", key)
             # `1` and `01`, or `true` and `True`, would become one key otherwise
             key.tag = _TAG + "str"
-            _refuse_surrogates(key)
+            _refuse_odd_characters(key)
             if key.value in seen:
                 raise _error(f"key {key.value!r} stands twice (first in line {seen[key.value]}); keep one of them", key)
             seen[key.value] = key.start_mark.line + 1
@@ -90,11 +90,13 @@ def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
         for index, value in enumerate(node.value):
             _walk(value, (*path, index), lines)
     else:
-        _refuse_surrogates(node)
+        _refuse_odd_characters(node)
 
 
-def _refuse_surrogates(node: yaml.Node) -> None:
-    """An escape such as `\\ud800` is half a character: it can be neither printed nor stored."""
+def _refuse_odd_characters(node: yaml.Node) -> None:
+    """`"\\0"` ends a path for the system; `"\\ud800"` is half a character, which can be neither printed nor stored."""
+    if "\0" in node.value:
+        raise _error("holds a zero character", node)
     try:
         node.value.encode()
     except UnicodeEncodeError:

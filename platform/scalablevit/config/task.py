@@ -18,9 +18,9 @@ class Classification(Section):
 class Sliding(Section):
     """Sliding-window inference: overlapping windows, logits averaged."""
 
-    window: Annotated[int, Field(ge=16)]
+    window: Annotated[int, Field(ge=16, le=16_384)]
     """Side of the window, pixels."""
-    stride: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1, le=16_384)]
     """Step between windows, pixels."""
 
     @model_validator(mode="after")
