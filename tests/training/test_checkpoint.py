@@ -9,7 +9,7 @@ import torch
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Keep
-from scalablevit.training.checkpoint import MANIFEST, BackgroundWriter, CheckpointStore, DamagedCheckpoint
+from scalablevit.training.checkpoint import MANIFEST, BackgroundWriter, CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
 
 
@@ -96,6 +96,8 @@ def test_a_manifest_may_not_lead_out_of_its_folder(store, tmp_path):
     path = tmp_path / "checkpoints" / name / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["files"]["../evil.safetensors"] = manifest["files"]["model.safetensors"]
+    del manifest["sha256"]
+    manifest["sha256"] = _own_sum(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamagedCheckpoint, match="leaves the folder"):
         store.read(name)
@@ -133,6 +135,28 @@ def test_no_whole_best_is_a_hard_error(store, tmp_path):
 def test_without_an_evaluation_there_is_no_best(store):
     store.write(snapshot(1), None)
     assert store.best() is None
+
+
+def test_every_value_of_a_manifest_is_covered_by_its_sum(store, tmp_path):
+    name = store.write(snapshot(9), 0.5)
+    path = tmp_path / "checkpoints" / name / MANIFEST
+    whole = path.read_bytes()
+    for key, value in json.loads(whole).items():
+        path.write_text(json.dumps(json.loads(whole) | {key: [value]}))
+        with pytest.raises(DamagedCheckpoint, match=r"manifest\.json is not readable"):
+            store.read(name)
+        assert store.entries()[0].value is None, "a damaged one is never the best"
+    path.write_bytes(whole)
+    assert store.read(name).step == 9
+
+
+def test_a_manifest_of_version_1_has_no_sum(store, tmp_path):
+    name = store.write(snapshot(9), 0.5)
+    path = tmp_path / "checkpoints" / name / MANIFEST
+    manifest = json.loads(path.read_text()) | {"version": 1}
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert store.read(name).step == 9 and store.entries()[0].value == 0.5
 
 
 @pytest.mark.parametrize("manifest", ['{"step": 9, "value": 0.5, "written": 1.0}', "[]"])

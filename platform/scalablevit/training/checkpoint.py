@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import safetensors.torch
@@ -69,7 +70,8 @@ class CheckpointStore:
                 self._put(f"{folder}/{file}", content)
                 sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             written = time.time()  # object stores keep no time of a folder
-            manifest = {"version": 1, "step": snapshot.step, "value": value, "written": written, "files": sums}
+            manifest = {"version": 2, "step": snapshot.step, "value": value, "written": written, "files": sums}
+            manifest["sha256"] = _own_sum(manifest)
             self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
         except BaseException:
             self._remove(name)
@@ -84,7 +86,7 @@ class CheckpointStore:
             if content is None:
                 continue
             try:
-                manifest = json.loads(content)
+                manifest = _parsed(content)
                 found.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
             except (ValueError, KeyError, TypeError) as error:
                 # counts as a checkpoint that was there once: `newest` must not take its absence for a fresh start
@@ -211,7 +213,7 @@ class CheckpointStore:
         if manifest is None:
             raise DamagedCheckpoint(f"{folder}: no {MANIFEST}")
         try:
-            return {file: str(expected["sha256"]) for file, expected in json.loads(manifest)["files"].items()}
+            return {file: str(expected["sha256"]) for file, expected in _parsed(manifest)["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpoint(f"{folder}/{MANIFEST} is not readable: {error!r}") from error
 
@@ -289,6 +291,26 @@ class BackgroundWriter:
             return ""
         why = self.failures.get(best_step, f"training.keep.best is {self.keep.best}, or an earlier attempt failed")
         return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
+
+
+def _own_sum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's other entries: a flipped bit in `value` would make another checkpoint the best one."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """A manifest, checked against its own sum, which those of version 1 have not.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    manifest: dict[str, Any] = json.loads(content)
+    if manifest["version"] != 1:
+        expected = manifest.pop("sha256")
+        actual = _own_sum(manifest)
+        if actual != expected:
+            raise ValueError(f"expected sha256 {expected} of its entries, found {actual}")
+    return manifest
 
 
 def _best_first(entry: Entry) -> tuple[float, int, float]:
