@@ -70,7 +70,13 @@ class CheckpointStore:
                 self._put(f"{folder}/{file}", content)
                 sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             written = time.time()  # object stores keep no time of a folder
-            manifest = {"version": 2, "step": snapshot.step, "value": value, "written": written, "files": sums}
+            manifest: dict[str, Any] = {
+                "version": 2,
+                "step": snapshot.step,
+                "value": value,
+                "written": written,
+                "files": sums,
+            }
             manifest["sha256"] = _own_sum(manifest)
             self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
         except BaseException:
