@@ -141,7 +141,7 @@ class Evil:
     """Unpickling it makes a folder named by the environment: the canary."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (os.environ.get("CANARY", "/nowhere/canary"),)
+        return eval, ("__import__('os').mkdir(__import__('os').environ['CANARY'])",)
 
 
 def zipped() -> bytes:

@@ -377,6 +377,7 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("training.accumulation", 9)], "global_batch (8)"),
     ("classification", [("cluster.gpus_per_worker", 1.5)], "gpus_per_worker (1.5)"),
     ("classification", [("cluster.gpus_per_worker", 0.5), ("cluster.workers", 2)], "gpus_per_worker (0.5)"),
+    ("classification", [("cluster.storage", "s3://key:secret@bucket/runs")], "without credentials"),
     ("classification", [("cluster.min_workers", 2)], "min_workers (2)"),
     ("classification", [("data", yaml.safe_load(KINDS["detection"])["data"] | {"root": "r"})], "needs data.source"),
     ("detection", [("data.instance_masks", False)], "data.instance_masks must be true"),

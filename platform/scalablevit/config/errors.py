@@ -1,7 +1,18 @@
-"""The one exception for what a user can cause and mend."""
+"""The one exception for what a user can cause and mend; it shows no credentials."""
+
+import re
 
 SHOWN_LINES = 15
 """Of a worker's failure; the rest is in Ray's logs."""
+
+
+_USER = re.compile(r"(\w://+|\w:/(?=[^/\s'\"@]*:))[^/\s'\"]*@")  # pathlib makes one slash of two; models:/x@y stays
+_QUERY = re.compile(r"([?&][^=&\s'\"]*=)[^&\s'\"]+")
+
+
+def masked(text: str) -> str:
+    """`text` without the credentials of addresses in it: what stands before an @, and the values of a query."""
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 class UserError(Exception):
@@ -14,10 +25,10 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what = what
-        self.where = where
-        self.fix = fix
-        super().__init__(what, where, fix)
+        self.what = masked(what)
+        self.where = masked(where)
+        self.fix = masked(fix)
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]

@@ -174,6 +174,11 @@ class Cluster(Section):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
+        if "://" in (self.storage or "") and set("@?#") & set(self.storage or ""):
+            raise ValueError(
+                "storage must be an address without credentials or a query, since it is written into every run; "
+                "credentials are taken from the environment (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
         return self
 
 

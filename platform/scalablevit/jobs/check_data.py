@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--quick", action="store_true", help="headers only")
     parser.add_argument("--again", action="store_true", help="decode also what an earlier check has decoded")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:

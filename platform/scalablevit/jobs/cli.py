@@ -11,6 +11,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space import load_search, with_values
 from scalablevit.jobs.signals import end_like_ctrl_c
+from scalablevit.tracking.connection import mask
 
 DEMO = "demo.yaml"
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
@@ -51,7 +52,7 @@ def guarded(work: Callable[[], int]) -> int:
         print("\ninterrupted; submit the same command again to continue", file=sys.stderr)
         return 130
     except Exception:
-        traceback.print_exc()
+        print(mask(traceback.format_exc(), ""), file=sys.stderr)
         return 1
 
 

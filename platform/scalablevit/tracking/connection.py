@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +20,10 @@ Verdict = Literal["away", "refused", "unclear"]
 # 401 and 403 concern our credentials, the others the moment: the same record may pass later.
 TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
 MESSAGE_LENGTH = 400
-SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
+"""Names of variables of the environment whose values are never shown, unless they are paths."""
+SHORTEST_SECRET = 6
+"""Characters; a shorter value would take pieces out of ordinary words."""
 
 _requests = threading.RLock()
 
@@ -37,7 +40,8 @@ def check_uri(uri: str) -> None:
     """Refuse addresses under which MLflow would lose things.
 
     Raises:
-        UserError: a relative SQLite path (a job's current folder vanishes), or a store with no place for artifacts.
+        UserError: a relative SQLite path (a job's current folder vanishes), a store with no place for artifacts, or a
+            query, which MLflow's client would put in the middle of its requests' addresses and into its logs.
     """
     parts = urlsplit(uri)
     fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
@@ -46,6 +50,8 @@ def check_uri(uri: str) -> None:
             raise UserError(f"{uri} is relative to the current folder", where="tracking.uri", fix=fix)
     elif parts.scheme not in ("http", "https"):
         raise UserError(f"{without_credentials(uri)} cannot be written to", where="tracking.uri", fix=fix)
+    elif parts.query or parts.fragment:
+        raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
 def without_credentials(uri: str) -> str:
@@ -59,10 +65,14 @@ def without_credentials(uri: str) -> str:
 def mask(text: str, uri: str) -> str:
     """`text` without the secrets of `uri`, of the environment, or of any other address in it."""
     password = urlsplit(uri).password or ""
-    secrets = {password, unquote(password), *(os.environ.get(name, "") for name in SECRET_VARIABLES)}
-    for secret in sorted(secrets - {""}, key=len, reverse=True):
+    environment = {
+        value
+        for name, value in os.environ.items()
+        if SECRET_VARIABLES.search(name) and len(value) >= SHORTEST_SECRET and not value.startswith("/")
+    }
+    for secret in sorted(({password, unquote(password)} | environment) - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return re.sub(r"(\w://)[^/\s]+@", r"\1***@", text)
+    return masked(text)
 
 
 def brief(error: Exception, uri: str) -> str:
