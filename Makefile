@@ -15,7 +15,7 @@ FOLLOW ?= 48h
 # folder of real data for test-real: classification-photos, classification-cifar10, segmentation, ...
 DATA ?= ../shared/data
 
-.PHONY: help setup full tune-demo test test-real test-long overfit-coco bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long chaos overfit-coco bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
+	@echo "make chaos      hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
 	@echo "make lint       ruff, mypy, import-linter"
@@ -68,6 +69,9 @@ test-real: setup
 
 test-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m long
+
+chaos: setup
+	SCALABLEVIT_FUZZED=10000 timeout 5400 $(BIN)/python -m pytest tests/chaos
 
 overfit-coco: setup
 	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"

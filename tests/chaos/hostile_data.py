@@ -689,6 +689,7 @@ CLASS_FILES = {
     "byte_order_mark": (b"\xef\xbb\xbfsky\r\nroad\r\ncar\r\n", ""),
     "empty": (b"", "class names are missing"),
     "blank": (b"\n \n\n", "class names are missing"),
+    "gap": (b"wall\n\nfloor\n", "line 2 is empty"),
     "twice": (b"sky\nroad\nsky\n", "class names occur twice: sky"),
     "latin_1": (b"sky\nstra\xdfe\ncar\n", "classes"),
     "utf_16": ("sky\nroad\ncar\n".encode("utf-16"), "classes"),

@@ -43,6 +43,13 @@ def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_another_recipe_may_take_the_spaces_place(tmp_path):
+    """Here one without the space's stage, which shows that the recipe was read."""
+    done = tune("--root", tmp_path, "--dry-run", "--recipe", ROOT / "pipelines" / "recipes" / "coco_subset.yaml",
+                "optimizer.lr=1e-4")  # fmt: skip
+    assert done.returncode == 2 and "no stage 'pretrain'" in done.stderr and "detect" in done.stderr, done.stderr
+
+
 def test_a_recipe_names_its_search(tmp_path):
     """`tune:` of full.py: the space is held against the running recipe, beside which it lies."""
     recipe = {

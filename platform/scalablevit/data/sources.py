@@ -414,8 +414,10 @@ def _class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
             content = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is no UTF-8: {error}", where="data.classes", fix="save it as UTF-8") from None
-        lines = [line.strip() for line in content.split("\n")]
-        names = [line for line in lines if line]
+        names = [line.strip() for line in content.strip().split("\n")]
+        if len(names) > 1 and "" in names:
+            # left out, it would shift the numbers of all classes after it
+            raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")
         if names and names[0].startswith("Idx\t"):
             names = [line.rpartition("\t")[2] for line in names[1:]]
     if not names or "" in names:

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.space import load_search, with_values
+from scalablevit.config.space import is_of_space, load_search, with_values
 from scalablevit.jobs.cli import guarded
 
 SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"
@@ -43,6 +44,7 @@ def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespa
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe or the space")
     parser.add_argument("--space", type=Path, metavar="FILE", help="search space (default: the built-in demo)")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="search around this recipe, not the space's own")
     parser.add_argument("--root", metavar="DIR", help="where searches, runs and mlflow.db are kept (SCALABLEVIT_ROOT, "
                         "~/scalablevit)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="only continue a search that was begun before")
@@ -56,7 +58,9 @@ def _run(options: argparse.Namespace) -> int:
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)
-    search = load_search(path, options.overrides)
+    others = [override for override in options.overrides if not is_of_space(override)]
+    recipe = load_recipe(options.recipe, others) if options.recipe is not None else None
+    search = load_search(path, options.overrides, recipe)
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.jobs import chain, cluster, resolve
@@ -77,9 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     found = search_stage(search, stages, root, resume=options.resume)
     if options.retrain:
         print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
-        recipe = with_values(search.recipe, search.stage, found.best.values)
-        retrained = resolve.resolve(recipe, root, [search.stage])
-        results = chain.run_chain(recipe, retrained, root, {search.stage: found.origin()})
+        best = with_values(search.recipe, search.stage, found.best.values)
+        retrained = resolve.resolve(best, root, [search.stage])
+        results = chain.run_chain(best, retrained, root, {search.stage: found.origin()})
         address = tracking_uri(stages[-1].stage.tracking.uri, root)
         print("\n" + chain.table(results, root, address), flush=True)
     return 0
