@@ -187,16 +187,15 @@ def test_killed_again_and_again_it_ends_with_the_same_table(head, write_space, t
     """The driver of a seeded random search, killed with SIGKILL at random moments and resumed."""
     space = write_space(budget={"trials": trials})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    begun = time.monotonic()
     assert (done := head.search(space, "--no-retrain", root=whole)).returncode == 0, done.stdout
-    took = time.monotonic() - begun
     seed = random.randrange(10**6)
     print(f"moments of the kills from seed {seed}")
     moments, at_kills = random.Random(seed), []
     for number in range(kills):
         process = head.start(space, "--no-retrain", *(["--resume"] if number else []), root=killed)
-        wait_for_trials(killed, process)
-        time.sleep(moments.uniform(0, 0.7 * took / kills))
+        # spread over the search, and at any moment of the trials that then run
+        wait_for_trials(killed, process, ended_at_least=int(trials * (number + moments.random()) / (kills + 1)))
+        time.sleep(moments.uniform(0, 3))
         process.kill()
         process.communicate(timeout=60)
         at_kills.append(ended(killed))
@@ -219,12 +218,12 @@ def ended(root: Path) -> dict[str, int]:
     return {path.parent.name: (path.parent / "start.txt").stat().st_mtime_ns for path in results}
 
 
-def wait_for_trials(root: Path, process: "subprocess.Popen[str]") -> None:
-    """Until the search has begun its trials."""
-    deadline = time.monotonic() + 120
-    while not list((root / "runs").glob("*/trials.json")):
+def wait_for_trials(root: Path, process: "subprocess.Popen[str]", ended_at_least: int) -> None:
+    """Until the search has begun its trials, and so many have ended."""
+    deadline = time.monotonic() + 300
+    while not list((root / "runs").glob("*/trials.json")) or len(ended(root)) < ended_at_least:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def nothing_is_left(head: Head) -> None:
