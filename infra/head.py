@@ -30,7 +30,7 @@ SINGLE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 all interfaces."""
 SOCKET_ROOM = 66
 """Bytes that Ray's session and socket names add to the temporary folder; a unix socket's path has at most 107."""
-JOB_STOP_S = 60
+JOB_STOP_S = 90
 """Time a job has between the request to stop and being killed: enough to leave Ray and to tell MLflow, also on a busy
 machine."""
 

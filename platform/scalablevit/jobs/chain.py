@@ -18,8 +18,8 @@ from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
 
-STOP_S = 15.0
-"""Longest wait for interrupted stages to record their end."""
+STOP_S = FAILED_DRAIN_S + 15
+"""Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
 
 
 def run_chain(
