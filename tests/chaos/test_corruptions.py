@@ -42,6 +42,9 @@ def same(found: Snapshot, wanted: Snapshot) -> bool:
 
 # --- random damage ---
 
+damage = pytest.mark.row("Checkpoints: random corruptions caught before use")
+torn = pytest.mark.row("Checkpoints: a save killed at every file operation, a full disk")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -135,6 +138,7 @@ def newest_folder(run: Path) -> Path:
     return max((run / "checkpoints").iterdir(), key=lambda folder: folder.name[:14])
 
 
+@damage
 @pytest.mark.parametrize("number", range(DAMAGED))
 def test_damage_is_caught_and_the_one_before_is_used(number: int, whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
@@ -152,6 +156,7 @@ def test_damage_is_caught_and_the_one_before_is_used(number: int, whole: Path, t
     assert best is not None and best.step == 6, said
 
 
+@damage
 @pytest.mark.parametrize("number", range(20))
 def test_all_damaged_is_a_hard_error(number: int, whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
@@ -170,6 +175,7 @@ def test_all_damaged_is_a_hard_error(number: int, whole: Path, tmp_path: Path):
         assert "is damaged" in str(error)
 
 
+@damage
 def test_any_bit_of_a_manifest(whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     folder = newest_folder(tmp_path / "run")
@@ -184,6 +190,7 @@ def test_any_bit_of_a_manifest(whole: Path, tmp_path: Path):
             store.read(folder.name)
 
 
+@damage
 def test_the_refusal_names_file_and_both_sums(whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     folder = newest_folder(tmp_path / "run")
@@ -213,6 +220,7 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     return {kind: sorted(root.glob(f"{kind}_*")) for kind in ("killed", "full")}
 
 
+@torn
 def test_no_torn_checkpoint_is_ever_selected(saves: dict[str, list[Path]]):
     assert len(saves["killed"]) > 40
     steps = []
@@ -233,6 +241,7 @@ def test_no_torn_checkpoint_is_ever_selected(saves: dict[str, list[Path]]):
     assert steps == sorted(steps), "once it counts, it counts for good"
 
 
+@torn
 def test_a_full_disk_leaves_the_one_before_and_no_rubbish(saves: dict[str, list[Path]]):
     """The limit is the size of a file, which the system enforces as it does the end of a disk."""
     assert len(saves["full"]) >= 8

@@ -39,7 +39,10 @@ from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources import Source, open_source
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, on the files that hold it
+pytestmark = [
+    pytest.mark.row("Data: hostile images, masks, annotations and folders"),
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),  # Pillow's, on the files that hold it
+]
 
 IMAGES, MASKS = image_cases(), mask_cases()
 DEPTHS: tuple[Depth, ...] = ("headers", "masks", "pixels")

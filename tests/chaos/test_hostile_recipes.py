@@ -32,6 +32,8 @@ FUZZED = int(os.environ.get("SCALABLEVIT_FUZZED", "2000"))
 SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))
 LONGEST_S = 2.0
 
+pytestmark = pytest.mark.row("Configuration: a case for every rule, mutated recipes")
+
 Path_ = tuple[str | int, ...]
 
 # --- recipes in which every section stands, so that every key of the schema has its place ---

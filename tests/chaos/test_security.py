@@ -40,7 +40,10 @@ from scalablevit.tracking.weights import resolve_weights
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's, before it refuses the file
+pytestmark = [
+    pytest.mark.row("Security: evil files, planted secrets"),
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),  # torch's, before it refuses the file
+]
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"
