@@ -54,6 +54,7 @@ training:
   stop_after: {evaluations_without_gain: 2}
   checkpoint_every: {epochs: 1.0}
   keep: {last: 1}
+  not_finite: {limit: 2}
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
 """

@@ -137,7 +137,8 @@ class Budget(Section):
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     """Trials; null (grid only): all combinations."""
     epochs: Positive | None = None
-    """Longest training of a trial, passes over the training split; null: the recipe's own length."""
+    """Longest training of a trial, passes over the training split; null: the recipe's own length. Warm-up and decays
+    shrink with it where the recipe's length is in epochs too."""
     evaluate_every_epochs: Positive | None = None
     """Passes between the evaluations of a trial; null: the recipe's own interval."""
     wall_minutes: Positive | None = None
@@ -527,6 +528,8 @@ def _shape(stage: dict[str, Any], space: Space) -> None:
     """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
+        if training["epochs"] is not None:
+            _scale_schedule(stage["optimizer"]["schedule"], space.budget.epochs / training["epochs"], space)
         training |= {"epochs": space.budget.epochs, "steps": None}
     if space.budget.evaluate_every_epochs is not None:
         training["evaluate_every"] = {"epochs": space.budget.evaluate_every_epochs}
@@ -535,6 +538,21 @@ def _shape(stage: dict[str, Any], space: Space) -> None:
     if space.resources is not None:
         # trials of different sizes would not be comparable: no elasticity
         stage["cluster"] |= {**space.resources.model_dump(mode="json"), "min_workers": None}
+
+
+def _scale_schedule(schedule: dict[str, Any], factor: float, space: Space) -> None:
+    """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
+
+    A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
+    is one that the whole training, which stays at its peak for long, does not survive (measured on the demo).
+    """
+    path = "optimizer.schedule."
+    if path + "warmup_epochs" not in space.parameters:
+        schedule["warmup_epochs"] *= factor
+    if path + "warmup_steps" not in space.parameters:
+        schedule["warmup_steps"] = round(schedule["warmup_steps"] * factor)
+    if path + "decay_epochs" not in space.parameters:
+        schedule["decay_epochs"] = [epoch * factor for epoch in schedule["decay_epochs"]]
 
 
 def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
