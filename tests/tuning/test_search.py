@@ -254,8 +254,6 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(head, write_space, tmp
     done = head.search(space, "--no-retrain", root=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
-    nothing = head.search(space, "space.concurrency=2", "--resume", root=tmp_path)
-    assert nothing.returncode == 2 and "there is nothing to resume" in nothing.stdout, nothing.stdout
 
 
 @pytest.mark.long

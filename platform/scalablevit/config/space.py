@@ -99,8 +99,8 @@ class Draw(Section):
     """Low and high end; any number between is as likely."""
     loguniform: tuple[float, float] | None = None
     """Low (above 0) and high end; any order of magnitude between is as likely."""
-    choice: Annotated[list[Value], Field(min_length=1)] | None = None
-    """Values or lists of values, each as likely."""
+    choice: Annotated[list[Value], Field(min_length=1, max_length=1000)] | None = None
+    """Values or lists of values, each as likely; each is tried on the recipe before anything starts."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -173,7 +173,7 @@ class Resources(Section):
     """CPUs reserved for a worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs reserved for a worker; a fraction lets trials of one worker share a GPU."""
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Data-loading processes of each worker; 0: in the worker itself."""
 
 
