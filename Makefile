@@ -67,16 +67,18 @@ full: setup
 tune-demo: setup
 	$(call submit,pipelines/tune.py --space tune_spaces/demo.yaml $(ARGS))
 
-# Two at a time, then one by one what needs the machine for itself; both run whatever becomes of the first.
+# Two at a time, then one by one what needs the machine for itself (from its own files: importing the others takes half a
+# minute); both run whatever becomes of the first.
 test: setup lint
 	@summary=$$(mktemp) && trap 'rm -f "$$summary"' EXIT && trap 'exit 130' INT && \
 	export SCALABLEVIT_SUMMARY="$$summary" && code=0 && \
 	{ timeout 3600 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ($(ALONE) or $(NOT_NOW))" || code=1; } && \
-	{ timeout 3600 $(BIN)/python -m pytest -m "($(ALONE)) and not ($(NOT_NOW))" || code=1; } && \
+	{ timeout 3600 $(BIN)/python -m pytest -m "($(ALONE)) and not ($(NOT_NOW))" \
+		$$(grep -rlE 'mark\.(ray|alone)' tests --include='test_*.py' | sort) || code=1; } && \
 	echo "make test, two at a time and one by one:" && cat "$$summary" && exit $$code
 
 test-real: setup
-	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)"
+	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)" tests/real
 
 test-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m long

@@ -3,13 +3,17 @@
 import contextlib
 import io
 import os
+from multiprocessing.connection import Connection
 from typing import Any
 
 
-def set_up(environment: dict[str, str]) -> None:
-    """Before anything of Ray is imported, which reads how to authenticate then."""
-    os.environ.clear()
+def serve(calls: Connection, environment: dict[str, str]) -> None:
+    """Do what is sent, a function of this file and its arguments, and answer; in a process of its own."""
+    os.environ.clear()  # before anything of Ray is imported, which reads how to authenticate then
     os.environ.update(environment)
+    while True:
+        function, arguments = calls.recv()
+        calls.send(globals()[function](*arguments))
 
 
 def search(arguments: list[str]) -> tuple[int, str]:

@@ -71,20 +71,37 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         place.command("stop")
 
 
+Call = Callable[..., Any]
+
+
 @pytest.fixture(scope="module")
-def driver(head: Head) -> Iterator[Any]:
-    """A process that makes one search after another."""
-    with multiprocessing.get_context("spawn").Pool(1, searching.set_up, [head.environment()]) as pool:
-        yield pool
+def driver(head: Head) -> Iterator[Call]:
+    """A process that makes one search after another: calls a function of `searching` there, by its name."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=searching.serve, args=(there, head.environment()))
+    process.start()
+    there.close()
+
+    def call(function: str, *arguments: Any, limit_s: float = SEARCH_S) -> Any:
+        here.send((function, arguments))
+        assert here.poll(limit_s), f"no answer to {function} within {limit_s:.0f} s"
+        return here.recv()
+
+    try:
+        yield call
+    finally:
+        process.kill()  # Ray's handler of SIGTERM stays behind in it
+        process.join(30)
 
 
 @pytest.fixture
-def search(driver: Any, tmp_path: Path) -> Tune:
+def search(driver: Call, tmp_path: Path) -> Tune:
     """`pipelines/tune.py` to its end, in that process."""
 
     def run(space: Path, *arguments: str, root: Path = tmp_path) -> "subprocess.CompletedProcess[str]":
         given = ["--space", str(space), "--root", str(root), *arguments]
-        code, output = driver.apply_async(searching.search, [given]).get(timeout=SEARCH_S)
+        code, output = driver("search", given)
         return subprocess.CompletedProcess(given, code, output)
 
     return run
@@ -248,11 +265,11 @@ def wait_for_trials(root: Path, process: "subprocess.Popen[str]", ended_at_least
         time.sleep(0.05)
 
 
-def nothing_is_left(driver: Any) -> None:
+def nothing_is_left(driver: Call) -> None:
     """No placement group, actor or process of a search, by Ray's state API and the machine's list of processes."""
     deadline = time.monotonic() + 60
     while True:
-        state = driver.apply_async(searching.state).get(timeout=120)
+        state = driver("state", limit_s=120)
         left = [group for group in state["groups"] if group != "REMOVED"]
         # one for the whole cluster, which Ray Train keeps between jobs
         left += [actor for actor in state["actors"] if actor != "_AutoscalingCoordinatorActor"]
