@@ -22,9 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """The outcome and what failed, appended to the file that `make test` shows at its end."""
-    if "SCALABLEVIT_SUMMARY" in os.environ:
+    if "SCALABLEVIT_SUMMARY" in os.environ and not hasattr(config, "workerinput"):
         reports = terminalreporter.stats
         failed = [report.nodeid for kind in ("failed", "error") for report in reports.get(kind, [])]
         verdict = "passed" if exitstatus == 0 else f"FAILED with exit code {int(exitstatus)}"
