@@ -284,8 +284,6 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(search, write_space):
     done = search(space, "--no-retrain")
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
-    nothing = search(space, "space.concurrency=2", "--resume")
-    assert nothing.returncode == 2 and "there is nothing to resume" in nothing.stdout, nothing.stdout
 
 
 @pytest.mark.long

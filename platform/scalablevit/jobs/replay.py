@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scalablevit.config.errors import UserError
+from scalablevit.training.storage import STEP
+
 EPILOG = """\
 A recipe with training.not_finite.capture=true writes a step whose loss or gradient is infinite or not a number into
 <run>/not_finite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and what its random
@@ -31,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: the folder holds no whole captured step.
     """
+    if not (options.folder / STEP).is_file():  # answered before torch is imported
+        raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/not_finite/step_<n>")
     from scalablevit.training.replay import replay, told
 
     print(told(replay(options.folder)))

@@ -10,11 +10,10 @@ from torch import Tensor
 from scalablevit.data.loader import Batch
 from scalablevit.training.loop import Plan
 from scalablevit.training.state import TrainState
-from scalablevit.training.storage import open_filesystem, put
+from scalablevit.training.storage import STEP, open_filesystem, put
 
 FOLDER = "not_finite"
 """In the run's folder: a folder for each captured step."""
-STEP = "step.json"
 
 
 def batches_file(rank: int) -> str:

@@ -16,8 +16,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.tasks.task import build_task
 from scalablevit.training import optim, seeds
-from scalablevit.training.capture import STEP, batches_file, unflat
+from scalablevit.training.capture import batches_file, unflat
 from scalablevit.training.loop import Plan
+from scalablevit.training.storage import STEP
 
 
 @dataclass(frozen=True)
