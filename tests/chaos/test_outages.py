@@ -46,6 +46,8 @@ SLOW_PERIOD_S = 0.25
 START_LIMIT_S = 240
 BAR_MS = 5.0
 
+pytestmark = pytest.mark.alone
+
 
 # --- four outages at once ---
 

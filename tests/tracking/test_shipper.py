@@ -315,6 +315,7 @@ def test_a_killed_shipper_leaves_nothing_out_and_nothing_twice(
     assert [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")] == list(range(10_000))
 
 
+@pytest.mark.alone
 def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, uid: str) -> None:
     with socket.socket() as hung:
         hung.bind(("127.0.0.1", 0))
@@ -341,6 +342,7 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, u
         shipper.stop()
 
 
+@pytest.mark.alone
 def test_a_locked_database_holds_up_nobody(spool: Spool, uid: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/locked.db"
     spool.run(uid, "run", experiment="e")
