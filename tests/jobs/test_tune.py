@@ -47,19 +47,20 @@ def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_resume_refuses_a_search_that_was_not_begun_before_anything_starts(tmp_path):
+def test_resume_refuses_a_search_that_was_not_begun_before_anything_starts(tmp_path, capsys):
     """Also in the dry run; when it was begun, the dry run passes."""
-    arguments = ["--root", tmp_path, "--dry-run", "--resume", "data.shapes={train_images: 18, val_images: 12, "
-                 "image_size: 48}", "training.global_batch=4", "stages.pretrain.data.image_size=32"]  # fmt: skip
-    refused = tune(*arguments)
-    assert refused.returncode == 2 and "there is nothing to resume" in refused.stderr, refused.stderr
+    shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
+    arguments = ["--root", str(tmp_path), "--dry-run", "--resume", shapes, "training.global_batch=4",
+                 "stages.pretrain.data.image_size=32"]  # fmt: skip
+    code, refused = tune_job.main("", arguments), capsys.readouterr().err
+    assert code == 2 and "there is nothing to resume" in refused, refused
     assert not (tmp_path / "runs").exists()
-    folder = Path(refused.stderr.strip().partition(": ")[0])
+    folder = Path(refused.strip().partition(": ")[0])
     assert folder.parent == tmp_path / "runs"
     folder.mkdir(parents=True)
     (folder / "trials.json").write_text("[]")
-    resumed = tune(*arguments)
-    assert resumed.returncode == 0 and "dry run" in resumed.stdout, resumed.stderr
+    code, said = tune_job.main("", arguments), capsys.readouterr()
+    assert code == 0 and "dry run" in said.out, said.err
 
 
 def test_another_recipe_may_take_the_spaces_place(tmp_path):
