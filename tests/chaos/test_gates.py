@@ -248,7 +248,7 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     connect(None)()
     try:
-        assert "cannot connect to the Ray cluster: Maybe you called ray.init twice" in said(connect("local"))
+        assert "cannot connect to the cluster: Maybe you called ray.init twice" in said(connect("local"))
         here = [node["NodeID"] for node in cluster._alive_nodes()]
         blind = [replace(stages[0], stage=load_recipe(TINY, ["data.root=nowhere"]).stages["pretrain"])]
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
