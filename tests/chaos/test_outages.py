@@ -384,7 +384,7 @@ def on_a_head(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[byte
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.row("Tracking: a job killed while MLflow is away, from its start on")
 def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
     on_a_head: Callable[[str], "subprocess.Popen[bytes]"], tmp_path: Path
@@ -410,7 +410,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         assert steps_there == trained(root)
 
         driver = on_a_head(server.uri)
-        assert driver.wait(timeout=400) == 0, output.read_text()
+        assert driver.wait(timeout=600) == 0, output.read_text()
         assert "resumed at step" in output.read_text()
         assert "tiny-pretrain v1 @candidate" in output.read_text()
         assert sync(root, "--again").returncode == 0
