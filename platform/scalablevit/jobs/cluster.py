@@ -36,7 +36,6 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
     else:
         _check_fit(stages, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}], "this machine")
     import ray
-    import ray.exceptions
 
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
     try:
@@ -48,11 +47,12 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # plain ones too, as when a busy machine's node is not there after 30 s
         raise UserError(
-            f"cannot connect to the Ray cluster: {str(error).splitlines()[0]}",
+            f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
+            f"{(str(error) or repr(error)).splitlines()[0]}",
             where=f"RAY_ADDRESS={address}" if address else "",
-            fix=HEAD,
+            fix=HEAD if address else "try again when the machine is less busy",
         ) from None
     nodes = _alive_nodes()
     _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
