@@ -42,7 +42,7 @@ data:
   val: {images: val}
 task: {kind: classification}
 optimizer: {lr: 0.001, schedule: {kind: multistep, decay_epochs: [3, 4]}}
-training: {steps: 20, global_batch: 8}
+training: {steps: 50, global_batch: 8}  # in epochs, schedules would be scaled with the trial
 stages:
   first: {model: {name: resnet18}}
   second: {model: {name: resnet18}, optimizer: {schedule: {kind: cosine, decay_epochs: [], warmup_epochs: 2}}}

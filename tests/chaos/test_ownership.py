@@ -307,7 +307,6 @@ def test_of_two_jobs_started_at_once_one_says_that_the_other_has_the_run(tmp_pat
             line.removeprefix("export ").partition("=") for line in head("env", root).splitlines() if "=" in line
         )
         environment = {**os.environ, **{name: value.strip("'\"") for name, _, value in exports}}
-        environment["RAY_ADDRESS"] = json.loads((root / "head.json").read_text())["address"]
         command = [
             sys.executable, str(REPOSITORY / "pipelines" / "pretrain.py"), "--root", str(root), "--recipe",
             str(REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"), "cluster.workers=1", "cluster.cpus_per_worker=0.5",
