@@ -148,7 +148,7 @@ def test_several_mistakes_are_reported_at_once(recipe, root):
     assert all(part in message for part in ("optimizer.lr", "training.seed", "model.nme"))
 
 
-def run(*arguments, timeout=120):
+def run(*arguments, timeout=280):
     return subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd="/", check=False
     )

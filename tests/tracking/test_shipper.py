@@ -301,7 +301,7 @@ def test_a_killed_shipper_leaves_nothing_out_and_nothing_twice(
     process = multiprocessing.get_context("spawn").Process(target=_ship, args=(spool.folder, uri))
     process.start()
     size = (spool.folder / RECORDS).stat().st_size
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while True:
         saved = remembered(spool.folder)
         if saved is not None and saved.offset > size / 4:
