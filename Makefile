@@ -14,6 +14,12 @@ ARGS ?=
 FOLLOW ?= 48h
 # folder of real data for test-real: classification-photos, classification-cifar10, segmentation, ...
 DATA ?= ../shared/data
+# which of them: REAL="real and not slow" leaves out those that take minutes each
+REAL ?= real
+
+# tests that nothing may run beside, and those that `make test` leaves out
+ALONE := ray or alone
+NOT_NOW := real or long
 
 .PHONY: help setup full tune-demo test test-real test-long chaos overfit-coco bench-tune lint lock head-stop clean
 
@@ -61,11 +67,18 @@ full: setup
 tune-demo: setup
 	$(call submit,pipelines/tune.py --space tune_spaces/demo.yaml $(ARGS))
 
+# Two at a time, then one by one what needs the machine for itself (from its own files: importing the others takes half a
+# minute); both run whatever becomes of the first.
 test: setup lint
-	timeout 3600 $(BIN)/python -m pytest
+	@summary=$$(mktemp) && trap 'rm -f "$$summary"' EXIT && trap 'exit 130' INT && \
+	export SCALABLEVIT_SUMMARY="$$summary" && code=0 && \
+	{ timeout 3600 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ($(ALONE) or $(NOT_NOW))" || code=1; } && \
+	{ timeout 3600 $(BIN)/python -m pytest -m "($(ALONE)) and not ($(NOT_NOW))" \
+		$$(grep -rlE 'mark\.(ray|alone)' tests --include='test_*.py' | sort) || code=1; } && \
+	echo "make test, two at a time and one by one:" && cat "$$summary" && exit $$code
 
 test-real: setup
-	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m real
+	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)" tests/real
 
 test-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m long

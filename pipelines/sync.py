@@ -9,13 +9,13 @@ import _path  # noqa: F401
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.tracking.shipper import Pending, Shipper, remembered
-from scalablevit.tracking.spool import read_lines
+from scalablevit.tracking.spool import open_runs, read_lines
 
 EPILOG = """
-Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where it was sent last, and
-one that was never sent to sqlite:///<root>/mlflow.db. Give user and password in --uri, or in MLFLOW_TRACKING_USERNAME
-and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED. Sending again is harmless: MLflow keeps one
-of each.
+Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
+sync.py last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
+last at work. Sending again is harmless: MLflow keeps one of each.
 Exit code: 0 when nothing is left, 1 when something is, 2 for a mistake on the command line.
 """
 
@@ -35,7 +35,7 @@ def main() -> int:
             print(f"{folder.parent.name}: {shipper.pending().records} records would be sent", flush=True)
             continue
         pending = shipper.ship_left(from_start=arguments.again)
-        print(f"{folder.parent.name}: {_tell(pending)}", flush=True)
+        print(f"{folder.parent.name}: {_tell(pending, len(open_runs(folder)))}", flush=True)
         left += pending.records
     return 1 if left else 0
 
@@ -76,8 +76,11 @@ def _shipper(root: Path, folder: Path, uri: str | None) -> Shipper:
     return Shipper(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
 
 
-def _tell(pending: Pending) -> str:
+def _tell(pending: Pending, unended: int) -> str:
     parts = [f"{pending.records} records left ({pending.error})" if pending.records else "everything sent"]
+    if unended and pending.error is None:
+        runs = "1 run" if unended == 1 else f"{unended} runs"
+        parts.append(f"{runs} without an end: if its job is dead, run this again in a minute")
     if pending.refused:
         parts.append(f"{pending.refused} refused, see refused.jsonl")
     return "; ".join(parts)

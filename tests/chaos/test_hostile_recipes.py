@@ -3,24 +3,18 @@
 SCALABLEVIT_FUZZED sets the number of mutated recipes (2000; `make chaos` takes 10 000), SCALABLEVIT_SEED their seed.
 """
 
-import ast
 import copy
-import inspect
 import os
 import random
 import re
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import annotated_types
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
+from schema_rules import GONE, Plain, Rule, Walk, mutate, mutate_text, raised_at, raises_of_validators, without_rule
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
@@ -33,8 +27,6 @@ SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))
 LONGEST_S = 2.0
 
 pytestmark = pytest.mark.row("Configuration: a case for every rule, mutated recipes")
-
-Path_ = tuple[str | int, ...]
 
 # --- recipes in which every section stands, so that every key of the schema has its place ---
 
@@ -54,6 +46,7 @@ training:
   stop_after: {evaluations_without_gain: 2}
   checkpoint_every: {epochs: 1.0}
   keep: {last: 1}
+  not_finite: {limit: 2}
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
 """
@@ -105,155 +98,15 @@ def base(kind: str) -> dict[str, Any]:
     return {"name": "r", "stages": {"first": stage}}
 
 
-class Plain(yaml.CSafeDumper):
-    """Writes what stands in two places twice: recipes have no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
 # --- rules, read from the schema ---
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A way in which the value at `path` breaks one keyword of the schema."""
-
-    kind: str
-    path: Path_
-    keyword: str
-    value: Any
-    """What stands there instead; `GONE` for nothing."""
-    shown: str
-    """What the message must hold beside place and key."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {'.'.join(map(str, self.path[2:]))} {self.keyword} {self.value!r}"[:90]
-
-
-GONE = object()
-SILENT = {"title", "description", "default", "hashed", "type", "$ref", "properties", "$defs", "discriminator",
-          "prefixItems", "oneOf", "items"}  # fmt: skip
-"""Keywords that refuse nothing, or are followed by `rules_of`."""
-WRONG_TYPE: dict[str, list[Any]] = {
-    "integer": ["text", True, 1.5, [1], {}, float("inf"), 10**400],
-    "number": ["text", "1", True, [1.0], {}, float("inf"), float("-inf"), float("nan")],
-    "string": [3, True, 1.5, ["a"], {}],
-    "boolean": ["yes", 1, 0.0, []],
-    "array": ["text", 3, {"a": 1}],
-    "object": ["text", 3, [1]],
-}
-WRONG_TEXT = ["", "-", "a/b", "a b", "\N{SNOWMAN}", "../a", "A" * 300]
-"""Of these at least one breaks any pattern in the schema."""
-
-
-class Walk:
-    """Follows the schema along a recipe of one kind."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.recipe = base(kind)
-        self.schema = Recipe.model_json_schema()
-
-    def rules(self) -> Iterator[Rule]:
-        yield from self._of(self.schema, self.recipe, ())
-
-    def _rule(self, path: Path_, keyword: str, value: Any, shown: str | None = None) -> Rule:
-        plain = "" if isinstance(value, list | dict) else repr(value)
-        return Rule(
-            self.kind, path, keyword, value, (plain if len(plain) < 60 else plain[:50]) if shown is None else shown
-        )
-
-    def _of(self, schema: dict[str, Any], node: Any, path: Path_, *, nullable: bool = False) -> Iterator[Rule]:
-        if "$ref" in schema:
-            schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]] | {
-                k: v for k, v in schema.items() if k != "$ref"
-            }
-        if "anyOf" in schema:
-            options = [each for each in schema["anyOf"] if each != {"type": "null"}]
-            nullable = len(options) < len(schema["anyOf"])
-            if len(options) == 1:
-                yield from self._of(options[0], node, path, nullable=nullable)
-            else:
-                yield self._rule(path, "anyOf", {"a": 1})
-            return
-        if not nullable and path:
-            yield self._rule(path, "null", None)
-        if "oneOf" in schema:
-            tag = schema["discriminator"]["propertyName"]
-            yield self._rule((*path, tag), "tag", "nonsense")
-            yield self._rule((*path, tag), "tag", GONE, "is missing")
-            yield from self._of({"$ref": schema["discriminator"]["mapping"][node[tag]]}, node, path)
-            return
-        for value in WRONG_TYPE[schema["type"]] if path else []:
-            yield self._rule(path, "type", value)
-        for keyword, bound in schema.items():
-            if keyword not in SILENT:
-                yield from self._keyword(keyword, bound, schema, node, path)
-        for number, item in enumerate(schema.get("prefixItems", [schema["items"]] if "items" in schema else [])):
-            yield from self._of(item, node[number], (*path, number))
-
-    def _keyword(self, keyword: str, bound: Any, schema: dict[str, Any], node: Any, path: Path_) -> Iterator[Rule]:
-        if keyword in ("required", "additionalProperties", "patternProperties"):
-            yield from self._section(keyword, bound, schema, node, path)
-        elif keyword == "minItems" and "prefixItems" in schema:  # a pair: what is missing is named by its place
-            yield self._rule(path, keyword, node[: bound - 1], "is missing")
-        else:
-            step = 1 if schema["type"] == "integer" else 1e-6
-            broken: dict[str, Callable[[], list[Any]]] = {
-                "minimum": lambda: [bound - step],
-                "maximum": lambda: [bound + step],
-                "exclusiveMinimum": lambda: [bound],
-                "exclusiveMaximum": lambda: [bound],
-                "minLength": lambda: [""],
-                "minItems": lambda: [node[: bound - 1]],
-                "maxItems": lambda: [[*node, *node[:1]]],
-                "enum": lambda: ["nonsense"],
-                "const": list,  # the tag of a union, whose rule is the section's
-                "pattern": lambda: [text for text in WRONG_TEXT if not re.search(bound, text)],
-            }
-            assert keyword in broken, f"no case for the keyword {keyword} at {path}"
-            yield from (self._rule(path, keyword, value) for value in broken[keyword]())
-
-    def _section(self, keyword: str, bound: Any, schema: dict[str, Any], node: Any, path: Path_) -> Iterator[Rule]:
-        if keyword == "required":
-            yield from (self._rule((*path, name), keyword, GONE, "is missing") for name in bound)
-        elif keyword == "patternProperties":
-            ((pattern, section),) = bound.items()
-            bad = [text for text in WRONG_TEXT if not re.search(pattern, text)]
-            yield from (self._rule((*path, text), keyword, node["first"], "") for text in bad)
-            yield from self._of(section, node["first"], (*path, "first"))
-        elif bound is False:
-            yield self._rule((*path, "nonsense"), "additionalProperties", 3, "unknown key 'nonsense'")
-            yield from self._fields(schema["properties"], node, path)
-        else:
-            yield from self._of(bound, node["key"], (*path, "key"))
-
-    def _fields(self, properties: dict[str, Any], node: Any, path: Path_) -> Iterator[Rule]:
-        for name, field in properties.items():
-            # the tag of a union is its own rule, of the section around it
-            if "const" not in field:
-                yield from self._of(field, node.get(name), (*path, name))
-
-
-RULES = [
+RULES: list[Rule] = [
     rule
     for kind in KINDS
-    for rule in Walk(kind).rules()
+    for rule in Walk(Recipe, kind, base(kind)).rules()
     if kind == "classification" or rule.path[2:3] in (("data",), ("task",))  # the other sections are the same
 ]
-
-
-def changed(rule: Rule) -> dict[str, Any]:
-    tree = base(rule.kind)
-    node: Any = tree
-    for part in rule.path[:-1]:
-        node = node[part]
-    if rule.value is GONE:
-        del node[rule.path[-1]]
-    else:
-        node[rule.path[-1]] = rule.value
-    return tree
 
 
 def refusal(tree: Any, tmp_path: Path) -> UserError:
@@ -279,7 +132,7 @@ def test_every_rule_refuses_with_place_and_value(kind: str, tmp_path: Path):
     """In one test for each kind: a thousand cases of a few milliseconds."""
     wrong = []
     for rule in (rule for rule in RULES if rule.kind == kind):
-        said = str(refusal(changed(rule), tmp_path))
+        said = str(refusal(rule.broken(base(rule.kind)), tmp_path))
         key, shown = ".".join(str(part) for part in rule.path), rule.shown
         if len(rule.path) <= 2 and rule.path[0] == "stages":  # answered before the schema is looked at
             gone = len(rule.path) == 1 and rule.value in (GONE, None)
@@ -292,59 +145,11 @@ def test_every_rule_refuses_with_place_and_value(kind: str, tmp_path: Path):
 
 
 def test_there_is_a_rule_for_every_constraint_of_every_field():
-    """The other way round: from the fields' own annotations, without the JSON schema."""
-    keywords = {
-        annotated_types.Ge: "minimum",
-        annotated_types.Le: "maximum",
-        annotated_types.Gt: "exclusiveMinimum",
-        annotated_types.Lt: "exclusiveMaximum",
-    }
-    covered = {(rule.path[-1], rule.keyword) for rule in RULES} | {
-        (rule.path[-2], rule.keyword) for rule in RULES if isinstance(rule.path[-1], int)
-    }
-    missing, count = [], 0
-    for model in sections(Recipe, set()):
-        for name, field in model.model_fields.items():
-            for constraint in constraints(field):
-                count += 1
-                if isinstance(constraint, annotated_types.MinLen):
-                    wanted = {(name, "minItems"), (name, "minLength")}
-                elif isinstance(constraint, annotated_types.MaxLen):
-                    wanted = {(name, "maxItems")}
-                elif hasattr(constraint, "pattern"):
-                    wanted = {(name, "pattern"), ("a b", "patternProperties")}
-                else:
-                    wanted = {(name, keywords[type(constraint)])}
-                if not wanted & covered:
-                    missing.append(f"{model.__name__}.{name}: {constraint}")
+    missing, count = without_rule(Recipe, RULES)
     assert not missing
     assert count > 100
     for rule in ("tag", "enum", "null", "type", "required", "additionalProperties", "anyOf"):
         assert any(each.keyword == rule for each in RULES)
-
-
-def constraints(part: Any) -> Iterator[Any]:
-    """Bounds, lengths and patterns in a field, however deep in its type."""
-    if isinstance(part, FieldInfo):
-        yield from (each for each in part.metadata if type(each).__name__ != "Strict")
-        yield from constraints(part.annotation)
-    for argument in getattr(part, "__metadata__", ()):
-        yield from constraints(argument)
-    for argument in getattr(part, "__args__", ()):
-        yield from constraints(argument)
-
-
-def sections(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
-    found: list[Any] = [field.annotation for field in model.model_fields.values()]
-    seen.add(model)
-    while found:
-        part = found.pop()
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            if part not in seen:
-                sections(part, seen)
-        else:
-            found.extend(getattr(part, "__args__", ()))
-    return seen
 
 
 # --- validators: rules that the schema cannot tell ---
@@ -410,48 +215,15 @@ def chains() -> list[tuple[dict[str, Any], str]]:
     ]
 
 
-def raised_at(error: UserError) -> set[tuple[str, int]]:
-    """File and line of the validators that refused."""
-    cause = error.__context__
-    assert isinstance(cause, ValidationError)
-    found = set()
-    for detail in cause.errors():
-        trace = getattr(detail.get("ctx", {}).get("error"), "__traceback__", None)
-        while trace is not None:
-            found.add((Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno))
-            trace = trace.tb_next
-    return found
-
-
-def raises_of_validators() -> set[tuple[str, int]]:
-    """File and line of every `raise` in the validators of every section."""
-    found = set()
-    for model in sections(Recipe, set()):
-        decorators = model.__pydantic_decorators__
-        for kind in ("field_validators", "model_validators"):
-            for decorator in getattr(decorators, kind).values():
-                function = inspect.unwrap(getattr(decorator.func, "__func__", decorator.func))
-                lines, first = inspect.getsourcelines(function)
-                tree = ast.parse(textwrap.dedent("".join(lines)))
-                shift = first - 1
-                found |= {
-                    (Path(inspect.getfile(function)).name, node.lineno + shift)
-                    for node in ast.walk(tree)
-                    if isinstance(node, ast.Raise)
-                }
-        for kind in ("validators", "root_validators"):
-            assert not getattr(decorators, kind), "a decorator of the old style has no case"
-    return found
-
-
 def test_every_validator_refuses_and_none_is_without_a_case(tmp_path: Path):
     reached = set()
     cases = [(with_changes(kind, changes), said) for kind, changes, said in VALIDATORS] + chains()
     for tree, said in cases:
         error = refusal(tree, tmp_path)
         assert said in str(error) and str(tmp_path / "r.yaml") in str(error)
-        reached |= raised_at(error)
-    written = raises_of_validators()
+        assert isinstance(error.__context__, ValidationError)
+        reached |= raised_at(error.__context__)
+    written = raises_of_validators(Recipe)
     assert len(written) >= 25
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
 
@@ -505,80 +277,6 @@ def test_a_recipe_that_cannot_be_opened(tmp_path: Path):
 
 
 # --- mutations ---
-
-EXTREMES: list[Any] = [
-    None, True, False, -1, 0, 1, 3, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), 2**31, 2**63, 10**30, 10**400,
-    "", " ", "x", "null", "1", "1e3", "stage:pretrain", "stage:", "models:/a@b", "timm:x", "../..", "/etc/passwd",
-    "~root/x", "\0", "\x1b[2J", "\N{SNOWMAN}", "\N{GRINNING FACE}" * 50, "a" * 10_000, "é", "${HOME}", "{0}", "%s",
-    "!tag", "*alias", "&a",
-    [], [1, "a"], [[[[]]]], [None], [1] * 1000, {}, {"kind": "x"}, {"source": "coco"}, {"": 1}, {"a": {"b": {"c": {}}}},
-]  # fmt: skip
-KEYS = ["lr", "stages", "data", "task", "kind", "source", "classification", "mask_pairs", "0", "bool", "", "name",
-        "__class__", "model_config", "\N{SNOWMAN}", "a.b", "steps", "epochs", "schedule"]  # fmt: skip
-
-
-ODD_TEXT = [":", "\t", "\0", "{", "]", '"', "- ", "é", "\u2028", "\ud800", "&a ", "? "]
-
-
-def places_in(node: Any, path: Path_ = ()) -> Iterator[Path_]:
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        yield (*path, key)
-        yield from places_in(value, (*path, key))
-
-
-def mutate(tree: Any, draw: random.Random) -> None:
-    """One change somewhere in a recipe: gone, renamed, of another type, an extreme, moved or nested deeply."""
-    places = list(places_in(tree))
-    if not places:
-        return
-    *parents, key = draw.choice(places)
-    node = tree
-    for parent in parents:
-        node = node[parent]
-    action = draw.randrange(8)
-    if action == 0:
-        del node[key]
-    elif action in (1, 2):
-        node[key] = copy.deepcopy(draw.choice(EXTREMES))
-    elif action == 3 and isinstance(node, dict):
-        node[draw.choice([f"{key}x", str(key)[:-1], str(key).upper(), draw.choice(KEYS)])] = node.pop(key)
-    elif action == 4 and isinstance(node, dict):
-        node[draw.choice(KEYS)] = copy.deepcopy(node[key])
-    elif action == 5:
-        for _ in range(draw.choice([1, 3, 15, 30])):
-            node[key] = {str(key): node[key]} if draw.random() < 0.5 else [node[key]]
-    elif action == 6:
-        other = draw.choice(places)
-        value = tree
-        for part in other:
-            value = value[part]
-        node[key] = copy.deepcopy(value)
-    elif isinstance(node[key], int | float) and not isinstance(node[key], bool):
-        node[key] = draw.choice([-node[key], node[key] * 10**6, node[key] / 7, str(node[key]), [node[key]]])
-    else:
-        node[key] = str(node[key]) + draw.choice(["", "\n", "\0", "é", "/../..", " " * 20])
-
-
-def mutate_text(text: str, draw: random.Random) -> str:
-    """One change to the characters of a file."""
-    at, length = draw.randrange(len(text)), draw.choice([0, 1, 5, 60])
-    lines = text.splitlines(keepends=True)
-    match draw.randrange(4):
-        case 0:
-            return (
-                text[:at]
-                + draw.choice([":", "\t", "\0", "{", "]", '"', "- ", "é", "\u2028", "\ud800", "&a ", "? "])
-                + text[at + length :]
-            )
-        case 1:
-            return text[:at]
-        case 2:
-            first, second = draw.randrange(len(lines)), draw.randrange(len(lines))
-            lines[first], lines[second] = lines[second], lines[first]
-            return "".join(lines)
-        case _:
-            line = draw.randrange(len(lines))
-            return "".join([*lines[:line], " " * draw.randrange(1, 5), *lines[line:]])
 
 
 def test_mutated_recipes_load_or_are_refused(tmp_path: Path):

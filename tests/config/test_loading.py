@@ -462,7 +462,9 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     part, whole = hashed_part(stage), stage.model_dump(mode="json")
     assert set(whole) - set(part) == {"cluster", "tracking"}
     assert set(whole["data"]) - set(part["data"]) == {"root"}
-    assert set(whole["training"]) - set(part["training"]) == {"checkpoint_every", "keep", "log_every_steps"}
+    assert set(whole["training"]) - set(part["training"]) == {
+        "checkpoint_every", "keep", "log_every_steps", "not_finite", "on_failed_checkpoint",
+    }  # fmt: skip
 
 
 # --- cost ---

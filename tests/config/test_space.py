@@ -178,7 +178,6 @@ def test_tune_is_kept_and_can_be_overridden(write: Write) -> None:
         ("trials: 4", "trials: 0", ["space.yaml:7: budget.trials", "greater than or equal to 1, got 0"]),
         ("trials: 4", "trials: 1000000", ["space.yaml:7: budget.trials", "less than or equal to 100000"]),
         ("trials: 4", "wall_minutes: 3", ["space.yaml:6: budget", "trials are needed by searcher random"]),
-        ("epochs: 5", "epochs: 2", ["space.yaml:8: budget.epochs", "warm-up of 2 epochs", "(2 epochs)"]),
         (
             "epochs: 5",
             "epochs: 5\n  evaluate_every_epochs: 5",
@@ -314,8 +313,26 @@ def test_the_stage_must_be_named_where_there_are_several(write: Write) -> None:
     assert "task segmentation reports no 'val/top1'" in said
 
 
-def test_decays_beyond_the_end_of_a_trial(write: Write) -> None:
-    recipe = BASE.replace("{kind: cosine, warmup_epochs: 2}", "{kind: multistep, decay_epochs: [2, 5]}")
+def test_the_schedule_shrinks_with_the_trial(write: Write) -> None:
+    """5 epochs of 20: a quarter of warm-up and decays; retraining has the recipe's own."""
+    search = load_search(write(SPACE))
+    assert trial_stage(search, {}).optimizer.schedule.warmup_epochs == 0.5
+    assert with_values(search.recipe, search.stage, {}).stages[search.stage].optimizer.schedule.warmup_epochs == 2
+    recipe = BASE.replace("warmup_epochs: 2", "warmup_steps: 101")
+    assert trial_stage(load_search(write(SPACE, recipe)), {}).optimizer.schedule.warmup_steps == 25
+    recipe = BASE.replace("{kind: cosine, warmup_epochs: 2}", "{kind: multistep, decay_epochs: [8, 16]}")
+    assert trial_stage(load_search(write(SPACE, recipe)), {}).optimizer.schedule.decay_epochs == (2.0, 4.0)
+    searched = load_search(write(with_parameter("optimizer.schedule.warmup_epochs: {uniform: [1, 3]}")))
+    values = {"optimizer.schedule.warmup_epochs": 1.5}
+    assert trial_stage(searched, values).optimizer.schedule.warmup_epochs == 1.5
+
+
+def test_a_schedule_that_ends_beyond_a_trial_is_refused_where_nothing_tells_how_to_shrink_it(write: Write) -> None:
+    """The recipe's length is in steps: it cannot be compared with epochs before the data is known."""
+    recipe = BASE.replace("epochs: 20", "steps: 20")
+    said = refusal(write(SPACE.replace("epochs: 5", "epochs: 2"), recipe))
+    assert "space.yaml:8: budget.epochs" in said and "warm-up of 2 epochs" in said and "(2 epochs)" in said
+    recipe = recipe.replace("{kind: cosine, warmup_epochs: 2}", "{kind: multistep, decay_epochs: [2, 5]}")
     said = refusal(write(SPACE, recipe))
     assert "space.yaml:8: budget.epochs: optimizer.schedule.decay_epochs: the decay after 5 epochs" in said
     load_search(write(with_parameter("optimizer.schedule.decay_epochs: {choice: [[2], [3, 4]]}"), recipe))
@@ -428,7 +445,8 @@ def test_a_trial_is_the_stage_with_values_budget_and_resources(write: Write) -> 
     search = load_search(write(), ["space.budget.evaluate_every_epochs=1.5", "space.resources.gpus_per_worker=0.25"])
     base = search.recipe.stages["pretrain"]
     trial = trial_stage(search, {"optimizer.lr": 0.005, "optimizer.betas": [0.9, 0.95], "model.drop_path_rate": 0.1})
-    assert trial.optimizer == base.optimizer.model_copy(update={"lr": 0.005, "betas": (0.9, 0.95)})
+    shrunk = base.optimizer.schedule.model_copy(update={"warmup_epochs": 0.5})
+    assert trial.optimizer == base.optimizer.model_copy(update={"lr": 0.005, "betas": (0.9, 0.95), "schedule": shrunk})
     assert trial.model == base.model.model_copy(update={"drop_path_rate": 0.1})
     assert (trial.training.epochs, trial.training.evaluate_every.epochs) == (5.0, 1.5)
     assert trial.training.checkpoint_every is None

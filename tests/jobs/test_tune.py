@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.jobs import cli
+from scalablevit.jobs import tune as tune_job
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,14 +36,31 @@ def test_a_mistake_is_named_before_anything_starts(arguments, expected, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
+def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
+    """In this process, as below: what the model costs takes ten seconds of imports."""
     shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
-    done = tune(
-        "--root", tmp_path, "--dry-run", shapes, "training.global_batch=4", "stages.pretrain.data.image_size=32"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "16, searcher tpe, seed 0" in done.stdout and "asha: none is stopped before epoch 1" in done.stdout
+    code = tune_job.main("", ["--root", str(tmp_path), "--dry-run", shapes, "training.global_batch=4",
+                              "stages.pretrain.data.image_size=32"])  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "16, searcher tpe, seed 0" in said.out and "asha: none is stopped before epoch 1" in said.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_resume_refuses_a_search_that_was_not_begun_before_anything_starts(tmp_path, capsys):
+    """Also in the dry run; when it was begun, the dry run passes."""
+    shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
+    arguments = ["--root", str(tmp_path), "--dry-run", "--resume", shapes, "training.global_batch=4",
+                 "stages.pretrain.data.image_size=32"]  # fmt: skip
+    code, refused = tune_job.main("", arguments), capsys.readouterr().err
+    assert code == 2 and "there is nothing to resume" in refused, refused
+    assert not (tmp_path / "runs").exists()
+    folder = Path(refused.strip().partition(": ")[0])
+    assert folder.parent == tmp_path / "runs"
+    folder.mkdir(parents=True)
+    (folder / "trials.json").write_text("[]")
+    code, said = tune_job.main("", arguments), capsys.readouterr()
+    assert code == 0 and "dry run" in said.out, said.err
 
 
 def test_another_recipe_may_take_the_spaces_place(tmp_path):
@@ -50,7 +70,7 @@ def test_another_recipe_may_take_the_spaces_place(tmp_path):
     assert done.returncode == 2 and "no stage 'pretrain'" in done.stderr and "detect" in done.stderr, done.stderr
 
 
-def test_a_recipe_names_its_search(tmp_path):
+def test_a_recipe_names_its_search(tmp_path, capsys):
     """`tune:` of full.py: the space is held against the running recipe, beside which it lies."""
     recipe = {
         "name": "own", "tune": "space.yaml",
@@ -63,11 +83,10 @@ def test_a_recipe_names_its_search(tmp_path):
     space = {"metric": "val/top1", "budget": {"trials": 3}, "parameters": {"optimizer.lr": {"uniform": [1e-4, 1e-2]}}}
     (tmp_path / "own.yaml").write_text(json.dumps(recipe))
     (tmp_path / "space.yaml").write_text(json.dumps(space))
-    command = [sys.executable, str(ROOT / "pipelines" / "full.py"), "--recipe", str(tmp_path / "own.yaml"),
-               "--root", str(tmp_path / "root"), "--dry-run"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "search space" in done.stdout and "3, searcher random" in done.stdout
+    arguments = ["--recipe", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "root"), "--dry-run"]
+    code, said = cli.main("full", "", arguments), capsys.readouterr()
+    assert code == 0, said.err
+    assert "search space" in said.out and "3, searcher random" in said.out
     (tmp_path / "space.yaml").write_text(json.dumps({**space, "metric": "val/miou"}))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2 and "space.yaml" in done.stderr and "val/miou" in done.stderr
+    code, said = cli.main("full", "", arguments), capsys.readouterr()
+    assert code == 2 and "space.yaml" in said.err and "val/miou" in said.err

@@ -1,18 +1,20 @@
 """The shipped recipes on real pictures: what they count, what they call their classes, and a few steps of training.
 
-Run by `make test-real DATA=<folder>`; the folder holds `classification-photos`, `classification-cifar10`,
-`segmentation` (CamVid), `segmentation-ade20k-sample` and `detection` (a COCO subset).
+Run by `make test-real DATA=<folder>`, without the slow ones by `.ci/run`; the folder holds `classification-photos`,
+`classification-cifar10`, `segmentation` (CamVid), `segmentation-ade20k-sample` and `detection` (a COCO subset).
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.loading import load_recipe
+from scalablevit.jobs import check_data, cli
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "pipelines" / "recipes"
@@ -47,14 +49,28 @@ def full(root: Path, recipe: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_photos_and_camvid_are_counted(data: Path, tmp_path: Path) -> None:
-    said = full(tmp_path, "photos_camvid", "--dry-run", f"data.root={data}")
+@pytest.fixture
+def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The dry run of a recipe, in this process, and what it prints."""
+
+    def run(recipe: str, *arguments: str) -> str:
+        place = ["--recipe", str(RECIPES / f"{recipe}.yaml"), "--root", str(tmp_path)]
+        code = cli.main("full", "", [*place, "--dry-run", *arguments])
+        said = capsys.readouterr()
+        assert code == 0, said.out + said.err
+        return said.out
+
+    return run
+
+
+def test_photos_and_camvid_are_counted(data: Path, dry_run: Callable[..., str]) -> None:
+    said = dry_run("photos_camvid", f"data.root={data}")
     assert "1200 training and 400 validation samples, 10 classes, 0 unreadable" in said
     assert "200 training and 60 validation samples, 11 classes, 0 unreadable" in said
 
 
-def test_cifar10_is_counted(data: Path, tmp_path: Path) -> None:
-    said = full(tmp_path, "cifar10", "--dry-run", f"data.root={data / 'classification-cifar10'}")
+def test_cifar10_is_counted(data: Path, dry_run: Callable[..., str]) -> None:
+    said = dry_run("cifar10", f"data.root={data / 'classification-cifar10'}")
     assert "5000 training and 1000 validation samples, 10 classes, 0 unreadable" in said
 
 
@@ -88,11 +104,25 @@ def test_a_few_steps_on_photos_and_camvid_end_with_two_registered_models(data: P
     assert "photos_camvid-segment v1 @candidate" in said
 
 
-def test_coco_subset_is_counted(data: Path, tmp_path: Path) -> None:
-    said = full(tmp_path, "coco_subset", "--dry-run", f"data.root={data / 'detection'}")
+def test_coco_subset_is_counted(data: Path, dry_run: Callable[..., str]) -> None:
+    said = dry_run("coco_subset", f"data.root={data / 'detection'}")
     assert "150 training and 80 validation samples, 80 classes, 0 unreadable, 0 other files left out" in said
 
 
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [("photos_camvid", ""), ("cifar10", "classification-cifar10"), ("coco_subset", "detection")],
+)
+def test_every_image_and_mask_is_sound(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, folder: str
+) -> None:
+    """All are decoded in full."""
+    place = ["--recipe", str(RECIPES / f"{recipe}.yaml"), "--root", str(tmp_path)]
+    code = check_data.run(check_data.parse([*place, f"data.root={data / folder}"]))
+    assert code == 0 and "Nothing bad" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_coco_subset_takes_some_steps(data: Path, tmp_path: Path) -> None:
     """Two steps: the validation split goes through evaluation, boxes and masks, in original pixels."""
     said = full(

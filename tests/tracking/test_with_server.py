@@ -1,15 +1,19 @@
 """The whole way over HTTP, to a real MLflow server that dies and comes back."""
 
+import contextlib
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.numpy import load_file, save_file
@@ -94,6 +98,65 @@ def test_refusals_over_http_are_told_from_outages(spool: Spool, server: Any, exp
     reasons = [json.loads(line)["reason"] for line in (spool.folder / REFUSED).read_text().splitlines()]
     assert "Changing param values is not allowed" in reasons[0]
     assert "bad@key" in reasons[1]
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Hands requests on to a server; the first that makes a run waits until there is a second, at most `limit_s`."""
+
+    server_uri: str
+    limit_s = 10.0
+    made: list[str]
+    another: threading.Event
+
+    def hand_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        makes = self.path.endswith("runs/create")
+        if makes:
+            self.made.append(self.path)
+        first = makes and len(self.made) == 1
+        if first:
+            self.another.wait(self.limit_s)
+        asked = requests.request(self.command, self.server_uri + self.path, data=body, headers=self.headers, timeout=60)
+        if makes and not first:
+            self.another.set()
+        with contextlib.suppress(OSError):  # the client is gone
+            self.send_response(asked.status_code)
+            self.send_header("Content-Type", asked.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(asked.content)))
+            self.end_headers()
+            self.wfile.write(asked.content)
+
+    do_GET = do_POST = do_PUT = hand_on  # noqa: N815  # names of http.server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def slow_uri(server: Any) -> Iterator[str]:
+    handler = type("Handler", (Slow,), {"server_uri": server.uri, "made": [], "another": threading.Event()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}"
+        proxy.shutdown()
+        thread.join()
+
+
+def test_a_run_that_the_server_is_slow_to_make_is_made_once(
+    spool: Spool, server: Any, slow_uri: str, experiment: str
+) -> None:
+    uid = uuid4().hex
+    shipper = Shipper(spool.folder, slow_uri, request_timeout_s=3)
+    shipper.start()
+    spool.run(uid, "run", experiment=experiment)
+    spool.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"loss": 1.0}}])
+    assert shipper.drain(120) == Pending(records=0, refused=0, error=None)
+    shipper.stop()
+    client = connect(server.uri)
+    place = client.get_experiment_by_name(experiment)
+    assert place is not None
+    assert len(client.search_runs([place.experiment_id])) == 1
 
 
 def test_a_model_is_registered_once_and_its_weights_come_back(

@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor, nn
 
 from scalablevit.training import loop, worker
 from scalablevit.training.checkpoint import CheckpointStore
@@ -25,6 +27,38 @@ class Attempt(NamedTuple):
 
     assignment: worker.Assignment
     stop_at: int | None = None
+    poison: Mapping[int, tuple[int, str]] | None = None
+    """By position in the stream: the rank whose step there is not finite, and how (a name of `POISONS`)."""
+
+
+POISONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "loss not a number": lambda loss: loss + torch.nan,  # a constant: the gradient alone would stay finite
+    "loss infinite": lambda loss: loss + torch.inf,
+    "gradient not a number": lambda loss: _through(loss, torch.nan),
+    "gradient infinite": lambda loss: _through(loss, torch.inf),
+}
+
+
+def _through(loss: Tensor, factor: float) -> Tensor:
+    """The same loss with its gradient multiplied."""
+    same = loss.clone()
+    same.register_hook(lambda gradient: gradient * factor)
+    return same
+
+
+class Poisoned:
+    """A task whose loss went wrong."""
+
+    def __init__(self, task: Any, kind: str) -> None:
+        self._task = task
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = self._task.loss(model, batch)
+        return POISONS[self._kind](loss), logs
 
 
 class Stop(Exception):
@@ -76,6 +110,9 @@ def _attempt(rank: int, world: int, attempt: Attempt) -> dict[str, Any]:
     def step_or_stop(plan: Any, model: Any, state: Any, micro: Any) -> Any:
         if state.step == attempt.stop_at:
             raise Stop
+        rank, kind = (attempt.poison or {}).get(state.position, (None, ""))
+        if rank == plan.rank:
+            plan = replace(plan, task=Poisoned(plan.task, kind))
         return _train_step(plan, model, state, micro)
 
     sent: list[Record] = []

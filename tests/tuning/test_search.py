@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import searching
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.tracking.spool import read_lines
@@ -21,8 +23,6 @@ HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
 SEARCH_S = 400
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-Tune = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Head:
@@ -41,20 +41,24 @@ class Head:
         ray = json.loads((self.root / "head.json").read_text())
         return {**os.environ, **pairs, "RAY_ADDRESS": ray["address"]}
 
-    def start(self, space: Path, *arguments: str, root: Path | None = None) -> "subprocess.Popen[str]":
+    def start(self, space: Path, *arguments: str, root: Path) -> "subprocess.Popen[str]":
         """`pipelines/tune.py` as a process of its own."""
         command = [sys.executable, str(ROOT / "pipelines" / "tune.py"), "--space", str(space),
-                   "--root", str(root or self.root), *arguments]  # fmt: skip
+                   "--root", str(root), *arguments]  # fmt: skip
         return subprocess.Popen(command, env=self.environment(), text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, cwd=self.root)  # fmt: skip
 
-    def search(self, space: Path, *arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def search(self, space: Path, *arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
+        """The same, to its end."""
         process = self.start(space, *arguments, root=root)
         try:
             output = process.communicate(timeout=SEARCH_S)[0]
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+Tune = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,42 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield place
     finally:
         place.command("stop")
+
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def driver(head: Head) -> Iterator[Call]:
+    """A process that makes one search after another: calls a function of `searching` there, by its name."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=searching.serve, args=(there, head.environment()))
+    process.start()
+    there.close()
+
+    def call(function: str, *arguments: Any, limit_s: float = SEARCH_S) -> Any:
+        here.send((function, arguments))
+        assert here.poll(limit_s), f"no answer to {function} within {limit_s:.0f} s"
+        return here.recv()
+
+    try:
+        yield call
+    finally:
+        process.kill()  # Ray's handler of SIGTERM stays behind in it
+        process.join(30)
+
+
+@pytest.fixture
+def search(driver: Call, tmp_path: Path) -> Tune:
+    """`pipelines/tune.py` to its end, in that process."""
+
+    def run(space: Path, *arguments: str, root: Path = tmp_path) -> "subprocess.CompletedProcess[str]":
+        given = ["--space", str(space), "--root", str(root), *arguments]
+        code, output = driver("search", given)
+        return subprocess.CompletedProcess(given, code, output)
+
+    return run
 
 
 def folder_of(root: Path) -> Path:
@@ -86,7 +126,7 @@ def steps_trained(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, write_space, tmp_path):
+def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, search, write_space, tmp_path):
     import mlflow
 
     done = head.search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
@@ -134,16 +174,15 @@ def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, writ
     ranking = sorted(table, key=lambda row: float(row["best"]))
     assert left == {f"{int(row['trial']):04d}" for row in ranking[:2]}, "the best two keep their checkpoints"
 
-    again = head.search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
-                                    scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}),
-                        root=tmp_path)  # fmt: skip
+    again = search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
+                               scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}))  # fmt: skip
     assert again.returncode == 0 and "already finished" in again.stdout and rows(tmp_path) == table
 
 
-def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(head, write_space, tmp_path):
+def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(search, write_space, tmp_path):
     space = write_space(searcher="grid", budget={}, parameters={
         "optimizer.lr": {"choice": [1e-3, 10.0, 2e-3]}})  # fmt: skip
-    done = head.search(space, "optimizer.weight_decay=1", "--no-retrain", root=tmp_path)
+    done = search(space, "optimizer.weight_decay=1", "--no-retrain")
     assert done.returncode == 0, done.stdout
     table = rows(tmp_path)
     assert [row["status"] for row in table] == ["finished", "failed", "finished"], table
@@ -151,43 +190,43 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(head, 
     assert f"trial 1: {table[1]['reason']}" in done.stdout
 
 
-def test_if_all_fail_it_says_why_and_ends_with_1(head, write_space, tmp_path):
+def test_if_all_fail_it_says_why_and_ends_with_1(search, write_space, tmp_path):
     space = write_space(searcher="grid", budget={}, parameters={"optimizer.lr": {"choice": [9.0, 10.0]}})
-    done = head.search(space, "optimizer.weight_decay=1", root=tmp_path)
+    done = search(space, "optimizer.weight_decay=1")
     assert done.returncode == 1, done.stdout
     assert "none of 2 trials came to an evaluation" in done.stdout and "not finite" in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_trials_of_two_workers_run_ray_train_inside_tune(head, write_space, tmp_path):
+def test_trials_of_two_workers_run_ray_train_inside_tune(driver, search, write_space, tmp_path):
     space = write_space(resources={"workers": 2, "cpus_per_worker": 1}, budget={"trials": 3},
                         scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2})  # fmt: skip
-    done = head.search(space, "--no-retrain", root=tmp_path)
+    done = search(space, "--no-retrain")
     assert done.returncode == 0, done.stdout
     assert len(rows(tmp_path)) == 3 and all(row["status"] in ("finished", "stopped") for row in rows(tmp_path))
-    nothing_is_left(head)
+    nothing_is_left(driver)
 
 
-def test_population_based_training_copies_from_others(head, write_space, tmp_path):
+def test_population_based_training_copies_from_others(driver, search, write_space, tmp_path):
     space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 4})
-    done = head.search(space, "--no-retrain", root=tmp_path)
+    done = search(space, "--no-retrain")
     assert done.returncode == 0, done.stdout
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
     segments = sorted(path.relative_to(folder_of(tmp_path)) for path in folder_of(tmp_path).glob("trials/*/segment-*"))
     assert len(segments) > 4, "no trial took over another's weights"
     values = json.loads((folder_of(tmp_path) / "trials.json").read_text())
     assert all(1e-4 <= each["optimizer.lr"] <= 1e-2 for each in values)
-    nothing_is_left(head)
+    nothing_is_left(driver)
 
 
 @pytest.mark.parametrize(
     ("trials", "kills"), [(8, 2), pytest.param(20, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
-def test_killed_again_and_again_it_ends_with_the_same_table(head, write_space, tmp_path, trials, kills):
+def test_killed_again_and_again_it_ends_with_the_same_table(head, driver, search, write_space, tmp_path, trials, kills):
     """The driver of a seeded random search, killed with SIGKILL at random moments and resumed."""
     space = write_space(budget={"trials": trials})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert (done := head.search(space, "--no-retrain", root=whole)).returncode == 0, done.stdout
+    assert (done := search(space, "--no-retrain", root=whole)).returncode == 0, done.stdout
     seed = random.randrange(10**6)
     print(f"moments of the kills from seed {seed}")
     moments, at_kills = random.Random(seed), []
@@ -200,7 +239,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(head, write_space, t
         process.communicate(timeout=60)
         at_kills.append(ended(killed))
         print(f"kill {number + 1}: {len(at_kills[-1])} trials had ended")
-    last = head.search(space, "--no-retrain", "--resume", root=killed)
+    last = search(space, "--no-retrain", "--resume", root=killed)
     assert last.returncode == 0, last.stdout
     assert rows(killed) == rows(whole)
     trained = steps_trained(folder_of(killed))
@@ -209,7 +248,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(head, write_space, t
     begun_at = ended(killed)
     for then in at_kills:
         assert then == {name: begun_at[name] for name in then}, "a trial that had ended was trained again"
-    nothing_is_left(head)
+    nothing_is_left(driver)
 
 
 def ended(root: Path) -> dict[str, int]:
@@ -226,20 +265,11 @@ def wait_for_trials(root: Path, process: "subprocess.Popen[str]", ended_at_least
         time.sleep(0.05)
 
 
-def nothing_is_left(head: Head) -> None:
+def nothing_is_left(driver: Call) -> None:
     """No placement group, actor or process of a search, by Ray's state API and the machine's list of processes."""
-    script = (
-        "import json, ray\n"
-        "from ray.util.state import list_actors, list_placement_groups\n"
-        "ray.init(logging_level='ERROR')\n"
-        "print(json.dumps({'groups': [g.state for g in list_placement_groups(limit=1000)],\n"
-        "                  'actors': [a.class_name for a in list_actors(limit=1000) if a.state != 'DEAD']}))\n"
-    )
     deadline = time.monotonic() + 60
     while True:
-        answer = subprocess.run([sys.executable, "-c", script], env=head.environment(), text=True, check=True,
-                                capture_output=True, timeout=120).stdout  # fmt: skip
-        state: dict[str, Any] = json.loads(answer.strip().splitlines()[-1])
+        state = driver("state", limit_s=120)
         left = [group for group in state["groups"] if group != "REMOVED"]
         # one for the whole cluster, which Ray Train keeps between jobs
         left += [actor for actor in state["actors"] if actor != "_AutoscalingCoordinatorActor"]
@@ -249,25 +279,23 @@ def nothing_is_left(head: Head) -> None:
         time.sleep(2)
 
 
-def test_what_does_not_fit_is_refused_with_the_arithmetic(head, write_space, tmp_path):
+def test_what_does_not_fit_is_refused_with_the_arithmetic(search, write_space):
     space = write_space(concurrency=3, resources={"workers": 1, "cpus_per_worker": 1})
-    done = head.search(space, "--no-retrain", root=tmp_path)
+    done = search(space, "--no-retrain")
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
-    nothing = head.search(space, "space.concurrency=2", "--resume", root=tmp_path)
-    assert nothing.returncode == 2 and "there is nothing to resume" in nothing.stdout, nothing.stdout
 
 
 @pytest.mark.long
-def test_what_the_wall_time_interrupts_goes_on_when_resumed(head, write_space, tmp_path):
+def test_what_the_wall_time_interrupts_goes_on_when_resumed(search, write_space, tmp_path):
     space = write_space(budget={"trials": 60})
-    first = head.search(space, "space.budget.wall_minutes=0.4", "--no-retrain", root=tmp_path)
+    first = search(space, "space.budget.wall_minutes=0.4", "--no-retrain")
     assert first.returncode == 0, first.stdout
     early = rows(tmp_path)
     statuses = [row["status"] for row in early]
     assert "finished" in statuses and "waiting" in statuses, statuses
     assert set(statuses) <= {"finished", "unfinished", "waiting"}
-    second = head.search(space, "--no-retrain", "--resume", root=tmp_path)
+    second = search(space, "--no-retrain", "--resume")
     assert second.returncode == 0, second.stdout
     late = rows(tmp_path)
     assert {row["status"] for row in late} == {"finished"}

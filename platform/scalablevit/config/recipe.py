@@ -107,6 +107,20 @@ class Keep(Section):
     """Best ones by the task's metric."""
 
 
+class NotFinite(Section):
+    """What to do with a step whose loss or gradient is infinite or not a number, on whichever worker."""
+
+    action: Literal["stop", "skip", "roll_back"] = "stop"
+    """stop: end at the next log point, before anything is saved. skip: leave the step's update out. roll_back: go back
+    to the last checkpoint, and on with the samples that come after the bad step's. The last two look at every step,
+    for which a GPU has to be waited for."""
+    limit: PositiveInt = 3
+    """Steps skipped in a row, or roll-backs of the run; at one more, training stops."""
+    capture: bool = False
+    """Write the step's samples, and weights and optimizer as they were before it, into the run's `not_finite/`, from
+    which `pipelines/replay.py` takes the step again. Every step is looked at."""
+
+
 class Training(Section):
     """The loop."""
 
@@ -138,6 +152,10 @@ class Training(Section):
     log_every_steps: Annotated[int, Field(ge=1, le=10**12, json_schema_extra=NOT_HASHED)] = 20
     """Steps between reported training metrics."""
     keep: Annotated[Keep, Field(json_schema_extra=NOT_HASHED)] = Keep()
+    not_finite: Annotated[NotFinite, Field(json_schema_extra=NOT_HASHED)] = NotFinite()
+    on_failed_checkpoint: Annotated[Literal["go_on", "stop"], Field(json_schema_extra=NOT_HASHED)] = "go_on"
+    """When a checkpoint cannot be written (a full disk): go on and try the next one, or stop at the next log point.
+    The checkpoints before it stay either way, and a run whose last one is missing does not count as finished."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

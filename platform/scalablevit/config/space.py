@@ -99,8 +99,8 @@ class Draw(Section):
     """Low and high end; any number between is as likely."""
     loguniform: tuple[float, float] | None = None
     """Low (above 0) and high end; any order of magnitude between is as likely."""
-    choice: Annotated[list[Value], Field(min_length=1)] | None = None
-    """Values or lists of values, each as likely."""
+    choice: Annotated[list[Value], Field(min_length=1, max_length=1000)] | None = None
+    """Values or lists of values, each as likely; each is tried on the recipe before anything starts."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -137,7 +137,8 @@ class Budget(Section):
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     """Trials; null (grid only): all combinations."""
     epochs: Positive | None = None
-    """Longest training of a trial, passes over the training split; null: the recipe's own length."""
+    """Longest training of a trial, passes over the training split; null: the recipe's own length. Warm-up and decays
+    shrink with it where the recipe's length is in epochs too."""
     evaluate_every_epochs: Positive | None = None
     """Passes between the evaluations of a trial; null: the recipe's own interval."""
     wall_minutes: Positive | None = None
@@ -172,7 +173,7 @@ class Resources(Section):
     """CPUs reserved for a worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs reserved for a worker; a fraction lets trials of one worker share a GPU."""
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Data-loading processes of each worker; 0: in the worker itself."""
 
 
@@ -527,6 +528,8 @@ def _shape(stage: dict[str, Any], space: Space) -> None:
     """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
+        if training["epochs"] is not None:
+            _scale_schedule(stage["optimizer"]["schedule"], space.budget.epochs / training["epochs"], space)
         training |= {"epochs": space.budget.epochs, "steps": None}
     if space.budget.evaluate_every_epochs is not None:
         training["evaluate_every"] = {"epochs": space.budget.evaluate_every_epochs}
@@ -535,6 +538,21 @@ def _shape(stage: dict[str, Any], space: Space) -> None:
     if space.resources is not None:
         # trials of different sizes would not be comparable: no elasticity
         stage["cluster"] |= {**space.resources.model_dump(mode="json"), "min_workers": None}
+
+
+def _scale_schedule(schedule: dict[str, Any], factor: float, space: Space) -> None:
+    """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
+
+    A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
+    is one that the whole training, which stays at its peak for long, does not survive (measured on the demo).
+    """
+    path = "optimizer.schedule."
+    if path + "warmup_epochs" not in space.parameters:
+        schedule["warmup_epochs"] *= factor
+    if path + "warmup_steps" not in space.parameters:
+        schedule["warmup_steps"] = round(schedule["warmup_steps"] * factor)
+    if path + "decay_epochs" not in space.parameters:
+        schedule["decay_epochs"] = [epoch * factor for epoch in schedule["decay_epochs"]]
 
 
 def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:

@@ -82,7 +82,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
-    from scalablevit.jobs import chain, cluster, resolve
+    from scalablevit.jobs import resolve
     from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
@@ -102,6 +102,8 @@ def _run(script: str, options: argparse.Namespace) -> int:
         print("dry run: nothing was started")
         return 0
     print(flush=True)
+    from scalablevit.jobs import chain, cluster  # these load Ray
+
     cluster.connect(stages, root)
     origins: dict[str, dict[str, str]] = {}
     if search is not None:

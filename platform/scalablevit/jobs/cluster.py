@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.signals import end_like_ctrl_c
+from scalablevit.jobs.signals import interruptible_start
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The package's folder: the uploaded copy when running as a job."""
 PROBE_S = 120.0
 """A node may first have to start a process for the question."""
+ANSWER_S = 10.0
+"""Longest wait for a cluster's address to take a connection; Ray itself tries for many minutes."""
+HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 
 
 def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
@@ -26,32 +30,58 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
     Raises:
         UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
+    address = os.environ.get("RAY_ADDRESS") or None
+    if address is not None:
+        _check_address(address)
+    else:
         _check_fit(stages, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}], "this machine")
     import ray
-    import ray.exceptions
 
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
     try:
-        ray.init(
-            address=address or "local",
-            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
-            log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
-        end_like_ctrl_c()
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        with interruptible_start():
+            ray.init(
+                address=address or "local",
+                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
+                log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+    except Exception as error:  # plain ones too, as when a busy machine's node is not there after 30 s
         raise UserError(
-            f"the Ray cluster does not answer: {str(error).splitlines()[0]}",
-            where=f"RAY_ADDRESS={address}",
-            fix="start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine",
+            f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
+            f"{(str(error) or repr(error)).splitlines()[0]}",
+            where=f"RAY_ADDRESS={address}" if address else "",
+            fix=HEAD if address else "try again when the machine is less busy",
         ) from None
     nodes = _alive_nodes()
     _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _check_reach(stages, root, [node["NodeID"] for node in nodes])
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that Ray would answer with a traceback, or only after many minutes.
+
+    Raises:
+        UserError: it is no cluster's, or nobody listens there.
+    """
+    where = f"RAY_ADDRESS={address}"
+    if "://" in address:
+        raise UserError(
+            "that is where jobs are submitted, or Ray Client; a script itself connects to the cluster",
+            where=where,
+            fix="submit it (ray job submit --working-dir . -- python ...), or give the head's own address, <host>:6379",
+        )
+    if address in ("auto", "local"):  # words of Ray's
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UserError("is no address of a cluster", where=where, fix="write <host>:<port>, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, UnicodeError) as error:  # the latter: a host's name that cannot be one
+        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=HEAD) from None
 
 
 def disconnect() -> None:

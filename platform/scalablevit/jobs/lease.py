@@ -1,24 +1,41 @@
-"""One owner for a run: a lease in its folder, renewed while the owner lives."""
+"""One owner for a run: a claim in its folder, renewed while the owner lives."""
 
-import _thread
+import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
+import pyarrow.fs
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.training.storage import open_filesystem
 
 FILE = "lease.json"
+LOCK = "lease.lock"
 RENEW_S = 5.0
 STALE_S = 30.0
+WATCH_S = 0.5
+"""Between two looks at a claim of another machine."""
 SETTLE_S = 0.5
-"""Between writing a claim and reading it back: of two that claim at once the later writer owns the run."""
+"""Between writing a claim and reading it back, for storage without locks: of two that claim at once the later writer
+owns the run. Who writes later than this after looking is noticed by the owner's next renewal."""
+LOCK_S = 10.0
+"""Longest wait for another process that looks at or writes the claim, which takes milliseconds."""
+
+Claim = dict[str, Any]
 
 
 class Lease:
@@ -32,23 +49,15 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        holder = self._holder()
-        if holder is not None and not _is_gone(holder):
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["started"])))
+        try:
+            while not self._claim_over(self._claim_without_owner()):
+                pass  # another one was quicker: whose claim is it now?
+        except TimeoutError as error:
             raise UserError(
-                f"run {self._store.name} belongs to process {holder['process']} on {holder['host']} since {since}",
-                where=f"{self._store.location}/{FILE}",
-                fix=f"wait for it, or stop it; a claim that is not renewed is taken over after {STALE_S:.0f} s",
-            )
-        self._write()
-        time.sleep(SETTLE_S)
-        holder = self._holder()
-        if holder is None or holder["token"] != self._token:
-            raise UserError(
-                f"run {self._store.name} was claimed by another job at the same moment",
-                where=f"{self._store.location}/{FILE}",
-                fix="let that one run",
-            )
+                f"run {self._store.name}: {error}",
+                where=f"{self._store.location}/{LOCK}",
+                fix="look for a suspended process of an earlier job; if there is none on any node, remove the file",
+            ) from None
         self._thread.start()
         return self
 
@@ -57,24 +66,80 @@ class Lease:
     ) -> None:
         self._stopped.set()
         self._thread.join(timeout=RENEW_S)
-        holder = self._holder()
-        if holder is not None and holder["token"] == self._token:
-            self._store.write(FILE, b"{}")
+        with suppress(OSError), self._alone():  # storage that is away: the claim is then taken over as a dead owner's
+            if self._is_own(self._read()):
+                self._store.write(FILE, b"{}")
 
-    def _holder(self) -> dict[str, float | str] | None:
-        content = self._store.read(FILE)
-        try:
-            holder = json.loads(content) if content else None
-        except ValueError:
-            return None  # written by a process that died while writing to storage without renames
-        return holder or None
+    def _claim_without_owner(self) -> Claim | None:
+        """The claim that stands there and may be replaced: that of a dead owner, or None.
+
+        A claim from another machine is watched: it is dead when it stays the same for `STALE_S`. What the clocks of
+        two machines say is not compared.
+
+        Raises:
+            UserError: its owner lives.
+        """
+        claim = self._read()
+        if claim is None:
+            return None
+        lives = _lives_here(claim) if claim.get("machine") == _machine() else None
+        if lives:
+            raise self._refusal(claim)
+        if lives is None:
+            print(
+                f"run {self._store.name} is claimed by process {claim.get('process')} on {claim.get('host')}; "
+                f"waiting up to {STALE_S:.0f} s for a sign of life",
+                flush=True,
+            )
+            end = time.monotonic() + STALE_S
+            while time.monotonic() < end:
+                time.sleep(WATCH_S)
+                now = self._read()
+                if now is not None and now != claim:
+                    raise self._refusal(now)
+                if now is None:
+                    return None
+        return claim
+
+    def _refusal(self, claim: Claim) -> UserError:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(claim.get("started", 0))))
+        process = claim.get("process")
+        fix = f"wait for it, or stop it; a claim that is not renewed is taken over after {STALE_S:.0f} s"
+        here = _state_and_start(process) if claim.get("machine") == _machine() else None
+        if here and here[0] == "T":
+            fix = f"it is suspended: `kill -CONT {process}` lets it go on, `kill -KILL {process}` ends it"
+        return UserError(
+            f"run {self._store.name} belongs to process {process} on {claim.get('host')} since {since}",
+            where=f"{self._store.location}/{FILE}",
+            fix=fix,
+        )
+
+    def _claim_over(self, seen: Claim | None) -> bool:
+        """Write the own claim in place of the one seen; False: another one came between."""
+        with self._alone():
+            begin = time.monotonic()
+            if self._read() != seen:
+                return False
+            self._write()
+            took = time.monotonic() - begin
+        # for others without the lock, who need as long on the same storage from their look to their write
+        time.sleep(max(SETTLE_S, 2 * took))
+        return self._is_own(self._read())
+
+    def _is_own(self, claim: Claim | None) -> bool:
+        return claim is not None and claim["token"] == self._token
+
+    def _read(self) -> Claim | None:
+        return _parsed(self._store.read(FILE))
 
     def _write(self) -> None:
+        here = _state_and_start(os.getpid())
         claim = {
             "token": self._token,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "process": os.getpid(),
-            "process_started": psutil.Process().create_time(),
+            "process_started": here and here[1],
             "started": self._started,
             "renewed": time.time(),
         }
@@ -83,22 +148,103 @@ class Lease:
     def _renew(self) -> None:
         while not self._stopped.wait(RENEW_S):
             try:
-                holder = self._holder()
-                if holder is not None and holder["token"] != self._token:
-                    # this process slept longer than a claim lasts, and another took over: two writers must not be
-                    _thread.interrupt_main()
-                    return
-                self._write()
+                with self._alone():
+                    if self._stopped.is_set():
+                        return
+                    content = self._store.read(FILE)
+                    if content is None or self._is_own(_parsed(content)):
+                        self._write()
+                        continue
             except OSError:
-                continue  # storage that is away for a moment; a stale lease is what tells others
+                continue  # storage that is away for a moment; a stale claim is what tells others
+            # This process slept longer than a claim lasts, and another one took over and may have released the run
+            # since: two writers must not be.
+            other = _parsed(content) or {}
+            print(
+                f"run {self._store.name} was taken over, since this process did not renew its claim for too long; now: "
+                f"process {other.get('process', 'none')} on {other.get('host', 'no host')}. This one stops.",
+                file=sys.stderr,
+                flush=True,
+            )
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process looks at or writes the claim meanwhile, where the file system has locks.
 
-def _is_gone(holder: dict[str, float | str]) -> bool:
-    """Proof that a holder lives no more: its process is gone on this host, or it stopped renewing."""
-    if holder["host"] == socket.gethostname():
+        Raises:
+            TimeoutError: another one is at it for too long.
+        """
+        filesystem, folder = open_filesystem(self._store.location)
+        local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        lock = _locked(f"{folder}/{LOCK}") if local else None
         try:
-            process = psutil.Process(int(holder["process"]))
-            return abs(process.create_time() - float(holder["process_started"])) > 1
-        except psutil.NoSuchProcess:
-            return True
-    return time.time() - float(holder["renewed"]) > STALE_S
+            yield
+        finally:
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not be enough should a forked process have a copy
+                os.close(lock)
+
+
+def _locked(path: str) -> int | None:
+    """Descriptor of a file that this process has locked; None where that is impossible."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # another user's file
+        return None
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(descriptor)
+                raise TimeoutError(f"another process has held the lock of its claim for {LOCK_S:.0f} s") from None
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+
+
+def _parsed(content: bytes | None) -> Claim | None:
+    """The claim in a file; None when it was released."""
+    try:
+        claim = json.loads(content or b"{}")
+    except ValueError:
+        return None  # written by a process that died while writing to storage without renames
+    return claim if isinstance(claim, dict) and "token" in claim else None
+
+
+def _lives_here(claim: Claim) -> bool | None:
+    """Whether the process of a claim from this machine lives; None: it cannot be told."""
+    found = _state_and_start(claim["process"])
+    if found is None:
+        # there are systems that hide the processes of other users
+        return None if psutil.pid_exists(claim["process"]) else False
+    state, start = found
+    return state not in ("Z", "X") and start == claim["process_started"]
+
+
+def _state_and_start(process: Any) -> tuple[str, int] | None:
+    """Letter of a process's state, and its start in clock ticks since boot, which setting the clock does not move."""
+    try:
+        # the name before the last bracket may hold anything
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return fields[0].decode(), int(fields[19])
+
+
+@cache
+def _machine() -> str:
+    """Where a number means the same process: this boot of this machine, and this container.
+
+    Host names are no proof: machines share them.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return secrets.token_hex(8)  # unknown, and so none of the others

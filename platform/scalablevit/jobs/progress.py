@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.spool import RECORDS, read_lines
+from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.storage import START_NOTE
 
 POLL_S = 0.5
@@ -27,6 +28,8 @@ class Progress:
         self._total = total_steps
         self._best_metric = best_metric
         self._offset = (spool / RECORDS).stat().st_size
+        self._attempts = store.local / ATTEMPTS
+        _, self._attempts_offset = read_attempts(self._attempts)
         self._printed = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -49,6 +52,11 @@ class Progress:
         if not self._noted and (note := self._store.read(START_NOTE)):
             self._noted = True
             self._say(note.decode())
+        events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
+        for event in events:
+            if event["event"] == "lost":
+                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
+                self._say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint goes on")
         for line in read_lines(self._spool, self._offset):
             self._offset = line.end
             record = line.record
@@ -68,12 +76,18 @@ class Progress:
                 f"step {step}/{self._total}  epoch {float(metrics['train/epoch']):.2f}  "
                 f"loss {float(metrics['train/loss']):.4f}  lr {float(metrics['train/lr']):.2e}  "
                 f"grad {float(metrics['train/grad_norm']):.2f}  {rate:.0f} images/s  "
-                f"data wait {100 * float(metrics['train/data_wait']):.0f} %"
+                f"data wait {100 * float(metrics['train/data_wait']):.0f} %{_remedies(metrics)}"
             )
 
     def _say(self, text: str) -> None:
         self._printed = time.monotonic()
         print(f"[{self._stage}] {text}", file=self._out, flush=True)
+
+
+def _remedies(metrics: dict[str, Any]) -> str:
+    """What was done about steps that were not finite, if anything."""
+    told = {"skipped steps": "train/skipped_steps", "roll-backs": "train/roll_backs"}
+    return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))
 
 
 def _headline(name: str, value: float | str) -> bool:

@@ -9,7 +9,6 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.training.checkpoint import CheckpointStore
 
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
@@ -78,6 +77,8 @@ def export(
     Raises:
         UserError: no checkpoint with an evaluation is there, or all are damaged.
     """
+    from scalablevit.training.checkpoint import CheckpointStore  # loads torch, which `--help` and errors do not need
+
     stage = resolved.stage
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()

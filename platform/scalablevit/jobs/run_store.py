@@ -23,7 +23,16 @@ class RunStore:
 
     @classmethod
     def open(cls, name: str, storage: str | None, root: Path) -> "RunStore":
-        """The run's folder, made if it is not there.
+        """The run's folder, made if it is not there; the arguments are those of `at`."""
+        store = cls.at(name, storage, root)
+        store.local.mkdir(parents=True, exist_ok=True)
+        filesystem, path = run_storage.open_filesystem(store.location)
+        filesystem.create_dir(path, recursive=True)
+        return store
+
+    @classmethod
+    def at(cls, name: str, storage: str | None, root: Path) -> "RunStore":
+        """The run's folder, whether it is there or not.
 
         Args:
             name: the run's name.
@@ -31,7 +40,6 @@ class RunStore:
             root: the platform's root.
         """
         local = root / "runs" / name
-        local.mkdir(parents=True, exist_ok=True)
         if storage is None:
             location = str(local)
         elif "://" in storage:
@@ -39,8 +47,6 @@ class RunStore:
         else:
             location = str((root / Path(storage).expanduser()).resolve() / name)
             refuse_session_folder(location, "cluster.storage")
-        filesystem, path = run_storage.open_filesystem(location)
-        filesystem.create_dir(path, recursive=True)
         return cls(name, location, local)
 
     def read(self, file: str) -> bytes | None:

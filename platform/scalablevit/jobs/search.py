@@ -54,7 +54,22 @@ def search_name(search: Search, resolved: ResolvedStage) -> str:
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
-def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path, *, resume: bool = False) -> Found:
+def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
+    """Refuse a search of which nothing is there yet; nothing is made.
+
+    Raises:
+        UserError: where it would lie.
+    """
+    store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
+    if store.read(LIST) is None:
+        raise UserError(
+            "there is nothing to resume: this search was not begun",
+            where=store.location,
+            fix="start it without --resume; it is the same search only with the same space, recipe, overrides and data",
+        )
+
+
+def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> Found:
     """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
 
     Args:
@@ -65,32 +80,25 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path, *,
     """
     *parents, searched = stages
     earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
-    found = run_search(search, searched, initial_of(searched, earlier), root, resume=resume)
+    found = run_search(search, searched, initial_of(searched, earlier), root)
     print("\n" + summary(search, found), flush=True)
     return found
 
 
-def run_search(
-    search: Search, resolved: ResolvedStage, initial: Initial | None, root: Path, *, resume: bool = False
-) -> Found:
+def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None, root: Path) -> Found:
     """Run a search on the connected cluster; trials that have ended are recognised, others go on.
 
     Args:
         resolved: the searched stage of the base recipe.
         initial: weights that every trial starts from.
-        resume: refuse to start a search that was not begun before.
 
     Raises:
-        UserError: nothing to resume, another job owns the search, or the trials do not fit on the cluster.
+        UserError: another job owns the search, or the trials do not fit on the cluster.
         SearchFailed: no trial came to an evaluation.
     """
     concurrency = _concurrency(search)
     tracking = resolved.stage.tracking
     store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
-    if resume and store.read(LIST) is None:
-        raise UserError("there is nothing to resume: this search was not begun",
-                        where=store.location, fix="start it without --resume; it is the same search only with the "
-                        "same space, recipe, overrides and data")  # fmt: skip
     with Lease(store):
         uid = identity(store)
         spool = Spool(store.local / "spool")

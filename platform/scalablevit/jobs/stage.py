@@ -161,6 +161,7 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
 
 
 def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str) -> dict[str, Any]:
+    from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import Assignment
 
@@ -173,7 +174,7 @@ def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: R
         keep_head=initial is None or initial.keep_head(resolved.classes),
     )
     with Progress(store, uid, resolved.name, resolved.length.total, BEST_METRIC[resolved.stage.task.kind]):
-        callbacks = [SpoolCallback(store.local / "spool", uid)]
+        callbacks = [SpoolCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
         return launch(resolved.stage, assignment.as_dict(), store.location, callbacks)
 
 

@@ -64,10 +64,12 @@ def _run(options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.jobs import chain, cluster, resolve
-    from scalablevit.jobs.search import search_stage
+    from scalablevit.jobs.search import check_begun, search_stage
     from scalablevit.jobs.search_summary import plan
 
     stages = resolve.resolve(search.recipe, root, [search.stage])
+    if options.resume:
+        check_begun(search, stages[-1], root)
     for stage in stages:
         print(f"\nstage {stage.name}", flush=True)
         for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
@@ -78,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     print(flush=True)
     cluster.connect(stages if options.retrain else stages[:-1], root)
-    found = search_stage(search, stages, root, resume=options.resume)
+    found = search_stage(search, stages, root)
     if options.retrain:
         print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
         best = with_values(search.recipe, search.stage, found.best.values)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalablevit.tracking import registry
-from scalablevit.tracking.connection import Away, Refused, artifact_location, verdict
+from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, verdict
 from scalablevit.tracking.tags import DATA_DIGEST, UID
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 DIGEST_LENGTH = 36
+CREATE_TIMEOUT_S = 60
+"""Longest wait for a new run. A request that was given up may still be carried out, and the next one would make another
+run; MLflow itself gives up after 20 s on a locked SQLite file."""
 
 T = TypeVar("T")
 
@@ -98,9 +101,10 @@ class Delivery:
             if parent is None:
                 raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its spool first")
             own["mlflow.parentRunId"] = parent.info.run_id
-        run = self._client.create_run(
-            experiment, start_time=record["time_ms"], tags={**record["tags"], **own}, run_name=record["name"]
-        )
+        with bounded_requests(CREATE_TIMEOUT_S):
+            run = self._client.create_run(
+                experiment, start_time=record["time_ms"], tags={**record["tags"], **own}, run_name=record["name"]
+            )
         return str(run.info.run_id)
 
     def _experiment(self, name: str) -> str:

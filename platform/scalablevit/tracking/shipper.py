@@ -96,7 +96,7 @@ class Shipper:
     Args:
         folder: the spool.
         uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
-        request_timeout_s: longest wait for one answer; an upload may take `UPLOAD_TIMEOUT_S`.
+        request_timeout_s: longest wait for one answer; an upload may take `UPLOAD_TIMEOUT_S`, a new run a minute.
 
     Raises:
         UserError: an address that cannot be written to.
@@ -191,6 +191,8 @@ class Shipper:
                 with self._owned() as owned:
                     if owned:
                         self._load()
+                        # also when nothing ever arrives: pipelines/sync.py then knows where to
+                        self._progress.save(self._folder)
                         self._ship_until_stopped()
                     else:
                         self._error = f"{self._owner()} is sending it"

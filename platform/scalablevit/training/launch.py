@@ -21,6 +21,10 @@ from scalablevit.config.recipe import Stage
 
 # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# a worker that does not answer is stopped or stuck: Ray's default lets the others wait for it for ten minutes
+os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
+# how soon workers know that their node is about to go: a grace period is often half a minute
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 # worker output appears once
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
@@ -152,6 +156,7 @@ def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on each worker; imported there, so that the driver does not pay for torch models and data code."""
+    entered = time.time()
     from scalablevit.training.worker import run_on_ray
 
-    return run_on_ray(config)
+    return run_on_ray(config, entered)

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ FEW_SAMPLES = 1000
 SHOWN_FILES = 5
 """Undecodable files that the error names; all of them are in the run's folder."""
 
-StopReason = Literal["finished", "stopped early", "not finite", "bad samples"]
+StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Plan:
     """By which evaluations are compared; empty: the task's own."""
     lower_is_better: bool = False
 
+    @property
+    def looks_at_each_step(self) -> bool:
+        """Whether every step is asked if it is finite, which makes the host wait for the device."""
+        wanted = self.stage.training.not_finite
+        return wanted.action != "stop" or wanted.capture
+
     def score(self, metrics: dict[str, float]) -> float:
         """What an evaluation is worth, higher for better: the metric, negated where lower is better."""
         value = metrics[self.metric or self.task.best_metric]
@@ -53,19 +59,35 @@ class Plan:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
 
 
-@dataclass(frozen=True)
-class Effects:
-    """What the loop does to the world. Every rank calls each of them at the same steps."""
+class Effects(Protocol):
+    """What the loop does to the world. Every rank calls each of them at the same steps, but `save_failed`."""
 
-    batches: Callable[[int], Iterator[Batch]]
-    """Micro-batches on the device from an optimizer step on, `accumulation` of them a step."""
-    evaluate: Callable[[nn.Module], dict[str, float]]
-    report: Callable[[Record], None]
-    """Takes a record that is equal on all ranks; must not wait for anything slow."""
-    save: Callable[[TrainState, float | None], None]
-    """Takes the state and, after an evaluation, its score; copies before it returns, writes later."""
-    name_bad: Callable[[dict[str, str]], None]
-    """Takes the undecodable training files that all ranks have met in this attempt: reason by path."""
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Micro-batches on the device from a position (in steps) of the stream on, `accumulation` of them a step."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of a model on the validation split, equal on all ranks."""
+
+    def report(self, record: Record) -> None:
+        """Take a record that is equal on all ranks; must not wait for anything slow."""
+
+    def save(self, state: TrainState, value: float | None) -> None:
+        """Take the state and, after an evaluation, its score; copies before it returns, writes later."""
+
+    def save_failed(self) -> bool:
+        """Whether this rank's last write of a checkpoint failed."""
+
+    def name_bad(self, files: dict[str, str]) -> None:
+        """Take the undecodable training files that all ranks have met in this attempt: reason by path."""
+
+    def after_step(self, step: int) -> bool:
+        """Take the number of steps done, after each; True, equally on all ranks, asks for a checkpoint now."""
+
+    def roll_back(self, state: TrainState) -> None:
+        """Give the state what the newest checkpoint holds, the same on all ranks."""
+
+    def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
+        """Take a step that is not finite: the state before it, and this rank's micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -89,34 +111,28 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         return Outcome("stopped early", _gains(state))
     model = distributed(plan, state.model)
     model.train()
-    batches = effects.batches(state.step)
+    batches = effects.batches(state.position)
     micro = _take(batches, training.accumulation)
     warm_up(plan, model, micro[0])
     clock = _Clock()
     while True:
-        loss_parts = train_step(plan, model, state, micro)
-        state.saw_step(loss_parts, bad=[each for batch in micro for each in batch["bad"]])
+        figures = train_step(plan, model, state, micro)
+        if figures is None:
+            if refused := _remedy(plan, state, effects, micro):
+                return refused
+            if training.not_finite.action == "roll_back":
+                batches = effects.batches(state.position)
+                micro = _take(batches, training.accumulation)
+                continue
+        state.saw_step(figures, bad=[each for batch in micro for each in batch["bad"]])
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
-        saves = evaluates or bool(length.checkpoint_every and state.step % length.checkpoint_every == 0)
-        if saves or state.step % training.log_every_steps == 0:
-            record = _log(plan, state, clock)
-            if saves or _too_many_bad(plan, state):
-                _name_bad(plan, state, effects)
-            if refused := _refused(plan, state, record):
-                return refused
-            if state.step % training.log_every_steps == 0:
-                _report(state, effects, record)
-                state.running = Running()
-        value: float | None = None
-        if evaluates:
-            clock.pause()
-            metrics = effects.evaluate(state.evaluated)
-            value = plan.score(metrics)
-            best = state.saw_evaluation(metrics, value)
-            _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
-            clock.resume()
+        saves = effects.after_step(state.step) or evaluates or _checkpoint_is_due(plan, state)
+        logs = state.step % training.log_every_steps == 0
+        if (saves or logs) and (refused := _log_point(plan, state, effects, clock, saves=saves, reports=logs)):
+            return refused
+        value = _evaluate(plan, state, effects, clock) if evaluates else None
         if saves:
             effects.save(state, value)
         if done:
@@ -128,7 +144,7 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         clock.data_wait += time.perf_counter() - waited
 
 
-def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: list[Batch]) -> dict[str, Tensor]:
+def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: list[Batch]) -> dict[str, Tensor] | None:
     """One optimizer step over the rank's micro-batches.
 
     The gradient is that of the mean loss over the global batch, however its samples are spread: each micro-batch's
@@ -136,22 +152,32 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
 
     Returns:
         Scalars on the device: `train/loss` (this rank's part of the global mean), its parts and the gradient norm.
+        None, equally on all ranks, when the plan looks at each step and this one is not finite: the state is then as
+        it was before.
     """
     stage = plan.stage
-    torch.manual_seed(seeds.derive(stage.training.seed, state.step, plan.rank))
+    torch.manual_seed(seeds.derive(stage.training.seed, state.position, plan.rank))
     optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, plan.length))
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if plan.looks_at_each_step else []
     parts: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):
-        prepared = plan.task.prepare(batch, "train", (stage.training.seed, state.step, plan.rank, number))
+        prepared = plan.task.prepare(batch, "train", (stage.training.seed, state.position, plan.rank, number))
         share = batch["samples"] * plan.world / stage.training.global_batch
         with _synchronise(model, last=number == len(micro_batches) - 1):
             with plan.autocast():
                 loss, logs = plan.task.loss(model, prepared)
-            (loss * share).backward()
+            # of a loss that is not finite the gradient must not be either: it tells the other ranks, in this same step
+            (loss * (share + 0.0 * loss.detach())).backward()
         for name, scalar in {"loss": loss, **logs}.items():
             weighted = scalar.detach() * share
             parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
     parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
+    if plan.looks_at_each_step and not math.isfinite(parts["train/grad_norm"].item()):
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        return None
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
@@ -226,7 +252,63 @@ class _Clock:
         return result
 
 
-def _log(plan: Plan, state: TrainState, clock: _Clock) -> Record:
+def _log_point(
+    plan: Plan, state: TrainState, effects: Effects, clock: "_Clock", *, saves: bool, reports: bool
+) -> Outcome | None:
+    """What all ranks tell each other now and then; why training cannot go on, if so."""
+    record = _log(plan, state, clock, save_failed=effects.save_failed())
+    if saves or _too_many_bad(plan, state):
+        _name_bad(plan, state, effects)
+    if refused := _refused(plan, state, record):
+        return refused
+    if reports:
+        _report(state, effects, record)
+        state.running = Running()
+    return None
+
+
+def _evaluate(plan: Plan, state: TrainState, effects: Effects, clock: "_Clock") -> float:
+    """The score of the state as it is; its figures are reported."""
+    clock.pause()
+    metrics = effects.evaluate(state.evaluated)
+    value = plan.score(metrics)
+    best = state.saw_evaluation(metrics, value)
+    _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
+    clock.resume()
+    return value
+
+
+def _remedy(plan: Plan, state: TrainState, effects: Effects, micro: list[Batch]) -> Outcome | None:
+    """Do with a step that is not finite what the recipe says; why training cannot go on, if so. Equal on all ranks.
+
+    A skipped step counts as done: its samples are passed over. A roll-back goes on behind the bad step's samples, with
+    other random numbers, or it would only arrive at the same step again.
+    """
+    wanted = plan.stage.training.not_finite
+    if wanted.capture:
+        effects.capture(state, micro)
+    bad = f"the loss or gradient of step {state.step + 1} is not finite"
+    if wanted.action == "stop":
+        return Outcome("not finite", f"{bad}; weights and checkpoints are those before it")
+    if wanted.action == "skip":
+        if state.skipped_in_row == wanted.limit:
+            return Outcome("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (not_finite.limit)")
+        state.skip_step()
+        return None
+    if state.roll_backs == wanted.limit:
+        return Outcome("not finite", f"{bad}, after {wanted.limit} roll-backs (not_finite.limit)")
+    position, roll_backs = state.position, state.roll_backs
+    effects.roll_back(state)
+    state.go_on_behind(position, roll_backs + 1)
+    return None
+
+
+def _checkpoint_is_due(plan: Plan, state: TrainState) -> bool:
+    every = plan.length.checkpoint_every
+    return every is not None and state.step % every == 0
+
+
+def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
     """Averages since the last log point over all ranks (the only device synchronisation between evaluations).
 
     Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 holds what every rank goes on with.
@@ -234,21 +316,24 @@ def _log(plan: Plan, state: TrainState, clock: _Clock) -> Record:
     running = state.running
     names = sorted(running.sums)
     seconds, waited, steps = clock.window()
-    own = [running.bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
-    sums = torch.stack([running.sums[name] for name in names])
-    values = torch.cat([sums, torch.tensor(own, dtype=torch.float64).to(plan.device)])
+    own = [float(save_failed), running.bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
+    sums = [running.sums[name].reshape(1) for name in names]
+    values = torch.cat([*sums, torch.tensor(own, dtype=torch.float64).to(plan.device)])
     if plan.world > 1:
         dist.all_reduce(values)
     # the parts are shares of the global mean as DistributedDataParallel averages them: so are they
     running.sums = dict(zip(names, values[: len(names)] / plan.world, strict=True))
-    *totals, bad, seconds, waited, time_ms = values.tolist()
+    *totals, failed, bad, seconds, waited, time_ms = values.tolist()
     state.bad_samples, running.bad = state.bad_samples + int(bad), 0
+    state.save_failed = failed > 0
     metrics = {name: total / plan.world / running.steps for name, total in zip(names, totals, strict=False)}
     metrics["train/lr"] = learning_rate(state.step - 1, plan.stage.optimizer, plan.length)
     metrics["train/epoch"] = state.step / plan.length.steps_per_epoch
     metrics["train/images_per_s"] = steps * plan.stage.training.global_batch * plan.world / max(seconds, 1e-9)
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
     metrics["train/bad_samples"] = state.bad_samples
+    if plan.looks_at_each_step:
+        metrics |= {"train/skipped_steps": state.skipped, "train/roll_backs": state.roll_backs}
     return Record(state.step, int(time_ms), metrics)
 
 
@@ -297,8 +382,11 @@ def _too_many_bad(plan: Plan, state: TrainState) -> bool:
 
 def _refused(plan: Plan, state: TrainState, record: Record) -> Outcome | None:
     """Why training cannot go on from here, if so."""
-    if not all(math.isfinite(record.metrics[name]) for name in ("train/loss", "train/grad_norm")):
+    looked_at = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
+    if not all(math.isfinite(value) for value in looked_at):  # none, where all steps since the last time were skipped
         return Outcome("not finite", _not_finite(record))
+    if state.save_failed and plan.stage.training.on_failed_checkpoint == "stop":
+        return Outcome("not saved")
     if _too_many_bad(plan, state):
         return Outcome("bad samples", _bad_files(plan, state))
     return None

@@ -47,9 +47,11 @@ class Running:
     bad: int = 0
     """Undecodable samples that this rank met, not yet in the state's count."""
 
-    def add(self, values: dict[str, Tensor], bad: int) -> None:
-        """Add one step's scalars and undecodable samples."""
+    def add(self, values: dict[str, Tensor] | None, bad: int) -> None:
+        """Add one step's scalars (None: it was skipped) and undecodable samples."""
         self.bad += bad
+        if values is None:
+            return
         for name, value in values.items():
             total = self.sums.get(name)
             self.sums[name] = value.detach().double() if total is None else total + value.detach()
@@ -65,6 +67,13 @@ class TrainState:
     ema: ModelEmaV3 | None = None
     step: int = 0
     """Optimizer steps done."""
+    passed_over: int = 0
+    """Steps' worth of samples that roll-backs left out."""
+    roll_backs: int = 0
+    skipped: int = 0
+    """Steps without an update because they were not finite; they count as done."""
+    skipped_in_row: int = 0
+    """Of these, the latest ones without a finite step between them."""
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
@@ -74,6 +83,8 @@ class TrainState:
     """Of `bad_samples`, those whose files all ranks know."""
     bad_files: dict[str, str] = field(default_factory=dict)
     """Reason by path, of the undecodable files that this attempt met: this rank's own, and the others' as exchanged."""
+    save_failed: bool = False
+    """Whether, at the last log point, a rank's last checkpoint had not been written."""
     seconds: float = 0.0
     """Wall time spent training, over all attempts."""
     running: Running = field(default_factory=Running)
@@ -91,8 +102,27 @@ class TrainState:
         """The model that is evaluated and registered: the average when there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def saw_step(self, figures: dict[str, Tensor], bad: list[tuple[str, str]]) -> None:
-        """Take in a step's scalars, and the undecodable samples that this rank met in it (path, reason)."""
+    @property
+    def position(self) -> int:
+        """The next step's place in the stream of samples, in steps; random numbers go by it too."""
+        return self.step + self.passed_over
+
+    def skip_step(self) -> None:
+        """Count a step as done that made no update."""
+        self.step += 1
+        self.skipped += 1
+        self.skipped_in_row += 1
+
+    def go_on_behind(self, position: int, roll_backs: int) -> None:
+        """After a roll-back: pass over the samples up to those of the step at a position."""
+        self.passed_over = position + 1 - self.step
+        self.roll_backs = roll_backs
+        self.skipped_in_row = 0
+
+    def saw_step(self, figures: dict[str, Tensor] | None, bad: list[tuple[str, str]]) -> None:
+        """Take in a step's scalars (None: skipped), and the undecodable samples that this rank met (path, reason)."""
+        if figures is not None:
+            self.skipped_in_row = 0
         self.running.add(figures, len(bad))
         self.bad_files.update(bad)
 
@@ -141,6 +171,7 @@ class TrainState:
             **self.summary(),
             "evaluations_without_gain": self.evaluations_without_gain,
             "bad_samples": self.bad_samples,
+            **{name: getattr(self, name) for name in _REMEDIES},
             "running": {name: total.item() for name, total in self.running.sums.items()},
             "running_steps": self.running.steps,
             "history": [record.as_dict() for record in self.history],
@@ -165,6 +196,8 @@ class TrainState:
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]
         self.bad_samples = self.bad_named = meta["bad_samples"]  # files are named before each save
+        for name in _REMEDIES:
+            setattr(self, name, meta.get(name, 0))  # earlier versions knew none
         device = next(self.model.parameters()).device
         sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
         self.running = Running(sums, meta["running_steps"])
@@ -193,6 +226,9 @@ class TrainState:
             states.setdefault(numbers[name], {})[key] = tensor
         # torch's own loading puts each tensor where this optimizer wants it (device, type)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+
+
+_REMEDIES = ("passed_over", "roll_backs", "skipped", "skipped_in_row")
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -11,6 +11,8 @@ import pyarrow.fs
 
 START_NOTE = "start.txt"
 """In the run's folder: what the last attempt started from, a checkpoint, initial weights or random ones."""
+STEP = "step.json"
+"""In the folder of a captured step: what its random numbers are functions of."""
 BAD_SAMPLES = "bad_samples.txt"
 """In the run's folder: the undecodable training files that were met, a line each: path, tab, reason."""
 

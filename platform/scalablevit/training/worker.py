@@ -1,7 +1,6 @@
 """What runs on each rank: from a recipe's stage to the loop, with data, state and recovery in place."""
 
 import hashlib
-import logging
 import os
 import time
 import warnings
@@ -9,39 +8,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from scalablevit.config.data import CocoInstances, ImageFolder
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import Batch, build_loader, prefetch
-from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources import Source, open_source
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.task import SplitName, build_task
 from scalablevit.training import seeds
+from scalablevit.training.agreement import newest_for_all, together
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
-from scalablevit.training.evaluate import evaluate, world_size
-from scalablevit.training.loop import Effects, Outcome, Plan, train
-from scalablevit.training.node_metrics import NodeSampler
+from scalablevit.training.effects import Instants, Send, Watch, WorkerEffects, eval_batches_of
+from scalablevit.training.evaluate import evaluate
+from scalablevit.training.loop import Outcome, Plan, train
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
-from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, add_bad_samples, local_copy, put_text
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-REPORT_EVERY_MS = 1000
-"""Records are handed on at most this often: Ray's controller takes one report per poll."""
+from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, put_text
 
 
 @dataclass(frozen=True)
@@ -73,12 +61,22 @@ class Assignment:
         return asdict(self)
 
 
-Send = Callable[[list[Record], dict[str, float]], None]
-"""Hands records and this node's figures on; every rank calls it at the same time."""
-
-
-def run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
+def run(
+    assignment: Assignment,
+    rank: int,
+    world: int,
+    device: torch.device,
+    send: Send,
+    *,
+    about_to_go: Callable[[], bool] = lambda: False,
+    instants: Instants | None = None,
+) -> dict[str, Any]:
     """Train one stage on this rank, from the newest checkpoint if there is one.
+
+    Args:
+        about_to_go: whether a node is about to be taken away; every rank asks at the same steps and gets the same
+            answer.
+        instants: filled in as they come.
 
     Returns:
         On rank 0 `reason` and `detail` of the outcome and the state's summary; on each rank `metrics` of an evaluation,
@@ -87,92 +85,39 @@ def run(assignment: Assignment, rank: int, world: int, device: torch.device, sen
     """
     try:
         with _nondeterminism() as said:
-            return {**_run(assignment, rank, world, device, send), "nondeterministic": said}
+            watch = Watch(about_to_go, instants or Instants(time.time()))
+            return {**_run(assignment, rank, world, device, send, watch), "nondeterministic": said}
     except UserError as error:
         # returned, not raised: it is the same on every rank, and a restart would only repeat it
         return {"error": [error.what, error.where, error.fix]}
 
 
-def _run(assignment: Assignment, rank: int, world: int, device: torch.device, send: Send) -> dict[str, Any]:
+def _run(
+    assignment: Assignment, rank: int, world: int, device: torch.device, send: Send, watch: Watch
+) -> dict[str, Any]:
     stage = Stage.model_validate_json(assignment.stage)
     _configure_torch(stage)
     plan, source = together(lambda: _open(stage, assignment, device, rank, world))
-    task, length = plan.task, plan.length
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], assignment)
     store = CheckpointStore(assignment.run_folder)
-    restored = _newest_for_all(plan, store)
+    restored = newest_for_all(store, rank)
     state, start = together(lambda: _initial_or_restored(plan, restored, assignment))
+    watch.instants.from_step = state.step
     together(lambda: _prepare_storage(plan, store, state))
     if rank == 0:
         put_text(assignment.run_folder, START_NOTE, start)
-    sampler = NodeSampler(device)
-    # records that a killed controller may not have passed on, at once: each report waits for all ranks
-    # the spool drops doubles
-    sender = _PacedSender(send, sampler, waiting=state.history, paced=not assignment.stored_first)
-    sender.flush()
-    writer = BackgroundWriter(store, stage.training.keep)
-    train_data = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
-    eval_data = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
-
-    def batches(first_step: int) -> Iterator[Batch]:
-        order = _train_order(stage, source["train"])
-        keys = TrainBatches(
-            order,
-            global_batch=stage.training.global_batch,
-            accumulation=stage.training.accumulation,
-            rank=rank,
-            world=world,
-            first_step=first_step,
-            end_step=length.total,
-        )
-        loaders = stage.cluster.loader_workers
-        return prefetch(build_loader(train_data, keys, task.collate("train"), workers=loaders, device=device), device)
-
-    def evaluation(model: nn.Module) -> dict[str, float]:
-        return evaluate(task, model, _eval_batches(plan, eval_data), plan.autocast())
-
-    def save(state: TrainState, value: float | None) -> None:
-        if rank == 0:
-            writer.submit(state.snapshot(), value if value == value else None)
-            if assignment.stored_first:
-                writer.wait()
-        sender.flush()
-        state.forget_old_records()
-
-    def name_bad(files: dict[str, str]) -> None:
-        if rank == 0:
-            try:
-                add_bad_samples(assignment.run_folder, files)
-            except OSError as error:  # as for a checkpoint: a full disk must not end training
-                logger.error("%s was not written: %s", BAD_SAMPLES, error)
-
+    effects = WorkerEffects(
+        plan, state, source, store, send, watch, assignment.run_folder, stored_first=assignment.stored_first
+    )
     try:
-        outcome = train(plan, state, Effects(batches, evaluation, sender.add, save, name_bad))
+        if stage.training.not_finite.action == "roll_back" and restored is None:
+            effects.save(state, None)  # the first steps may be those to go back from
+        outcome = train(plan, state, effects)
     finally:  # a process that trains many runs must not be left with threads of those that ended early
-        writer.wait()
-        sampler.stop()
-    sender.flush()
-    return _result(outcome, state, writer) if rank == 0 else {}
-
-
-def _train_order(stage: Stage, source: Source) -> TrainOrder:
-    data, seed = stage.data, stage.training.seed
-    if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
-        heights, widths = source.annotations.sizes.T
-        landscape = (widths >= heights).astype(np.int64)
-        return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch)
-    return TrainOrder(len(source), data.repeats if isinstance(data, ImageFolder) else 1, seed)
-
-
-def _eval_batches(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
-    """This rank's share of the validation split, in batches as large as a training micro-batch."""
-    training = plan.stage.training
-    size = max(1, training.global_batch // (plan.world * training.accumulation))
-    keys = eval_batches(len(data), plan.rank, plan.world, size)
-    loaders = plan.stage.cluster.loader_workers
-    loader = build_loader(data, keys, plan.task.collate("val"), workers=loaders, device=plan.device)
-    return prefetch(loader, plan.device)
+        effects.close()
+    effects.sender.flush()
+    return _result(outcome, state, effects.writer) if rank == 0 else {}
 
 
 def _evaluate_only(plan: Plan, source: Source, assignment: Assignment) -> dict[str, Any]:
@@ -180,7 +125,7 @@ def _evaluate_only(plan: Plan, source: Source, assignment: Assignment) -> dict[s
     model = together(lambda: _given_model(plan, assignment))
     data = SampleDataset(source, plan.task.augmented_data, plan.stage.training.seed, train=False)
     model = model.to(plan.device)
-    return {"metrics": evaluate(plan.task, model, _eval_batches(plan, data), plan.autocast(), augmented=True)}
+    return {"metrics": evaluate(plan.task, model, eval_batches_of(plan, data), plan.autocast(), augmented=True)}
 
 
 def _given_model(plan: Plan, assignment: Assignment) -> nn.Module:
@@ -206,7 +151,8 @@ def _check_sum(assignment: Assignment, found: str) -> None:
 def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
-            "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up, then submit again",
+            "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
+            "checkpoint with training.not_finite.action=skip or roll_back",
             "bad samples": f"mend or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
         }[outcome.reason]
@@ -262,26 +208,6 @@ def _open(
     return plan, {"train": train_source, "val": val_source}
 
 
-def together(action: Callable[[], T]) -> T:
-    """Do a part of the set-up that can fail on one rank alone; its failure is raised on all ranks.
-
-    Without it the others would wait for the failed one in their next collective.
-    """
-    result: T | None = None
-    failure: tuple[str, str, str] | None = None
-    try:
-        result = action()
-    except UserError as error:
-        failure = (error.what, error.where, error.fix)
-    failures = [failure]
-    if world_size() > 1:
-        failures = [None] * world_size()
-        dist.all_gather_object(failures, failure)
-    for what, where, fix in filter(None, failures):
-        raise UserError(what, where=where, fix=fix)
-    return cast("T", result)
-
-
 def _prepare_storage(plan: Plan, store: CheckpointStore, state: TrainState) -> None:
     if plan.rank == 0:
         store.remove_torn()
@@ -317,62 +243,40 @@ def _initial_or_restored(
     return state, start
 
 
-def _newest_for_all(plan: Plan, store: CheckpointStore) -> tuple[str, Snapshot] | None:
-    """Name and content of the newest valid checkpoint, chosen by rank 0 for all ranks; None for a fresh start."""
-    found = together(lambda: store.newest() if plan.rank == 0 else None)
-    if plan.world == 1:
-        return found
-    choice = [found[0] if found else None]
-    dist.broadcast_object_list(choice, src=0)
-    if found is not None or choice[0] is None:
-        return found
-    return choice[0], store.read(choice[0])
-
-
-class _PacedSender:
-    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times.
+def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
+    """Ray Train's worker function: find rank and device, run, and report through Ray.
 
     Args:
-        paced: False: only `flush` sends.
+        config: an `Assignment` as plain values.
+        entered: when Ray called, before this module was imported; seconds since the epoch.
     """
-
-    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record], *, paced: bool) -> None:
-        self._send = send
-        self._paced = paced
-        self._sampler = sampler
-        self._waiting = list(waiting)
-        self._sent_ms = 0
-
-    def add(self, record: Record) -> None:
-        """Send now if enough time has passed; equal records on all ranks make equal decisions."""
-        self._waiting.append(record)
-        if self._paced and record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
-            self.flush()
-            self._sent_ms = record.time_ms
-
-    def flush(self) -> None:
-        """Send what waits."""
-        if self._waiting:
-            self._send(self._waiting, self._sampler.latest())
-            self._waiting = []
-
-
-def run_on_ray(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's worker function: find rank and device, run, and report through Ray."""
     import ray.train
     import ray.train.torch
 
+    train: Any = ray.train  # statically it has the types of Ray Train's first version
     context = ray.train.get_context()
-    started = time.time()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    instants = Instants(entered, imported=time.time())
+    told = False
 
     def send(records: list[Record], node: dict[str, float]) -> None:
-        ray.train.report(
-            {
-                "records": [record.as_dict() for record in records] if context.get_world_rank() == 0 else [],
-                "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
-            }
-        )
+        nonlocal told
+        report: dict[str, Any] = {
+            "records": [record.as_dict() for record in records] if rank == 0 else [],
+            "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
+        }
+        if rank == 0 and instants.first_step and not told:
+            report["started"] = {**asdict(instants), "world": world}
+            told = True
+        ray.train.report(report)
 
-    device = ray.train.torch.get_device()
-    result = run(Assignment(**config), context.get_world_rank(), context.get_world_size(), device, send)
-    return {**result, "world": context.get_world_size(), "attempt_seconds": time.time() - started}
+    result = run(
+        Assignment(**config),
+        rank,
+        world,
+        ray.train.torch.get_device(),
+        send,
+        about_to_go=lambda: train.get_preemption_info() is not None,
+        instants=instants,
+    )
+    return {**result, "world": world, "attempt_seconds": time.time() - entered}

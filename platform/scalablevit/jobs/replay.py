@@ -1,0 +1,42 @@
+"""A captured step taken again, from the command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.training.storage import STEP
+
+EPILOG = """\
+A recipe with training.not_finite.capture=true writes a step whose loss or gradient is infinite or not a number into
+<run>/not_finite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and what its random
+numbers are functions of. This takes the step again on this machine, without an update, and names weights, module
+outputs and gradients that are not finite, in the order in which they come.
+
+Exit codes: 0 the step was taken again; 2 the folder holds no whole captured step."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/replay.py",
+        description="Take a captured step again, to see where it stops being finite.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="<run>/not_finite/step_<n>")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Take the step again and say what was found.
+
+    Raises:
+        UserError: the folder holds no whole captured step.
+    """
+    if not (options.folder / STEP).is_file():  # answered before torch is imported
+        raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/not_finite/step_<n>")
+    from scalablevit.training.replay import replay, told
+
+    print(told(replay(options.folder)))
+    return 0

@@ -1,0 +1,67 @@
+"""What became of a run's workers: in its folder a line when they have taken their first step, or are lost."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+ATTEMPTS = "attempts.jsonl"
+
+
+class AttemptsCallback(UserCallback):
+    """Appends lines as Ray Train's controller, in which it runs on the driver's node, learns of them.
+
+    - `{"event": "started", ...}` with the fields of `effects.Instants` and `world`: rank 0 of a new group of workers
+      has taken a step.
+    - `{"event": "lost", "time": seconds since the epoch, "ranks": {"<rank>": reason}}`: workers failed, were lost or
+      did not answer.
+
+    An exception out of a callback ends the run, so none gets out.
+
+    Args:
+        file: on a local disk.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Ray calls it once all ranks have reported."""
+        for reported in metrics:
+            if reported.get("started"):
+                self._append({"event": "started", **reported["started"]})
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray calls it with what happened to each rank that did not go on."""
+        ranks = {str(rank): reason_of(error) for rank, error in sorted(worker_exceptions.items())}
+        self._append({"event": "lost", "time": time.time(), "ranks": ranks})
+
+    def _append(self, event: dict[str, Any]) -> None:
+        try:
+            with self._file.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            print(f"{self._file} was not written: {error}", file=sys.stderr)
+
+
+def reason_of(error: Exception) -> str:
+    """One line of what Ray says of a worker: of a traceback the last line, of its own messages the first."""
+    error = getattr(error, "health_check_failure", error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+
+
+def read_attempts(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Events from a byte offset on, and where reading goes on; a line that is still being written is left out."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            whole = [line for line in opened if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return [], offset
+    return [json.loads(line) for line in whole], offset + sum(map(len, whole))

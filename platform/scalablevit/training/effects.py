@@ -1,0 +1,247 @@
+"""What training does to the world, on each rank: batches in, figures and checkpoints out."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from scalablevit.config.data import CocoInstances, ImageFolder
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.loader import Batch, build_loader, prefetch
+from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
+from scalablevit.data.sources import Source
+from scalablevit.tasks.task import SplitName
+from scalablevit.training.agreement import newest_for_all
+from scalablevit.training.capture import capture_step
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
+from scalablevit.training.evaluate import evaluate
+from scalablevit.training.loop import Plan
+from scalablevit.training.node_metrics import NodeSampler
+from scalablevit.training.state import Record, TrainState
+from scalablevit.training.storage import BAD_SAMPLES, add_bad_samples
+
+logger = logging.getLogger(__name__)
+
+REPORT_EVERY_MS = 1000
+"""Records are handed on at most this often: Ray's controller takes one report per poll."""
+
+LOOK_EVERY_S = 1.0
+"""Between two questions whether a node is about to go: all ranks meet for one."""
+FIRST_LOOKS = 10
+"""Steps between two such questions until the first log point has told how long a step takes."""
+
+
+Send = Callable[[list[Record], dict[str, float]], None]
+"""Hands records and this node's figures on; every rank calls it at the same time."""
+
+
+@dataclass
+class Instants:
+    """When an attempt came how far on this rank, in seconds since the epoch."""
+
+    entered: float
+    imported: float = 0.0
+    first_step: float = 0.0
+    from_step: int = 0
+    """Steps done before this attempt."""
+
+
+class WorkerEffects:
+    """The loop's `Effects` on one rank.
+
+    Args:
+        plan: what is trained.
+        state: what the loop changes.
+        source: samples by split.
+        store: the run's checkpoints.
+        send: takes records.
+        watch: knows whether a node is about to go.
+        run_folder: path or address.
+        stored_first: hand an evaluation on only when its checkpoint is stored.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        state: TrainState,
+        source: Mapping[SplitName, Source],
+        store: CheckpointStore,
+        send: Send,
+        watch: "Watch",
+        run_folder: str,
+        *,
+        stored_first: bool,
+    ) -> None:
+        stage = plan.stage
+        self._plan = plan
+        self._state = state
+        self._run_folder = run_folder
+        self._stored_first = stored_first
+        self._watch = watch
+        self._node = NodeSampler(plan.device)
+        # records that a killed controller may not have passed on, at once: each report waits for all ranks
+        # the spool drops doubles
+        self.sender = PacedSender(send, self._node, waiting=state.history, paced=not stored_first)
+        self.sender.flush()
+        self.writer = BackgroundWriter(store, stage.training.keep)
+        self._order = _train_order(stage, source["train"])
+        self._train = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
+        self._val = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Micro-batches from a position of the stream to the end of the recipe."""
+        plan, training = self._plan, self._plan.stage.training
+        keys = TrainBatches(
+            self._order,
+            global_batch=training.global_batch,
+            accumulation=training.accumulation,
+            rank=plan.rank,
+            world=plan.world,
+            first_step=first,
+            end_step=plan.length.total + self._state.passed_over,
+        )
+        workers = plan.stage.cluster.loader_workers
+        loader = build_loader(self._train, keys, plan.task.collate("train"), workers=workers, device=plan.device)
+        return prefetch(loader, plan.device)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on the validation split."""
+        return evaluate(self._plan.task, model, eval_batches_of(self._plan, self._val), self._plan.autocast())
+
+    def report(self, record: Record) -> None:
+        """Hand a record on, soon."""
+        self._watch.learn(record, self._plan.stage.training.global_batch)
+        self.sender.add(record)
+
+    def save(self, state: TrainState, value: float | None) -> None:
+        """Write a checkpoint in the background."""
+        if self._plan.rank == 0:
+            self.writer.submit(state.snapshot(), value if value == value else None)
+            if self._stored_first:
+                self.writer.wait()
+        self.sender.flush()
+        state.forget_old_records()
+
+    def save_failed(self) -> bool:
+        """Whether the last checkpoint could not be written."""
+        return self.writer.failed is not None
+
+    def name_bad(self, files: dict[str, str]) -> None:
+        """Add to the run's list of undecodable files."""
+        if self._plan.rank == 0:
+            try:
+                add_bad_samples(self._run_folder, files)
+            except OSError as error:  # as for a checkpoint: a full disk must not end training
+                logger.error("%s was not written: %s", BAD_SAMPLES, error)
+
+    def after_step(self, step: int) -> bool:
+        """Whether a node is about to go."""
+        return self._watch.after_step(step)
+
+    def roll_back(self, state: TrainState) -> None:
+        """Take on the newest checkpoint.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.writer.wait()
+        restored = newest_for_all(self.writer.store, self._plan.rank)
+        if restored is None:
+            raise UserError(
+                "a step is not finite, and there is no checkpoint to go back to",
+                where=self.writer.store.folder,
+                fix="free space for checkpoints, or choose another training.not_finite.action",
+            )
+        logger.warning("step %d is not finite: going back to %s", state.step + 1, restored[0])
+        state.restore(restored[1])
+
+    def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
+        """Write the step down."""
+        try:
+            capture_step(self._run_folder, self._plan, state, micro_batches)
+        except OSError as error:
+            logger.error("a step that is not finite was not captured: %s", error)
+
+    def close(self) -> None:
+        """End the threads, after what is being written."""
+        self.writer.wait()
+        self._node.stop()
+
+
+class Watch:
+    """Asks every `LOOK_EVERY_S` or so whether a node is about to go, after equal numbers of steps on all ranks."""
+
+    def __init__(self, about_to_go: Callable[[], bool], instants: Instants) -> None:
+        self.instants = instants
+        self._about_to_go = about_to_go
+        self._saved = False
+        self._every = FIRST_LOOKS
+
+    def learn(self, record: Record, global_batch: int) -> None:
+        """Take from a record, which is equal on all ranks, how many steps are a second."""
+        rate = record.metrics.get("train/images_per_s", 0.0)
+        if rate > 0:
+            self._every = max(1, round(LOOK_EVERY_S * rate / global_batch))
+
+    def after_step(self, step: int) -> bool:
+        """True once, when a node is about to go: what was trained until now must be saved."""
+        if not self.instants.first_step:
+            self.instants.first_step = time.time()
+        if self._saved or step % self._every:
+            return False
+        self._saved = self._about_to_go()
+        if self._saved:
+            logger.warning("a node is about to be taken away: saving at step %d", step)
+        return self._saved
+
+
+class PacedSender:
+    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times.
+
+    Args:
+        paced: False: only `flush` sends.
+    """
+
+    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record], *, paced: bool) -> None:
+        self._send = send
+        self._paced = paced
+        self._sampler = sampler
+        self._waiting = list(waiting)
+        self._sent_ms = 0
+
+    def add(self, record: Record) -> None:
+        """Send now if enough time has passed; equal records on all ranks make equal decisions."""
+        self._waiting.append(record)
+        if self._paced and record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
+            self.flush()
+            self._sent_ms = record.time_ms
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._waiting:
+            self._send(self._waiting, self._sampler.latest())
+            self._waiting = []
+
+
+def _train_order(stage: Stage, source: Source) -> TrainOrder:
+    data, seed = stage.data, stage.training.seed
+    if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
+        heights, widths = source.annotations.sizes.T
+        landscape = (widths >= heights).astype(np.int64)
+        return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch)
+    return TrainOrder(len(source), data.repeats if isinstance(data, ImageFolder) else 1, seed)
+
+
+def eval_batches_of(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
+    """This rank's share of the validation split, in batches as large as a training micro-batch."""
+    training = plan.stage.training
+    size = max(1, training.global_batch // (plan.world * training.accumulation))
+    keys = eval_batches(len(data), plan.rank, plan.world, size)
+    loaders = plan.stage.cluster.loader_workers
+    loader = build_loader(data, keys, plan.task.collate("val"), workers=loaders, device=plan.device)
+    return prefetch(loader, plan.device)

@@ -1,0 +1,263 @@
+"""The second and third gate by table: a case for every UserError that they make, and none without one.
+
+What initial weights are refused for is tried by tests/models/test_weights.py and tests/tracking/test_registry.py, the
+first gate by test_hostile_recipes.py and test_hostile_spaces.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusals import record, written_in
+
+from scalablevit.config import model_names
+from scalablevit.config.data import Shapes
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.data import coco, labels, shapes, sources
+from scalablevit.jobs import cluster, initial
+from scalablevit.jobs import resolve as second_gate
+from scalablevit.jobs.resolve import ResolvedStage, model_cost, resolve, wanted_stages
+from scalablevit.tracking import connection
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"
+SMALL = ("data.root=data", "data.shapes=null", "cluster.workers=1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a small data set for all tasks."""
+    root = tmp_path_factory.mktemp("root")
+    shapes.write_shapes(Shapes(train_images=18, val_images=12, image_size=48), root / "data")
+    (root / "data" / shapes.MARKER).unlink()  # as if it were a user's
+    return root
+
+
+# --- the second gate: model and data ---
+
+
+def nothing(data: Path) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is wrong, which script meets it, and what it says."""
+
+    said: str
+    script: str
+    overrides: tuple[str, ...] = ()
+    change: Callable[[Path], Any] = nothing
+    """What is done to the data before."""
+    recipe: Path = TINY
+
+
+def named(text: str) -> Callable[[Path], None]:
+    return lambda data: write(data / "segmentation/classes.txt", text.encode("latin-1"))
+
+
+def write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def link_away(data: Path, name: str) -> None:
+    """The file or folder moves out of the data set, and a link to it stays."""
+    away = data.parent / "away"
+    (data / name).rename(away)
+    (data / name).symlink_to(away)
+
+
+def first_image(folder: Path) -> Path:
+    return min(file for file in folder.rglob("*") if file.suffix in (".jpg", ".png"))
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def too_deep(folder: Path) -> None:
+    """Folders within folders, whose path is longer than any that the system opens."""
+    inner, name = os.open(folder, os.O_RDONLY), "d" * 250
+    for _ in range(20):
+        os.mkdir(name, dir_fd=inner)
+        outer, inner = inner, os.open(name, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
+
+
+def annotations(change: Callable[[dict[str, Any]], Any], split: str = "train") -> Callable[[Path], None]:
+    def apply(data: Path) -> None:
+        file = data / "detection" / "annotations" / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    return apply
+
+
+def without_parent(stage: str) -> str:
+    return f"stages.{stage}.model.init=null"
+
+
+TRAIN = "classification/train"
+INSTANCES = "detection/annotations/instances_train.json"
+SHAPES = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
+SECOND = [
+    # jobs/resolve.py
+    Case("recipe cifar10 has no segmentation stage; it has pretrain (classification)", "segment",
+         recipe=REPOSITORY / "pipelines/recipes/cifar10.yaml"),
+    Case("stage detect: data.train.images: folder", "full", ("data.root=elsewhere",)),
+    Case("the warm-up (500 steps) is not shorter", "pretrain", ("optimizer.schedule.warmup_steps=500",)),
+    Case("the categories of the splits differ: only train has 1 (", "detect",
+         change=annotations(lambda content: content["categories"][0].update(name="other"), "val")),
+    Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
+    Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
+    # jobs/initial.py, tracking/connection.py
+    Case("no such file", "pretrain", ("stages.pretrain.model.init=weights.pth",)),
+    Case("is relative to the current folder", "pretrain", ("tracking.uri='sqlite:///mlflow.db'",)),
+    Case("cannot be written to", "pretrain", ("tracking.uri='ftp://host'",)),
+    Case("is followed by a query", "pretrain", ("tracking.uri='http://host/?key=value'",)),
+    # config/model_names.py
+    Case("unknown architecture 'resnet81'", "pretrain", ("model.name=resnet81",)),
+    Case("has no maps with strides 4, 8, 16 and 32", "segment", ("stages.segment.model.name=vit_tiny_patch16_224",)),
+    # data/shapes.py
+    Case("exists and was not made by data.shapes", "pretrain", (SHAPES,)),
+    Case("the recipe asks for", "pretrain", (SHAPES,),
+         lambda data: (shutil.rmtree(data), shapes.write_shapes(Shapes(train_images=9, val_images=9), data))),
+    # data/sources.py: all sources
+    Case("cannot list", "pretrain", change=lambda data: too_deep(next((data / TRAIN).iterdir()))),
+    Case("does not exist; ", "pretrain", ("stages.pretrain.data.train.images=clasification/train",)),
+    Case("is a link that leads out of", "pretrain", change=lambda data: link_away(data, TRAIN)),
+    Case("1 links or special files", "pretrain", change=lambda data: link_away(data, str(first_image(data / TRAIN)))),
+    # image folders
+    Case("holds no class folders", "pretrain", change=lambda data: empty(data / TRAIN)),
+    Case("differ: only train has emu", "pretrain", change=lambda data: (data / TRAIN / "emu").mkdir()),
+    Case("1 class folders", "pretrain", change=lambda data: empty(next((data / TRAIN).iterdir()))),
+    # mask pairs
+    Case("no images in", "segment", change=lambda data: empty(data / "segmentation/images/train")),
+    Case("share a name and so a mask", "segment",
+         change=lambda data: write(first_image(data / "segmentation/images/train").with_suffix(".gif"), b"")),
+    Case("have no mask in", "segment",
+         change=lambda data: first_image(data / "segmentation/annotations/train").unlink()),
+    Case("no file", "segment", change=lambda data: (data / "segmentation/classes.txt").unlink()),
+    Case("is no UTF-8", "segment", change=named("a\nb\xe9\n")),
+    Case("line 2 is empty", "segment", change=named("a\n\nb\n")),
+    Case("class names are missing", "segment", change=named("")),
+    Case("class names occur twice: a", "segment", change=named("a\nb\na\n")),
+    Case("characters that cannot be printed", "segment", change=named("a\nb\x07\n")),
+    Case("300 classes do not fit into 8-bit masks", "segment", change=named("\n".join(map(str, range(300))))),
+    Case("0 is also the mask value of class", "segment", ("stages.segment.data.ignore_index=0",)),
+    # COCO
+    Case("leads out of", "detect", change=lambda data: link_away(data, INSTANCES)),
+    Case("cannot read", "detect", change=lambda data: (data / INSTANCES).unlink()),
+    Case("is no JSON", "detect", change=lambda data: write(data / INSTANCES, b"{")),
+    Case("has no list images", "detect", change=lambda data: write(data / INSTANCES, b"{}")),
+    Case("not four finite numbers", "detect", change=annotations(lambda content: content["annotations"][0].update(
+        bbox=[1, 2, float("nan"), 4]))),
+    Case("unknown category_id", "detect", change=annotations(lambda content: content["annotations"][0].update(
+        category_id=99, image_id=10**9))),
+]  # fmt: skip
+
+
+@pytest.mark.row("Configuration: second gate")
+def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Recipe, data and model as a script takes them, one after the other in this process."""
+    reached, wrong = record(monkeypatch), []
+    for number, case in enumerate(SECOND):
+        root = tmp_path / str(number)
+        shutil.copytree(data, root)
+        case.change(root / "data")
+        overrides = [*SMALL, without_parent("segment"), without_parent("detect"), *case.overrides]
+        if case.recipe != TINY:
+            overrides = []
+        try:
+            recipe = load_recipe(case.recipe, overrides)
+            stages = resolve(recipe, root, wanted_stages(recipe, case.script))
+            model_cost(stages[-1])
+            wrong.append(f"accepted: {case.said}")
+        except UserError as error:
+            said = str(error)
+            if case.said not in said or "\n  fix: " not in said:
+                wrong.append(f"{case.said}: {said}")
+    assert not wrong, "\n".join(wrong)
+    written = written_in(second_gate, initial, connection, model_names, shapes, sources, labels, coco)
+    assert len(written) >= 35
+    assert written <= reached, f"no case reaches {sorted(written - reached)}"
+
+
+# --- the third gate: the cluster ---
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of the tests, which connecting to Ray replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def free_port() -> int:
+    """One on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.ray
+@pytest.mark.row("Configuration: third gate")
+def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None):
+    shutil.copytree(data, tmp_path / "root")
+    stages = resolve(load_recipe(TINY, SMALL), tmp_path / "root", ["pretrain"])
+    greedy = resolve(load_recipe(TINY, [*SMALL, "cluster.cpus_per_worker=1000"]), tmp_path / "root")
+    reached = record(monkeypatch)
+
+    def said(ask: Callable[[], Any]) -> str:
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert "\n  fix: " in str(caught.value)
+        return str(caught.value)
+
+    def connect(address: str | None, wanted: list[ResolvedStage] = stages) -> Callable[[], None]:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if address is not None:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        return lambda: cluster.connect(wanted, tmp_path / "root")
+
+    assert "this machine has room for 0 of 1 workers (1 x 1000 = 1000 CPU asked, " in said(connect(None, greedy[:1]))
+    assert "stage detect: cluster.workers: this machine has room for 0 of 1" in said(connect(None, greedy))
+    for address in ("http://someone:secret@127.0.0.1:8265", "ray://127.0.0.1:10001"):
+        message = said(connect(address))
+        assert "where jobs are submitted" in message and "secret" not in message
+    for address in ("somewhere", "127.0.0.1:", ":6379", "127.0.0.1:66666"):
+        assert f"RAY_ADDRESS={address}: is no address of a cluster" in said(connect(address))
+    message = said(connect(f"127.0.0.1:{free_port()}"))
+    assert (
+        "the Ray cluster does not answer: [Errno 111] Connection refused" in message and "unset RAY_ADDRESS" in message
+    )
+
+    connect(None)()
+    try:
+        assert "cannot connect to the cluster: Maybe you called ray.init twice" in said(connect("local"))
+        here = [node["NodeID"] for node in cluster._alive_nodes()]
+        blind = [replace(stages[0], stage=load_recipe(TINY, ["data.root=nowhere"]).stages["pretrain"])]
+        message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
+        assert f"1 of 1 nodes do not see what lies here ({here[0]})" in message
+        assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
+        monkeypatch.setattr(cluster, "PROBE_S", 0)
+        assert "not every node answered within 0 s" in said(lambda: cluster.unreadable_on(here, ["/"]))
+    finally:
+        cluster.disconnect()
+    written = written_in(cluster)
+    assert len(written) >= 8
+    assert written <= reached, f"no case reaches {sorted(written - reached)}"

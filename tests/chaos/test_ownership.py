@@ -1,0 +1,337 @@
+"""One owner for a run: real processes that claim the same run at once, die, sleep, and live on other machines."""
+
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalablevit.jobs import lease
+from scalablevit.jobs.lease import FILE, LOCK, STALE_S
+from scalablevit.jobs.run_store import RunStore
+
+REPOSITORY = Path(__file__).parents[2]
+LIMIT_S = 60.0
+"""For any answer; the machine may be busy."""
+QUICK = {"RENEW_S": 0.2, "STALE_S": 4.0, "WATCH_S": 0.1}
+"""For what takes time: an owner on another machine is taken for dead after 20 missed renewals, since tests are busy."""
+
+pytestmark = pytest.mark.row("Ownership: one owner, take-over after proof")
+
+
+class Claimant:
+    """A process of claimant.py."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("claimant.py")), str(root), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")},
+        )
+        self.pid = self.process.pid
+        self._pending = b""
+
+    def tell(self, **command: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self, limit_s: float = LIMIT_S) -> dict[str, Any]:
+        """The next answer; lines that the lease prints for people are passed over."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + limit_s
+        while True:
+            line, found, self._pending = self._pending.partition(b"\n")
+            if found and line.startswith(b"{"):
+                return json.loads(line)
+            if found:
+                continue
+            self._pending = line
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no answer in {limit_s} s"
+            content = os.read(self.process.stdout.fileno(), 4096)
+            assert content, self.process.stderr and self.process.stderr.read().decode()
+            self._pending += content
+
+    def claim(self, name: str = "run") -> dict[str, Any]:
+        self.tell(claim=name, at=0)
+        return self.answer()
+
+    def owns(self, name: str = "run") -> None:
+        assert self.claim(name) == {"owner": True}
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    claimants: list[Claimant] = []
+
+    def start(count: int = 1, **settings: Any) -> list[Claimant]:
+        """Processes that are ready to claim."""
+        started = [Claimant(tmp_path, **settings) for _ in range(count)]
+        claimants.extend(started)
+        for each in started:
+            assert each.answer() == {"ready": each.pid}
+        return started
+
+    yield start
+    for each in claimants:
+        each.end()
+
+
+def claim_of(tmp_path: Path, name: str = "run") -> dict[str, Any]:
+    return dict(json.loads((tmp_path / "runs" / name / FILE).read_text()))
+
+
+def leave_claim(tmp_path: Path, name: str, **changes: Any) -> None:
+    """A claim as it would be left by a process of this machine that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(LIMIT_S)
+    claim = {
+        "token": "left", "host": socket.gethostname(), "machine": lease._machine(), "process": ended.pid,
+        "process_started": 1, "started": time.time() - 3600, "renewed": time.time(), **changes,
+    }  # fmt: skip
+    RunStore.open(name, None, tmp_path).write(FILE, json.dumps(claim).encode())
+
+
+def names(said: str, owner: Claimant) -> bool:
+    """Whether a refusal says who owns the run: process, host and since when."""
+    who = rf"belongs to process {owner.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    return re.search(who, said) is not None
+
+
+def race(claimants: list[Claimant], name: str) -> None:
+    """All claim at one moment: one owns the run, the others say that it does."""
+    at = time.monotonic() + 0.05
+    for each in claimants:
+        each.tell(claim=name, at=at)
+    answers = [each.answer() for each in claimants]
+    owners = [each for each, answer in zip(claimants, answers, strict=True) if answer["owner"]]
+    assert len(owners) == 1, answers
+    for answer in answers:
+        assert answer["owner"] or names(answer["said"], owners[0]), answer
+    owners[0].tell(release=name)
+    assert owners[0].answer() == {"released": True}
+
+
+@pytest.mark.parametrize("left", ["nothing", "a dead owner's claim"])
+def test_of_four_at_once_one_owns_the_run(left: str, start: Any, tmp_path: Path, record_property: Any):
+    """And the others name it."""
+    claimants = start(4)
+    for number in range(15):
+        if left != "nothing":
+            leave_claim(tmp_path, f"run-{number}")
+        race(claimants, f"run-{number}")
+        assert claim_of(tmp_path, f"run-{number}") == {}
+    record_property(f"races over {left}", 15)
+
+
+def test_of_four_machines_at_once_one_owns_the_run(start: Any, tmp_path: Path):
+    """After a machine that is gone: all watch its claim and give it up at about the same moment."""
+    claimants = [start(machine=f"machine {number}", **QUICK)[0] for number in range(4)]
+    for number in range(3):
+        leave_claim(tmp_path, f"run-{number}", machine="another")
+        race(claimants, f"run-{number}")
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_owner_is_replaced_at_once(reaped: bool, start: Any, record_property: Any):
+    """Also as long as its parent does not ask how it ended."""
+    owner, next_one = start(2)
+    owner.owns()
+    refused = next_one.claim()
+    assert not refused["owner"] and names(refused["said"], owner)
+    owner.send(signal.SIGKILL)
+    if reaped:
+        owner.process.wait(LIMIT_S)
+    else:
+        wait_for(lambda: state(owner) == "Z")
+    begin = time.monotonic()
+    next_one.owns()
+    taken = time.monotonic() - begin
+    assert taken < STALE_S / 2
+    record_property("take-over after SIGKILL", f"{taken:.1f} s")
+
+
+def state(claimant: Claimant) -> str:
+    """The letter in ps: T suspended, Z dead but not asked how it ended."""
+    return Path(f"/proc/{claimant.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def suspend(claimant: Claimant, tmp_path: Path) -> None:
+    """While it does not write its claim, which would keep the lock."""
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        claimant.send(signal.SIGSTOP)
+        wait_for(lambda: state(claimant) == "T")
+        with (tmp_path / "runs" / "run" / LOCK).open() as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        claimant.send(signal.SIGCONT)
+        time.sleep(0.05)
+    pytest.fail("the lock is held all the time")
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_suspended_owner_on_this_machine_stays_the_owner(start: Any, tmp_path: Path):
+    """It can go on at any moment; the user is told how to end it."""
+    owner, other = start(2, **QUICK)
+    owner.owns()
+    suspend(owner, tmp_path)
+    before = claim_of(tmp_path)["renewed"]
+    time.sleep(QUICK["STALE_S"] + 0.5)
+    assert claim_of(tmp_path)["renewed"] == before
+    refused = other.claim()
+    assert names(refused["said"], owner) and f"it is suspended: `kill -CONT {owner.pid}`" in refused["said"]
+    owner.send(signal.SIGCONT)
+    wait_for(lambda: claim_of(tmp_path)["renewed"] > before)
+    owner.tell(release="run")
+    assert owner.answer() == {"released": True}
+    other.owns()
+
+
+def test_a_later_process_of_the_same_number_is_not_the_owner(start: Any, tmp_path: Path):
+    """The process of this test lives, but began at another time than the claim says."""
+    leave_claim(tmp_path, "run", process=os.getpid())
+    begin = time.monotonic()
+    start()[0].owns()
+    assert time.monotonic() - begin < STALE_S / 2
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_living_owner_on_another_machine_is_seen_whatever_its_clock_says(skew: int, start: Any):
+    """It has the same host's name, and its process number means nothing here."""
+    (owner,) = start(machine="another", skew=skew, **QUICK)
+    (other,) = start(**QUICK)
+    owner.owns()
+    refused = other.claim()
+    assert not refused["owner"] and names(refused["said"], owner)
+    owner.tell(release="run")
+    assert owner.answer() == {"released": True}
+    other.owns()
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_dead_owner_on_another_machine_is_replaced_when_its_claim_stays_the_same(skew: int, start: Any):
+    (owner,) = start(machine="another", skew=skew, **QUICK)
+    (other,) = start(**QUICK)
+    owner.owns()
+    owner.send(signal.SIGKILL)
+    owner.process.wait(LIMIT_S)
+    begin = time.monotonic()
+    other.owns()
+    assert time.monotonic() - begin > QUICK["STALE_S"]
+
+
+@pytest.mark.parametrize("then", ["owns the run", "has ended"])
+def test_an_owner_that_overslept_stops(then: str, start: Any, tmp_path: Path):
+    """On another machine a suspended process cannot be told from a dead one: when it wakes, two would write."""
+    (sleeper,) = start(machine="another", **QUICK)
+    (other,) = start(**QUICK)
+    sleeper.owns()
+    suspend(sleeper, tmp_path)
+    other.owns()
+    if then == "has ended":
+        other.tell(release="run")
+        assert other.answer() == {"released": True}
+    claim = claim_of(tmp_path)
+    sleeper.send(signal.SIGCONT)
+    assert sleeper.answer() == {"interrupted": True}
+    sleeper.process.wait(LIMIT_S)
+    assert sleeper.process.stderr is not None
+    said = sleeper.process.stderr.read().decode()
+    assert "run run was taken over" in said
+    assert (f"process {other.pid} on" in said) == (then == "owns the run")
+    assert claim_of(tmp_path).get("token") == claim.get("token")
+
+
+def test_what_storage_without_locks_cannot_prevent_ends_with_the_next_renewal(start: Any, tmp_path: Path):
+    """One looked before the first one claimed, and writes after that one has read its claim back."""
+    gate = tmp_path / "gate"
+    (slow,) = start(no_locks=True, gate=str(gate), **QUICK)
+    (owner,) = start(no_locks=True, **QUICK)
+    slow.tell(claim="run", at=0)
+    wait_for(gate.with_suffix(".waiting").exists)
+    owner.owns()
+    gate.touch()
+    assert owner.answer() == {"interrupted": True}
+    assert slow.answer() == {"owner": True}
+    assert claim_of(tmp_path)["process"] == slow.pid
+
+
+def head(verb: str, root: Path) -> str:
+    command = [sys.executable, str(REPOSITORY / "infra" / "head.py"), verb, "--root", str(root)]
+    return subprocess.run(command, check=True, timeout=150, text=True, capture_output=True).stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_two_jobs_started_at_once_one_says_that_the_other_has_the_run(tmp_path: Path):
+    """The scripts that users start, on one head; then the one that runs is interrupted."""
+    root = tmp_path / "root"
+    root.mkdir()
+    head("start", root)
+    logs = [(tmp_path / f"{number}.log").open("w") for number in range(2)]
+    jobs: list[subprocess.Popen[bytes]] = []
+    try:
+        exports = (
+            line.removeprefix("export ").partition("=") for line in head("env", root).splitlines() if "=" in line
+        )
+        environment = {**os.environ, **{name: value.strip("'\"") for name, _, value in exports}}
+        environment["RAY_ADDRESS"] = json.loads((root / "head.json").read_text())["address"]
+        command = [
+            sys.executable, str(REPOSITORY / "pipelines" / "pretrain.py"), "--root", str(root), "--recipe",
+            str(REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"), "cluster.workers=1", "cluster.cpus_per_worker=0.5",
+            "stages.pretrain.training.steps=100000",
+        ]  # fmt: skip
+        jobs += [subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) for log in logs]
+        end = time.monotonic() + 300
+        while all(job.poll() is None for job in jobs):
+            assert time.monotonic() < end, [Path(log.name).read_text() for log in logs]
+            time.sleep(0.5)
+        loser = next(number for number, job in enumerate(jobs) if job.returncode is not None)
+        said = Path(logs[loser].name).read_text()
+        assert jobs[loser].returncode == 2 and "Traceback" not in said, said
+        assert f"belongs to process {jobs[1 - loser].pid} on {socket.gethostname()} since" in said, said
+        assert jobs[1 - loser].poll() is None
+        jobs[1 - loser].send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            jobs[1 - loser].wait(150)
+        assert jobs[1 - loser].returncode == 130, Path(logs[1 - loser].name).read_text()
+        assert [json.loads(file.read_text()) for file in (root / "runs").glob(f"*/{FILE}")] in ([{}], [{}, {}])
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+        for log in logs:
+            log.close()
+        head("stop", root)

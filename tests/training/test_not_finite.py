@@ -1,0 +1,196 @@
+"""Steps that are infinite or not a number on one rank only: skipped, rolled back, stopped, captured, replayed."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import POISONS, Attempt, run_attempts
+
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.replay import replay
+from scalablevit.training.worker import Assignment
+
+KINDS = sorted(POISONS)
+STEPS = 8
+
+
+def assignment(stage, folder: Path) -> Assignment:
+    return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
+
+
+def sections(action, **not_finite):
+    return {
+        "data": {"mixup": 0.8, "random_erasing": 0.25},
+        "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
+        "training": {
+            "steps": STEPS, "global_batch": 8, "ema_decay": 0.9, "accumulation": 2, "log_every_steps": 1,
+            "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 1}, "keep": {"last": 20},
+            "not_finite": {"action": action, **not_finite},
+        },
+    }  # fmt: skip
+
+
+def at(folder: Path, step: int):
+    """The checkpoint after so many steps."""
+    store = CheckpointStore(str(folder))
+    (name,) = [entry.name for entry in store.entries() if entry.step == step]
+    return store.read(name)
+
+
+def same(one, other) -> bool:
+    return one.files.keys() == other.files.keys() and all(
+        torch.equal(tensor, other.files[file][name])
+        for file, tensors in one.files.items()
+        for name, tensor in tensors.items()
+    )
+
+
+def metrics_of(result, step: int) -> dict[str, float]:
+    return {k: v for r in result["records"] if r["step"] == step for k, v in r["metrics"].items()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(make_stage, tmp_path_factory):
+    """All attempts on two ranks in one start of the processes; by name their folder and result."""
+    folder = tmp_path_factory.mktemp("not-finite")
+    made: dict[str, Attempt] = {}
+
+    def attempt(name, run, action, poison, stop_at=None, other=None, **not_finite):
+        parts = sections(action, **not_finite)
+        for section, values in (other or {}).items():
+            parts[section] = {**parts[section], **values}
+        stage = make_stage(**parts, cluster={"workers": 2})
+        made[name] = Attempt(assignment(stage, folder / run), stop_at, poison)
+
+    for kind in KINDS:
+        attempt(f"skip, {kind}", f"skip-{KINDS.index(kind)}", "skip", {5: (1, kind)})
+    attempt("clean", "clean", "skip", {})
+    attempt("skip, killed", "skip-killed", "skip", {5: (1, KINDS[0])}, stop_at=7)
+    attempt("skip, resumed", "skip-killed", "skip", {5: (1, KINDS[0])})
+    attempt("skip, too often", "often", "skip", {n: (n % 2, KINDS[0]) for n in (3, 4, 5)}, limit=2)
+    attempt("skip, not in a row", "rows", "skip", dict.fromkeys((1, 3, 5), (0, KINDS[0])), limit=1)
+    batch_norm = {"model": {"name": "resnet18", "drop_path_rate": None}, "training": {
+        **sections("skip")["training"], "global_batch": 6, "accumulation": 1}}  # fmt: skip
+    attempt("batch norm", "batch-norm", "skip", {5: (0, KINDS[0])}, other=batch_norm)
+    sparse = {"training": {**sections("roll_back")["training"], "checkpoint_every": {"steps": 2}}}
+    attempt("roll back", "back", "roll_back", {5: (1, KINDS[0])}, other=sparse)
+    attempt("roll back, killed", "back-killed", "roll_back", {5: (1, KINDS[0])}, stop_at=7, other=sparse)
+    attempt("roll back, resumed", "back-killed", "roll_back", {5: (1, KINDS[0])}, other=sparse)
+    attempt("roll back at once", "at-once", "roll_back", {0: (0, KINDS[0])}, other=sparse)
+    attempt("roll back, too often", "back-often", "roll_back", dict.fromkeys(range(5, 20), (1, KINDS[0])), limit=2)
+    attempt("stop", "stop", "stop", {5: (1, KINDS[0])}, capture=True)
+    attempt("stop, then skip", "stop", "skip", {5: (1, KINDS[0])})
+    results = run_attempts(list(made.values()), 2, folder)
+    return {name: (Path(each.assignment.run_folder), result) for (name, each), result in
+            zip(made.items(), results, strict=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_step_changes_nothing_on_any_rank(two_ranks, kind):
+    folder, result = two_ranks[f"skip, {kind}"]
+    assert result["reason"] == "finished" and result["step"] == STEPS
+    before, after = at(folder, 5), at(folder, 6)
+    assert same(before, after), "the step left a trace"
+    assert not same(after, at(folder, 7)), "training did not go on"
+    assert (after.meta["skipped"], after.meta["roll_backs"]) == (1, 0)
+    clean = two_ranks["clean"][0]
+    assert same(at(clean, 5), before), "looking at steps changed those before"
+    assert metrics_of(result, 6)["train/skipped_steps"] == 1
+    assert "train/loss" not in metrics_of(result, 6), "a skipped step has no loss"
+    assert all(math.isfinite(value) for step in range(1, 9) for value in metrics_of(result, step).values())
+    assert all(torch.isfinite(tensor).all() for tensor in at(folder, STEPS).files["model"].values())
+
+
+def test_resumed_behind_a_skipped_step_it_ends_the_same(two_ranks):
+    assert two_ranks["skip, killed"][1] == {}
+    folder, result = two_ranks["skip, resumed"]
+    assert result["step"] == STEPS
+    assert same(at(folder, STEPS), at(two_ranks[f"skip, {KINDS[0]}"][0], STEPS))
+    assert at(folder, STEPS).meta["skipped"] == 1
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(two_ranks):
+    folder, result = two_ranks["skip, too often"]
+    assert "the loss or gradient of step 6 is not finite, after 2 skipped steps in a row" in result["error"][0]
+    assert max(entry.step for entry in CheckpointStore(str(folder)).entries()) == 5
+    _, result = two_ranks["skip, not in a row"]
+    assert result["reason"] == "finished"
+
+
+def test_batch_statistics_of_a_skipped_step_are_left_out(two_ranks):
+    folder, result = two_ranks["batch norm"]
+    assert result["reason"] == "finished"
+    before = at(folder, 5)
+    assert any("running_mean" in name for name in before.files["model"])
+    assert same(before, at(folder, 6))
+
+
+def test_a_roll_back_goes_on_behind_the_bad_samples(two_ranks):
+    """Step 6 is bad: back to 4; the samples of steps 5 and 6 are passed over."""
+    folder, result = two_ranks["roll back"]
+    assert result["reason"] == "finished" and result["step"] == STEPS
+    last = at(folder, STEPS)
+    assert (last.meta["roll_backs"], last.meta["passed_over"], last.meta["skipped"]) == (1, 2, 0)
+    clean = two_ranks["clean"][0]
+    assert same(at(folder, 4), at(clean, 4))
+    assert not same(at(folder, 6), at(clean, 6)), "other samples"
+    assert metrics_of(result, STEPS)["train/roll_backs"] == 1
+
+
+def test_resumed_after_a_roll_back_it_ends_the_same(two_ranks):
+    assert two_ranks["roll back, killed"][1] == {}
+    folder, result = two_ranks["roll back, resumed"]
+    assert result["step"] == STEPS
+    assert same(at(folder, STEPS), at(two_ranks["roll back"][0], STEPS))
+
+
+def test_the_first_step_can_be_rolled_back(two_ranks):
+    folder, result = two_ranks["roll back at once"]
+    assert result["reason"] == "finished"
+    assert at(folder, STEPS).meta["passed_over"] == 1
+
+
+def test_too_many_roll_backs_end_the_run(two_ranks):
+    _, result = two_ranks["roll back, too often"]
+    assert "is not finite, after 2 roll-backs" in result["error"][0]
+    assert "optimizer.lr" in result["error"][2]
+
+
+def test_a_captured_step_can_be_taken_again(two_ranks):
+    folder, result = two_ranks["stop"]
+    assert "the loss or gradient of step 6 is not finite" in result["error"][0]
+    captured = folder / "not_finite" / "step_000000005"
+    facts = json.loads((captured / "step.json").read_text())
+    assert (facts["world"], facts["state"]["step"]) == (2, 5)
+    found = replay(captured)
+    assert found.ranks == 2 and found.losses.keys() == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert all(math.isfinite(value) for value in found.losses.values()), "the poison was in the code, not the samples"
+    assert found.not_finite == [] and found.gradient_norm > 0
+    clean = two_ranks["clean"][1]
+    loss = sum(found.losses.values()) / 4  # equal shares of 2 samples
+    assert loss == pytest.approx(metrics_of(clean, 6)["train/loss"], rel=1e-5)
+    assert found.gradient_norm == pytest.approx(metrics_of(clean, 6)["train/grad_norm"], rel=1e-4)
+
+
+def test_a_run_that_stopped_goes_on_with_another_action(two_ranks):
+    """The action is no part of a run's identity."""
+    folder, result = two_ranks["stop, then skip"]
+    assert result["reason"] == "finished"
+    assert same(at(folder, STEPS), at(two_ranks[f"skip, {KINDS[0]}"][0], STEPS))
+
+
+def test_replay_names_the_first_module_and_the_gradients_that_are_not_finite(make_stage, tmp_path):
+    """A rate that blows the weights up: then the samples are innocent, and the model says where it happens."""
+    stage = make_stage(
+        optimizer={"lr": 10.0, "name": "sgd", "weight_decay": 0.0},
+        training={"steps": 60, "global_batch": 8, "evaluate_every": {"steps": 60}, "log_every_steps": 60,
+                  "not_finite": {"capture": True}},
+    )  # fmt: skip
+    (result,) = run_attempts([Attempt(assignment(stage, tmp_path))], 1, tmp_path)
+    assert "not finite" in result["error"][0]
+    (captured,) = (tmp_path / "not_finite").iterdir()
+    found = replay(captured)
+    assert not math.isfinite(found.gradient_norm)
+    assert found.not_finite, "nothing is named"
