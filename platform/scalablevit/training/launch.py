@@ -2,13 +2,19 @@
 
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
@@ -22,8 +28,10 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 # worker output appears once
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
-CONTROLLER_RETRIES = 2
+PLACING_RETRIES = 2
 """Worker groups that could not be placed are tried again so often; Ray's default is for ever."""
+RESTART_PAUSE_S = 1.0
+"""Before a new controller: until then Ray has freed what the old one held, or an interrupt has disconnected us."""
 
 
 def launch(
@@ -42,13 +50,41 @@ def launch(
         UserError: the workers found something that the user must mend.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
     """
+    lost = unplaced = 0
+    while True:
+        trainer = _trainer(stage, assignment, run_folder, callbacks, stage.cluster.max_failures - lost)
+        try:
+            result = _fit(trainer)
+            break
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            kind, what = _judge(error)
+            lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
+            if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
+                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
+            time.sleep(RESTART_PAUSE_S)
+            if not ray.is_initialized():  # a new fit() would start a cluster of its own
+                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
+        print(f"{what}; going on from the last checkpoint with new workers", flush=True)
+    if "error" in result:
+        what, where, fix = result["error"]
+        raise UserError(what, where=where, fix=fix)
+    return result
+
+
+def _trainer(
+    stage: Stage,
+    assignment: dict[str, Any],
+    run_folder: str,
+    callbacks: Sequence[ray.train.UserCallback],
+    max_failures: int,
+) -> Any:
     cluster = stage.cluster
     elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     train: Any = ray.train  # statically it has the types of Ray Train's first version
-    trainer: Any = TorchTrainer(
+    return TorchTrainer(
         _on_worker,  # type: ignore[arg-type]
         train_loop_config=assignment,
         scaling_config=train.ScalingConfig(
@@ -60,23 +96,62 @@ def launch(
             # a new name each time: our manifest alone says where to resume, Ray must not resume anything by itself
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=f"{run_folder}/ray",
-            failure_config=train.FailureConfig(
-                max_failures=cluster.max_failures, controller_failure_limit=CONTROLLER_RETRIES
-            ),
-            callbacks=list(callbacks),
+            # a controller keeps the resources of a group that broke while starting, so a retry of its own finds no
+            # room: `launch` tries again with a new one
+            failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
+            callbacks=[*callbacks, _Release()],
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+class _Release(WorkerGroupCallback, ControllerCallback):
+    """Gives back at a controller's end what its last worker group held; runs in the controller.
+
+    Ray forgets a group of which a worker is lost while the process group is set up: the others wait for the lost one,
+    and the next group finds no room.
+    """
+
+    def __init__(self) -> None:
+        self._held: PlacementGroup | None = None
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """Ray calls it with each new group's workers before it sets them up."""
+        self._held = ray.get(workers[0].execute_async(get_current_placement_group))
+        return {}
+
+    async def before_controller_shutdown(self) -> None:
+        """Ray calls it once it has ended the group that it knows of."""
+        if self._held is not None:
+            remove_placement_group(self._held)  # ends all that runs there; nothing happens where it is gone
+
+
+def _fit(trainer: Any) -> dict[str, Any]:
+    """What rank 0 returned; Ctrl-C then does again what it did before.
+
+    The handler that Ray leaves behind would keep the controller alive, and swallow the next interrupt.
+    """
+    handler = signal.getsignal(signal.SIGINT)
     try:
         result: dict[str, Any] = trainer.fit().return_value
     except SystemExit:  # how Ray's own handler of SIGINT leaves
         raise KeyboardInterrupt from None
-    except ray.train.TrainingFailedError as error:
-        raise TrainingFailed(run_folder, str(error)) from error
-    if "error" in result:
-        what, where, fix = result["error"]
-        raise UserError(what, where=where, fix=fix)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
     return result
+
+
+def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]:
+    """Whether new workers may help, and what happened."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "lost", "the process that leads the workers (Ray Train's controller) was lost"
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return "unplaced", "there was no room for the workers"
+    if isinstance(cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError):
+        return "lost", "a worker was lost while the workers were being started"
+    return "final", "the workers failed"
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
