@@ -29,7 +29,7 @@ help:
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
-	@echo "make chaos      hostile data and recipes, damaged checkpoints, evil files, at full length"
+	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
 	@echo "make lint       ruff, mypy, import-linter"
@@ -81,10 +81,12 @@ test-real: setup
 	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)" tests/real
 
 test-long: setup
-	timeout 3600 $(BIN)/python -m pytest -m long
+	timeout 3600 $(BIN)/python -m pytest -m long --ignore=tests/chaos
 
 chaos: setup
-	SCALABLEVIT_FUZZED=10000 timeout 5400 $(BIN)/python -m pytest tests/chaos
+	@mkdir -p build && rm -f build/chaos.jsonl
+	SCALABLEVIT_FUZZED=10000 SCALABLEVIT_CHAOS_RESULTS=build/chaos.jsonl timeout 5400 \
+		$(BIN)/python -m pytest -m "" tests/chaos
 
 overfit-coco: setup
 	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"

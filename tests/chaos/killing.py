@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from scalablevit.tracking.shipper import PROGRESS
 from scalablevit.tracking.spool import read_lines
-from scalablevit.training.attempts import ATTEMPTS
+from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
 from scalablevit.training.storage import START_NOTE
 
@@ -177,17 +177,19 @@ class Kill:
     """Of a worker that had begun to train."""
     checkpoint: int
     """Step of the newest checkpoint."""
-    recovered_s: float | None = None
-    """To the next step that is recorded; None where another kill came before it."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Of `recovered_s`, by the run's own record of its attempts."""
+    """Seconds to the next step, in parts, by the run's own record; empty where another kill came before it."""
 
     def __str__(self) -> str:
-        took = "" if self.recovered_s is None else f", next step after {self.recovered_s:.1f} s"
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.parts.items())
+        took = f", next step after {seconds(self.parts)}" if self.parts else ""
         whom = self.aim.target + ("" if self.rank is None else f" of rank {self.rank}")
         return (f"{whom} in {self.phase} (aimed at {self.aim.phase}) after the checkpoint of step {self.checkpoint}"
-                f"{took}{f' ({parts})' if parts else ''}")  # fmt: skip
+                f"{took}")  # fmt: skip
+
+
+def seconds(parts: dict[str, float]) -> str:
+    """The sum, and what it is made of."""
+    return f"{sum(parts.values()):.1f} s ({', '.join(f'{name} {part:.1f}' for name, part in parts.items())})"
 
 
 class Job:
@@ -396,33 +398,23 @@ def mlflow_steps(job: Job, run_id: str, name: str) -> list[int]:
     return sorted(point.step for point in mlflow.MlflowClient(job.head.database).get_metric_history(run_id, name))
 
 
-def first_step(job: Job, after: float) -> float | None:
-    """When the first training step after a moment was recorded, seconds since the epoch."""
-    times = [time for _, name, _, time in points(job) if name == "train/loss" and time > after]
-    return min(times, default=None)
-
-
 def measure_recoveries(job: Job) -> None:
     """Fill in how long each kill kept the run from its next step, and with what."""
-    record = job.folder / ATTEMPTS
-    events = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     for kill, end in zip(job.kills, [*(kill.time for kill in job.kills[1:]), float("inf")], strict=True):
-        stepped = first_step(job, kill.time)
-        if stepped is None or stepped >= end:
-            continue
-        kill.recovered_s = stepped - kill.time
-        begun = [e for e in events if e["event"] == "started" and kill.time < e["entered"] < end]
-        lost = [e["time"] for e in events if e["event"] == "lost" and kill.time <= e["time"] < end]
-        if begun:
-            kill.parts = parts(begun[0], kill.time, lost[0] if lost else None)
+        kill.parts = parts_until_step(job, kill.time, end)
 
 
-def parts(started: dict[str, float], since: float, lost: float | None) -> dict[str, float]:
-    """Seconds from a kill, or from the start of a driver, to the first step."""
-    detect = {} if lost is None else {"detect": lost - since}
+def parts_until_step(job: Job, since: float, end: float = float("inf")) -> dict[str, float]:
+    """Seconds from a kill, or the start of a driver, to the first step; empty where none was told before `end`."""
+    events, _ = read_attempts(job.folder / ATTEMPTS)
+    begun = next((e for e in events if e["event"] == "started" and since < e["entered"] < end), None)
+    lost = next((e["time"] for e in events if e["event"] == "lost" and since <= e["time"] < end), None)
+    if begun is None:
+        return {}
+    found = since if lost is None or lost > begun["entered"] else lost
     return {
-        **detect,
-        "restart": started["entered"] - (since if lost is None else lost),
-        "import": started["imported"] - started["entered"],
-        "load": started["first_step"] - started["imported"],
+        **({"detect": found - since} if found > since else {}),
+        "restart": begun["entered"] - found,
+        "import": begun["imported"] - begun["entered"],
+        "load": begun["first_step"] - begun["imported"],
     }
