@@ -12,8 +12,8 @@ def serve(calls: Connection, environment: dict[str, str]) -> None:
     os.environ.clear()  # before anything of Ray is imported, which reads how to authenticate then
     os.environ.update(environment)
     while True:
-        function, arguments = calls.recv()
-        calls.send(globals()[function](*arguments))
+        number, function, arguments = calls.recv()
+        calls.send((number, globals()[function](*arguments)))
 
 
 def search(arguments: list[str]) -> tuple[int, str]:
