@@ -1,12 +1,15 @@
 """How the loop ends, and what it refuses to carry on with."""
 
+import errno
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from ranks import Attempt, run_attempts
 
+from scalablevit.training import effects
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import BAD_SAMPLES
 from scalablevit.training.worker import Assignment
@@ -115,3 +118,33 @@ def test_learning_is_visible(make_stage, tmp_path):
         training={"steps": 30, "global_batch": 12, "evaluate_every": {"steps": 30}},
     )
     assert run(stage, tmp_path / "run")["best_value"] == 1.0
+
+
+@pytest.mark.parametrize("action", ["stop", "go_on"])
+def test_a_full_disk_stops_training_or_does_not(make_stage, tmp_path, monkeypatch, action):
+    """The checkpoint of step 2 cannot be written, the later ones can: what was saved last counts."""
+    write = CheckpointStore.write
+
+    def full(self, snapshot, value):
+        if snapshot.step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, snapshot, value)
+
+    monkeypatch.setattr(CheckpointStore, "write", full)
+    save = effects.WorkerEffects.save
+
+    def save_and_wait(self, state, value):
+        save(self, state, value)
+        self.writer.wait()  # so that the next log point knows
+
+    monkeypatch.setattr(effects.WorkerEffects, "save", save_and_wait)
+    training = {"steps": 8, "global_batch": 8, "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 2},
+                "log_every_steps": 1, "on_failed_checkpoint": action}  # fmt: skip
+    result = run(make_stage(training=training), tmp_path)
+    if action == "stop":
+        what, _, fix = result["error"]
+        assert "checkpoint at step 2 was not written" in what and "No space left" in what and "free space" in fix
+        assert CheckpointStore(str(tmp_path)).entries() == []
+    else:
+        assert (result["reason"], result["step"]) == ("finished", 8)
+        assert [entry.step for entry in CheckpointStore(str(tmp_path)).entries()] == [6, 8]
