@@ -34,15 +34,18 @@ class Node:
         command = [str(ray), "start", "--address", record["address"], "--block", "--node-ip-address", "127.0.0.1",
                    "--num-cpus", "1", "--disable-usage-stats", "--min-worker-port", "0",
                    "--max-worker-port", "0"]  # fmt: skip
-        # the head's mark, so that stopping the head ends what is left of the node
+        # the head's mark, so that stopping the head ends what is left of the node; Ray takes an address on loopback
+        # for one of a system on which it does not try clusters
         environment = {**head.environment(), "SCALABLEVIT_HEAD_ID": record["id"], "OMP_NUM_THREADS": "1",
+                       "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
                        "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",
                        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S)}  # fmt: skip
         log = head.root / f"node-{time.time_ns()}.log"
         with log.open("w") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT,
                                             start_new_session=True)  # fmt: skip
-        wait_for(lambda: "Ray runtime started" in log.read_text(), NODE_S, log.read_text)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or self.process.poll() is not None, NODE_S, log.read_text)
+        assert self.process.poll() is None, log.read_text()
 
     def end(self) -> None:
         """SIGKILL to all that is left of it."""
