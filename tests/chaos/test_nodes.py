@@ -21,6 +21,14 @@ GRACE_S = 20
 SILENT_S = 10
 """After which a worker that does not answer counts as lost, here; 60 unless the environment says otherwise."""
 NODE_S = 90
+START = """
+from ray._private import ray_constants, services
+from ray.scripts.scripts import main
+# as of a head on loopback Ray neither starts a second node nor takes its address for what it is
+ray_constants.ENABLE_RAY_CLUSTER = True
+services.get_node_ip_address = lambda *_: "127.0.0.1"
+main()
+"""
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -30,21 +38,19 @@ class Node:
 
     def __init__(self, head: Head) -> None:
         record = json.loads((head.root / "head.json").read_text())
-        ray = Path(sys.executable).with_name("ray")
-        command = [str(ray), "start", "--address", record["address"], "--block", "--node-ip-address", "127.0.0.1",
-                   "--num-cpus", "1", "--disable-usage-stats", "--min-worker-port", "0",
-                   "--max-worker-port", "0"]  # fmt: skip
-        # the head's mark, so that stopping the head ends what is left of the node; Ray takes an address on loopback
-        # for one of a system on which it does not try clusters
+        command = [sys.executable, "-c", START, "start", "--address", record["address"], "--block",
+                   "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--disable-usage-stats",
+                   "--min-worker-port", "0", "--max-worker-port", "0"]  # fmt: skip
+        # the head's mark, so that stopping the head ends what is left of the node
         environment = {**head.environment(), "SCALABLEVIT_HEAD_ID": record["id"], "OMP_NUM_THREADS": "1",
-                       "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-                       "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",
+                       "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S)}  # fmt: skip
         log = head.root / f"node-{time.time_ns()}.log"
         with log.open("w") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT,
                                             start_new_session=True)  # fmt: skip
-        wait_for(lambda: "Ray runtime started" in log.read_text() or self.process.poll() is not None, NODE_S, log.read_text)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or self.process.poll() is not None, NODE_S,
+                 log.read_text)  # fmt: skip
         assert self.process.poll() is None, log.read_text()
 
     def end(self) -> None:

@@ -70,3 +70,9 @@ def test_the_line_shows_the_paper_only_where_it_has_the_model() -> None:
     assert "32.38 M" in line and "4.14 GFLOPs" in line and "4.32 G with attention" in line
     assert "32.4 M, 4.2 GFLOPs" in line
     assert "paper, " not in cost_beside_paper("resnet18", cost)
+
+
+def test_a_small_model_does_not_cost_nothing() -> None:
+    assert "1.37 M parameters, 0.00412 GFLOPs" in cost_beside_paper(
+        "scalablevit_tiny", Cost(1_370_000, 4_120_000, 4_500_000)
+    )
