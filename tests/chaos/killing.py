@@ -213,6 +213,8 @@ class Job:
         self.recipe.write_text(json.dumps(recipe))
         self.total = recipe["training"]["steps"]
         self.kills: list[Kill] = []
+        self._lost: set[int] = set()
+        """Processes that were killed, and workers of their groups: both may be there for a moment longer."""
         self.started: list[float] = []
         self._driver: subprocess.Popen[bytes] | None = None
         self._watch = Watch()
@@ -295,11 +297,11 @@ class Job:
         raise AssertionError("the set-up of the process group was never seen")
 
     def _living(self, target: Target) -> list[int]:
-        """Process ids of a target; those that were killed may be there for a moment."""
+        """Process ids of a target that will be there for longer."""
         assert self._driver is not None
         if target == "driver":
             return [self._driver.pid]
-        return sorted(self.head.actors(*TITLES[target]) - {kill.pid for kill in self.kills})
+        return sorted(self.head.actors(*TITLES[target]) - self._lost)
 
     def _kill(self, aim: Aim, pid: int) -> Kill:
         assert self._driver is not None
@@ -309,6 +311,7 @@ class Job:
         kill = Kill(aim, pid, time.time(), self._phase(), rank, self._newest())
         os.kill(pid, signal.SIGKILL)
         self.kills.append(kill)
+        self._lost |= {pid, *workers}
         self._now = "start-up"
         if aim.target == "driver":
             self._driver.wait(timeout=30)
