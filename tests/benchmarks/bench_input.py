@@ -114,15 +114,16 @@ def endless_batches(files: int, boxes: Sequence[Box]) -> Iterator[tuple[list[Key
 
 
 def ways(folder: Path) -> dict[str, Callable[[], Any]]:
-    """One batch each: ours, torchvision's to float and to uint8."""
-    samples = dataset(folder)
+    """One batch each: ours with and without antialiasing, torchvision's to float and to uint8."""
+    samples, plain = dataset(folder), dataset(folder, antialias=False)
     files = [sample.image for sample in samples.source]
     keys = [Key(slot % IMAGES, 0, slot) for slot in range(8 * IMAGES)]
     boxes = boxes_of(samples, keys)
-    streams = {name: endless_batches(IMAGES, boxes) for name in ("ours", "torchvision", "to uint8")}
+    streams = {name: endless_batches(IMAGES, boxes) for name in ("ours", "ours plain", "torchvision", "to uint8")}
 
     return {
         "ours": lambda: collate_classification([samples[key] for key in next(streams["ours"])[0]]),
+        "ours plain": lambda: collate_classification([plain[key] for key in next(streams["ours plain"])[0]]),
         "torchvision": lambda: torchvision_batch(files, next(streams["torchvision"])[1], convert=True),
         "to uint8": lambda: torchvision_batch(files, next(streams["to uint8"])[1], convert=False),
     }
@@ -157,6 +158,7 @@ def size_rows(name: str, bar: float | None, seconds: dict[str, list[float]]) -> 
     peer = f"PIL + torchvision, {IMAGES / float(np.median(seconds['torchvision'])):.0f} images/s"
     return [
         Row(f"input {name}", bar, speed_up(seconds, "ours", "torchvision"), f"{peer}; ours {speed:.0f}"),
+        Row(f"input {name}, no antialiasing", None, speed_up(seconds, "ours plain", "torchvision"), peer),
         Row(f"input {name}, peer to uint8", None, speed_up(seconds, "ours", "to uint8"), "its batch not normalised"),
     ]
 

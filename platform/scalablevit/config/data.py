@@ -98,6 +98,9 @@ class ImageFolder(_Images):
     """Area of the random resized crop, fraction of the image."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
     """Aspect ratio of the random resized crop."""
+    antialias: bool = True
+    """Shrink images by averaging what a pixel covers, as torchvision does; false: interpolate between the nearest two
+    pixels each way, which takes less time and changes the data when images shrink by more than about 1.5."""
     rand_augment: RandAugment | None = None
     """RandAugment; null: off."""
     random_erasing: Probability = 0.0
