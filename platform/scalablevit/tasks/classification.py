@@ -139,7 +139,7 @@ class AccuracyMetric:
         self.sums = (
             self.sums.to(predictions.device)
             + torch.stack(
-                [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.tensor(len(labels), device=predictions.device)]
+                [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.full((), len(labels), device=predictions.device)]
             ).double()
         )
 
