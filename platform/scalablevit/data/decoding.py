@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from scalablevit.data.names import shown
+from scalablevit.data.shards import Member
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is read; decided by content, not by name."""
@@ -42,7 +44,7 @@ class BadSample(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
     """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparency is dropped, and of an
@@ -71,7 +73,7 @@ def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[n
         return _upright(_to_rgb(image, name), orientation)
 
 
-def read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     """Height and width of `read_image(path)`, from the header alone.
 
     Raises:
@@ -106,7 +108,7 @@ def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
         return _upright_size(_open_mask(file, max_pixels, str(path)))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | Member) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -126,15 +128,15 @@ def _explained(name: str) -> Iterator[None]:
         raise BadSample(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _open(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
     """Read the header only."""
-    image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]  # a seekable binary stream is all it needs
+    image = Image.open(file, formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise BadSample(name, f"{image.width} x {image.height} pixels are more than data.max_pixels ({max_pixels})")
     return image
 
 
-def _open_mask(file: io.BufferedIOBase, max_pixels: int, name: str) -> ImageFile.ImageFile:
+def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
     image = _open(file, max_pixels, name)
     if image.format != "PNG":
         raise BadSample(name, f"a mask must be a PNG, this is {image.format}")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, RandAugment
+from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs, RandAugment
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.rand_augment import Color, rand_augment
 from scalablevit.data.sampler import Key
@@ -29,7 +29,7 @@ def train_transform(data: Data) -> Transform:
     the ignored label), flip, colour jitter. COCO: `DrawnShortSide`, flip, colour jitter, with boxes and masks.
     """
     fill = fill_color(data)
-    if isinstance(data, ImageFolder):
+    if isinstance(data, LabelledImages):
         crop = AntialiasedCrop if data.antialias else A.RandomResizedCrop
         geometry: list[A.BasicTransform] = [
             crop((data.image_size, data.image_size), scale=data.crop_scale, ratio=data.crop_ratio)
