@@ -119,6 +119,12 @@ def test_an_interrupt_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     assert left(tmp_path) == ["plain"]
 
 
+def test_a_target_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/made: Not a directory"):
+        packed(folder, tmp_path / "file/made")
+
+
 def test_an_existing_target_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="made exists"):

@@ -53,17 +53,20 @@ def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], N
         said: takes a line for each shard.
 
     Raises:
-        UserError: `target` exists, or images cannot be read; then nothing is left.
+        UserError: `target` exists or cannot be written, or images cannot be read; then nothing is left.
     """
     refuse_existing(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         index = _write(source, partial, packing, said)
         _store(partial / INDEX, json.dumps(index.model_dump()).encode())
         refuse_existing(target)
         partial.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}", where="TARGET", fix="make room, or name another folder"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return index
