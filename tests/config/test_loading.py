@@ -253,7 +253,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: s
         (
             "source: coco",
             "source: cocoo",
-            ["r.yaml:3", "data.source", "'image_folder', 'mask_pairs', 'coco'", "'cocoo'"],
+            ["r.yaml:3", "data.source", "'image_folder', 'tar_shards', 'mask_pairs', 'coco'", "'cocoo'"],
         ),
         ("source: coco", "source: coco\n  instance_mask: true", ["r.yaml:4", "did you mean 'instance_masks'"]),
         ("annotations: val.json", "annotation: val.json", ["r.yaml:6", "did you mean 'annotations'"]),
@@ -266,7 +266,11 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: s
         ("head: mask_rcnn", "head: maskrcnn", ["r.yaml:8", "task.head", "'retinanet' or 'mask_rcnn'", "'maskrcnn'"]),
         (", head: mask_rcnn", "", ["r.yaml:8", "task.head", "is missing"]),
         ("head: mask_rcnn", "head: mask_rcnn, anchors: 8", ["r.yaml:8", "unknown key 'anchors'", "anchor_size"]),
-        ("{kind: detection, head: mask_rcnn}", "{kind: classification}", ["needs data.source image_folder, not coco"]),
+        (
+            "{kind: detection, head: mask_rcnn}",
+            "{kind: classification}",
+            ["needs data.source image_folder or tar_shards, not coco"],
+        ),
     ],
 )
 def test_mistakes_in_detection_are_said_alike(write: Any, old: str, new: str, said: list[str]) -> None:

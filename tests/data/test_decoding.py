@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -35,6 +36,45 @@ def test_jpeg_keeps_rgb_order() -> None:
     assert made.shape == (24, 40, 3)
     assert made.dtype == np.uint8
     assert np.abs(made.astype(int) - picture).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"keep_rgb": True},
+        {"restart_marker_blocks": 1},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_of_a_jpeg_are_pillows(mode: str, options: dict[str, object]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise).convert(mode), "JPEG", **options)
+    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data, LIMIT), wanted)
+
+
+def test_a_rare_subsampling_decodes_as_well() -> None:
+    image = Image.fromarray(smooth_picture(32, 32)).convert("YCbCr")
+    data = bytearray(encoded(image, "JPEG", subsampling=2))
+    at = data.index(b"\xff\xc0") + 11  # factors of the first component; each has 3 bytes
+    data[at], data[at + 3], data[at + 6] = 0x12, 0x21, 0x21  # as many blocks in a unit as before
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(bytes(data), strict=False)
+    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(bytes(data), LIMIT), wanted)
+
+
+def test_damage_inside_a_jpeg_is_said_and_passed_over(capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(jpeg(Image.fromarray(smooth_picture(64, 64))))
+    decode_image(bytes(data), LIMIT)
+    assert capfd.readouterr().err == ""
+    data[-60:-30] = bytes(30)
+    assert decode_image(bytes(data), LIMIT).shape == (64, 64, 3)
+    assert "Corrupt JPEG data" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

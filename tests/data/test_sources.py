@@ -1,17 +1,22 @@
 """Folders as users have them: listed in order, or refused with what is wrong."""
 
 import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scalablevit.config.data import ImageFolder, MaskPairs, Split
+from scalablevit.config.data import Data, ImageFolder, MaskPairs, Split, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.data import sources
-from scalablevit.data.sources import Sample, open_source
+from scalablevit.data.dataset import Bad, SampleDataset
+from scalablevit.data.packing import Packing, pack
+from scalablevit.data.sampler import Key
+from scalablevit.data.sources import Sample, open_class_folders, open_source
 
 
 def folder(root: str = "set") -> ImageFolder:
@@ -26,6 +31,10 @@ def pairs(root: str = "set", classes: str | list[str] = "classes.txt") -> MaskPa
         train=Split(images="images/train", masks="masks/train"),
         val=Split(images="images/val", masks="masks/val"),
     )
+
+
+def shards(root: str = "set") -> TarShards:
+    return TarShards(source="tar_shards", root=root, train=Split(images="train"), val=Split(images="val"))
 
 
 def write_image(file: Path, value: int = 0) -> None:
@@ -48,6 +57,55 @@ def write_pairs(base: Path) -> None:
             mask.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros((6, 8), np.uint8)).save(mask)
     (base / "classes.txt").write_text("sky\n road \n\n")
+
+
+def write_shards(base: Path) -> None:
+    write_folder(base / "folders")
+    for split in ("train", "val"):
+        packing = Packing(shard_bytes=25_000, short_side=None, quality=90, workers=2)
+        pack(open_class_folders(base / "folders" / split), base / split, packing, lambda line: None)
+    assert len(list((base / "train").glob("*.tar"))) > 1
+
+
+KINDS: dict[str, tuple[Data, Callable[[Path], None]]] = {
+    "folder": (folder(), write_folder),
+    "pairs": (pairs(), write_pairs),
+    "shards": (shards(), write_shards),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_is_a_sequence_that_travels_to_other_processes(tmp_path: Path, kind: str) -> None:
+    data, write = KINDS[kind]
+    write(tmp_path / "set")
+    source = open_source(data, "train", tmp_path)
+    samples = list(source)
+    assert len(samples) == len(source) > 1
+    assert source[1:] == samples[1:]
+    for outside in (-1, len(source)):
+        with pytest.raises(IndexError):
+            source[outside]
+    travelled = pickle.loads(pickle.dumps(source))  # noqa: S301  # as the loader does
+    assert list(travelled) == samples
+    assert (travelled.classes, travelled.digest()) == (source.classes, source.digest())
+    assert [number for part in source.parts() for number in part] == list(range(len(source)))
+    assert source.total_bytes() >= sum(len(sample.image.read_bytes()) for sample in samples)
+    assert source.damaged() == []
+
+
+def test_shards_give_the_samples_of_their_folder(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set")
+    packed = open_source(shards(), "train", tmp_path)
+    plain = open_source(folder("set/folders"), "train", tmp_path)
+    assert packed.classes == plain.classes
+    assert [sample.label for sample in packed] == [sample.label for sample in plain]
+    assert [sample.image.read_bytes() for sample in packed] == [sample.image.read_bytes() for sample in plain]
+    ours, theirs = SampleDataset(packed, shards(), 3, train=True), SampleDataset(plain, folder(), 3, train=True)
+    for key in (Key(0, 0, 0), Key(3, 0, 1), Key(3, 1, 1)):
+        made, wanted = ours[key], theirs[key]
+        assert not isinstance(made, Bad) and not isinstance(wanted, Bad)
+        np.testing.assert_array_equal(made["image"], wanted["image"])
+        assert made["label"] == wanted["label"]
 
 
 def test_image_folder_is_listed_in_order(tmp_path: Path) -> None:
@@ -99,10 +157,9 @@ def test_ade20k_class_table(tmp_path: Path) -> None:
     assert open_source(pairs(), "train", tmp_path).classes == ("wall", "building, edifice")
 
 
-@pytest.mark.parametrize("kind", ["folder", "pairs"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_digest_ignores_place_and_sees_every_change(tmp_path: Path, kind: str) -> None:
-    data = folder() if kind == "folder" else pairs()
-    write = write_folder if kind == "folder" else write_pairs
+    data, write = KINDS[kind]
     write(tmp_path / "a/set")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
 
@@ -113,7 +170,7 @@ def test_digest_ignores_place_and_sees_every_change(tmp_path: Path, kind: str) -
     assert first.startswith("content:")
     assert digest("b") == first
     sample = open_source(data, "train", tmp_path / "b")[0]
-    changed = sample.mask or sample.image
+    changed = sample.mask or (sample.image if isinstance(sample.image, Path) else sample.image.shard)
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1  # same size
     changed.write_bytes(content)
@@ -146,7 +203,7 @@ def test_digest_of_much_data_covers_names_and_sizes(tmp_path: Path, monkeypatch:
     assert open_source(folder(), "train", tmp_path).digest() != first
 
 
-def refused(data: ImageFolder | MaskPairs, root: Path) -> str:
+def refused(data: Data, root: Path) -> str:
     with pytest.raises(UserError) as caught:
         open_source(data, "train", root)
     assert caught.value.fix

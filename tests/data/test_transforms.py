@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from scalablevit.config.data import ImageFolder, MaskPairs, RandAugment, Split
 from scalablevit.data import transforms
@@ -89,15 +90,32 @@ def test_classification_training_gives_the_size(size: tuple[int, int], extra: di
         assert labels is None
 
 
+@pytest.mark.parametrize("size", [(300, 400), (40, 60), (300, 60)])
+def test_antialiasing_is_pillows_and_can_be_left_out(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    whole: dict[str, object] = {"image_size": 96, "eval_resize": 96, "crop_scale": (1.0, 1.0), "flip": 0.0}
+    whole["crop_ratio"] = (size[1] / size[0], size[1] / size[0])
+    crop = Image.fromarray(noise).resize((96, 96), Image.Resampling.BILINEAR)
+    made = augment(train_transform(folder(**whole)), 0, Key(0, 0, 0), noise)[0]
+    assert np.abs(made.astype(int) - np.asarray(crop)).max() <= 1
+    plain = augment(train_transform(folder(**whole, antialias=False)), 0, Key(0, 0, 0), noise)[0]
+    np.testing.assert_array_equal(plain, cv2.resize(noise, (96, 96), interpolation=cv2.INTER_LINEAR))
+    height, width = scaled_size(*size, 96, 10**6)
+    side = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - 96) // 2, (width - 96) // 2
+    evaluated = eval_transform(folder(**whole))(image=noise)["image"]
+    assert np.abs(evaluated.astype(int) - side[top : top + 96, left : left + 96]).max() <= 1
+
+
 def names(transform: Transform) -> list[str]:
     return [type(each).__name__ for each in transform.transforms]
 
 
 def test_rand_augment_replaces_color_jitter() -> None:
     both = train_transform(folder(rand_augment=RandAugment(), color_jitter=0.4))
-    assert names(both) == ["RandomResizedCrop", "HorizontalFlip", "RandAugmentation"]
+    assert names(both) == ["AntialiasedCrop", "HorizontalFlip", "RandAugmentation"]
     assert names(train_transform(folder(color_jitter=0.4)))[-1] == "ColorJitter"
-    assert names(train_transform(folder())) == ["RandomResizedCrop", "HorizontalFlip"]
+    assert names(train_transform(folder())) == ["AntialiasedCrop", "HorizontalFlip"]
     assert names(train_transform(pairs(color_jitter=0.4))) == [
         "ScaleSides",
         "RandomCrop",

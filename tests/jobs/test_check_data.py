@@ -11,7 +11,7 @@ from PIL import Image
 
 from scalablevit.config.errors import UserError
 from scalablevit.data import check
-from scalablevit.jobs import check_data
+from scalablevit.jobs import check_data, pack
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 64
@@ -107,6 +107,17 @@ def test_what_keeps_a_split_from_being_listed_does_not_hide_the_other(root, reci
     with pytest.raises(UserError, match="1 class folders"):
         run(recipe, root)
     assert "train/cat/0.jpg\tthe file is cut short" in capsys.readouterr().out
+
+
+def test_tar_shards(root, recipe, capsys):
+    for split in ("train", "val"):
+        assert pack.run(pack.parse([str(root / "set" / split), str(root / "packed" / split)])) == 0
+    shards = ["data.source=tar_shards", "data.root=packed"]
+    assert run(recipe, root, "--quick", *shards) == 0
+    assert "pretrain/train: 8 samples, 0 other files" in capsys.readouterr().out
+    cut(root / "packed/val/000000.tar")
+    with pytest.raises(UserError, match=f"1 shards are damaged: {root}/packed/val/000000.tar has"):
+        run(recipe, root, *shards)
 
 
 def test_stages_on_the_same_data_are_checked_once(root, recipe, capsys):

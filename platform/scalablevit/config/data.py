@@ -9,6 +9,8 @@ from scalablevit.config.section import PositiveInt, Probability, Section, Triple
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+MAX_PIXELS = 178_956_970
+"""Most pixels of an image: above it Pillow, too, takes a file for a decompression bomb."""
 Side = Annotated[int, Field(ge=16, le=4096)]
 
 
@@ -16,7 +18,7 @@ class Split(Section):
     """Where one split lies, relative to `data.root`."""
 
     images: str
-    """Folder of images (for `image_folder`: one folder per class)."""
+    """Folder of images (`image_folder`: one folder per class; `tar_shards`: of shards and their index)."""
     masks: str | None = None
     """Folder of PNG masks, same relative names as the images (`mask_pairs`)."""
     annotations: str | None = None
@@ -75,7 +77,7 @@ class _Images(Section):
     """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
     max_bad_fraction: Probability = 0.01
     """Training stops when more than this fraction of the samples seen could not be decoded."""
-    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
+    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are refused before decoding (decompression bombs)."""
 
     @field_validator("root")
@@ -86,10 +88,9 @@ class _Images(Section):
         return path
 
 
-class ImageFolder(_Images):
-    """One folder of images per class."""
+class _LabelledImages(_Images):
+    """What sources of images with one class each share."""
 
-    source: Literal["image_folder"]
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square training and evaluation crop, pixels."""
     eval_resize: Annotated[int, Field(ge=16, le=4096)] = 256
@@ -98,6 +99,9 @@ class ImageFolder(_Images):
     """Area of the random resized crop, fraction of the image."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
     """Aspect ratio of the random resized crop."""
+    antialias: bool = True
+    """Shrink images by averaging what a pixel covers, as torchvision does; false: interpolate between the nearest two
+    pixels each way, which takes less time and changes the data when images shrink by more than about 1.5."""
     rand_augment: RandAugment | None = None
     """RandAugment; null: off."""
     random_erasing: Probability = 0.0
@@ -122,6 +126,18 @@ class ImageFolder(_Images):
         if self.crop_ratio[0] > self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {list(self.crop_ratio)} must rise")
         return self
+
+
+class ImageFolder(_LabelledImages):
+    """One folder of images per class."""
+
+    source: Literal["image_folder"]
+
+
+class TarShards(_LabelledImages):
+    """Tar files in WebDataset's layout with an index, as `pipelines/pack.py` writes them."""
+
+    source: Literal["tar_shards"]
 
 
 class MaskPairs(_Images):
@@ -182,4 +198,5 @@ class CocoInstances(_Images):
         return self
 
 
-Data = Annotated[ImageFolder | MaskPairs | CocoInstances, Field(discriminator="source")]
+LabelledImages = ImageFolder | TarShards
+Data = Annotated[ImageFolder | TarShards | MaskPairs | CocoInstances, Field(discriminator="source")]

@@ -224,9 +224,13 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        wanted = {"classification": "image_folder", "segmentation": "mask_pairs", "detection": "coco"}[self.task.kind]
-        if self.data.source != wanted:
-            raise ValueError(f"task {self.task.kind} needs data.source {wanted}, not {self.data.source}")
+        wanted = {
+            "classification": ("image_folder", "tar_shards"),
+            "segmentation": ("mask_pairs",),
+            "detection": ("coco",),
+        }[self.task.kind]
+        if self.data.source not in wanted:
+            raise ValueError(f"task {self.task.kind} needs data.source {' or '.join(wanted)}, not {self.data.source}")
         needs_masks = isinstance(self.task, Detection) and self.task.head == "mask_rcnn"
         if needs_masks and isinstance(self.data, CocoInstances) and not self.data.instance_masks:
             raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")

@@ -53,7 +53,8 @@ class Report:
     wrong: tuple[Problem, ...]
     """Masks of another size than their image or with unknown ids: the data set is not what the recipe says."""
     damaged: tuple[Problem, ...] = ()
-    """JPEGs that decode although data in them is broken: training cannot tell, and learns from what comes out."""
+    """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
+    and learns from what comes out."""
 
 
 def check_split(source: Source, data: Data, workers: int, cache: Path | None = None, depth: Depth = "masks") -> Report:
@@ -71,6 +72,8 @@ def check_split(source: Source, data: Data, workers: int, cache: Path | None = N
         return report
     with _pool(source, data, workers, depth) as over_parts:
         found = [problem for problems in over_parts(source.parts()) for problem in problems]
+    if depth == "pixels":
+        found += [(Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged()]
     report = Report(
         samples=len(source),
         unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),

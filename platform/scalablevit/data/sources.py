@@ -14,11 +14,12 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations, read_annotations
 from scalablevit.data.labels import label_table
 from scalablevit.data.names import shown
+from scalablevit.data.shards import Member, Shards, open_shards
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
 HASHED_BYTES = 2 * 1024**3
@@ -31,7 +32,7 @@ _THREADS = 16
 class Sample:
     """One image and what is known about it."""
 
-    image: Path
+    image: Path | Member
     label: int | None
     mask: Path | None
 
@@ -82,6 +83,9 @@ class Source(Sequence[Sample]):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
+        return self._sample(i)
+
+    def _sample(self, i: int) -> Sample:
         name = self._name(i)
         return Sample(
             image=self._images / name,
@@ -97,6 +101,15 @@ class Source(Sequence[Sample]):
     def parts(self, size: int = 256) -> list[range]:
         """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def total_bytes(self) -> int:
+        """Of all files of the samples."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return sum(max(0, size) for sizes in pool.map(self._sizes, self.parts()) for each in sizes for size in each)
+
+    def damaged(self) -> list[str]:
+        """Files that are not what was packed, as far as sums tell; only shards have any. Reads all of them."""
+        return []
 
     def digest(self) -> str:
         """`content:<sha256>` of names, labels, sizes, contents and classes; above 2 GiB `listing:` without contents.
@@ -138,6 +151,40 @@ class Source(Sequence[Sample]):
         return b"".join(map(_content_hash, files))
 
 
+class ShardedSource(Source):
+    """The samples of a split that lies in tar shards.
+
+    Args:
+        shards: images and their labels.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        super().__init__(shards.classes, shards.folder, (), labels=None, masks=None, ignored=())
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def _sample(self, i: int) -> Sample:
+        return Sample(image=self.shards[i], label=int(self.shards.labels[i]), mask=None)
+
+    def total_bytes(self) -> int:
+        """Of all shards."""
+        return self.shards.total_bytes
+
+    def damaged(self) -> list[str]:
+        """Shards whose SHA-256 is not the index's."""
+        return self.shards.damaged()
+
+    @cached_property
+    def _digest(self) -> str:
+        whole = self.shards.total_bytes <= HASHED_BYTES
+        with ThreadPoolExecutor(_THREADS) as pool:
+            sums = list(pool.map(self.shards.sum_of, range(len(self.shards.files)) if whole else []))
+        total = hashlib.sha256(" ".join([self.shards.index_sha256, *sums]).encode())
+        return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
+
+
 def _size(file: str) -> int:
     """Bytes of a file, -1 for an annotated image that is not there: the check names it."""
     try:
@@ -170,23 +217,48 @@ def open_source(data: Data, split: Literal["train", "val"], root: Path) -> Sourc
         match data:
             case ImageFolder():
                 return _open_folder(data, split, base)
+            case TarShards():
+                return _open_sharded(data, split, base)
             case MaskPairs():
                 return _open_pairs(data, split, base)
             case CocoInstances():
                 return _open_coco(data, split, base)
     except OSError as error:  # a folder that may not be listed, a disk that fails
-        raise UserError(
-            f"cannot list {shown(error.filename or base)}: {error.strerror or error}",
-            where=f"data.{split}",
-            fix="make the folder readable",
-        ) from error
+        raise _cannot_list(error, base, f"data.{split}") from error
+
+
+def _cannot_list(error: OSError, folder: Path, where: str) -> UserError:
+    what = f"cannot list {shown(error.filename or folder)}: {error.strerror or error}"
+    return UserError(what, where=where, fix="make the folder readable")
+
+
+def open_class_folders(folder: Path) -> Source:
+    """List a folder of class folders by itself, for `pipelines/pack.py`.
+
+    Raises:
+        UserError: it is missing, empty or unreadable, or a link leads out of it.
+    """
+    where = "FOLDER"
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}", where=where, fix="name a folder that holds one folder per class")
+    try:
+        classes = _class_folders(folder)
+        if not classes:
+            raise _no_classes(folder, where)
+        _refuse_unprintable(classes, where)
+        return _list_classes(folder, folder, tuple(classes), where)
+    except OSError as error:
+        raise _cannot_list(error, folder, where) from error
 
 
 def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) -> Source:
     where = f"data.{split}.images"
     part = data.train if split == "train" else data.val
     classes = _matching_classes(data, base)
-    folder = _folder(base, part.images, where)
+    return _list_classes(_folder(base, part.images, where), base, classes, where)
+
+
+def _list_classes(folder: Path, base: Path, classes: tuple[str, ...], where: str) -> Source:
     with ThreadPoolExecutor(_THREADS) as pool:
         listings = list(pool.map(lambda name: _list_files(folder, base, (name,)), classes))
     _refuse_links([link for listing in listings for link in listing.links], base, where)
@@ -200,6 +272,18 @@ def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) 
         masks=None,
         ignored=tuple(n for listing in listings for n in listing.files if _suffix(n) not in IMAGE_SUFFIXES),
     )
+
+
+def _open_sharded(data: TarShards, split: Literal["train", "val"], base: Path) -> Source:
+    shards = {
+        name: open_shards(_folder(base, part.images, f"data.{name}.images"), f"data.{name}.images")
+        for name, part in (("train", data.train), ("val", data.val))
+    }
+    classes, val_classes = shards["train"].classes, shards["val"].classes
+    if classes != val_classes:
+        raise _classes_differ(shards["train"].folder, shards["val"].folder, classes, val_classes)
+    _refuse_unprintable(classes, "data.train.images")
+    return ShardedSource(shards[split])
 
 
 def _open_pairs(data: MaskPairs, split: Literal["train", "val"], base: Path) -> Source:
@@ -339,23 +423,29 @@ def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
     val = _folder(base, data.val.images, "data.val.images")
     classes, val_classes = _class_folders(train), _class_folders(val)
     if not classes:
-        raise UserError(
-            f"{train} holds no class folders", where="data.train.images", fix="put the images into one folder per class"
-        )
-    only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
-    if only_train or only_val:
-        differences = [
-            f"only {split} has {_first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
-        ]
-        raise UserError(
-            f"the class folders of {train} and {val} differ: {'; '.join(differences)}",
-            where="data.val.images",
-            fix="give both splits the same class folders",
-        )
+        raise _no_classes(train, "data.train.images")
+    if classes != val_classes:
+        raise _classes_differ(train, val, classes, val_classes)
     _refuse_unprintable(classes, "data.train.images")
     links = [str(folder / name) for folder in (train, val) for name in classes if (folder / name).is_symlink()]
     _refuse_links(links, base, "data.train.images")
     return tuple(classes)
+
+
+def _no_classes(folder: Path, where: str) -> UserError:
+    return UserError(f"{folder} holds no class folders", where=where, fix="put the images into one folder per class")
+
+
+def _classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: Sequence[str]) -> UserError:
+    only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
+    differences = [
+        f"only {split} has {_first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
+    ]
+    return UserError(
+        f"the classes of {train} and {val} differ: {'; '.join(differences) or 'their order'}",
+        where="data.val.images",
+        fix="give both splits the same classes",
+    )
 
 
 def _refuse_links(links: list[str], base: Path, where: str) -> None:

@@ -17,10 +17,10 @@ EPILOG = """\
 Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
-named too (a JPEG carries no checksum, so small damage can pass). The result is kept in <root>/cache/checks under the
-data's digest: the same command on the same data answers from there (up to 2 GiB the digest covers contents, above that
-names and sizes; --again looks anew). With --quick only headers are read: kind, size, and whether masks fit their
-images; nothing is kept.
+named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
+kept in <root>/cache/checks under the data's digest: the same command on the same data answers from there (up to 2 GiB
+the digest covers contents, above that names and sizes; --again looks anew). With --quick only headers are read: kind,
+size, and whether masks fit their images; nothing is kept.
 
 Samples that cannot be decoded are left out of training and counted, as long as they are at most data.max_bad_fraction
 of the split; masks that do not fit are refused in any number.
@@ -103,7 +103,10 @@ def _check(where: str, data: Data, split: Literal["train", "val"], root: Path, o
     if report.wrong:
         print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them")
     if report.damaged:
-        print(f"{where}: {len(report.damaged)} JPEGs are damaged: training cannot tell and uses what they decode to")
+        print(
+            f"{where}: {len(report.damaged)} JPEGs or shards are damaged: training cannot tell and uses what they "
+            "decode to"
+        )
     return len(report.unreadable) + len(report.wrong) + len(report.damaged)
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalablevit.config.data import ImageFolder
+from scalablevit.config.data import LabelledImages
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
@@ -31,10 +31,10 @@ class ClassificationTask:
     best_metric = "val/top1"
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        if not isinstance(stage.task, Classification) or not isinstance(stage.data, ImageFolder):
+        if not isinstance(stage.task, Classification) or not isinstance(stage.data, LabelledImages):
             raise TypeError(f"not a classification stage: task {stage.task.kind}, source {stage.data.source}")
         self.stage = stage
-        self.data: ImageFolder = stage.data
+        self.data: LabelledImages = stage.data
         self.smoothing = stage.task.label_smoothing
         self.classes = classes
 
@@ -101,7 +101,7 @@ class ClassificationTask:
         return logits.float()
 
     @property
-    def augmented_data(self) -> ImageFolder:
+    def augmented_data(self) -> LabelledImages:
         """Classification has no test-time augmentation."""
         return self.data
 
@@ -139,7 +139,7 @@ class AccuracyMetric:
         self.sums = (
             self.sums.to(predictions.device)
             + torch.stack(
-                [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.tensor(len(labels), device=predictions.device)]
+                [hits[:, 0].sum(), hits.any(dim=1).sum(), loss, torch.full((), len(labels), device=predictions.device)]
             ).double()
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalablevit.config.data import CocoInstances, ImageFolder, MaskPairs
+from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
@@ -65,7 +65,7 @@ class Task(Protocol):
         """Predictions for `metric().update` and `answer`; called without gradients, in eval mode, under autocast."""
 
     @property
-    def augmented_data(self) -> ImageFolder | MaskPairs | CocoInstances:
+    def augmented_data(self) -> LabelledImages | MaskPairs | CocoInstances:
         """The data section for `predict_augmented`: the recipe's own, or with larger images."""
 
     def predict_augmented(self, model: nn.Module, batch: Batch) -> Any:

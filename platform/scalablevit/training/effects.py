@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from scalablevit.config.data import CocoInstances, ImageFolder
+from scalablevit.config.data import CocoInstances, LabelledImages
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
@@ -234,7 +234,7 @@ def _train_order(stage: Stage, source: Source) -> TrainOrder:
         heights, widths = source.annotations.sizes.T
         landscape = (widths >= heights).astype(np.int64)
         return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch)
-    return TrainOrder(len(source), data.repeats if isinstance(data, ImageFolder) else 1, seed)
+    return TrainOrder(len(source), data.repeats if isinstance(data, LabelledImages) else 1, seed)
 
 
 def eval_batches_of(plan: Plan, data: SampleDataset) -> Iterator[Batch]:

@@ -1,0 +1,190 @@
+"""An image folder to tar shards: the same samples in the same order, copied or made smaller."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from scalablevit.config.data import MAX_PIXELS
+from scalablevit.config.errors import UserError
+from scalablevit.data.decoding import BadSample, decode_image
+from scalablevit.data.shards import BLOCK, INDEX, Index, Shard
+from scalablevit.data.sources import Sample, Source
+from scalablevit.data.transforms import resize_antialiased, scaled_size
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How to pack.
+
+    Attributes:
+        shard_bytes: a shard ends before it would grow beyond this; a larger image has one for itself.
+        short_side: larger images are made smaller until their short side has so many pixels; None: copied as they are.
+        quality: of the JPEGs made.
+        workers: threads that read, decode and encode.
+    """
+
+    shard_bytes: int
+    short_side: int | None
+    quality: int
+    workers: int
+
+
+def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], None]) -> Index:
+    """Write the samples of an image folder as shards with an index.
+
+    Everything is written to a hidden folder beside `target`, which takes its name when it is whole.
+
+    Args:
+        source: of an image folder.
+        target: folder to make.
+        packing: how.
+        said: takes a line for each shard.
+
+    Raises:
+        UserError: `target` exists or cannot be written, or images cannot be read; then nothing is left.
+    """
+    refuse_existing(target)
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
+    try:
+        partial.mkdir(parents=True)
+        index = _write(source, partial, packing, said)
+        _store(partial / INDEX, json.dumps(index.model_dump()).encode())
+        refuse_existing(target)
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}", where="TARGET", fix="make room, or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return index
+
+
+def refuse_existing(target: Path) -> None:
+    """Raises: UserError: there is something at `target`."""
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists", where="TARGET", fix="name a new folder, or remove that one")
+
+
+def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str], None]) -> Index:
+    shards: list[Shard] = []
+    current: _ShardWriter | None = None
+    bad: list[BadSample] = []
+    for number, (label, made) in enumerate(_encoded(source, packing)):
+        if isinstance(made, BadSample):
+            bad.append(made)
+            continue
+        suffix, content = made
+        if current and current.size + _stored(len(content)) > packing.shard_bytes:
+            shards.append(current.close(said))
+            current = None
+        if current is None:
+            current = _ShardWriter(folder / f"{len(shards):06}.tar")
+        current.add(f"{number:09}", suffix, content, label)
+    if bad:
+        lines = "".join(f"\n    {problem}" for problem in bad[:_SHOWN])
+        more = f"\n    and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise UserError(
+            f"{len(bad)} of {len(source)} images cannot be read:{lines}{more}",
+            where="FOLDER",
+            fix="replace or remove them: shards hold exactly what the folder holds",
+        )
+    if current:
+        shards.append(current.close(said))
+    return Index(version=1, classes=list(source.classes), shards=shards)
+
+
+def _encoded(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
+    """Label, and suffix and bytes or what is wrong, of each sample in order."""
+    with ThreadPoolExecutor(packing.workers) as pool:
+        for part in source.parts():  # no more than a part's images in memory
+            samples = [source[i] for i in part]
+            for sample, made in zip(samples, pool.map(lambda each: _encode(each, packing), samples), strict=True):
+                yield sample.label or 0, made
+
+
+def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
+    name = str(sample.image)
+    try:
+        content = sample.image.read_bytes()
+        if packing.short_side is not None:
+            pixels = decode_image(content, MAX_PIXELS, name)
+            height, width = pixels.shape[:2]
+            if min(height, width) > packing.short_side:
+                size = scaled_size(height, width, packing.short_side, max(height, width))
+                file = io.BytesIO()
+                Image.fromarray(resize_antialiased(pixels, size)).save(file, "JPEG", quality=packing.quality)
+                return "jpg", file.getvalue()
+    except OSError as error:
+        return BadSample(name, f"cannot be read: {error.strerror or error}")
+    except BadSample as bad:
+        return bad
+    return name.rpartition(".")[2].lower(), content
+
+
+class _ShardWriter:
+    """One tar file; headers without times and owners, so that the same images make the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("xb")
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.names: list[str] = []
+        self.labels: list[int] = []
+        self.offsets: list[int] = []
+        self.sizes: list[int] = []
+
+    @property
+    def size(self) -> int:
+        return self.file.tell()
+
+    def add(self, key: str, suffix: str, content: bytes, label: int) -> None:
+        self.names.append(f"{key}.{suffix}")
+        self.labels.append(label)
+        self.offsets.append(self.size + BLOCK)
+        self.sizes.append(len(content))
+        for name, data in ((f"{key}.{suffix}", content), (f"{key}.cls", str(label).encode())):
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            self.tar.addfile(header, io.BytesIO(data))
+
+    def close(self, said: Callable[[str], None]) -> Shard:
+        self.tar.close()
+        _sync(self.file)
+        size = self.size
+        self.file.close()
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        said(f"{self.path.name}: {len(self.names)} samples, {size / 2**20:.1f} MiB")
+        return Shard(
+            name=self.path.name, size=size, sha256=digest,
+            names=self.names, labels=self.labels, offsets=self.offsets, sizes=self.sizes,
+        )  # fmt: skip
+
+
+def _stored(size: int) -> int:
+    """Bytes that an image and its label take in a tar file, and its end."""
+    return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK + 2 * tarfile.RECORDSIZE
+
+
+def _store(file: Path, content: bytes) -> None:
+    with file.open("xb") as out:
+        out.write(content)
+        _sync(out)
+
+
+def _sync(file: io.BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())

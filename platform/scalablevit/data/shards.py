@@ -1,0 +1,196 @@
+"""Tar shards in WebDataset's layout, read through an index that says where every sample lies."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.section import Section
+from scalablevit.data.names import shown
+
+INDEX = "index.json"
+BLOCK = 512
+"""Bytes: a tar file's headers have as many, and contents are filled up to multiples of it."""
+_NAME_BYTES = 100
+"""Of a header, from its start."""
+_REPACK = "pack the folder again with pipelines/pack.py, or copy the shards again"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image inside a shard; decoding reads it as it reads a `Path`."""
+
+    shard: Path
+    name: str
+    offset: int
+    """Of its first byte in the shard."""
+    size: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: the shard cannot be read, ends too early, or has something else at this place.
+        """
+        with self.shard.open("rb") as file:
+            file.seek(self.offset - BLOCK)
+            found = file.read(BLOCK + self.size)
+        if found[:_NAME_BYTES].rstrip(b"\0") != self.name.encode():
+            raise OSError(f"the shard has something else at this place, it and its {INDEX} do not belong together")
+        if len(found) < BLOCK + self.size:
+            raise OSError("the shard is cut short")
+        return found[BLOCK:]
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """`read_bytes` as a file."""
+        return io.BytesIO(self.read_bytes())
+
+
+class Shard(Section):
+    """One tar file and the images in it, in order; a label (`<key>.cls`) follows each image."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+\.tar$")]
+    """File beside the index."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes of the file."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file."""
+    names: Annotated[
+        list[Annotated[str, Field(pattern=r"^[0-9]+\.[0-9a-z]+$", max_length=_NAME_BYTES)]], Field(min_length=1)
+    ]
+    """Of the images in the tar file: `<key>.<suffix>`."""
+    labels: list[int]
+    """Class numbers."""
+    offsets: list[int]
+    """Bytes of the file before each image."""
+    sizes: list[int]
+    """Bytes of each image."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.names) == len(self.labels) == len(self.offsets) == len(self.sizes):
+            raise ValueError(f"{self.name}: names, labels, offsets and sizes differ in length")
+        for name, offset, size in zip(self.names, self.offsets, self.sizes, strict=True):
+            if offset < BLOCK or offset % BLOCK or size < 0 or offset + size > self.size:
+                raise ValueError(f"{self.name}: {name} with {size} bytes from {offset} does not lie in {self.size}")
+        return self
+
+
+class Index(Section):
+    """What `index.json` holds."""
+
+    version: Literal[1]
+    """Of this layout."""
+    classes: Annotated[list[str], Field(min_length=1)]
+    """Names; labels count from 0 in this order."""
+    shards: Annotated[list[Shard], Field(min_length=1)]
+    """In the order of the samples."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for shard in self.shards:
+            if shard.labels and not 0 <= min(shard.labels) <= max(shard.labels) < len(self.classes):
+                raise ValueError(f"{shard.name}: labels are not in 0..{len(self.classes) - 1}")
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard occurs twice")
+        return self
+
+
+class Shards(Sequence[Member]):
+    """The images of a folder of shards, by number: finding one is arithmetic.
+
+    Args:
+        folder: holds the index and the shards.
+        index: checked against itself, not yet against the folder.
+        index_sha256: of the index as it was stored.
+    """
+
+    def __init__(self, folder: Path, index: Index, index_sha256: str) -> None:
+        self.folder = folder
+        self.index_sha256 = index_sha256
+        self.classes = tuple(index.classes)
+        self.files = [(shard.name, shard.size, shard.sha256) for shard in index.shards]
+        self.labels = _joined([shard.labels for shard in index.shards], np.dtype(np.int32))
+        self.sizes = _joined([shard.sizes for shard in index.shards], np.dtype(np.int64))
+        self._offsets = _joined([shard.offsets for shard in index.shards], np.dtype(np.int64))
+        # one array of bytes, not a million strings
+        self._names = np.array([name for shard in index.shards for name in shard.names], np.bytes_)
+        self._ends = np.cumsum([len(shard.names) for shard in index.shards])
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, i: int) -> Member:  # type: ignore[override]  # no slices: nobody asks for them
+        name, _, _ = self.files[int(np.searchsorted(self._ends, i, side="right"))]
+        return Member(self.folder / name, self._names[i].decode(), int(self._offsets[i]), int(self.sizes[i]))
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Of all shards."""
+        return sum(size for _, size, _ in self.files)
+
+    def sum_of(self, number: int) -> str:
+        """SHA-256 of a shard as it lies there; empty if it cannot be read."""
+        try:
+            with (self.folder / self.files[number][0]).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return ""
+
+    def damaged(self) -> list[str]:
+        """Shards whose contents are not those that were packed. Reads all of them."""
+        return [str(self.folder / name) for i, (name, _, packed) in enumerate(self.files) if self.sum_of(i) != packed]
+
+
+def open_shards(folder: Path, where: str) -> Shards:
+    """Read a folder's index and hold it against the sizes of the files beside it.
+
+    Args:
+        folder: of `pipelines/pack.py`.
+        where: dotted recipe key, for errors.
+
+    Raises:
+        UserError: no index, one that contradicts itself, or shards that are missing or of another size.
+    """
+    file = folder / INDEX
+    try:
+        content = file.read_bytes()
+        index = Index.model_validate_json(content)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {INDEX}", where=where, fix="name a folder that pipelines/pack.py has finished"
+        ) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} cannot be used: {place}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
+    shards = Shards(folder, index, hashlib.sha256(content).hexdigest())
+    wrong = [problem for name, size, _ in shards.files if (problem := _problem(folder / name, size))]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{len(wrong)} shards are damaged: {'; '.join(wrong[:5])}{more}", where=where, fix=_REPACK)
+    return shards
+
+
+def _problem(file: Path, size: int) -> str:
+    """What is wrong with a shard by its size; links are not followed, since they might lead out of the data set."""
+    if file.is_symlink() or not file.is_file():
+        return f"{file} is no file"
+    found = file.stat().st_size
+    return "" if found == size else f"{file} has {found} bytes, not {size}"
+
+
+def _joined(lists: list[list[int]], kind: "np.dtype[np.signedinteger]") -> "NDArray[np.signedinteger]":
+    return np.concatenate([np.asarray(each, kind) for each in lists])

@@ -1,0 +1,92 @@
+"""An image folder packed into tar shards, for storage that is slow with many small files."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+
+EPILOG = """\
+FOLDER holds one folder of images per class; pack each split by itself:
+
+  pipelines/pack.py mydata/train packed/train --short-side 256
+  pipelines/pack.py mydata/val packed/val --short-side 256
+
+A recipe reads them with data.source: tar_shards, data.root: packed, and train and val as the splits' images. Samples,
+their order and their augmentation are those of the folder; without --short-side their bytes are, too. The shards are
+WebDataset's (<key>.jpg and <key>.cls with the class number); index.json beside them holds classes, checksums and where
+each sample lies. TARGET appears when it is whole: an interrupted run leaves at most a hidden folder beside it.
+
+Exit codes: 0 done; 2 something to mend, nothing was written; 130 interrupted."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/pack.py", description="Pack an image folder into tar shards.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
+    parser.add_argument("--short-side", type=_between(16, 16_384), metavar="PIXELS",
+                        help="shrink larger images to it, antialiased (default: copy the files)")  # fmt: skip
+    parser.add_argument("--quality", type=_between(1, 100), default=90, help="of the JPEGs made (default: 90)")
+    parser.add_argument("--shard-mib", type=_between(1, 2**20), default=256, metavar="MIB",
+                        help="most MiB of a shard (default: 256)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="list the folder, print the plan, write nothing")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Pack and print; see `parse`."""
+    from scalablevit.data.packing import Packing, pack, refuse_existing
+    from scalablevit.data.sources import open_class_folders
+
+    folder, target = options.folder.expanduser(), options.target.expanduser()
+    refuse_existing(target)
+    source = open_class_folders(folder)
+    total = source.total_bytes()
+    print(
+        f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
+        f"{len(source.ignored)} other files left out", flush=True,
+    )  # fmt: skip
+    if options.short_side is None:
+        _refuse_full_disk(target, total)
+    if options.dry_run:
+        how = "copied" if options.short_side is None else f"made smaller to {options.short_side} pixels where larger"
+        print(f"would become shards of at most {options.shard_mib} MiB in {target}, images {how}")
+        print("dry run: nothing was written")
+        return 0
+    packing = Packing(
+        shard_bytes=options.shard_mib * 2**20,
+        short_side=options.short_side,
+        quality=options.quality,
+        workers=os.cpu_count() or 1,
+    )
+    index = pack(source, target, packing, lambda line: print(line, flush=True))
+    written = sum(shard.size for shard in index.shards)
+    print(f"{target}: {len(source)} samples in {len(index.shards)} shards, {written / 2**20:.1f} MiB")
+    return 0
+
+
+def _refuse_full_disk(target: Path, total: int) -> None:
+    parent = next(parent for parent in target.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < total:
+        raise UserError(
+            f"{parent} has {free / 2**30:.1f} GiB free, the images have {total / 2**30:.1f}",
+            where="TARGET",
+            fix="make room, or shrink the images (--short-side 256)",
+        )
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not in {least}..{most}")
+        return value
+
+    return whole
