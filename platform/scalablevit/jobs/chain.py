@@ -14,6 +14,7 @@ from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
+from scalablevit.jobs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
@@ -35,18 +36,21 @@ def run_chain(
     together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{together}", None, root)
     tracking = stages[0].stage.tracking
-    with Lease(store):
-        job = Job(root, recipe.name, identity(store), tracking_uri(tracking.uri, root), origins or {})
+    address = tracking_uri(tracking.uri, root)
+    names = ", ".join(stage.name for stage in stages)
+    with Lease(store) as lease, StatusFile(store, lease, names, len(stages), "stages", address) as status_file:
+        job = Job(root, recipe.name, identity(store), address, origins or {})
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
-        named = {"stages": ", ".join(stage.name for stage in stages)}
-        spool.run(job.uid, store.name, experiment=tracking.experiment, tags=named)
+        spool.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
         shipper.start()
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
         try:
             for group in groups(stages, cluster.has_room):
+                status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
+            status_file.update(stage=names, step=len(results))
             spool.metrics(job.uid, [_headline(results)])
             status = "FINISHED"
         except KeyboardInterrupt:
