@@ -1,6 +1,7 @@
 """In which order stages run, and which run beside each other."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from scalablevit.jobs import chain
 from scalablevit.jobs.chain import groups, run_group
 from scalablevit.jobs.cluster import fit_together
 from scalablevit.jobs.resolve import resolve
+from scalablevit.jobs.result import StageResult, time_profile
 from scalablevit.jobs.stage import Job
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -57,3 +59,22 @@ def test_a_failure_lets_the_others_of_its_group_finish(stages, monkeypatch, tmp_
     with pytest.raises(RuntimeError, match="segment broke"):
         run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[1:], {})
     assert finished == ["detect"]
+
+
+def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):
+    outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
+    attempts = [{"event": "started", "entered": 10.0, "first_step": 20.0}, {"event": "lost", "ranks": {}},
+                {"event": "started", "entered": 100.0, "first_step": 140.0}]  # fmt: skip
+    result = StageResult(
+        name="pretrain", run_name="run", uid="0" * 32, folder="/runs/run", metric="val/top1", value=0.5, step=300,
+        metrics={}, classes=(), images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="", weights_sha256="",
+        registered_as="tiny-pretrain", lineage={}, last_value=0.25, last_step=400,
+        profile=time_profile(outcome, attempts),
+    )  # fmt: skip
+    lines = chain.table([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
+    assert lines[2].split()[:6] == ["pretrain", "top1", "0.5000", "300", "0.2500", "400"]
+    assert lines[3] == ("time of pretrain: start 50 s (25 %), data 20 s (10 %), step 75 s (38 %), "
+                        "evaluation 50 s (25 %), checkpoint 5 s (2 %)")  # fmt: skip
+    assert "canary-4711" not in "\n".join(lines)
+    earlier = replace(result, last_value=None, last_step=0, profile={})
+    assert chain.table([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]
