@@ -90,3 +90,19 @@ def test_a_run_that_was_interrupted_and_resumed_has_every_step_once(resolved, tm
     assert [int(row["step"]) for row in rows] == [6, 12]
     assert (result.last_step, result.last_value) == (12, float(rows[-1]["val/top1"]))
     assert result.profile["step"] > 0 and result.profile["evaluation"] > 0
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        "curves.png", "training_batch.png", "validation.png",
+    }  # fmt: skip
+    assert (folder / "model" / "weights.safetensors").exists()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_pictures_that_cannot_be_drawn_are_said_and_end_nothing(resolved, tmp_path, capsys):
+    folder = tmp_path / "runs" / resolved.run_name
+    folder.mkdir(parents=True)
+    (folder / "plots").touch()  # no folder
+    assert train(resolved, tmp_path).last_step == 12
+    assert read_status(folder).state == "finished"
+    said = capsys.readouterr().out
+    assert all(f"[pretrain] plots/{name}.png was not drawn: " in said
+               for name in ("curves", "training_batch", "validation"))  # fmt: skip

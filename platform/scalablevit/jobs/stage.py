@@ -14,6 +14,7 @@ from scalablevit.config.loading import hashed_part
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation
 from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
@@ -114,6 +115,7 @@ def _train(
     _begin(job, resolved, initial, store, spool, uid)
     started = time.monotonic()
     status: Status = "FAILED"
+    drawing = begin_training_batch(resolved, store, job.root)
     try:
         outcome = _launch(job, resolved, initial, store, uid, status_file)
         minutes = (time.monotonic() - started) / 60
@@ -124,11 +126,17 @@ def _train(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception:
+        draw_curves(resolved, store, uid)  # how it came to fail
+        raise
     finally:
         if status != "FINISHED":
             spool.end(uid, "KILLED" if job.stopping.is_set() else status)
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
+    drawing.join()
+    draw_curves(resolved, store, uid)
+    draw_validation(resolved, store, job.root)
     return finished
 
 
