@@ -100,6 +100,21 @@ def test_all_models_are_registered_with_their_lineage(whole):
     assert any(name.startswith("system/node0/") for name in child.data.metrics)
 
 
+def test_each_run_left_a_folder_that_is_read_without_a_server(whole):
+    runs = sorted((whole.root / "runs").glob("tiny-*"))
+    statuses = {run.name: _json(run / "status.json") for run in runs}
+    assert [status["state"] for status in statuses.values()] == ["finished"] * 4
+    assert all(status["job"] for status in statuses.values()), "Ray's submission id"
+    stages = [run for run in runs if statuses[run.name]["unit"] == "steps"]
+    for run in stages:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert len({line["step"] for line in lines}) == len(lines)
+        assert {path.name for path in (run / "plots").iterdir()} == {
+            "curves.png", "training_batch.png", "validation.png",
+        }  # fmt: skip
+    assert len(stages) == 3 and "time of segment: start" in whole.output
+
+
 def test_fine_tunings_ran_beside_each_other(whole):
     """Both fit on the head's two CPUs at once."""
     import mlflow
@@ -222,6 +237,8 @@ def test_a_stopped_job_is_marked_killed(whole):
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4 + ["KILLED"] * 2
     assert [lease for lease in (whole.root / "runs").glob("*/lease.json") if _json(lease)] == []
+    states = [_json(status)["state"] for status in (whole.root / "runs").glob("*/status.json")]
+    assert sorted(states) == ["finished"] * 4 + ["killed"] * 2
 
 
 def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]", but: int = 0) -> None:
