@@ -87,8 +87,9 @@ class Progress:
             self._write_figures()
         elif "train/loss" in metrics:
             self._pace.saw(step, time_ms)
-            left = "".join(f"  {part}" for part in (self._memory, self._pace.left(step)) if part)
-            line = f"step {step}/{self._total}  {training_line(metrics)}{left}"
+            # a narrow terminal cuts the end off
+            parts = (f"step {step}/{self._total}", self._pace.left(step), training_line(metrics), self._memory)
+            line = "  ".join(part for part in parts if part)
             self._screen.show(line)
             quiet = self._screen.is_live or time.monotonic() - self._printed < QUIET_S
             if not quiet or step in FIRST_STEPS or step >= self._total:
