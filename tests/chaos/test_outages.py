@@ -419,7 +419,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         assert [run.info.status for run in second.values()] == ["FINISHED"] * 2
         (version,) = client.search_model_versions("name = 'tiny-pretrain'")
         run = client.get_run(str(version.run_id))
-        assert [step for step, _, _ in points(client, run, "train/loss")] == list(range(2, STEPS + 1, 2))
+        assert [step for step, _, _ in points(client, run, "train/loss")] == sorted({1, 5, *range(2, STEPS + 1, 2)})
         assert [step for step, _, _ in points(client, run, "val/top1")] == list(range(100, STEPS + 1, 100))
         assert run.data.params["training.steps"] == str(STEPS)
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["environment.json", "recipe.yaml"]

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "tests/end_to_end/tiny.yaml"
 HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
 JOB_S = 600
+LOGGED = sorted({1, 5, *range(2, 81, 2)})
+"""Steps of the segmentation stage with training figures: its cadence, and the first steps."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -93,9 +95,24 @@ def test_all_models_are_registered_with_their_lineage(whole):
     child = runs[segment.run_id]
     assert runs[child.data.tags["mlflow.parentRunId"]].info.run_name.startswith("tiny-")
     losses = client.get_metric_history(segment.run_id, "train/loss")
-    assert [point.step for point in losses] == list(range(2, 81, 2))
+    assert [point.step for point in losses] == LOGGED
     assert child.data.params["optimizer.lr"] == "0.001"
     assert any(name.startswith("system/node0/") for name in child.data.metrics)
+
+
+def test_each_run_left_a_folder_that_is_read_without_a_server(whole):
+    runs = sorted((whole.root / "runs").glob("tiny-*"))
+    statuses = {run.name: _json(run / "status.json") for run in runs}
+    assert [status["state"] for status in statuses.values()] == ["finished"] * 4
+    assert all(status["job"] for status in statuses.values()), "Ray's submission id"
+    stages = [run for run in runs if statuses[run.name]["unit"] == "steps"]
+    for run in stages:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert len({line["step"] for line in lines}) == len(lines)
+        assert {path.name for path in (run / "plots").iterdir()} == {
+            "curves.png", "training_batch.png", "validation.png",
+        }  # fmt: skip
+    assert len(stages) == 3 and "time of segment: start" in whole.output
 
 
 def test_fine_tunings_ran_beside_each_other(whole):
@@ -203,7 +220,7 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
     assert len(runs) == 4 and all(run.info.status == "FINISHED" for run in runs)
     segment = next(run for run in runs if run.info.run_name.startswith("tiny-segment"))
     points = client.get_metric_history(segment.info.run_id, "train/loss")
-    assert [point.step for point in points] == list(range(2, 81, 2)), "a metric was lost or doubled"
+    assert [point.step for point in points] == LOGGED, "a metric was lost or doubled"
 
 
 def test_a_stopped_job_is_marked_killed(whole):
@@ -220,6 +237,8 @@ def test_a_stopped_job_is_marked_killed(whole):
     runs = client.search_runs([client.get_experiment_by_name("scalablevit").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4 + ["KILLED"] * 2
     assert [lease for lease in (whole.root / "runs").glob("*/lease.json") if _json(lease)] == []
+    states = [_json(status)["state"] for status in (whole.root / "runs").glob("*/status.json")]
+    assert sorted(states) == ["finished"] * 4 + ["killed"] * 2
 
 
 def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]", but: int = 0) -> None:

@@ -1,6 +1,8 @@
 """In which order stages run, and which run beside each other."""
 
 import threading
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,16 @@ from scalablevit.jobs import chain
 from scalablevit.jobs.chain import groups, run_group
 from scalablevit.jobs.cluster import fit_together
 from scalablevit.jobs.resolve import resolve
+from scalablevit.jobs.result import StageResult, time_profile
 from scalablevit.jobs.stage import Job
+from scalablevit.jobs.status import read_status
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+RESULT = StageResult(
+    name="pretrain", run_name="run", uid="0" * 32, folder="/runs/run", metric="val/top1", value=0.5, step=300,
+    metrics={}, classes=(), images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="", weights_sha256="",
+    registered_as="tiny-pretrain", lineage={}, last_value=0.25, last_step=400,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +66,43 @@ def test_a_failure_lets_the_others_of_its_group_finish(stages, monkeypatch, tmp_
     with pytest.raises(RuntimeError, match="segment broke"):
         run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[1:], {})
     assert finished == ["detect"]
+
+
+@pytest.mark.parametrize(("error", "state"), [(None, "finished"), (KeyboardInterrupt, "killed")])
+def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, error, state):
+    """MLflow refuses connections, and is not waited for."""
+    address = "http://127.0.0.1:9"
+    for name in ("DRAIN_S", "FAILED_DRAIN_S"):
+        monkeypatch.setattr(chain, name, 0)
+    monkeypatch.setattr(chain.cluster, "has_room", lambda group: len(group) == 1)
+    seen = []
+
+    def run_stage(job, stage, earlier):
+        (found,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
+        seen.append((found.state, found.stage, found.step, found.total))
+        if error and stage.name == "segment":
+            raise error
+        return RESULT
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    recipe = load_recipe(TINY, [f"tracking.uri={address}"])
+    away = [replace(each, stage=recipe.stages[each.name]) for each in stages[:2]]
+    with pytest.raises(error) if error else nullcontext():
+        chain.run_chain(recipe, away, tmp_path)
+    assert seen == [("running", "pretrain", 0, 2), ("running", "segment", 1, 2)]
+    (ended,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
+    assert (ended.state, ended.unit, ended.step) == (state, "stages", 1 if error else 2)
+
+
+def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):
+    outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
+    attempts = [{"event": "started", "entered": 10.0, "first_step": 20.0}, {"event": "lost", "ranks": {}},
+                {"event": "started", "entered": 100.0, "first_step": 140.0}]  # fmt: skip
+    result = replace(RESULT, profile=time_profile(outcome, attempts))
+    lines = chain.table([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
+    assert lines[2].split()[:6] == ["pretrain", "top1", "0.5000", "300", "0.2500", "400"]
+    assert lines[3] == ("time of pretrain: start 50 s (25 %), data 20 s (10 %), step 75 s (38 %), "
+                        "evaluation 50 s (25 %), checkpoint 5 s (2 %)")  # fmt: skip
+    assert "canary-4711" not in "\n".join(lines)
+    earlier = replace(result, last_value=None, last_step=0, profile={})
+    assert chain.table([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]

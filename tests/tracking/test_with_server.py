@@ -82,7 +82,9 @@ def test_an_outage_costs_no_point_and_doubles_none(
     assert "is back after" in caplog.text
 
 
-def test_refusals_over_http_are_told_from_outages(spool: Spool, server: Any, experiment: str, run_of: RunOf) -> None:
+def test_refusals_over_http_are_told_from_outages(
+    spool: Spool, server: Any, experiment: str, run_of: RunOf, capsys: pytest.CaptureFixture[str]
+) -> None:
     uid = uuid4().hex
     spool.run(uid, "run", experiment=experiment)
     spool.params(uid, {"lr": 1})
@@ -92,6 +94,7 @@ def test_refusals_over_http_are_told_from_outages(spool: Spool, server: Any, exp
     for _ in range(2):
         left = Shipper(spool.folder, server.uri).ship_left(from_start=True)
         assert left == Pending(records=0, refused=2, error=None)
+    assert "View run" not in capsys.readouterr().out, "MLflow's lines among ours"
     run = run_of(connect(server.uri), experiment, uid)
     assert run.data.params == {"lr": "1", "more": "3"}
     assert sorted(run.data.metrics) == ["good", "nan"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from ranks import Attempt, run_attempts
+from ranks import Attempt, newest, run_attempts
 
 from scalablevit.training import effects
 from scalablevit.training.checkpoint import CheckpointStore
@@ -46,6 +46,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(make_sta
     assert CheckpointStore(str(tmp_path)).entries() == []
 
 
+def test_the_first_steps_are_reported_besides_the_cadence(make_stage, tmp_path):
+    """Averages over the steps since the last report: the parts weigh as many steps as they are of."""
+    every = make_stage(training={"steps": 12, "global_batch": 8, "log_every_steps": 1})
+    seldom = make_stage(training={"steps": 12, "global_batch": 8, "log_every_steps": 4})
+    single, means = (losses(run(stage, tmp_path / str(n))) for n, stage in enumerate((every, seldom)))
+    assert list(means) == [1, 2, 4, 5, 8, 10, 12]
+    assert means[1] == single[1] and means[5] == single[5]
+    assert means[4] == pytest.approx((single[3] + single[4]) / 2)
+
+
+def losses(result):
+    return {r["step"]: r["metrics"]["train/loss"] for r in result["records"] if "train/loss" in r["metrics"]}
+
+
+def test_the_time_spent_is_kept_through_a_restart(make_stage, tmp_path):
+    stage = make_stage(training={"steps": 4, "global_batch": 8, "evaluate_every": {"steps": 2}})
+    given = Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), None)
+    run_attempts([Attempt(given, stop_at=3)], 1, tmp_path)
+    saved = newest(str(tmp_path)).meta
+    result = run(stage, tmp_path)
+    assert result["spent"].keys() == {"data", "checkpoint", "evaluation"}
+    assert all(result["spent"][part] > saved["spent"][part] for part in ("data", "evaluation"))
+    assert 0 < result["spent"]["data"] + result["spent"]["checkpoint"] < result["seconds"]
+
+
 def test_training_stops_above_the_fraction_of_bad_samples(make_stage, shapes, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shapes / "classification", copy / "classification")
@@ -73,7 +98,7 @@ def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path)
     result = run(stage, tmp_path / "run")
     assert result["reason"] == "finished"
     counted = [r["metrics"]["train/bad_samples"] for r in result["records"] if "train/bad_samples" in r["metrics"]]
-    assert counted == [2], "two epochs meet the bad file twice"
+    assert counted[-1] == 2, "two epochs meet the bad file twice"
     (line,) = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
     path, reason = line.split("\t")
     assert Path(path) == bad and reason

@@ -4,6 +4,10 @@ import csv
 import io
 import math
 
+from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.search import _tell
+from scalablevit.jobs.status import Best, StatusFile, read_status
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 from scalablevit.tuning.trials import (
@@ -63,3 +67,15 @@ def test_the_table_has_a_row_for_each_trial():
     assert rows[0] == {"trial": "0", "status": "finished", "best": "0.25", "at_step": "8", "epochs_trained": "2.0",
                        "optimizer.lr": "0.1", "reason": ""}  # fmt: skip
     assert (rows[1]["best"], rows[1]["reason"]) == ("", 'exploded, "badly"')
+
+
+def test_a_searchs_status_counts_ended_trials_and_has_their_best(make_search, tmp_path):
+    search = make_search()
+    trials = [Trial(0, {}, "finished", curve={4: 0.5, 8: 0.75}), Trial(1, {}, "stopped", curve={4: 0.25}),
+              Trial(2, {}, "failed", curve={4: 0.1}), Trial(3, {})]  # fmt: skip
+    store = RunStore.open("search", None, tmp_path)
+    with Lease(store) as lease, StatusFile(store, lease, "pretrain", 0, "trials", "sqlite:////m.db") as file:
+        _tell(file, search, trials)
+        found = read_status(store.local)
+    assert (found.state, found.step, found.total, found.unit) == ("running", 3, 4, "trials")
+    assert found.best == Best("val/loss", 0.25, 4)

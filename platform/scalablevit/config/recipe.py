@@ -9,6 +9,9 @@ from scalablevit.config.data import CocoInstances, Data
 from scalablevit.config.section import NOT_HASHED, OptionValue, PositiveInt, Section
 from scalablevit.config.task import Detection, Task
 
+FIRST_STEPS = (1, 2, 5, 10, 50, 100)
+"""Steps reported and shown whatever the cadence of logging: whether training works at all shows in them."""
+
 
 class Model(Section):
     """The backbone."""
@@ -150,7 +153,7 @@ class Training(Section):
     checkpoint_every: Annotated[Interval | None, Field(json_schema_extra=NOT_HASHED)] = None
     """Checkpoints besides those after each evaluation; null: none."""
     log_every_steps: Annotated[int, Field(ge=1, le=10**12, json_schema_extra=NOT_HASHED)] = 20
-    """Steps between reported training metrics."""
+    """Steps between reported training metrics; those of `FIRST_STEPS` are reported besides."""
     keep: Annotated[Keep, Field(json_schema_extra=NOT_HASHED)] = Keep()
     not_finite: Annotated[NotFinite, Field(json_schema_extra=NOT_HASHED)] = NotFinite()
     on_failed_checkpoint: Annotated[Literal["go_on", "stop"], Field(json_schema_extra=NOT_HASHED)] = "go_on"

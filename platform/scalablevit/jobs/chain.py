@@ -13,7 +13,9 @@ from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.screen import duration
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
+from scalablevit.jobs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
@@ -35,18 +37,21 @@ def run_chain(
     together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{together}", None, root)
     tracking = stages[0].stage.tracking
-    with Lease(store):
-        job = Job(root, recipe.name, identity(store), tracking_uri(tracking.uri, root), origins or {})
+    address = tracking_uri(tracking.uri, root)
+    names = ", ".join(stage.name for stage in stages)
+    with Lease(store) as lease, StatusFile(store, lease, names, len(stages), "stages", address) as status_file:
+        job = Job(root, recipe.name, identity(store), address, origins or {})
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
-        named = {"stages": ", ".join(stage.name for stage in stages)}
-        spool.run(job.uid, store.name, experiment=tracking.experiment, tags=named)
+        spool.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
         shipper.start()
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
         try:
             for group in groups(stages, cluster.has_room):
+                status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
+            status_file.update(stage=names, step=len(results))
             spool.metrics(job.uid, [_headline(results)])
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -121,7 +126,7 @@ def _headline(results: dict[str, StageResult]) -> MetricRecord:
 
 def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     """What came out, and what to do next."""
-    rows = [("stage", "best", "at step", "images/s", "minutes", "registered model")]
+    rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
     for result in results:
         version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
         rows.append(
@@ -129,6 +134,8 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
                 result.name + (" (done before)" if result.skipped else ""),
                 f"{result.metric.removeprefix('val/')} {result.value:.4f}",
                 str(result.step),
+                "-" if result.last_value is None else f"{result.last_value:.4f}",
+                str(result.last_step or "-"),
                 f"{result.images_per_s:.0f}",
                 f"{result.minutes:.1f}",
                 version,
@@ -137,6 +144,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
     model = f"models:/{results[-1].registered_as}@candidate"
     owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
     uri = without_credentials(address)
@@ -147,12 +155,20 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     return "\n".join(
         [
             *lines,
+            *spent,
             *owed,
             "",
             "next:",
             f"  look at runs and models   {look}",
             f"  evaluate the model        {programs}/python pipelines/evaluate.py {model} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
+            f"  the runs and their state  {programs}/python pipelines/runs.py list --root {root}",
             f"  run folders               {root / 'runs'}",
         ]
     )
+
+
+def _profile(seconds: dict[str, float]) -> str:
+    """Each part with its share, as `step 3.1 min (80 %)`."""
+    total = max(sum(seconds.values()), 1e-9)
+    return ", ".join(f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items())

@@ -83,14 +83,12 @@ def _run(script: str, options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.jobs import resolve
+    from scalablevit.jobs.announce import announce
     from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
     stages = resolve.resolve(recipe, root, wanted)
-    for stage in stages:
-        print(f"\nstage {stage.name}", flush=True)
-        for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
-            print(f"  {name:<14}{fact}", flush=True)
+    announce(recipe.name, stages, root)
     if search is not None:
         from scalablevit.jobs.search_summary import plan
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,10 @@ class Lease:
             if self._is_own(self._read()):
                 self._store.write(FILE, b"{}")
 
+    def held(self) -> bool:
+        """Whether the claim is still this one's, and not another process's that took it over."""
+        return self._is_own(self._read())
+
     def _claim_without_owner(self) -> Claim | None:
         """The claim that stands there and may be replaced: that of a dead owner, or None.
 
@@ -82,10 +86,10 @@ class Lease:
         claim = self._read()
         if claim is None:
             return None
-        lives = _lives_here(claim) if claim.get("machine") == _machine() else None
-        if lives:
+        alive = lives(claim)
+        if alive:
             raise self._refusal(claim)
-        if lives is None:
+        if alive is None:
             print(
                 f"run {self._store.name} is claimed by process {claim.get('process')} on {claim.get('host')}; "
                 f"waiting up to {STALE_S:.0f} s for a sign of life",
@@ -130,7 +134,7 @@ class Lease:
         return claim is not None and claim["token"] == self._token
 
     def _read(self) -> Claim | None:
-        return _parsed(self._store.read(FILE))
+        return claim_of(self._store)
 
     def _write(self) -> None:
         here = _state_and_start(os.getpid())
@@ -215,6 +219,33 @@ def _parsed(content: bytes | None) -> Claim | None:
     except ValueError:
         return None  # written by a process that died while writing to storage without renames
     return claim if isinstance(claim, dict) and "token" in claim else None
+
+
+def claim_of(store: RunStore) -> Claim | None:
+    """The claim on a run, whether its owner lives or not; None: nobody claims it."""
+    return _parsed(store.read(FILE))
+
+
+def lives(claim: Claim) -> bool | None:
+    """Whether the owner behind a claim lives; None: it cannot be told from here, and the claim must be watched."""
+    return _lives_here(claim) if claim.get("machine") == _machine() else None
+
+
+def owned(stores: Sequence[RunStore]) -> set[str]:
+    """Names of the runs whose owners live; where only watching tells, all are watched together for `STALE_S`."""
+    claims = {store.name: claim for store in stores if (claim := claim_of(store))}
+    alive = {name: lives(claim) for name, claim in claims.items()}
+    watched = [store for store in stores if store.name in alive and alive[store.name] is None]
+    if watched:
+        print(f"waiting up to {STALE_S:.0f} s for a sign of life of runs of other machines: "
+              f"{', '.join(store.name for store in watched)}", file=sys.stderr, flush=True)  # fmt: skip
+    end = time.monotonic() + STALE_S
+    while watched and time.monotonic() < end:
+        time.sleep(WATCH_S)
+        now = {store.name: claim_of(store) for store in watched}
+        alive |= {name: claim is not None for name, claim in now.items() if claim != claims[name]}
+        watched = [store for store in watched if alive[store.name] is None]
+    return {name for name, answer in alive.items() if answer}
 
 
 def _lives_here(claim: Claim) -> bool | None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scalablevit.config.errors import UserError
@@ -40,6 +42,11 @@ class StageResult:
     registered_as: str
     lineage: dict[str, str]
     """Tags of the weights that it started from, and of the search that found its values."""
+    last_value: float | None = None
+    """Of the last evaluation; None: not a number. Results of earlier versions lack this and the next two."""
+    last_step: int = 0
+    profile: dict[str, float] = field(default_factory=dict)
+    """Wall seconds by part (`time_profile`)."""
     skipped: bool = False
     version: str = ""
     """Registered version; empty while MLflow has not taken it."""
@@ -77,9 +84,12 @@ def export(
     Raises:
         UserError: no checkpoint with an evaluation is there, or all are damaged.
     """
-    from scalablevit.training.checkpoint import CheckpointStore  # loads torch, which `--help` and errors do not need
+    # these load torch and Ray, which `--help` and errors do not need
+    from scalablevit.training.attempts import ATTEMPTS, read_attempts
+    from scalablevit.training.checkpoint import CheckpointStore
 
     stage = resolved.stage
+    last_value = outcome["last_metrics"][BEST_METRIC[stage.task.kind]]
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()
     if best is None or best.value is None:
@@ -119,4 +129,25 @@ def export(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
         lineage=lineage,
+        last_value=None if math.isnan(last_value) else last_value,
+        last_step=outcome["step"],
+        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0]),
     )
+
+
+def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Where the time of a stage went, in seconds, over all attempts, as rank 0 saw it; work that was lost is left out.
+
+    Args:
+        outcome: what rank 0 returned.
+        attempts: events of the run's `attempts.jsonl`.
+    """
+    begun = [event for event in attempts if event["event"] == "started"]
+    spent = outcome["spent"]
+    return {
+        "start": sum(event["first_step"] - event["entered"] for event in begun),
+        "data": spent["data"],
+        "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
+        "evaluation": spent["evaluation"],
+        "checkpoint": spent["checkpoint"],
+    }

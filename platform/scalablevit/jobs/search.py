@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scalablevit.jobs.result import without_secrets
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import BEST, TABLE, summary
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, identity, initial_of
+from scalablevit.jobs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool, Status, now_ms
@@ -99,10 +101,11 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
     concurrency = _concurrency(search)
     tracking = resolved.stage.tracking
     store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
-    with Lease(store):
+    address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
+    with Lease(store) as lease, StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file:
         uid = identity(store)
         spool = Spool(store.local / "spool")
-        shipper = Shipper(store.local / "spool", tracking_uri(tracking.uri, root))
+        shipper = Shipper(store.local / "spool", address)
         _begin(search, store, spool, uid, resolved)
         shipper.start()
         work = Work(
@@ -114,9 +117,12 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
             init_sha256=initial.sha256 if initial else "",
             keep_head=initial is None or initial.keep_head(resolved.classes),
         )
-        recorder = Recorder(work, open_trials(search, store.location), spool, uid, tracking.experiment)
+        trials = open_trials(search, store.location)
+        told = partial(_tell, status_file, search, trials)
+        recorder = Recorder(work, trials, spool, uid, tracking.experiment, told)
         status: Status = "FAILED"
         try:
+            told()
             _run(recorder, work, concurrency)
             found = _found(search, store, uid, recorder.trials)
             _write_down(work, found, spool)
@@ -131,6 +137,18 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
             shipper.stop()
             spool.close()
     return found
+
+
+def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
+    """How far the search is, into its status."""
+    space = search.space
+    leading = next(iter(ranked(trials, space.mode)), None)
+    best = leading.best(space.mode) if leading else None
+    status_file.update(
+        step=sum(trial.ended() for trial in trials),
+        total=space.budget.trials or len(trials),
+        best=best and Best(space.metric, value=best[1], step=best[0]),
+    )
 
 
 def _run(recorder: Recorder, work: Work, concurrency: int) -> None:

@@ -14,10 +14,12 @@ from scalablevit.config.loading import hashed_part
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation
 from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.status import StatusFile, finish_late
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import SpoolCallback
 from scalablevit.tracking.connection import brief
@@ -64,7 +66,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         UserError: another job owns the run, or training found something that the user must mend.
     """
     store = RunStore.open(resolved.run_name, resolved.stage.cluster.storage, job.root)
-    with Lease(store):
+    with Lease(store) as lease:
         uid = identity(store)
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
@@ -74,8 +76,12 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
             if finished is not None:
                 said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
                 print(f"[{resolved.name}] {said} ({store.location})", flush=True)
+                finish_late(store)
             else:
-                finished = _train(job, resolved, earlier, store, spool, uid)
+                with StatusFile(
+                    store, lease, resolved.name, resolved.length.total, "steps", job.tracking_uri, job.stopping
+                ) as status_file:
+                    finished = _train(job, resolved, earlier, store, spool, uid, status_file)
             if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
                 _record_model(resolved, finished, store, spool)
             return _registered(job, finished, store, shipper)
@@ -97,14 +103,21 @@ def identity(store: RunStore) -> str:
 
 
 def _train(
-    job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], store: RunStore, spool: Spool, uid: str
+    job: Job,
+    resolved: ResolvedStage,
+    earlier: dict[str, StageResult],
+    store: RunStore,
+    spool: Spool,
+    uid: str,
+    status_file: StatusFile,
 ) -> StageResult:
     initial = initial_of(resolved, earlier)
     _begin(job, resolved, initial, store, spool, uid)
     started = time.monotonic()
     status: Status = "FAILED"
+    drawing = begin_training_batch(resolved, store, job.root)
     try:
-        outcome = _launch(job, resolved, initial, store, uid)
+        outcome = _launch(job, resolved, initial, store, uid, status_file)
         minutes = (time.monotonic() - started) / 60
         lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
         finished = export(job.recipe, resolved, lineage, store, uid, outcome, minutes)
@@ -113,11 +126,17 @@ def _train(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception:
+        draw_curves(resolved, store, uid)  # how it came to fail
+        raise
     finally:
         if status != "FINISHED":
             spool.end(uid, "KILLED" if job.stopping.is_set() else status)
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
+    drawing.join()
+    draw_curves(resolved, store, uid)
+    draw_validation(resolved, store, job.root)
     return finished
 
 
@@ -160,7 +179,9 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
     spool.artifact(uid, store.local / "environment.json")
 
 
-def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str) -> dict[str, Any]:
+def _launch(
+    job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str, status_file: StatusFile
+) -> dict[str, Any]:
     from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import Assignment
@@ -173,7 +194,8 @@ def _launch(job: Job, resolved: ResolvedStage, initial: Initial | None, store: R
         init_sha256=initial.sha256 if initial else "",
         keep_head=initial is None or initial.keep_head(resolved.classes),
     )
-    with Progress(store, uid, resolved.name, resolved.length.total, BEST_METRIC[resolved.stage.task.kind]):
+    metric = BEST_METRIC[resolved.stage.task.kind]
+    with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
         callbacks = [SpoolCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
         return launch(resolved.stage, assignment.as_dict(), store.location, callbacks)
 

@@ -64,16 +64,14 @@ def _run(options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.jobs import chain, cluster, resolve
+    from scalablevit.jobs.announce import announce
     from scalablevit.jobs.search import check_begun, search_stage
     from scalablevit.jobs.search_summary import plan
 
     stages = resolve.resolve(search.recipe, root, [search.stage])
     if options.resume:
         check_begun(search, stages[-1], root)
-    for stage in stages:
-        print(f"\nstage {stage.name}", flush=True)
-        for name, fact in {**resolve.describe(stage), "model": resolve.model_cost(stage)}.items():
-            print(f"  {name:<14}{fact}", flush=True)
+    announce(search.recipe.name, stages, root)
     print("\n" + plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")

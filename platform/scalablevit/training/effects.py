@@ -89,7 +89,7 @@ class WorkerEffects:
         self.sender = PacedSender(send, self._node, waiting=state.history, paced=not stored_first)
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
-        self._order = _train_order(stage, source["train"])
+        self._order = train_order(stage, source["train"])
         self._train = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
         self._val = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
 
@@ -228,7 +228,8 @@ class PacedSender:
             self._waiting = []
 
 
-def _train_order(stage: Stage, source: Source) -> TrainOrder:
+def train_order(stage: Stage, source: Source) -> TrainOrder:
+    """The stream of training samples, as the data section asks for it."""
     data, seed = stage.data, stage.training.seed
     if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
         heights, widths = source.annotations.sizes.T

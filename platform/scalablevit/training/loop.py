@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.recipe import FIRST_STEPS, Length, Stage
 from scalablevit.config.schedule import learning_rate
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
@@ -129,19 +129,21 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
         saves = effects.after_step(state.step) or evaluates or _checkpoint_is_due(plan, state)
-        logs = state.step % training.log_every_steps == 0
+        logs = state.step % training.log_every_steps == 0 or state.step in FIRST_STEPS
         if (saves or logs) and (refused := _log_point(plan, state, effects, clock, saves=saves, reports=logs)):
             return refused
         value = _evaluate(plan, state, effects, clock) if evaluates else None
         if saves:
-            effects.save(state, value)
+            with _counted(state, "checkpoint"):
+                effects.save(state, value)
         if done:
             return Outcome("finished")
         if evaluates and _no_gain(plan, state):
             return Outcome("stopped early", _gains(state))
-        waited = time.perf_counter()
-        micro = _take(batches, training.accumulation)
-        clock.data_wait += time.perf_counter() - waited
+        before = state.spent["data"]
+        with _counted(state, "data"):
+            micro = _take(batches, training.accumulation)
+        clock.data_wait += state.spent["data"] - before
 
 
 def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: list[Batch]) -> dict[str, Tensor] | None:
@@ -252,6 +254,14 @@ class _Clock:
         return result
 
 
+@contextmanager
+def _counted(state: TrainState, part: str) -> Iterator[None]:
+    """Count what is done within as a part of the wall time."""
+    since = time.perf_counter()
+    yield
+    state.spent[part] += time.perf_counter() - since
+
+
 def _log_point(
     plan: Plan, state: TrainState, effects: Effects, clock: "_Clock", *, saves: bool, reports: bool
 ) -> Outcome | None:
@@ -270,7 +280,8 @@ def _log_point(
 def _evaluate(plan: Plan, state: TrainState, effects: Effects, clock: "_Clock") -> float:
     """The score of the state as it is; its figures are reported."""
     clock.pause()
-    metrics = effects.evaluate(state.evaluated)
+    with _counted(state, "evaluation"):
+        metrics = effects.evaluate(state.evaluated)
     value = plan.score(metrics)
     best = state.saw_evaluation(metrics, value)
     _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
+SPENT = ("data", "checkpoint", "evaluation")
 RECALL_MS = 60_000
 """Ray's controller takes a report within a fraction of a second; a minute is ample."""
 
@@ -87,6 +88,9 @@ class TrainState:
     """Whether, at the last log point, a rank's last checkpoint had not been written."""
     seconds: float = 0.0
     """Wall time spent training, over all attempts."""
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
+    """Of `seconds` what waiting for data and copying checkpoints took; besides, what evaluations took. Without
+    synchronisation: a device may still have been at work on steps meanwhile."""
     running: Running = field(default_factory=Running)
     history: list[Record] = field(default_factory=list)
     """Records that the controller may not have written down yet: they ride along in checkpoints."""
@@ -152,6 +156,7 @@ class TrainState:
             "best_metrics": self.best_metrics,
             "last_metrics": self.last_metrics,
             "seconds": self.seconds,
+            "spent": dict(self.spent),
         }
 
     def snapshot_bytes(self) -> int:
@@ -192,6 +197,7 @@ class TrainState:
         self._restore_optimizer(snapshot.files["optimizer"])
         meta = copy.deepcopy(snapshot.meta)
         self.step, self.seconds = meta["step"], meta["seconds"]
+        self.spent |= meta.get("spent", {})  # earlier versions did not count
         self.best_value, self.best_step = meta["best_value"], meta["best_step"]
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]

@@ -73,10 +73,20 @@ class Recorder(tune.Callback):
         spool: of the search; every trial has a child run in it.
         uid: of the search's run.
         experiment: MLflow experiment.
+        on_end: called when a trial has ended and is in the table.
     """
 
-    def __init__(self, work: Work, trials: list[Trial], spool: Spool, uid: str, experiment: str) -> None:
+    def __init__(
+        self,
+        work: Work,
+        trials: list[Trial],
+        spool: Spool,
+        uid: str,
+        experiment: str,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self.trials = trials
+        self._on_end = on_end
         self._work = work
         self._spool = spool
         self._uid = uid
@@ -192,6 +202,7 @@ class Recorder(tune.Callback):
         so_far = leader.best(space.mode) if leader else None
         lead = f"; best so far {self._metric(so_far[1])} (trial {leader.number})" if leader and so_far else ""
         self._say(f"trial {trial_name(ours)}: {status}{' ' + reason if reason else ''}, {chosen}{lead}")
+        self._on_end()
 
     def _metric(self, value: float) -> str:
         return f"{self._work.search.space.metric.removeprefix('val/')} {value:.4f}"

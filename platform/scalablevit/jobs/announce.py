@@ -1,0 +1,90 @@
+"""What is printed of each stage before anything starts: every automatic value made concrete, and where things lie."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.recipe import FIRST_STEPS
+from scalablevit.config.root import tracking_uri
+from scalablevit.config.task import Segmentation
+from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.tracking.connection import without_credentials
+
+
+def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
+    """Print the facts of all stages; imports torch, to count parameters and FLOPs.
+
+    Raises:
+        UserError: a model cannot be built as the recipe says.
+    """
+    for resolved in stages:
+        print(f"\nstage {resolved.name}", flush=True)
+        facts = {
+            **describe(resolved),
+            "model": model_cost(resolved),
+            "starts from": starts_from(resolved),
+            "automatic": "; ".join(automatic(recipe, resolved)),
+            "cadence": cadence(resolved),
+            "run folder": RunStore.at(resolved.run_name, resolved.stage.cluster.storage, root).location,
+            "tracking": f"{without_credentials(tracking_uri(resolved.stage.tracking.uri, root))}, experiment "
+            f"{resolved.stage.tracking.experiment}",
+        }
+        for name, fact in facts.items():
+            print(f"  {name:<14}{fact}", flush=True)
+
+
+def starts_from(resolved: ResolvedStage) -> str:
+    """The weights of the first step, unless the run goes on from a checkpoint of its own."""
+    if resolved.parents:
+        return f"the best weights of stage {resolved.parents[0]}"
+    if resolved.initial is not None:
+        return f"{resolved.initial.location} (sha256 {resolved.initial.sha256[:12]})"
+    return f"random weights (seed {resolved.stage.training.seed})"
+
+
+def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
+    """What the recipe leaves open, as it will be."""
+    stage = resolved.stage
+    made = []
+    if stage.model.drop_path_rate is None:
+        made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
+    if isinstance(stage.task, Segmentation) and stage.task.head_channels is None:
+        from scalablevit.tasks.segmentor import FPN_HEAD_CHANNELS, UPER_HEAD_CHANNELS
+
+        channels = FPN_HEAD_CHANNELS if stage.task.head == "semantic_fpn" else UPER_HEAD_CHANNELS
+        made.append(f"task.head_channels: {channels}")
+    if stage.tracking.register_as is None:
+        made.append(f"tracking.register_as: {recipe}-{resolved.name}")
+    made.append(f"computes on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
+                f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker")  # fmt: skip
+    switched_off = {
+        "optimizer.layer_decay": stage.optimizer.layer_decay,
+        "optimizer.clip_norm": stage.optimizer.clip_norm,
+        "training.ema_decay": stage.training.ema_decay,
+        "training.stop_after": stage.training.stop_after,
+    }
+    off = [name for name, value in switched_off.items() if value is None]
+    return [*made, *([f"off: {', '.join(off)}"] if off else [])]
+
+
+def cadence(resolved: ResolvedStage) -> str:
+    """When figures are logged, when is evaluated and saved, and which checkpoints stay."""
+    training, length = resolved.stage.training, resolved.length
+    first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)
+    every = f" and every {length.checkpoint_every} steps" if length.checkpoint_every else ""
+    return (
+        f"figures at steps {first} and every {training.log_every_steps}; evaluation every {length.evaluate_every} "
+        f"steps and at the end; checkpoint after each evaluation{every}, the last {training.keep.last} and the best "
+        f"{training.keep.best} are kept"
+    )
+
+
+def _drop_path(resolved: ResolvedStage) -> float:
+    """The largest rate of the model's blocks; built without memory, as for counting."""
+    import torch
+
+    from scalablevit.tasks.task import build_task
+
+    with torch.device("meta"):
+        model = build_task(resolved.stage, resolved.classes).build_model()
+    return max((float(getattr(module, "drop_prob", 0.0) or 0.0) for module in model.modules()), default=0.0)

@@ -1,0 +1,73 @@
+"""Pictures in a run's folder, drawn by the driver beside the workers; one that fails is said and ends nothing."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from scalablevit.jobs.figures import by_step
+from scalablevit.jobs.resolve import ResolvedStage
+from scalablevit.jobs.result import BEST_METRIC, WEIGHTS
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.tracking.connection import brief
+
+FOLDER = "plots"
+CURVES = f"{FOLDER}/curves.png"
+TRAINING = f"{FOLDER}/training_batch.png"
+VALIDATION = f"{FOLDER}/validation.png"
+
+
+def begin_training_batch(resolved: ResolvedStage, store: RunStore, root: Path) -> threading.Thread:
+    """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
+
+    def draw() -> None:
+        if target.exists():
+            return
+        from scalablevit.data.sources import open_source
+        from scalablevit.report.overlays import save_training_batch
+        from scalablevit.tasks.task import build_task
+
+        source = open_source(resolved.stage.data, "train", root)
+        save_training_batch(build_task(resolved.stage, resolved.classes), resolved.stage, source, target)
+
+    target = store.local / TRAINING
+    thread = threading.Thread(target=_attempt, args=(resolved, TRAINING, draw), name="pictures", daemon=True)
+    thread.start()
+    return thread
+
+
+def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
+    """Draw the run's figures so far."""
+
+    def draw() -> None:
+        from scalablevit.report.curves import save_curves
+
+        rows = by_step(store.local / "spool", uid)
+        save_curves(rows, BEST_METRIC[resolved.stage.task.kind], store.local / CURVES)
+
+    _attempt(resolved, CURVES, draw)
+
+
+def draw_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> None:
+    """Draw validation images with truth and the best weights' prediction."""
+
+    def draw() -> None:
+        import safetensors.torch
+
+        from scalablevit.data.sources import open_source
+        from scalablevit.report.overlays import save_predictions
+        from scalablevit.tasks.task import build_task
+
+        task = build_task(resolved.stage, resolved.classes)
+        model = task.build_model()
+        model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
+        source = open_source(resolved.stage.data, "val", root)
+        save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
+
+    _attempt(resolved, VALIDATION, draw)
+
+
+def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:
+    try:
+        draw()
+    except Exception as error:  # whatever a picture fails of, the training is worth more
+        print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)

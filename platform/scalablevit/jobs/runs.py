@@ -1,0 +1,246 @@
+"""The runs below a root, from their `status.json` and leases: listed, shown, stopped."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.root import platform_root
+from scalablevit.jobs.lease import claim_of, lives, owned
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.screen import duration
+from scalablevit.jobs.status import ENDED, Status, read_status
+
+STOP_S = 150.0
+"""Longest wait for a run to end: its stages tell MLflow of it."""
+POLL_S = 0.5
+RAY_S = 60
+"""Longest wait for Ray to take the request to stop a job."""
+
+EPILOG = """\
+States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
+word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
+process on another machine its lease is watched for a sign of life, up to 30 s.
+
+stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
+`ray job stop`, for which RAY_API_SERVER_ADDRESS or RAY_ADDRESS must name the cluster.
+
+Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/runs.py", description="List, show and stop runs.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", parents=[shared], help="a table of all runs")
+    verbs.add_parser("show", parents=[shared], help="one run in detail").add_argument("run")
+    stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
+    stop.add_argument("run")
+    stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, show or stop; see `parse`.
+
+    Raises:
+        UserError: there is no such run, or it cannot be stopped from here.
+    """
+    root = platform_root(options.root)
+    if options.verb == "list":
+        print(table(found_runs(root), root))
+        return 0
+    known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
+    if options.run not in known:
+        raise UserError(f"no run {options.run!r}", where=str(root / "runs"),
+                        fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
+    (found,) = found_runs(root, options.run)
+    if options.verb == "show":
+        print(details(found))
+        return 0
+    return stop(found, dry_run=options.dry_run)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run and what became of it."""
+
+    store: RunStore
+    """Where its lease lies."""
+    status: Status
+    lost: bool = False
+    """Whether its process ended without a word."""
+
+    @property
+    def state(self) -> str:
+        """The state as it is, whatever the file says."""
+        return "lost" if self.lost else self.status.state
+
+
+def found_runs(root: Path, name: str = "*") -> list[Found]:
+    """Runs below the root with a status, the latest first."""
+    found = []
+    for path in (root / "runs").glob(f"{name}/status.json"):
+        status = read_status(path.parent)
+        if status is not None:
+            found.append(Found(RunStore(path.parent.name, status.folder, path.parent), status))
+    owners = owned([each.store for each in found if each.status.state not in ENDED])
+    judged = [_judged(each, alive=each.store.name in owners) for each in found]
+    return sorted(judged, key=lambda each: each.status.started, reverse=True)
+
+
+def _judged(found: Found, *, alive: bool) -> Found:
+    """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
+    status = read_status(found.store.local) or found.status
+    same = (status.started, status.state) == (found.status.started, found.status.state)
+    return replace(found, status=status, lost=same and not alive and status.state not in ENDED)
+
+
+def table(runs: Sequence[Found], root: Path) -> str:
+    """Runs by line."""
+    others = sum(not (path / "status.json").exists() for path in (root / "runs").glob("*/") if path.is_dir())
+    left_out = [f"folders without a status.json, left out: {others}"] if others else []
+    if not runs:
+        return "\n".join([f"no runs in {root / 'runs'}", *left_out])
+    rows = [("run", "state", "at", "best", "age")]
+    for each in runs:
+        status = each.status
+        rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
+                     duration(time.time() - status.started)))  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, *left_out])
+
+
+def details(found: Found) -> str:
+    """One run, a line for each fact."""
+    status = found.status
+    why = "its process ended without a word; the command that started it continues it" if found.lost else status.why
+    files = sorted(path.name + "/" * path.is_dir() for path in found.store.local.iterdir())
+    facts = {
+        "run": status.run,
+        "state": found.state,
+        "why": why,
+        "stage": status.stage,
+        "at": f"{status.step} of {status.total} {status.unit}",
+        "best": _best(status),
+        "started": _moment(status.started),
+        "updated": _moment(status.updated),
+        "ended": "" if status.ended is None else _moment(status.ended),
+        "process": f"{status.process} on {status.host}",
+        "job": status.job,
+        "folder": status.folder,
+        "tracking": status.tracking,
+        "files": ", ".join(files),
+    }
+    return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
+
+
+def stop(found: Found, *, dry_run: bool = False) -> int:
+    """End a run as Ctrl-C does, and wait for it.
+
+    Returns:
+        The exit code: 1 when it had not ended after `STOP_S`.
+
+    Raises:
+        UserError: it has ended already, or runs on another machine.
+    """
+    status = found.status
+    if found.state in (*ENDED, "lost"):
+        raise UserError(f"run {status.run} has ended already: {found.state}", where=status.folder,
+                        fix="nothing is left to stop")  # fmt: skip
+    how = f"`ray job stop {status.job}`" if status.job else f"an interrupt to process {status.process}"
+    print(f"{how} ends the job that run {status.run} belongs to", flush=True)
+    if not status.job:
+        _refuse_elsewhere(found)
+    if dry_run:
+        print("dry run: nothing was stopped")
+        return 0
+    if status.job:
+        _stop_job(status, os.environ)
+    else:
+        _interrupt(found)
+    end = time.monotonic() + STOP_S
+    while time.monotonic() < end:
+        time.sleep(POLL_S)
+        now = read_status(found.store.local) or status
+        claim = claim_of(found.store)
+        if claim is None or lives(claim) is False:
+            outcome = now.state if now.state in ENDED else "ended without a word"
+            print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
+            return 0
+    print(f"run {status.run} has not ended after {STOP_S:.0f} s; `show` says what became of it", file=sys.stderr)
+    return 1
+
+
+def _refuse_elsewhere(found: Found) -> None:
+    claim = claim_of(found.store)
+    if claim is None or lives(claim) is None:
+        status = found.status
+        raise UserError(
+            f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
+            where=status.folder,
+            fix=f"there: python pipelines/runs.py stop {status.run}, with --root and its folder",
+        )
+
+
+def _interrupt(found: Found) -> None:
+    """SIGINT to the process that owns the lease: the status may be older than that."""
+    claim = claim_of(found.store)
+    if claim is None or not lives(claim):
+        return
+    try:
+        os.kill(claim["process"], signal.SIGINT)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise UserError(f"process {claim['process']} belongs to another user", where=found.status.folder,
+                        fix="stop it as that user") from None  # fmt: skip
+
+
+def _stop_job(status: Status, environment: Mapping[str, str]) -> None:
+    """Ask the cluster, by Ray's own command, which knows about addresses and tokens.
+
+    Raises:
+        UserError: no cluster is named, or it does not stop the job.
+    """
+    if not environment.get("RAY_API_SERVER_ADDRESS") and not environment.get("RAY_ADDRESS"):
+        raise UserError(
+            f"run {status.run} was submitted as job {status.job}, and no cluster is named to stop it",
+            where="RAY_API_SERVER_ADDRESS",
+            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265; for the head of `make full`: "
+            'eval "$(python infra/head.py env)"',
+        )
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "stop", "--no-wait", status.job]
+    try:
+        done = subprocess.run(
+            command, env=dict(environment), timeout=RAY_S, capture_output=True, text=True, check=False
+        )
+        said = (done.stderr or done.stdout).strip().splitlines() if done.returncode else []
+    except subprocess.TimeoutExpired:
+        said = [f"no answer within {RAY_S} s"]
+    if said:
+        raise UserError(f"job {status.job} was not stopped: {said[-1]}", where=" ".join(command[1:]),
+                        fix="is RAY_API_SERVER_ADDRESS the cluster that it was submitted to?")  # fmt: skip
+
+
+def _best(status: Status) -> str:
+    best = status.best
+    return "-" if best is None else f"{best.metric.removeprefix('val/')} {best.value:.4f} at step {best.step}"
+
+
+def _moment(seconds: float) -> str:
+    ago = duration(max(0.0, time.time() - seconds))
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))} ({ago} ago)"

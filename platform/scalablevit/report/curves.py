@@ -1,0 +1,74 @@
+"""A run's curves as one picture: loss, figures of evaluations, learning rate, gradient and speed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SIZE = (11.0, 6.5)
+"""Inches."""
+DPI = 110
+
+Rows = Mapping[int, Mapping[str, float | str]]
+"""Figures by step and name; NaN and infinities may be strings."""
+
+
+def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
+    """Draw the figures of a run.
+
+    Args:
+        rows: by step; panels whose figures are not there stay empty.
+        best_metric: drawn among the evaluations, its best value marked.
+        file: a PNG, replaced as a whole.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")  # not pyplot: stages draw in threads beside each other
+    loss, evaluation, rate, speed = figure.subplots(2, 2).flat
+    for name in ("train/loss", "val/loss"):
+        _line(loss, rows, name)
+    _line(evaluation, rows, best_metric, marker="o")
+    _mark_best(evaluation, rows, best_metric)
+    _line(rate, rows, "train/lr")
+    gradient = rate.twinx()
+    _line(gradient, rows, "train/grad_norm", color="C1")
+    gradient.set_yscale("log")
+    _line(speed, rows, "train/images_per_s")
+    waiting = speed.twinx()
+    _line(waiting, rows, "train/data_wait", color="C1")
+    waiting.set_ylim(0, 1)
+    for panel in ([loss], [evaluation], [rate, gradient], [speed, waiting]):
+        curves = [line for axes in panel for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        if curves:
+            panel[0].legend(handles=curves, loc="best", fontsize="small")
+        panel[0].set_xlabel("step")
+        panel[0].grid(alpha=0.3)
+    save(figure, file)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    figure.savefig(part, dpi=DPI, format="png")
+    part.replace(file)
+
+
+def _points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    found = [(step, float(row[name])) for step, row in sorted(rows.items()) if name in row]
+    finite = [(step, value) for step, value in found if np.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
+
+
+def _line(axes: Axes, rows: Rows, name: str, *, color: str | None = None, marker: str | None = None) -> None:
+    steps, values = _points(rows, name)
+    if steps:
+        axes.plot(steps, values, label=name, color=color, marker=marker or ("." if len(steps) < 3 else None))
+
+
+def _mark_best(axes: Axes, rows: Rows, name: str) -> None:
+    steps, values = _points(rows, name)
+    if steps:
+        best = int(np.argmax(values))
+        axes.axvline(steps[best], color="0.6", linestyle=":")
+        axes.set_title(f"best {name} {values[best]:.4f} at step {steps[best]}", fontsize="medium")

@@ -1,0 +1,217 @@
+"""Pictures of samples: training images as the model sees them, and validation images with truth and prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Length, Stage
+from scalablevit.data.dataset import Bad, SampleDataset
+from scalablevit.data.instances import decoded
+from scalablevit.data.labels import IGNORE
+from scalablevit.data.loader import Batch
+from scalablevit.data.sampler import Key, TrainBatches
+from scalablevit.data.sources import Source
+from scalablevit.report.curves import save
+from scalablevit.tasks.task import Task
+from scalablevit.training.effects import train_order
+
+TRAINING_IMAGES = 12
+COLUMNS = 4
+VALIDATION_IMAGES = 6
+PAIRS = 2
+"""Of truth and prediction, beside each other."""
+CELL = 2.6
+"""Inches of a picture's side."""
+SHOWN_SCORE = 0.3
+"""Detections with less are not drawn."""
+NAMED_CLASSES = 6
+"""Of a label map, the largest."""
+SHOWN_SHARE = 0.1
+"""Of a mixed image's classes, those with less are not named."""
+
+Image = NDArray[np.float32]
+"""(height, width, 3), RGB, 0 to 1."""
+
+
+def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) -> None:
+    """Draw the first images of what rank 0 trains on in step 1: augmented, erased, mixed, and put back into colours.
+
+    Args:
+        source: the training split.
+        file: a PNG.
+    """
+    workers, training = stage.cluster.workers, stage.training
+    keys = next(iter(TrainBatches(
+        train_order(stage, source), global_batch=training.global_batch, accumulation=training.accumulation, rank=0,
+        world=workers, first_step=0, end_step=Length.of(stage, len(source)).total,
+    )))  # fmt: skip
+    dataset = SampleDataset(source, stage.data, training.seed, train=True)
+    batch = _batch(task, dataset, keys, "train")
+    prepared = task.prepare(batch, "train", (training.seed, 0, 0, 0))
+    count = min(TRAINING_IMAGES, batch["samples"])
+    figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
+    for number, place in zip(range(count), axes.flat, strict=False):
+        _show(place, _colours(prepared["image"][number], stage))
+        _draw_training_target(place, task, prepared, number)
+    save(figure, file)
+
+
+def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source, file: Path) -> None:
+    """Draw validation images, evenly spread over the split, with truth on the left and prediction on the right.
+
+    Args:
+        model: with the weights to show, on the CPU.
+        source: the validation split.
+        file: a PNG.
+    """
+    count = min(VALIDATION_IMAGES, len(source))
+    numbers = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
+    batch = _batch(task, dataset, [Key(number, 0, 0) for number in numbers], "val")
+    model.eval()
+    with torch.inference_mode():
+        predictions = task.predict(model, task.prepare(batch, "val", ()))
+    figure, axes = _grid(-(-batch["samples"] // PAIRS), 2 * PAIRS)
+    places = axes.reshape(-1, 2)
+    for number in range(batch["samples"]):
+        image = batch["image"][number].numpy().astype(np.float32) / 255
+        truth = _truth(batch, number)
+        answer = _answer(predictions[number], truth)
+        for place, shown, what in zip(places[number], (truth, answer), ("truth", "prediction"), strict=True):
+            _draw(place, image, shown, task.classes, what)
+    save(figure, file)
+
+
+def _batch(task: Task, dataset: SampleDataset, keys: Sequence[Key], split: Any) -> Batch:
+    items: list[Any] = [dataset[key] for key in keys]
+    if all(isinstance(item, Bad) for item in items):
+        raise ValueError(f"none of {len(items)} images could be read; the first: {items[0].path}: {items[0].reason}")
+    return task.collate(split)(items)
+
+
+def _colours(image: Tensor, stage: Stage) -> Image:
+    """A normalised image (3, h, w) as it looks."""
+    mean, std = (torch.tensor(each)[:, None, None] for each in (stage.data.mean, stage.data.std))
+    colours: Image = (image.float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    return colours
+
+
+def _draw_training_target(axes: Axes, task: Task, batch: Batch, number: int) -> None:
+    if "target" in batch:
+        values, classes = batch["target"][number].topk(min(2, len(task.classes)))
+        named = [f"{task.classes[c]} {v:.2f}" for v, c in zip(values.tolist(), classes.tolist(), strict=True)
+                 if v >= SHOWN_SHARE]  # fmt: skip
+        axes.set_title(" + ".join(named), fontsize="x-small")
+    elif "mask" in batch:
+        _mask(axes, batch["mask"][number].numpy(), task.classes)
+    else:
+        labels = batch["labels"][number].tolist()
+        _boxes(axes, batch["boxes"][number].numpy(), labels, task.classes)
+        if "masks" in batch:
+            _instances(axes, batch["masks"][number].numpy(), labels)
+
+
+def _truth(batch: Batch, number: int) -> dict[str, Any]:
+    """What a validation sample shows: `class`, or `mask`, or `boxes`, `labels` and `masks` in an image of `size`."""
+    if "label" in batch:
+        return {"class": int(batch["label"][number])}
+    if "mask" in batch:
+        return {"mask": batch["mask"][number].numpy()}
+    found = batch["instances"][number]
+    masks = decoded(found.masks or [], found.size)
+    return {"size": found.size, "boxes": found.boxes, "labels": found.labels.tolist(), "masks": masks}
+
+
+def _answer(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
+    """What a task predicts of one image (logits, a label map, or detections), in the form of the truth."""
+    if "class" in truth:
+        probabilities = prediction.softmax(dim=0)
+        return {"class": int(probabilities.argmax()), "probability": float(probabilities.max())}
+    if "mask" in truth:
+        return {"mask": prediction.numpy()}
+    kept = [number for number, score in enumerate(prediction["scores"].tolist()) if score >= SHOWN_SCORE]
+    return {
+        "size": truth["size"],
+        "boxes": prediction["boxes"].numpy()[kept],
+        "labels": [int(prediction["labels"][number]) for number in kept],
+        "scores": [float(prediction["scores"][number]) for number in kept],
+        "masks": decoded([prediction["masks"][number] for number in kept if "masks" in prediction], truth["size"]),
+    }
+
+
+def _draw(axes: Axes, image: Image, shown: dict[str, Any], classes: Sequence[str], what: str) -> None:
+    """An image with its class, label map or boxes, in the size that these are given in."""
+    axes.set_title(what, fontsize="small")
+    if "class" in shown:
+        probability = f" {shown['probability']:.2f}" if "probability" in shown else ""
+        axes.set_title(f"{what}: {classes[shown['class']]}{probability}", fontsize="small")
+        _show(axes, image)
+    elif "mask" in shown:
+        _show(axes, _resized(image, shown["mask"].shape))
+        _mask(axes, shown["mask"], classes)
+    else:
+        _show(axes, _resized(image, shown["size"]))
+        _boxes(axes, shown["boxes"], shown["labels"], classes, shown.get("scores"))
+        _instances(axes, shown["masks"], shown["labels"])
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    figure = Figure(figsize=(CELL * columns, CELL * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    return figure, axes
+
+
+def _show(axes: Axes, image: Image) -> None:
+    axes.imshow(image, interpolation="nearest")
+
+
+def _resized(image: Image, size: Sequence[int]) -> Image:
+    resized: Image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return resized
+
+
+def _colour(number: int) -> tuple[float, float, float]:
+    """Of a class; neighbouring numbers differ."""
+    red, green, blue, _ = colormaps["tab20"](number * 2 % 20 + number // 10 % 2)
+    return red, green, blue
+
+
+def _mask(axes: Axes, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
+    """A label map over the image, with the names of its largest classes; ignored pixels stay clear."""
+    numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
+    layer = np.zeros((*mask.shape, 4), np.float32)
+    for number in numbers:
+        layer[mask == number] = (*_colour(int(number)), 0.55)
+    axes.imshow(layer, interpolation="nearest")
+    largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
+    if largest:
+        patches = [Patch(color=_colour(number), label=classes[number]) for number in largest]
+        axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
+
+
+def _boxes(
+    axes: Axes, boxes: NDArray[np.float32], labels: Sequence[int], classes: Sequence[str], scores: Any = None
+) -> None:
+    for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        colour = _colour(labels[number])
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
+        score = "" if scores is None else f" {scores[number]:.2f}"
+        axes.text(left, top, f"{classes[labels[number]]}{score}", fontsize="xx-small", color="white", va="bottom",
+                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+
+
+def _instances(axes: Axes, masks: NDArray[np.uint8], labels: Sequence[int]) -> None:
+    for mask, label in zip(masks, labels, strict=False):  # without masks there are only labels
+        axes.imshow(np.where(mask[..., None] > 0, (*_colour(label), 0.45), 0.0), interpolation="nearest")

@@ -1,0 +1,140 @@
+"""Runs are listed, shown and stopped as they are, whatever a file left behind says."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scalablevit.config.errors import UserError
+from scalablevit.jobs import lease as leases
+from scalablevit.jobs import runs, status
+from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.status import Best, StatusFile
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.signals import end_like_ctrl_c
+from scalablevit.jobs.status import StatusFile
+
+end_like_ctrl_c()
+store = RunStore.open("alive", None, Path(sys.argv[1]))
+try:
+    with Lease(store) as lease, StatusFile(store, lease, "pretrain", 100, "steps", "sqlite:////m.db") as file:
+        file.update(step=7)
+        print("at work", flush=True)
+        time.sleep(300)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that owns the run `alive`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout.readline() == b"at work\n"
+    yield process
+    process.kill()
+    process.wait(timeout=30)
+
+
+def leave(root, name, **changes):
+    """A run that has ended as its file says."""
+    store = RunStore.open(name, None, root)
+    with Lease(store) as lease, StatusFile(store, lease, "pretrain", 100, "steps", "sqlite:////m.db") as file:
+        file.update(**{"step": 100, **changes})
+    return store
+
+
+def run(capsys, *arguments):
+    code = runs.run(runs.parse(arguments))
+    return code, capsys.readouterr().out
+
+
+def test_a_run_whose_process_was_killed_is_lost_although_its_file_says_running(owner, tmp_path, capsys):
+    leave(tmp_path, "done", best=Best("val/top1", 0.75, 80))
+    _, before = run(capsys, "list", "--root", str(tmp_path))
+    owner.kill()
+    owner.wait(timeout=30)
+    assert status.read_status(tmp_path / "runs" / "alive").state == "running"
+    _, after = run(capsys, "list", "--root", str(tmp_path))
+    states = [{line.split()[0]: line.split()[1] for line in text.splitlines()[1:]} for text in (before, after)]
+    assert states == [{"alive": "running", "done": "finished"}, {"alive": "lost", "done": "finished"}]
+    assert "top1 0.7500 at step 80" in after
+    _, shown = run(capsys, "show", "alive", "--root", str(tmp_path))
+    assert "ended without a word" in shown and "7 of 100 steps" in shown
+
+
+def test_a_run_is_stopped_as_ctrl_c_does_and_only_once(owner, tmp_path, capsys):
+    code, _ = run(capsys, "stop", "alive", "--root", str(tmp_path), "--dry-run")
+    assert code == 0 and owner.poll() is None
+    code, said = run(capsys, "stop", "alive", "--root", str(tmp_path))
+    assert code == 0 and "killed at 7 of 100 steps" in said
+    assert owner.wait(timeout=30) == 130
+    with pytest.raises(UserError, match="has ended already: killed"):
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+
+
+def test_a_run_of_another_machine_is_watched_and_not_stopped_from_here(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(leases, "WATCH_S", 0.05)
+    store = leave(tmp_path, "there")
+    found = status.read_status(store.local)
+    status.write_status(store.local, replace(found, state="running", ended=None))
+    stopped = threading.Event()
+    claim(store, 0)
+    owner = threading.Thread(target=renew, args=(store, stopped))
+    owner.start()
+    try:
+        assert "running" in run(capsys, "list", "--root", str(tmp_path))[1]
+        with pytest.raises(UserError, match="cannot be reached from here"):
+            run(capsys, "stop", "there", "--root", str(tmp_path))
+    finally:
+        stopped.set()
+        owner.join()
+    monkeypatch.setattr(leases, "STALE_S", 0.2)
+    assert "lost" in run(capsys, "list", "--root", str(tmp_path))[1]
+
+
+def renew(store, stopped):
+    """What the owner on another machine does with its claim."""
+    count = 0
+    while not stopped.wait(0.02):
+        claim(store, count := count + 1)
+
+
+def claim(store, renewed):
+    holder = {"token": "other", "host": "elsewhere", "machine": "other", "process": 7, "renewed": renewed}
+    store.write(leases.FILE, json.dumps(holder).encode())
+
+
+def test_a_submitted_job_is_stopped_by_ray_and_needs_a_cluster(owner, tmp_path, capsys, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "runs" / "alive"
+    found = status.read_status(folder)
+    status.write_status(folder, replace(found, job="raysubmit_1"))
+    code, said = run(capsys, "stop", "alive", "--root", str(tmp_path), "--dry-run")
+    assert code == 0 and "ray job stop raysubmit_1" in said
+    with pytest.raises(UserError, match="no cluster is named") as caught:
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+    assert "RAY_API_SERVER_ADDRESS" in str(caught.value)
+    assert owner.poll() is None
+
+
+def test_folders_without_a_status_are_counted_and_unknown_runs_named(tmp_path, capsys):
+    leave(tmp_path, "done")
+    (tmp_path / "runs" / "from-before").mkdir()
+    assert "folders without a status.json, left out: 1" in run(capsys, "list", "--root", str(tmp_path))[1]
+    with pytest.raises(UserError, match="no run 'don'") as caught:
+        run(capsys, "show", "don", "--root", str(tmp_path))
+    assert "name one of: done" in str(caught.value)
