@@ -21,7 +21,7 @@ REAL ?= real
 ALONE := ray or alone
 NOT_NOW := real or long
 
-.PHONY: help setup full tune-demo test test-real test-long chaos overfit-coco bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
+	@echo "make bench      speed against the bars, with dated results below build/bench; bench-quick: in minutes, with more noise"
 	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make setup      the environment in $(VENV), from $(LOCK)"
@@ -90,6 +91,12 @@ chaos: setup
 
 overfit-coco: setup
 	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"
+
+# One after the other, each for itself on a quiet machine; all of them run even if one fails.
+bench bench-quick: setup
+	@code=0 && for file in tests/benchmarks/bench_*.py; do \
+		PYTHONPATH=platform timeout 3600 $(BIN)/python "$$file" $(if $(filter bench-quick,$@),--quick) || code=1; \
+	done && $(BIN)/python tests/benchmarks/rows.py && exit $$code
 
 bench-tune: setup
 	PYTHONPATH=platform timeout 900 $(BIN)/python tests/benchmarks/tune_overhead.py
