@@ -41,18 +41,18 @@ def attend(
     Returns:
         (B, heads, N, Dv).
     """
+    head_dim, value_dim = q.shape[-1], v.shape[-1]
+    scale = head_dim**-0.5 if scale is None else scale
     on_cpu = q.device.type == "cpu"
     if on_cpu and q.dtype == torch.bfloat16:
-        return attend_by_products(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        return attend_by_products(q, k, v, mask, scale)
     limit = batch_limit or (CUDA_BATCH_LIMIT if q.is_cuda else q.shape[0])
     if q.shape[0] > limit:
         pieces = [slice(start, start + limit) for start in range(0, q.shape[0], limit)]
         return torch.cat([attend(q[p], k[p], v[p], None if mask is None else mask[p], scale, limit) for p in pieces])
-    head_dim, value_dim = q.shape[-1], v.shape[-1]
     if not on_cpu or head_dim == value_dim:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     # The fused CPU kernel takes D = Dv only; zero channels make them equal and change no result.
-    scale = head_dim**-0.5 if scale is None else scale
     width = max(head_dim, value_dim)
     q, k, v = (functional.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :value_dim]
