@@ -112,11 +112,12 @@ class WindowAttention(nn.Module):
 
         # Windows are cut before qkv, so that C channels are copied, not 3 C; q, k and v are views of the product.
         x = x.reshape(batch, rows, win_h, columns, win_w, dim).transpose(2, 3)
-        q, k, v = self.qkv(x.reshape(-1, win_h * win_w, dim)).chunk(3, dim=-1)
-        out = attend(*(t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)), mask)
+        qkv = self.qkv(x.reshape(-1, win_h * win_w, dim)).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in qkv)
+        out = attend(q, k, v, mask)
         out = out.transpose(1, 2).reshape(batch, rows, columns, win_h, win_w, dim)
 
-        values = v.unflatten(1, (win_h, win_w)).unflatten(0, (batch, rows, columns))
+        values = qkv[2].unflatten(1, (win_h, win_w)).unflatten(0, (batch, rows, columns))
         if self.local_interaction == "lem":
             if real is not None:
                 values = values * real.view(1, rows, columns, win_h, win_w, 1)
@@ -213,8 +214,8 @@ class ScalableAttention(nn.Module):
         else:
             reduced = self._reduce(x)
             k, v = self.k(reduced), self.v(reduced)
-        heads = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = attend(*heads, scale=self.scale).transpose(1, 2).reshape(batch, height, width, -1)
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = attend(q, k, v, scale=self.scale).transpose(1, 2).reshape(batch, height, width, -1)
         return self.proj(out)  # type: ignore[no-any-return]
 
     def _reduce(self, x: Tensor) -> Tensor:
