@@ -174,7 +174,7 @@ def test_variants(name: str, channels: tuple[int, ...], depths: tuple[int, ...],
     assert tuple(info["num_chs"] for info in model.feature_info) == channels
     assert tuple(len(stage) for stage in model.stages) == depths
     blocks = [block for stage in model.stages for block in stage]
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    rates = [block.drop_prob for block in blocks]
     assert rates == pytest.approx([rate * index / (len(blocks) - 1) for index in range(len(blocks))])
     for stage in model.stages:
         kinds = [type(block.attn) for block in stage]

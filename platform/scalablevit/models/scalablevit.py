@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import Mlp, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -50,20 +50,51 @@ class PositionEncodingGenerator(nn.Module):
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP with stochastic depth, (B, H, W, C) -> (B, H, W, C)."""
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type that a linear layer gives for `x`."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
 
-    def __init__(self, dim: int, attention: nn.Module, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = attention
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=MLP_RATIO * dim)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+class BranchNorm(nn.LayerNorm):
+    """LayerNorm at the start of a branch, in the type that the branch computes in.
+
+    Autocast leaves a norm in float32 on CUDA. Cast once here, the map is read by all layers at half size.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return super().forward(x).to(computing_type(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, dim: int, attention: nn.Module, drop_prob: float) -> None:
+        super().__init__()
+        self.norm1 = BranchNorm(dim, eps=NORM_EPS)
+        self.attn = attention
+        self.norm2 = BranchNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, hidden_features=MLP_RATIO * dim)
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); `keep` (2, B, 1, 1, 1) is what the images' branches are multiplied by."""
+        attended = self.attn(self.norm1(x))
+        x = x + (attended if keep is None else attended * keep[0])
+        transformed = self.mlp(self.norm2(x))
+        return x + (transformed if keep is None else transformed * keep[1])  # type: ignore[no-any-return]
+
+
+def draw_keep(drop_probs: Sequence[float], like: Tensor) -> Tensor:
+    """Stochastic depth of a stage: (blocks, 2, B, 1, 1, 1), 0 for a branch that an image skips, else 1 / (1 - p).
+
+    Drawn at once: at small batches a GPU waits for kernels to start, and each block would start four for it. The
+    probabilities are evenly spaced, so that they are made on the device, for which nothing has to wait.
+    """
+    kept = torch.linspace(1 - drop_probs[0], 1 - drop_probs[-1], len(drop_probs), device=like.device)
+    kept = kept.view(-1, 1, 1, 1, 1, 1)
+    return (kept.expand(-1, 2, like.shape[0], 1, 1, 1).bernoulli() / kept).to(computing_type(like))
 
 
 class ScalableViT(nn.Module):
@@ -188,8 +219,12 @@ class ScalableViT(nn.Module):
     def _forward_stage(self, stage: int, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, H', W', C) of the stage."""
         x = self.patch_embeds[stage](x)
-        for index, block in enumerate(cast("nn.ModuleList", self.stages[stage])):
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+        blocks = cast("list[Block]", self.stages[stage])
+        drop_probs = [block.drop_prob for block in blocks]
+        draws = draw_keep(drop_probs, x) if self.training and any(drop_probs) else None
+        for index, block in enumerate(blocks):
+            keep = None if draws is None or not block.drop_prob else draws[index]
+            x = checkpoint(block, x, keep) if self.grad_checkpointing else block(x, keep)
             if index == 0:
                 x = self.pos_block[stage](x)
         return x

@@ -37,14 +37,16 @@ def evaluate(
     metric = task.metric()
     bad = 0
     predict = task.predict_augmented if augmented else task.predict
-    for batch in batches:
-        bad += len(batch["bad"])
-        if batch["samples"] == 0:
-            continue
-        prepared = task.prepare(batch, "val", ())
-        with autocast:
-            predictions = predict(model, prepared)
-        metric.update(predictions, prepared)
+    # Autocast forgets its casts of the weights when the outermost region ends: with this one around they are made once.
+    with torch.autocast(autocast.device, enabled=False):
+        for batch in batches:
+            bad += len(batch["bad"])
+            if batch["samples"] == 0:
+                continue
+            prepared = task.prepare(batch, "val", ())
+            with autocast:
+                predictions = predict(model, prepared)
+            metric.update(predictions, prepared)
     metric.synchronize()
     model.train(was_training)
     total_bad = torch.tensor(bad, dtype=torch.int64, device=next(model.parameters()).device)

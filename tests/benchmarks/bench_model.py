@@ -1,0 +1,137 @@
+"""ScalableViT-S at 224 x 224 against its plain form, and where there is a GPU against timm's compiled Swin-T.
+
+    python tests/benchmarks/bench_model.py [--quick]
+
+Without a GPU: bytes and kernels counted on fake tensors, and processor time of one thread, all sides in turn.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from gpu_model import gpu_rows
+from plain_scalablevit import PlainScalableViT, PlainWindowAttention
+from rows import Row, benchmark_options, report
+from timing import interleaved, speed_up, spread
+from torch import Tensor, nn
+from torch.nn import functional
+from traffic import count_forward, count_step
+
+import scalablevit.models  # noqa: F401  registers the variants
+from scalablevit.models.attention import WindowAttention
+
+COUNTED_SHAPE = (128, 3, 224, 224)
+BATCH = 8
+WINDOW_BATCH = 32  # one layer alone has room for it
+
+
+def main() -> int:
+    quick = benchmark_options(__doc__).parse_args().quick
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    times: dict[str, Any] = {}
+    rows = counted_rows()
+    for part in (inference_rows, step_rows, window_rows):
+        rows += part(5 if quick else 15, times)
+    settings = {
+        "model": "scalablevit_small, 224 x 224, stochastic depth 0.2 in training",
+        "counted_batch": COUNTED_SHAPE[0],
+        "timed_batch": {"model": BATCH, "IWSA": WINDOW_BATCH},
+        "clock": "processor time of one thread",
+        "times": times,
+    }
+    report("model", rows + gpu_rows(quick, settings), settings)
+    return 0
+
+
+def counted_rows() -> list[Row]:
+    """What the two forms move, which is the same in every run."""
+    with torch.device("meta"):
+        models = timm.create_model("scalablevit_small"), PlainScalableViT()
+    rows = []
+    for work, count, bars in (
+        ("forward", count_forward, (0.70, 0.77)),
+        ("forward + backward", count_step, (0.75, 0.70)),
+    ):
+        ours, plain = (count(model, COUNTED_SHAPE) for model in models)
+        mib = plain.moved_bytes / COUNTED_SHAPE[0] / 2**20
+        kernels = plain.kernels.total()
+        what = "bf16 autocast" if count is count_forward else "bf16"
+        rows += [
+            Row(f"bytes moved, {work}", bars[0], ours.moved_bytes / plain.moved_bytes,
+                f"plain form, {what}: {mib:.0f} MiB an image", at_most=True),
+            Row(f"kernels, {work}", bars[1], ours.kernels.total() / kernels,
+                f"plain form, {what}: {kernels} kernels", at_most=True),
+        ]  # fmt: skip
+    return rows
+
+
+def both_forms() -> tuple[nn.Module, nn.Module]:
+    ours, plain = timm.create_model("scalablevit_small"), PlainScalableViT()
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+def inference_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
+    ours, plain = (model.eval() for model in both_forms())
+    images = torch.randn(BATCH, 3, 224, 224)
+
+    def half() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            ours(images)
+
+    # As in evaluation: within an outer region autocast casts the weights once, not in every pass.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        seconds = interleaved({"ours": partial(ours, images), "plain": partial(plain, images), "bf16": half}, rounds)
+    times["inference"] = spread(seconds)
+    return [
+        Row("CPU inference, float32", 1.10, speed_up(seconds, "ours", "plain"), "plain form"),
+        Row("CPU inference, bf16", 1.90, speed_up(seconds, "bf16", "ours"), "our own float32"),
+    ]
+
+
+def step_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
+    """Forward, loss, backward and AdamW."""
+    images, labels = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH)
+    ways = {
+        name: partial(step, model.train(), torch.optim.AdamW(model.parameters(), lr=1e-6), images, labels)
+        for name, model in zip(("ours", "plain"), both_forms(), strict=True)
+    }
+    seconds = interleaved(ways, rounds, warm_up=1)
+    times["training step"] = spread(seconds)
+    return [Row("CPU training step, float32", 1.03, speed_up(seconds, "ours", "plain"), "plain form")]
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def window_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
+    ours, plain = WindowAttention(64, 2), PlainWindowAttention(64, 2)
+    plain.load_state_dict(ours.state_dict())
+    tokens = torch.randn(WINDOW_BATCH, 56, 56, 64, requires_grad=True)
+    forwards: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: ours(tokens),
+        "plain": lambda: plain(tokens.flatten(1, 2), 56, 56),
+    }
+    with torch.no_grad():
+        forward = interleaved(forwards, rounds)
+    both = interleaved({name: partial(backward, way) for name, way in forwards.items()}, rounds)
+    times["IWSA of stage 1"] = {"forward": spread(forward), "forward + backward": spread(both)}
+    return [
+        Row("CPU IWSA of stage 1, forward", 1.50, speed_up(forward, "ours", "plain"), "plain form, float32"),
+        Row("CPU IWSA of stage 1, forward + backward", 1.50, speed_up(both, "ours", "plain"), "plain form, float32"),
+    ]
+
+
+def backward(forward: Callable[[], Tensor]) -> None:
+    forward().sum().backward()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
