@@ -44,7 +44,9 @@ class Node:
         with log.open("w") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT,
                                             start_new_session=True)  # fmt: skip
-        wait_for(lambda: "Ray runtime started" in log.read_text() or self.process.poll() is not None, NODE_S, log.read_text)
+        wait_for(
+            lambda: "Ray runtime started" in log.read_text() or self.process.poll() is not None, NODE_S, log.read_text
+        )
         assert self.process.poll() is None, log.read_text()
 
     def end(self) -> None:
