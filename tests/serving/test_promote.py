@@ -1,7 +1,6 @@
 """From candidate to champion and back: the alias moves only through the gate, and why is written down."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
 
 EVEN = ["promotion.margin=-1", "promotion.resamples=100"]  # untrained models: whoever wins, wins by luck
-
-
-@pytest.fixture(scope="module")
-def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root of its own with a registered model of each task, versions 1 and 2 by different seeds."""
-    place = tmp_path_factory.mktemp("registry") / "root"
-    shutil.copytree(root, place)
-    for name in ("pretrain", "segment", "detect"):
-        given = ["stages.detect.task.score_threshold=0.0"] if name == "detect" else []
-        for seed in (0, 1):
-            register(place, finished_run(place, name, *given, seed=seed), f"toy-{name}")
-    return place
 
 
 @pytest.fixture
@@ -143,21 +130,16 @@ def test_a_cluster_scores_as_this_process_does(registry, monkeypatch):
     """On a node with the recipe's resources of one worker."""
     import ray
 
+    from scalablevit.jobs.cluster import PACKAGE
     from scalablevit.serving.gate import figure_of
 
     found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
     stage = promote._on_same_data(found, promote._resolve(found, [], registry))
     here = promote._contend(found, stage, registry)
-    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(promote_package())]})
+    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(PACKAGE)]})
     monkeypatch.setenv("RAY_ADDRESS", "local")
     try:
         there = promote._contend(found, stage, registry)
     finally:
         ray.shutdown()
     assert figure_of(there.score) == figure_of(here.score)
-
-
-def promote_package() -> Path:
-    from scalablevit.jobs.cluster import PACKAGE
-
-    return PACKAGE
