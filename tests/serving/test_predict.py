@@ -49,8 +49,10 @@ def table(file: Path) -> list[dict[str, str]]:
 
 def test_classes_of_a_folder(root, tmp_path, capsys):
     images = val_images(root, "pretrain")
-    assert run(root, "pretrain", images, tmp_path / "out") == 0
+    tracking = "tracking.uri=http://me:canary-4711@127.0.0.1:9"
+    assert run(root, "pretrain", images, tmp_path / "out", tracking) == 0
     assert "answered 12 of 12 images" in capsys.readouterr().out
+    assert "canary-4711" not in (tmp_path / "out" / "prediction.json").read_text()
     lines = table(tmp_path / "out" / "labels.csv")
     files = [line["file"] for line in lines]
     assert files == sorted(str(path.relative_to(images)) for path in images.rglob("*.jpg"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, masked
 from scalablevit.config.loading import override_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
         print("dry run: nothing was written")
         return 0
     note = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
-            "ignored": len(ignored), "overrides": options.overrides, "finished": False}  # fmt: skip
+            "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides],
+            "finished": False}  # fmt: skip
     try:
         bad = _write(stage, tuple(config["classes"]), weights, (images, names), out, note, root)
     except OSError as error:
