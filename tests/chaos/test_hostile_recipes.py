@@ -49,6 +49,7 @@ training:
   not_finite: {limit: 2}
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
+promotion: {metric: null, least: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}
 """
 DATA = """
   root: set
@@ -188,6 +189,8 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("cluster.min_workers", 2)], "min_workers (2)"),
     ("classification", [("data", yaml.safe_load(KINDS["detection"])["data"] | {"root": "r"})], "needs data.source"),
     ("detection", [("data.instance_masks", False)], "data.instance_masks must be true"),
+    ("classification", [("promotion.metric", "miou")], "promotion.metric must be top1 or top5 here, not miou"),
+    ("detection", [("task.head", "retinanet"), ("promotion.metric", "mask_ap")], "must be box_ap here, not mask_ap"),
     ("classification", [("cluster.workers", 3), ("training.accumulation", 4)], "(3 x 4 = 12)"),
 ]
 

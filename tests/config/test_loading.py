@@ -464,7 +464,7 @@ def test_data_and_parents_change_a_run(write: Any) -> None:
 def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     stage = stage_of(write(ONE_STAGE))
     part, whole = hashed_part(stage), stage.model_dump(mode="json")
-    assert set(whole) - set(part) == {"cluster", "tracking"}
+    assert set(whole) - set(part) == {"cluster", "tracking", "promotion"}
     assert set(whole["data"]) - set(part["data"]) == {"root"}
     assert set(whole["training"]) - set(part["training"]) == {
         "checkpoint_every", "keep", "log_every_steps", "not_finite", "on_failed_checkpoint",

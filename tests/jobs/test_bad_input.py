@@ -184,7 +184,9 @@ def test_a_recipe_without_the_stage_of_a_script_is_refused(script, kind, root):
     assert done.returncode == 2 and f"no {kind} stage" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["full", "pretrain", "segment", "detect", "evaluate", "sync"])
+@pytest.mark.parametrize(
+    "script", ["full", "pretrain", "segment", "detect", "evaluate", "export", "predict", "promote", "sync"]
+)
 def test_every_script_has_help_worth_reading(script):
     done = run(ROOT / "pipelines" / f"{script}.py", "--help")
     assert done.returncode == 0 and len(done.stdout) > 400 and "--root" in done.stdout

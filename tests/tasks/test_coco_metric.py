@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from faster_coco_eval import mask as run_lengths
+from coco_scenes import CLASSES, Scene, figures_of, made_scene, made_scenes, metric_of
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,88 +22,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.coco_metric import CocoMetric
 
-CLASSES = ("sky, clear", "road", "car", "tree", "boat")
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-Scene = tuple[int, Instances, dict[str, Any]]
-"""Number, truth, detections."""
-
-
-def _box(draws: np.random.Generator, height: int, width: int) -> list[float]:
-    """Of any size from a few pixels to most of the image."""
-    wide, high = (4 + (side - 5) * draws.random() ** 2 for side in (width, height))
-    left, top = draws.random() * (width - wide), draws.random() * (height - high)
-    return [left, top, left + wide, top + high]
-
-
-def _ellipse(box: Any, height: int, width: int) -> np.ndarray:
-    left, top, right, bottom = box
-    rows, columns = np.mgrid[:height, :width] + 0.5
-    across = (columns - (left + right) / 2) / max((right - left) / 2, 0.5)
-    down = (rows - (top + bottom) / 2) / max((bottom - top) / 2, 0.5)
-    return (across**2 + down**2 <= 1).astype(np.uint8)
-
-
-def _encoded(boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-    if not len(boxes):
-        return []
-    masks = np.stack([_ellipse(box, height, width) for box in boxes], axis=2)
-    return list(run_lengths.encode(np.asfortranarray(masks)))
-
-
-def _scene(draws: np.random.Generator, number: int, *, objects: int, found: int, classes: int = 4) -> Scene:
-    """Objects, some of them crowds, and detections: objects moved by a little or a lot, and boxes from nowhere."""
-    height, width = (int(side) for side in draws.integers(40, 300, 2))
-    boxes = np.array([_box(draws, height, width) for _ in range(objects)], np.float32).reshape(-1, 4)
-    labels = draws.integers(0, classes, objects)
-    masks = _encoded(boxes, height, width)
-    areas = np.array([run_lengths.area(mask) for mask in masks], np.float32)
-    truth = Instances((height, width), boxes, labels, draws.random(objects) < 0.15, areas, masks)
-    guesses, names = [], []
-    for _ in range(found):
-        if objects and draws.random() < 0.7:
-            chosen = int(draws.integers(objects))
-            sides = np.tile(boxes[chosen][2:] - boxes[chosen][:2], 2)
-            box = boxes[chosen] + draws.normal(0, 1, 4) * draws.choice([0.02, 0.1, 0.5]) * sides
-            right = draws.random() < 0.9
-            names.append(int(labels[chosen]) if right else int(draws.integers(classes)))
-            box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]) + 1, max(box[1], box[3]) + 1]
-        else:
-            box = _box(draws, height, width)
-            names.append(int(draws.integers(classes)))
-        guesses.append(box)
-    shown = np.array(guesses, np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
-    order = np.argsort(-(scores := draws.random(found).astype(np.float32)), kind="stable")
-    detections = {
-        "boxes": torch.from_numpy(shown[order]),
-        "scores": torch.from_numpy(scores[order]),
-        "labels": torch.tensor(names, dtype=torch.int64)[order.tolist()],
-        "masks": _encoded(shown[order], height, width),
-    }
-    return number, truth, detections
-
-
-def _scenes(seed: int) -> list[Scene]:
-    """Usual ones, images without objects, without detections, with neither, and one with over 100 detections."""
-    draws = np.random.default_rng(seed)
-    counts = [(5, 9), (0, 4), (3, 0), (0, 0), (12, 130), (1, 1), (8, 20)]
-    return [_scene(draws, 3 * n, objects=objects, found=found) for n, (objects, found) in enumerate(counts)]
-
-
-def _metric(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> CocoMetric:
-    metric = CocoMetric(CLASSES, masks=masks)
-    for start in range(0, len(scenes), batch):
-        part = scenes[start : start + batch]
-        metric.update(
-            [found for _, _, found in part],
-            {"index": torch.tensor([number for number, _, _ in part]), "instances": [truth for _, truth, _ in part]},
-        )
-    return metric
-
-
-def _figures(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:
-    metric = _metric(scenes, masks=masks)
-    metric.synchronize()
-    return metric.compute()
 
 
 def _as_text(mask: dict[str, Any]) -> dict[str, Any]:
@@ -148,8 +67,8 @@ def _pycocotools(scenes: list[Scene], kind: str) -> COCOeval:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_figures_are_pycocotools(seed: int) -> None:
-    scenes = _scenes(seed)
-    figures = _figures(scenes)
+    scenes = made_scenes(seed)
+    figures = figures_of(scenes)
     assert figures["val/samples"] == len(scenes)
     named = 1
     for name, kind in (("box", "bbox"), ("mask", "segm")):
@@ -170,7 +89,7 @@ def test_figures_are_pycocotools(seed: int) -> None:
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_all_twelve_figures_of_the_summary_are_pycocotools(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Recalls too, which the metric does not report."""
-    scenes, seen = _scenes(11), []
+    scenes, seen = made_scenes(11), []
     named = CocoMetric._named
 
     def spy(metric: CocoMetric, name: str, evaluation: Any) -> dict[str, float]:
@@ -178,30 +97,30 @@ def test_all_twelve_figures_of_the_summary_are_pycocotools(monkeypatch: pytest.M
         return named(metric, name, evaluation)
 
     monkeypatch.setattr(CocoMetric, "_named", spy)
-    _figures(scenes)
+    figures_of(scenes)
     (ours,) = [evaluation for evaluation in seen if evaluation.params.iouType == kind]
     theirs = _pycocotools(scenes, kind)
     np.testing.assert_allclose(ours.stats[:12], theirs.stats, atol=1e-12)
 
 
 def test_boxes_alone_need_no_masks() -> None:
-    scenes = _scenes(1)
+    scenes = made_scenes(1)
     bare = [
         (number, Instances(truth.size, truth.boxes, truth.labels, truth.crowd, truth.areas, None), found)
         for number, truth, found in scenes
     ]
     for _, _, found in bare:
         found.pop("masks")
-    figures = _figures(bare, masks=False)
+    figures = figures_of(bare, masks=False)
     assert not [name for name in figures if "mask" in name]
-    expected = _figures(_scenes(1))
+    expected = figures_of(made_scenes(1))
     assert figures == {name: value for name, value in expected.items() if "mask" not in name}
 
 
 def test_the_order_of_images_and_batches_changes_nothing() -> None:
-    scenes = _scenes(2)
-    expected = _figures(scenes)
-    shuffled = _metric(scenes[::-1], batch=5)
+    scenes = made_scenes(2)
+    expected = figures_of(scenes)
+    shuffled = metric_of(scenes[::-1], batch=5)
     shuffled.synchronize()
     assert shuffled.compute() == expected
 
@@ -217,7 +136,7 @@ def test_figures_by_hand() -> None:
         "labels": torch.tensor([1, 1]),
     }
     share = 51 / 101  # of 101 recalls those up to 0.5
-    assert _figures([(4, truth, found)], masks=False) == pytest.approx(
+    assert figures_of([(4, truth, found)], masks=False) == pytest.approx(
         {
             "val/samples": 1, "val/box_ap": share, "val/box_ap50": share, "val/box_ap75": share,
             "val/box_ap_medium": share, "val/box_ap/road": share,
@@ -227,14 +146,14 @@ def test_figures_by_hand() -> None:
 
 def test_no_detection_at_all_is_an_average_precision_of_zero() -> None:
     draws = np.random.default_rng(0)
-    scenes = [_scene(draws, number, objects=4, found=0) for number in range(2)]
-    figures = _figures(scenes)
+    scenes = [made_scene(draws, number, objects=4, found=0) for number in range(2)]
+    figures = figures_of(scenes)
     assert figures["val/box_ap"] == figures["val/mask_ap"] == 0
     assert set(figures.values()) == {0.0, 2.0}
 
 
 def _crowds_only() -> list[Scene]:
-    number, truth, found = _scene(np.random.default_rng(0), 0, objects=2, found=3)
+    number, truth, found = made_scene(np.random.default_rng(0), 0, objects=2, found=3)
     crowds = Instances(truth.size, truth.boxes, truth.labels, np.ones(2, bool), truth.areas, truth.masks)
     return [(number, crowds, found)]
 
@@ -242,8 +161,8 @@ def _crowds_only() -> list[Scene]:
 @pytest.mark.parametrize(
     "scenes",
     [
-        [_scene(np.random.default_rng(0), 0, objects=0, found=3)],
-        [_scene(np.random.default_rng(0), 0, objects=0, found=0)],
+        [made_scene(np.random.default_rng(0), 0, objects=0, found=3)],
+        [made_scene(np.random.default_rng(0), 0, objects=0, found=0)],
         _crowds_only(),
         [],
     ],
@@ -251,18 +170,18 @@ def _crowds_only() -> list[Scene]:
 )
 def test_a_split_without_objects_is_the_users_to_mend(scenes: list[Scene]) -> None:
     with pytest.raises(UserError, match="validation split"):
-        _figures(scenes)
+        figures_of(scenes)
 
 
 def test_no_image_counts_twice() -> None:
-    metric = _metric(_scenes(0))
+    metric = metric_of(made_scenes(0))
     with pytest.raises(ValueError, match="image 3 was evaluated twice"):
-        metric.update([_scenes(0)[1][2]], {"index": torch.tensor([3]), "instances": [_scenes(0)[1][1]]})
+        metric.update([made_scenes(0)[1][2]], {"index": torch.tensor([3]), "instances": [made_scenes(0)[1][1]]})
 
 
 def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        _figures(_scenes(3))
+        figures_of(made_scenes(3))
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
 
@@ -270,17 +189,17 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
 RANK_1 = """
 import json, pickle, sys, torch.distributed as dist
 sys.path.insert(0, sys.argv[3])
-from test_coco_metric import _figures
+from coco_scenes import figures_of
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
-print(json.dumps([_figures(scenes) for scenes in pickle.load(open(sys.argv[2], "rb"))]))
+print(json.dumps([figures_of(scenes) for scenes in pickle.load(open(sys.argv[2], "rb"))]))
 dist.destroy_process_group()
 """
 
 
 def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     """Also where one of them saw no image; the second rank starts from the last one."""
-    scenes = _scenes(4)
-    expected = _figures(scenes)
+    scenes = made_scenes(4)
+    expected = figures_of(scenes)
     shares = (3, 0, len(scenes))
     store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
     others.write_bytes(pickle.dumps([scenes[len(scenes) - share :][::-1] for share in shares]))
@@ -289,7 +208,7 @@ def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
     try:
-        figures = [_figures(scenes[: len(scenes) - share]) for share in shares]
+        figures = [figures_of(scenes[: len(scenes) - share]) for share in shares]
     finally:
         dist.destroy_process_group()
     assert figures == [expected] * len(shares)
@@ -298,7 +217,7 @@ def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
 
 def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
     """Or the others would wait for the one that refuses."""
-    scenes = [_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
+    scenes = [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
     store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
     others.write_bytes(pickle.dumps([scenes[1:]]))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -307,7 +226,7 @@ def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> Non
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
     try:
         with pytest.raises(UserError, match="validation split"):
-            _figures(scenes[:1])
+            figures_of(scenes[:1])
     finally:
         dist.destroy_process_group()
     assert "UserError" in other.communicate(timeout=200)[1]

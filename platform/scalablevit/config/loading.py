@@ -325,8 +325,11 @@ def _kind(model: type[BaseModel]) -> str | None:
 
 
 def hashed_part(stage: Stage) -> dict[str, Any]:
-    """What makes a stage's run the same run: all but cluster, tracking, logging, retention and the data's place."""
-    part = stage.model_dump(mode="json", exclude={"cluster", "tracking"})
+    """What makes a stage's run the same run.
+
+    All but cluster, tracking, promotion, logging, retention and the data's place.
+    """
+    part = stage.model_dump(mode="json", exclude={"cluster", "tracking", "promotion"})
     part["data"].pop("root")
     for name, field in type(stage.training).model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hashed") is False:

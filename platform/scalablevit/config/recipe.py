@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scalablevit.config.data import CocoInstances, Data
+from scalablevit.config.promotion import FIGURES, Promotion
 from scalablevit.config.section import NOT_HASHED, OptionValue, PositiveInt, Section
 from scalablevit.config.task import Detection, Task
 
@@ -224,6 +225,7 @@ class Stage(Section):
     training: Training
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    promotion: Promotion = Promotion()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -237,6 +239,10 @@ class Stage(Section):
         needs_masks = isinstance(self.task, Detection) and self.task.head == "mask_rcnn"
         if needs_masks and isinstance(self.data, CocoInstances) and not self.data.instance_masks:
             raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")
+        figures = FIGURES[self.task.kind]
+        if self.promotion.metric not in (None, *figures) or (self.promotion.metric == "mask_ap" and not needs_masks):
+            known = [figure for figure in figures if figure != "mask_ap" or needs_masks]
+            raise ValueError(f"promotion.metric must be {' or '.join(known)} here, not {self.promotion.metric}")
         needed = self.cluster.workers * self.training.accumulation
         if self.training.global_batch < needed:
             raise ValueError(

@@ -62,6 +62,7 @@ _OTHER_DATA = "it changes the data, and figures on different data cannot be comp
 NOT_SEARCHED = {
     "cluster": _UNTRAINED,
     "tracking": _UNTRAINED,
+    "promotion": _UNTRAINED,
     "training.checkpoint_every": _UNTRAINED,
     "training.keep": _UNTRAINED,
     "training.log_every_steps": _UNTRAINED,

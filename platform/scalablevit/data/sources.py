@@ -251,6 +251,29 @@ def open_class_folders(folder: Path) -> Source:
         raise _cannot_list(error, folder, where) from error
 
 
+def list_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files in a folder and its subfolders, by their suffix, and the other files there: relative names, sorted.
+
+    Hidden files are left out.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images, or a link leads out of it.
+    """
+    try:
+        listing = _list_files(folder, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot list {shown(error.filename or folder)}: {error.strerror or error}",
+            where=shown(folder),
+            fix="name a folder of images that can be read",
+        ) from None
+    _refuse_links(listing.links, folder, shown(folder))
+    images = [name for name in listing.files if _suffix(name) in IMAGE_SUFFIXES]
+    if not images:
+        raise UserError("no images here", where=shown(folder), fix=f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return images, [name for name in listing.files if _suffix(name) not in IMAGE_SUFFIXES]
+
+
 def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) -> Source:
     where = f"data.{split}.images"
     part = data.train if split == "train" else data.val

@@ -198,10 +198,24 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
         if resolved.initial is not None and Path(resolved.initial.location).is_absolute():
             wanted[resolved.initial.location] = f"{keys}model.init ({resolved.initial.location})"
     try:
-        missing = unreadable_on(node_ids, list(wanted))
+        refuse_unseen(wanted, node_ids)
     finally:
         for probe in probes.values():
             probe.unlink()
+
+
+def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
+    """Make sure that every node reads some paths of this machine.
+
+    Args:
+        wanted: by path, how errors name it.
+        node_ids: None: all that are alive.
+
+    Raises:
+        UserError: names the paths and the nodes that do not see them.
+    """
+    node_ids = node_ids or [node["NodeID"] for node in _alive_nodes()]
+    missing = unreadable_on(node_ids, list(wanted))
     blind = sorted(node for node, paths in missing.items() if paths)
     if blind:
         paths = {path for node in blind for path in missing[node]}

@@ -17,19 +17,12 @@ class ImageModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from `config.json` and fill it from safetensors: nothing is unpickled."""
-        import safetensors.torch
-        import torch
-
         from scalablevit.config.recipe import Stage
-        from scalablevit.tasks.task import build_task
+        from scalablevit.serving.network import load_trained
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
-        self.stage = Stage.model_validate_json(json.dumps(config["stage"]))
-        self.task = build_task(self.stage, tuple(config["classes"]))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = self.task.build_model()
-        self.network.load_state_dict(safetensors.torch.load_file(context.artifacts["weights"]))
-        self.network.to(self.device).eval()
+        stage = Stage.model_validate_json(json.dumps(config["stage"]))
+        self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 
     def predict(  # type: ignore[no-untyped-def]
         self,
@@ -47,15 +40,16 @@ class ImageModel(PythonModel):
 
         from scalablevit.data.decoding import BadSample, decode_image
 
+        trained = self.trained
         encoded = model_input.iloc[:, INPUT_COLUMN].tolist() if isinstance(model_input, pd.DataFrame) else model_input
         answers = []
         for number, content in enumerate(encoded):
             try:
-                image = decode_image(content, self.stage.data.max_pixels, f"image {number}")
+                image = decode_image(content, trained.stage.data.max_pixels, f"image {number}")
             except BadSample as error:
                 raise MlflowException.invalid_parameter_value(f"image {number}: {error.reason}") from None
             with torch.inference_mode():
-                answers.append(self.task.answer(self.network, image, self.device))
+                answers.append(trained.task.answer(trained.network, image, trained.device))
         return pd.DataFrame(answers)
 
 

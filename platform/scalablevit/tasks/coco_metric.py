@@ -90,7 +90,7 @@ class CocoMetric:
         truth = COCO(self._truth())
         for kind in self.kinds:
             found = truth.loadRes(self._detections(kind))
-            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=_say_nothing)
+            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
             evaluation.run()
             self.figures |= self._named(kind, evaluation)
 
@@ -145,5 +145,5 @@ def _corner_and_size(box: Any) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def _say_nothing(*_lines: Any) -> None:
+def say_nothing(*_lines: Any) -> None:
     """Instead of the library's report of each evaluation."""

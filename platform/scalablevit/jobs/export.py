@@ -1,0 +1,132 @@
+"""A registered model or a finished run as ONNX and torch.export archives."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import override_stage
+from scalablevit.config.root import platform_root
+from scalablevit.data.names import shown
+from scalablevit.data.sources import list_images
+from scalablevit.jobs.evaluate import find_model
+
+if TYPE_CHECKING:
+    from scalablevit.serving.export import Exported
+
+NOTE = "export.json"
+IMAGES = 4
+"""Real ones that the exports are checked on."""
+EPILOG = f"""\
+MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
+recipe are read; nothing of the code in the registry is run.
+
+Each part is written as <part>.onnx and <part>.pt2 (torch.export), for any number of images of one size, and its answers
+to images of IMAGES are compared with the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32
+(N, 3, H, W) from 0 to 255, prepared as in evaluation (resized, and cropped for classification).
+  classification  network: logits (N, classes)
+  segmentation    network: logits (N, classes, H, W)
+  detection       network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
+                  also box_head and mask_head, which take pooled regions. Anchors, decoding, pooling and suppression
+                  stay outside.
+{NOTE} in DIR names classes, size, inputs, outputs and differences.
+
+Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can mend, as
+a model that an exporter refuses."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/export.py", description="Write a model as ONNX and torch.export archives, checked.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the exports")
+    parser.add_argument("--size", metavar="HxW", help="of the input, pixels (default: the recipe's evaluation size)")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, check and print; see `parse`."""
+    root = platform_root(options.root)
+    folder, out = options.images.expanduser(), options.out.expanduser()
+    names, _ = list_images(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
+    given = _size(options.size)
+    weights, config, sha256 = find_model(options.model, options.overrides, root)
+    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
+    stage = override_stage("export", stored, options.overrides, options.model).stages["export"]
+    # imported late: a mistake above is answered before anything slow is loaded
+    import torch
+
+    from scalablevit.data.decoding import BadSample, read_image
+    from scalablevit.serving.export import default_size, export_part, parts_of
+    from scalablevit.serving.network import load_trained
+
+    size = given or default_size(stage.data)
+    print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
+    print(
+        f"  input  (N, 3, {size[0]}, {size[1]}), checked on {min(IMAGES, len(names))} of {len(names)} images",
+        flush=True,
+    )
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    try:
+        images = [read_image(folder / name, stage.data.max_pixels) for name in names[:IMAGES]]
+    except BadSample as bad:
+        raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
+    out.mkdir(parents=True, exist_ok=True)
+    trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
+    exported = []
+    for part in parts_of(trained, images, size):
+        exported.append(export_part(part, out, f"{options.model} ({stage.model.name})"))
+        print(_line(exported[-1]), flush=True)
+    note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+            "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
+    (out / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    if not all(each.faithful for each in exported):
+        print("an export answers otherwise than the model: do not use it")
+        return 1
+    return 0
+
+
+def _size(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    sides = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", given)
+    if sides is None:
+        raise UserError(f"{given!r} is no size", where="--size", fix="write height and width in pixels, as in 512x512")
+    return int(sides[1]), int(sides[2])
+
+
+def _line(exported: "Exported") -> str:
+    compared = ", ".join(
+        f"{file.name} differs by {difference:.3g} at most"
+        for file, difference in zip(exported.files, exported.differences, strict=True)
+    )
+    return f"  {exported.part.name}: {compared} (largest output {exported.largest:.3g})"
+
+
+def _facts(exported: "Exported") -> dict[str, Any]:
+    part = exported.part
+    return {
+        "name": part.name,
+        "input": {part.input_name: ["N", *part.inputs.shape[1:]]},
+        "outputs": {name: ["N", *each.shape[1:]] for name, each in zip(part.outputs, part.expected, strict=True)},
+        "largest_difference": {
+            file.name: difference for file, difference in zip(exported.files, exported.differences, strict=True)
+        },
+        "largest_output": exported.largest,
+    }

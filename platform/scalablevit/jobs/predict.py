@@ -1,0 +1,193 @@
+"""A folder of images, answered by a registered model or a finished run."""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError, masked
+from scalablevit.config.loading import override_stage
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root
+from scalablevit.data.names import shown
+from scalablevit.data.sources import list_images
+from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.result import without_secrets
+
+NOTE = "prediction.json"
+"""What was predicted with what, and whether it came to its end; also marks a folder as made by this script."""
+BAD = "bad_images.csv"
+SAY_EVERY_S = 10.0
+EPILOG = f"""\
+MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
+recipe are read; nothing of the code in the registry is run. Overrides change the recipe: task.score_threshold=0.5,
+tracking.uri=http://..., cluster.gpus_per_worker=1.
+
+What comes out, by the model's task (file names are relative to IMAGES):
+  classification  labels.csv: file, label, probability, top5
+  segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
+  detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg
+and {NOTE}. Images that cannot be decoded are named in {BAD} and left out of the rest.
+
+With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
+every node sees); without, this process answers them all.
+
+Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can mend."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/predict.py", description="Answer a folder of images with a registered model.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, with its subfolders")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the answers")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict and print; see `parse`."""
+    images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
+    root = platform_root(options.root)
+    names, ignored = list_images(images)
+    _check_out(out, images, options.overwrite)
+    weights, config, sha256 = find_model(options.model, options.overrides, root)
+    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
+    stage = without_secrets(override_stage("predict", stored, options.overrides, options.model).stages["predict"])
+    print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
+    print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    note = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
+            "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides],
+            "finished": False}  # fmt: skip
+    try:
+        bad = _write(stage, tuple(config["classes"]), weights, (images, names), out, note, root)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the answers: {error.strerror or error}",
+            where=shown(error.filename or out),
+            fix="free space or choose another --out; what is there is incomplete",
+        ) from None
+    return 1 if bad else 0
+
+
+def _check_out(out: Path, images: Path, overwrite: bool) -> None:
+    """Refuse a folder in which something would be lost, or in which answers would be taken for images.
+
+    Raises:
+        UserError: it is no folder, lies in IMAGES or around them, or holds other things.
+    """
+    here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UserError(
+            f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
+        )
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{shown(out)} is no folder", where="--out", fix="name a new or empty folder")
+    if not any(out.iterdir()):
+        return
+    if not (out / NOTE).is_file():
+        raise UserError(
+            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) lies there",
+            where="--out",
+            fix="name a new or empty folder",
+        )
+    if not overwrite:
+        raise UserError(
+            f"{shown(out)} holds an earlier prediction", where="--out", fix="name another, or add --overwrite"
+        )
+
+
+def _write(
+    stage: Stage,
+    classes: tuple[str, ...],
+    weights: str,
+    images: tuple[Path, list[str]],
+    out: Path,
+    note: dict[str, Any],
+    root: Path,
+) -> int:
+    """Answer all images into `out`; how many were bad."""
+    from scalablevit.serving.outputs import FILES, build_output
+    from scalablevit.serving.predict import Job
+
+    folder, names = images
+    output = build_output(stage.task.kind, classes, out)
+    out.mkdir(parents=True, exist_ok=True)
+    _clear(out, FILES)
+    _save_note(out, note)
+    job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
+    started, said, bad = time.monotonic(), time.monotonic(), 0
+    with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("file", "reason"))
+        for number, (name, answer) in enumerate(_answers(job, names, root, stage), start=1):
+            if "bad" in answer:
+                bad += 1
+                table.writerow((shown(name), answer["bad"]))
+                print(f"bad: {shown(name)}\t{answer['bad']}", flush=True)
+            else:
+                output.add(name, answer)
+            if time.monotonic() > said + SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"  {number} of {len(names)} images, {number / (said - started):.3g}/s", flush=True)
+    _save_note(out, {**note, "finished": True, "answered": len(names) - bad, "bad": bad})
+    seconds = time.monotonic() - started
+    print(f"answered {len(names) - bad} of {len(names)} images in {seconds:.1f} s; they are in {shown(out)}")
+    if bad:
+        print(f"{bad} images could not be decoded: {shown(out / BAD)}")
+    return bad
+
+
+def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, dict[str, Any]]]:
+    from scalablevit.serving.predict import predict_here, predict_on_ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return predict_here(job, names)
+    from scalablevit.jobs import cluster
+
+    cluster.connect([], root)
+    cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
+    one = {"workers": 1, "min_workers": None}
+    processes = cluster.copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    if not processes:
+        raise UserError(
+            f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "
+            f"{stage.cluster.gpus_per_worker:g} GPU",
+            where="cluster.cpus_per_worker, cluster.gpus_per_worker",
+            fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to predict in this process",
+        )
+    print(f"  cluster room for {processes} processes", flush=True)
+    return predict_on_ray(job, names, processes)
+
+
+def _clear(out: Path, files: Sequence[str]) -> None:
+    """Remove what an earlier prediction left, whose images and task may be others."""
+    for name in (*files, BAD):
+        if (out / name).is_dir() and not (out / name).is_symlink():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+
+
+def _save_note(out: Path, note: dict[str, Any]) -> None:
+    part = out / f".{NOTE}.part"
+    part.write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(out / NOTE)

@@ -1,0 +1,278 @@
+"""A candidate held against the champion on the same data; the alias moves only through the recipe's gate."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import override_stage
+from scalablevit.config.promotion import FIGURES
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.jobs.resolve import ResolvedStage, resolve
+from scalablevit.jobs.result import without_secrets
+from scalablevit.tracking import tags
+from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
+from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
+
+if TYPE_CHECKING:
+    from scalablevit.serving.gate import Gain
+    from scalablevit.serving.score import Score
+
+SAME_DATA = ("root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
+             "instance_masks")  # fmt: skip
+"""Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+NONE = "none"
+EPILOG = """\
+NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
+validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
+(platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005 promotion.sure=true
+promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. Where there
+is no champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired
+bootstrap over images) and the reasons are written on the candidate's version as tags, whatever comes out.
+
+Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
+machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one.
+
+Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can mend."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A registered version and what it did."""
+
+    version: RegisteredWeights
+    score: "Score"
+
+    @property
+    def weights_mb(self) -> float:
+        """10^6 bytes."""
+        return self.version.weights.stat().st_size / 1e6
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/promote.py", description="Make a candidate the champion if it passes the gate.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
+    parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
+    return parser.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, decide and say why; see `parse`."""
+    root = platform_root(options.root)
+    given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
+    uri = tracking_uri(given, root)
+    known = aliases(uri, options.name)
+    if options.rollback:
+        return _roll_back(uri, options.name, known.get(CHAMPION), dry_run=options.dry_run)
+    if CANDIDATE not in known:
+        raise UserError(
+            f"no version of {options.name} has the alias {CANDIDATE}",
+            where=f"{options.name}@{CANDIDATE}",
+            fix="every finished run registers one; or set the alias on the version that you mean",
+        )
+    if known.get(CHAMPION) == known[CANDIDATE]:
+        print(f"{options.name} version {known[CANDIDATE]} is the champion already")
+        return 0
+    versions = {
+        alias: resolve_weights(f"models:/{options.name}/{known[alias]}", uri, root / "cache" / "models")
+        for alias in (CANDIDATE, CHAMPION)
+        if alias in known
+    }
+    resolved = _resolve(versions[CANDIDATE], options.overrides, root)
+    print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
+    registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
+    if registered not in (None, resolved.digest):
+        print(f"  note    the candidate was trained with other data: {registered}")
+    stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
+    contenders = {alias: _contend(found, stages[alias], root) for alias, found in versions.items()}
+    return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
+
+
+def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
+    """The candidate's stage, its data checked."""
+    stored = {**candidate.config["stage"], "model": {**candidate.config["stage"]["model"], "init": None}}
+    recipe = override_stage("promote", stored, overrides, f"{candidate.name}/{candidate.version}")
+    resolved = resolve(recipe, root)[0]
+    _same_classes(candidate, resolved.classes)
+    return resolved
+
+
+def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+    if tuple(version.config["classes"]) != classes:
+        raise UserError(
+            f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} answers "
+            f"{', '.join(version.config['classes'])}",
+            where="data",
+            fix="name data with the model's classes; models of different classes cannot be compared",
+        )
+
+
+def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
+    """A version's own stage, with its own image sizes, on the candidate's samples and worker."""
+    _same_classes(version, resolved.classes)
+    stage = resolved.stage
+    stored = version.config["stage"]
+    if stored["task"]["kind"] != stage.task.kind:
+        raise UserError(
+            f"{version.name}/{version.version} is for {stored['task']['kind']}, the candidate for {stage.task.kind}",
+            where=version.name,
+            fix="register different tasks under different names (tracking.register_as)",
+        )
+    data = stage.data.model_dump(mode="json")
+    sections = {
+        "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
+        "model": {**stored["model"], "init": None},
+        "cluster": stage.cluster.model_dump(mode="json"),
+        "promotion": stage.promotion.model_dump(mode="json"),
+    }
+    alike = override_stage("promote", {**stored, **sections}, (), f"{version.name}/{version.version}")
+    return without_secrets(alike.stages["promote"])
+
+
+def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
+    """Score a version: on a node of the cluster that RAY_ADDRESS names, else in this process."""
+    from scalablevit.serving.score import score
+
+    print(f"  scoring {version.name} version {version.version}", flush=True)
+    arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
+                 _figure(stage))  # fmt: skip
+    if not os.environ.get("RAY_ADDRESS"):
+        return Contender(version, score(*arguments))
+    import ray
+
+    from scalablevit.jobs import cluster
+
+    if not ray.is_initialized():
+        cluster.connect([], root)
+    data = str(root / Path(stage.data.root).expanduser())
+    cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
+    task = ray.remote(score).options(num_cpus=stage.cluster.cpus_per_worker, num_gpus=stage.cluster.gpus_per_worker)
+    return Contender(version, ray.get(task.remote(*arguments)))
+
+
+def _figure(stage: Stage) -> str:
+    return stage.promotion.metric or FIGURES[stage.task.kind][0]
+
+
+def _decide(
+    uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
+) -> int:
+    """Show both, write why on the candidate, and move the alias if the gate passes."""
+    from scalablevit.serving.gate import failures, paired_gain
+
+    gate = resolved.stage.promotion
+    gain = None
+    if champion is not None:
+        if champion.score.tally.numbers != candidate.score.tally.numbers:
+            raise UserError(
+                "candidate and champion could not read the same samples",
+                where="data.val",
+                fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+            )
+        gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
+    missed = failures(gate, candidate.score, gain, candidate.weights_mb)
+    evidence = _evidence(candidate, champion, gain, resolved)
+    print(_table(evidence))
+    name, number = candidate.version.name, candidate.version.version
+    before = None if champion is None else champion.version.version
+    against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
+    verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
+    print(f"{name} version {number}: {verdict}")
+    if dry_run:
+        print("dry run: nothing was written or moved")
+        return 1 if missed else 0
+    written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(evidence)}
+    if missed:
+        write_tags(uri, name, number, written)
+        return 1
+    # before the move: a champion without the way back would be worse than a tag without its move
+    write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
+    move_champion(uri, name, before, number)
+    print(f"models:/{name}@{CHAMPION} is version {number}; `pipelines/promote.py {name} --rollback` takes it back")
+    return 0
+
+
+def _evidence(
+    candidate: Contender, champion: Contender | None, gain: "Gain | None", resolved: ResolvedStage
+) -> dict[str, Any]:
+    """Everything that the decision rests on, as plain values."""
+    gate = resolved.stage.promotion
+    return {
+        "at": _now(),
+        "figure": _figure(resolved.stage),
+        "images": len(candidate.score.tally.numbers),
+        "bad": candidate.score.bad,
+        "data_digest": resolved.digest,
+        "candidate": _facts(candidate),
+        "champion": None if champion is None else _facts(champion),
+        "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
+        "gate": gate.model_dump(mode="json", exclude={"metric"}),
+    }
+
+
+def _facts(contender: Contender) -> dict[str, Any]:
+    from scalablevit.serving.gate import figure_of
+
+    return {
+        "version": contender.version.version,
+        "value": figure_of(contender.score),
+        "latency_ms": contender.score.latency_ms,
+        "measured_on": contender.score.measured_on,
+        "weights_mb": contender.weights_mb,
+        "weights_sha256": contender.version.tags[tags.WEIGHTS_SHA256],
+    }
+
+
+def _table(evidence: dict[str, Any]) -> str:
+    """Candidate and champion side by side, and the gain."""
+    columns = {alias: evidence[alias] for alias in (CANDIDATE, CHAMPION) if evidence[alias]}
+    heads = "".join(f"{alias + ' v' + str(facts['version']):>18}" for alias, facts in columns.items())
+    lines = [f"\n{'':<14}{heads}"]
+    for label, key, digits in ((evidence["figure"], "value", 4), ("latency, ms", "latency_ms", 2),
+                               ("weights, MB", "weights_mb", 2)):  # fmt: skip
+        lines.append(f"{label:<14}" + "".join(f"{facts[key]:>18.{digits}f}" for facts in columns.values()))
+    gain, gate = evidence["gain"], evidence["gate"]
+    if gain is not None:
+        lines.append(
+            f"gain {gain['value']:+.4f}, {gate['confidence']:.0%} interval [{gain['low']:+.4f}, {gain['high']:+.4f}] "
+            f"(paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
+        )
+    places = dict.fromkeys(facts["measured_on"] for facts in columns.values())
+    lines.append(f"latency of one answer at a time on {' and '.join(places)}")
+    return "\n".join(lines)
+
+
+def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> int:
+    """Point champion at the version that it pointed at before."""
+    if champion is None:
+        raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
+    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NONE)
+    if not previous.isdecimal():
+        raise UserError(
+            f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"
+        )
+    tags_of(uri, name, int(previous))  # still there?
+    print(f"{name}: champion goes back from version {champion} to version {previous}")
+    if dry_run:
+        print("dry run: nothing was written or moved")
+        return 0
+    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
+    move_champion(uri, name, champion, int(previous))
+    return 0
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,264 @@
+"""A trained network as ONNX and torch.export archives, each checked against the network itself on real images."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalablevit.config.data import CocoInstances, Data, ImageFolder
+from scalablevit.config.errors import UserError
+from scalablevit.data.mixing import normalize
+from scalablevit.data.transforms import eval_transform, fill_color
+from scalablevit.serving.network import Trained
+from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
+
+TOLERANCE = 1e-3
+"""Largest difference from the network, as a fraction of its largest output."""
+OPSET = 18
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the network that is exported by itself."""
+
+    name: str
+    module: nn.Module
+    inputs: Tensor
+    """Real ones, at least two along the first dimension, which is left open; the others are fixed."""
+    input_name: str
+    outputs: tuple[str, ...]
+    expected: list[Tensor]
+    """The outputs by way of the task's own normalization."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of a part."""
+
+    part: Part
+    files: tuple[Path, ...]
+    differences: tuple[float, ...]
+    """Largest absolute difference from the network's outputs, of each file."""
+    largest: float
+    """Largest absolute output of the network."""
+
+    @property
+    def faithful(self) -> bool:
+        """Whether all files answer as the network does."""
+        return all(difference <= TOLERANCE * max(self.largest, 1.0) for difference in self.differences)
+
+
+class FromPixels(nn.Module):
+    """A network behind its normalization: takes RGB pixels, float32 (N, 3, H, W) from 0 to 255.
+
+    Args:
+        network: takes normalized images.
+        data: the recipe's data section, for mean and deviation.
+        finish: applied to the network's outputs and the pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, data: Data, finish: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.finish = finish
+        self.register_buffer("mean", 255 * torch.tensor(data.mean)[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(data.std)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Any:
+        """Pixels (N, 3, H, W) to the outputs."""
+        return self.finish(self.network((pixels - self.mean) / self.std), pixels)
+
+
+class PyramidAndHeads(nn.Module):
+    """A detector up to where it selects: feature maps, and what its dense head says at every anchor of each level."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.two_stages = hasattr(detector, "rpn")
+        self.head = detector.rpn.head if self.two_stages else detector.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalized images (N, 3, H, W) to the maps, finest first, then scores and box offsets."""
+        maps = list(self.backbone(images).values())
+        if self.two_stages:
+            scores, offsets = self.head(maps)
+            return (*maps, *scores, *offsets)
+        said = self.head(maps)
+        return (*maps, said["cls_logits"], said["bbox_regression"])
+
+
+class MaskHead(nn.Module):
+    """Mask R-CNN's masks of regions."""
+
+    def __init__(self, heads: Any) -> None:
+        super().__init__()
+        self.head, self.predictor = heads.mask_head, heads.mask_predictor
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Pooled regions (R, C, 14, 14) to logits (R, classes + 1, 28, 28)."""
+        logits: Tensor = self.predictor(self.head(regions))
+        return logits
+
+
+class BoxHead(nn.Module):
+    """Mask R-CNN's classes and boxes of regions."""
+
+    def __init__(self, heads: Any) -> None:
+        super().__init__()
+        self.head, self.predictor = heads.box_head, heads.box_predictor
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled regions (R, C, 7, 7) to logits (R, classes + 1) and offsets (R, 4 * (classes + 1))."""
+        scores, offsets = self.predictor(self.head(regions))
+        return scores, offsets
+
+
+def default_size(data: Data) -> Size:
+    """The evaluation crop, the training crop, or for detection the sides that images are scaled to."""
+    if isinstance(data, ImageFolder):
+        return data.image_size, data.image_size
+    if isinstance(data, CocoInstances):
+        return math.ceil(data.short_side / STRIDE) * STRIDE, math.ceil(data.long_side / STRIDE) * STRIDE
+    return data.crop_size, data.crop_size
+
+
+@torch.no_grad()
+def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size) -> list[Part]:
+    """What is exported of a network, with inputs made of real images.
+
+    Classification: `network`, logits (N, classes). Segmentation: `network`, logits (N, classes, H, W) at the input's
+    size. Detection: `network`, pyramid and dense head; of Mask R-CNN also `box_head` and `mask_head`. Anchors, decoding
+    and suppression stay outside: torch.export refuses torchvision's detectors as a whole.
+
+    Args:
+        trained: on the CPU.
+        images: decoded, at least one.
+        size: of the exported input.
+    """
+    data, kind = trained.stage.data, trained.stage.task.kind
+    pixels = torch.stack([_fitted(eval_transform(data)(image=image)["image"], data, size) for image in images])
+    pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
+    normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
+    if kind == "detection":
+        return _detector_parts(trained, pixels, normalized)
+    finish = _at_input_size if kind == "segmentation" else _as_it_is
+    expected = [finish(trained.network(normalized), pixels)]
+    return [Part("network", FromPixels(trained.network, data, finish), pixels, "pixels", ("logits",), expected)]
+
+
+def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> list[Part]:
+    model: Any = trained.network
+    dense = PyramidAndHeads(model).eval()
+    expected = list(dense(normalized))
+    levels = len(model.backbone(normalized[:1]))
+    said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
+    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("scores", "offsets")))
+    parts = [Part("network", FromPixels(dense, trained.stage.data, _as_it_is), pixels, "pixels", names, expected)]
+    if dense.two_stages:
+        for name, module, side, outputs in (
+            ("box_head", BoxHead(model.roi_heads), ROI_SIZE, ("scores", "offsets")),
+            ("mask_head", MaskHead(model.roi_heads), MASK_ROI_SIZE, ("logits",)),
+        ):
+            regions = F.interpolate(expected[0], (side, side))
+            parts.append(Part(name, module.eval(), regions, "regions", outputs, _flat(module(regions))))
+    return parts
+
+
+@torch.no_grad()
+def export_part(part: Part, folder: Path, whose: str) -> Exported:
+    """Write `<part>.pt2` and `<part>.onnx`, and hold both against the network.
+
+    Args:
+        part: see `parts_of`.
+        folder: exists.
+        whose: the model's name, for errors.
+
+    Raises:
+        UserError: an exporter refuses the part.
+    """
+    archive, graph = folder / f"{part.name}.pt2", folder / f"{part.name}.onnx"
+    with _refused(f"torch.export refuses {part.name} of {whose}"):
+        program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.export.save(program, archive)
+    with _refused(f"the ONNX exporter refuses {part.name} of {whose}"):
+        torch.onnx.export(
+            program,
+            (part.inputs,),
+            str(graph),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[part.input_name],
+            output_names=list(part.outputs),
+            external_data=False,
+            verbose=False,
+        )
+    answers = (_flat(torch.export.load(archive).module()(part.inputs)), _run_onnx(graph, part.inputs))
+    differences = tuple(_largest_difference(answer, part.expected) for answer in answers)
+    largest = max(float(each.abs().max()) for each in part.expected)
+    return Exported(part, (archive, graph), differences, largest)
+
+
+def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
+    """ONNX Runtime's answer, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return [torch.from_numpy(answer) for answer in answers]
+
+
+def _largest_difference(answers: list[Tensor], expected: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(answers, expected, strict=True))
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """An exporter's refusal, which may be any exception, as a UserError; its warnings are about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"{what}: {type(error).__name__}: {reason}",
+                where="model.name",
+                fix="choose another --size (a multiple of 32), or serve the registered model itself",
+            ) from error
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else [each for part in outputs for each in _flat(part)]
+
+
+def _as_it_is(outputs: Any, _pixels: Tensor) -> Any:
+    return outputs
+
+
+def _at_input_size(logits: Tensor, pixels: Tensor) -> Tensor:
+    return F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _fitted(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:
+    """An evaluation image (h, w, 3) as float32 (3, H, W), cut or filled at the right and bottom."""
+    canvas = np.empty((*size, 3), np.uint8)
+    canvas[:] = np.array(fill_color(data), np.uint8)
+    height, width = min(size[0], image.shape[0]), min(size[1], image.shape[1])
+    canvas[:height, :width] = image[:height, :width]
+    return torch.from_numpy(canvas).permute(2, 0, 1).float().contiguous()

@@ -1,0 +1,40 @@
+"""A trained network, built from its recipe and filled from safetensors: nothing is unpickled, no code is fetched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from scalablevit.config.recipe import Stage
+from scalablevit.tasks.task import Task, build_task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network ready to answer: in evaluation mode, on its device."""
+
+    stage: Stage
+    task: Task
+    network: nn.Module
+    device: torch.device
+
+
+def load_trained(
+    stage: Stage, classes: Sequence[str], weights: str | Path, device: torch.device | None = None
+) -> Trained:
+    """Build the stage's network and give it all of its weights.
+
+    Args:
+        stage: the recipe's stage that it was trained by.
+        classes: names, in the order of the network's outputs.
+        weights: `weights.safetensors`, whose sum was checked by whoever fetched it.
+        device: None: the first GPU, or else the CPU.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = build_task(stage, tuple(classes))
+    network = task.build_model()
+    network.load_state_dict(safetensors.torch.load_file(weights))
+    return Trained(stage, task, network.to(device).eval(), device)

@@ -1,0 +1,106 @@
+"""Batch prediction: the same function in this process and, through Ray Data's `map_batches`, on a cluster."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.serving.network import load_trained
+from scalablevit.serving.outputs import Answer, build_output
+
+BATCH = 16
+"""Images of one call on a cluster."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to answer images; plain values, so that it travels anywhere."""
+
+    stage: str
+    """The stage as JSON."""
+    classes: tuple[str, ...]
+    weights: str
+    """File of the weights, already checked."""
+    images: str
+    """Folder that names are relative to."""
+    out: str
+    """Folder that pictures are written to."""
+
+
+class Predictor:
+    """Answers image files and draws the answers.
+
+    Args:
+        job: the `Job` as plain values.
+    """
+
+    def __init__(self, **job: Any) -> None:
+        self.job = Job(**job)
+        stage = Stage.model_validate_json(self.job.stage)
+        self.trained = load_trained(stage, self.job.classes, self.job.weights)
+        self.output = build_output(stage.task.kind, self.job.classes, Path(self.job.out))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answer some images.
+
+        Args:
+            batch: `name`, the files' names as bytes: they need not be text.
+
+        Returns:
+            `name`, and `answer` for each: JSON of the plain answer, or of `bad`, the reason why there is none.
+        """
+        return {"name": batch["name"], "answer": [json.dumps(self._answer(os.fsdecode(n))) for n in batch["name"]]}
+
+    def _answer(self, name: str) -> Answer:
+        trained = self.trained
+        try:
+            image = read_image(Path(self.job.images) / name, trained.stage.data.max_pixels)
+        except BadSample as bad:
+            return {"bad": bad.reason}
+        with torch.inference_mode():
+            answer = trained.task.answer(trained.network, image, trained.device)
+        return self.output.write_pictures(name, image, answer)
+
+
+def predict_here(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Answer]]:
+    """Name and answer of each image, in order, from this process."""
+    predictor = Predictor(**asdict(job))
+    for name in names:
+        yield from _rows(predictor({"name": [os.fsencode(name)]}))
+
+
+def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[tuple[str, Answer]]:
+    """The same from the connected cluster, by 1 to `processes` processes with the stage's resources for a worker.
+
+    Every node must see the job's three paths.
+    """
+    import ray.data
+
+    cluster = Stage.model_validate_json(job.stage).cluster
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    encoded = np.array([os.fsencode(name) for name in names], dtype=object)
+    answered = ray.data.from_items([{"name": name} for name in encoded]).map_batches(
+        Predictor,
+        fn_constructor_kwargs=asdict(job),
+        batch_size=BATCH,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker,
+    )
+    for batch in answered.iter_batches(batch_size=BATCH, batch_format="numpy"):
+        yield from _rows(dict(batch))
+
+
+def _rows(batch: dict[str, Any]) -> Iterator[tuple[str, Answer]]:
+    for name, answer in zip(batch["name"], batch["answer"], strict=True):
+        yield os.fsdecode(name), json.loads(answer)

@@ -1,0 +1,108 @@
+"""A trained network on a validation split, image by image, with the time that an answer takes."""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.loader import build_loader, prefetch
+from scalablevit.data.sampler import eval_batches
+from scalablevit.data.sources import Source, open_source
+from scalablevit.serving.network import Trained, load_trained
+from scalablevit.tasks.tally import Tally, build_tally
+
+WARM_UP, ANSWERS = 3, 20
+"""Answers before the time is taken, and those whose median it is."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model did."""
+
+    tally: Tally
+    bad: int
+    """Samples that could not be decoded and are left out."""
+    latency_ms: float
+    """Median over `ANSWERS` answers, one image at a time: from decoded pixels to the task's plain answer."""
+    measured_on: str
+    """What `latency_ms` depends on: device and threads."""
+
+
+def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str) -> Score:
+    """Take the stage's validation split, each image once and in order, in the precision in which models are served.
+
+    Args:
+        stage_json: the stage as JSON; its data section says what is looked at.
+        classes: names, in the order of the network's outputs.
+        weights: file of the weights, already checked.
+        root: the platform's root.
+        figure: as the recipe's `promotion.metric`.
+    """
+    stage = Stage.model_validate_json(stage_json)
+    trained = load_trained(stage, classes, weights)
+    source = open_source(stage.data, "val", Path(root))
+    tally = build_tally(figure, classes)
+    bad = _add_all(trained, source, tally)
+    latency = _latency_ms(trained, source)
+    return Score(tally, bad, latency, _measured_on(trained.device))
+
+
+@torch.inference_mode()
+def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
+    """Add every image to the tally; how many could not be decoded."""
+    task, stage = trained.task, trained.stage
+    size = max(1, stage.training.global_batch // (stage.cluster.workers * stage.training.accumulation))
+    loader = build_loader(
+        SampleDataset(source, stage.data, stage.training.seed, train=False),
+        eval_batches(len(source), 0, 1, size),
+        task.collate("val"),
+        workers=stage.cluster.loader_workers,
+        device=trained.device,
+    )
+    bad = 0
+    for batch in prefetch(loader, trained.device):
+        bad += len(batch["bad"])
+        if batch["samples"]:
+            prepared = task.prepare(batch, "val", ())
+            tally.update(task.predict(trained.network, prepared), prepared)
+    return bad
+
+
+@torch.inference_mode()
+def _latency_ms(trained: Trained, source: Source) -> float:
+    """Of the first image that can be decoded."""
+    for sample in source:
+        try:
+            image = read_image(sample.image, trained.stage.data.max_pixels)
+            break
+        except BadSample:
+            continue
+    seconds = []
+    for number in range(WARM_UP + ANSWERS):
+        started = time.perf_counter()
+        trained.task.answer(trained.network, image, trained.device)
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
+
+
+def _measured_on(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1] if named else platform.machine()

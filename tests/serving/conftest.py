@@ -1,0 +1,38 @@
+"""Untrained models over the built-in shapes, as finished runs."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from toys import STAGES, finished_run, make_root, register
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and the runs toy-pretrain-0, toy-segment-0 and toy-detect-0; not to be changed by tests."""
+    root = make_root(tmp_path_factory.mktemp("toys"))
+    for name in STAGES:
+        finished_run(root, name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of its own with a registered model of each task, versions 1 and 2 by different seeds."""
+    place = tmp_path_factory.mktemp("registry") / "root"
+    shutil.copytree(root, place)
+    for name in STAGES:
+        given = ["stages.detect.task.score_threshold=0.0"] if name == "detect" else []
+        for seed in (0, 1):
+            register(place, finished_run(place, name, *given, seed=seed), f"toy-{name}")
+    return place

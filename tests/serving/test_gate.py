@@ -1,0 +1,84 @@
+"""The gain's interval, and what the gate refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from scalablevit.config.promotion import Promotion
+from scalablevit.serving.gate import Gain, failures, figure_of, paired_gain
+from scalablevit.serving.score import Score
+from scalablevit.tasks.tally import HitTally
+
+
+def tally(hits: np.ndarray, first: int = 0) -> HitTally:
+    made = HitTally(1)
+    right = torch.eye(2)[torch.from_numpy(hits.astype(np.int64))]  # class 1 is true; predicted where there is a hit
+    made.update(right, {"label": torch.ones(len(hits), dtype=torch.int64), "index": torch.arange(len(hits)) + first})
+    return made
+
+
+def hits(share: float, count: int = 400, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(count) < share
+
+
+def test_a_gains_interval_is_that_of_paired_differences():
+    ours, theirs = hits(0.8, seed=1), hits(0.7, seed=2)
+    gain = paired_gain(tally(ours), tally(theirs), 4000, 0.95)
+    differences = ours.astype(float) - theirs
+    half = 1.96 * differences.std() / len(differences) ** 0.5
+    assert gain.value == pytest.approx(differences.mean())
+    assert (gain.low, gain.high) == pytest.approx((gain.value - half, gain.value + half), abs=0.1 * half)
+    assert gain.images == 400
+    narrower = paired_gain(tally(ours), tally(theirs), 4000, 0.5)
+    assert gain.low < narrower.low < narrower.high < gain.high
+
+
+def test_the_same_answers_have_no_gain_however_images_are_drawn():
+    """Unpaired resampling would give an interval around zero here."""
+    same = hits(0.6)
+    gain = paired_gain(tally(same), tally(same), 200, 0.95)
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+
+
+def test_the_interval_is_the_same_for_everybody_who_asks():
+    pair = tally(hits(0.8, seed=1)), tally(hits(0.7, seed=2))
+    assert paired_gain(*pair, 300, 0.9) == paired_gain(*pair, 300, 0.9)
+
+
+def test_different_images_are_not_compared():
+    with pytest.raises(ValueError, match="different images"):
+        paired_gain(tally(hits(0.5)), tally(hits(0.5), first=1), 100, 0.95)
+
+
+SCORE = Score(tally(np.array([True, True, True, False])), 0, 20.0, "a machine")
+
+
+@pytest.mark.parametrize(
+    ("gate", "gain", "missed"),
+    [
+        ({}, (0.0, -0.1, 0.1), []),
+        ({}, (-0.01, -0.1, 0.1), ["the gain -0.0100 is below the margin +0.0000"]),
+        ({"margin": -0.02}, (-0.01, -0.1, 0.1), []),
+        ({"margin": 0.01}, (0.005, 0.001, 0.1), ["below the margin +0.0100"]),
+        ({"sure": True}, (0.05, -0.001, 0.1), ["95% interval starts at -0.0010"]),
+        ({"sure": True}, (0.05, 0.001, 0.1), []),
+        ({"sure": True}, (0.05, float("nan"), float("nan")), ["interval"]),
+        ({"least": 0.75}, None, []),
+        ({"least": 0.76}, None, ["the figure 0.7500 is below the least 0.7600"]),
+        ({"max_latency_ms": 20.0, "max_weights_mb": 3.0}, None, []),
+        ({"max_latency_ms": 19.0, "max_weights_mb": 2.9}, None, ["takes 20 ms, more than 19", "3 MB, more than 2.9"]),
+        ({"margin": 0.5}, None, []),  # without a champion there is nothing to gain on
+    ],
+)
+def test_what_the_gate_refuses(gate, gain, missed):
+    found = failures(Promotion(**gate), SCORE, None if gain is None else Gain(*gain, images=4), 3.0)
+    assert len(found) == len(missed)
+    for said, part in zip(found, missed, strict=True):
+        assert part in said
+
+
+def test_a_figure_that_is_no_number_never_passes():
+    nothing = HitTally(1)
+    nothing.figure = lambda chosen: float("nan")
+    score = Score(nothing, 0, 1.0, "a machine")
+    assert np.isnan(figure_of(score)) and failures(Promotion(), score, None, 1.0)

@@ -1,0 +1,119 @@
+"""A posted image is answered over HTTP, by MLflow's own scoring server."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pytest
+import requests
+import uvicorn
+from faster_coco_eval import mask as run_lengths
+from mlflow.pyfunc import scoring_server
+from PIL import Image
+from toys import SIDE, val_images
+
+from scalablevit.serving.encoding import image_bytes
+from scalablevit.tracking.connection import connect
+
+START_LIMIT_S = 240
+
+
+def model_folder(registry: Path, name: str) -> str:
+    """Version 1 as MLflow stores it."""
+    version = connect(f"sqlite:///{registry}/mlflow.db").get_model_version(f"toy-{name}", "1")
+    return str(version.source).removeprefix("file://")
+
+
+def body(*images: bytes) -> bytes:
+    """As README.md says: one binary column, in base64."""
+    return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
+
+
+def post(url: str, content: bytes) -> requests.Response:
+    return requests.post(f"{url}/invocations", content, headers={"Content-Type": "application/json"}, timeout=120)
+
+
+@contextmanager
+def served(folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MLflow's scoring server for a stored model, on a loopback port of this process."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # loading puts the model's copy of the code there
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # `init` sets it for good
+    app = scoring_server.init(mlflow.pyfunc.load_model(folder))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_a_class_and_what_is_no_image(registry, root, monkeypatch):
+    files = sorted(val_images(root, "pretrain").rglob("*.jpg"))[:2]
+    with served(model_folder(registry, "pretrain"), monkeypatch) as url:
+        answers = post(url, body(*(image_bytes(file) for file in files))).json()["predictions"]
+        refused = post(url, body(image_bytes(files[0]), b"<html>"))
+    assert len(answers) == 2 and answers[0]["class"] in answers[0]["probabilities"]
+    assert answers[0]["probability"] == max(answers[0]["probabilities"].values())
+    assert refused.status_code == 400 and "image 1: not an image" in refused.json()["message"]
+
+
+def test_a_mask(registry, root, monkeypatch):
+    file = sorted(val_images(root, "segment").iterdir())[0]
+    with served(model_folder(registry, "segment"), monkeypatch) as url:
+        (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
+    mask = np.array(Image.open(io.BytesIO(base64.b64decode(answer["mask_png"]))))
+    assert mask.shape == (SIDE, SIDE) and len(np.unique(mask)) == len(answer["classes"])
+    assert sum(answer["shares"]) == pytest.approx(1)
+
+
+def test_boxes(registry, root, monkeypatch):
+    file = sorted(val_images(root, "detect").iterdir())[0]
+    with served(model_folder(registry, "detect"), monkeypatch) as url:
+        (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
+    assert len(answer["boxes"]) == len(answer["scores"]) == len(answer["labels"]) > 0
+    assert run_lengths.decode(answer["masks"][0]).shape == (SIDE, SIDE)
+
+
+@pytest.mark.long
+def test_the_command_line_serves_the_model(registry, root):
+    """`mlflow models serve` in a process of its own, which has nothing but the stored model and its packages."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_folder(registry, "pretrain"),
+               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # it starts `uvicorn` by its name
+    server = subprocess.Popen(command, cwd="/", env={**environment, "PATH": path}, start_new_session=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        file = sorted(val_images(root, "pretrain").rglob("*.jpg"))[0]
+        deadline = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                (answer,) = post(f"http://127.0.0.1:{port}", body(image_bytes(file))).json()["predictions"]
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.5)
+        assert answer["class"] in answer["probabilities"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,0 +1,216 @@
+"""Batch prediction: every image answered or named, nothing of anybody's overwritten."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO
+from PIL import Image
+from toys import SIDE, stage_of, val_images
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.decoding import read_image
+from scalablevit.data.sources import open_source
+from scalablevit.jobs import predict
+from scalablevit.serving.drawing import class_colors
+from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.predict import Job, predict_here, predict_on_ray
+
+SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
+ALL = "task.score_threshold=0.0"  # untrained detectors are sure of nothing
+
+
+def run(root: Path, name: str, images: Path, out: Path, *more: str) -> int:
+    return predict.run(predict.parse([f"toy-{name}-0", str(images), "--out", str(out), "--root", str(root), *more]))
+
+
+def trained(root: Path, name: str) -> Trained:
+    stage = stage_of(name, *([f"stages.detect.{ALL}"] if name == "detect" else []))
+    classes = open_source(stage.data, "val", root).classes
+    return load_trained(stage, classes, root / "runs" / f"toy-{name}-0" / "model" / "weights.safetensors")
+
+
+def answer(model: Trained, file: Path) -> dict:
+    with torch.inference_mode():
+        return model.task.answer(model.network, read_image(file, 10**6), model.device)
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_classes_of_a_folder(root, tmp_path, capsys):
+    images = val_images(root, "pretrain")
+    tracking = "tracking.uri=http://me:canary-4711@127.0.0.1:9"
+    assert run(root, "pretrain", images, tmp_path / "out", tracking) == 0
+    assert "answered 12 of 12 images" in capsys.readouterr().out
+    assert "canary-4711" not in (tmp_path / "out" / "prediction.json").read_text()
+    lines = table(tmp_path / "out" / "labels.csv")
+    files = [line["file"] for line in lines]
+    assert files == sorted(str(path.relative_to(images)) for path in images.rglob("*.jpg"))
+    for line in lines[:3]:
+        said = answer(trained(root, "pretrain"), images / line["file"])
+        assert line["label"] == said["class"] and float(line["probability"]) == pytest.approx(
+            said["probability"], abs=1e-6
+        )
+        assert list(json.loads(line["top5"])) == list(said["probabilities"])
+    note = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert (note["finished"], note["answered"], note["bad"]) == (True, 12, 0)
+    assert table(tmp_path / "out" / "bad_images.csv") == []
+
+
+def test_masks_of_a_folder(root, tmp_path):
+    images, out = val_images(root, "segment"), tmp_path / "out"
+    assert run(root, "segment", images, out) == 0
+    model = trained(root, "segment")
+    for file in sorted(images.iterdir())[:3]:
+        mask = Image.open(out / "masks" / f"{file.name}.png")
+        said = answer(model, file)
+        assert mask.mode == "P" and mask.size == (SIDE, SIDE)
+        labels = np.array(mask)
+        assert {model.task.classes[number] for number in np.unique(labels)} == set(said["classes"])
+        assert tuple(mask.getpalette()[3:6]) == class_colors(2)[1]
+        lines = [line for line in table(out / "shares.csv") if line["file"] == file.name]
+        assert [line["class"] for line in lines] == said["classes"]
+        first = model.task.classes.index(said["classes"][0])
+        assert float(lines[0]["share"]) == pytest.approx((labels == first).mean(), abs=1e-6)
+        drawn = Image.open(out / "overlays" / f"{file.name}.jpg")
+        assert drawn.width >= 480 and drawn.height > drawn.width  # enlarged, with a legend below
+    assert [line["class"] for line in table(out / "classes.csv")] == list(model.task.classes)
+
+
+def test_detections_of_a_folder_are_cocos_format(root, tmp_path):
+    images, out = val_images(root, "detect"), tmp_path / "out"
+    assert run(root, "detect", images, out, ALL) == 0
+    coco = COCO(str(out / "detections.json"))
+    said = answer(trained(root, "detect"), images / coco.imgs[1]["file_name"])
+    found = coco.imgToAnns[1]
+    assert len(said["boxes"]) > 0 and len(coco.imgs) == 12
+    assert [each["score"] for each in found] == pytest.approx(said["scores"])
+    assert [coco.cats[each["category_id"]]["name"] for each in found] == said["labels"]
+    x1, y1, x2, y2 = said["boxes"][0]
+    assert found[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+    assert coco.annToMask(found[0]).sum() == found[0]["area"]
+    assert len(list((out / "overlays").iterdir())) == 12
+
+
+@pytest.fixture
+def images(root, tmp_path) -> Path:
+    """A folder of four images that a test may damage."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number, file in enumerate(sorted(val_images(root, "segment").iterdir())[:4]):
+        shutil.copy(file, folder / ("sub" if number % 2 else "") / f"{number}.jpg")
+    return folder
+
+
+def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, tmp_path, capsys):
+    (images / "sub" / "1.jpg").write_bytes((images / "sub" / "1.jpg").read_bytes()[:-40])
+    (images / "page.png").write_text("<html>")
+    (images / "notes.txt").write_text("not looked at")
+    assert run(root, "pretrain", images, tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert "5 in" in said and "1 other files left out" in said
+    assert "answered 3 of 5 images" in said and "2 images could not be decoded" in said
+    assert "bad: sub/1.jpg\tthe file is cut short" in said
+    assert [line["file"] for line in table(tmp_path / "out" / "bad_images.csv")] == ["page.png", "sub/1.jpg"]
+    assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
+
+
+def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path):
+    shutil.copy(images / "0.jpg", images / "0.png")  # a JPEG by its content
+    (images / "2.jpg").rename(images / "\udce4\n.jpg")
+    assert run(root, "segment", images, tmp_path / "out") == 0
+    masks = {path.name for path in (tmp_path / "out" / "masks").rglob("*.png")}
+    assert masks == {"0.jpg.png", "0.png.png", "\udce4\n.jpg.png", "1.jpg.png", "3.jpg.png"}
+    assert {line["file"] for line in table(tmp_path / "out" / "shares.csv")} >= {"\\udce4\\n.jpg", "0.png"}
+
+
+def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_path):
+    out = tmp_path / "out"
+    assert run(root, "segment", images, out) == 0
+    with pytest.raises(UserError, match="--overwrite"):
+        run(root, "segment", images, out)
+    (images / "0.jpg").unlink()
+    (out / "mine.txt").write_text("kept")
+    assert run(root, "segment", images, out, "--overwrite") == 0
+    assert not (out / "masks" / "0.jpg.png").exists() and (out / "masks" / "2.jpg.png").exists()
+    assert (out / "mine.txt").read_text() == "kept"
+    assert run(root, "pretrain", images, out, "--overwrite") == 0
+    assert not (out / "masks").exists(), "masks of another model beside its labels"
+
+
+@pytest.mark.parametrize("out", ["", "sub/out", ".."])
+def test_answers_never_lie_among_the_images(root, images, out):
+    with pytest.raises(UserError, match="lie in each other"):
+        run(root, "pretrain", images, images / out, "--overwrite")
+
+
+def test_a_folder_of_something_else_is_refused_even_with_overwrite(root, images, tmp_path):
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "drawn_by_hand.png").write_text("days of work")
+    with pytest.raises(UserError, match="is not empty"):
+        run(root, "segment", images, tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out" / "masks" / "drawn_by_hand.png").exists()
+
+
+def test_links_out_of_the_folder_are_refused(root, images, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(b"elsewhere")
+    (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(UserError, match=r"link\.jpg"):
+        run(root, "pretrain", images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(root, images, tmp_path, capsys):
+    assert run(root, "pretrain", images, tmp_path / "out", "--dry-run") == 0
+    assert "4 in" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["toy-pretrain-0", "nowhere"], "cannot list"),
+        (["nobody", "IMAGES"], "no finished run"),
+        (["toy-pretrain-0", "IMAGES", "task.score_treshold=1"], "unknown key"),
+    ],
+)
+def test_a_users_mistake_is_exit_code_2(arguments, said, root, images, tmp_path):
+    given = [str(images) if each == "IMAGES" else each for each in arguments]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *given, "--out", tmp_path / "out", "--root", root],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr and "fix:" in done.stderr
+
+
+@pytest.mark.ray
+def test_a_cluster_answers_as_this_process_does(root, images, tmp_path):
+    """Through Ray Data, in order, bad ones too."""
+    import ray
+
+    from scalablevit.jobs.cluster import PACKAGE
+
+    (images / "page.png").write_text("<html>")
+    names = ["0.jpg", "2.jpg", "page.png", "sub/1.jpg", "sub/3.jpg"]
+    stage = stage_of("segment")
+    classes = open_source(stage.data, "val", root).classes
+    weights = str(root / "runs" / "toy-segment-0" / "model" / "weights.safetensors")
+    jobs = [Job(stage.model_dump_json(), classes, weights, str(images), str(tmp_path / out)) for out in ("a", "b")]
+    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(PACKAGE)]})
+    try:
+        far = list(predict_on_ray(jobs[0], names, 2))
+    finally:
+        ray.shutdown()
+    assert far == list(predict_here(jobs[1], names)) and [name for name, _ in far] == names
+    masks = [{p.name: p.read_bytes() for p in (Path(asdict(job)["out"]) / "masks").rglob("*.png")} for job in jobs]
+    assert masks[0] == masks[1] and len(masks[0]) == 4

@@ -1,0 +1,145 @@
+"""From candidate to champion and back: the alias moves only through the gate, and why is written down."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from toys import SIDE, finished_run, register
+
+from scalablevit.config.errors import UserError
+from scalablevit.jobs import predict, promote
+from scalablevit.tracking import champion, tags
+from scalablevit.tracking.connection import connect
+
+EVEN = ["promotion.margin=-1", "promotion.resamples=100"]  # untrained models: whoever wins, wins by luck
+
+
+@pytest.fixture
+def client(registry: Path) -> MlflowClient:
+    return connect(f"sqlite:///{registry}/mlflow.db")
+
+
+def run(registry: Path, name: str, *more: str) -> int:
+    return promote.run(promote.parse([name, "--root", str(registry), *more]))
+
+
+def champion_of(client: MlflowClient, name: str) -> int | None:
+    return champion.aliases(client.tracking_uri, name).get("champion")
+
+
+def candidate(client: MlflowClient, name: str, version: int) -> None:
+    client.set_registered_model_alias(name, "candidate", str(version))
+
+
+def test_the_whole_way_there_and_back(registry, client, capsys):
+    name = "toy-pretrain"
+    candidate(client, name, 1)
+    assert run(registry, name, "promotion.least=1.0") == 1
+    assert champion_of(client, name) is None
+    assert "below the least" in client.get_model_version(name, "1").tags[tags.PROMOTION]
+    assert run(registry, name) == 0
+    assert "the limits alone: there was no champion" in capsys.readouterr().out
+    assert champion_of(client, name) == 1
+    assert run(registry, name) == 0
+    assert "is the champion already" in capsys.readouterr().out
+
+    candidate(client, name, 2)
+    assert run(registry, name, "promotion.margin=1.0", "promotion.resamples=100") == 1
+    assert champion_of(client, name) == 1
+    refused = client.get_model_version(name, "2").tags
+    assert refused[tags.PROMOTION].startswith("refused against champion version 1: the gain")
+    assert tags.PREVIOUS_CHAMPION not in refused
+    capsys.readouterr()
+    assert run(registry, name, *EVEN, "--dry-run") == 0
+    assert "nothing was written or moved" in capsys.readouterr().out
+    assert champion_of(client, name) == 1 and client.get_model_version(name, "2").tags == refused
+    assert run(registry, name, *EVEN) == 0
+    said = capsys.readouterr().out
+    assert "candidate v2" in said and "champion v1" in said and "95% interval [" in said
+    assert champion_of(client, name) == 2
+    evidence = json.loads(client.get_model_version(name, "2").tags[tags.PROMOTION_EVIDENCE])
+    assert evidence["images"] == 12 and evidence["data_digest"].startswith("content:")
+    assert evidence["gain"]["value"] == pytest.approx(evidence["candidate"]["value"] - evidence["champion"]["value"])
+    assert evidence["gain"]["low"] <= evidence["gain"]["value"] <= evidence["gain"]["high"]
+    assert evidence["candidate"]["measured_on"] and evidence["gate"]["margin"] == -1
+
+    assert run(registry, name, "--rollback", "--dry-run") == 0
+    assert champion_of(client, name) == 2
+    assert run(registry, name, "--rollback") == 0
+    assert champion_of(client, name) == 1
+    assert "champion is version 1 again" in client.get_model_version(name, "2").tags[tags.ROLLED_BACK]
+    with pytest.raises(UserError, match="no champion came before version 1"):
+        run(registry, name, "--rollback")
+
+
+@pytest.mark.parametrize("name", ["segment", "detect"])
+def test_dense_tasks_are_compared_image_by_image(registry, client, name, capsys):
+    for version in (1, 2):
+        candidate(client, f"toy-{name}", version)
+        assert run(registry, f"toy-{name}", *EVEN) == 0
+    evidence = json.loads(client.get_model_version(f"toy-{name}", "2").tags[tags.PROMOTION_EVIDENCE])
+    assert evidence["figure"] == {"segment": "miou", "detect": "box_ap"}[name]
+    assert evidence["images"] == 12
+    assert evidence["gain"]["low"] <= evidence["gain"]["value"] <= evidence["gain"]["high"]
+
+
+def test_the_champion_looks_at_the_same_files_in_its_own_size(registry, client):
+    """A candidate of twice the image size: each answers in the size that it was trained with."""
+    name = "toy-sizes"
+    sizes = ["stages.pretrain.data.image_size=48", "stages.pretrain.data.eval_resize=48"]
+    for seed, given in ((3, []), (4, sizes)):
+        register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
+        assert run(registry, name, *EVEN) == 0
+    stages = {}
+    for version in (1, 2):
+        found = promote.resolve_weights(f"models:/{name}/{version}", client.tracking_uri, registry / "cache" / "models")
+        resolved = promote._resolve(found, [], registry)
+        stages[version] = promote._on_same_data(found, resolved)
+        with_other = promote._on_same_data(found, promote._resolve(found, ["data.max_pixels=99999"], registry))
+        assert with_other.data.max_pixels == 99999
+    assert (stages[1].data.image_size, stages[2].data.image_size) == (32, SIDE)
+    assert stages[1].data.root == stages[2].data.root
+
+
+def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):
+    with pytest.raises(UserError, match="somebody else moved it"):
+        champion.move_champion(client.tracking_uri, "toy-pretrain", 77, 1)
+
+
+def test_names_that_are_not_there(registry):
+    with pytest.raises(UserError, match="nobody"):
+        run(registry, "nobody")
+
+
+def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, capsys):
+    """Whoever may write there could otherwise run code wherever somebody predicts."""
+    stored = Path(client.get_model_version("toy-pretrain", "2").source.removeprefix("file://"))
+    for code in stored.rglob("*.py"):
+        code.write_text("raise SystemExit('code of a registered model was run')")
+    candidate(client, "toy-pretrain", 2)
+    assert run(registry, "toy-pretrain", *EVEN, "--dry-run") == 0
+    images = root / "data" / "classification" / "val"
+    given = ["models:/toy-pretrain@candidate", str(images), "--out", str(tmp_path / "out"), "--root", str(registry)]
+    assert predict.run(predict.parse(given)) == 0
+    assert (tmp_path / "out" / "labels.csv").is_file()
+
+
+@pytest.mark.ray
+def test_a_cluster_scores_as_this_process_does(registry, monkeypatch):
+    """On a node with the recipe's resources of one worker."""
+    import ray
+
+    from scalablevit.jobs.cluster import PACKAGE
+    from scalablevit.serving.gate import figure_of
+
+    found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
+    stage = promote._on_same_data(found, promote._resolve(found, [], registry))
+    here = promote._contend(found, stage, registry)
+    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(PACKAGE)]})
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    try:
+        there = promote._contend(found, stage, registry)
+    finally:
+        ray.shutdown()
+    assert figure_of(there.score) == figure_of(here.score)

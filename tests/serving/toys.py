@@ -1,0 +1,80 @@
+"""A root with the built-in shapes, and untrained models as finished runs and registered versions."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from scalablevit.config.data import Shapes
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.recipe import Stage
+from scalablevit.data.shapes import write_shapes
+from scalablevit.data.sources import open_source
+from scalablevit.jobs.cluster import PACKAGE
+from scalablevit.jobs.result import BEST_METRIC, CONFIG, WEIGHTS, StageResult
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.stage import SERVING
+from scalablevit.tasks.task import build_task
+from scalablevit.tracking.environment import pinned
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import Spool
+
+RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+STAGES = ("pretrain", "segment", "detect")
+SIDE = 48
+"""Pixels of the images."""
+
+
+def make_root(root: Path) -> Path:
+    """Write the data: 18 training and 12 validation images for each task."""
+    write_shapes(Shapes(train_images=18, val_images=12, image_size=SIDE), root / "data")
+    return root
+
+
+def stage_of(name: str, *overrides: str) -> Stage:
+    """A stage of the tiny recipe over that data, which its model has not seen."""
+    given = ["data.shapes=null", "data.root=data", "cluster.workers=1", f"stages.{name}.model.init=null", *overrides]
+    return load_recipe(RECIPE, given).stages[name]
+
+
+def val_images(root: Path, name: str) -> Path:
+    """Folder of the stage's validation images."""
+    stage = stage_of(name)
+    return root / stage.data.root / stage.data.val.images
+
+
+def finished_run(root: Path, name: str, *overrides: str, seed: int = 0, run: str | None = None) -> str:
+    """Leave what a finished stage leaves: weights (fresh ones), config and result. Gives the run's name."""
+    stage = stage_of(name, *overrides)
+    classes = open_source(stage.data, "val", root).classes
+    torch.manual_seed(seed)
+    weights = safetensors.torch.save(
+        {key: tensor.contiguous() for key, tensor in build_task(stage, classes).build_model().state_dict().items()}
+    )
+    config = {"format": 1, "stage": stage.model_dump(mode="json"), "classes": classes, "metrics": {}, "step": 1}
+    store = RunStore.open(run or f"toy-{name}-{seed}", None, root)
+    store.write(WEIGHTS, weights)
+    store.write(CONFIG, json.dumps(config).encode())
+    metric = BEST_METRIC[stage.task.kind]
+    StageResult(
+        name=name, run_name=store.name, uid=f"{seed:032x}", folder=store.location, metric=metric, value=0.5, step=1,
+        metrics={metric: 0.5}, classes=classes, images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="",
+        weights_sha256=hashlib.sha256(weights).hexdigest(), registered_as=f"toy-{name}", lineage={},
+    ).save(store)  # fmt: skip
+    return store.name
+
+
+def register(root: Path, run: str, model: str) -> None:
+    """Register a finished run's model as the stage's job does: a new version of `model`, with the alias candidate."""
+    folder = root / "runs" / run
+    spool = Spool(folder / "spool")
+    uid = hashlib.md5(f"{run}{model}".encode(), usedforsecurity=False).hexdigest()
+    spool.run(uid, run, experiment="toys")
+    spool.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
+                requirements=pinned(["mlflow", "torch"]), tags={})  # fmt: skip
+    spool.end(uid, "FINISHED")
+    spool.close()
+    left = Shipper(folder / "spool", f"sqlite:///{root}/mlflow.db").ship_left()
+    assert (left.records, left.refused) == (0, 0), left

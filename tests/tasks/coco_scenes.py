@@ -1,0 +1,92 @@
+"""Made-up objects and detections for the tests of COCO's figures."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as run_lengths
+
+from scalablevit.data.instances import Instances
+from scalablevit.tasks.coco_metric import CocoMetric
+
+CLASSES = ("sky, clear", "road", "car", "tree", "boat")
+Scene = tuple[int, Instances, dict[str, Any]]
+"""Number, truth, detections."""
+
+
+def _box(draws: np.random.Generator, height: int, width: int) -> list[float]:
+    """Of any size from a few pixels to most of the image."""
+    wide, high = (4 + (side - 5) * draws.random() ** 2 for side in (width, height))
+    left, top = draws.random() * (width - wide), draws.random() * (height - high)
+    return [left, top, left + wide, top + high]
+
+
+def _ellipse(box: Any, height: int, width: int) -> np.ndarray:
+    left, top, right, bottom = box
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    across = (columns - (left + right) / 2) / max((right - left) / 2, 0.5)
+    down = (rows - (top + bottom) / 2) / max((bottom - top) / 2, 0.5)
+    return (across**2 + down**2 <= 1).astype(np.uint8)
+
+
+def _encoded(boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
+    if not len(boxes):
+        return []
+    masks = np.stack([_ellipse(box, height, width) for box in boxes], axis=2)
+    return list(run_lengths.encode(np.asfortranarray(masks)))
+
+
+def made_scene(draws: np.random.Generator, number: int, *, objects: int, found: int, classes: int = 4) -> Scene:
+    """Objects, some of them crowds, and detections: objects moved by a little or a lot, and boxes from nowhere."""
+    height, width = (int(side) for side in draws.integers(40, 300, 2))
+    boxes = np.array([_box(draws, height, width) for _ in range(objects)], np.float32).reshape(-1, 4)
+    labels = draws.integers(0, classes, objects)
+    masks = _encoded(boxes, height, width)
+    areas = np.array([run_lengths.area(mask) for mask in masks], np.float32)
+    truth = Instances((height, width), boxes, labels, draws.random(objects) < 0.15, areas, masks)
+    guesses, names = [], []
+    for _ in range(found):
+        if objects and draws.random() < 0.7:
+            chosen = int(draws.integers(objects))
+            sides = np.tile(boxes[chosen][2:] - boxes[chosen][:2], 2)
+            box = boxes[chosen] + draws.normal(0, 1, 4) * draws.choice([0.02, 0.1, 0.5]) * sides
+            right = draws.random() < 0.9
+            names.append(int(labels[chosen]) if right else int(draws.integers(classes)))
+            box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]) + 1, max(box[1], box[3]) + 1]
+        else:
+            box = _box(draws, height, width)
+            names.append(int(draws.integers(classes)))
+        guesses.append(box)
+    shown = np.array(guesses, np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
+    order = np.argsort(-(scores := draws.random(found).astype(np.float32)), kind="stable")
+    detections = {
+        "boxes": torch.from_numpy(shown[order]),
+        "scores": torch.from_numpy(scores[order]),
+        "labels": torch.tensor(names, dtype=torch.int64)[order.tolist()],
+        "masks": _encoded(shown[order], height, width),
+    }
+    return number, truth, detections
+
+
+def made_scenes(seed: int) -> list[Scene]:
+    """Usual ones, images without objects, without detections, with neither, and one with over 100 detections."""
+    draws = np.random.default_rng(seed)
+    counts = [(5, 9), (0, 4), (3, 0), (0, 0), (12, 130), (1, 1), (8, 20)]
+    return [made_scene(draws, 3 * n, objects=objects, found=found) for n, (objects, found) in enumerate(counts)]
+
+
+def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> CocoMetric:
+    metric = CocoMetric(CLASSES, masks=masks)
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        metric.update(
+            [found for _, _, found in part],
+            {"index": torch.tensor([number for number, _, _ in part]), "instances": [truth for _, truth, _ in part]},
+        )
+    return metric
+
+
+def figures_of(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:
+    metric = metric_of(scenes, masks=masks)
+    metric.synchronize()
+    return metric.compute()
