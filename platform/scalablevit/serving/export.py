@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder
+from scalablevit.config.data import CocoInstances, Data, LabelledImages
 from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
@@ -131,7 +131,7 @@ class BoxHead(nn.Module):
 
 def default_size(data: Data) -> Size:
     """The evaluation crop, the training crop, or for detection the sides that images are scaled to."""
-    if isinstance(data, ImageFolder):
+    if isinstance(data, LabelledImages):
         return data.image_size, data.image_size
     if isinstance(data, CocoInstances):
         return math.ceil(data.short_side / STRIDE) * STRIDE, math.ceil(data.long_side / STRIDE) * STRIDE
