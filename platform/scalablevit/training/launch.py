@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.training.placement import remove_orphans
 
 # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -64,6 +65,7 @@ def launch(
             time.sleep(RESTART_PAUSE_S)
             if not ray.is_initialized():  # a new fit() would start a cluster of its own
                 raise TrainingFailed(run_folder, f"{what}\n{error}") from error
+            remove_orphans()
         print(f"{what}; going on from the last checkpoint with new workers", flush=True)
     if "error" in result:
         what, where, fix = result["error"]
