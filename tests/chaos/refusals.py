@@ -1,9 +1,10 @@
 """Every place in the source that makes a UserError, and which of them a test came to."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -21,6 +22,15 @@ def written_in(*modules: ModuleType, calls: tuple[str, ...] = ("UserError", "Use
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
                 found.add((file.name, node.lineno))
+    return found
+
+
+def lines_of(*functions: FunctionType) -> set[Place]:
+    """All lines of functions."""
+    found = set()
+    for function in functions:
+        lines, first = inspect.getsourcelines(function)
+        found |= {(Path(function.__code__.co_filename).name, first + number) for number in range(len(lines))}
     return found
 
 

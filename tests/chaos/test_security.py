@@ -268,6 +268,8 @@ def test_text_in_recipes_is_not_expanded(tmp_path: Path, canary: Path):
 # --- what the code may use ---
 
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "zipfile", "tarfile"}
+WRITERS = {("packing.py", "tarfile")}
+"""Of these a module writes archives; it must not take them apart, which the calls below would show."""
 FORBIDDEN_CALLS = {
     "eval",
     "exec",
@@ -276,6 +278,8 @@ FORBIDDEN_CALLS = {
     "system",
     "popen",
     "unpack_archive",
+    "extract",
+    "extractall",
     "unsafe_load",
     "full_load",
 }
@@ -301,7 +305,7 @@ def test_the_package_neither_unpickles_nor_unpacks_nor_evaluates():
                     names.add("shell")
                 if ast.unparse(called) == "torch.load":
                     names.add("torch.load")
-            found += [f"{path.name}:{node.lineno} {name}" for name in names]
+            found += [f"{path.name}:{node.lineno} {name}" for name in names if (path.name, name) not in WRITERS]
     assert not found
 
 
@@ -462,7 +466,10 @@ def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, S
     CheckpointStore(store.location).write(
         Snapshot(3, {"model": {"w": torch.ones(2)}}, {"step": 3, "last_metrics": {"val/top1": 0.5}}), 0.5
     )
-    outcome = {"step": 3, "seconds": 1.0, "reason": "finished", "detail": ""}
+    outcome = {
+        "step": 3, "seconds": 1.0, "reason": "finished", "detail": "", "last_metrics": {"val/top1": 0.5},
+        "spent": {"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1},
+    }  # fmt: skip
     export("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
     spool.artifact("1" * 32, store.local / "model" / "config.json")
     spool.end("1" * 32, "FINISHED")

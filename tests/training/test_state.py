@@ -44,4 +44,5 @@ def test_size_and_summary_copy_nothing(monkeypatch):
     assert state.snapshot_bytes() > 0
     assert state.summary() == {
         "step": 4, "best_value": 0.5, "best_step": 2, "best_metrics": {}, "last_metrics": {}, "seconds": 1.5,
+        "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0},
     }  # fmt: skip

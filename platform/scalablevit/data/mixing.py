@@ -27,9 +27,9 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ch
     Returns:
         float32 (samples, 3, height, width).
     """
-    # not `device=...`: that copy would make the host wait for the device in every step
-    scale = torch.tensor([255 * value for value in std]).to(images.device, non_blocking=True)
-    shift = torch.tensor([255 * value for value in mean]).to(images.device, non_blocking=True)
+    # not made on the device itself: that copy would make the host wait for the device in every step
+    scale = torch.tensor([255 * value for value in std], device="cpu").to(images.device, non_blocking=True)
+    shift = torch.tensor([255 * value for value in mean], device="cpu").to(images.device, non_blocking=True)
     made = ((images - shift) / scale).permute(0, 3, 1, 2)
     return made.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 

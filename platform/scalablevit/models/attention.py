@@ -130,7 +130,9 @@ class WindowAttention(nn.Module):
                 exchanged = functional.pad(exchanged, (0, 0, 0, right, 0, bottom))
             # The sum has the layout of its first term: it merges the windows, which then need no copy of their own.
             out = exchanged.reshape(out.shape) + out
-        out = out.reshape(batch, rows * win_h, columns * win_w, dim)[:, :height, :width]
+        out = out.reshape(batch, rows * win_h, columns * win_w, dim)
+        if bottom or right:
+            out = out[:, :height, :width].contiguous()  # of a map with gaps a linear layer makes batched products
         return self.proj(out)  # type: ignore[no-any-return]
 
     def _convolve(self, maps: Tensor) -> Tensor:
