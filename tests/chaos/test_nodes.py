@@ -180,7 +180,8 @@ def test_a_node_with_notice_is_saved_for_and_costs_no_failure(head, node, tmp_pa
     first, second = events(job, "started")
     assert (first["world"], second["world"]) == (2, 1)
     assert second["from_step"] >= 30, "it did not go on from what was saved"
-    record_property("steps done twice", newest_before(job, second["entered"]) - second["from_step"])
+    assert newest_before(job, second["entered"]) == second["from_step"], "steps were done twice"
+    assert not events(job, "lost")
     losses(job)
 
 

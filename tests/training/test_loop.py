@@ -7,9 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from ranks import Attempt, newest, run_attempts
 
-from scalablevit.training import effects
+from scalablevit.training import effects, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import BAD_SAMPLES
 from scalablevit.training.worker import Assignment
@@ -58,6 +59,27 @@ def test_the_first_steps_are_reported_besides_the_cadence(make_stage, tmp_path):
 
 def losses(result):
     return {r["step"]: r["metrics"]["train/loss"] for r in result["records"] if "train/loss" in r["metrics"]}
+
+
+def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_stage, tmp_path, monkeypatch):
+    """And what goes on from there ends as if nothing had been."""
+    monkeypatch.setattr(effects, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
+    stage = make_stage(training={"steps": 6, "global_batch": 8, "evaluate_every": {"steps": 6}})
+    given = Assignment(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
+    asked = []
+
+    def about_to_go():
+        asked.append(True)
+        return len(asked) == 1
+
+    cpu = torch.device("cpu")
+    result = worker.run(given, 0, 1, cpu, lambda *_: None, about_to_go=about_to_go)
+    assert (result["reason"], result["step"]) == ("node leaving", 2)
+    assert newest(str(tmp_path / "left")).step == 2
+    assert worker.run(given, 0, 1, cpu, lambda *_: None, about_to_go=about_to_go)["reason"] == "finished"
+    assert run(stage, tmp_path / "whole")["reason"] == "finished"
+    left, whole = (newest(str(tmp_path / name)).files["model"] for name in ("left", "whole"))
+    assert all(torch.equal(left[name], whole[name]) for name in whole)
 
 
 def test_the_time_spent_is_kept_through_a_restart(make_stage, tmp_path):

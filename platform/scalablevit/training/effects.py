@@ -140,7 +140,7 @@ class WorkerEffects:
                 logger.error("%s was not written: %s", BAD_SAMPLES, error)
 
     def after_step(self, step: int) -> bool:
-        """Whether a node is about to go."""
+        """Whether a node is about to go: what was trained until now must be saved, and the workers make way."""
         return self._watch.after_step(step)
 
     def roll_back(self, state: TrainState) -> None:
@@ -179,7 +179,6 @@ class Watch:
     def __init__(self, about_to_go: Callable[[], bool], instants: Instants) -> None:
         self.instants = instants
         self._about_to_go = about_to_go
-        self._saved = False
         self._every = FIRST_LOOKS
 
     def learn(self, record: Record, global_batch: int) -> None:
@@ -189,15 +188,10 @@ class Watch:
             self._every = max(1, round(LOOK_EVERY_S * rate / global_batch))
 
     def after_step(self, step: int) -> bool:
-        """True once, when a node is about to go: what was trained until now must be saved."""
+        """Whether a node is about to go; asked at some steps only."""
         if not self.instants.first_step:
             self.instants.first_step = time.time()
-        if self._saved or step % self._every:
-            return False
-        self._saved = self._about_to_go()
-        if self._saved:
-            logger.warning("a node is about to be taken away: saving at step %d", step)
-        return self._saved
+        return step % self._every == 0 and self._about_to_go()
 
 
 class PacedSender:

@@ -56,7 +56,9 @@ def launch(
         trainer = _trainer(stage, assignment, run_folder, callbacks, stage.cluster.max_failures - lost)
         try:
             result = _fit(trainer)
-            break
+            if result.get("reason") != "node leaving":
+                break
+            what = f"a node is about to be taken away: saved at step {result['step']}"
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             kind, what = _judge(error)
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")

@@ -25,7 +25,7 @@ FEW_SAMPLES = 1000
 SHOWN_FILES = 5
 """Undecodable files that the error names; all of them are in the run's folder."""
 
-StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved"]
+StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved", "node leaving"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Effects(Protocol):
         """Take the undecodable training files that all ranks have met in this attempt: reason by path."""
 
     def after_step(self, step: int) -> bool:
-        """Take the number of steps done, after each; True, equally on all ranks, asks for a checkpoint now."""
+        """Take the number of steps done, after each; True, equally on all ranks: save and end, a node is leaving."""
 
     def roll_back(self, state: TrainState) -> None:
         """Give the state what the newest checkpoint holds, the same on all ranks."""
@@ -128,7 +128,8 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
-        saves = effects.after_step(state.step) or evaluates or _checkpoint_is_due(plan, state)
+        leaving = effects.after_step(state.step)
+        saves = leaving or evaluates or _checkpoint_is_due(plan, state)
         logs = state.step % training.log_every_steps == 0 or state.step in FIRST_STEPS
         if (saves or logs) and (refused := _log_point(plan, state, effects, clock, saves=saves, reports=logs)):
             return refused
@@ -140,6 +141,8 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
             return Outcome("finished")
         if evaluates and _no_gain(plan, state):
             return Outcome("stopped early", _gains(state))
+        if leaving:
+            return Outcome("node leaving")
         before = state.spent["data"]
         with _counted(state, "data"):
             micro = _take(batches, training.accumulation)
