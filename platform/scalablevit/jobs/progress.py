@@ -66,8 +66,8 @@ class Progress:
             self._screen.say(note.decode())
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
+            self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
             if event["event"] == "lost":
-                self._pace = Pace(self._total)
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
                 self._screen.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
