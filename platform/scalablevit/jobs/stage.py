@@ -126,12 +126,12 @@ def _train(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except Exception:
-        draw_curves(resolved, store, uid)  # how it came to fail
-        raise
     finally:
         if status != "FINISHED":
-            spool.end(uid, "KILLED" if job.stopping.is_set() else status)
+            status = "KILLED" if job.stopping.is_set() else status
+            spool.end(uid, status)
+        if status == "FAILED":
+            draw_curves(resolved, store, uid)  # how it came to that; who stops a job does not wait for pictures
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     drawing.join()
