@@ -75,7 +75,8 @@ plain = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="utf-8", exclude_characters="\0")),  # refused
+    # zero bytes are refused; of a NEL (U+0085) PyYAML's own writer makes a line break that its own reader folds
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0\x85")),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdefgh", min_size=1), inner, max_size=4),
     max_leaves=15,
 )
