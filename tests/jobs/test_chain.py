@@ -1,6 +1,8 @@
 """In which order stages run, and which run beside each other."""
 
+import signal
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +68,25 @@ def test_a_failure_lets_the_others_of_its_group_finish(stages, monkeypatch, tmp_
     with pytest.raises(RuntimeError, match="segment broke"):
         run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[1:], {})
     assert finished == ["detect"]
+
+
+def test_an_interrupt_waits_until_all_stages_have_recorded_their_end(stages, monkeypatch, tmp_path):
+    """The signal comes while the main thread waits: until 3.13, Python then takes a thread that it joins for ended."""
+    disconnected, recorded = threading.Event(), []
+
+    def run_stage(job, stage, earlier):
+        if stage.name == "segment":
+            time.sleep(0.3)  # the main thread waits by then
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert disconnected.wait(timeout=20)
+            time.sleep(0.3)
+        recorded.append((stage.name, job.stopping.is_set()))
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
+    with pytest.raises(KeyboardInterrupt):
+        run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[1:], {})
+    assert recorded == [("detect", False), ("segment", True)]
 
 
 @pytest.mark.parametrize(("error", "state"), [(None, "finished"), (KeyboardInterrupt, "killed")])

@@ -90,6 +90,8 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
     print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
+    # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
+    ended = {stage.name: threading.Event() for stage in group}
 
     def run(stage: ResolvedStage) -> None:
         try:
@@ -98,20 +100,20 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
             if not job.stopping.is_set():
                 print(f"[{stage.name}] failed: {failure}", flush=True)
             failures.append(failure)
+        finally:
+            ended[stage.name].set()
 
-    # daemons: after an interrupt nothing waits for them for ever
-    threads = [threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True) for stage in group]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():  # a join without a limit would hold signals back
-                thread.join(timeout=0.5)
+        for stage in group:
+            # daemons: after an interrupt nothing waits for them for ever
+            threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
+        for event in ended.values():
+            event.wait()
     except KeyboardInterrupt:
         job.stopping.set()
         cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end
-        for thread in threads:
-            thread.join(timeout=STOP_S)
+        for event in ended.values():
+            event.wait(timeout=STOP_S)
         raise
     if failures:
         raise failures[0]
