@@ -71,16 +71,17 @@ def launch(
                 break
             if stop_file is not None and stop_file.exists():
                 raise KeyboardInterrupt
-            what = f"a node is about to be taken away: saved at step {result['step']}"
+            what = details = f"a node is about to be taken away: the workers ended at step {result['step']}"
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             kind, what = _judge(error)
+            details = f"{what}\n{error}"
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
-                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
-            time.sleep(RESTART_PAUSE_S)
-            if not ray.is_initialized():  # a new fit() would start a cluster of its own
-                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
-            remove_orphans()
+                raise TrainingFailed(run_folder, details) from error
+        time.sleep(RESTART_PAUSE_S)
+        if not ray.is_initialized():  # a new fit() would start a cluster of its own
+            raise TrainingFailed(run_folder, details)
+        remove_orphans()
         print(f"{what}; going on from the last checkpoint with new workers", flush=True)
     if "error" in result:
         what, where, fix = result["error"]
