@@ -224,11 +224,13 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
 
 
 def test_a_stopped_job_is_marked_killed(whole):
-    """`ray job stop` ends like Ctrl-C: both MLflow runs say KILLED, the run's folder is released."""
+    """`ray job stop` ends like Ctrl-C: it is saved, both MLflow runs say KILLED, the run's folder is released."""
     import mlflow
 
-    # too long to end by itself before it is stopped
-    job = whole.submit("stages.segment.training.steps=5000", name="to-be-stopped", wait=False)
+    # too long to end by itself before it is stopped, and no checkpoint is due but at evaluations, every 40 steps
+    longer = [f"stages.segment.training.{key}=5000" for key in ("steps", "checkpoint_every.steps")]
+    before = set((whole.root / "runs").glob("tiny-segment-*"))
+    job = whole.submit(*longer, name="to-be-stopped", wait=False)
     _wait_for_checkpoint(whole, job, but=1)
     ray = str(Path(sys.executable).with_name("ray"))
     subprocess.run([ray, "job", "stop", "to-be-stopped"], env=whole.environment(), check=True, timeout=120)
@@ -239,6 +241,9 @@ def test_a_stopped_job_is_marked_killed(whole):
     assert [lease for lease in (whole.root / "runs").glob("*/lease.json") if _json(lease)] == []
     states = [_json(status)["state"] for status in (whole.root / "runs").glob("*/status.json")]
     assert sorted(states) == ["finished"] * 4 + ["killed"] * 2
+    (stopped,) = set((whole.root / "runs").glob("tiny-segment-*")) - before
+    saved = max(_json(manifest)["step"] for manifest in stopped.glob("checkpoints/*/manifest.json"))
+    assert 40 < saved < 80 and "saving first" in job.communicate()[0]
 
 
 def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]", but: int = 0) -> None:

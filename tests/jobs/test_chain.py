@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs import chain
+from scalablevit.jobs import chain, signals
 from scalablevit.jobs.chain import groups, run_group
 from scalablevit.jobs.cluster import fit_together
 from scalablevit.jobs.resolve import resolve
@@ -87,6 +87,48 @@ def test_an_interrupt_waits_until_all_stages_have_recorded_their_end(stages, mon
     with pytest.raises(KeyboardInterrupt):
         run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[1:], {})
     assert recorded == [("detect", False), ("segment", True)]
+
+
+@pytest.mark.parametrize("sent", [1, 2])
+def test_the_first_signal_lets_trainings_save_and_the_second_ends_at_once(stages, monkeypatch, tmp_path, sent):
+    disconnected, ended = threading.Event(), []
+    main = threading.main_thread().ident
+
+    def run_stage(job, stage, earlier):
+        file = tmp_path / stage.name
+        job.training.add(file)
+        if stage.name == "segment":
+            for _ in range(sent):
+                time.sleep(0.2)
+                signal.pthread_kill(main, signal.SIGTERM)
+        while not (file.exists() if sent == 1 else disconnected.is_set()):
+            time.sleep(0.01)
+        ended.append(stage.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
+    job = Job(tmp_path, "tiny", "0" * 32, "sqlite://")
+    with pytest.raises(KeyboardInterrupt):
+        run_group(job, stages[1:], {})
+    assert sorted(ended) == ["detect", "segment"] and job.stopping.is_set()
+    assert disconnected.is_set() == (sent == 2)
+
+
+def test_who_does_not_save_in_time_is_ended(stages, monkeypatch, tmp_path):
+    disconnected = threading.Event()
+
+    def run_stage(job, stage, earlier):
+        job.training.add(tmp_path / "stop")
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert disconnected.wait(timeout=20)
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[:1], {})
+    assert disconnected.is_set()
 
 
 @pytest.mark.parametrize(("error", "state"), [(None, "finished"), (KeyboardInterrupt, "killed")])

@@ -14,6 +14,7 @@ from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
+from scalablevit.jobs.signals import saving_first
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
 from scalablevit.jobs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
@@ -84,10 +85,15 @@ def groups(
 
 
 def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResult]) -> dict[str, StageResult]:
-    """Run a group of stages; when one fails, the others still come to their end before the failure is raised."""
-    if len(group) == 1:
-        return {group[0].name: run_stage(job, group[0], earlier)}
-    print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
+    """Run a group of stages; when one fails, the others still come to their end before the failure is raised.
+
+    The first Ctrl-C lets those that train save at their next step and end.
+
+    Raises:
+        KeyboardInterrupt: at its end all stages have recorded theirs.
+    """
+    if len(group) > 1:
+        print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
     # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
@@ -97,24 +103,27 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
         try:
             results[stage.name] = run_stage(job, stage, earlier)
         except BaseException as failure:  # raised below, in the main thread
-            if not job.stopping.is_set():
+            if len(group) > 1 and not job.stopping.is_set():
                 print(f"[{stage.name}] failed: {failure}", flush=True)
             failures.append(failure)
         finally:
             ended[stage.name].set()
 
     try:
-        for stage in group:
-            # daemons: after an interrupt nothing waits for them for ever
-            threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
-        for event in ended.values():
-            event.wait()
+        with saving_first(job.stop_training):
+            for stage in group:
+                # daemons: after an interrupt nothing waits for them for ever
+                threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
+            for event in ended.values():
+                event.wait()
     except KeyboardInterrupt:
         job.stopping.set()
         cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end
         for event in ended.values():
             event.wait(timeout=STOP_S)
         raise
+    if job.stopping.is_set():
+        raise KeyboardInterrupt
     if failures:
         raise failures[0]
     return {stage.name: results[stage.name] for stage in group}

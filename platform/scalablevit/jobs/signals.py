@@ -1,8 +1,13 @@
-"""SIGTERM, which `ray job stop` sends, ends like Ctrl-C: runs are marked KILLED and folders released."""
+"""SIGTERM, which `ray job stop` sends, ends like Ctrl-C: trainings are saved, runs marked KILLED, folders released."""
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+GRACE_S = 30.0
+"""Time to save and end, from the first signal on; then it is as if a second one had come."""
 
 
 def end_like_ctrl_c() -> None:
@@ -34,6 +39,35 @@ def interruptible_start() -> Iterator[None]:
         end_like_ctrl_c()
         if noticed:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def saving_first(ask: Callable[[], bool]) -> Iterator[None]:
+    """Within, the first signal only asks what trains to save and end; the second ends at once.
+
+    Args:
+        ask: asks, and tells whether there was anything to ask: if not, the first signal ends at once, too.
+
+    Raises:
+        KeyboardInterrupt: as said, and `GRACE_S` after the first signal.
+    """
+    timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+
+    def handle(_number: int, _frame: object) -> None:
+        end_like_ctrl_c()
+        if not ask():
+            raise KeyboardInterrupt
+        print("\ninterrupted: saving first; once more ends at once", flush=True)
+        timer.start()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        end_like_ctrl_c()
 
 
 def _interrupt(_number: int, _frame: object) -> None:

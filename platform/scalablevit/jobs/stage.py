@@ -56,7 +56,16 @@ class Job:
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
     """Tags by stage: where its values come from, on its run and its registered version."""
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when the job was interrupted while stages ran in threads: whatever Ray then raises there, nothing failed."""
+    """Set when the job was interrupted: whatever Ray then raises in the stages' threads, nothing failed."""
+    training: set[Path] = field(default_factory=set)
+    """Of each stage that trains the file whose appearance lets its workers save and end."""
+
+    def stop_training(self) -> bool:
+        """Let all that trains save and end; False: nothing does."""
+        self.stopping.set()
+        for file in tuple(self.training):
+            file.touch()
+        return bool(self.training)
 
 
 def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]) -> StageResult:
@@ -183,7 +192,7 @@ def _launch(
     job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str, status_file: StatusFile
 ) -> dict[str, Any]:
     from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
-    from scalablevit.training.launch import launch
+    from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import Assignment
 
     assignment = Assignment(
@@ -197,7 +206,13 @@ def _launch(
     metric = BEST_METRIC[resolved.stage.task.kind]
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
         callbacks = [SpoolCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
-        return launch(resolved.stage, assignment.as_dict(), store.location, callbacks)
+        stop_file = store.local / STOP
+        stop_file.unlink(missing_ok=True)  # that of an earlier attempt
+        job.training.add(stop_file)
+        try:
+            return launch(resolved.stage, assignment.as_dict(), store.location, callbacks, stop_file)
+        finally:
+            job.training.discard(stop_file)
 
 
 def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, spool: Spool) -> None:

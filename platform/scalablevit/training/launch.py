@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -14,6 +15,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from scalablevit.config.errors import TrainingFailed, UserError
@@ -31,18 +33,25 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 PLACING_RETRIES = 2
 """Worker groups that could not be placed are tried again so often; Ray's default is for ever."""
+STOP = "stop"
+"""Name of the file in a run's folder that lets its workers save and end."""
 RESTART_PAUSE_S = 1.0
 """Before a new controller: until then Ray has freed what the old one held, or an interrupt has disconnected us."""
 
 
 def launch(
-    stage: Stage, assignment: dict[str, Any], run_folder: str, callbacks: Sequence[ray.train.UserCallback]
+    stage: Stage,
+    assignment: dict[str, Any],
+    run_folder: str,
+    callbacks: Sequence[ray.train.UserCallback],
+    stop_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train a stage on the connected Ray cluster and wait for its end.
 
     Args:
         assignment: `training.worker.Assignment` as plain values.
         run_folder: storage of the run; Ray's own files go into `ray/` below it.
+        stop_file: on a disk of this machine; once it is there, the workers save and end.
 
     Returns:
         What rank 0 returned.
@@ -50,24 +59,29 @@ def launch(
     Raises:
         UserError: the workers found something that the user must mend.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        KeyboardInterrupt: they saved and ended because of `stop_file`.
     """
+    own = [_Release()] if stop_file is None else [_Release(), _SaveAndEnd(stop_file)]
     lost = unplaced = 0
     while True:
-        trainer = _trainer(stage, assignment, run_folder, callbacks, stage.cluster.max_failures - lost)
+        trainer = _trainer(stage, assignment, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
         try:
             result = _fit(trainer)
             if result.get("reason") != "node leaving":
                 break
-            what = f"a node is about to be taken away: saved at step {result['step']}"
+            if stop_file is not None and stop_file.exists():
+                raise KeyboardInterrupt
+            what = details = f"a node is about to be taken away: the workers ended at step {result['step']}"
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             kind, what = _judge(error)
+            details = f"{what}\n{error}"
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
-                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
-            time.sleep(RESTART_PAUSE_S)
-            if not ray.is_initialized():  # a new fit() would start a cluster of its own
-                raise TrainingFailed(run_folder, f"{what}\n{error}") from error
-            remove_orphans()
+                raise TrainingFailed(run_folder, details) from error
+        time.sleep(RESTART_PAUSE_S)
+        if not ray.is_initialized():  # a new fit() would start a cluster of its own
+            raise TrainingFailed(run_folder, details)
+        remove_orphans()
         print(f"{what}; going on from the last checkpoint with new workers", flush=True)
     if "error" in result:
         what, where, fix = result["error"]
@@ -79,7 +93,7 @@ def _trainer(
     stage: Stage,
     assignment: dict[str, Any],
     run_folder: str,
-    callbacks: Sequence[ray.train.UserCallback],
+    callbacks: Sequence[Any],
     max_failures: int,
 ) -> Any:
     cluster = stage.cluster
@@ -103,7 +117,7 @@ def _trainer(
             # a controller keeps the resources of a group that broke while starting, so a retry of its own finds no
             # room: `launch` tries again with a new one
             failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
-            callbacks=[*callbacks, _Release()],
+            callbacks=list(callbacks),
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -128,6 +142,28 @@ class _Release(WorkerGroupCallback, ControllerCallback):
         """Ray calls it once it has ended the group that it knows of."""
         if self._held is not None:
             remove_placement_group(self._held)  # ends all that runs there; nothing happens where it is gone
+
+
+class _SaveAndEnd(WorkerGroupCallback):
+    """Has the workers save and end once a file is there; runs in the controller, on the machine of who asks.
+
+    They are told as if a node were about to go, which they look for anyway: no step waits for anything more.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._workers: list[Any] = []
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Ray calls it with each new group."""
+        self._workers = worker_group.get_workers()
+
+    def after_worker_group_poll_status(self, worker_group_status: object) -> None:
+        """Ray calls it a few times a second."""
+        if self._workers and self._file.exists():
+            for worker in self._workers:
+                worker.actor.mark_preempt.remote(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
+            self._workers = []
 
 
 def _fit(trainer: Any) -> dict[str, Any]:
