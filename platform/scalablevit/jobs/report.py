@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from scalablevit.config.errors import UserError, masked
-from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
@@ -20,9 +19,10 @@ from scalablevit.jobs.result import BEST_METRIC, RESULT, WEIGHTS, StageResult, l
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
+from scalablevit.jobs.stage import Job
 from scalablevit.jobs.status import read_status
 from scalablevit.report.findings import load_findings
-from scalablevit.report.page import Job, Part, Search, Stage, render
+from scalablevit.report.page import Page, Part, Search, Stage, render
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.spool import Spool, read_lines
@@ -40,6 +40,8 @@ PLOTS = {
     "importance": "How much each searched value matters",
     "parallel_coordinates": "Which values went together, a line for each trial",
 }
+COLUMNS = ("at_step", "epochs_trained")
+"""Of a table of trials; the searched values' names stay as they are in recipes."""
 EPILOG = f"""\
 RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
 lies there and replaces the folder's {PAGE}; nothing is computed anew, and MLflow is neither asked nor told."""
@@ -62,43 +64,47 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
         folder = platform_root(options.root) / "runs" / folder
-    job = gather(folder.absolute())
-    print("\n".join([f"stage {stage.name}: {stage.state}" for stage in job.stages]
-                    + [f"search {search.name}: {len(search.trials)} trials" for search in job.searches]))  # fmt: skip
+    page = gather(folder.absolute())
+    print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
+                    + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    put_text(str(folder), PAGE, render(job))
+    put_text(str(folder), PAGE, render(page))
     print(f"report: {folder / PAGE}")
     return 0
 
 
 def publish_job(
-    recipe: Recipe, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, spool: Spool,
-    root: Path, uid: str,
-) -> None:  # fmt: skip
+    job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, spool: Spool
+) -> None:
     """Write down which stages the job has, make its page, and record it for MLflow.
 
     Args:
         results: of the stages that have finished.
-        store, uid: the job's own run.
+        store: the job's own folder.
     """
     known = [
         {
             "name": stage.name,
             "run": stage.run_name,
-            "folder": RunStore.at(stage.run_name, stage.stage.cluster.storage, root).location,
+            "folder": RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root).location,
             "registered": _registered(results.get(stage.name)),
         }
         for stage in stages
     ]
-    put_text(str(store.local), JOB, json.dumps({"recipe": recipe.name, "stages": known}, indent=1))
-    publish(store.local, spool, uid)
+    publish(store.local, spool, job.uid, {"recipe": job.recipe, "stages": known})
 
 
-def publish(folder: Path, spool: Spool, uid: str) -> None:
-    """Make the page of a job or a search and record it for MLflow; one that fails is said and ends nothing."""
+def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None = None) -> None:
+    """Make the page of a job or a search and record it for MLflow; one that fails is said and ends nothing.
+
+    Args:
+        job: content of a job's `job.json`, written first.
+    """
     try:
+        if job is not None:
+            put_text(str(folder), JOB, json.dumps(job, indent=1))
         put_text(str(folder), PAGE, render(gather(folder)))
         spool.artifact(uid, folder / PAGE)
         print(f"report: {folder / PAGE}", flush=True)
@@ -106,7 +112,7 @@ def publish(folder: Path, spool: Spool, uid: str) -> None:
         print(f"{PAGE} was not made: {brief(error, '')}", flush=True)
 
 
-def gather(folder: Path) -> Job:
+def gather(folder: Path) -> Page:
     """What the page of a run's folder shows.
 
     Raises:
@@ -115,10 +121,10 @@ def gather(folder: Path) -> Job:
     if (folder / JOB).is_file():
         return _job(folder)
     if (folder / SPACE).is_file():
-        return Job(folder.name, {}, searches=(_search(folder),))
+        return Page(folder.name, {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
         stage = _stage(RunStore(folder.name, str(folder), folder), "")
-        return Job(folder.name, {}, stages=(stage,))
+        return Page(folder.name, {}, stages=(stage,))
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
@@ -126,7 +132,7 @@ def gather(folder: Path) -> Job:
     )
 
 
-def _job(folder: Path) -> Job:
+def _job(folder: Path) -> Page:
     known = json.loads((folder / JOB).read_text(encoding="utf-8"))
     stages, waiting, searches = [], [], []
     for each in known["stages"]:
@@ -147,7 +153,7 @@ def _job(folder: Path) -> Job:
         "tracking": masked(status.tracking) if status else "",
         "not begun": ", ".join(waiting),
     }
-    return Job(folder.name, facts, tuple(stages), tuple(searches))
+    return Page(folder.name, facts, tuple(stages), tuple(searches))
 
 
 def _stage(store: RunStore, registered: str) -> Stage:
@@ -197,7 +203,7 @@ def _cost(
     begun = sum(event["event"] == "started" for event in events)
     facts = {
         "workers": f"{cluster['workers']} x ({cluster['cpus_per_worker']:g} CPU, {cluster['gpus_per_worker']:g} GPU)",
-        "attempts": f"{begun}, of which {len(events) - begun} lost workers" if begun else "",
+        "attempts": f"{begun}; workers were lost {len(events) - begun} times" if len(events) > 1 else f"{begun or ''}",
     }
     if result is not None:
         hours = cluster["workers"] * result.minutes / 60
@@ -219,7 +225,7 @@ def _lineage(
     store: RunStore, recipe: Mapping[str, Any], recorded: Mapping[str, str], result: StageResult | None, registered: str
 ) -> dict[str, str]:
     """From the data to the registered version."""
-    data, start = recipe["data"], (store.read(START_NOTE) or b"").decode()
+    data, start = recipe["data"], (store.read(START_NOTE) or b"").decode().partition("\n")[0]
     counts = ", ".join(f"{recorded[name]} {words}" for name, words in
                        {"train_samples": "training images", "val_samples": "validation images",
                         "classes": "classes"}.items() if name in recorded)  # fmt: skip
@@ -261,10 +267,11 @@ def _search(folder: Path) -> Search:
     best, sign = header.index("best"), -1 if parsed["mode"] == "max" else 1
     rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
     statuses = Counter(row[header.index("status")] for row in rows)
+    names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
     plots = {folder / "plots" / f"{name}.png": words for name, words in PLOTS.items()}
     facts = {
         "figure": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
-        "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(header, rows[0], strict=True) if cell),
+        "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],
         "scheduler": parsed["scheduler"]["kind"],
@@ -273,7 +280,7 @@ def _search(folder: Path) -> Search:
     return Search(
         name=folder.name,
         facts=facts,
-        header=tuple(name.replace("_", " ") for name in header[:5]) + tuple(header[5:]),
+        header=names,
         trials=tuple(tuple(map(_short, row)) for row in rows),
         plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
         best_recipe=masked((folder / BEST).read_text(encoding="utf-8")) if (folder / BEST).is_file() else "",

@@ -47,7 +47,7 @@ class _Seen:
 
 
 def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
-    """Look at images drawn by lot from the validation split, as many as `IMAGES` and `SECONDS` allow, and write it down.
+    """Look at validation images drawn by lot, as many as `IMAGES` and `SECONDS` allow, and write it down.
 
     Args:
         model: with the weights to look at, on the CPU.

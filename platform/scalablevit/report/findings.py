@@ -36,7 +36,7 @@ class Findings:
     macs: int
     """Multiply-accumulates of one image at the task's evaluation size."""
     measure: str
-    """What a case's `error` is."""
+    """By what the worst come first, in words."""
     details: dict[str, Any]
     """Of `tasks.examination`."""
     cases: tuple[Case, ...]

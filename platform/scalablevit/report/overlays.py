@@ -180,10 +180,11 @@ def answer_of(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
 def _draw(
     axes: Axes, image: Image, shown: dict[str, Any], classes: Sequence[str] = (), what: str | None = None
 ) -> None:
-    """An image with its class, label map or boxes, in the size that these are given in; without `what` nothing named."""
+    """An image with its class, label map or boxes, in the size that these are given in; without `what` no writing."""
     if what is not None:
         probability = f" {shown['probability']:.2f}" if "probability" in shown else ""
-        axes.set_title(f"{what}: {classes[shown['class']]}{probability}" if "class" in shown else what, fontsize="small")
+        named = f": {classes[shown['class']]}{probability}" if "class" in shown else ""
+        axes.set_title(f"{what}{named}", fontsize="small")
     if "class" in shown:
         _show(axes, image)
     elif "mask" in shown:

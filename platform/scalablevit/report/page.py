@@ -79,8 +79,8 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the page shows."""
+class Page:
+    """What the page shows: a job's stages and searches, or one of them alone."""
 
     name: str
     facts: Mapping[str, str]
@@ -89,8 +89,8 @@ class Job:
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-def render(job: Job) -> str:
-    """The page."""
+def render(page: Page) -> str:
+    """The page as HTML."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -98,10 +98,10 @@ def render(job: Job) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(image=_data_uri, big=_big)
+    environment.filters.update(image=_data_uri, big=_big, sentence=lambda text: text[:1].upper() + text[1:])
     helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "figures": figures,
                "class_figures": class_figures}  # fmt: skip
-    return environment.get_template(TEMPLATE).render(job=job, **helpers)
+    return environment.get_template(TEMPLATE).render(page=page, **helpers)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def curves(stage: Stage) -> list[Chart]:
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
         (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
         ("Learning rate", ["train/lr"], "learning rate", {}),
-        ("Gradient norm", ["train/grad_norm"], "norm", {"log": True}),
+        ("Gradient norm", ["train/grad_norm"], "norm", {"log": _decades(points(stage.rows, "train/grad_norm")[1]) > 1}),
         ("Speed", ["train/images_per_s"], "images/s", {}),
         ("Waiting for data", ["train/data_wait"], "share of time", {"limits": (0.0, 1.0)}),
     ]
@@ -203,6 +203,11 @@ def class_figures(stage: Stage) -> dict[str, dict[str, float]]:
 def _pairs(stage: Stage) -> list[list[int]]:
     details: Mapping[str, Any] = stage.findings.details if stage.findings else {}
     return list(details.get("confusions", []))
+
+
+def _decades(values: Sequence[float]) -> float:
+    """Between the smallest and the largest of positive values; 0 where one is not."""
+    return float(np.log10(max(values) / min(values))) if values and min(values) > 0 else 0.0
 
 
 def _bare(metric: str) -> str:

@@ -29,7 +29,7 @@ class Judged:
     number: int
     """In its source."""
     error: float
-    """By the examination's `measure`: the larger, the worse."""
+    """The larger, the worse."""
     words: str
     """What is right and wrong, for people."""
 
@@ -38,7 +38,7 @@ class Examination(Protocol):
     """Of one model, image by image."""
 
     measure: str
-    """What `Judged.error` is."""
+    """By what the worst come first, in words."""
 
     def update(self, predictions: Any, batch: Batch) -> list[Judged]:
         """Add one batch, as to the task's metric; its images in the batch's order."""
@@ -53,7 +53,7 @@ class ClassExamination:
     `details()["confusions"]`: [label, answer, images] by class numbers, those that occur.
     """
 
-    measure = "cross-entropy of the right class"
+    measure = "by the cross-entropy of the label, the highest first"
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
@@ -69,8 +69,7 @@ class ClassExamination:
             batch["index"].tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
         ):
             self._pairs[label, answer] += 1
-            verdict = "rightly answered" if label == answer else f"taken for {self.classes[answer]}"
-            words = f"{self.classes[label]}, {verdict} with probability {share:.2f}; loss {loss:.2f}"
+            words = f"label {self.classes[label]}, answer {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
             judged.append(Judged(number, loss, words))
         return judged
 
@@ -85,7 +84,7 @@ class MaskExamination:
     `details()["confusions"]`: [label, answer, pixels] by class numbers, those that occur.
     """
 
-    measure = "1 - mean IoU over the classes that an image shows or is said to show"
+    measure = "by the mean IoU over the classes that an image shows or is said to show, the lowest first"
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
@@ -124,11 +123,11 @@ class MaskExamination:
 class BoxExamination(CocoMetric):
     """Detection, by boxes.
 
-    `details()["precision"]`: by class name 101 precisions at recalls 0, 0.01, ... 1, at an overlap of `OVERLAP`; classes
-    without truth are left out.
+    `details()["precision"]`: by class name 101 precisions at recalls 0, 0.01, ... 1, at an overlap of `OVERLAP`;
+    classes without truth are left out.
     """
 
-    measure = f"1 - F1 of detections with a score of {SHOWN_SCORE} or more, at an overlap of {OVERLAP}"
+    measure = f"by F1 of detections with a score of {SHOWN_SCORE} or more, at an overlap of {OVERLAP}, the lowest first"
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(tuple(classes), masks=False)
@@ -143,7 +142,7 @@ class BoxExamination(CocoMetric):
 
     def details(self) -> dict[str, Any]:
         """See the class."""
-        # (thresholds, recalls, classes, areas, limits)
+        # thresholds, recalls, classes, areas, limits: of all but recalls and classes there is one
         precision = np.asarray(self._matched().eval["precision"])[0, :, :, 0, 0]
         known = {name: curve for name, curve in zip(self.classes, precision.T, strict=True) if (curve > -1).any()}
         return {"precision": {name: curve.tolist() for name, curve in known.items()}}
@@ -152,9 +151,7 @@ class BoxExamination(CocoMetric):
         """All images, evaluated; their annotations and detections know of each other."""
         truth = COCO(self._truth())
         found = truth.loadRes(self._detections("box"))
-        evaluation = COCOeval_faster(
-            truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True
-        )  # fmt: skip
+        evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])
         limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]
