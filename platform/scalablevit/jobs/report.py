@@ -15,7 +15,7 @@ from scalablevit.config.root import platform_root
 from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import BEST_METRIC, RESULT, WEIGHTS, StageResult, load_result
+from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, load_result
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
@@ -31,7 +31,8 @@ from scalablevit.training.storage import START_NOTE, put_text
 
 PAGE = "report.html"
 JOB = "job.json"
-"""In a job's folder: its recipe's name, and of each stage `name`, `run`, `folder` and `registered`."""
+"""In a job's folder: `recipe` and `stages`, of each its `name`, the name of its `run` (a folder beside the job's), its
+folder in run `storage` if that is another one, and what it is `registered` as, if it is."""
 SPACE = "space.yaml"
 RECIPE = "recipe.yaml"
 PLOTS = {
@@ -84,15 +85,12 @@ def publish_job(
         results: of the stages that have finished.
         store: the job's own folder.
     """
-    known = [
-        {
-            "name": stage.name,
-            "run": stage.run_name,
-            "folder": RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root).location,
-            "registered": _registered(results.get(stage.name)),
-        }
-        for stage in stages
-    ]
+    known = []
+    for stage in stages:
+        own = RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root)
+        elsewhere = "" if own.location == str(own.local) else own.location
+        registered = _registered(results.get(stage.name))
+        known.append({"name": stage.name, "run": stage.run_name, "storage": elsewhere, "registered": registered})
     publish(store.local, spool, job.uid, {"recipe": job.recipe, "stages": known})
 
 
@@ -140,9 +138,7 @@ def _job(folder: Path) -> Page:
         if not (local / RECIPE).is_file():
             waiting.append(each["name"])
             continue
-        # where the root was moved, what lies beside the job counts
-        location = str(local) if (local / RESULT).is_file() else each["folder"]
-        stages.append(_stage(RunStore(each["run"], location, local), each["registered"]))
+        stages.append(_stage(RunStore(each["run"], each["storage"] or str(local), local), each["registered"]))
         found = folder.parent / _recorded(local).get(tags.SEARCH, "")
         if (found / TABLE).is_file():
             searches.append(_search(found))

@@ -114,8 +114,8 @@ class Chart:
     """For those who do not see it."""
 
 
-def curves(stage: Stage) -> list[Chart]:
-    """The stage's figures by step; those that were never recorded are left out."""
+def curves(stage: Stage, place: int) -> list[Chart]:
+    """The figures by step of the stage at a place of the page; those that were never recorded are left out."""
     best = points(stage.rows, stage.best_metric)
     at = best[0][int(np.argmax(best[1]))] if best[1] else None
     wanted: list[tuple[str, list[str], str, dict[str, Any]]] = [
@@ -131,13 +131,13 @@ def curves(stage: Stage) -> list[Chart]:
         lines: dict[str, Line] = {name: points(stage.rows, name) for name in names}
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
-            svg = line_chart(f"{stage.name}-curve-{number}", lines, across="step", up=up, **options)
+            svg = line_chart(f"stage-{place}-curve-{number}", lines, across="step", up=up, **options)
             charts.append(Chart(title, Markup(svg), f"{title} by step: {_ends(lines)}"))  # noqa: S704  # our own
     return charts
 
 
-def precision(stage: Stage) -> Chart | None:
-    """Precision by recall of a detector: the mean over classes, and the classes; of many, the worst."""
+def precision(stage: Stage, place: int) -> Chart | None:
+    """Precision by recall of a detector at a place of the page: the mean over classes, and the classes or the worst."""
     if stage.findings is None or "precision" not in stage.findings.details:
         return None
     by_class = {name: np.array(curve) for name, curve in stage.findings.details["precision"].items()}
@@ -147,7 +147,7 @@ def precision(stage: Stage) -> Chart | None:
     drawn = {"mean": np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
     recall = np.linspace(0, 1, len(drawn["mean"])).tolist()
     lines: dict[str, Line] = {name: (recall, curve.tolist()) for name, curve in drawn.items()}
-    svg = line_chart(f"{stage.name}-precision", lines, across="recall", up="precision", limits=(0.0, 1.02))
+    svg = line_chart(f"stage-{place}-precision", lines, across="recall", up="precision", limits=(0.0, 1.02))
     means = ", ".join(f"{name} {float(curve.mean()):.2f}" for name, curve in drawn.items())
     left_out = f"; the {len(worst)} worst of {len(by_class)} classes" if len(worst) < len(by_class) else ""
     words = f"Precision by recall; mean precision: {means}{left_out}"
