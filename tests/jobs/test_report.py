@@ -173,6 +173,14 @@ def test_many_classes_are_told_by_their_most_frequent_confusions(job):
     assert page.text.index("class 7") < page.text.index("class 20") and "class 1\n" not in page.text
 
 
+def test_damaged_findings_are_named(job, tmp_path):
+    folder = tmp_path / "tiny-detect-0"
+    shutil.copytree(job[0] / "runs" / "tiny-detect-0", folder)
+    (folder / "examination" / "findings.json").write_text('{"images": 1}')
+    with pytest.raises(UserError, match="not readable as findings"):
+        gather(folder)
+
+
 def test_a_search_that_has_not_ended_has_no_page(tmp_path):
     (tmp_path / "space.yaml").write_text("metric: val/top1\n")
     with pytest.raises(UserError, match="has not ended"):

@@ -121,7 +121,10 @@ def gather(folder: Path) -> Page:
     if (folder / SPACE).is_file():
         return Page(folder.name, {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
-        stage = _stage(RunStore(folder.name, str(folder), folder), "")
+        status = read_status(folder)
+        # storage elsewhere has the result; a local root may have been moved since
+        location = status.folder if status is not None and "://" in status.folder else str(folder)
+        stage = _stage(RunStore(folder.name, location, folder), "")
         return Page(folder.name, {}, stages=(stage,))
     raise UserError(
         "there is no job, stage or search in this folder",
@@ -131,7 +134,7 @@ def gather(folder: Path) -> Page:
 
 
 def _job(folder: Path) -> Page:
-    known = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    known = RunStore(folder.name, str(folder), folder).read_json(JOB) or {}
     stages, waiting, searches = [], [], []
     for each in known["stages"]:
         local = folder.parent / each["run"]
@@ -154,7 +157,7 @@ def _job(folder: Path) -> Page:
 
 def _stage(store: RunStore, registered: str) -> Stage:
     local, result, status = store.local, load_result(store), read_status(store.local)
-    recipe = masked((local / RECIPE).read_text(encoding="utf-8"))
+    recipe = (local / RECIPE).read_text(encoding="utf-8")
     parsed = yaml.safe_load(recipe)
     uid = (store.read_json("run.json") or {}).get("uid", "")
     rows = by_step(local / "spool", uid)
@@ -168,14 +171,12 @@ def _stage(store: RunStore, registered: str) -> Stage:
         why="" if result or status is None else status.why,
         best_metric=BEST_METRIC[parsed["task"]["kind"]],
         rows=rows,
-        recipe=recipe,
+        recipe=masked(recipe),
         facts=_cost(local, parsed, rows, result),
         lineage=_lineage(store, parsed, recorded, result, registered),
         result=None if result is None else {**vars(result), "reason": masked(result.reason)},
         registered=registered,
-        profile=tuple(Part(name, seconds, duration(seconds)) for name, seconds in result.profile.items())
-        if result
-        else (),
+        profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
         findings=load_findings(local / EXAMINATION),
         pictures=local / EXAMINATION,
     )

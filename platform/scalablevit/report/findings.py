@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scalablevit.config.errors import UserError
+
 FILE = "findings.json"
 
 
@@ -45,10 +47,20 @@ class Findings:
 
 
 def load_findings(folder: Path) -> Findings | None:
-    """What `examine` wrote; None where it did not."""
+    """What `examine` wrote; None where it did not.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         found = json.loads((folder / FILE).read_bytes())
+        cases = {name: tuple(Case(**case) for case in found[name]) for name in ("cases", "worst")}
+        return Findings(**{**found, **cases})
     except FileNotFoundError:
         return None
-    cases = {name: tuple(Case(**case) for case in found[name]) for name in ("cases", "worst")}
-    return Findings(**{**found, **cases})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"not readable as findings: {error!r}",
+            where=str(folder / FILE),
+            fix="move the folder away; the page is then made without single images",
+        ) from None
