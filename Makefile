@@ -19,9 +19,9 @@ REAL ?= real
 
 # tests that nothing may run beside, and those that `make test` leaves out
 ALONE := ray or alone
-NOT_NOW := real or long
+NOT_NOW := real or long or browser
 
-.PHONY: help setup full tune-demo test test-real test-long chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-browser chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -29,6 +29,7 @@ help:
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
+	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench      speed against the bars, with dated results below build/bench"
@@ -84,6 +85,9 @@ test-real: setup
 
 test-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m long --ignore=tests/chaos
+
+test-browser: setup
+	timeout 600 $(BIN)/python -m pytest -m browser tests/browser
 
 chaos: setup
 	@mkdir -p build && rm -f build/chaos.jsonl

@@ -13,6 +13,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import chain, signals
 from scalablevit.jobs.chain import groups, run_group
 from scalablevit.jobs.cluster import fit_together
+from scalablevit.jobs.report import PAGE
 from scalablevit.jobs.resolve import resolve
 from scalablevit.jobs.result import StageResult, time_profile
 from scalablevit.jobs.stage import Job
@@ -131,7 +132,9 @@ def test_who_does_not_save_in_time_is_ended(stages, monkeypatch, tmp_path):
     assert disconnected.is_set()
 
 
-@pytest.mark.parametrize(("error", "state"), [(None, "finished"), (KeyboardInterrupt, "killed")])
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "finished"), (KeyboardInterrupt, "killed"), (RuntimeError, "failed")]
+)
 def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, error, state):
     """MLflow refuses connections, and is not waited for."""
     address = "http://127.0.0.1:9"
@@ -155,6 +158,7 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     assert seen == [("running", "pretrain", 0, 2), ("running", "segment", 1, 2)]
     (ended,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
     assert (ended.state, ended.unit, ended.step) == (state, "stages", 1 if error else 2)
+    assert len(list(tmp_path.glob(f"runs/*/{PAGE}"))) == (state != "killed")
 
 
 def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):

@@ -13,10 +13,12 @@ from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
 from scalablevit.jobs.figures import METRICS, RESULTS
 from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import Job, _train, identity
 from scalablevit.jobs.status import StatusFile, read_status
+from scalablevit.report.findings import load_findings
 from scalablevit.tracking.spool import Spool
 from scalablevit.training import launch, loop, worker
 
@@ -94,15 +96,18 @@ def test_a_run_that_was_interrupted_and_resumed_has_every_step_once(resolved, tm
         "curves.png", "training_batch.png", "validation.png",
     }  # fmt: skip
     assert (folder / "model" / "weights.safetensors").exists()
+    assert load_findings(folder / EXAMINATION).images == 8
 
 
 @pytest.mark.usefixtures("in_process")
 def test_pictures_that_cannot_be_drawn_are_said_and_end_nothing(resolved, tmp_path, capsys):
     folder = tmp_path / "runs" / resolved.run_name
     folder.mkdir(parents=True)
-    (folder / "plots").touch()  # no folder
+    for name in ("plots", "examination"):
+        (folder / name).touch()  # no folder
     assert train(resolved, tmp_path).last_step == 12
     assert read_status(folder).state == "finished"
     said = capsys.readouterr().out
     assert all(f"[pretrain] plots/{name}.png was not drawn: " in said
                for name in ("curves", "training_batch", "validation"))  # fmt: skip
+    assert "[pretrain] examination was not drawn: " in said

@@ -10,6 +10,7 @@ from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.report import publish_job
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
@@ -54,9 +55,13 @@ def run_chain(
                 results |= run_group(job, group, results)
             status_file.update(stage=names, step=len(results))
             spool.metrics(job.uid, [_headline(results)])
+            publish_job(job, stages, results, store, spool)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            raise
+        except Exception:
+            publish_job(job, stages, results, store, spool)  # how far it came, and how it came to that
             raise
         finally:
             spool.end(job.uid, status)

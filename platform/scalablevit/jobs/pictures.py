@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.jobs.figures import by_step
 from scalablevit.jobs.resolve import ResolvedStage
@@ -10,10 +11,18 @@ from scalablevit.jobs.result import BEST_METRIC, WEIGHTS
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import brief
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scalablevit.data.sources import Source
+    from scalablevit.tasks.task import Task
+
 FOLDER = "plots"
 CURVES = f"{FOLDER}/curves.png"
 TRAINING = f"{FOLDER}/training_batch.png"
 VALIDATION = f"{FOLDER}/validation.png"
+EXAMINATION = "examination"
+"""Folder of what `report.examination` finds."""
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore, root: Path) -> threading.Thread:
@@ -51,19 +60,37 @@ def draw_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> Non
     """Draw validation images with truth and the best weights' prediction."""
 
     def draw() -> None:
-        import safetensors.torch
-
-        from scalablevit.data.sources import open_source
         from scalablevit.report.overlays import save_predictions
-        from scalablevit.tasks.task import build_task
 
-        task = build_task(resolved.stage, resolved.classes)
-        model = task.build_model()
-        model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
-        source = open_source(resolved.stage.data, "val", root)
+        task, model, source = _finished(resolved, store, root)
         save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
 
     _attempt(resolved, VALIDATION, draw)
+
+
+def examine_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> None:
+    """Look at single validation images with the best weights, for the report."""
+
+    def look() -> None:
+        from scalablevit.report.examination import examine
+
+        task, model, source = _finished(resolved, store, root)
+        examine(task, resolved.stage, model, source, store.local / EXAMINATION)
+
+    _attempt(resolved, EXAMINATION, look)
+
+
+def _finished(resolved: ResolvedStage, store: RunStore, root: Path) -> "tuple[Task, nn.Module, Source]":
+    """The task, the network with the best weights, and the validation split."""
+    import safetensors.torch
+
+    from scalablevit.data.sources import open_source
+    from scalablevit.tasks.task import build_task
+
+    task = build_task(resolved.stage, resolved.classes)
+    model = task.build_model()
+    model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
+    return task, model, open_source(resolved.stage.data, "val", root)
 
 
 def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:

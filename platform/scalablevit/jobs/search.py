@@ -16,6 +16,7 @@ from scalablevit.jobs import cluster
 from scalablevit.jobs.chain import run_chain
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
+from scalablevit.jobs.report import publish
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import without_secrets
 from scalablevit.jobs.run_store import RunStore
@@ -126,6 +127,7 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
             _run(recorder, work, concurrency)
             found = _found(search, store, uid, recorder.trials)
             _write_down(work, found, spool)
+            publish(found.folder, spool, uid)
             status = "FINISHED"
         except KeyboardInterrupt:
             recorder.interrupt()

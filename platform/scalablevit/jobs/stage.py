@@ -14,7 +14,7 @@ from scalablevit.config.loading import hashed_part
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
-from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation
+from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation, examine_validation
 from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
@@ -146,6 +146,7 @@ def _train(
     drawing.join()
     draw_curves(resolved, store, uid)
     draw_validation(resolved, store, job.root)
+    examine_validation(resolved, store, job.root)
     return finished
 
 

@@ -47,27 +47,28 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, whole or not at all; the folder is made."""
+    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, dpi=DPI, format="png")
+    figure.savefig(part, dpi=DPI, format=file.suffix.removeprefix("."))
     part.replace(file)
 
 
-def _points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+def points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a figure, in order; values that are not finite are left out."""
     found = [(step, float(row[name])) for step, row in sorted(rows.items()) if name in row]
     finite = [(step, value) for step, value in found if np.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 
 
 def _line(axes: Axes, rows: Rows, name: str, *, color: str | None = None, marker: str | None = None) -> None:
-    steps, values = _points(rows, name)
+    steps, values = points(rows, name)
     if steps:
         axes.plot(steps, values, label=name, color=color, marker=marker or ("." if len(steps) < 3 else None))
 
 
 def _mark_best(axes: Axes, rows: Rows, name: str) -> None:
-    steps, values = _points(rows, name)
+    steps, values = points(rows, name)
     if steps:
         best = int(np.argmax(values))
         axes.axvline(steps[best], color="0.6", linestyle=":")

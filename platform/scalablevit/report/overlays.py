@@ -22,6 +22,7 @@ from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.sources import Source
 from scalablevit.report.curves import save
+from scalablevit.tasks.examination import SHOWN_SCORE
 from scalablevit.tasks.task import Task
 from scalablevit.training.effects import train_order
 
@@ -32,10 +33,11 @@ PAIRS = 2
 """Of truth and prediction, beside each other."""
 CELL = 2.6
 """Inches of a picture's side."""
-SHOWN_SCORE = 0.3
-"""Detections with less are not drawn."""
 NAMED_CLASSES = 6
 """Of a label map, the largest."""
+PAIR_CELL = 2.6
+"""Inches of a picture's width in `save_pair`."""
+EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
 SHOWN_SHARE = 0.1
 """Of a mixed image's classes, those with less are not named."""
 
@@ -85,11 +87,37 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
     places = axes.reshape(-1, 2)
     for number in range(batch["samples"]):
         image = batch["image"][number].numpy().astype(np.float32) / 255
-        truth = _truth(batch, number)
-        answer = _answer(predictions[number], truth)
+        truth = truth_of(batch, number)
+        answer = answer_of(predictions[number], truth)
         for place, shown, what in zip(places[number], (truth, answer), ("truth", "prediction"), strict=True):
             _draw(place, image, shown, task.classes, what)
     save(figure, file)
+
+
+def save_pair(image: Image, truth: dict[str, Any], answer: dict[str, Any], file: Path) -> None:
+    """Draw one validation image without any writing: with truth on the left and answer on the right.
+
+    An image of one class, which nothing can be drawn on, is there once.
+
+    Args:
+        image: as the network sees it.
+        truth, answer: of `truth_of` and `answer_of`.
+        file: a picture in the format that its suffix names.
+    """
+    shown = [truth] if "class" in truth else [truth, answer]
+    height, width = image.shape[:2] if "class" in truth else _size(truth)
+    figure = Figure(figsize=(PAIR_CELL * len(shown), PAIR_CELL * height / width))
+    places = figure.subplots(1, len(shown), squeeze=False, gridspec_kw=EDGES)[0]
+    for place, each in zip(places, shown, strict=True):
+        place.set_axis_off()
+        _draw(place, image, each)
+        place.set_aspect("auto")  # no margins from rounded sides
+    save(figure, file)
+
+
+def _size(shown: dict[str, Any]) -> tuple[int, int]:
+    height, width = shown["mask"].shape if "mask" in shown else shown["size"]
+    return height, width
 
 
 def _batch(task: Task, dataset: SampleDataset, keys: Sequence[Key], split: Any) -> Batch:
@@ -121,7 +149,7 @@ def _draw_training_target(axes: Axes, task: Task, batch: Batch, number: int) -> 
             _instances(axes, batch["masks"][number].numpy(), labels)
 
 
-def _truth(batch: Batch, number: int) -> dict[str, Any]:
+def truth_of(batch: Batch, number: int) -> dict[str, Any]:
     """What a validation sample shows: `class`, or `mask`, or `boxes`, `labels` and `masks` in an image of `size`."""
     if "label" in batch:
         return {"class": int(batch["label"][number])}
@@ -132,7 +160,7 @@ def _truth(batch: Batch, number: int) -> dict[str, Any]:
     return {"size": found.size, "boxes": found.boxes, "labels": found.labels.tolist(), "masks": masks}
 
 
-def _answer(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
+def answer_of(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
     """What a task predicts of one image (logits, a label map, or detections), in the form of the truth."""
     if "class" in truth:
         probabilities = prediction.softmax(dim=0)
@@ -149,12 +177,15 @@ def _answer(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _draw(axes: Axes, image: Image, shown: dict[str, Any], classes: Sequence[str], what: str) -> None:
-    """An image with its class, label map or boxes, in the size that these are given in."""
-    axes.set_title(what, fontsize="small")
-    if "class" in shown:
+def _draw(
+    axes: Axes, image: Image, shown: dict[str, Any], classes: Sequence[str] = (), what: str | None = None
+) -> None:
+    """An image with its class, label map or boxes, in the size that these are given in; without `what` no writing."""
+    if what is not None:
         probability = f" {shown['probability']:.2f}" if "probability" in shown else ""
-        axes.set_title(f"{what}: {classes[shown['class']]}{probability}", fontsize="small")
+        named = f": {classes[shown['class']]}{probability}" if "class" in shown else ""
+        axes.set_title(f"{what}{named}", fontsize="small")
+    if "class" in shown:
         _show(axes, image)
     elif "mask" in shown:
         _show(axes, _resized(image, shown["mask"].shape))
@@ -182,36 +213,38 @@ def _resized(image: Image, size: Sequence[int]) -> Image:
     return resized
 
 
-def _colour(number: int) -> tuple[float, float, float]:
+def colour(number: int) -> tuple[float, float, float]:
     """Of a class; neighbouring numbers differ."""
     red, green, blue, _ = colormaps["tab20"](number * 2 % 20 + number // 10 % 2)
     return red, green, blue
 
 
 def _mask(axes: Axes, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
-    """A label map over the image, with the names of its largest classes; ignored pixels stay clear."""
+    """A label map over the image, with the names of its largest classes if any; ignored pixels stay clear."""
     numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
     layer = np.zeros((*mask.shape, 4), np.float32)
     for number in numbers:
-        layer[mask == number] = (*_colour(int(number)), 0.55)
+        layer[mask == number] = (*colour(int(number)), 0.55)
     axes.imshow(layer, interpolation="nearest")
     largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
-    if largest:
-        patches = [Patch(color=_colour(number), label=classes[number]) for number in largest]
+    if largest and classes:
+        patches = [Patch(color=colour(number), label=classes[number]) for number in largest]
         axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
 
 
 def _boxes(
     axes: Axes, boxes: NDArray[np.float32], labels: Sequence[int], classes: Sequence[str], scores: Any = None
 ) -> None:
+    """Boxes, with the names of their classes and scores if there are any names."""
     for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
-        colour = _colour(labels[number])
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
-        score = "" if scores is None else f" {scores[number]:.2f}"
-        axes.text(left, top, f"{classes[labels[number]]}{score}", fontsize="xx-small", color="white", va="bottom",
-                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+        edge = colour(labels[number])
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=1.2))
+        if classes:
+            score = "" if scores is None else f" {scores[number]:.2f}"
+            axes.text(left, top, f"{classes[labels[number]]}{score}", fontsize="xx-small", color="white", va="bottom",
+                      bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
 def _instances(axes: Axes, masks: NDArray[np.uint8], labels: Sequence[int]) -> None:
     for mask, label in zip(masks, labels, strict=False):  # without masks there are only labels
-        axes.imshow(np.where(mask[..., None] > 0, (*_colour(label), 0.45), 0.0), interpolation="nearest")
+        axes.imshow(np.where(mask[..., None] > 0, (*colour(label), 0.45), 0.0), interpolation="nearest")

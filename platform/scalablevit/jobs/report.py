@@ -1,0 +1,293 @@
+"""A job's report: gathered from run folders, written beside them, and handed to MLflow."""
+
+import argparse
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalablevit.config.errors import UserError, masked
+from scalablevit.config.root import platform_root
+from scalablevit.jobs.figures import Row, by_step
+from scalablevit.jobs.pictures import EXAMINATION
+from scalablevit.jobs.resolve import ResolvedStage
+from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, load_result
+from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.screen import duration
+from scalablevit.jobs.search_summary import BEST, TABLE
+from scalablevit.jobs.stage import Job
+from scalablevit.jobs.status import read_status
+from scalablevit.report.findings import load_findings
+from scalablevit.report.page import Page, Part, Search, Stage, render
+from scalablevit.tracking import tags
+from scalablevit.tracking.connection import brief
+from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.storage import START_NOTE, put_text
+
+PAGE = "report.html"
+JOB = "job.json"
+"""In a job's folder: `recipe` and `stages`, of each its `name`, the name of its `run` (a folder beside the job's), its
+folder in run `storage` if that is another one, and what it is `registered` as, if it is."""
+SPACE = "space.yaml"
+RECIPE = "recipe.yaml"
+PLOTS = {
+    "history": "The best value so far by trial",
+    "curves": "Evaluations of all trials by step; the best in colour",
+    "importance": "How much each searched value matters",
+    "parallel_coordinates": "Which values went together, a line for each trial",
+}
+COLUMNS = ("at_step", "epochs_trained")
+"""Of a table of trials; the searched values' names stay as they are in recipes."""
+EPILOG = f"""\
+RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
+lies there and replaces the folder's {PAGE}; nothing is computed anew, and MLflow is neither asked nor told."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The script's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pipelines/report.py", description="Make the report of a job, a stage or a search again.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the page and say where it is; see `parse`."""
+    folder = Path(options.run).expanduser()
+    if len(folder.parts) == 1:
+        folder = platform_root(options.root) / "runs" / folder
+    page = gather(folder.absolute())
+    print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
+                    + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    put_text(str(folder), PAGE, render(page))
+    print(f"report: {folder / PAGE}")
+    return 0
+
+
+def publish_job(
+    job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, spool: Spool
+) -> None:
+    """Write down which stages the job has, make its page, and record it for MLflow.
+
+    Args:
+        results: of the stages that have finished.
+        store: the job's own folder.
+    """
+    known = []
+    for stage in stages:
+        own = RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root)
+        elsewhere = "" if own.location == str(own.local) else own.location
+        registered = _registered(results.get(stage.name))
+        known.append({"name": stage.name, "run": stage.run_name, "storage": elsewhere, "registered": registered})
+    publish(store.local, spool, job.uid, {"recipe": job.recipe, "stages": known})
+
+
+def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None = None) -> None:
+    """Make the page of a job or a search and record it for MLflow; one that fails is said and ends nothing.
+
+    Args:
+        job: content of a job's `job.json`, written first.
+    """
+    try:
+        if job is not None:
+            put_text(str(folder), JOB, json.dumps(job, indent=1))
+        put_text(str(folder), PAGE, render(gather(folder)))
+        spool.artifact(uid, folder / PAGE)
+        print(f"report: {folder / PAGE}", flush=True)
+    except Exception as error:  # whatever a page fails of, the job is worth more
+        print(f"{PAGE} was not made: {brief(error, '')}", flush=True)
+
+
+def gather(folder: Path) -> Page:
+    """What the page of a run's folder shows.
+
+    Raises:
+        UserError: it is no such folder, or it is a search that has not ended.
+    """
+    if (folder / JOB).is_file():
+        return _job(folder)
+    if (folder / SPACE).is_file():
+        return Page(folder.name, {}, searches=(_search(folder),))
+    if (folder / RECIPE).is_file():
+        status = read_status(folder)
+        # storage elsewhere has the result; a local root may have been moved since
+        location = status.folder if status is not None and "://" in status.folder else str(folder)
+        stage = _stage(RunStore(folder.name, location, folder), "")
+        return Page(folder.name, {}, stages=(stage,))
+    raise UserError(
+        "there is no job, stage or search in this folder",
+        where=str(folder),
+        fix="name a folder below <root>/runs, as `python pipelines/runs.py list` shows them; is --root right?",
+    )
+
+
+def _job(folder: Path) -> Page:
+    known = RunStore(folder.name, str(folder), folder).read_json(JOB) or {}
+    stages, waiting, searches = [], [], []
+    for each in known["stages"]:
+        local = folder.parent / each["run"]
+        if not (local / RECIPE).is_file():
+            waiting.append(each["name"])
+            continue
+        stages.append(_stage(RunStore(each["run"], each["storage"] or str(local), local), each["registered"]))
+        found = folder.parent / _recorded(local).get(tags.SEARCH, "")
+        if (found / TABLE).is_file():
+            searches.append(_search(found))
+    status = read_status(folder)
+    facts = {
+        "recipe": known["recipe"],
+        "run folder": masked(str(folder)),
+        "tracking": masked(status.tracking) if status else "",
+        "not begun": ", ".join(waiting),
+    }
+    return Page(folder.name, facts, tuple(stages), tuple(searches))
+
+
+def _stage(store: RunStore, registered: str) -> Stage:
+    local, result, status = store.local, load_result(store), read_status(store.local)
+    recipe = (local / RECIPE).read_text(encoding="utf-8")
+    parsed = yaml.safe_load(recipe)
+    uid = (store.read_json("run.json") or {}).get("uid", "")
+    rows = by_step(local / "spool", uid)
+    recorded = _recorded(local)
+    state = "finished" if result else status.state if status else "unknown"
+    return Stage(
+        name=recorded.get("stage", store.name),
+        kind=parsed["task"]["kind"],
+        model=parsed["model"]["name"],
+        state=state,
+        why="" if result or status is None else status.why,
+        best_metric=BEST_METRIC[parsed["task"]["kind"]],
+        rows=rows,
+        recipe=masked(recipe),
+        facts=_cost(local, parsed, rows, result),
+        lineage=_lineage(store, parsed, recorded, result, registered),
+        result=None if result is None else {**vars(result), "reason": masked(result.reason)},
+        registered=registered,
+        profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
+        findings=load_findings(local / EXAMINATION),
+        pictures=local / EXAMINATION,
+    )
+
+
+def _recorded(local: Path) -> dict[str, str]:
+    """Tags and parameters of a run, as the spool has them for MLflow; later ones count."""
+    found: dict[str, str] = {}
+    for line in read_lines(local / "spool"):
+        if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
+            found |= line.record.get("tags", {}) | line.record.get("params", {})
+    return found
+
+
+def _cost(
+    local: Path, recipe: Mapping[str, Any], rows: Mapping[int, Row], result: StageResult | None
+) -> dict[str, str]:
+    """What the stage took, by name."""
+    cluster = recipe["cluster"]
+    events = read_attempts(local / ATTEMPTS)[0]
+    begun = sum(event["event"] == "started" for event in events)
+    facts = {
+        "workers": f"{cluster['workers']} x ({cluster['cpus_per_worker']:g} CPU, {cluster['gpus_per_worker']:g} GPU)",
+        "attempts": f"{begun}; workers were lost {len(events) - begun} times" if len(events) > 1 else f"{begun or ''}",
+    }
+    if result is not None:
+        hours = cluster["workers"] * result.minutes / 60
+        asked = {"CPU": cluster["cpus_per_worker"], "GPU": cluster["gpus_per_worker"]}
+        reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
+        facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
+        facts["reserved"] = f"{reserved} (workers x wall time)"
+        facts["ended"] = masked(result.reason)
+    peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}
+    for name, figure in peaks.items():
+        values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{figure}")]
+        facts[name] = f"at most {max(values):.2f} GiB" if values else ""
+    if (local / WEIGHTS).is_file():
+        facts["weights"] = f"{(local / WEIGHTS).stat().st_size / 1e6:.1f} MB"
+    return facts
+
+
+def _lineage(
+    store: RunStore, recipe: Mapping[str, Any], recorded: Mapping[str, str], result: StageResult | None, registered: str
+) -> dict[str, str]:
+    """From the data to the registered version."""
+    data, start = recipe["data"], (store.read(START_NOTE) or b"").decode().partition("\n")[0]
+    counts = ", ".join(f"{recorded[name]} {words}" for name, words in
+                       {"train_samples": "training images", "val_samples": "validation images",
+                        "classes": "classes"}.items() if name in recorded)  # fmt: skip
+    search = f"trial {recorded.get(tags.SEARCH_TRIAL)} of {recorded[tags.SEARCH]}" if tags.SEARCH in recorded else ""
+    parent = recorded.get(tags.PARENT_VERSION, "")
+    steps = {
+        "Data": f"{data['source']} {data['root']}: {counts}; digest {recorded.get(tags.DATA_DIGEST, 'not recorded')}",
+        "Recipe and code": f"recipe {recorded.get(tags.RECIPE_HASH, 'not recorded')}, "
+        f"code {recorded.get(tags.CODE_DIGEST, 'not recorded')}",
+        "Values from a search": search,
+        "Parent version": parent and f"{parent}, weights sha256 {recorded.get(tags.INIT_SHA256, 'not recorded')}",
+        "Start of the last attempt": start,
+        "Run": masked(store.location),
+    }
+    if result is not None:
+        steps["Best checkpoint"] = f"{result.checkpoint}, at step {result.step}"
+        steps["Weights"] = f"sha256 {result.weights_sha256}"
+        steps["Registered version"] = registered or "not registered when this page was made"
+    return {name: masked(fact) for name, fact in steps.items()}
+
+
+def _registered(result: StageResult | None) -> str:
+    return f"{result.registered_as} version {result.version}" if result and result.version else ""
+
+
+def _search(folder: Path) -> Search:
+    """A search that has ended.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not (folder / TABLE).is_file():
+        raise UserError(f"this search has not ended: there is no {TABLE}", where=str(folder),
+                        fix="submit its command again; its report comes at its end")  # fmt: skip
+    space = (folder / SPACE).read_text(encoding="utf-8")
+    parsed = yaml.safe_load(space)
+    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    best, sign = header.index("best"), -1 if parsed["mode"] == "max" else 1
+    rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
+    statuses = Counter(row[header.index("status")] for row in rows)
+    names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
+    plots = {folder / "plots" / f"{name}.png": words for name, words in PLOTS.items()}
+    facts = {
+        "figure": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
+        "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
+        "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
+        "searcher": parsed["searcher"],
+        "scheduler": parsed["scheduler"]["kind"],
+        "folder": masked(str(folder)),
+    }
+    return Search(
+        name=folder.name,
+        facts=facts,
+        header=names,
+        trials=tuple(tuple(map(_short, row)) for row in rows),
+        plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
+        best_recipe=masked((folder / BEST).read_text(encoding="utf-8")) if (folder / BEST).is_file() else "",
+        space=masked(space),
+    )
+
+
+def _short(cell: str) -> str:
+    """A number with four digits; anything else as it is."""
+    try:
+        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else cell
+    except ValueError:
+        return cell

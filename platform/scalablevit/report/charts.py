@@ -1,0 +1,86 @@
+"""Line charts for a page: SVG that takes its colours from the page around it, and so follows light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+SIZE = (4.4, 2.7)
+"""Inches; pages scale it to their columns."""
+LINES = 8
+"""Colours that a page defines: `--line-0` and so on."""
+STYLES = ("-", "--", "-.", ":")
+"""With the colours, so that lines are told apart without them."""
+_INK, _FAINT, _NONE = "#010203", "#010204", {"Date": None, "Creator": None, "Format": None, "Type": None}
+_SPOTS = 3
+"""Of so few points each is marked: one alone makes no line."""
+
+Line = tuple[Sequence[float], Sequence[float]]
+"""Places across and values."""
+
+
+def line_chart(
+    name: str,
+    lines: Mapping[str, Line],
+    *,
+    across: str,
+    up: str,
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+    mark: float | None = None,
+) -> str:
+    """An `<svg>` element to be put into HTML as it is.
+
+    Args:
+        name: letters, digits and hyphens; different for each chart of a page, since its elements' ids begin with it.
+        lines: by label, at most `LINES`.
+        across, up: labels of the axes.
+        log: the vertical axis is logarithmic.
+        limits: of the vertical axis.
+        mark: place across of a vertical line.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for number, (label, (places, values)) in enumerate(lines.items()):
+        axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=_line(number), label=label, linewidth=1.6,
+                  marker="o" if len(places) <= _SPOTS else None, markersize=4)  # fmt: skip
+    if mark is not None:
+        axes.axvline(mark, color=_FAINT, linestyle=":")
+    if log:
+        axes.set_yscale("log")
+    if limits is not None:
+        axes.set_ylim(*limits)
+    axes.set_xlabel(across, color=_INK)
+    axes.set_ylabel(up, color=_INK)
+    axes.grid(color=_FAINT, linewidth=0.5)
+    axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    if len(lines) > 1:
+        axes.legend(labelcolor=_INK, fontsize="small", frameon=False)
+    return _themed(_svg(figure), name)
+
+
+def _line(number: int) -> str:
+    return f"#0102{10 + number}"
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
+        figure.savefig(text, format="svg", transparent=True, metadata=_NONE)
+    found = text.getvalue()
+    return found[found.index("<svg") :]
+
+
+def _themed(svg: str, name: str) -> str:
+    """With the page's colours in place of our marks, and ids that no other chart of the page has."""
+    # matplotlib's first style is for `*`, which would be all of the page
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    for mark, colour in ((_INK, "currentColor"), (_FAINT, "var(--faint)")):
+        svg = svg.replace(mark, colour)
+    for number in range(LINES):
+        svg = svg.replace(_line(number), f"var(--line-{number})")
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)

@@ -1,0 +1,145 @@
+"""A look at single validation images: what the model takes for what, some answers, and the worst of them."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.labels import IGNORE
+from scalablevit.data.loader import Batch
+from scalablevit.data.names import shown
+from scalablevit.data.sampler import Key
+from scalablevit.data.sources import Sample, Source
+from scalablevit.report.findings import FILE, Case, Findings
+from scalablevit.report.overlays import Image, answer_of, colour, save_pair, truth_of
+from scalablevit.tasks.examination import Judged, build_examination
+from scalablevit.tasks.task import Task
+from scalablevit.training.storage import put_text
+
+IMAGES = 200
+"""Looked at, at most."""
+SECONDS = 30.0
+"""After them no further batch is begun; the first one always is."""
+BATCH = 8
+SHOWN, WORST = 6, 8
+"""Answers that are drawn: the first ones, which are drawn by lot, and the worst."""
+KEPT_NAMES = 2
+"""Parts of a file's path, from its end."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image that may be drawn."""
+
+    judged: Judged
+    image: Image
+    truth: dict[str, Any]
+    answer: dict[str, Any]
+
+
+def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
+    """Look at validation images drawn by lot, as many as `IMAGES` and `SECONDS` allow, and write it down.
+
+    Args:
+        model: with the weights to look at, on the CPU.
+        source: the validation split.
+        folder: replaced: `findings.json` and the pictures of its cases.
+
+    Raises:
+        ValueError: none of the images could be read.
+    """
+    started = time.monotonic()
+    examination = build_examination(stage.task, task.classes)
+    seen: list[_Seen] = []
+    worst: list[_Seen] = []
+    images = bad = 0
+    model.eval()
+    for batch in _batches(task, stage, source):
+        bad += len(batch["bad"])
+        if batch["samples"]:
+            with torch.inference_mode():
+                predictions = task.predict(model, task.prepare(batch, "val", ()))
+            fresh = _seen(batch, predictions, examination.update(predictions, batch))
+            images += len(fresh)
+            seen = (seen + fresh)[:SHOWN]
+            worst = sorted(worst + fresh, key=lambda each: -each.judged.error)[:WORST]
+        if time.monotonic() - started > SECONDS:
+            break
+    if not images:
+        raise ValueError(f"none of {bad} validation images could be read")
+    shutil.rmtree(folder, ignore_errors=True)
+    cost = task.cost()
+    findings = Findings(
+        images=images,
+        split=len(source),
+        bad=bad,
+        seconds=time.monotonic() - started,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        measure=examination.measure,
+        details=examination.details(),
+        cases=tuple(_drawn(each, task, source, folder) for each in seen),
+        worst=tuple(_drawn(each, task, source, folder) for each in worst if each.judged.error > 0),
+    )
+    put_text(str(folder), FILE, json.dumps(asdict(findings)))
+    return findings
+
+
+def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
+    """In the order of the lot: however early one stops, what was seen is spread over the split."""
+    dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
+    order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
+    collate = task.collate("val")
+    for start in range(0, len(order), BATCH):
+        yield collate([dataset[Key(number, 0, 0)] for number in order[start : start + BATCH]])
+
+
+def _seen(batch: Batch, predictions: Any, judged: list[Judged]) -> list[_Seen]:
+    found = []
+    for place, verdict in enumerate(judged):
+        truth = truth_of(batch, place)
+        image = batch["image"][place].numpy().astype(np.float32) / 255
+        found.append(_Seen(verdict, image, truth, answer_of(predictions[place], truth)))
+    return found
+
+
+def _drawn(seen: _Seen, task: Task, source: Source, folder: Path) -> Case:
+    """Draw an image, unless it is there already, and say what it shows."""
+    picture = f"{seen.judged.number}.jpg"
+    if not (folder / picture).exists():
+        save_pair(seen.image, seen.truth, seen.answer, folder / picture)
+    numbers = sorted({number for each in (seen.truth, seen.answer) for number in _classes_in(each)})
+    return Case(
+        file=_name(source[seen.judged.number]),
+        picture=picture,
+        words=seen.judged.words,
+        error=seen.judged.error,
+        classes={task.classes[number]: _hex(number) for number in numbers},
+    )
+
+
+def _classes_in(drawn: dict[str, Any]) -> list[int]:
+    """The classes that a picture has colours of."""
+    if "class" in drawn:
+        return []
+    if "mask" in drawn:
+        return [number for number in np.unique(drawn["mask"]).tolist() if number != IGNORE]
+    return list(drawn["labels"])
+
+
+def _hex(number: int) -> str:
+    red, green, blue = (round(255 * part) for part in colour(number))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _name(sample: Sample) -> str:
+    return shown("/".join(Path(str(sample.image)).parts[-KEPT_NAMES:]))

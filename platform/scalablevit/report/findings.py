@@ -1,0 +1,66 @@
+"""`findings.json`: what a look at single validation images came to; free of torch, so that pages are made quickly."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError
+
+FILE = "findings.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image."""
+
+    file: str
+    picture: str
+    """Beside `findings.json`."""
+    words: str
+    error: float
+    classes: dict[str, str]
+    """Those drawn on the picture: name and colour (#rrggbb)."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `findings.json` holds."""
+
+    images: int
+    """Looked at, drawn from the split by lot."""
+    split: int
+    """Images of the validation split."""
+    bad: int
+    """Images that could not be decoded."""
+    seconds: float
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one image at the task's evaluation size."""
+    measure: str
+    """By what the worst come first, in words."""
+    details: dict[str, Any]
+    """Of `tasks.examination`."""
+    cases: tuple[Case, ...]
+    worst: tuple[Case, ...]
+    """The worst first."""
+
+
+def load_findings(folder: Path) -> Findings | None:
+    """What `examine` wrote; None where it did not.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = json.loads((folder / FILE).read_bytes())
+        cases = {name: tuple(Case(**case) for case in found[name]) for name in ("cases", "worst")}
+        return Findings(**{**found, **cases})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"not readable as findings: {error!r}",
+            where=str(folder / FILE),
+            fix="move the folder away; the page is then made without single images",
+        ) from None

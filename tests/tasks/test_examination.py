@@ -1,0 +1,89 @@
+"""What is said of single images, and what all of them tell, against the tasks' own metrics."""
+
+import numpy as np
+import pytest
+import torch
+from coco_scenes import CLASSES, made_scenes, metric_of
+
+from scalablevit.data.instances import Instances
+from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.examination import BoxExamination, ClassExamination, MaskExamination
+
+NAMES = ("cat", "dog", "cow")
+
+
+def test_a_class_image_is_as_wrong_as_its_loss():
+    logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
+    examination = ClassExamination(NAMES)
+    judged = examination.update(logits, {"label": torch.tensor([0, 2]), "index": torch.tensor([7, 5])})
+    assert [each.number for each in judged] == [7, 5]
+    assert [each.error for each in judged] == pytest.approx([0.03596, 4.03596], abs=1e-4)
+    assert judged[1].words == "label cow, answer cat 0.96; loss 4.04"
+    assert examination.details() == {"confusions": [[0, 0, 1], [2, 0, 1]]}
+
+
+def test_a_mask_is_as_wrong_as_its_overlaps():
+    """Of class 0 two of three pixels, of class 1 none of two; the ignored pixel does not count."""
+    truth = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
+    found = torch.tensor([[0, 0, 0, 2]], dtype=torch.uint8)
+    judged = MaskExamination(NAMES).update([found], {"mask": [truth], "index": torch.tensor([3])})
+    assert judged[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
+    assert judged[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
+
+
+def test_pixels_are_counted_as_by_the_metric():
+    draws = np.random.default_rng(0)
+    sizes = draws.integers(3, 9, (5, 2))
+    masks = [torch.from_numpy(draws.choice([0, 1, 2, 255], size).astype(np.uint8)) for size in sizes]
+    found = [torch.from_numpy(draws.integers(0, 3, size).astype(np.uint8)) for size in sizes]
+    examination, metric = MaskExamination(NAMES), ConfusionMetric(NAMES)
+    for part in (slice(0, 2), slice(2, 5)):
+        batch = {"mask": masks[part], "index": torch.arange(5)[part]}
+        examination.update(found[part], batch)
+        metric.update(found[part], batch)
+    counts = np.zeros((3, 3), np.int64)
+    for label, answer, pixels in examination.details()["confusions"]:
+        counts[label, answer] = pixels
+    assert counts.tolist() == metric.counts.tolist()
+
+
+def test_an_image_without_a_labelled_pixel_is_not_wrong():
+    truth = torch.full((2, 2), 255, dtype=torch.uint8)
+    judged = MaskExamination(NAMES).update([truth], {"mask": [truth], "index": torch.tensor([0])})
+    assert (judged[0].error, judged[0].words) == (0.0, "no labelled pixel")
+
+
+def test_boxes_are_found_missed_and_false():
+    """One found, one missed, one of another class, one too weak to be shown, and two in a crowd, which do not count."""
+    boxes = np.array([[0, 0, 10, 10], [30, 0, 40, 10], [0, 30, 40, 50]], np.float32)
+    truth = Instances((50, 50), boxes, np.array([0, 0, 1]), np.array([False, False, True]),
+                      np.full(3, 100, np.float32), None)  # fmt: skip
+    found = {
+        "boxes": torch.tensor([[0, 0, 10, 9.0], [30, 0, 40, 10], [30, 0, 40, 10], [1, 31, 9, 40], [20, 31, 30, 40]]),
+        "scores": torch.tensor([0.9, 0.8, 0.2, 0.7, 0.6]),
+        "labels": torch.tensor([0, 2, 0, 1, 1]),
+    }
+    judged = BoxExamination(NAMES).update([found], {"instances": [truth], "index": torch.tensor([4])})
+    assert (judged[0].number, judged[0].words) == (4, "1 of 2 objects found, 1 false")
+    assert judged[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
+
+
+def test_precision_by_recall_has_the_metrics_area():
+    scenes = made_scenes(1)
+    examination = BoxExamination(CLASSES)
+    for number, truth, found in scenes:
+        examination.update([found], {"instances": [truth], "index": torch.tensor([number])})
+    curves = examination.details()["precision"]
+    expected = metric_of(scenes, masks=False).compute()
+    assert np.mean(list(curves.values())) == pytest.approx(expected["val/box_ap50"])
+    assert set(curves) == set(CLASSES[:4])  # of class 4 there is no object
+
+
+def test_images_without_objects_or_detections_are_judged():
+    empty = Instances((20, 20), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool),
+                      np.zeros(0, np.float32), None)  # fmt: skip
+    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    examination = BoxExamination(NAMES)
+    judged = examination.update([nothing], {"instances": [empty], "index": torch.tensor([0])})
+    assert (judged[0].error, judged[0].words) == (0.0, "0 of 0 objects found, 0 false")
+    assert examination.details() == {"precision": {}}
