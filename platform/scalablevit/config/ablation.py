@@ -40,9 +40,10 @@ def plan(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> list
         arms: names in `ARMS`.
         seeds: every arm is trained with each; none: with the recipe's own.
     """
+    chosen: Sequence[int | None] = seeds or [None]
     return [
         Arm(arm, name, stage.training.seed if seed is None else seed)
-        for seed in (seeds or [None])
+        for seed in chosen
         for arm in arms
         for name, stage in recipe.stages.items()
     ]

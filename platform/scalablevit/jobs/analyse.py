@@ -21,7 +21,8 @@ FILES = {
 """What each verb writes into --out."""
 MODELS = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs: a ScalableViT of any
-task. key=value overrides a value of all their recipes: tracking.uri=http://..., data.image_size=448.
+task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger pictures
+data.eval_resize=224 data.image_size=224 (dense models: data.short_side=224 data.long_side=448).
 Without --images, four scenes of the built-in shapes are shown; else the first four images of the folder."""
 EXIT = "Exit codes: 0 done; 2 something that you can mend."
 EPILOGS = {
@@ -67,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The script's arguments."""
     parser = argparse.ArgumentParser(
         prog="pipelines/analyse.py", description="The paper's analysis, as pictures and tables.",
-        epilog="pipelines/analyse.py <verb> --help says what each shows and what it writes into --out.",
+        epilog="Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes.",
     )  # fmt: skip
     verbs = parser.add_subparsers(dest="verb", required=True)
     features = _verb(verbs, "features", "Figure 2: images beside feature maps after chosen blocks")

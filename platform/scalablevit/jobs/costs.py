@@ -52,8 +52,8 @@ class CostRow:
 
     def __str__(self) -> str:
         return LINE.format(
-            self.head, self.backbone, self.size, f"{self.parameters / 1e6:.2f}", f"{self.paper.parameters_m:g}",
-            f"{self.macs / 1e9:.4g}", f"{self.paper.gflops:g}", f"{self.macs_with_attention / 1e9:.4g}",
+            self.head, self.backbone, self.size, f"{self.parameters / 1e6:.2f}", f"{self.paper.parameters_m:.1f}",
+            f"{self.macs / 1e9:.2f}", f"{self.paper.gflops:g}", f"{self.macs_with_attention / 1e9:.2f}",
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class CostRow:
 
 def save_costs(recipes: Path, out: Path) -> None:
     """Count, print and write `costs.csv` and `costs.json`; the arguments are those of `cost_rows`, and the folder."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in cost_rows(recipes):
         if not rows:
             print(LINE.format("head", "backbone", "image", "M", "paper", "GFLOPs", "paper", "with attention"))

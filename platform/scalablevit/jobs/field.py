@@ -86,7 +86,7 @@ def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Picture])
         return receptive_field(layer, torch.cat(given))
     except ValueError as error:
         raise UserError(
-            str(error), where="--block", fix="choose an earlier block, or larger images (data.image_size=...)"
+            str(error), where="--block", fix="choose an earlier block, or larger images (see --help)"
         ) from None
 
 
