@@ -109,8 +109,9 @@ def test_nothing_is_written_over_what_is_there(root, tmp_path):
     kept.write_text("mine")
     with pytest.raises(UserError, match=r"holds costs\.csv already"):
         run(root, "table", "--out", tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
-        run(root, "table", "--out", kept)
+    for nowhere in (kept, kept / "below"):
+        with pytest.raises(UserError, match=r"costs\.csv is no folder"):
+            run(root, "table", "--out", nowhere)
     assert kept.read_text() == "mine"
 
 

@@ -12,7 +12,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "lim": {"local_interaction": "lim"},
     "lem": {"local_interaction": "lem"},
     "none": {"local_interaction": "none"},
-    "wsa_for_ssa": {"attention_pattern": ["window", "plain_window"]},
+    "wsa_for_ssa": {"local_interaction": "lim", "attention_pattern": ["window", "plain_window"]},
 }
 """What each arm changes in `model.options`. The standard model is `lim`; `lem` is the other arm of the paper's Table 1;
 `none` leaves plain windows (WSA) where IWSA was, `wsa_for_ssa` where SSA was (the paper's Figure 2)."""

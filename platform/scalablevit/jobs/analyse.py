@@ -8,7 +8,7 @@ from pathlib import Path
 from scalablevit.config.ablation import ARMS
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.config.root import platform_root
+from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.data.names import shown
 from scalablevit.jobs.cli import DEMO, RECIPES
 
@@ -168,8 +168,10 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
 
 def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Refuse early, before anything is trained, what could not be written at the end."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{shown(out)} is no folder", where="--out", fix="name a folder")
+    refuse_session_folder(str(out), "--out")
+    nearest = next(each for each in (out, *out.parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"{shown(nearest)} is no folder that can be written to", where="--out", fix="name a folder")
     there = [name for name in names if os.path.lexists(out / name)]
     if there and not overwrite:
         raise UserError(f"{shown(out)} holds {', '.join(there)} already", where="--out",
