@@ -361,6 +361,13 @@ def test_attention_pattern_replaces_scalable_attention() -> None:
         tiny(attention_pattern=("global",))
 
 
+def test_plain_windows_take_the_place_of_scalable_attention_and_leave_the_others_as_they_are() -> None:
+    model = tiny(attention_pattern=("window", "plain_window"))
+    kinds = [[block.attn.local_interaction for block in stage] for stage in model.stages]
+    assert kinds == [["lim", "none"], ["lim", "none"], ["lim", "none"] * 2, ["lim", "none"]]
+    assert model(images(1, 3, 64, 64)).isfinite().all()
+
+
 @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
 def test_export_round_trip(size: tuple[int, int], tmp_path: Path) -> None:
     model = tiny().eval()

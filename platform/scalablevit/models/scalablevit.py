@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalablevit.models.attention import LocalInteraction, ScalableAttention, Window, WindowAttention
 from scalablevit.models.weights import fit_tensors
 
-AttentionKind = Literal["window", "scalable"]
+AttentionKind = Literal["window", "scalable", "plain_window"]
 HeadKind = Literal["released", "linear"]
 
 NORM_EPS = 1e-6
@@ -107,7 +107,8 @@ class ScalableViT(nn.Module):
         global_pool: `avg`, or `` for unpooled NHWC output.
         window: (height, width) of IWSA's windows in tokens, or one number for both; None spans the side (stripes).
         local_interaction: `lim`, `lem` or `none` (plain windows), see `WindowAttention`.
-        attention_pattern: kinds of attention that a stage's blocks take in turn; `("window",)` has no SSA.
+        attention_pattern: kinds of attention that a stage's blocks take in turn: `window` (IWSA), `scalable` (SSA) or
+            `plain_window` (WSA whatever `local_interaction` says, as where it stands in SSA's place).
         wide_value: form of SSA's values, see `ScalableAttention`.
         head: `released`: Linear to 4096, LayerNorm, GELU, Linear to the classes; `linear`: one Linear.
         feature_norms: norms for the maps of the earlier stages beside the classifier's own norm of the last, used by
@@ -149,9 +150,9 @@ class ScalableViT(nn.Module):
         def attention(stage: int, index: int) -> nn.Module:
             dim, heads = channels[stage], num_heads[stage]
             kind = attention_pattern[index % len(attention_pattern)]
-            if _checked(kind, ("window", "scalable"), "attention") == "window":
-                return WindowAttention(dim, heads, sides, local_interaction)
-            return ScalableAttention(dim, heads, spatial_reductions[stage], channel_ratios[stage], wide_value)
+            if _checked(kind, ("window", "scalable", "plain_window"), "attention") == "scalable":
+                return ScalableAttention(dim, heads, spatial_reductions[stage], channel_ratios[stage], wide_value)
+            return WindowAttention(dim, heads, sides, local_interaction if kind == "window" else "none")
 
         self.patch_embeds = nn.ModuleList()
         self.pos_block = nn.ModuleList(PositionEncodingGenerator(dim) for dim in channels)

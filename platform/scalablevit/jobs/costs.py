@@ -1,0 +1,119 @@
+"""Parameters and FLOPs of the paper's backbones and heads as the shipped recipes build them, beside the paper's."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.config.loading import load_recipe
+from scalablevit.models.counting import PAPER_CLASSIFICATION, PaperRow
+from scalablevit.report.tables import save_note, save_rows
+
+if TYPE_CHECKING:
+    from scalablevit.tasks.task import Task
+
+HEADS = {
+    "classifier": "imagenet",
+    "semantic_fpn": "ade20k_semantic_fpn",
+    "upernet": "ade20k_upernet",
+    "retinanet": "coco_retinanet_1x",
+    "mask_rcnn": "coco_mask_rcnn_1x",
+}
+"""Heads, and how the names of their recipes begin."""
+CLASSES = {"classification": 1000, "segmentation": 150, "detection": 80}
+"""Of ImageNet-1K, ADE20K and COCO."""
+BACKBONES = (
+    ("S", "scalablevit_small", ()),
+    ("S, released form", "scalablevit_small", ("model.options.wide_value=false",)),
+    ("B", "scalablevit_base", ()),
+    ("L", "scalablevit_large", ()),
+)
+"""Names, recipes' endings and overrides. The paper's own figures fit S with wide values, which its recipes have."""
+LINE = "{:<13} {:<16} {:<11} {:>7} {:>7} {:>8} {:>7} {:>15}"
+NOTES = """\
+GFLOPs: multiply-accumulates of convolutions and linear layers, as the paper counts; the last column has attention's
+products too. Mask R-CNN with 1000 box and 100 mask regions; UperNet's auxiliary head counts as parameters only. The
+paper's 104.9 M of the classifier L fits no setting: the released model has 109.29 M and exactly the paper's FLOPs."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A head on a backbone."""
+
+    head: str
+    backbone: str
+    size: str
+    """Height and width of the image, pixels."""
+    parameters: int
+    macs: int
+    macs_with_attention: int
+    paper: PaperRow
+    """The source is told where its tables are kept: models/counting.py and tasks/dense_cost.py."""
+
+    def __str__(self) -> str:
+        return LINE.format(
+            self.head, self.backbone, self.size, f"{self.parameters / 1e6:.2f}", f"{self.paper.parameters_m:.1f}",
+            f"{self.macs / 1e9:.2f}", f"{self.paper.gflops:g}", f"{self.macs_with_attention / 1e9:.2f}",
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """Plain values by name; deviations from the paper in percent."""
+        kept = {name: value for name, value in asdict(self).items() if name != "paper"}
+        return kept | {
+            "paper_parameters_m": self.paper.parameters_m,
+            "paper_gflops": self.paper.gflops,
+            "parameters_deviation": round(100 * (self.parameters / 1e6 / self.paper.parameters_m - 1), 2),
+            "gflops_deviation": round(100 * (self.macs / 1e9 / self.paper.gflops - 1), 2),
+        }
+
+
+def save_costs(recipes: Path, out: Path) -> None:
+    """Count, print and write `costs.csv` and `costs.json`; the arguments are those of `cost_rows`, and the folder."""
+    rows: list[dict[str, Any]] = []
+    for row in cost_rows(recipes):
+        if not rows:
+            print(LINE.format("head", "backbone", "image", "M", "paper", "GFLOPs", "paper", "with attention"))
+        rows.append(row.record())
+        print(row, flush=True)
+    print(NOTES)
+    save_rows(rows, out / "costs.csv")
+    save_note({"counting": NOTES, "rows": rows}, out / "costs.json")
+
+
+def cost_rows(recipes: Path) -> Iterator[CostRow]:
+    """Count every head on every backbone, one after the other.
+
+    Args:
+        recipes: the folder of the shipped recipes.
+    """
+    from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION
+    from scalablevit.tasks.task import build_task
+
+    paper = {("classifier", name): row for name, row in PAPER_CLASSIFICATION.items()}
+    paper |= PAPER_SEGMENTATION | PAPER_DETECTION
+    for head, beginning in HEADS.items():
+        for shown, name, overrides in BACKBONES:
+            (stage,) = load_recipe(recipes / f"{beginning}_{name}.yaml", overrides).stages.values()
+            classes = tuple(str(number) for number in range(CLASSES[stage.task.kind]))
+            task = build_task(stage, classes)
+            cost = task.cost()
+            yield CostRow(head, shown, _size(task), cost.parameters, cost.macs, cost.macs_with_attention,
+                          paper[head, name])  # fmt: skip
+
+
+def _size(task: "Task") -> str:
+    """Of the image that a task's cost is given for."""
+    from scalablevit.tasks.classification import ClassificationTask
+    from scalablevit.tasks.detection import DetectionTask
+    from scalablevit.tasks.segmentation import SegmentationTask
+
+    match task:
+        case ClassificationTask():
+            height = width = task.data.image_size
+        case SegmentationTask():
+            height, width = task.data.short_side, task.data.long_side
+        case DetectionTask():
+            height, width = task.cost_size
+        case _:
+            raise TypeError(f"no size is known for {type(task).__name__}")
+    return f"{height} x {width}"
