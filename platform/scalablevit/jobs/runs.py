@@ -174,8 +174,8 @@ def stop(found: Found, *, dry_run: bool = False) -> int:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
+        claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
         now = read_status(found.store.local) or status
-        claim = claim_of(found.store)
         if claim is None or lives(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
             print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
