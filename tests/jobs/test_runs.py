@@ -159,6 +159,15 @@ def test_stop_tells_the_end_of_a_run_that_ends_while_it_looks(tmp_path, capsys, 
     assert code == 0 and "killed at 3 of 9 steps" in said
 
 
+def test_a_run_is_found_by_its_name_not_by_a_pattern(tmp_path, capsys):
+    for name in ("a1", "a[1]", "a*"):
+        leave(tmp_path, "made").local.rename(tmp_path / "runs" / name)
+        status.write_status(
+            tmp_path / "runs" / name, replace(status.read_status(tmp_path / "runs" / name), run=name)
+        )  # fmt: skip
+        assert f"run       {name}\n" in run(capsys, "show", name, "--root", str(tmp_path))[1]
+
+
 def test_folders_without_a_status_are_counted_and_unknown_runs_named(tmp_path, capsys):
     leave(tmp_path, "done")
     (tmp_path / "runs" / "from-before").mkdir()

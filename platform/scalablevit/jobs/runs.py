@@ -62,10 +62,11 @@ def run(options: argparse.Namespace) -> int:
         print(table(found_runs(root), root))
         return 0
     known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
-    if options.run not in known:
+    found = _found(root / "runs" / options.run) if options.run in known else None
+    if found is None:
         raise UserError(f"no run {options.run!r}", where=str(root / "runs"),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
-    (found,) = found_runs(root, options.run)
+    (found,) = _judged([found])
     if options.verb == "show":
         print(details(found))
         return 0
@@ -88,19 +89,25 @@ class Found:
         return "lost" if self.lost else self.status.state
 
 
-def found_runs(root: Path, name: str = "*") -> list[Found]:
+def found_runs(root: Path) -> list[Found]:
     """Runs below the root with a status, the latest first."""
-    found = []
-    for path in (root / "runs").glob(f"{name}/status.json"):
-        status = read_status(path.parent)
-        if status is not None:
-            found.append(Found(RunStore(path.parent.name, status.folder, path.parent), status))
+    found = [each for path in (root / "runs").glob("*/status.json") if (each := _found(path.parent)) is not None]
+    return sorted(_judged(found), key=lambda each: each.status.started, reverse=True)
+
+
+def _found(folder: Path) -> Found | None:
+    """The run as its file says, None without one."""
+    status = read_status(folder)
+    return None if status is None else Found(RunStore(folder.name, status.folder, folder), status)
+
+
+def _judged(found: Sequence[Found]) -> list[Found]:
+    """Runs with what their leases say of them."""
     owners = owned([each.store for each in found if each.status.state not in ENDED])
-    judged = [_judged(each, alive=each.store.name in owners) for each in found]
-    return sorted(judged, key=lambda each: each.status.started, reverse=True)
+    return [_as_it_is(each, alive=each.store.name in owners) for each in found]
 
 
-def _judged(found: Found, *, alive: bool) -> Found:
+def _as_it_is(found: Found, *, alive: bool) -> Found:
     """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
     status = read_status(found.store.local) or found.status
     same = (status.started, status.state) == (found.status.started, found.status.state)
