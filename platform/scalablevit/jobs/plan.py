@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
@@ -14,6 +15,9 @@ from scalablevit.config.model_names import check_model_name
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.cli import DEMO, RECIPES
+
+if TYPE_CHECKING:  # it imports torch
+    from scalablevit.tasks.task import Task
 
 EPILOG = """\
 A step time is needed: --step-s from a run's log or a benchmark, or --measure, which takes steps with blank images on
@@ -93,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
     step_s, decoded_per_s, origin = options.step_s, options.decode_rate, "given"
     if options.measure:
         step_images = math.ceil(step_images / training.accumulation) * training.accumulation
-        step_s, origin = _measured_step(stage, size.classes, step_images)
-        decoded_per_s = decoded_per_s or _measured_decoding(stage, root)
+        step_s, origin = _measured_step(stage, task, step_images)
+        decoded_per_s = decoded_per_s or _measured_decoding(stage, task, root)
     given = Given(
         devices=devices, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
@@ -211,7 +215,7 @@ def _numbered(classes: int) -> tuple[str, ...]:
     return tuple(f"class {number}" for number in range(classes))
 
 
-def _measured_step(stage: Stage, classes: tuple[str, ...], images: int) -> tuple[float, str]:
+def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
     """Median seconds of a step on this machine's device, and where they are from.
 
     Raises:
@@ -219,7 +223,6 @@ def _measured_step(stage: Stage, classes: tuple[str, ...], images: int) -> tuple
     """
     import torch
 
-    from scalablevit.tasks.task import build_task
     from scalablevit.training.speed import STEPS, median_step_s
 
     on_gpu = stage.cluster.gpus_per_worker > 0
@@ -232,15 +235,15 @@ def _measured_step(stage: Stage, classes: tuple[str, ...], images: int) -> tuple
         )
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     name = torch.cuda.get_device_name(device) if on_gpu else f"{max(1, int(stage.cluster.cpus_per_worker))} CPU threads"
-    seconds = median_step_s(stage, build_task(stage, classes), images, device)
+    seconds = median_step_s(stage, task, images, device)
     return seconds, f"measured here on {name}: median of {STEPS}, blank images"
 
 
-def _measured_decoding(stage: Stage, root: Path) -> float | None:
+def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
     """Training samples that a core decodes in a second here; None where there is no data."""
     from scalablevit.data.sources import open_source
     from scalablevit.training.speed import decoded_per_s
 
     if not (root / Path(stage.data.root).expanduser()).is_dir():
         return None
-    return decoded_per_s(stage, open_source(stage.data, "train", root)) or None
+    return decoded_per_s(stage, task, open_source(stage.data, "train", root)) or None
