@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalablevit.models import attention
+from scalablevit.training.footprint import autocast
 
 # Memory without content, and views that their schemas do not name.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach", "device"}
@@ -70,7 +71,7 @@ def count_forward(model: nn.Module, shape: tuple[int, ...]) -> Traffic:
     with fake(), torch.no_grad():
         tensors = fake_parameters(model.eval(), torch.float32, "cuda")
         images = torch.empty(shape, device="cuda")
-        with traffic, cuda_autocast():
+        with traffic, autocast("cuda"):
             functional_call(model, tensors, (images,))
     return traffic
 
@@ -108,17 +109,3 @@ def fake() -> Iterator[None]:
 
     with FakeTensorMode(), patch.object(attention, "attend", attend):
         yield
-
-
-@contextmanager
-def cuda_autocast() -> Iterator[None]:
-    """`torch.autocast("cuda", torch.bfloat16)`, which refuses to work where there is no GPU."""
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        torch.autocast_decrement_nesting()
-        torch.clear_autocast_cache()
-        torch.set_autocast_enabled("cuda", False)

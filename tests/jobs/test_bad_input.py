@@ -185,7 +185,8 @@ def test_a_recipe_without_the_stage_of_a_script_is_refused(script, kind, root):
 
 
 @pytest.mark.parametrize(
-    "script", ["full", "pretrain", "segment", "detect", "analyse", "evaluate", "export", "predict", "promote", "sync"]
+    "script",
+    ["full", "pretrain", "segment", "detect", "analyse", "evaluate", "export", "plan", "predict", "promote", "sync"],
 )
 def test_every_script_has_help_worth_reading(script):
     done = run(ROOT / "pipelines" / f"{script}.py", "--help")

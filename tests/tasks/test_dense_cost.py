@@ -43,10 +43,16 @@ def test_the_line_names_the_papers_figures_only_where_there_are_some() -> None:
     cost = Cost(parameters=30_430_000, macs=174_000_000_000, macs_with_attention=220_000_000_000)
     line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost, (512, 2048))
     assert line.startswith(
-        "scalablevit_small with semantic_fpn at 512x2048: 30.43 M parameters, 174.0 GFLOPs as the paper counts"
+        "scalablevit_small with semantic_fpn at 512x2048: 30.43 M parameters, 174 GFLOPs as the paper counts"
     )
-    assert line.endswith("220.0 G with attention; paper, ADE20K at 512x2048: 30.4 M, 174 GFLOPs")
+    assert line.endswith("220 G with attention; paper, ADE20K at 512x2048: 30.4 M, 174 GFLOPs")
     assert "paper, " not in dense_cost_beside_paper("upernet", "resnet18", cost, (512, 512))
+
+
+def test_flops_have_three_digits_whatever_their_size() -> None:
+    cost = Cost(parameters=1_540_000, macs=87_654_321, macs_with_attention=1_162_400_000_000)
+    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_tiny", cost, (96, 96))
+    assert "0.0877 GFLOPs as the paper counts" in line and line.endswith("1160 G with attention")
 
 
 @pytest.mark.parametrize(("head", "name"), list(PAPER_DETECTION))

@@ -21,7 +21,7 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
         print(f"\nstage {resolved.name}", flush=True)
         facts = {
             **describe(resolved),
-            "model": model_cost(resolved),
+            "model": model_cost(resolved.name, resolved.stage, resolved.classes),
             "starts from": starts_from(resolved),
             "automatic": "; ".join(automatic(recipe, resolved)),
             "cadence": cadence(resolved),

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             where="data",
             fix="name data with the model's classes",
         )
-    for name, fact in {**describe(stage), "model": model_cost(stage)}.items():
+    for name, fact in {**describe(stage), "model": model_cost(stage.name, stage.stage, stage.classes)}.items():
         if name in ("data", "digest", "resources", "model"):
             print(f"  {name:<12}{fact}", flush=True)
     if options.dry_run:

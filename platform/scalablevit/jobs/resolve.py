@@ -93,8 +93,8 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
     return names
 
 
-def model_cost(resolved: ResolvedStage) -> str:
-    """One line on the stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
+def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
+    """One line on a stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
 
     Raises:
         UserError: the model cannot be built as the recipe says.
@@ -105,13 +105,13 @@ def model_cost(resolved: ResolvedStage) -> str:
 
     torch.manual_seed(0)
     try:
-        return build_task(resolved.stage, resolved.classes).cost_beside_paper()
+        return build_task(stage, classes).cost_beside_paper()
     except UserError as error:
-        raise _in_stage(resolved.name, error) from None
+        raise _in_stage(name, error) from None
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{resolved.stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
-            where=f"stage {resolved.name}: model.name, model.options, data",
+            f"{stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
+            where=f"stage {name}: model.name, model.options, data",
             fix="choose another image size, or give the architecture its size by model.options",
         ) from None
 

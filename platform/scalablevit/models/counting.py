@@ -67,12 +67,17 @@ def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     return Cost(parameters, (total - attention) // 2, total // 2)
 
 
+def giga(count: float) -> str:
+    """A count in units of 10^9 with three significant digits, whatever its size: 0.00412, 4.14, 1160."""
+    return f"{float(f'{count / 1e9:.3g}'):g}"
+
+
 def cost_beside_paper(name: str, cost: Cost) -> str:
     """One line with the cost, and the paper's figures where the paper has the model."""
     line = (
-        f"{name}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.3g} GFLOPs as the paper counts "
+        f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts "
         "(multiply-accumulates of convolutions and linear layers), "
-        f"{cost.macs_with_attention / 1e9:.3g} G with attention"
+        f"{giga(cost.macs_with_attention)} G with attention"
     )
     row = PAPER_CLASSIFICATION.get(name)
     return line if row is None else f"{line}; paper, ImageNet-1K at 224: {row.parameters_m} M, {row.gflops} GFLOPs"

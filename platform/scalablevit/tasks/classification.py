@@ -19,7 +19,7 @@ from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.task import SplitName
+from scalablevit.tasks.task import GREY, SplitName
 
 ANSWERED_CLASSES = 5
 """Classes that a served model names, most probable first."""
@@ -94,6 +94,16 @@ class ClassificationTask:
             return model(batch["image"].new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
         logits = model(batch["image"])
         return F.cross_entropy(logits.float(), batch["target"]), {}
+
+    def blank_batch(self, samples: int) -> Batch:
+        """All of the first class."""
+        side = self.data.image_size
+        images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
+        return {"image": images, "label": torch.zeros(samples, dtype=torch.int64), "samples": samples, "bad": []}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`loss` itself."""
+        return self.loss(model, batch)[0]
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (N, classes), float32."""

@@ -20,13 +20,15 @@ from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
-from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, first_label, pasted_masks
-from scalablevit.tasks.task import SplitName
+from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
+from scalablevit.tasks.task import GREY, SplitName
 
 COST_ASPECT = 1.6
 """Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
 BOX_REGIONS, MASK_REGIONS = 1000, 100
 """Regions of Mask R-CNN's heads that costs are given for, as in the paper's figures."""
+BLANK_OBJECTS = 5
+"""In a blank image: one for each level of the pyramid."""
 
 
 class DetectionTask:
@@ -102,6 +104,25 @@ class DetectionTask:
         if not batch["samples"]:
             losses = {name: loss * 0.0 for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Images of `cost_size`, each with some boxes of one class as large as anchors."""
+        height, width = self.cost_size
+        sides = [min(self.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
+        masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
+        for mask, side in zip(masks, sides, strict=True):
+            mask[:side, :side] = 1
+        each: dict[str, Tensor] = {
+            "image": torch.full((height, width, 3), GREY, dtype=torch.uint8),
+            "boxes": torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32),
+            "labels": torch.zeros(BLANK_OBJECTS, dtype=torch.int64),
+            **({"masks": masks} if self.has_masks else {}),
+        }
+        return {**{name: [tensor] * samples for name, tensor in each.items()}, "samples": samples, "bad": []}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """With as many regions as the heads are trained on at the most."""
+        return countable_loss(model, batch["image"], self.task.roi_samples)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Detections of each image in its original pixels, best first.

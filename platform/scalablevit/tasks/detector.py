@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -14,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from scalablevit.config.task import Detection
@@ -163,7 +164,7 @@ def pasted_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterato
 class CostProbe(nn.Module):
     """What a detector computes for images and a number of regions, without the parts between that select them.
 
-    For counting on meta tensors, where there is nothing to select from.
+    For counting on meta or fake tensors, where there is nothing to select from.
 
     Args:
         model: of `build_detector`.
@@ -176,17 +177,37 @@ class CostProbe(nn.Module):
         self.model = model
         self.regions = box_regions, mask_regions
 
-    def forward(self, images: Tensor) -> None:
-        """Images (B, 3, H, W)."""
+    def forward(self, images: Tensor) -> list[Any]:
+        """Images (B, 3, H, W) to what each head says of them or of its regions."""
         maps = list(self.model.backbone(images).values())
         if isinstance(self.model, RetinaNet):
-            self.model.head(maps)
-            return
-        self.model.rpn.head(maps)
+            return [self.model.head(maps)]
         heads, channels = self.model.roi_heads, self.model.backbone.out_channels
-        heads.box_predictor(heads.box_head(images.new_empty(self.regions[0], channels, ROI_SIZE, ROI_SIZE)))
+        boxed = images.new_empty(self.regions[0], channels, ROI_SIZE, ROI_SIZE)
         masked = images.new_empty(self.regions[1], channels, MASK_ROI_SIZE, MASK_ROI_SIZE)
-        heads.mask_predictor(heads.mask_head(masked))
+        return [
+            self.model.rpn.head(maps),
+            heads.box_predictor(heads.box_head(boxed)),
+            heads.mask_predictor(heads.mask_head(masked)),
+        ]
+
+
+def countable_loss(model: Any, images: list[Tensor], roi_samples: int) -> Tensor:
+    """A scalar that keeps as much for its backward pass as a detector's losses, by its largest parts.
+
+    Args:
+        model: of `build_detector`.
+        images: as it takes them.
+        roi_samples: regions of an image that Mask R-CNN's box head is trained on; its mask head gets those that show
+            an object, at most a quarter of them.
+    """
+    regions = roi_samples * len(images)
+    stacked = model.transform(images)[0].tensors
+    outputs = CostProbe(model, regions, regions // 4)(stacked)
+    if isinstance(model, RetinaNet):
+        scores = outputs[0].pop("cls_logits")
+        outputs.append(sigmoid_focal_loss(scores, torch.zeros_like(scores)))
+    return torch.stack([each.sum() for each in tree_leaves(outputs)]).sum()
 
 
 def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:

@@ -24,7 +24,7 @@ from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentor import Segmentor, head_configs
-from scalablevit.tasks.task import SplitName
+from scalablevit.tasks.task import GREY, SplitName
 
 
 class SegmentationTask:
@@ -111,6 +111,18 @@ class SegmentationTask:
         loss = torch.stack(list(parts.values())).sum()
         accuracy = losses["decode.acc_seg"].squeeze() / 100
         return loss, {name: part.detach() for name, part in parts.items()} | {"acc": accuracy}
+
+    def blank_batch(self, samples: int) -> Batch:
+        """All of the first class."""
+        side = self.data.crop_size
+        images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
+        masks = torch.zeros((samples, side, side), dtype=torch.uint8)
+        return {"image": images, "mask": masks, "samples": samples, "bad": []}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Without mmseg's accuracy, which selects by value."""
+        segmentor: Segmentor = model  # type: ignore[assignment]
+        return segmentor.countable_loss(*self._enough(batch["image"], batch["mask"]))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Label maps uint8 (height, width) at the masks' sizes."""

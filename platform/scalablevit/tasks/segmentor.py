@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.config.task import Segmentation
@@ -67,6 +69,14 @@ class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
             return self.decode_head(self.extract_feat(images))
         samples = [SegDataSample(gt_sem_seg=PixelData(data=mask[None])) for mask in masks.long()]
         return self.loss(images, samples)
+
+    def countable_loss(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The sum of the losses, without mmseg's accuracies, which select by value; see `forward`."""
+        features = self.extract_feat(images)
+        heads = [self.decode_head, *([self.auxiliary_head] if self.with_auxiliary_head else [])]
+        maps = [F.interpolate(head(features), masks.shape[-2:], mode="bilinear") for head in heads]
+        losses = [F.cross_entropy(each, masks.long(), ignore_index=IGNORE, reduction="none").mean() for each in maps]
+        return torch.stack(losses).sum()
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's parameters that are kept from weight decay besides norms and biases."""

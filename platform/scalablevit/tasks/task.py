@@ -14,6 +14,8 @@ from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 
 SplitName = Literal["train", "val"]
+GREY = 128
+"""Of blank images."""
 
 
 class Metric(Protocol):
@@ -60,6 +62,12 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the batch's samples (scalar), and detached scalars to report."""
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Grey images as large as training's, as `collate` gives them: to time steps and count memory on."""
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """A loss that keeps as much for its backward pass as `loss` and runs on fake tensors, which have no values."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Predictions for `metric().update` and `answer`; called without gradients, in eval mode, under autocast."""

@@ -159,13 +159,18 @@ class TrainState:
             "spent": dict(self.spent),
         }
 
+    def bytes_by_file(self) -> dict[str, int]:
+        """Size of a snapshot's tensors by file stem, once the optimizer has its moments (at its first step)."""
+        groups = self.optimizer.param_groups
+        sizes = {
+            "model": _weight_bytes(self.model),
+            "optimizer": sum(_moment_bytes(self.optimizer, group, p) for group in groups for p in group["params"]),
+        }
+        return sizes if self.ema is None else {**sizes, "ema": _weight_bytes(self.ema.module)}
+
     def snapshot_bytes(self) -> int:
-        """Size of a snapshot's tensors once the optimizer has its moments, which it gets at its first step."""
-        models = [self.model] if self.ema is None else [self.model, self.ema.module]
-        weights = sum(_nbytes(t) for m in models for t in m.state_dict().values() if isinstance(t, Tensor))
-        return weights + sum(
-            _moment_bytes(self.optimizer, group, p) for group in self.optimizer.param_groups for p in group["params"]
-        )
+        """Size of all of a snapshot's tensors; see `bytes_by_file`."""
+        return sum(self.bytes_by_file().values())
 
     def snapshot(self) -> Snapshot:
         """Copy everything to the CPU; the loop may go on at once."""
@@ -239,6 +244,10 @@ _REMEDIES = ("passed_over", "roll_backs", "skipped", "skipped_in_row")
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(_nbytes(each) for each in model.state_dict().values() if isinstance(each, Tensor))
 
 
 def _moment_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> int:

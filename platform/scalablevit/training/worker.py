@@ -96,7 +96,7 @@ def _run(
     assignment: Assignment, rank: int, world: int, device: torch.device, send: Send, watch: Watch
 ) -> dict[str, Any]:
     stage = Stage.model_validate_json(assignment.stage)
-    _configure_torch(stage)
+    configure_torch(stage)
     plan, source = together(lambda: _open(stage, assignment, device, rank, world))
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], assignment)
@@ -163,7 +163,8 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
     return {"reason": outcome.reason, "detail": detail, **state.summary()}
 
 
-def _configure_torch(stage: Stage) -> None:
+def configure_torch(stage: Stage) -> None:
+    """Threads, determinism and kernels as the recipe asks for them."""
     threads = max(1, int(stage.cluster.cpus_per_worker))
     torch.set_num_threads(threads)
     if stage.training.deterministic:
@@ -227,20 +228,26 @@ def _initial_or_restored(
             report = load_initial(plan.task.backbone(model), weights, keep_head=assignment.keep_head)
         _check_sum(assignment, report.sha256)
         start = f"initial weights: {report}"
+    state = new_state(plan, model)
+    if restored is not None:
+        name, snapshot = restored
+        state.restore(snapshot)
+        start = f"resumed at step {snapshot.step} from {name}"
+    return state, start
+
+
+def new_state(plan: Plan, model: nn.Module) -> TrainState:
+    """The state before the first step, on the plan's device."""
+    stage = plan.stage
     if plan.device.type == "cuda" and plan.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(plan.device)
     if stage.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
-    state = TrainState(
+    return TrainState(
         model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
     )
-    if restored is not None:
-        name, snapshot = restored
-        state.restore(snapshot)
-        start = f"resumed at step {snapshot.step} from {name}"
-    return state, start
 
 
 def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""How long a training step, and a sample's decoding, take on this machine."""
+
+import time
+from statistics import median
+
+import torch
+
+from scalablevit.config.recipe import Length, Stage
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.loader import Batch, build_loader, to_device
+from scalablevit.data.sampler import Key
+from scalablevit.data.sources import Source
+from scalablevit.tasks.task import Task
+from scalablevit.training.loop import Plan, distributed, train_step
+from scalablevit.training.worker import configure_torch, new_state
+
+WARM_UP_STEPS = 3
+"""Taken before those that count: kernels are chosen and compiled, and the optimizer gets its moments."""
+STEPS = 10
+"""That count."""
+DECODED = 64
+"""Samples whose decoding is timed."""
+
+
+def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -> float:
+    """Median seconds of an optimizer step of one device on blank images, without data loading and without exchange.
+
+    Args:
+        images: of a step, over its micro-batches; a multiple of their number.
+    """
+    configure_torch(stage)
+    training = stage.training.model_copy(update={"global_batch": images})
+    plan = Plan(stage.model_copy(update={"training": training}), Length.of(stage, images), task, device, 0, 1)
+    state = new_state(plan, task.build_model())
+    model = distributed(plan, state.model).train()
+    micro_batches = [to_device(task.blank_batch(images // training.accumulation), device)] * training.accumulation
+    seconds = []
+    for _ in range(WARM_UP_STEPS + STEPS):
+        start = time.perf_counter()
+        train_step(plan, model, state, micro_batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[WARM_UP_STEPS:])
+
+
+def decoded_per_s(stage: Stage, task: Task, source: Source) -> float:
+    """Training samples that one core reads, decodes, augments and collates in a second; 0 if none could be decoded."""
+    samples = SampleDataset(source, stage.data, stage.training.seed, train=True)
+    keys = [Key(number, 0, number) for number in range(min(DECODED, len(source)))]
+    device = torch.device("cpu")
+    # the first one pays for what is set up once
+    batches = iter(build_loader(samples, [keys[:1], keys], task.collate("train"), workers=0, device=device))
+    next(batches)
+    start = time.perf_counter()
+    batch: Batch = next(batches)
+    return float(batch["samples"] / (time.perf_counter() - start))
