@@ -11,6 +11,8 @@ from typing import Any
 
 from rows import Row, benchmark_options, report
 
+from scalablevit.config.errors import UserError
+
 Measure = Callable[[argparse.Namespace, dict[str, Any]], list[Row]]
 """Takes the options and the result's settings, which it adds to."""
 
@@ -56,6 +58,9 @@ def run_parts(benchmark: str, parts: Sequence[Part], options: argparse.Namespace
         begun = time.monotonic()
         try:
             rows = part.measure(options, settings)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            rows, failed = [Row(part.figures, None, None, "", note=str(error).splitlines()[0])], True
         except Exception as error:  # whatever happened: the other parts' figures are not lost with this one's
             traceback.print_exc()
             why = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,19 +1,25 @@
 """The platform's benchmark: what it computes from records and times, and its parts without Ray at the smallest size."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 
+import bare_ddp
 import psutil
 import pytest
-from commands import CommandFailed, run_beside
+from commands import CommandFailed, end, run_beside
 from parts import Part, part_options, run_parts
-from rates import platform_rates, ratio, read_rates
-from ray_jobs import PARTS, start_figures, start_parts, step_figures, torchrun_rates
+from rates import WINDOW, platform_rates, ratio, read_rates
+from ray_jobs import PARTS, start_figures, start_parts, step_figures
 from rows import Row
-from toy_stage import recipe, write_pictures
+from toy_stage import recipe, stage_of, write_pictures
 from worker_costs import checkpoint_figures, checkpoint_times, evaluation_times, tracking_figures, tracking_times
+
+from scalablevit.config.errors import UserError
 
 
 def measured(rows: list[Row]) -> dict[str, float | None]:
@@ -25,7 +31,8 @@ def measured(rows: list[Row]) -> dict[str, float | None]:
 
 def test_a_part_that_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("rows.RESULTS", tmp_path)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    handlers = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
 
     def broken(options, settings):
         raise ValueError("no such thing\nand more")
@@ -34,45 +41,60 @@ def test_a_part_that_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_
         settings["rounds"] = 7
         return [Row("a figure", 2.0, 3.0, "another")]
 
-    parts = (Part("broken", "a broken figure", 9, 1, broken), Part("sound", "a figure", 3, 2, sound))
+    def without_data(options, settings):
+        raise UserError("no folder", where="there", fix="name another")
+
+    parts = (
+        Part("broken", "a broken figure", 9, 1, broken),
+        Part("sound", "a figure", 3, 2, sound),
+        Part("data", "a figure of data", 3, 2, without_data),
+    )
     assert run_parts("made", parts, part_options("", parts).parse_args(["--quick"])) == 1
-    said = capsys.readouterr().out
+    said, complained = capsys.readouterr()
+    assert "Traceback" in complained and complained.endswith("error: there: no folder\n  fix: name another\n")
     assert "made broken: about 1.0 min" in said and "made sound: about 2.0 min" in said
     results = {each["benchmark"]: each for each in (json.loads(path.read_text()) for path in tmp_path.iterdir())}
     assert results["made-broken"]["rows"][0]["verdict"] == "not run"
     assert results["made-broken"]["rows"][0]["note"] == "ValueError: no such thing"
+    assert results["made-data"]["rows"][0]["note"] == "there: no folder"
     assert results["made-sound"]["rows"][0]["verdict"] == "met"
     assert results["made-sound"]["settings"]["rounds"] == 7
     assert run_parts("made", parts, part_options("", parts).parse_args(["--only", "sound"])) == 0
+    with pytest.raises(SystemExit):  # what is to be stopped at the end is stopped
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
 
 
 # --- commands ---
 
 
-def test_a_command_that_does_not_end_in_time_is_ended_with_what_it_started(tmp_path):
+def test_a_command_is_ended_with_what_it_started():
     parent = (
         "import subprocess, time\n"
         "print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)\n"
         "time.sleep(600)"
     )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    child = psutil.Process(int(process.stdout.readline()))
+    end(process)
+    assert process.poll() is not None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:  # if it lives on, the test's own limit ends this
+            time.sleep(0.05)
+
+
+def test_a_command_has_a_limit(tmp_path):
     with pytest.raises(CommandFailed, match="slow did not end in time"):
-        run_beside({"slow": [sys.executable, "-c", parent]}, tmp_path, limit_s=5)
-    deadline = time.monotonic() + 10
-    pid = int((tmp_path / "slow.log").read_text())
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "its child lives on"
-        time.sleep(0.05)
+        run_beside({"slow": ["sleep", "600"]}, tmp_path, limit_s=0)
 
 
 def test_the_end_of_a_failed_commands_output_is_told_and_the_other_is_ended(tmp_path):
     commands = {
         "bad": [sys.executable, "-c", "import sys; sys.exit('what went wrong')"],
-        "other": [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"],
+        "other": [sys.executable, "-c", "import time; time.sleep(600)"],
     }
-    begun = time.monotonic()
     with pytest.raises(CommandFailed, match=r"bad ended with code 1; .*\n.*what went wrong"):
         run_beside(commands, tmp_path, limit_s=300)
-    assert time.monotonic() - begun < 200, "the other was waited for"
+    assert not [each for each in psutil.Process().children() if "time.sleep(600)" in each.cmdline()[-1]]
 
 
 # --- arithmetic ---
@@ -126,7 +148,7 @@ def test_a_save_holds_the_loop_and_all_steps_are_counted():
 
 
 def test_every_report_of_a_training_is_recorded():
-    spent, seconds = tracking_times(3)
+    spent, seconds = tracking_times(3, pictures=8)
     assert len(spent) >= 2 and 0 < sum(spent) < seconds
 
 
@@ -135,8 +157,15 @@ def test_evaluation_and_inference_see_all_pictures():
     assert {way: len(taken) for way, taken in seconds.items()} == {"evaluation": 1, "inference": 1}
 
 
-def test_torchrun_trains_the_stage(tmp_path):
+def test_bare_ddp_trains_the_stage(tmp_path, monkeypatch):
+    """As torchrun starts it, with one process."""
     write_pictures(tmp_path / "data", train=8, val=8, side=32)
-    sections = recipe(tmp_path / "data", 2, 3)
-    sections["training"]["global_batch"] = 4
-    assert torchrun_rates(sections, tmp_path) == []
+    sections = recipe(tmp_path / "data", 1, 2 * WINDOW)
+    sections["training"]["global_batch"] = 2
+    (tmp_path / "stage.json").write_text(stage_of(sections).model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "stage.json"), str(tmp_path / "bare.json")])
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    assert bare_ddp.main() == 0
+    (rate,) = json.loads((tmp_path / "bare.json").read_text())["rates"]
+    assert rate > 0

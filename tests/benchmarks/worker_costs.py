@@ -110,12 +110,12 @@ def tracking_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list
     return tracking_figures(spent, seconds, steps)
 
 
-def tracking_times(steps: int) -> tuple[list[float], float]:
+def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]:
     """Seconds that each report of a training took to the disk, and those of the training with them."""
     spent: list[float] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        write_pictures(folder)
+        write_pictures(folder, train=pictures)
         callback = SpoolCallback(folder / "spool", UID)
 
         def send(records: list[Record], node: dict[str, float]) -> None:
