@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,8 +45,8 @@ class Peer:
         script: theirs, beside this file.
         recipe: file; its stage is trained.
         stage: name.
-        folders: that the data must have.
-        overrides: of the recipe, besides data, length and seed.
+        folder: that the data must have.
+        overrides: of the recipe, besides length and seed; {data} stands for the folder of all data.
         bar: of images a second.
         score: what both are judged by.
         epochs: in full and with `--quick`.
@@ -55,7 +56,7 @@ class Peer:
     script: str
     recipe: str
     stage: str
-    folders: tuple[str, ...]
+    folder: str
     overrides: tuple[str, ...]
     bar: float
     score: str
@@ -64,12 +65,12 @@ class Peer:
 
 TIMM = Peer(
     "timm's loader, Mixup, optimizer and scheduler", "timm_loop.py", "cifar10.yaml", "pretrain",
-    ("classification-cifar10",), ("{stage}data.root={data}/classification-cifar10",), 1.0, "top-1", (5, 1),
+    "classification-cifar10", ("data.root={data}/classification-cifar10",), 1.0, "top-1", (5, 1),
 )  # fmt: skip
 MMENGINE = Peer(
     "mmengine's Runner", "mmengine_loop.py", "photos_camvid.yaml", "segment",
-    ("segmentation",), ("data.root={data}", "{stage}model.init=null", "{stage}data.color_jitter=0"), 1.1, "mIoU",
-    (8, 4),
+    "segmentation", ("data.root={data}", "stages.segment.model.init=null", "stages.segment.data.color_jitter=0"),
+    1.1, "mIoU", (8, 4),
 )  # fmt: skip
 
 
@@ -77,9 +78,9 @@ def compare(peer: Peer, options: argparse.Namespace, settings: dict[str, Any]) -
     """Train both with each seed."""
     epochs = options.epochs or peer.epochs[options.quick]
     seeds = options.seeds or (1 if options.quick else 3)
-    if missing := [folder for folder in peer.folders if not (options.data / folder).is_dir()]:
+    if not (options.data / peer.folder).is_dir():
         raise UserError(
-            f"no folder {' or '.join(missing)}",
+            f"no folder {peer.folder}",
             where=str(options.data),
             fix="name the folder of the data sets: make bench DATA=<folder>, or --data <folder>",
         )
@@ -110,7 +111,7 @@ def stage_for(peer: Peer, data: Path, epochs: int, seed: int) -> Stage:
         "optimizer.schedule.warmup_steps": round(schedule.warmup_steps * shorter),
         "cluster.workers": 1,
     }
-    overrides = [each.format(data=data.resolve(), stage=prefix) for each in peer.overrides]
+    overrides = [each.format(data=data.resolve()) for each in peer.overrides]
     overrides += [f"{prefix}{key}={value}" for key, value in values.items()]
     return load_recipe(RECIPES / peer.recipe, overrides).stages[peer.stage]
 
@@ -152,17 +153,9 @@ def noise_of(scores: Mapping[str, Sequence[float]]) -> float | None:
     return float(interval.high - interval.low) / 2
 
 
-def compare_timm(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    return compare(TIMM, options, settings)
-
-
-def compare_mmengine(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    return compare(MMENGINE, options, settings)
-
-
 PARTS = (
-    Part("timm", "images/s and top-1 against a timm training loop", 9, 1, compare_timm),
-    Part("mmengine", "images/s and mIoU against mmengine's Runner", 8, 1.5, compare_mmengine),
+    Part("timm", "images/s and top-1 against a timm training loop", 7, 1, partial(compare, TIMM)),
+    Part("mmengine", "images/s and mIoU against mmengine's Runner", 8, 1.5, partial(compare, MMENGINE)),
     Part("coco", "COCO evaluation, boxes and masks, against pycocotools", 2, 0.5, coco_rows),
 )
 

@@ -12,11 +12,11 @@ from ray_jobs import start_rows, step_rows
 from worker_costs import checkpoint_rows, evaluation_rows, tracking_rows
 
 PARTS = (
-    Part("steps", "step through Ray Train; 1 -> 2 workers", 14, 2.5, step_rows),
-    Part("start", "start of a job to its first step, in parts", 5, 1.5, start_rows),
-    Part("checkpoint", "checkpoint stall", 2, 0.7, checkpoint_rows),
-    Part("tracking", "tracking", 1.5, 0.4, tracking_rows),
-    Part("evaluation", "evaluation", 1.5, 0.4, evaluation_rows),
+    Part("steps", "step through Ray Train; 1 -> 2 workers", 11, 2.5, step_rows),
+    Part("start", "start of a job to its first step, in parts", 6, 1.3, start_rows),
+    Part("checkpoint", "checkpoint stall", 2, 0.8, checkpoint_rows),
+    Part("tracking", "tracking", 1, 0.4, tracking_rows),
+    Part("evaluation", "evaluation", 2, 0.5, evaluation_rows),
 )
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def step_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row
     """Steps through the platform with two workers and with one, and of torchrun, in turn."""
     rounds, steps = (1, 100) if options.quick else (3, 240)
     rates: dict[str, list[float]] = {"torchrun": [], "two workers": [], "one worker": []}
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_pictures(folder / "data")
         for number in range(rounds):
@@ -80,21 +80,21 @@ def train_on_ray(
 
 
 def start_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """Starts of the platform and of an empty loop, in turn on one head; the first of each only warms it up."""
-    rounds = 1 if options.quick else 5
+    """Starts of the platform and of an empty loop, in turn on one head; in full the first of each only warms it up."""
+    rounds, warm_up = (1, 0) if options.quick else (5, 1)
     ours: list[dict[str, float]] = []
     empty: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_pictures(folder / "data", train=128, val=32)
         with local_head(folder / "head") as environment:
-            for number in range(rounds + 1):
+            for number in range(warm_up + rounds):
                 empty.append(empty_start(folder / f"empty-{number}", environment))
                 begun, run = train_on_ray(recipe(folder / "data", WORKERS, steps=2), folder / f"ours-{number}",
                                           environment, folder / "mlflow.db")  # fmt: skip
                 ours.append(start_parts(begun, run))
     settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty}
-    return start_figures(ours[1:], empty[1:])
+    return start_figures(ours[warm_up:], empty[warm_up:])
 
 
 def empty_start(folder: Path, environment: Mapping[str, str]) -> float:

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 def checkpoint_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """How long a save holds the loop, and what the write behind it costs the next steps."""
-    rounds, name, side, batch = 3 if options.quick else 9, "scalablevit_small", 224, 8
+    rounds, name, side, batch = 3 if options.quick else 9, "scalablevit_small", 224, 4
     held, seconds, size = checkpoint_times(name, side, batch, rounds)
     settings |= {"model": name, "side": side, "batch": batch, "held_s": held, "times": spread(seconds)}
     return checkpoint_figures(held, seconds, size)
