@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from commands import local_head, run_beside
-from empty_loop import WORKERS
 from rates import quartiles, ratio, read_rates
 from rows import REPOSITORY, Row
 from toy_stage import BATCH, recipe, stage_of, write_pictures
@@ -19,6 +18,7 @@ from toy_stage import BATCH, recipe, stage_of, write_pictures
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 
 HERE = Path(__file__).parent
+WORKERS = 2
 LIMIT_S = 400.0
 """Longest time of one training or start; on a very busy machine a start alone takes minutes."""
 PARTS = ("driver", "Ray", "imports", "data", "model", "first step")
@@ -100,7 +100,7 @@ def start_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Ro
 def empty_start(folder: Path, environment: Mapping[str, str]) -> float:
     """Seconds from starting a driver to the first line of a loop that does nothing."""
     folder.mkdir()
-    command = [sys.executable, str(HERE / "empty_loop.py"), str(folder), str(folder / "entered.json")]
+    command = [sys.executable, str(HERE / "empty_loop.py"), str(WORKERS), str(folder), str(folder / "entered.json")]
     begun = run_beside({"empty": command}, folder, LIMIT_S, environment)
     return float(json.loads((folder / "entered.json").read_text())["entered"]) - begun
 

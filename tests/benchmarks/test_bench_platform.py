@@ -11,7 +11,7 @@ import time
 import bare_ddp
 import psutil
 import pytest
-from commands import CommandFailed, end, run_beside
+from commands import CommandFailed, end, local_head, run_beside
 from parts import Part, part_options, run_parts
 from rates import WINDOW, platform_rates, ratio, read_rates
 from ray_jobs import PARTS, start_figures, start_parts, step_figures
@@ -95,6 +95,34 @@ def test_the_end_of_a_failed_commands_output_is_told_and_the_other_is_ended(tmp_
     with pytest.raises(CommandFailed, match=r"bad ended with code 1; .*\n.*what went wrong"):
         run_beside(commands, tmp_path, limit_s=300)
     assert not [each for each in psutil.Process().children() if "time.sleep(600)" in each.cmdline()[-1]]
+
+
+HEAD = """
+import pathlib, sys
+with pathlib.Path(sys.argv[-1], "calls").open("a") as file:
+    print(sys.argv[1], file=file)
+if sys.argv[1] == "env":
+    print("unset RAY_AUTH_TOKEN\\nexport RAY_ADDRESS=127.0.0.1:1\\nexport NO_PROXY='a b'")
+"""
+"""Says what infra/head.py would, and notes what it was asked for."""
+
+
+def test_the_head_is_stopped_whatever_happens_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "head.py").write_text(HEAD)
+    monkeypatch.setattr("commands.HEAD", [sys.executable, str(tmp_path / "head.py")])
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another head's")
+    seen: dict[str, str] = {}
+
+    def work() -> None:
+        with local_head(tmp_path / "root") as environment:
+            seen.update(environment)
+            raise ValueError("something went wrong")
+
+    with pytest.raises(ValueError, match="went wrong"):
+        work()
+    assert (seen["RAY_ADDRESS"], seen["NO_PROXY"], seen["PATH"]) == ("127.0.0.1:1", "a b", os.environ["PATH"])
+    assert "RAY_AUTH_TOKEN" not in seen
+    assert (tmp_path / "root" / "calls").read_text().split() == ["start", "env", "stop"]
 
 
 # --- arithmetic ---
