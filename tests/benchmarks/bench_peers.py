@@ -132,7 +132,7 @@ def peer_figures(
 ) -> list[Row]:
     """Speed and score."""
     means = {side: 100 * fmean(taken) for side, taken in scores.items()}
-    speed = {side: f"{quartile[1]:.0f}" for side, quartile in quartiles(rates).items()}
+    speed = {side: f"{quartile[1]:.3g}" for side, quartile in quartiles(rates).items()}
     seeds = len(scores["ours"])
     noise = noise_of(scores)
     return [
