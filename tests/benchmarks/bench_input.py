@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from rows import REPOSITORY, Row, benchmark_options, report
+from rows import DATA, Row, benchmark_options, report
 from timing import interleaved, speed_up, spread
 from torch.utils.data import default_collate
 from torchvision.transforms import functional as F
@@ -133,8 +133,8 @@ def ways(folder: Path) -> dict[str, Callable[[], Any]]:
 
 def main() -> int:
     parser = benchmark_options(__doc__ or "")
-    parser.add_argument("data", nargs="?", type=Path, default=REPOSITORY.parent / "shared" / "data",
-                        help="folder with photos/*.JPEG (default: ../shared/data)")  # fmt: skip
+    parser.add_argument("data", nargs="?", type=Path, default=DATA,
+                        help="folder with photos/*.JPEG (%(default)s)")  # fmt: skip
     options = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

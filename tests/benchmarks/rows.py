@@ -23,6 +23,8 @@ import torch
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "build" / "bench"
+DATA = Path(os.environ.get("SCALABLEVIT_DATA") or REPOSITORY.parent / "shared" / "data")
+"""Folder of real data, as `make bench DATA=<folder>` names it."""
 
 
 @dataclass(frozen=True)

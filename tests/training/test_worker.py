@@ -1,6 +1,7 @@
 """What a rank says of its start and end, and what it refuses to start from."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from scalablevit.models.backbone import build_classifier
 from scalablevit.training import loop, worker
 from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.effects import Instants
 from scalablevit.training.storage import START_NOTE
 from scalablevit.training.worker import Assignment
 
@@ -47,6 +49,12 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     run(assignment(stage, tmp_path / "other", init_weights=str(weights)))
     assert (tmp_path / "other" / START_NOTE).read_text().startswith("initial weights: ")
     assert str(weights) in (tmp_path / "other" / START_NOTE).read_text()
+
+
+def test_an_attempt_notes_when_it_came_how_far(make_stage, tmp_path):
+    given, instants = assignment(make_stage(training=SHORT), tmp_path / "run"), Instants(time.time())
+    worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, instants=instants)
+    assert instants.entered < instants.opened < instants.built < instants.first_step <= time.time()
 
 
 @pytest.mark.parametrize("evaluate_only", [False, True])

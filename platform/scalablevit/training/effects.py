@@ -46,6 +46,10 @@ class Instants:
 
     entered: float
     imported: float = 0.0
+    opened: float = 0.0
+    """The data is known."""
+    built: float = 0.0
+    """Model and optimizer are there, with the values to go on from."""
     first_step: float = 0.0
     from_step: int = 0
     """Steps done before this attempt."""

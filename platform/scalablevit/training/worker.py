@@ -98,11 +98,13 @@ def _run(
     stage = Stage.model_validate_json(assignment.stage)
     configure_torch(stage)
     plan, source = together(lambda: _open(stage, assignment, device, rank, world))
+    watch.instants.opened = time.time()
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], assignment)
     store = CheckpointStore(assignment.run_folder)
     restored = newest_for_all(store, rank)
     state, start = together(lambda: _initial_or_restored(plan, restored, assignment))
+    watch.instants.built = time.time()
     watch.instants.from_step = state.step
     together(lambda: _prepare_storage(plan, store, state))
     if rank == 0:
