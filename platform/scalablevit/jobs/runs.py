@@ -26,7 +26,8 @@ RAY_S = 60
 EPILOG = """\
 States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
 word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
-process on another machine its lease is watched for a sign of life, up to 30 s.
+process on another machine its lease is watched for a sign of life, up to 30 s. Of an unreadable one the file
+status.json is damaged.
 
 stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
 `ray job stop`, for which RAY_API_SERVER_ADDRESS or RAY_ADDRESS must name the cluster.
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """
     root = platform_root(options.root)
     if options.verb == "list":
-        print(table(found_runs(root), root))
+        print(table(*found_runs(root), root))
         return 0
     known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
     found = _found(root / "runs" / options.run) if options.run in known else None
@@ -89,10 +90,16 @@ class Found:
         return "lost" if self.lost else self.status.state
 
 
-def found_runs(root: Path) -> list[Found]:
-    """Runs below the root with a status, the latest first."""
-    found = [each for path in (root / "runs").glob("*/status.json") if (each := _found(path.parent)) is not None]
-    return sorted(_judged(found), key=lambda each: each.status.started, reverse=True)
+def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
+    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read."""
+    found: list[Found] = []
+    unreadable: dict[str, UserError] = {}
+    for path in sorted((root / "runs").glob("*/status.json")):
+        try:
+            found += filter(None, [_found(path.parent)])
+        except UserError as error:
+            unreadable[path.parent.name] = error
+    return sorted(_judged(found), key=lambda each: each.status.started, reverse=True), unreadable
 
 
 def _found(folder: Path) -> Found | None:
@@ -114,20 +121,21 @@ def _as_it_is(found: Found, *, alive: bool) -> Found:
     return replace(found, status=status, lost=same and not alive and status.state not in ENDED)
 
 
-def table(runs: Sequence[Found], root: Path) -> str:
-    """Runs by line."""
+def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:
+    """Runs by line; below them what is wrong with those whose status cannot be read."""
     others = sum(not (path / "status.json").exists() for path in (root / "runs").glob("*/") if path.is_dir())
     left_out = [f"folders without a status.json, left out: {others}"] if others else []
-    if not runs:
+    if not runs and not unreadable:
         return "\n".join([f"no runs in {root / 'runs'}", *left_out])
     rows = [("run", "state", "at", "best", "age")]
     for each in runs:
         status = each.status
         rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
                      duration(time.time() - status.started)))  # fmt: skip
+    rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *left_out])
+    return "\n".join([*lines, *left_out, *map(str, unreadable.values())])
 
 
 def details(found: Found) -> str:
