@@ -108,6 +108,21 @@ def test_unreadable_images_are_named_and_nothing_is_left(folder: Path, tmp_path:
     assert left(tmp_path) == ["plain"]
 
 
+def test_a_jpeg_with_broken_data_is_refused_before_it_would_become_a_sound_one(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((folder / "dog/z.jpeg").read_bytes())
+    content[-60:-30] = bytes(30)
+    (folder / "dog/z.jpeg").write_bytes(content)
+    with pytest.raises(UserError, match="1 of 4 images cannot be read") as caught:
+        packed(folder, tmp_path / "made", short_side=32)
+    assert f"{folder}/dog/z.jpeg: cannot be decoded (ValueError: Corrupt JPEG data" in str(caught.value)
+    assert capfd.readouterr().err == ""
+    assert left(tmp_path) == ["plain"]
+    packed(folder, tmp_path / "made")  # copied, the damage stays where the check finds it
+    assert dict(members(tmp_path / "made"))["000000003.jpeg"] == content
+
+
 def test_an_interrupt_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         assert not (tmp_path / "made").exists()

@@ -1,6 +1,7 @@
 """Shards that do not fit their index, or an index that lies: refused by name."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def in_first(key: str, value: object) -> Callable[[Any], None]:
         (lambda tree: tree.update(shards=[]), "shards"),
         (lambda tree: tree.update(version=2), "version"),
         (in_first("sha256", "x"), "shards.0.sha256"),
+        (lambda tree: tree["shards"][0].update(size=2**70, offsets=[2**69] * 2), "shards.0.size"),
     ],
 )
 def test_an_index_that_contradicts_itself_is_refused(root: Path, edit: Callable[[Any], None], message: str) -> None:
@@ -87,6 +89,17 @@ def test_no_index_no_shards(root: Path) -> None:
     assert "set/train/index.json cannot be used" in refused(root)
     (root / "set/train/index.json").unlink()
     assert "set/train holds no index.json" in refused(root)
+
+
+@pytest.mark.timeout(60)  # a pipe that nobody writes to is read for ever
+def test_an_index_that_is_no_file_is_not_read(root: Path) -> None:
+    index = root / "set/train/index.json"
+    index.rename(root / "elsewhere.json")
+    index.symlink_to(root / "elsewhere.json")
+    assert f"{index} is no file" in refused(root)
+    index.unlink()
+    os.mkfifo(index)
+    assert f"{index} is no file" in refused(root)
 
 
 def test_other_classes_in_the_other_split(root: Path) -> None:

@@ -283,6 +283,15 @@ def test_linked_class_and_split_folders_are_refused(tmp_path: Path) -> None:
     assert "leads out of" in refused(folder("other"), tmp_path)
 
 
+def test_a_folder_to_pack_holds_no_linked_class_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "outside/1.jpg")
+    (tmp_path / "set/train/emu").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="set/train/emu") as caught:
+        open_class_folders(tmp_path / "set/train")
+    assert caught.value.where == "FOLDER"
+
+
 def test_links_inside_the_data_set_are_followed(tmp_path: Path) -> None:
     write_folder(tmp_path / "set")
     (tmp_path / "set/train/cat/again.jpg").symlink_to(tmp_path / "set/train/cat/2.jpg")

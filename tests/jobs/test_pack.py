@@ -1,5 +1,6 @@
 """The packing script: what it says, and what it refuses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_what_cannot_be_packed(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             run(source, target)
         assert caught.value.fix
+
+
+@pytest.mark.parametrize("target", ["plain/made", "plain/cat/new/made", "alias/made"])
+def test_shards_do_not_get_among_the_images(folder: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "alias").symlink_to(folder)
+    with pytest.raises(UserError, match="lies in FOLDER") as caught:
+        run(folder, tmp_path / target)
+    assert caught.value.where == "TARGET" and caught.value.fix
+    assert sorted(path.name for path in folder.rglob("*")) == ["1.jpg", "1.jpg", "cat", "dog", "notes.txt"]
+
+
+def test_a_folder_one_level_too_high_is_noted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, tmp_path / "made", "--dry-run")
+    assert "too high" not in capsys.readouterr().out
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    run(tmp_path / "splits", tmp_path / "made", "--dry-run")
+    assert "train, val hold only folders: is FOLDER one level too high?" in capsys.readouterr().out
 
 
 def test_a_mistake_is_exit_code_2(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

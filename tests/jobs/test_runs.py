@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,54 @@ def test_a_submitted_job_is_stopped_by_ray_and_needs_a_cluster(owner, tmp_path, 
         run(capsys, "stop", "alive", "--root", str(tmp_path))
     assert "RAY_API_SERVER_ADDRESS" in str(caught.value)
     assert owner.poll() is None
+
+
+def test_a_run_is_found_by_its_name_not_by_a_pattern(tmp_path, capsys):
+    for name in ("a1", "a[1]", "a*"):
+        folder = leave(tmp_path, "made").local.rename(tmp_path / "runs" / name)
+        status.write_status(folder, replace(status.read_status(folder), run=name))
+        assert f"run       {name}\n" in run(capsys, "show", name, "--root", str(tmp_path))[1]
+
+
+def test_an_unreadable_status_hides_no_other_run(tmp_path, capsys):
+    for name in ("done", "damaged"):
+        leave(tmp_path, name)
+    (tmp_path / "runs" / "damaged" / "status.json").write_text('{"state": "run')
+    _, listed = run(capsys, "list", "--root", str(tmp_path))
+    assert {line.split()[0]: line.split()[1] for line in listed.splitlines()[1:3]} == {
+        "done": "finished", "damaged": "unreadable",
+    }  # fmt: skip
+    assert "damaged/status.json: not readable as a status" in listed and "remove the file" in listed
+    assert "finished" in run(capsys, "show", "done", "--root", str(tmp_path))[1]
+    with pytest.raises(UserError, match="not readable as a status"):
+        run(capsys, "show", "damaged", "--root", str(tmp_path))
+
+
+def test_stop_tells_the_end_of_a_run_that_ends_while_it_looks(tmp_path, capsys, monkeypatch):
+    """The run writes `killed` and gives its claim back between two looks of `stop`, whichever comes first."""
+    store = RunStore.open("ending", None, tmp_path)
+    stack, looks = ExitStack(), []
+    file = StatusFile(store, lease := stack.enter_context(Lease(store)), "pretrain", 9, "steps", "sqlite:////m.db")
+    stack.push(lambda *_: file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None))
+    file.update(step=3)
+    assert lease.held()
+
+    def then_the_end(look):
+        def looked(place):
+            seen = look(place)
+            if looks:  # once `stop` has interrupted it
+                looks.pop()
+                stack.close()
+            return seen
+
+        return looked
+
+    monkeypatch.setattr(runs, "POLL_S", 0.01)
+    monkeypatch.setattr(runs, "_interrupt", lambda found: looks.append("armed"))
+    monkeypatch.setattr(runs, "read_status", then_the_end(runs.read_status))
+    monkeypatch.setattr(runs, "claim_of", then_the_end(runs.claim_of))
+    code, said = run(capsys, "stop", "ending", "--root", str(tmp_path))
+    assert code == 0 and "killed at 3 of 9 steps" in said
 
 
 def test_folders_without_a_status_are_counted_and_unknown_runs_named(tmp_path, capsys):

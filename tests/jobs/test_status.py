@@ -109,6 +109,27 @@ def test_a_damaged_file_is_named(store):
         read_status(store.local)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": "3"}, {"state": "asleep"}, {"started": None}, {"started": float("nan")}, {"started": 1e300},
+     {"best": {"metric": "val/top1"}}, {"best": 7}, {"run": ["a"]}],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named(store, changes):
+    with Lease(store) as lease, file_of(store, lease):
+        pass
+    found = json.loads((store.local / status.FILE).read_text())
+    (store.local / status.FILE).write_text(json.dumps({**found, **changes}))
+    with pytest.raises(UserError, match=rf"not readable as a status: {next(iter(changes))}"):
+        read_status(store.local)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"run": "a"}'])
+def test_a_file_of_another_kind_is_named(store, content):
+    (store.local / status.FILE).write_text(content)
+    with pytest.raises(UserError, match="not readable as a status"):
+        read_status(store.local)
+
+
 def test_a_submitted_job_is_known_by_its_submission_id(monkeypatch):
     """What Ray gives the driver of a job."""
     monkeypatch.setenv(status.JOB_VARIABLE, json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))

@@ -1,16 +1,18 @@
 """Pictures of samples and curves: that they show what they should, and leave nothing half written."""
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
-from scalablevit.data.decoding import BadSample
-from scalablevit.data.shapes import write_shapes
+from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.report import overlays
 from scalablevit.report.curves import save_curves
@@ -49,6 +51,68 @@ def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
         picture = cv2.imread(str(tmp_path / name))
         assert picture is not None and picture.std() > 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.png", "val.png"]
+
+
+def drawn_figure(monkeypatch):
+    """Where the next picture's figure will be."""
+    figures = []
+    monkeypatch.setattr(overlays, "save", lambda figure, file: figures.append(figure))
+    return figures
+
+
+def colours_at(figure, axes, points):
+    """Colours (n, 3) from 0 to 1 of a figure at x, y (n, 2) of one of its axes; fine enough for a line's middle."""
+    figure.set_dpi(300)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    columns, rows = axes.transData.transform(points).astype(int).T
+    return picture[len(picture) - 1 - rows, columns]
+
+
+@pytest.mark.parametrize(("name", "first", "share"), [("segment", 0, 0.55), ("detect", 1, 0.45)])
+def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes, tmp_path, monkeypatch):
+    """Both tasks have the same scenes; the label map says which class is where."""
+    figures = drawn_figure(monkeypatch)
+    stage = stage_of(name)
+    task, source = opened(stage, shapes, "val")
+    save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
+    axes = figures[0].axes[0]
+    for over in (*axes.texts, *axes.patches, *filter(None, [axes.get_legend()])):
+        over.remove()
+    scenes = shapes / "tiny-data" / "segmentation"
+    wanted = read_image(scenes / "images" / "val" / "000000.jpg", 10**6) / 255
+    labels = cv2.imread(str(scenes / "annotations" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
+    for label in np.unique(labels[labels >= first]):
+        here = labels == label
+        wanted[here] = (1 - share) * wanted[here] + share * np.array(overlays._colour(label - first))
+    rows, columns = np.indices(labels.shape)
+    found = colours_at(figures[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
+    assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
+
+
+def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
+    """On images that the model sees smaller than their boxes are given."""
+    figures = drawn_figure(monkeypatch)
+    stage = stage_of("detect", "stages.detect.data.short_side=48", "stages.detect.data.long_side=64")
+    task, source = opened(stage, shapes, "val")
+    answer = {"boxes": torch.tensor([[5.0, 12.0, 33.0, 60.0]]), "labels": torch.tensor([2]), "scores": torch.ones(1)}
+    monkeypatch.setattr(task, "predict", lambda model, batch: [answer] * batch["samples"])
+    save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
+    annotated = json.loads((shapes / "tiny-data/detection/annotations/instances_val.json").read_text())
+    last = [each for each in annotated["annotations"] if each["image_id"] == annotated["images"][0]["id"]][-1]
+    left, top, width, height = last["bbox"]
+    true = (left, top, left + width, top + height), CLASSES.index(name_of(annotated, last["category_id"]))
+    for axes, ((x1, y1, x2, y2), label) in zip(figures[0].axes, (true, ((5, 12, 33, 60), 2)), strict=False):
+        for text in list(axes.texts):
+            text.remove()
+        middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
+        found = colours_at(figures[0], axes, middles)
+        assert np.abs(found - overlays._colour(label)).max() < 0.01
+
+
+def name_of(annotated, category):
+    return next(each["name"] for each in annotated["categories"] if each["id"] == category)
 
 
 def test_a_training_image_is_put_back_into_its_colours(shapes):

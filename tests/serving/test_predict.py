@@ -67,6 +67,19 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
     assert table(tmp_path / "out" / "bad_images.csv") == []
 
 
+def test_a_model_from_before_antialiasing_is_noted(root, tmp_path, capsys):
+    shutil.copytree(root / "runs/toy-pretrain-0", tmp_path / "runs/toy-pretrain-0")
+    images, note = val_images(root, "pretrain"), "trained before data.antialias"
+    assert run(tmp_path, "pretrain", images, tmp_path / "out", "--dry-run") == 0
+    assert note not in capsys.readouterr().out
+    file = tmp_path / "runs/toy-pretrain-0/model/config.json"
+    config = json.loads(file.read_text())
+    del config["stage"]["data"]["antialias"]
+    file.write_text(json.dumps(config))
+    assert run(tmp_path, "pretrain", images, tmp_path / "out", "--dry-run") == 0
+    assert capsys.readouterr().out.count(note) == 1
+
+
 def test_masks_of_a_folder(root, tmp_path):
     images, out = val_images(root, "segment"), tmp_path / "out"
     assert run(root, "segment", images, out) == 0

@@ -56,8 +56,14 @@ def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
     return decode_image(_read(path), max_pixels, str(path))
 
 
-def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[np.uint8]:
-    """`read_image` for bytes at hand; `name` stands for the path in errors."""
+def decode_image(
+    data: bytes, max_pixels: int, name: str = "image", *, refuse_damage: bool = False
+) -> NDArray[np.uint8]:
+    """`read_image` for bytes at hand; `name` stands for the path in errors.
+
+    With `refuse_damage` a JPEG with broken data is a BadSample, too, where TurboJPEG decodes it; otherwise what could
+    not be decoded is grey, and a line on standard error says so.
+    """
     with _explained(name):
         image = _open(io.BytesIO(data), max_pixels, name)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
@@ -65,7 +71,7 @@ def decode_image(data: bytes, max_pixels: int, name: str = "image") -> NDArray[n
             # an end marker before that point, in an embedded thumbnail, does not count. Sought where it should be.
             if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
-            if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data)) is not None:
+            if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
                 return _upright(pixels, _orientation(image))
         if image.format == "PNG":
             _check_png(data, name)
@@ -196,11 +202,14 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
     """RGB pixels of a grey or three-channel JPEG, bit for bit those of Pillow, in two thirds of its time.
 
     Returns:
         None for what is left to Pillow: kinds that TurboJPEG does not know, as rare chroma subsamplings.
+
+    Raises:
+        ValueError: `refuse_damage`, and data in it is broken.
     """
     try:
         return np.asarray(simplejpeg.decode_jpeg(data), np.uint8)
@@ -210,6 +219,8 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
         pixels = np.asarray(simplejpeg.decode_jpeg(data, strict=False), np.uint8)
     except ValueError:
         return None
+    if refuse_damage:
+        raise damage
     print(damage, file=sys.stderr, flush=True)  # as native decoders say it: `Complaints` takes it from there
     return pixels
 

@@ -120,7 +120,8 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
     try:
         content = sample.image.read_bytes()
         if packing.short_side is not None:
-            pixels = decode_image(content, MAX_PIXELS, name)
+            # encoded anew, the grey of a damaged image could no longer be told from the picture
+            pixels = decode_image(content, MAX_PIXELS, name, refuse_damage=True)
             height, width = pixels.shape[:2]
             if min(height, width) > packing.short_side:
                 size = scaled_size(height, width, packing.short_side, max(height, width))

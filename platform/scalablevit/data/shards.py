@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Shard(Section):
 
     name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+\.tar$")]
     """File beside the index."""
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, lt=2**63)]
     """Bytes of the file."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the file."""
@@ -162,9 +163,11 @@ def open_shards(folder: Path, where: str) -> Shards:
         where: dotted recipe key, for errors.
 
     Raises:
-        UserError: no index, one that contradicts itself, or shards that are missing or of another size.
+        UserError: no index, one that is no file or contradicts itself, or shards that are missing or of another size.
     """
     file = folder / INDEX
+    if os.path.lexists(file) and not _is_file(file):
+        raise UserError(f"{file} is no file", where=where, fix=_REPACK)
     try:
         content = file.read_bytes()
         index = Index.model_validate_json(content)
@@ -185,11 +188,16 @@ def open_shards(folder: Path, where: str) -> Shards:
 
 
 def _problem(file: Path, size: int) -> str:
-    """What is wrong with a shard by its size; links are not followed, since they might lead out of the data set."""
-    if file.is_symlink() or not file.is_file():
+    """What is wrong with a shard by its size."""
+    if not _is_file(file):
         return f"{file} is no file"
     found = file.stat().st_size
     return "" if found == size else f"{file} has {found} bytes, not {size}"
+
+
+def _is_file(file: Path) -> bool:
+    """Links are not followed, since they might lead out of the data set, and a pipe would be read for ever."""
+    return not file.is_symlink() and file.is_file()
 
 
 def _joined(lists: list[list[int]], kind: "np.dtype[np.signedinteger]") -> "NDArray[np.signedinteger]":

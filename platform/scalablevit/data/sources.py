@@ -282,6 +282,7 @@ def _open_folder(data: ImageFolder, split: Literal["train", "val"], base: Path) 
 
 
 def _list_classes(folder: Path, base: Path, classes: tuple[str, ...], where: str) -> Source:
+    _refuse_links([str(folder / name) for name in classes if (folder / name).is_symlink()], base, where)
     with ThreadPoolExecutor(_THREADS) as pool:
         listings = list(pool.map(lambda name: _list_files(folder, base, (name,)), classes))
     _refuse_links([link for listing in listings for link in listing.links], base, where)
@@ -450,8 +451,6 @@ def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
     if classes != val_classes:
         raise _classes_differ(train, val, classes, val_classes)
     _refuse_unprintable(classes, "data.train.images")
-    links = [str(folder / name) for folder in (train, val) for name in classes if (folder / name).is_symlink()]
-    _refuse_links(links, base, "data.train.images")
     return tuple(classes)
 
 

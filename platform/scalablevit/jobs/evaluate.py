@@ -77,6 +77,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     if model.startswith("models:/"):
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
         found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
+        note_older(model, found.config)
         return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
     folder = root / "runs" / Path(model).name
     if not (folder / WEIGHTS).is_file():
@@ -88,7 +89,16 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     config = store.read_json(CONFIG)
     if finished is None or config is None:
         raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+    note_older(model, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
+
+
+def note_older(model: str, config: dict[str, Any]) -> None:
+    """Say it of a model whose `config.json` lacks a key and whose images were prepared as none of its values does."""
+    data = config["stage"]["data"]
+    if data["source"] == "image_folder" and "antialias" not in data:
+        print(f"  note    {model} was trained before data.antialias came, on images shrunk by OpenCV's area filter; "
+              "now the filter is the one that data.antialias names, and figures may differ a little")  # fmt: skip
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 
+_SHOWN = 5
 EPILOG = """\
 FOLDER holds one folder of images per class; pack each split by itself:
 
@@ -46,12 +47,14 @@ def run(options: argparse.Namespace) -> int:
 
     folder, target = options.folder.expanduser(), options.target.expanduser()
     refuse_existing(target)
+    _refuse_inside(target, folder)
     source = open_class_folders(folder)
     total = source.total_bytes()
     print(
         f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
         f"{len(source.ignored)} other files left out", flush=True,
     )  # fmt: skip
+    _note_too_high(folder, source.classes)
     if options.short_side is None:
         _refuse_full_disk(target, total)
     if options.dry_run:
@@ -69,6 +72,20 @@ def run(options: argparse.Namespace) -> int:
     written = sum(shard.size for shard in index.shards)
     print(f"{target}: {len(source)} samples in {len(index.shards)} shards, {written / 2**20:.1f} MiB")
     return 0
+
+
+def _refuse_inside(target: Path, folder: Path) -> None:
+    """Shards among the images would be a class or files of one the next time, links on the way to them or not."""
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{target} lies in FOLDER ({folder})", where="TARGET", fix="name a folder beside it")
+
+
+def _note_too_high(folder: Path, classes: Sequence[str]) -> None:
+    """Classes may hold their images in folders; a folder of splits looks the same, and its classes are lost."""
+    entries = (entry for name in classes for entry in (folder / name).iterdir())
+    if all(entry.is_dir() or entry.name.startswith(".") for entry in entries):
+        first = ", ".join(classes[:_SHOWN]) + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
+        print(f"note: the classes {first} hold only folders: is FOLDER one level too high?", flush=True)
 
 
 def _refuse_full_disk(target: Path, total: int) -> None:

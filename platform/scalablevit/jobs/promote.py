@@ -14,6 +14,7 @@ from scalablevit.config.loading import override_stage
 from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.jobs.evaluate import note_older
 from scalablevit.jobs.resolve import ResolvedStage, resolve
 from scalablevit.jobs.result import without_secrets
 from scalablevit.tracking import tags
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
         for alias in (CANDIDATE, CHAMPION)
         if alias in known
     }
+    for alias, found in versions.items():
+        note_older(f"the {alias}", found.config)
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
     registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)

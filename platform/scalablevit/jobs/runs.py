@@ -26,7 +26,8 @@ RAY_S = 60
 EPILOG = """\
 States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
 word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
-process on another machine its lease is watched for a sign of life, up to 30 s.
+process on another machine its lease is watched for a sign of life, up to 30 s. Of an unreadable one the file
+status.json is damaged.
 
 stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
 `ray job stop`, for which RAY_API_SERVER_ADDRESS or RAY_ADDRESS must name the cluster.
@@ -59,13 +60,14 @@ def run(options: argparse.Namespace) -> int:
     """
     root = platform_root(options.root)
     if options.verb == "list":
-        print(table(found_runs(root), root))
+        print(table(*found_runs(root), root))
         return 0
     known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
-    if options.run not in known:
+    found = _found(root / "runs" / options.run) if options.run in known else None
+    if found is None:
         raise UserError(f"no run {options.run!r}", where=str(root / "runs"),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
-    (found,) = found_runs(root, options.run)
+    (found,) = _judged([found])
     if options.verb == "show":
         print(details(found))
         return 0
@@ -88,39 +90,52 @@ class Found:
         return "lost" if self.lost else self.status.state
 
 
-def found_runs(root: Path, name: str = "*") -> list[Found]:
-    """Runs below the root with a status, the latest first."""
-    found = []
-    for path in (root / "runs").glob(f"{name}/status.json"):
-        status = read_status(path.parent)
-        if status is not None:
-            found.append(Found(RunStore(path.parent.name, status.folder, path.parent), status))
+def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
+    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read."""
+    found: list[Found] = []
+    unreadable: dict[str, UserError] = {}
+    for path in sorted((root / "runs").glob("*/status.json")):
+        try:
+            found += filter(None, [_found(path.parent)])
+        except UserError as error:
+            unreadable[path.parent.name] = error
+    return sorted(_judged(found), key=lambda each: each.status.started, reverse=True), unreadable
+
+
+def _found(folder: Path) -> Found | None:
+    """The run as its file says, None without one."""
+    status = read_status(folder)
+    return None if status is None else Found(RunStore(folder.name, status.folder, folder), status)
+
+
+def _judged(found: Sequence[Found]) -> list[Found]:
+    """Runs with what their leases say of them."""
     owners = owned([each.store for each in found if each.status.state not in ENDED])
-    judged = [_judged(each, alive=each.store.name in owners) for each in found]
-    return sorted(judged, key=lambda each: each.status.started, reverse=True)
+    return [_as_it_is(each, alive=each.store.name in owners) for each in found]
 
 
-def _judged(found: Found, *, alive: bool) -> Found:
+def _as_it_is(found: Found, *, alive: bool) -> Found:
     """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
     status = read_status(found.store.local) or found.status
     same = (status.started, status.state) == (found.status.started, found.status.state)
     return replace(found, status=status, lost=same and not alive and status.state not in ENDED)
 
 
-def table(runs: Sequence[Found], root: Path) -> str:
-    """Runs by line."""
+def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:
+    """Runs by line; below them what is wrong with those whose status cannot be read."""
     others = sum(not (path / "status.json").exists() for path in (root / "runs").glob("*/") if path.is_dir())
     left_out = [f"folders without a status.json, left out: {others}"] if others else []
-    if not runs:
+    if not runs and not unreadable:
         return "\n".join([f"no runs in {root / 'runs'}", *left_out])
     rows = [("run", "state", "at", "best", "age")]
     for each in runs:
         status = each.status
         rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
                      duration(time.time() - status.started)))  # fmt: skip
+    rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *left_out])
+    return "\n".join([*lines, *left_out, *map(str, unreadable.values())])
 
 
 def details(found: Found) -> str:
@@ -174,8 +189,8 @@ def stop(found: Found, *, dry_run: bool = False) -> int:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
+        claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
         now = read_status(found.store.local) or status
-        claim = claim_of(found.store)
         if claim is None or lives(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
             print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")

@@ -9,9 +9,12 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from scalablevit.config.errors import UserError
+from scalablevit.data.names import shown
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import brief, without_credentials
@@ -25,6 +28,8 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 State = Literal["started", "running", "finished", "failed", "killed"]
 ENDED = ("finished", "failed", "killed")
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+"""Since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +65,37 @@ class Status:
     """Of the driver."""
     job: str
     """Ray's submission id; empty when it was not submitted as a job."""
-    started: float
-    updated: float
-    ended: float | None
+    started: Seconds
+    updated: Seconds
+    ended: Seconds | None
     folder: str
     tracking: str
     """MLflow's address, without credentials."""
+
+
+_STATUS = TypeAdapter(Status)
 
 
 def read_status(local: Path) -> Status | None:
     """The status in a run's folder on this disk; None where there is none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged or cannot be read.
     """
     try:
-        found = json.loads((local / FILE).read_bytes())
-        return Status(**{**found, "best": found["best"] and Best(**found["best"])})
+        return _STATUS.validate_json((local / FILE).read_bytes(), strict=True)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
         raise UserError(
-            f"not readable as a status: {error}",
+            f"not readable as a status: {': '.join([*map(str, first['loc']), shown(first['msg'])])}",
             where=str(local / FILE),
             fix="remove the file; the run writes it anew when it goes on",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"not readable: {error.strerror or error}", where=str(local / FILE), fix="make the file readable"
         ) from None
 
 
@@ -162,8 +174,8 @@ class StatusFile:
     def update(self, **changes: Any) -> None:
         """Take on what has changed (names of `Status`); the run is then at work."""
         before, self._status = self._status, replace(self._status, **{"state": "running", **changes})
-        shown = [replace(each, step=0) for each in (before, self._status)]
-        if shown[0] != shown[1] or time.monotonic() - self._written >= WRITE_S:
+        changed = replace(before, step=0) != replace(self._status, step=0)
+        if changed or time.monotonic() - self._written >= WRITE_S:
             self._write()
 
     def _write(self) -> None:

@@ -1,6 +1,7 @@
 """What became of a run's workers: in its folder a line when they have taken their first step, or are lost."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,8 +42,11 @@ class AttemptsCallback(UserCallback):
 
     def _append(self, event: dict[str, Any]) -> None:
         try:
-            with self._file.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+            with self._file.open("ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that died while it wrote
+                file.write(b"\n" * torn + json.dumps(event).encode() + b"\n")
         except OSError as error:
             print(f"{self._file} was not written: {error}", file=sys.stderr)
 
@@ -57,11 +61,25 @@ def reason_of(error: Exception) -> str:
 
 
 def read_attempts(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Events from a byte offset on, and where reading goes on; a line that is still being written is left out."""
+    """Events from a byte offset on, and where reading goes on; a line that is still being written is left out.
+
+    Lines that are no events (a power cut, a damaged disk) are left out, too, and counted on standard error.
+    """
     try:
         with file.open("rb") as opened:
             opened.seek(offset)
             whole = [line for line in opened if line.endswith(b"\n")]
     except FileNotFoundError:
         return [], offset
-    return [json.loads(line) for line in whole], offset + sum(map(len, whole))
+    events = [event for line in whole if (event := _parsed(line)) is not None]
+    if len(events) < len(whole):
+        print(f"{file}: {len(whole) - len(events)} unreadable lines were left out", file=sys.stderr, flush=True)
+    return events, offset + sum(map(len, whole))
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
