@@ -13,7 +13,7 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from PIL import Image
-from toys import SIDE, stage_of, val_images
+from toys import SIDE, finished_run, stage_of, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
@@ -146,6 +146,16 @@ def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_pat
     assert (out / "mine.txt").read_text() == "kept"
     assert run(root, "pretrain", images, out, "--overwrite") == 0
     assert not (out / "masks").exists(), "masks of another model beside its labels"
+
+
+def test_weights_that_changed_since_training_are_refused(root, images, tmp_path):
+    model = finished_run(root, "pretrain", run="toy-damaged-0")
+    weights = root / "runs" / model / "model" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        run(root, "damaged", images, tmp_path / "out", "--dry-run")
 
 
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scalablevit.config.loading import override_stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
-from scalablevit.jobs.result import CONFIG, WEIGHTS, load_result, without_secrets
+from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
@@ -72,7 +73,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     """Weights file, `config.json` and the weights' SHA-256 of a registered version or of a run.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or its weights are not those that training left.
     """
     if model.startswith("models:/"):
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
@@ -88,6 +89,13 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     config = store.read_json(CONFIG)
     if finished is None or config is None:
         raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+    with (folder / WEIGHTS).open("rb") as file:
+        if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
+            raise UserError(
+                f"{WEIGHTS} differs from the SHA-256 in {RESULT}: it was changed or damaged after training",
+                where=str(folder),
+                fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
+            )
     return str(folder / WEIGHTS), config, finished.weights_sha256
 
 
