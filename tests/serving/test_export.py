@@ -53,6 +53,14 @@ def test_a_classifier(root, tmp_path, capsys):
         run(root, "pretrain", model, out)
 
 
+def test_another_network_than_the_weights_is_refused(root, tmp_path):
+    with pytest.raises(UserError, match="network"):
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "model.name=resnet18", "--dry-run")
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", "toy-segment-0", tmp_path / "out", "task.neck_channels=8")
+    assert not list(tmp_path.iterdir())
+
+
 class Stubborn(torch.nn.Module):
     """What no exporter can follow: a branch on a value."""
 

@@ -148,6 +148,13 @@ def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_pat
     assert not (out / "masks").exists(), "masks of another model beside its labels"
 
 
+@pytest.mark.parametrize("override", ["model.name=resnet18", "stages.predict.model.init=/x.pth", "model={name: resnet18}"])
+def test_another_network_than_the_weights_is_refused(root, images, tmp_path, override):
+    with pytest.raises(UserError, match="network") as refused:
+        run(root, "pretrain", images, tmp_path / "out", "--dry-run", override)
+    assert override in refused.value.where
+
+
 def test_weights_that_changed_since_training_are_refused(root, images, tmp_path):
     model = finished_run(root, "pretrain", run="toy-damaged-0")
     weights = root / "runs" / model / "model" / "weights.safetensors"

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
+from scalablevit.config.loading import override_stage, path_in_stage
+from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
@@ -97,6 +98,29 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
                 fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
             )
     return str(folder / WEIGHTS), config, finished.weights_sha256
+
+
+def trained_stage(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Stage:
+    """The stage that a model was trained by, with overrides on top that leave its network alone.
+
+    Args:
+        script: name of the stage in errors.
+        config: the model's `config.json`.
+        overrides: as written.
+        model: what stands in errors for values without a place.
+
+    Raises:
+        UserError: an override of the model's section, or as `override_stage`.
+    """
+    for override in overrides:
+        if path_in_stage(override)[:1] == ["model"]:
+            raise UserError(
+                "the weights are of the network that the model's own recipe describes",
+                where=f"override {override!r}",
+                fix="leave it out; another network has to be trained",
+            )
+    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
+    return override_stage(script, stored, overrides, model).stages[script]
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

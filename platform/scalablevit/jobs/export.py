@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.evaluate import find_model, trained_stage
 
 if TYPE_CHECKING:
     from scalablevit.serving.export import Exported
@@ -65,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    stage = override_stage("export", stored, options.overrides, options.model).stages["export"]
+    stage = trained_stage("export", config, options.overrides, options.model)
     # imported late: a mistake above is answered before anything slow is loaded
     import torch
 

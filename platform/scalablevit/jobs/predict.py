@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError, masked
-from scalablevit.config.loading import override_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.evaluate import find_model, trained_stage
 from scalablevit.jobs.result import without_secrets
 
 NOTE = "prediction.json"
@@ -65,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
     names, ignored = list_images(images)
     _check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    stage = without_secrets(override_stage("predict", stored, options.overrides, options.model).stages["predict"])
+    stage = without_secrets(trained_stage("predict", config, options.overrides, options.model))
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
     if options.dry_run:
