@@ -63,7 +63,7 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
         )
         assert list(json.loads(line["top5"])) == list(said["probabilities"])
     note = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert (note["finished"], note["answered"], note["bad"]) == (True, 12, 0)
+    assert (note["answered"], note["bad"]) == (12, 0)
     assert table(tmp_path / "out" / "bad_images.csv") == []
 
 
@@ -146,6 +146,22 @@ def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_pat
     assert (out / "mine.txt").read_text() == "kept"
     assert run(root, "pretrain", images, out, "--overwrite") == 0
     assert not (out / "masks").exists(), "masks of another model beside its labels"
+
+
+NETWORK = "task.neck_channels=8"
+"""Makes a network that the weights do not fit; found when they are loaded."""
+
+
+def test_a_prediction_that_fails_leaves_the_earlier_one(root, images, tmp_path):
+    out = tmp_path / "out"
+    assert run(root, "segment", images, out) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", images, out, "--overwrite", NETWORK)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", images, tmp_path / "new", NETWORK)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out"}
 
 
 @pytest.mark.parametrize("override", ["model.name=resnet18", "stages.predict.model.init=/x.pth", "model={name: resnet18}"])

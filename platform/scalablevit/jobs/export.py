@@ -12,6 +12,7 @@ from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
 from scalablevit.jobs.evaluate import find_model, trained_stage
+from scalablevit.jobs.out_folder import filled
 
 if TYPE_CHECKING:
     from scalablevit.serving.export import Exported
@@ -85,15 +86,15 @@ def run(options: argparse.Namespace) -> int:
         images = [read_image(folder / name, stage.data.max_pixels) for name in names[:IMAGES]]
     except BadSample as bad:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
-    out.mkdir(parents=True, exist_ok=True)
-    trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
     exported = []
-    for part in parts_of(trained, images, size):
-        exported.append(export_part(part, out, f"{options.model} ({stage.model.name})"))
-        print(_line(exported[-1]), flush=True)
-    note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-            "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
-    (out / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    with filled(out) as made:
+        trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
+        for part in parts_of(trained, images, size):
+            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
+            print(_line(exported[-1]), flush=True)
+        note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+                "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
+        (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
         print("an export answers otherwise than the model: do not use it")
         return 1
