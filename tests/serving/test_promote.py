@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from toys import SIDE, finished_run, register
 
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import predict, promote
+from scalablevit.jobs import pack, predict, promote
 from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
 
@@ -100,6 +100,18 @@ def test_the_champion_looks_at_the_same_files_in_its_own_size(registry, client):
         assert with_other.data.max_pixels == 99999
     assert (stages[1].data.image_size, stages[2].data.image_size) == (32, SIDE)
     assert stages[1].data.root == stages[2].data.root
+
+
+def test_a_folder_and_its_shards_are_the_same_data(registry, client):
+    """Whoever packs a data set does not start anew with a champion."""
+    name, folder = "toy-packed", registry / "data" / "classification"
+    for split in ("train", "val"):
+        pack.run(pack.parse([str(folder / split), str(registry / "packed" / split)]))
+    packed = ["data.source=tar_shards", "data.root=packed", "data.train.images=train", "data.val.images=val"]
+    for seed, given in ((5, []), (6, packed), (7, [])):
+        register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
+        assert run(registry, name, *EVEN) == 0
+    assert champion_of(client, name) == 3
 
 
 def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalablevit.serving.gate import Gain
     from scalablevit.serving.score import Score
 
-SAME_DATA = ("root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
+SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks")  # fmt: skip
 """Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
 NONE = "none"
