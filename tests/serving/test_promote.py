@@ -114,6 +114,19 @@ def test_a_folder_and_its_shards_are_the_same_data(registry, client):
     assert champion_of(client, name) == 3
 
 
+def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry, client):
+    """And in micro-batches as large as in its own training, which its device has room for."""
+    name = "toy-workers"
+    many = ["cluster.workers=4", "cluster.min_workers=2", "stages.pretrain.training.global_batch=16"]
+    for seed, given in ((8, ["stages.pretrain.training.global_batch=2"]), (9, many)):
+        register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
+        assert run(registry, name, *EVEN) == 0
+    assert champion_of(client, name) == 2
+    found = promote.resolve_weights(f"models:/{name}/2", client.tracking_uri, registry / "cache" / "models")
+    stage = promote._on_same_data(found, promote._resolve(found, [], registry))
+    assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch) == (1, None, 4)
+
+
 def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):
     with pytest.raises(UserError, match="somebody else moved it"):
         champion.move_champion(client.tracking_uri, "toy-pretrain", 77, 1)

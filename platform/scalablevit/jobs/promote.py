@@ -121,7 +121,7 @@ def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
-    """A version's own stage, with its own image sizes, on the candidate's samples and worker."""
+    """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
     _same_classes(version, resolved.classes)
     stage = resolved.stage
     stored = version.config["stage"]
@@ -135,7 +135,12 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     sections = {
         "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
         "model": {**stored["model"], "init": None},
-        "cluster": stage.cluster.model_dump(mode="json"),
+        # one process scores: the batch that one of its own workers had is what its device is known to hold
+        "training": {
+            **stored["training"],
+            "global_batch": stored["training"]["global_batch"] // stored["cluster"]["workers"],
+        },
+        "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
         "promotion": stage.promotion.model_dump(mode="json"),
     }
     alike = override_stage("promote", {**stored, **sections}, (), f"{version.name}/{version.version}")
