@@ -127,6 +127,17 @@ def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry
     assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch) == (1, None, 4)
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["data.image_size=48", "task.label_smoothing=0.1", "model.name=resnet18", "stages.promote.optimizer.lr=1", "data={}"],
+)
+def test_what_would_be_without_effect_is_refused(registry, client, override):
+    candidate(client, "toy-pretrain", 1)
+    with pytest.raises(UserError, match="no effect") as refused:
+        run(registry, "toy-pretrain", "--dry-run", override)
+    assert override in str(refused.value) and "promotion" in refused.value.fix and "data.root" in refused.value.fix
+
+
 def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):
     with pytest.raises(UserError, match="somebody else moved it"):
         champion.move_champion(client.tracking_uri, "toy-pretrain", 77, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
+from scalablevit.config.loading import override_stage, path_in_stage
 from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks")  # fmt: skip
 """Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
+              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+"""What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
 validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
 (platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005 promotion.sure=true
-promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. Where there
-is no champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired
-bootstrap over images) and the reasons are written on the candidate's version as tags, whatever comes out.
+promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. What belongs
+to each model itself (network, task, image size) is its own recipe's, and overrides of it are refused. Where there is no
+champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired bootstrap
+over images) and the reasons are written on the candidate's version as tags, whatever comes out.
 
 Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one.
@@ -71,6 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `parse`."""
+    _refuse_without_effect(options.overrides)
     root = platform_root(options.root)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
     uri = tracking_uri(given, root)
@@ -99,6 +104,17 @@ def run(options: argparse.Namespace) -> int:
     stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
     contenders = {alias: _contend(found, stages[alias], root) for alias, found in versions.items()}
     return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
+
+
+def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        path = path_in_stage(override)
+        if not any(".".join(path[:length]) in CHANGEABLE for length in range(1, len(path) + 1)):
+            raise UserError(
+                "has no effect here: each model is scored by its own recipe",
+                where=f"override {override!r}",
+                fix=f"overrides may change {', '.join(CHANGEABLE)}",
+            )
 
 
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
