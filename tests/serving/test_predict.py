@@ -181,6 +181,12 @@ def test_weights_that_changed_since_training_are_refused(root, images, tmp_path)
         run(root, "damaged", images, tmp_path / "out", "--dry-run")
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, images, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="--out"):
+        run(root, "segment", images, tmp_path / "file" / "out", "--dry-run")
+
+
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])
 def test_answers_never_lie_among_the_images(root, images, out):
     with pytest.raises(UserError, match="lie in each other"):

@@ -11,6 +11,19 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 
 
+def refuse_unwritable(out: Path) -> None:
+    """Find out before anything is loaded that a folder cannot be made, as far as permissions tell.
+
+    Raises:
+        UserError: what is there above it is no folder, or may not be written to.
+    """
+    there = next(path for path in Path(os.path.realpath(out)).parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{shown(there)} is no folder that can be written to", where="--out", fix="choose another --out"
+        )
+
+
 @contextmanager
 def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     """A new hidden folder beside `out`; when the block ends well, its files and folders move into `out`.

@@ -15,7 +15,7 @@ from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
 from scalablevit.jobs.evaluate import find_model, trained_stage
-from scalablevit.jobs.out_folder import filled
+from scalablevit.jobs.out_folder import filled, refuse_unwritable
 from scalablevit.jobs.result import without_secrets
 
 NOTE = "prediction.json"
@@ -91,13 +91,14 @@ def _check_out(out: Path, images: Path, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or in which answers would be taken for images.
 
     Raises:
-        UserError: it is no folder, lies in IMAGES or around them, or holds other things.
+        UserError: it is no folder, cannot be written, lies in IMAGES or around them, or holds other things.
     """
     here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UserError(
             f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
         )
+    refuse_unwritable(out)
     if not out.exists():
         return
     if not out.is_dir():
