@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NOTE = "export.json"
 IMAGES = 4
 """Real ones that the exports are checked on."""
+MOST_PIXELS = 4096 * 8192
+"""Of an input by --size: the largest that a recipe of detection may have."""
 EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
 recipe are read; nothing of the code in the registry is run.
@@ -108,7 +110,12 @@ def _size(given: str | None) -> tuple[int, int] | None:
     sides = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", given)
     if sides is None:
         raise UserError(f"{given!r} is no size", where="--size", fix="write height and width in pixels, as in 512x512")
-    return int(sides[1]), int(sides[2])
+    height, width = int(sides[1]), int(sides[2])
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"{given} has more than {MOST_PIXELS} pixels", where="--size", fix="choose a size that the model was made for"
+        )
+    return height, width
 
 
 def _line(exported: "Exported") -> str:

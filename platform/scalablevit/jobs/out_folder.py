@@ -15,13 +15,15 @@ def refuse_unwritable(out: Path) -> None:
     """Find out before anything is loaded that a folder cannot be made, as far as permissions tell.
 
     Raises:
-        UserError: what is there above it is no folder, or may not be written to.
+        UserError: it, or what there is above it, is no folder or may not be written to.
     """
-    there = next(path for path in Path(os.path.realpath(out)).parents if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{shown(there)} is no folder that can be written to", where="--out", fix="choose another --out"
-        )
+    place = Path(os.path.realpath(out))
+    above = next(path for path in place.parents if os.access(path, os.F_OK))
+    for path in (above, place) if os.access(place, os.F_OK) else (above,):
+        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{shown(path)} is no folder that can be written to", where="--out", fix="choose another --out"
+            )
 
 
 @contextmanager

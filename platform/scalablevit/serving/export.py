@@ -233,7 +233,7 @@ def _largest_difference(answers: list[Tensor], expected: list[Tensor]) -> float:
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """An exporter's refusal, which may be any exception but the disk's, as a UserError; its warnings are about itself."""
+    """An exporter's refusal, any exception but an OSError, as a UserError; its warnings are about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
