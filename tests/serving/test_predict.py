@@ -119,7 +119,7 @@ def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, 
     assert run(root, "pretrain", images, tmp_path / "out") == 1
     said = capsys.readouterr().out
     assert "5 in" in said and "1 other files left out" in said
-    assert "answered 3 of 5 images" in said and "2 images could not be decoded" in said
+    assert "answered 3 of 5 images" in said and "2 images have no answer" in said
     assert "bad: sub/1.jpg\tthe file is cut short" in said
     assert [line["file"] for line in table(tmp_path / "out" / "bad_images.csv")] == ["page.png", "sub/1.jpg"]
     assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
@@ -179,6 +179,16 @@ def test_weights_that_changed_since_training_are_refused(root, images, tmp_path)
     weights.write_bytes(content)
     with pytest.raises(UserError, match="SHA-256"):
         run(root, "damaged", images, tmp_path / "out", "--dry-run")
+
+
+def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):
+    """Longer by `.png` than a file system takes."""
+    long = "a" * 250 + ".jpg"
+    (images / "0.jpg").rename(images / long)
+    assert run(root, "segment", images, tmp_path / "out") == 1
+    assert "answered 3 of 4 images" in capsys.readouterr().out
+    (line,) = table(tmp_path / "out" / "bad_images.csv")
+    assert line["file"] == long and "name is too long" in line["reason"]
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, images, tmp_path):

@@ -31,8 +31,9 @@ What comes out, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
   segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
   detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg
-and {NOTE}. Images that cannot be decoded are named in {BAD} and left out of the rest. An
-interrupted prediction leaves nothing, and with --overwrite the earlier one.
+and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
+named in {BAD} and left out of the rest. An interrupted prediction leaves nothing, and with --overwrite the
+earlier one.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process answers them all.
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     print(f"answered {len(names) - bad} of {len(names)} images in {seconds:.1f} s; they are in {shown(out)}")
     if bad:
-        print(f"{bad} images could not be decoded: {shown(out / BAD)}")
+        print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
     return 1 if bad else 0
 
 
