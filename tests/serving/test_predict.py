@@ -197,6 +197,14 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, i
         run(root, "segment", images, tmp_path / "file" / "out", "--dry-run")
 
 
+@pytest.mark.parametrize("model", ["toy-pretrain-0", "models:/toy-pretrain/1"])
+def test_a_mistyped_root_is_named_and_not_made(images, tmp_path, model):
+    missing = tmp_path / "mistyped"
+    with pytest.raises(UserError, match="mistyped"):
+        predict.run(predict.parse([model, str(images), "--out", str(tmp_path / "out"), "--root", str(missing)]))
+    assert not missing.exists()
+
+
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])
 def test_answers_never_lie_among_the_images(root, images, out):
     with pytest.raises(UserError, match="lie in each other"):

@@ -138,6 +138,13 @@ def test_what_would_be_without_effect_is_refused(registry, client, override):
     assert override in str(refused.value) and "promotion" in refused.value.fix and "data.root" in refused.value.fix
 
 
+def test_a_mistyped_root_is_named_and_not_made(tmp_path):
+    missing = tmp_path / "mistyped"
+    with pytest.raises(UserError, match=r"no file .*mlflow\.db"):
+        run(missing, "toy-pretrain", "--dry-run")
+    assert not missing.exists()
+
+
 def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):
     with pytest.raises(UserError, match="somebody else moved it"):
         champion.move_champion(client.tracking_uri, "toy-pretrain", 77, 1)

@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `parse`."""
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
     recipe = override_stage("evaluate", stored, options.overrides, options.model)

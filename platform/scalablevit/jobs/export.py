@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Export, check and print; see `parse`."""
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

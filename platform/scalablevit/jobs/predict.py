@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `parse`."""
     images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     names, ignored = list_images(images)
     _check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)

@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `parse`."""
     _refuse_without_effect(options.overrides)
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
     uri = tracking_uri(given, root)
     known = aliases(uri, options.name)
