@@ -1,6 +1,7 @@
 """From candidate to champion and back: the alias moves only through the gate, and why is written down."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,18 @@ def test_what_would_be_without_effect_is_refused(registry, client, override):
     with pytest.raises(UserError, match="no effect") as refused:
         run(registry, "toy-pretrain", "--dry-run", override)
     assert override in str(refused.value) and "promotion" in refused.value.fix and "data.root" in refused.value.fix
+
+
+def test_data_without_a_readable_image_is_named(registry, client):
+    name, bad = "toy-unreadable", registry / "unreadable"
+    shutil.copytree(registry / "data" / "classification", bad)
+    for image in (bad / "val").rglob("*.jpg"):
+        image.write_bytes(b"no image")
+    register(registry, finished_run(registry, "pretrain", seed=10), name)
+    split = ["data.train.images=train", "data.val.images=val", "data.max_bad_fraction=1"]
+    with pytest.raises(UserError, match="none of the 12 validation samples"):
+        run(registry, name, "data.root=unreadable", *split)
+    assert champion_of(client, name) is None
 
 
 def test_a_mistyped_root_is_named_and_not_made(tmp_path):

@@ -164,14 +164,30 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
 
 
 def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
-    """Score a version: on a node of the cluster that RAY_ADDRESS names, else in this process."""
+    """Score a version.
+
+    Raises:
+        UserError: none of the validation samples can be decoded, or the cluster cannot do it.
+    """
+    print(f"  scoring {version.name} version {version.version}", flush=True)
+    found = _score(version, stage, root)
+    if not found.tally.numbers:
+        raise UserError(
+            f"none of the {found.bad} validation samples can be decoded",
+            where="data.val",
+            fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+        )
+    return Contender(version, found)
+
+
+def _score(version: RegisteredWeights, stage: Stage, root: Path) -> "Score":
+    """On a node of the cluster that RAY_ADDRESS names, else in this process."""
     from scalablevit.serving.score import score
 
-    print(f"  scoring {version.name} version {version.version}", flush=True)
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
                  _figure(stage))  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
-        return Contender(version, score(*arguments))
+        return score(*arguments)
     import ray
 
     from scalablevit.jobs import cluster
@@ -181,7 +197,8 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
     data = str(root / Path(stage.data.root).expanduser())
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
     task = ray.remote(score).options(num_cpus=stage.cluster.cpus_per_worker, num_gpus=stage.cluster.gpus_per_worker)
-    return Contender(version, ray.get(task.remote(*arguments)))
+    found: Score = ray.get(task.remote(*arguments))
+    return found
 
 
 def _figure(stage: Stage) -> str:
