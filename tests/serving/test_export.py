@@ -56,7 +56,7 @@ def test_a_classifier(root, tmp_path, capsys):
 @pytest.mark.parametrize("size", ["99999x99999", "8192x8192"])
 def test_sizes_that_no_memory_holds(root, tmp_path, size):
     with pytest.raises(UserError, match="pixels"):
-        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--size", size)
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--dry-run", "--size", size)
 
 
 def test_another_network_than_the_weights_is_refused(root, tmp_path):

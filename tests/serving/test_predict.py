@@ -164,7 +164,9 @@ def test_a_prediction_that_fails_leaves_the_earlier_one(root, images, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"images", "out"}
 
 
-@pytest.mark.parametrize("override", ["model.name=resnet18", "stages.predict.model.init=/x.pth", "model={name: resnet18}"])
+@pytest.mark.parametrize(
+    "override", ["model.name=resnet18", "stages.predict.model.init=/x.pth", "model={name: resnet18}"]
+)
 def test_another_network_than_the_weights_is_refused(root, images, tmp_path, override):
     with pytest.raises(UserError, match="network") as refused:
         run(root, "pretrain", images, tmp_path / "out", "--dry-run", override)

@@ -108,7 +108,8 @@ def test_a_folder_and_its_shards_are_the_same_data(registry, client):
     name, folder = "toy-packed", registry / "data" / "classification"
     for split in ("train", "val"):
         pack.run(pack.parse([str(folder / split), str(registry / "packed" / split)]))
-    packed = ["data.source=tar_shards", "data.root=packed", "data.train.images=train", "data.val.images=val"]
+    values = ("source=tar_shards", "root=packed", "train.images=train", "val.images=val")
+    packed = [f"stages.pretrain.data.{each}" for each in values]
     for seed, given in ((5, []), (6, packed), (7, [])):
         register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
         assert run(registry, name, *EVEN) == 0
@@ -130,7 +131,14 @@ def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry
 
 @pytest.mark.parametrize(
     "override",
-    ["data.image_size=48", "task.label_smoothing=0.1", "model.name=resnet18", "stages.promote.optimizer.lr=1", "data={}"],
+    [
+        "data.image_size=48",
+        "task.label_smoothing=0.1",
+        "model.name=resnet18",
+        "stages.promote.optimizer.lr=1",
+        "cluster.workers=2",
+        "data={}",
+    ],
 )
 def test_what_would_be_without_effect_is_refused(registry, client, override):
     candidate(client, "toy-pretrain", 1)

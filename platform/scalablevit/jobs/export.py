@@ -113,7 +113,9 @@ def _size(given: str | None) -> tuple[int, int] | None:
     height, width = int(sides[1]), int(sides[2])
     if height * width > MOST_PIXELS:
         raise UserError(
-            f"{given} has more than {MOST_PIXELS} pixels", where="--size", fix="choose a size that the model was made for"
+            f"{given} has more than {MOST_PIXELS} pixels",
+            where="--size",
+            fix="choose a size that the model was made for",
         )
     return height, width
 

@@ -286,7 +286,8 @@ def _table(evidence: dict[str, Any]) -> str:
     if gain is not None:
         lines.append(
             f"gain {gain['value']:+.4f}, {100 * gate['confidence']:g}% interval "
-            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] "
+            f"(paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
         )
     places = dict.fromkeys(facts["measured_on"] for facts in columns.values())
     lines.append(f"latency of one answer at a time on {' and '.join(places)}")
