@@ -134,10 +134,8 @@ def test_a_submitted_job_is_stopped_by_ray_and_needs_a_cluster(owner, tmp_path, 
 
 def test_a_run_is_found_by_its_name_not_by_a_pattern(tmp_path, capsys):
     for name in ("a1", "a[1]", "a*"):
-        leave(tmp_path, "made").local.rename(tmp_path / "runs" / name)
-        status.write_status(
-            tmp_path / "runs" / name, replace(status.read_status(tmp_path / "runs" / name), run=name)
-        )  # fmt: skip
+        folder = leave(tmp_path, "made").local.rename(tmp_path / "runs" / name)
+        status.write_status(folder, replace(status.read_status(folder), run=name))
         assert f"run       {name}\n" in run(capsys, "show", name, "--root", str(tmp_path))[1]
 
 

@@ -1,15 +1,20 @@
 """What a stage says when tracking is away, and where it starts from."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs.resolve import resolve
 from scalablevit.jobs.result import StageResult, load_result
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import Job, _registered, flat
+from scalablevit.jobs.stage import SERVING_PACKAGES, TASK_PACKAGES, Job, _registered, flat
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
 
@@ -53,6 +58,42 @@ def test_results_are_read_back_as_they_were_saved(tmp_path):
 
 def test_nested_settings_become_dotted_names():
     assert flat({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
+
+
+LOADED = """
+import sys
+from importlib import metadata
+before = set(sys.modules)
+import scalablevit.data.decoding, scalablevit.serving.network, scalablevit.tasks.task
+owners = metadata.packages_distributions()
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted({owner for name in new for owner in owners.get(name, ())}))
+"""
+"""Names the distributions of which a registered model imports something, whatever its task."""
+
+
+def with_requirements(names):
+    """Normalized names of distributions and of all that they require, directly or not."""
+    found, left = set(), list(names)
+    while left:
+        name = re.sub(r"[-_.]+", "-", left.pop()).lower()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            wanted = [Requirement(each) for each in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:
+            continue
+        left += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_a_registered_model_lists_what_it_imports():
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    loaded = {re.sub(r"[-_.]+", "-", name).lower() for name in done.stdout.split()}
+    assert {"torch", "pillow"} <= loaded
+    for kind, more in TASK_PACKAGES.items():
+        assert loaded - with_requirements(SERVING_PACKAGES + more) == set(), kind
 
 
 @pytest.fixture

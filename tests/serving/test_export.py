@@ -53,6 +53,37 @@ def test_a_classifier(root, tmp_path, capsys):
         run(root, "pretrain", model, out)
 
 
+@pytest.mark.parametrize("size", ["99999x99999", "8192x8192"])
+def test_sizes_that_no_memory_holds(root, tmp_path, size):
+    with pytest.raises(UserError, match="pixels"):
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--dry-run", "--size", size)
+
+
+def test_another_network_than_the_weights_is_refused(root, tmp_path):
+    with pytest.raises(UserError, match="network"):
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "model.name=resnet18", "--dry-run")
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", "toy-segment-0", tmp_path / "out", "task.neck_channels=8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="--out"):
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "file" / "out", "--dry-run")
+    if Path("/proc").is_dir():  # says that it may be written to
+        with pytest.raises(UserError, match="cannot write"):
+            run(root, "pretrain", "toy-pretrain-0", Path("/proc/out"))
+
+
+@pytest.mark.parametrize("file", ["x.pt2", "x.onnx"])
+def test_a_file_that_cannot_be_written_is_not_the_exporters_refusal(tmp_path, file):
+    (tmp_path / file).mkdir()
+    inputs = torch.rand(2, 3)
+    with pytest.raises(OSError, match=file):
+        export_part(Part("x", torch.nn.Identity(), inputs, "x", ("y",), [inputs]), tmp_path, "m")
+
+
 class Stubborn(torch.nn.Module):
     """What no exporter can follow: a branch on a value."""
 

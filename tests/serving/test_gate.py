@@ -28,7 +28,6 @@ def test_a_gains_interval_is_that_of_paired_differences():
     half = 1.96 * differences.std() / len(differences) ** 0.5
     assert gain.value == pytest.approx(differences.mean())
     assert (gain.low, gain.high) == pytest.approx((gain.value - half, gain.value + half), abs=0.1 * half)
-    assert gain.images == 400
     narrower = paired_gain(tally(ours), tally(theirs), 4000, 0.5)
     assert gain.low < narrower.low < narrower.high < gain.high
 
@@ -61,6 +60,7 @@ SCORE = Score(tally(np.array([True, True, True, False])), 0, 20.0, "a machine")
         ({"margin": -0.02}, (-0.01, -0.1, 0.1), []),
         ({"margin": 0.01}, (0.005, 0.001, 0.1), ["below the margin +0.0100"]),
         ({"sure": True}, (0.05, -0.001, 0.1), ["95% interval starts at -0.0010"]),
+        ({"sure": True, "confidence": 0.995}, (0.05, -0.001, 0.1), ["99.5% interval starts at"]),
         ({"sure": True}, (0.05, 0.001, 0.1), []),
         ({"sure": True}, (0.05, float("nan"), float("nan")), ["interval"]),
         ({"least": 0.75}, None, []),
@@ -71,7 +71,7 @@ SCORE = Score(tally(np.array([True, True, True, False])), 0, 20.0, "a machine")
     ],
 )
 def test_what_the_gate_refuses(gate, gain, missed):
-    found = failures(Promotion(**gate), SCORE, None if gain is None else Gain(*gain, images=4), 3.0)
+    found = failures(Promotion(**gate), SCORE, None if gain is None else Gain(*gain), 3.0)
     assert len(found) == len(missed)
     for said, part in zip(found, missed, strict=True):
         assert part in said

@@ -13,7 +13,7 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from PIL import Image
-from toys import SIDE, stage_of, val_images
+from toys import SIDE, finished_run, stage_of, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
@@ -63,7 +63,7 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
         )
         assert list(json.loads(line["top5"])) == list(said["probabilities"])
     note = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert (note["finished"], note["answered"], note["bad"]) == (True, 12, 0)
+    assert (note["answered"], note["bad"]) == (12, 0)
     assert table(tmp_path / "out" / "bad_images.csv") == []
 
 
@@ -132,7 +132,7 @@ def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, 
     assert run(root, "pretrain", images, tmp_path / "out") == 1
     said = capsys.readouterr().out
     assert "5 in" in said and "1 other files left out" in said
-    assert "answered 3 of 5 images" in said and "2 images could not be decoded" in said
+    assert "answered 3 of 5 images" in said and "2 images have no answer" in said
     assert "bad: sub/1.jpg\tthe file is cut short" in said
     assert [line["file"] for line in table(tmp_path / "out" / "bad_images.csv")] == ["page.png", "sub/1.jpg"]
     assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
@@ -159,6 +159,65 @@ def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_pat
     assert (out / "mine.txt").read_text() == "kept"
     assert run(root, "pretrain", images, out, "--overwrite") == 0
     assert not (out / "masks").exists(), "masks of another model beside its labels"
+
+
+NETWORK = "task.neck_channels=8"
+"""Makes a network that the weights do not fit; found when they are loaded."""
+
+
+def test_a_prediction_that_fails_leaves_the_earlier_one(root, images, tmp_path):
+    out = tmp_path / "out"
+    assert run(root, "segment", images, out) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", images, out, "--overwrite", NETWORK)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="do not fit"):
+        run(root, "segment", images, tmp_path / "new", NETWORK)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out"}
+
+
+@pytest.mark.parametrize(
+    "override", ["model.name=resnet18", "stages.predict.model.init=/x.pth", "model={name: resnet18}"]
+)
+def test_another_network_than_the_weights_is_refused(root, images, tmp_path, override):
+    with pytest.raises(UserError, match="network") as refused:
+        run(root, "pretrain", images, tmp_path / "out", "--dry-run", override)
+    assert override in refused.value.where
+
+
+def test_weights_that_changed_since_training_are_refused(root, images, tmp_path):
+    model = finished_run(root, "pretrain", run="toy-damaged-0")
+    weights = root / "runs" / model / "model" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        run(root, "damaged", images, tmp_path / "out", "--dry-run")
+
+
+def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):
+    """Longer by `.png` than a file system takes."""
+    long = "a" * 250 + ".jpg"
+    (images / "0.jpg").rename(images / long)
+    assert run(root, "segment", images, tmp_path / "out") == 1
+    assert "answered 3 of 4 images" in capsys.readouterr().out
+    (line,) = table(tmp_path / "out" / "bad_images.csv")
+    assert line["file"] == long and "name is too long" in line["reason"]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, images, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="--out"):
+        run(root, "segment", images, tmp_path / "file" / "out", "--dry-run")
+
+
+@pytest.mark.parametrize("model", ["toy-pretrain-0", "models:/toy-pretrain/1"])
+def test_a_mistyped_root_is_named_and_not_made(images, tmp_path, model):
+    missing = tmp_path / "mistyped"
+    with pytest.raises(UserError, match="mistyped"):
+        predict.run(predict.parse([model, str(images), "--out", str(tmp_path / "out"), "--root", str(missing)]))
+    assert not missing.exists()
 
 
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])

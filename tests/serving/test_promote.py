@@ -1,6 +1,7 @@
 """From candidate to champion and back: the alias moves only through the gate, and why is written down."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from mlflow import MlflowClient
 from toys import SIDE, finished_run, register
 
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import predict, promote
+from scalablevit.jobs import pack, predict, promote
 from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
 
@@ -100,6 +101,69 @@ def test_the_champion_looks_at_the_same_files_in_its_own_size(registry, client):
         assert with_other.data.max_pixels == 99999
     assert (stages[1].data.image_size, stages[2].data.image_size) == (32, SIDE)
     assert stages[1].data.root == stages[2].data.root
+
+
+def test_a_folder_and_its_shards_are_the_same_data(registry, client):
+    """Whoever packs a data set does not start anew with a champion."""
+    name, folder = "toy-packed", registry / "data" / "classification"
+    for split in ("train", "val"):
+        pack.run(pack.parse([str(folder / split), str(registry / "packed" / split)]))
+    values = ("source=tar_shards", "root=packed", "train.images=train", "val.images=val")
+    packed = [f"stages.pretrain.data.{each}" for each in values]
+    for seed, given in ((5, []), (6, packed), (7, [])):
+        register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
+        assert run(registry, name, *EVEN) == 0
+    assert champion_of(client, name) == 3
+
+
+def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry, client):
+    """And in micro-batches as large as in its own training, which its device has room for."""
+    name = "toy-workers"
+    many = ["cluster.workers=4", "cluster.min_workers=2", "stages.pretrain.training.global_batch=16"]
+    for seed, given in ((8, ["stages.pretrain.training.global_batch=2"]), (9, many)):
+        register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
+        assert run(registry, name, *EVEN) == 0
+    assert champion_of(client, name) == 2
+    found = promote.resolve_weights(f"models:/{name}/2", client.tracking_uri, registry / "cache" / "models")
+    stage = promote._on_same_data(found, promote._resolve(found, [], registry))
+    assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch) == (1, None, 4)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.image_size=48",
+        "task.label_smoothing=0.1",
+        "model.name=resnet18",
+        "stages.promote.optimizer.lr=1",
+        "cluster.workers=2",
+        "data={}",
+    ],
+)
+def test_what_would_be_without_effect_is_refused(registry, client, override):
+    candidate(client, "toy-pretrain", 1)
+    with pytest.raises(UserError, match="no effect") as refused:
+        run(registry, "toy-pretrain", "--dry-run", override)
+    assert override in str(refused.value) and "promotion" in refused.value.fix and "data.root" in refused.value.fix
+
+
+def test_data_without_a_readable_image_is_named(registry, client):
+    name, bad = "toy-unreadable", registry / "unreadable"
+    shutil.copytree(registry / "data" / "classification", bad)
+    for image in (bad / "val").rglob("*.jpg"):
+        image.write_bytes(b"no image")
+    register(registry, finished_run(registry, "pretrain", seed=10), name)
+    split = ["data.train.images=train", "data.val.images=val", "data.max_bad_fraction=1"]
+    with pytest.raises(UserError, match="none of the 12 validation samples"):
+        run(registry, name, "data.root=unreadable", *split)
+    assert champion_of(client, name) is None
+
+
+def test_a_mistyped_root_is_named_and_not_made(tmp_path):
+    missing = tmp_path / "mistyped"
+    with pytest.raises(UserError, match=r"no file .*mlflow\.db"):
+        run(missing, "toy-pretrain", "--dry-run")
+    assert not missing.exists()
 
 
 def test_a_champion_that_moved_meanwhile_is_left_alone(registry, client):

@@ -191,6 +191,12 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
     return path, value, where
 
 
+def path_in_stage(override: str) -> list[str]:
+    """Key path of an override within a stage, whether it is written for one stage or for all."""
+    path, _, _ = parse_override(override)
+    return path[2:] if path[0] == "stages" else path
+
+
 def claim(places: Places, key_path: KeyPath, where: str, above: int = 0) -> None:
     """Record that an override set `key_path`, and made the sections on the way that were not there.
 

@@ -7,15 +7,20 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 
 
-def platform_root(given: str | None) -> Path:
+def platform_root(given: str | None, *, make: bool = True) -> Path:
     """The folder that relative paths resolve against: `--root`, else SCALABLEVIT_ROOT, else ~/scalablevit.
+
+    Args:
+        given: `--root`.
+        make: make it if it is not there; false in scripts that look for something in it.
 
     Raises:
         UserError: it lies in a Ray session folder, which vanishes with the head.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
-    root.mkdir(parents=True, exist_ok=True)
+    if make:
+        root.mkdir(parents=True, exist_ok=True)
     return root
 
 

@@ -3,18 +3,20 @@
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
+from scalablevit.config.loading import override_stage, path_in_stage
+from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
-from scalablevit.jobs.result import CONFIG, WEIGHTS, load_result, without_secrets
+from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
@@ -41,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `parse`."""
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
     recipe = override_stage("evaluate", stored, options.overrides, options.model)
@@ -72,7 +74,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     """Weights file, `config.json` and the weights' SHA-256 of a registered version or of a run.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or its weights are not those that training left.
     """
     if model.startswith("models:/"):
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
@@ -89,6 +91,13 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     config = store.read_json(CONFIG)
     if finished is None or config is None:
         raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+    with (folder / WEIGHTS).open("rb") as file:
+        if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
+            raise UserError(
+                f"{WEIGHTS} differs from the SHA-256 in {RESULT}: it was changed or damaged after training",
+                where=str(folder),
+                fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
+            )
     note_older(model, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
 
@@ -99,6 +108,29 @@ def note_older(model: str, config: dict[str, Any]) -> None:
     if data["source"] == "image_folder" and "antialias" not in data:
         print(f"  note    {model} was trained before data.antialias came, on images shrunk by OpenCV's area filter; "
               "now the filter is the one that data.antialias names, and figures may differ a little")  # fmt: skip
+
+
+def trained_stage(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Stage:
+    """The stage that a model was trained by, with overrides on top that leave its network alone.
+
+    Args:
+        script: name of the stage in errors.
+        config: the model's `config.json`.
+        overrides: as written.
+        model: what stands in errors for values without a place.
+
+    Raises:
+        UserError: an override of the model's section, or as `override_stage`.
+    """
+    for override in overrides:
+        if path_in_stage(override)[:1] == ["model"]:
+            raise UserError(
+                "the weights are of the network that the model's own recipe describes",
+                where=f"override {override!r}",
+                fix="leave it out; another network has to be trained",
+            )
+    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
+    return override_stage(script, stored, overrides, model).stages[script]
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.evaluate import find_model, trained_stage
+from scalablevit.jobs.out_folder import filled, refuse_unwritable
 
 if TYPE_CHECKING:
     from scalablevit.serving.export import Exported
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NOTE = "export.json"
 IMAGES = 4
 """Real ones that the exports are checked on."""
+MOST_PIXELS = 4096 * 8192
+"""Of an input by --size: the largest that a recipe of detection may have."""
 EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
 recipe are read; nothing of the code in the registry is run.
@@ -58,15 +60,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Export, check and print; see `parse`."""
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
+    refuse_unwritable(out)
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    stage = override_stage("export", stored, options.overrides, options.model).stages["export"]
+    stage = trained_stage("export", config, options.overrides, options.model)
     # imported late: a mistake above is answered before anything slow is loaded
     import torch
 
@@ -87,15 +89,15 @@ def run(options: argparse.Namespace) -> int:
         images = [read_image(folder / name, stage.data.max_pixels) for name in names[:IMAGES]]
     except BadSample as bad:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
-    out.mkdir(parents=True, exist_ok=True)
-    trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
     exported = []
-    for part in parts_of(trained, images, size):
-        exported.append(export_part(part, out, f"{options.model} ({stage.model.name})"))
-        print(_line(exported[-1]), flush=True)
-    note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-            "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
-    (out / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    with filled(out) as made:
+        trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
+        for part in parts_of(trained, images, size):
+            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
+            print(_line(exported[-1]), flush=True)
+        note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+                "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
+        (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
         print("an export answers otherwise than the model: do not use it")
         return 1
@@ -108,7 +110,14 @@ def _size(given: str | None) -> tuple[int, int] | None:
     sides = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", given)
     if sides is None:
         raise UserError(f"{given!r} is no size", where="--size", fix="write height and width in pixels, as in 512x512")
-    return int(sides[1]), int(sides[2])
+    height, width = int(sides[1]), int(sides[2])
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"{given} has more than {MOST_PIXELS} pixels",
+            where="--size",
+            fix="choose a size that the model was made for",
+        )
+    return height, width
 
 
 def _line(exported: "Exported") -> str:

@@ -4,23 +4,22 @@ import argparse
 import csv
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError, masked
-from scalablevit.config.loading import override_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.evaluate import find_model, trained_stage
+from scalablevit.jobs.out_folder import filled, refuse_unwritable
 from scalablevit.jobs.result import without_secrets
 
 NOTE = "prediction.json"
-"""What was predicted with what, and whether it came to its end; also marks a folder as made by this script."""
+"""What was predicted with what; also marks a folder as made by this script."""
 BAD = "bad_images.csv"
 SAY_EVERY_S = 10.0
 EPILOG = f"""\
@@ -32,7 +31,9 @@ What comes out, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
   segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
   detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg
-and {NOTE}. Images that cannot be decoded are named in {BAD} and left out of the rest.
+and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
+named in {BAD} and left out of the rest. An interrupted prediction leaves nothing, and with --overwrite the
+earlier one.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process answers them all.
@@ -61,28 +62,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `parse`."""
     images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     names, ignored = list_images(images)
     _check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    stage = without_secrets(override_stage("predict", stored, options.overrides, options.model).stages["predict"])
+    stage = without_secrets(trained_stage("predict", config, options.overrides, options.model))
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    note = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
-            "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides],
-            "finished": False}  # fmt: skip
-    try:
-        bad = _write(stage, tuple(config["classes"]), weights, (images, names), out, note, root)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the answers: {error.strerror or error}",
-            where=shown(error.filename or out),
-            fix="free space or choose another --out; what is there is incomplete",
-        ) from None
+    from scalablevit.serving.outputs import FILES
+
+    started = time.monotonic()
+    with filled(out, (*FILES, BAD, NOTE)) as folder:
+        bad = _write(stage, tuple(config["classes"]), weights, (images, names), folder, root)
+        note = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
+                "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides],
+                "answered": len(names) - bad, "bad": bad}  # fmt: skip
+        (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    seconds = time.monotonic() - started
+    print(f"answered {len(names) - bad} of {len(names)} images in {seconds:.1f} s; they are in {shown(out)}")
+    if bad:
+        print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
     return 1 if bad else 0
 
 
@@ -90,13 +92,14 @@ def _check_out(out: Path, images: Path, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or in which answers would be taken for images.
 
     Raises:
-        UserError: it is no folder, lies in IMAGES or around them, or holds other things.
+        UserError: it is no folder, cannot be written, lies in IMAGES or around them, or holds other things.
     """
     here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UserError(
             f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
         )
+    refuse_unwritable(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -121,18 +124,14 @@ def _write(
     weights: str,
     images: tuple[Path, list[str]],
     out: Path,
-    note: dict[str, Any],
     root: Path,
 ) -> int:
     """Answer all images into `out`; how many were bad."""
-    from scalablevit.serving.outputs import FILES, build_output
+    from scalablevit.serving.outputs import build_output
     from scalablevit.serving.predict import Job
 
     folder, names = images
     output = build_output(stage.task.kind, classes, out)
-    out.mkdir(parents=True, exist_ok=True)
-    _clear(out, FILES)
-    _save_note(out, note)
     job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
     started, said, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
@@ -148,11 +147,6 @@ def _write(
             if time.monotonic() > said + SAY_EVERY_S:
                 said = time.monotonic()
                 print(f"  {number} of {len(names)} images, {number / (said - started):.3g}/s", flush=True)
-    _save_note(out, {**note, "finished": True, "answered": len(names) - bad, "bad": bad})
-    seconds = time.monotonic() - started
-    print(f"answered {len(names) - bad} of {len(names)} images in {seconds:.1f} s; they are in {shown(out)}")
-    if bad:
-        print(f"{bad} images could not be decoded: {shown(out / BAD)}")
     return bad
 
 
@@ -176,18 +170,3 @@ def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[t
         )
     print(f"  cluster room for {processes} processes", flush=True)
     return predict_on_ray(job, names, processes)
-
-
-def _clear(out: Path, files: Sequence[str]) -> None:
-    """Remove what an earlier prediction left, whose images and task may be others."""
-    for name in (*files, BAD):
-        if (out / name).is_dir() and not (out / name).is_symlink():
-            shutil.rmtree(out / name)
-        else:
-            (out / name).unlink(missing_ok=True)
-
-
-def _save_note(out: Path, note: dict[str, Any]) -> None:
-    part = out / f".{NOTE}.part"
-    part.write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.replace(out / NOTE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
+from scalablevit.config.loading import override_stage, path_in_stage
 from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
@@ -25,17 +25,21 @@ if TYPE_CHECKING:
     from scalablevit.serving.gate import Gain
     from scalablevit.serving.score import Score
 
-SAME_DATA = ("root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
+SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks")  # fmt: skip
 """Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
+              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+"""What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
 validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
 (platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005 promotion.sure=true
-promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. Where there
-is no champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired
-bootstrap over images) and the reasons are written on the candidate's version as tags, whatever comes out.
+promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. What belongs
+to each model itself (network, task, image size) is its own recipe's, and overrides of it are refused. Where there is no
+champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired bootstrap
+over images) and the reasons are written on the candidate's version as tags, whatever comes out.
 
 Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one.
@@ -72,7 +76,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `parse`."""
-    root = platform_root(options.root)
+    _refuse_without_effect(options.overrides)
+    root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
     uri = tracking_uri(given, root)
     known = aliases(uri, options.name)
@@ -104,6 +109,17 @@ def run(options: argparse.Namespace) -> int:
     return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
 
 
+def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        path = path_in_stage(override)
+        if not any(".".join(path[:length]) in CHANGEABLE for length in range(1, len(path) + 1)):
+            raise UserError(
+                "has no effect here: each model is scored by its own recipe",
+                where=f"override {override!r}",
+                fix=f"overrides may change {', '.join(CHANGEABLE)}",
+            )
+
+
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
     """The candidate's stage, its data checked."""
     stored = {**candidate.config["stage"], "model": {**candidate.config["stage"]["model"], "init": None}}
@@ -124,7 +140,7 @@ def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
-    """A version's own stage, with its own image sizes, on the candidate's samples and worker."""
+    """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
     _same_classes(version, resolved.classes)
     stage = resolved.stage
     stored = version.config["stage"]
@@ -138,7 +154,12 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     sections = {
         "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
         "model": {**stored["model"], "init": None},
-        "cluster": stage.cluster.model_dump(mode="json"),
+        # one process scores: the batch that one of its own workers had is what its device is known to hold
+        "training": {
+            **stored["training"],
+            "global_batch": stored["training"]["global_batch"] // stored["cluster"]["workers"],
+        },
+        "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
         "promotion": stage.promotion.model_dump(mode="json"),
     }
     alike = override_stage("promote", {**stored, **sections}, (), f"{version.name}/{version.version}")
@@ -146,14 +167,30 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
 
 
 def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
-    """Score a version: on a node of the cluster that RAY_ADDRESS names, else in this process."""
+    """Score a version.
+
+    Raises:
+        UserError: none of the validation samples can be decoded, or the cluster cannot do it.
+    """
+    print(f"  scoring {version.name} version {version.version}", flush=True)
+    found = _score(version, stage, root)
+    if not found.tally.numbers:
+        raise UserError(
+            f"none of the {found.bad} validation samples can be decoded",
+            where="data.val",
+            fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+        )
+    return Contender(version, found)
+
+
+def _score(version: RegisteredWeights, stage: Stage, root: Path) -> "Score":
+    """On a node of the cluster that RAY_ADDRESS names, else in this process."""
     from scalablevit.serving.score import score
 
-    print(f"  scoring {version.name} version {version.version}", flush=True)
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
                  _figure(stage))  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
-        return Contender(version, score(*arguments))
+        return score(*arguments)
     import ray
 
     from scalablevit.jobs import cluster
@@ -163,7 +200,8 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
     data = str(root / Path(stage.data.root).expanduser())
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
     task = ray.remote(score).options(num_cpus=stage.cluster.cpus_per_worker, num_gpus=stage.cluster.gpus_per_worker)
-    return Contender(version, ray.get(task.remote(*arguments)))
+    found: Score = ray.get(task.remote(*arguments))
+    return found
 
 
 def _figure(stage: Stage) -> str:
@@ -250,7 +288,8 @@ def _table(evidence: dict[str, Any]) -> str:
     gain, gate = evidence["gain"], evidence["gate"]
     if gain is not None:
         lines.append(
-            f"gain {gain['value']:+.4f}, {gate['confidence']:.0%} interval [{gain['low']:+.4f}, {gain['high']:+.4f}] "
+            f"gain {gain['value']:+.4f}, {100 * gate['confidence']:g}% interval "
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] "
             f"(paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
         )
     places = dict.fromkeys(facts["measured_on"] for facts in columns.values())

@@ -1,5 +1,6 @@
 """A trained network as ONNX and torch.export archives, each checked against the network itself on real images."""
 
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -191,11 +192,14 @@ def export_part(part: Part, folder: Path, whose: str) -> Exported:
 
     Raises:
         UserError: an exporter refuses the part.
+        OSError: a file cannot be written.
     """
     archive, graph = folder / f"{part.name}.pt2", folder / f"{part.name}.onnx"
     with _refused(f"torch.export refuses {part.name} of {whose}"):
         program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        torch.export.save(program, archive)
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    archive.write_bytes(content.getvalue())  # not by torch, to which a full disk is a RuntimeError
     with _refused(f"the ONNX exporter refuses {part.name} of {whose}"):
         torch.onnx.export(
             program,
@@ -229,11 +233,13 @@ def _largest_difference(answers: list[Tensor], expected: list[Tensor]) -> float:
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """An exporter's refusal, which may be any exception, as a UserError; its warnings are about itself."""
+    """An exporter's refusal, any exception but an OSError, as a UserError; its warnings are about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
+        except OSError:
+            raise
         except Exception as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(

@@ -20,7 +20,6 @@ class Gain:
     low: float
     high: float
     """Ends of the confidence interval."""
-    images: int
 
 
 def paired_gain(candidate: Tally, champion: Tally, resamples: int, confidence: float) -> Gain:
@@ -42,7 +41,7 @@ def paired_gain(candidate: Tally, champion: Tally, resamples: int, confidence: f
         gains[number] = candidate.figure(chosen) - champion.figure(chosen)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(gains, (tail, 1 - tail))  # nan: a draw without any object
-    return Gain(candidate.figure(everything) - champion.figure(everything), float(low), float(high), images)
+    return Gain(candidate.figure(everything) - champion.figure(everything), float(low), float(high))
 
 
 def figure_of(score: Score) -> float:
@@ -62,9 +61,8 @@ def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float
     found = []
     figure = figure_of(score)
     if gain is not None and gate.sure and not gain.low >= gate.margin:
-        found.append(
-            f"the gain's {gate.confidence:.0%} interval starts at {gain.low:+.4f}, below the margin {gate.margin:+.4f}"
-        )
+        interval = f"the gain's {100 * gate.confidence:g}% interval"
+        found.append(f"{interval} starts at {gain.low:+.4f}, below the margin {gate.margin:+.4f}")
     elif gain is not None and not gain.value >= gate.margin:
         found.append(f"the gain {gain.value:+.4f} is below the margin {gate.margin:+.4f}")
     if not figure >= (gate.least or 0.0):  # also: no truth at all

@@ -8,8 +8,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.tasks.task import Task, build_task
+
+SHOWN = 300
+"""Characters of torch's list of what does not fit, which names every tensor."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,19 @@ def load_trained(
         classes: names, in the order of the network's outputs.
         weights: `weights.safetensors`, whose sum was checked by whoever fetched it.
         device: None: the first GPU, or else the CPU.
+
+    Raises:
+        UserError: the weights are of another network.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = build_task(stage, tuple(classes))
     network = task.build_model()
-    network.load_state_dict(safetensors.torch.load_file(weights))
+    try:
+        network.load_state_dict(safetensors.torch.load_file(weights))
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights do not fit the network: {' '.join(str(error).split())[:SHOWN]}",
+            where=str(weights),
+            fix="leave out overrides that change the network, such as those of the task's head and channels",
+        ) from None
     return Trained(stage, task, network.to(device).eval(), device)

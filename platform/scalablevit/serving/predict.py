@@ -1,5 +1,6 @@
 """Batch prediction: the same function in this process and, through Ray Data's `map_batches`, on a cluster."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,12 @@ class Predictor:
             return {"bad": bad.reason}
         with torch.inference_mode():
             answer = trained.task.answer(trained.network, image, trained.device)
-        return self.output.write_pictures(name, image, answer)
+        try:
+            return self.output.write_pictures(name, image, answer)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return {"bad": "its name is too long for the pictures of its answer"}
 
 
 def predict_here(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Answer]]:

@@ -1,5 +1,6 @@
 """A trained network on a validation split, image by image, with the time that an answer takes."""
 
+import math
 import platform
 import re
 import statistics
@@ -31,7 +32,8 @@ class Score:
     bad: int
     """Samples that could not be decoded and are left out."""
     latency_ms: float
-    """Median over `ANSWERS` answers, one image at a time: from decoded pixels to the task's plain answer."""
+    """Median over `ANSWERS` answers, one image at a time: from decoded pixels to the task's plain answer; nan when no
+    image could be decoded."""
     measured_on: str
     """What `latency_ms` depends on: device and threads."""
 
@@ -51,7 +53,7 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
     source = open_source(stage.data, "val", Path(root))
     tally = build_tally(figure, classes)
     bad = _add_all(trained, source, tally)
-    latency = _latency_ms(trained, source)
+    latency = _latency_ms(trained, source) if tally.numbers else math.nan
     return Score(tally, bad, latency, _measured_on(trained.device))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from scalablevit.config.errors import UserError
-from scalablevit.tracking.connection import bounded_requests, brief, check_uri, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST_TIMEOUT_S, REQUEST_RETRIES = 30, 2
@@ -65,7 +65,7 @@ def _asked(uri: str, what: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    check_uri(uri)
+    check_there(uri)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             yield

@@ -54,6 +54,22 @@ def check_uri(uri: str) -> None:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
+def check_there(uri: str) -> None:
+    """For those who look for something there: `check_uri`, and the SQLite file exists, which MLflow would make.
+
+    Raises:
+        UserError: as `check_uri`, or there is no such file.
+    """
+    check_uri(uri)
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite" and not Path(parts.path[1:]).is_file():
+        raise UserError(
+            f"there is no file {parts.path[1:]}",
+            where="tracking.uri",
+            fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
+        )
+
+
 def without_credentials(uri: str) -> str:
     """The address without user, password and query: what may be shown and stored."""
     parts = urlsplit(uri)

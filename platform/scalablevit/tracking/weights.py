@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.tracking.connection import bounded_requests, brief, check_uri, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
 from scalablevit.tracking.registry import CONFIG, WEIGHTS
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
@@ -60,7 +60,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             where="model.init",
             fix="write models:/<name>@<alias> or models:/<name>/<version>",
         )
-    check_uri(tracking_uri)
+    check_there(tracking_uri)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             client = connect(tracking_uri)
