@@ -296,8 +296,8 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(search, write_space):
 
 @pytest.mark.long
 def test_what_the_wall_time_interrupts_goes_on_when_resumed(search, write_space, tmp_path):
-    space = write_space(budget={"trials": 60})
-    first = search(space, "space.budget.wall_minutes=0.4", "--no-retrain")
+    space = write_space(budget={"trials": 240})
+    first = search(space, "space.budget.wall_minutes=1", "--no-retrain")
     assert first.returncode == 0, first.stdout
     early = rows(tmp_path)
     statuses = [row["status"] for row in early]
