@@ -124,6 +124,7 @@ SECOND = [
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     # jobs/initial.py, tracking/connection.py
     Case("no such file", "pretrain", ("stages.pretrain.model.init=weights.pth",)),
+    Case("there is no file", "pretrain", ("stages.pretrain.model.init=models:/nobody@candidate",)),
     Case("is relative to the current folder", "pretrain", ("tracking.uri='sqlite:///mlflow.db'",)),
     Case("cannot be written to", "pretrain", ("tracking.uri='ftp://host'",)),
     Case("is followed by a query", "pretrain", ("tracking.uri='http://host/?key=value'",)),

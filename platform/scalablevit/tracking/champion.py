@@ -65,7 +65,7 @@ def _asked(uri: str, what: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    check_there(uri)
+    check_there(uri, what)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             yield

@@ -54,8 +54,12 @@ def check_uri(uri: str) -> None:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
-def check_there(uri: str) -> None:
+def check_there(uri: str, wanted: str) -> None:
     """For those who look for something there: `check_uri`, and the SQLite file exists, which MLflow would make.
+
+    Args:
+        uri: MLflow's address.
+        wanted: what is looked for.
 
     Raises:
         UserError: as `check_uri`, or there is no such file.
@@ -64,7 +68,7 @@ def check_there(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.scheme == "sqlite" and not Path(parts.path[1:]).is_file():
         raise UserError(
-            f"there is no file {parts.path[1:]}",
+            f"{wanted}: there is no file {parts.path[1:]}",
             where="tracking.uri",
             fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
         )

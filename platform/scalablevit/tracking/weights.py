@@ -60,7 +60,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             where="model.init",
             fix="write models:/<name>@<alias> or models:/<name>/<version>",
         )
-    check_there(tracking_uri)
+    check_there(tracking_uri, model_uri)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             client = connect(tracking_uri)
