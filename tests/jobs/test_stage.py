@@ -1,15 +1,23 @@
 """What a stage says when tracking is away, and where it starts from."""
 
+import ast
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs.resolve import resolve
 from scalablevit.jobs.result import StageResult, load_result
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import Job, _registered, flat
+from scalablevit.jobs.stage import SERVING_PACKAGES, TASK_PACKAGES, Job, _registered, flat
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
 
@@ -55,10 +63,54 @@ def test_nested_settings_become_dotted_names():
     assert flat({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
 
 
+LOADED = """
+import sys
+import scalablevit.data.decoding, scalablevit.serving.network, scalablevit.tasks.task
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("scalablevit.")))
+"""
+"""Names the files of ours that a registered model imports, whatever its task."""
+
+
+def with_requirements(names):
+    """Normalized names of distributions and of all that they require, directly or not."""
+    found, left = set(), list(names)
+    while left:
+        name = re.sub(r"[-_.]+", "-", left.pop()).lower()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            wanted = [Requirement(each) for each in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:
+            continue
+        left += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_a_registered_model_lists_what_it_imports():
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", LOADED], env=paths, capture_output=True, text=True, check=True)
+    owners = metadata.packages_distributions()
+    imported = {name for file in done.stdout.split() for name in imports_of(Path(file))}
+    needed = {re.sub(r"[-_.]+", "-", owner).lower() for name in imported for owner in owners.get(name, ())}
+    assert {"torch", "pillow", "simplejpeg"} <= needed
+    for kind, more in TASK_PACKAGES.items():
+        assert needed - with_requirements(SERVING_PACKAGES + more) == set(), kind
+
+
+def imports_of(file: Path) -> set[str]:
+    """Top-level names of what a module imports when it is itself imported."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
 @pytest.fixture
 def small(tmp_path):
-    from pathlib import Path
-
     return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 

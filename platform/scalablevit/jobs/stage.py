@@ -31,11 +31,11 @@ from scalablevit.tracking.spool import Spool, Status, open_runs
 
 SERVING = "serving/model.py"
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
-                    "pillow", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
+                    "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
 TASK_PACKAGES = {
     "classification": [],
     "segmentation": ["onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"],
-    "detection": ["faster-coco-eval"],
+    "detection": [],
 }
 """What serving a task needs besides."""
 DRAIN_S = 120.0
