@@ -111,8 +111,6 @@ def imports_of(file: Path) -> set[str]:
 
 @pytest.fixture
 def small(tmp_path):
-    from pathlib import Path
-
     return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 
