@@ -17,7 +17,8 @@ import ray
 from ray import tune
 from ray.util.state import list_actors, list_placement_groups
 
-from scalablevit.config.space import load_search, trial_stage
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.spool import Spool
 from scalablevit.tuning.search import Recorder, open_trials, run_trials
 from scalablevit.tuning.trial import Reports, Work

@@ -21,9 +21,11 @@ from pydantic import ValidationError
 from refusals import Place, caller, record, written_in
 from schema_rules import GONE, Plain, Rule, Walk, mutate, mutate_text, raised_at, raises_of_validators, without_rule
 
-from scalablevit.config import space as space_module
+from scalablevit.config import space_loading, trial
 from scalablevit.config.errors import UserError
-from scalablevit.config.space import Search, Space, load_search, search_hash, trial_stage
+from scalablevit.config.space import Search, Space, search_hash
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import trial_stage
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted((REPOSITORY / "tune_spaces").glob("*.yaml"))
@@ -193,13 +195,13 @@ def test_every_validator_refuses_and_none_is_without_a_case(write: Any):
 
 def test_every_mistake_is_named_and_none_is_without_a_case(write: Any, monkeypatch: pytest.MonkeyPatch):
     reached = record(monkeypatch)
-    add = space_module._Mistakes.add
+    add = space_loading._Mistakes.add
 
     def noted(self: Any, *arguments: str, **named: str) -> None:
         reached.add(caller(__file__))
         add(self, *arguments, **named)
 
-    monkeypatch.setattr(space_module._Mistakes, "add", noted)
+    monkeypatch.setattr(space_loading._Mistakes, "add", noted)
     for changes, said in MISTAKES:
         file = write(changed(changes))
         message = refusal(file)
@@ -209,7 +211,7 @@ def test_every_mistake_is_named_and_none_is_without_a_case(write: Any, monkeypat
     search = load_search(write(base("uniform")))
     with pytest.raises(UserError, match=r"no valid recipe: optimizer.lr=-1"):
         trial_stage(search, {"optimizer.lr": -1})
-    written = written_in(space_module, calls=("UserError", "UserErrors", "mistakes.add"))
+    written = written_in(space_loading, trial, calls=("UserError", "UserErrors", "mistakes.add"))
     assert len(written) >= 24
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
 

@@ -13,22 +13,9 @@ from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe, stage_hash
-from scalablevit.config.space import (
-    METRICS,
-    Budget,
-    Draw,
-    Resources,
-    Scheduler,
-    Search,
-    Space,
-    combinations,
-    load_search,
-    search_hash,
-    trial_epochs,
-    trial_stage,
-    value_at,
-    with_values,
-)
+from scalablevit.config.space import Budget, Draw, Resources, Scheduler, Search, Space, combinations, search_hash
+from scalablevit.config.space_loading import METRICS, load_search
+from scalablevit.config.trial import trial_epochs, trial_stage, value_at, with_values
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "pipelines" / "recipes"
@@ -687,7 +674,7 @@ def test_a_wrong_space_is_answered_without_torch(write: Write) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from scalablevit.config.errors import UserError\n"
-        "from scalablevit.config.space import load_search\n"
+        "from scalablevit.config.space_loading import load_search\n"
         "try: load_search(Path(sys.argv[1]), ['space.metric=val/topp'])\n"
         "except UserError as error: print(error)\n"
         "heavy = {'torch', 'numpy', 'timm', 'ray', 'mlflow', 'optuna'} & set(sys.modules)\n"

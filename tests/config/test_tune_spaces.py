@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.config.space import Search, load_search, trial_epochs, trial_stage, value_at, with_values
+from scalablevit.config.space import Search
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import trial_epochs, trial_stage, value_at, with_values
 
 REPOSITORY = Path(__file__).parents[2]
 SPACES = sorted((REPOSITORY / "tune_spaces").glob("*.yaml"))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
 
-from scalablevit.config.space import METRICS
+from scalablevit.config.space_loading import METRICS
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.classification import AccuracyMetric
 from scalablevit.tasks.coco_metric import CocoMetric

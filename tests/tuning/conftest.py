@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from scalablevit.config.space import Search, load_search
+from scalablevit.config.space import Search
+from scalablevit.config.space_loading import load_search
 
 RECIPE = {
     "name": "toy",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scalablevit.config.space import trial_stage
+from scalablevit.config.trial import trial_stage
 from scalablevit.tuning.trial import Reports, TrialFailed, Work, check_sampled, reason_of
 
 

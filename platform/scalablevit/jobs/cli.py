@@ -9,7 +9,8 @@ from pathlib import Path
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.space import load_search, with_values
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import with_values
 from scalablevit.jobs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 

@@ -11,7 +11,8 @@ import yaml
 from scalablevit.config.errors import SearchFailed, UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import tracking_uri
-from scalablevit.config.space import Search, search_hash, trial_stage, with_values
+from scalablevit.config.space import Search, search_hash
+from scalablevit.config.trial import trial_stage, with_values
 from scalablevit.jobs import cluster
 from scalablevit.jobs.chain import run_chain
 from scalablevit.jobs.initial import Initial

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from scalablevit.config.recipe import Length
-from scalablevit.config.space import Search, trial_stage
+from scalablevit.config.space import Search
+from scalablevit.config.trial import trial_stage
 
 if TYPE_CHECKING:
     from scalablevit.jobs.search import Found

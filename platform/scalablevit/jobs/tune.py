@@ -6,7 +6,8 @@ from pathlib import Path
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.space import is_of_space, load_search, with_values
+from scalablevit.config.space_loading import is_of_space, load_search
+from scalablevit.config.trial import with_values
 from scalablevit.jobs.cli import guarded
 
 SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"

@@ -21,7 +21,8 @@ from ray.tune.schedulers import (
 
 from scalablevit.config.loading import hashed_part
 from scalablevit.config.recipe import Stage
-from scalablevit.config.space import Draw, Search, trial_stage
+from scalablevit.config.space import Draw, Search
+from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.spool import Spool, read_lines
 from scalablevit.training.storage import open_filesystem

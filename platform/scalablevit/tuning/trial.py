@@ -10,7 +10,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
-from scalablevit.config.space import Search, trial_stage, value_at
+from scalablevit.config.space import Search
+from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.tuning.draws import Values
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
 from scalablevit.tuning.trials import Trial, read_result, trial_folder

@@ -1,0 +1,379 @@
+"""From a space's file and overrides to a space held against its base recipe, with every mistake named at once."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.loading import (
+    Places,
+    check,
+    claim,
+    load_recipe,
+    located,
+    nearest,
+    override_recipe,
+    parse_override,
+    put,
+    read_mapping,
+    short,
+)
+from scalablevit.config.model_names import check_model_name
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
+from scalablevit.config.trial import shape, trial_epochs
+
+PREFIX = "space."
+"""Overrides of the space begin with this; all others are the base recipe's."""
+
+METRICS: dict[str, dict[str, Literal["max", "min"]]] = {
+    "classification": {"val/top1": "max", "val/top5": "max", "val/top1_low95": "max", "val/loss": "min"},
+    "segmentation": {"val/miou": "max", "val/macc": "max", "val/aacc": "max"},
+    "detection": {
+        f"val/{kind}_{name}": "max"
+        for kind in ("box", "mask")
+        for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    },
+}
+"""The figures over all classes that each kind of task reports, and which end of them is the good one.
+
+Known here without importing torch; a test compares.
+"""
+
+FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
+
+_UNTRAINED = "it does not change what is trained"
+_OTHER_DATA = "it changes the data, and figures on different data cannot be compared"
+NOT_SEARCHED = {
+    "cluster": _UNTRAINED,
+    "tracking": _UNTRAINED,
+    "promotion": _UNTRAINED,
+    "training.checkpoint_every": _UNTRAINED,
+    "training.keep": _UNTRAINED,
+    "training.log_every_steps": _UNTRAINED,
+    "training.epochs": "the length of a trial is budget.epochs",
+    "training.steps": "the length of a trial is budget.epochs",
+    "training.evaluate_every": "how often a trial is evaluated is budget.evaluate_every_epochs",
+    "data.root": _OTHER_DATA,
+    "data.source": _OTHER_DATA,
+    "data.train": _OTHER_DATA,
+    "data.val": _OTHER_DATA,
+    "data.classes": _OTHER_DATA,
+    "data.shapes": _OTHER_DATA,
+    "data.ignore_index": _OTHER_DATA,
+    "data.reduce_zero_label": _OTHER_DATA,
+}
+"""Parts of a recipe that are no parameters of a search, and why."""
+
+PERTURBED = (
+    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
+    "optimizer.layer_decay", "optimizer.clip_norm", "optimizer.schedule", "model.drop_path_rate",
+    "task.label_smoothing", "data.flip", "data.color_jitter", "data.rand_augment", "data.random_erasing",
+    "data.mixup", "data.cutmix", "data.mix_probability", "data.mix_switch_probability", "data.crop_scale",
+    "data.crop_ratio", "data.scale_range",
+)  # fmt: skip
+"""Parts of a recipe that may change under a model in training; others change its shape, its steps or its optimizer."""
+
+
+def load_search(path: Path, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Search:
+    """Read a space, hold it against its base recipe, and name every mistake at once.
+
+    Args:
+        path: the space's file.
+        overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's draw as a
+            whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base recipe.
+        recipe: the base recipe; None: the one that the space names.
+
+    Raises:
+        UserError: one mistake, or a file that cannot be read.
+        UserErrors: several mistakes, each with file and line or override, value and nearest key.
+    """
+    merged, places = read_mapping(path, "space")
+    mistakes = _Mistakes(str(path), places)
+    space = base = None
+    for override in overrides:
+        with mistakes.gathered():
+            if is_of_space(override):
+                _apply(override, merged, places)
+    with mistakes.gathered():
+        space = check(Space, merged, places, str(path))
+    with mistakes.gathered():
+        others = [override for override in overrides if not is_of_space(override)]
+        base = _base_recipe(path, merged.get("recipe"), others, recipe, mistakes)
+    stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
+    if base and stage:
+        _check_against_recipe(merged, space, base, stage, mistakes)
+    if space:
+        _check_searcher(space, mistakes)
+    if mistakes.found or space is None or base is None or stage is None:
+        raise mistakes.error()
+    return Search(path.stem, space, base, stage)
+
+
+def is_of_space(override: str) -> bool:
+    """Whether an override belongs to the space, not to the base recipe."""
+    return override.strip().startswith(PREFIX)
+
+
+class _Mistakes:
+    """Mistakes gathered over a whole space."""
+
+    def __init__(self, name: str, places: Places) -> None:
+        self.name = name
+        self.places = places
+        self.found: list[UserError] = []
+
+    def add(self, what: str, *key_path: str, fix: str = "") -> None:
+        """Note a mistake at a key of the space."""
+        self.found.append(UserError(what, where=located(key_path, self.places, self.name), fix=fix))
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Note what the block raises, and go on."""
+        try:
+            yield
+        except UserError as error:
+            self.found += _each(error)
+
+    def error(self) -> UserError:
+        return self.found[0] if len(self.found) == 1 else UserErrors(self.found)
+
+
+def _each(error: UserError) -> list[UserError]:
+    return error.errors if isinstance(error, UserErrors) else [error]
+
+
+def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
+    """Put one override into the space."""
+    (_, *path), value, where = parse_override(override)
+    if path[0] == "parameters" and len(path) > 1:
+        # a parameter's name is itself a dotted path
+        path = ["parameters", ".".join(path[1:])]
+    put(merged, path, value, where)
+    claim(places, tuple(path), where)
+
+
+def _base_recipe(
+    path: Path, named: Any, overrides: Sequence[str], recipe: Recipe | None, mistakes: _Mistakes
+) -> Recipe | None:
+    """The recipe given, else the one named, with overrides on top; None after a mistake in its name."""
+    if recipe is not None:
+        return override_recipe(recipe.model_dump(mode="json"), overrides, {}, f"recipe {recipe.name}")
+    if named is None:
+        mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
+    if not isinstance(named, str):
+        return None
+    file = path.parent / named
+    try:
+        return load_recipe(file, overrides)
+    except UserError as error:
+        if error.where != str(file):
+            raise
+        # the file itself is wrong, and named in the message: say who asked for it
+        mistakes.add(error.what, "recipe", fix=error.fix)
+        return None
+
+
+def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
+    """The searched stage; None after a mistake."""
+    if named is None and len(recipe.stages) == 1:
+        return next(iter(recipe.stages))
+    if named in recipe.stages if isinstance(named, str) else False:
+        return str(named)
+    stages = ", ".join(recipe.stages)
+    if named is None:
+        mistakes.add(f"names no stage; the recipe has {stages}", fix="add `stage: <name>`")
+    elif isinstance(named, str):
+        mistakes.add(f"no stage {short(named)}{nearest(named, recipe.stages)}", "stage", fix=f"stages: {stages}")
+    return None
+
+
+def _check_against_recipe(
+    merged: Mapping[str, Any], space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
+) -> None:
+    """Hold what can be read of a space, which need not be valid as a whole, against the recipe."""
+    whole = recipe.model_dump(mode="json")
+    base = recipe.stages[stage]
+    epochs = base.training.epochs
+    if space:
+        epochs = trial_epochs(space, base)
+        shape(whole["stages"][stage], space)
+        try:
+            base = check(Recipe, whole, {}, "").stages[stage]
+        except UserError as error:
+            for each in _each(error):
+                mistakes.add(_reason(each, "", stage)[0], "resources")
+            whole = recipe.model_dump(mode="json")
+        _check_lengths(space, base, epochs, mistakes)
+    draws = space.parameters if space else _readable(merged.get("parameters"))
+    if isinstance(merged.get("metric"), str):
+        _check_metric(merged["metric"], merged.get("mode", "max"), base, mistakes)
+    for path, draw in draws.items():
+        _check_parameter(path, draw, whole, stage, epochs, mistakes)
+    if space and space.scheduler.kind == "pbt":
+        _check_pbt(space, base, mistakes)
+
+
+def _readable(parameters: Any) -> dict[str, Draw]:
+    """Those parameters whose draws are valid, of a space that is not."""
+    found = {}
+    for path, raw in parameters.items() if isinstance(parameters, dict) else ():
+        try:
+            found[path] = check(Draw, raw, {}, "")
+        except UserError:
+            continue  # named with the space's other mistakes
+    return found
+
+
+def _check_parameter(
+    path: str, draw: Draw, whole: dict[str, Any], stage: str, epochs: float | None, mistakes: _Mistakes
+) -> None:
+    """Refuse a path that is not searched, and ends or choices that the recipe refuses."""
+    for part, why in NOT_SEARCHED.items():
+        if _is_within(path, part):
+            mistakes.add(f"{path} is not searched: {why}", "parameters", path)
+            return
+    refused: dict[tuple[str, str], list[Value]] = {}
+    for value in draw.corners():
+        for reason in _reasons_against(path, value, whole, stage, epochs):
+            refused.setdefault(reason, []).append(value)
+    for (what, fix), values in refused.items():
+        whole_numbers = "integer" in what and draw.choice is None
+        which = ", ".join(short(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
+        mistakes.add(f"the recipe refuses {which}: {what}", "parameters", path, fix=FRACTIONS if whole_numbers else fix)
+
+
+def _reasons_against(
+    path: str, value: Value, whole: dict[str, Any], stage: str, epochs: float | None
+) -> list[tuple[str, str]]:
+    """What speaks against one value of a parameter in the base recipe, and what to do about it."""
+    changed = {**whole, "stages": {**whole["stages"], stage: dict(whole["stages"][stage])}}
+    try:
+        put(changed["stages"][stage], path.split("."), value, "")
+        found = check(Recipe, changed, {}, "").stages[stage]
+        if path == "model.name":
+            check_model_name(found.model.name, dense=found.task.kind != "classification")
+    except UserError as error:
+        return [_reason(each, path, stage) for each in _each(error)]
+    return [(reason, "") for key, reason in _too_long(found, epochs).items() if key == path]
+
+
+def _reason(error: UserError, path: str, stage: str) -> tuple[str, str]:
+    """What is wrong and its remedy; the key only where it is not the parameter's own."""
+    key = error.where.removeprefix(f"stages.{stage}").removeprefix(".")
+    return (error.what if key in ("", path) else f"{key}: {error.what}"), error.fix
+
+
+def _is_within(path: str, part: str) -> bool:
+    return path == part or path.startswith(f"{part}.")
+
+
+def _too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
+    """Parts of the schedule, by key, that a training of so many epochs does not reach the end of.
+
+    Those given in steps, and a length in steps, cannot be compared before the data is known.
+    """
+    schedule = stage.optimizer.schedule
+    found = {}
+    if epochs is not None and schedule.warmup_epochs >= epochs:
+        found["optimizer.schedule.warmup_epochs"] = (
+            f"a warm-up of {schedule.warmup_epochs:g} epochs is not over when a trial ends ({epochs:g} epochs)"
+        )
+    if epochs is not None and schedule.decay_epochs and schedule.decay_epochs[-1] >= epochs:
+        found["optimizer.schedule.decay_epochs"] = (
+            f"the decay after {schedule.decay_epochs[-1]:g} epochs lies beyond the end of a trial ({epochs:g} epochs)"
+        )
+    return found
+
+
+def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _Mistakes) -> None:
+    """Refuse lengths within a trial that are not shorter than the trial."""
+    if space.budget.epochs is not None:
+        for key, reason in _too_long(base, epochs).items():
+            if key not in space.parameters:
+                mistakes.add(
+                    f"{key}: {reason}",
+                    "budget",
+                    "epochs",
+                    fix=f"raise budget.epochs, or shorten it for trials and retraining: {key}=...",
+                )
+    if epochs is None or space.scheduler.kind == "none":
+        return
+    key = "perturb_epochs" if space.scheduler.kind == "pbt" else "grace_epochs"
+    length = getattr(space.scheduler, key)
+    if length >= epochs:
+        mistakes.add(f"{length:g} is not less than the {epochs:g} epochs of a trial", "scheduler", key)
+    interval = base.training.evaluate_every.epochs
+    if interval is not None and interval >= epochs:
+        mistakes.add(
+            f"a trial of {epochs:g} epochs is evaluated every {interval:g} epochs, that is, only at its end: "
+            f"{space.scheduler.kind} could not act",
+            "budget",
+            "evaluate_every_epochs",
+            fix="set budget.evaluate_every_epochs",
+        )
+
+
+def _check_metric(metric: str, mode: Any, base: Stage, mistakes: _Mistakes) -> None:
+    names = METRICS[base.task.kind]
+    if base.task.kind == "detection" and base.task.head != "mask_rcnn":
+        names = {name: good for name, good in names.items() if not name.startswith("val/mask_")}
+    if metric not in names:
+        mistakes.add(
+            f"task {base.task.kind} reports no {short(metric)}{nearest(metric, names)}",
+            "metric",
+            fix=f"it reports {', '.join(names)}",
+        )
+    elif mode in ("max", "min") and mode != names[metric]:
+        mistakes.add(f"{mode} would search for the worst model by {metric}", "mode", fix=f"set `mode: {names[metric]}`")
+
+
+def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
+    """Refuse parameters and numbers of trials that do not fit the searcher."""
+    if not space.parameters:
+        mistakes.add("the space is empty", "parameters", fix="name at least one, such as `optimizer.lr`")
+    for path in space.parameters:
+        for other in space.parameters:
+            if path != other and _is_within(path, other):
+                mistakes.add(f"{path} lies within {other}, which is searched too", "parameters", path)
+    if space.searcher != "grid":
+        if space.budget.trials is None:
+            mistakes.add(f"trials are needed by searcher {space.searcher}", "budget", fix="set budget.trials")
+        return
+    ranges = [path for path, draw in space.parameters.items() if draw.choice is None]
+    for path in ranges:
+        mistakes.add("a grid needs `choice`, not a range", "parameters", path, fix="list its values")
+    if ranges or not space.parameters:
+        return
+    sizes = [len(draw.corners()) for draw in space.parameters.values()]
+    there, wanted = math.prod(sizes), space.budget.trials
+    arithmetic = f"{' x '.join(map(str, sizes))} = {there}" if len(sizes) > 1 else str(there)
+    if wanted is not None and wanted > there:
+        mistakes.add(f"{wanted} trials are more than the grid's combinations ({arithmetic})", "budget", "trials")
+    if wanted is None and there > MAX_TRIALS:
+        mistakes.add(
+            f"the grid has too many combinations ({arithmetic}; at most {MAX_TRIALS} trials)",
+            "parameters",
+            fix="leave out choices, or set budget.trials",
+        )
+
+
+def _check_pbt(space: Space, base: Stage, mistakes: _Mistakes) -> None:
+    if space.searcher != "random":
+        mistakes.add(f"scheduler pbt needs searcher random, not {space.searcher}", "searcher")
+    if base.cluster.workers > 1:
+        mistakes.add(
+            f"scheduler pbt needs trials of one worker, not of {base.cluster.workers}",
+            *(("resources", "workers") if space.resources else ("scheduler", "kind")),
+            fix="set resources.workers to 1",
+        )
+    for path in space.parameters:
+        if not any(_is_within(path, part) for part in PERTURBED):
+            mistakes.add(
+                "pbt changes values while a model trains, which this one does not allow",
+                "parameters",
+                path,
+                fix=f"it may change {', '.join(PERTURBED)}",
+            )

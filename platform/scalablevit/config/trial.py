@@ -1,0 +1,93 @@
+"""What a trial of a search trains: the searched stage with its values, shortened to the budget."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import check, put
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.space import Search, Space, Value
+
+PBT_CHECKPOINTS = 4
+"""Kept of a trial under PBT, so that the one that another trial copies is not pruned meanwhile."""
+
+
+def trial_epochs(space: Space, stage: Stage) -> float | None:
+    """Longest training of a trial in epochs; None: the recipe gives steps, and the budget nothing."""
+    return space.budget.epochs or stage.training.epochs
+
+
+def shape(stage: dict[str, Any], space: Space) -> None:
+    """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
+    training = stage["training"]
+    if space.budget.epochs is not None:
+        if training["epochs"] is not None:
+            _scale_schedule(stage["optimizer"]["schedule"], space.budget.epochs / training["epochs"], space)
+        training |= {"epochs": space.budget.epochs, "steps": None}
+    if space.budget.evaluate_every_epochs is not None:
+        training["evaluate_every"] = {"epochs": space.budget.evaluate_every_epochs}
+    training["checkpoint_every"] = None
+    training["keep"] = {"last": PBT_CHECKPOINTS if space.scheduler.kind == "pbt" else 1, "best": 1}
+    if space.resources is not None:
+        # trials of different sizes would not be comparable: no elasticity
+        stage["cluster"] |= {**space.resources.model_dump(mode="json"), "min_workers": None}
+
+
+def _scale_schedule(schedule: dict[str, Any], factor: float, space: Space) -> None:
+    """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
+
+    A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
+    is one that the whole training, which stays at its peak for long, does not survive (measured on the demo).
+    """
+    path = "optimizer.schedule."
+    if path + "warmup_epochs" not in space.parameters:
+        schedule["warmup_epochs"] *= factor
+    if path + "warmup_steps" not in space.parameters:
+        schedule["warmup_steps"] = round(schedule["warmup_steps"] * factor)
+    if path + "decay_epochs" not in space.parameters:
+        schedule["decay_epochs"] = [epoch * factor for epoch in schedule["decay_epochs"]]
+
+
+def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
+    """What a trial trains: the searched stage with the values, the budget's length and the trial's resources.
+
+    Raises:
+        UserError: the values, each valid, do not fit together; they are named.
+    """
+    whole = search.recipe.model_dump(mode="json")
+    shape(whole["stages"][search.stage], search.space)
+    return _with_values(whole, search.stage, values).stages[search.stage]
+
+
+def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Recipe:
+    """The recipe with the values in one stage, nothing else changed, and no search of its own any more.
+
+    Raises:
+        UserError: the values do not fit together; they are named.
+    """
+    return _with_values({**recipe.model_dump(mode="json"), "tune": None}, stage, values)
+
+
+def _with_values(whole: dict[str, Any], stage: str, values: Mapping[str, Value]) -> Recipe:
+    shown = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
+    try:
+        for path, value in values.items():
+            put(whole["stages"][stage], path.split("."), value, path)
+        return check(Recipe, whole, {}, "")
+    except UserError as error:
+        raise UserError(f"these values make no valid recipe: {shown or 'none'}\n{error}") from None
+
+
+def value_at(stage: Stage, path: str) -> Any:
+    """The plain value at a dotted path of a stage.
+
+    Raises:
+        KeyError: the stage has no such path.
+    """
+    node: Any = stage.model_dump(mode="json")
+    for part in path.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise KeyError(path)
+        node = node[part]
+    return node
