@@ -23,10 +23,14 @@ def say(**answer: Any) -> None:
 
 
 def commands() -> Iterator[dict[str, Any]]:
-    """Lines of standard input, which is waited for in a way that an interrupt ends."""
+    """Lines of standard input, which is waited for in a way that an interrupt ends.
+
+    In short waits: Linux does not wake a process for a signal that comes just as it is about to go on after SIGCONT.
+    """
     pending = b""
     while True:
-        select.select([0], [], [])
+        while not select.select([0], [], [], 0.2)[0]:
+            pass
         content = os.read(0, 4096)
         if not content:
             return

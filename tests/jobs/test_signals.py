@@ -1,20 +1,16 @@
-"""Signals that come while Ray starts."""
+"""Signals that come while Ray starts, and those that nobody notices at once."""
 
 import os
 import signal
 import sys
+import threading
 
 import pytest
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from scalablevit.jobs.signals import interruptible_start
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+from scalablevit.jobs import signals
+from scalablevit.jobs.signals import check, interrupt, interruptible_start, wait_saving_first
+from scalablevit.training.launch import _Trainer
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])
@@ -42,5 +38,40 @@ def test_without_a_signal_nothing_is_raised_and_errors_pass():
         pass
     with pytest.raises(RuntimeError), interruptible_start():
         raise RuntimeError
+    check()
+    wait_saving_first([], lambda: pytest.fail("nobody asked"))
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class InterruptedWhenDeleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_that_python_drops_ends_the_next_wait(monkeypatch):
+    """It drops what is raised while an object is deleted."""
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+    signals.end_like_ctrl_c()
+    InterruptedWhenDeleted()
+    assert dropped == [KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        wait_saving_first([threading.Event()], lambda: pytest.fail("it was no first signal"))
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_run_is_not_saved_first():
+    """Another process owns it by then."""
+    threading.Timer(0.2, interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        wait_saving_first([threading.Event()], lambda: pytest.fail("asked to save"))
+
+
+def test_ray_train_leaves_handlers_alone():
+    """Its own would wait for a controller that does not end, and swallow the second Ctrl-C."""
+    assert callable(DataParallelTrainer._register_sigint_handler), "launch._Trainer overrides what is no longer there"
+    before = signal.getsignal(signal.SIGINT)
+    _Trainer(print)._register_sigint_handler(None)
+    assert signal.getsignal(signal.SIGINT) == before

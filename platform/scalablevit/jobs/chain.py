@@ -15,7 +15,7 @@ from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
-from scalablevit.jobs.signals import saving_first
+from scalablevit.jobs.signals import wait_saving_first
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
 from scalablevit.jobs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
@@ -115,12 +115,10 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
             ended[stage.name].set()
 
     try:
-        with saving_first(job.stop_training):
-            for stage in group:
-                # daemons: after an interrupt nothing waits for them for ever
-                threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
-            for event in ended.values():
-                event.wait()
+        for stage in group:
+            # daemons: after an interrupt nothing waits for them for ever
+            threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
+        wait_saving_first(ended.values(), job.stop_training)
     except KeyboardInterrupt:
         job.stopping.set()
         cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -21,6 +20,7 @@ import pyarrow.fs
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.signals import interrupt
 from scalablevit.training.storage import open_filesystem
 
 FILE = "lease.json"
@@ -170,7 +170,7 @@ class Lease:
                 file=sys.stderr,
                 flush=True,
             )
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            interrupt()
             return
 
     @contextmanager

@@ -22,6 +22,7 @@ from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import without_secrets
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import BEST, TABLE, summary
+from scalablevit.jobs.signals import check
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, identity, initial_of
 from scalablevit.jobs.status import Best, StatusFile
 from scalablevit.tracking import tags
@@ -143,7 +144,8 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
 
 
 def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
-    """How far the search is, into its status."""
+    """How far the search is, into its status; Tune comes by here whenever a trial has ended."""
+    check()
     space = search.space
     leading = next(iter(ranked(trials, space.mode)), None)
     best = leading.best(space.mode) if leading else None

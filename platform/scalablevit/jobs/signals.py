@@ -1,49 +1,64 @@
-"""SIGTERM, which `ray job stop` sends, ends like Ctrl-C: trainings are saved, runs marked KILLED, folders released."""
+"""Ctrl-C, the SIGTERM of `ray job stop` and a lost run end a job alike: runs are marked KILLED, folders released.
+
+The exception that a handler raises can be swallowed by a callback in which it comes, and a system call that begins
+just after a signal is not woken by it. So a signal is also noted, and who waits looks at the note.
+"""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+CHECK_S = 0.5
+"""Between two looks at the note."""
 GRACE_S = 30.0
 """Time to save and end, from the first signal on; then it is as if a second one had come."""
+
+_noted = threading.Event()
 
 
 def end_like_ctrl_c() -> None:
     """Let SIGTERM and SIGINT raise KeyboardInterrupt; Ray puts its own handlers in place whenever it starts."""
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupt() -> None:
+    """End this process's job at once, without saving; from any thread."""
+    _noted.set()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def check() -> None:
+    """Where the main thread comes by now and then.
+
+    Raises:
+        KeyboardInterrupt: the job is to end at once.
+    """
+    if _noted.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def interruptible_start() -> Iterator[None]:
-    """Around the start of Ray, where callbacks may swallow an interrupt, and SIGTERM exits with Ray's own code.
+    """Around the start of Ray, which puts a handler in place that exits with a code of its own.
 
     Raises:
-        KeyboardInterrupt: at the signal, at the latest at the end.
+        KeyboardInterrupt: at a signal, at the latest at the end.
     """
-    noticed = False
-
-    def note(_number: int, _frame: object) -> None:
-        nonlocal noticed
-        noticed = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
+    end_like_ctrl_c()
     try:
         yield
     except SystemExit:
-        noticed = True
+        _noted.set()
     finally:
         end_like_ctrl_c()
-        if noticed:
-            raise KeyboardInterrupt
+        check()
 
 
-@contextmanager
-def saving_first(ask: Callable[[], bool]) -> Iterator[None]:
-    """Within, the first signal only asks what trains to save and end; the second ends at once.
+def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool]) -> None:
+    """Wait for all events; the first signal only asks what trains to save and end, the second ends at once.
 
     Args:
         ask: asks, and tells whether there was anything to ask: if not, the first signal ends at once, too.
@@ -56,20 +71,25 @@ def saving_first(ask: Callable[[], bool]) -> Iterator[None]:
 
     def handle(_number: int, _frame: object) -> None:
         end_like_ctrl_c()
-        if not ask():
-            raise KeyboardInterrupt
+        if _noted.is_set() or not ask():
+            _noted.set()
+            return
         print("\ninterrupted: saving first; once more ends at once", flush=True)
         timer.start()
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        for event in ended:
+            while not event.wait(CHECK_S):
+                check()
     finally:
         timer.cancel()
         end_like_ctrl_c()
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+def _interrupt(number: int, _frame: object) -> None:
+    if number == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    _noted.set()
     raise KeyboardInterrupt

@@ -211,6 +211,8 @@ def _launch(
         stop_file.unlink(missing_ok=True)  # that of an earlier attempt
         job.training.add(stop_file)
         try:
+            if job.stopping.is_set():  # while nothing trained that could have been told
+                raise KeyboardInterrupt
             return launch(resolved.stage, assignment.as_dict(), store.location, callbacks, stop_file)
         finally:
             job.training.discard(stop_file)

@@ -2,8 +2,6 @@
 
 import os
 import secrets
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +64,7 @@ def launch(
     while True:
         trainer = _trainer(stage, assignment, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
         try:
-            result = _fit(trainer)
+            result: dict[str, Any] = trainer.fit().return_value
             if result.get("reason") != "node leaving":
                 break
             if stop_file is not None and stop_file.exists():
@@ -102,7 +100,7 @@ def _trainer(
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     train: Any = ray.train  # statically it has the types of Ray Train's first version
-    return TorchTrainer(
+    return _Trainer(
         _on_worker,  # type: ignore[arg-type]
         train_loop_config=assignment,
         scaling_config=train.ScalingConfig(
@@ -121,6 +119,16 @@ def _trainer(
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to the job.
+
+    Ray's handler asks the controller to end, which one that is not yet at work does not do, and swallows the next one.
+    """
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Ray calls it in the main thread before it waits for the controller."""
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):
@@ -164,22 +172,6 @@ class _SaveAndEnd(WorkerGroupCallback):
             for worker in self._workers:
                 worker.actor.mark_preempt.remote(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
             self._workers = []
-
-
-def _fit(trainer: Any) -> dict[str, Any]:
-    """What rank 0 returned; Ctrl-C then does again what it did before.
-
-    The handler that Ray leaves behind would keep the controller alive, and swallow the next interrupt.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        result: dict[str, Any] = trainer.fit().return_value
-    except SystemExit:  # how Ray's own handler of SIGINT leaves
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-    return result
 
 
 def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]:

@@ -1,0 +1,18 @@
+"""What tests of jobs leave behind in the process."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from scalablevit.jobs import signals
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Signals do again what they did before, and none is noted."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    signals._noted.clear()
+    for number, handler in before.items():
+        signal.signal(number, handler)
