@@ -44,7 +44,7 @@ def resolved(tmp_path):
 def in_process(monkeypatch):
     """Ray's part: calls the worker, and the callbacks with what it reports."""
 
-    def launched(stage, assignment, run_folder, callbacks):
+    def launched(stage, assignment, run_folder, callbacks, stop_file):
         def send(records, node):
             for callback in callbacks:
                 reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}

@@ -85,7 +85,7 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
     labels = cv2.imread(str(scenes / "annotations" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
     for label in np.unique(labels[labels >= first]):
         here = labels == label
-        wanted[here] = (1 - share) * wanted[here] + share * np.array(overlays._colour(label - first))
+        wanted[here] = (1 - share) * wanted[here] + share * np.array(overlays.colour(label - first))
     rows, columns = np.indices(labels.shape)
     found = colours_at(figures[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
@@ -108,7 +108,7 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
             text.remove()
         middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
         found = colours_at(figures[0], axes, middles)
-        assert np.abs(found - overlays._colour(label)).max() < 0.01
+        assert np.abs(found - overlays.colour(label)).max() < 0.01
 
 
 def name_of(annotated, category):
