@@ -52,6 +52,18 @@ def test_the_least_recipe_is_accepted(kind: str) -> None:
     assert check(Recipe, recipe(kind), {}, "f").name == "r"
 
 
+@pytest.mark.parametrize(("side", "resized"), [(224, 256), (112, 128), (16, 18), (4096, 4096)])
+def test_the_evaluations_crop_is_as_large_a_part_of_the_image_as_imagenets(side: int, resized: int) -> None:
+    whole = check(Recipe, changed("classification", ("data.image_size", side)), {}, "f")
+    assert whole.stages["first"].data.eval_resize == resized
+
+
+def test_a_wrong_size_is_one_mistake() -> None:
+    with pytest.raises(UserError) as caught:
+        check(Recipe, changed("classification", ("data.image_size", "large")), {}, "f")
+    assert str(caught.value).count("\n") == 0 and "image_size" in str(caught.value)
+
+
 REFUSED = [
     # data
     ("classification", [("data.train.images", "/abs")], "inside data.root"),
@@ -67,7 +79,7 @@ REFUSED = [
     ("classification", [("data.max_bad_fraction", 2)], "less than or equal to 1"),
     ("classification", [("data.max_pixels", 0)], "greater than or equal to 1"),
     ("classification", [("data.image_size", 15)], "greater than or equal to 16"),
-    ("classification", [("data.image_size", 257)], "eval_resize (256) must be at least image_size (257)"),
+    ("classification", [("data.eval_resize", 223)], "eval_resize (223) must be at least image_size (224)"),
     ("classification", [("data.crop_scale", [0.0, 1.0])], "must rise and start above 0"),
     ("classification", [("data.crop_scale", [0.5, 0.4])], "must rise and start above 0"),
     ("classification", [("data.crop_ratio", [2.0, 1.0])], "crop_ratio [2.0, 1.0] must rise"),

@@ -1,7 +1,7 @@
 """The recipe's data sections: one for each kind of source."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -88,13 +88,17 @@ class _Images(Section):
         return path
 
 
+def _before_crop(data: dict[str, Any]) -> int:
+    return min(round(int(data["image_size"]) * 256 / 224), 4096)
+
+
 class _LabelledImages(_Images):
     """What sources of images with one class each share."""
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square training and evaluation crop, pixels."""
-    eval_resize: Annotated[int, Field(ge=16, le=4096)] = 256
-    """Shorter side before the centre crop in evaluation, pixels."""
+    eval_resize: Annotated[int, Field(ge=16, le=4096)] = Field(default_factory=_before_crop)
+    """Shorter side before the centre crop in evaluation, pixels; by default 8/7 of image_size, as 256 is of 224."""
     crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
     """Area of the random resized crop, fraction of the image."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)

@@ -98,6 +98,8 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
     except ValidationError as error:
         found: dict[KeyPath, list[ErrorDetails]] = {}
         for detail in error.errors():
+            if detail["type"] == "default_factory_not_called":
+                continue  # it follows from another mistake
             # a union gives an error for each of its types at the same path
             found.setdefault(_key_path(detail, merged), []).append(detail)
         errors = [_explain(schema, key_path, details, places, name) for key_path, details in found.items()]
