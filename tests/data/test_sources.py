@@ -12,11 +12,12 @@ from PIL import Image
 
 from scalablevit.config.data import Data, ImageFolder, MaskPairs, Split, TarShards
 from scalablevit.config.errors import UserError
-from scalablevit.data import sources
+from scalablevit.data import samples
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sampler import Key
-from scalablevit.data.sources import Sample, open_class_folders, open_source
+from scalablevit.data.samples import Sample
+from scalablevit.data.sources import open_class_folders, open_source
 
 
 def folder(root: str = "set") -> ImageFolder:
@@ -194,7 +195,7 @@ def test_digest_sees_names_labels_and_classes(tmp_path: Path) -> None:
 
 
 def test_digest_of_much_data_covers_names_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "HASHED_BYTES", 100)
+    monkeypatch.setattr(samples, "HASHED_BYTES", 100)
     write_folder(tmp_path / "set")
     first = open_source(folder(), "train", tmp_path).digest()
     assert first.startswith("listing:")

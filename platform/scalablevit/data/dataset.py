@@ -14,7 +14,7 @@ from scalablevit.data.decoding import BadSample, read_image, read_mask
 from scalablevit.data.instances import Instances, decoded
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.sampler import Key
-from scalablevit.data.sources import Sample, Source
+from scalablevit.data.samples import Sample, Source
 from scalablevit.data.transforms import augment, augment_instances, eval_transform, train_transform
 
 

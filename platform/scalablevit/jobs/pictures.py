@@ -14,7 +14,7 @@ from scalablevit.tracking.connection import brief
 if TYPE_CHECKING:
     from torch import nn
 
-    from scalablevit.data.sources import Source
+    from scalablevit.data.samples import Source
     from scalablevit.tasks.task import Task
 
 FOLDER = "plots"

@@ -13,8 +13,9 @@ from scalablevit.config.recipe import Length, Recipe, Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import learning_rate
 from scalablevit.data.check import check_split, raise_if_fatal
+from scalablevit.data.samples import Source
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import Source, open_source
+from scalablevit.data.sources import open_source
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
 

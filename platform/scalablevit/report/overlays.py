@@ -20,7 +20,7 @@ from scalablevit.data.instances import decoded
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
-from scalablevit.data.sources import Source
+from scalablevit.data.samples import Source
 from scalablevit.report.curves import save
 from scalablevit.tasks.examination import SHOWN_SCORE
 from scalablevit.tasks.task import Task

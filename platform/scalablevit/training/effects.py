@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
-from scalablevit.data.sources import Source
+from scalablevit.data.samples import Source
 from scalablevit.tasks.task import SplitName
 from scalablevit.training.agreement import newest_for_all
 from scalablevit.training.capture import capture_step

@@ -18,7 +18,8 @@ from torch import nn
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.sources import Source, open_source
+from scalablevit.data.samples import Source
+from scalablevit.data.sources import open_source
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.task import SplitName, build_task
 from scalablevit.training import seeds
