@@ -13,7 +13,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import chain, signals
 from scalablevit.jobs.chain import groups, run_group
 from scalablevit.jobs.cluster import fit_together
-from scalablevit.jobs.report import PAGE
+from scalablevit.jobs.report import PAGE, gather
 from scalablevit.jobs.resolve import resolve
 from scalablevit.jobs.result import StageResult, time_profile
 from scalablevit.jobs.stage import Job
@@ -116,20 +116,60 @@ def test_the_first_signal_lets_trainings_save_and_the_second_ends_at_once(stages
     assert disconnected.is_set() == (sent == 2)
 
 
-def test_who_does_not_save_in_time_is_ended(stages, monkeypatch, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_only_a_sigterm_limits_the_time_to_save(stages, monkeypatch, tmp_path, number):
+    """Its sender kills soon; a person sends Ctrl-C once more."""
     disconnected = threading.Event()
 
     def run_stage(job, stage, earlier):
         job.training.add(tmp_path / "stop")
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        assert disconnected.wait(timeout=20)
+        time.sleep(0.3)  # the main thread waits by then
+        signal.pthread_kill(threading.main_thread().ident, number)
+        assert disconnected.wait(timeout=20 if number == signal.SIGTERM else 1.5) == (number == signal.SIGTERM)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(chain, "run_stage", run_stage)
     monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
     monkeypatch.setattr(signals, "GRACE_S", 0.2)
     with pytest.raises(KeyboardInterrupt):
         run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[:1], {})
-    assert disconnected.is_set()
+    assert disconnected.is_set() == (number == signal.SIGTERM)
+
+
+def test_trainings_of_which_one_cannot_be_told_to_save_are_ended(stages, monkeypatch, tmp_path):
+    """Its folder is gone, or its disk full."""
+    disconnected = threading.Event()
+    told = tmp_path / "told"
+
+    def run_stage(job, stage, earlier):
+        job.training.update({tmp_path / "gone" / "stop", told})
+        time.sleep(0.3)  # the main thread waits by then
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert disconnected.wait(timeout=20)
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
+    with pytest.raises(KeyboardInterrupt):
+        run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[:1], {})
+    assert disconnected.is_set() and told.exists()
+
+
+def test_whatever_ends_the_wait_lets_the_stages_record_their_end(stages, monkeypatch, tmp_path):
+    disconnected, ended = threading.Event(), []
+
+    def run_stage(job, stage, earlier):
+        assert disconnected.wait(timeout=20)
+        ended.append(stage.name)
+
+    def wait(events, ask):
+        raise OSError("broken")
+
+    monkeypatch.setattr(chain, "run_stage", run_stage)
+    monkeypatch.setattr(chain, "wait_saving_first", wait)
+    monkeypatch.setattr(chain.cluster, "disconnect", disconnected.set)
+    with pytest.raises(OSError, match="broken"):
+        run_group(Job(tmp_path, "tiny", "0" * 32, "sqlite://"), stages[:1], {})
+    assert ended == ["pretrain"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +199,8 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     (ended,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
     assert (ended.state, ended.unit, ended.step) == (state, "stages", 1 if error else 2)
     assert len(list(tmp_path.glob(f"runs/*/{PAGE}"))) == (state != "killed")
+    (folder,) = (path.parent for path in tmp_path.glob("runs/*/status.json"))
+    assert [part.name for part in gather(folder).stages] == [], "no stage wrote anything, and the job is known"
 
 
 def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):

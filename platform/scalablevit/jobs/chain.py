@@ -10,11 +10,11 @@ from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.lease import Lease
-from scalablevit.jobs.report import publish_job
+from scalablevit.jobs.report import begin_job, publish_job
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.screen import duration
+from scalablevit.jobs.screen import duration, forgiving_output
 from scalablevit.jobs.signals import wait_saving_first
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
 from scalablevit.jobs.status import StatusFile
@@ -41,7 +41,11 @@ def run_chain(
     tracking = stages[0].stage.tracking
     address = tracking_uri(tracking.uri, root)
     names = ", ".join(stage.name for stage in stages)
-    with Lease(store) as lease, StatusFile(store, lease, names, len(stages), "stages", address) as status_file:
+    with (
+        forgiving_output(),
+        Lease(store) as lease,
+        StatusFile(store, lease, names, len(stages), "stages", address) as status_file,
+    ):
         job = Job(root, recipe.name, identity(store), address, origins or {})
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
@@ -50,6 +54,7 @@ def run_chain(
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
         try:
+            begin_job(job, stages, store)
             for group in groups(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
@@ -101,14 +106,16 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
         print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
+    disconnecting = threading.Event()
     # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
     ended = {stage.name: threading.Event() for stage in group}
 
     def run(stage: ResolvedStage) -> None:
         try:
             results[stage.name] = run_stage(job, stage, earlier)
-        except BaseException as failure:  # raised below, in the main thread
-            if len(group) > 1 and not job.stopping.is_set():
+        except BaseException as failure:  # the first is raised below, in the main thread
+            others = len(group) > 1 or job.stopping.is_set()
+            if others and not isinstance(failure, KeyboardInterrupt) and not disconnecting.is_set():
                 print(f"[{stage.name}] failed: {failure}", flush=True)
             failures.append(failure)
         finally:
@@ -119,8 +126,9 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
             # daemons: after an interrupt nothing waits for them for ever
             threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
         wait_saving_first(ended.values(), job.stop_training)
-    except KeyboardInterrupt:
+    except BaseException:
         job.stopping.set()
+        disconnecting.set()
         cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end
         for event in ended.values():
             event.wait(timeout=STOP_S)

@@ -76,22 +76,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> None:
+    """Write down in the job's own folder which stages it has: its page can be made at any time."""
+    put_text(str(store.local), JOB, json.dumps(_known(job, stages, {}), indent=1))
+
+
 def publish_job(
     job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, spool: Spool
 ) -> None:
-    """Write down which stages the job has, make its page, and record it for MLflow.
+    """Write down what has become of the job's stages, make its page, and record it for MLflow.
 
     Args:
         results: of the stages that have finished.
         store: the job's own folder.
     """
+    publish(store.local, spool, job.uid, _known(job, stages, results))
+
+
+def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
+    """Content of `job.json`."""
     known = []
     for stage in stages:
         own = RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root)
         elsewhere = "" if own.location == str(own.local) else own.location
         registered = _registered(results.get(stage.name))
         known.append({"name": stage.name, "run": stage.run_name, "storage": elsewhere, "registered": registered})
-    publish(store.local, spool, job.uid, {"recipe": job.recipe, "stages": known})
+    return {"recipe": job.recipe, "stages": known}
 
 
 def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None = None) -> None:

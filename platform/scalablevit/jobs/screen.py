@@ -1,12 +1,54 @@
-"""Where a stage's lines go: one live line below them in a terminal, plain lines elsewhere."""
+"""Where lines go: of a stage one live line below them in a terminal, plain lines elsewhere."""
 
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
 from scalablevit.jobs.status import submission_id
+
+
+class _Forgiving:
+    """A text stream whose writes never fail: what is told of a training is not worth its end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Nothing when there is no room for it (`> log` on a full disk), or nobody to read it (`| head`)."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As `write`; where nobody reads any more, the rest goes nowhere, also at the interpreter's end."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within, nothing fails for what cannot be printed."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 class Screen:

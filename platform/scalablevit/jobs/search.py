@@ -21,6 +21,7 @@ from scalablevit.jobs.report import publish
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import without_secrets
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.screen import forgiving_output
 from scalablevit.jobs.search_summary import BEST, TABLE, summary
 from scalablevit.jobs.signals import check
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, identity, initial_of
@@ -105,7 +106,11 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
     tracking = resolved.stage.tracking
     store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
     address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
-    with Lease(store) as lease, StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file:
+    with (
+        forgiving_output(),
+        Lease(store) as lease,
+        StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file,
+    ):
         uid = identity(store)
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", address)

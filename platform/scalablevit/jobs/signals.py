@@ -13,7 +13,7 @@ from contextlib import contextmanager
 CHECK_S = 0.5
 """Between two looks at the note."""
 GRACE_S = 30.0
-"""Time to save and end, from the first signal on; then it is as if a second one had come."""
+"""Time to save and end after a SIGTERM, whose sender kills soon; then it is as if a second one had come."""
 
 _noted = threading.Event()
 
@@ -64,18 +64,21 @@ def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool])
         ask: asks, and tells whether there was anything to ask: if not, the first signal ends at once, too.
 
     Raises:
-        KeyboardInterrupt: as said, and `GRACE_S` after the first signal.
+        KeyboardInterrupt: as said, and `GRACE_S` after a SIGTERM.
     """
     timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
 
-    def handle(_number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         end_like_ctrl_c()
         if _noted.is_set() or not ask():
             _noted.set()
             return
-        print("\ninterrupted: saving first; once more ends at once", flush=True)
-        timer.start()
+        limit = ""
+        if number == signal.SIGTERM:
+            timer.start()
+            limit = f", for {GRACE_S:.0f} s at most"
+        print(f"\ninterrupted: saving first{limit}; once more ends at once", flush=True)
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)

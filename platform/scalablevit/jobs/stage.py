@@ -61,11 +61,15 @@ class Job:
     """Of each stage that trains the file whose appearance lets its workers save and end."""
 
     def stop_training(self) -> bool:
-        """Let all that trains save and end; False: nothing does."""
+        """Let all that trains save and end; False: nothing does, or not all of it can be told."""
         self.stopping.set()
+        told = bool(self.training)
         for file in tuple(self.training):
-            file.touch()
-        return bool(self.training)
+            try:
+                file.touch()
+            except OSError:  # a full disk, a folder that is gone
+                told = False
+        return told
 
 
 def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]) -> StageResult:
@@ -140,13 +144,14 @@ def _train(
             status = "KILLED" if job.stopping.is_set() else status
             spool.end(uid, status)
         if status == "FAILED":
-            draw_curves(resolved, store, uid)  # how it came to that; who stops a job does not wait for pictures
+            draw_curves(resolved, store, uid)  # how it came to that
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     drawing.join()
-    draw_curves(resolved, store, uid)
-    draw_validation(resolved, store, job.root)
-    examine_validation(resolved, store, job.root)
+    if not job.stopping.is_set():  # who stops a job does not wait for pictures
+        draw_curves(resolved, store, uid)
+        draw_validation(resolved, store, job.root)
+        examine_validation(resolved, store, job.root)
     return finished
 
 

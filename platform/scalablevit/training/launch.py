@@ -67,9 +67,11 @@ def launch(
             result: dict[str, Any] = trainer.fit().return_value
             if result.get("reason") != "node leaving":
                 break
+            ended = "; ".join(filter(None, [f"the workers ended at step {result['step']}", result["detail"]]))
             if stop_file is not None and stop_file.exists():
+                print(ended, flush=True)
                 raise KeyboardInterrupt
-            what = details = f"a node is about to be taken away: the workers ended at step {result['step']}"
+            what = details = f"a node is about to be taken away: {ended}"
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             kind, what = _judge(error)
             details = f"{what}\n{error}"

@@ -162,7 +162,7 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
         return {"error": [outcome.detail, "", fix]}
     if writer.failed and outcome.reason != "node leaving":
         return {"error": [writer.failed, writer.store.folder, "free space and submit again: training resumes"]}
-    detail = "; ".join(filter(None, [outcome.detail, writer.missing_best(state.best_step)]))
+    detail = "; ".join(filter(None, [outcome.detail, writer.failed, writer.missing_best(state.best_step)]))
     return {"reason": outcome.reason, "detail": detail, **state.summary()}
 
 
