@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `parse`."""
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
-        folder = platform_root(options.root) / "runs" / folder
+        folder = platform_root(options.root, make=False) / "runs" / folder
     page = gather(folder.absolute())
     print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
