@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import pytest
 from html_page import HtmlPage
-from job_folder import SEARCH, write_job
+from job_folder import SEARCH, write_job, write_search
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import report
 from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.search_summary import TABLE
 from scalablevit.jobs.stage import Job
 from scalablevit.jobs.status import Status, write_status
 from scalablevit.report.page import MATRIX_CLASSES, render
@@ -160,6 +161,14 @@ def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_pa
     page = HtmlPage(html)
     assert page.all("script") == [] and page.text.count(evil) > 5
     assert "canary-4711" not in html and "mirror: https://***@host/?token=***" in page.text
+
+
+def test_a_trial_that_failed_shows_no_password(tmp_path):
+    write_search(tmp_path / SEARCH)
+    with (tmp_path / SEARCH / TABLE).open("a") as file:
+        file.write("3,failed,,,0.0,0.5,OSError: s3://key:canary-4711@bucket/x: denied\n")
+    html = render(gather(tmp_path / SEARCH))
+    assert "canary-4711" not in html and "OSError: s3://***@bucket/x: denied" in HtmlPage(html).text
 
 
 def test_many_classes_are_told_by_their_most_frequent_confusions(job):

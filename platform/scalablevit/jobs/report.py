@@ -286,8 +286,8 @@ def _search(folder: Path) -> Search:
 
 
 def _short(cell: str) -> str:
-    """A number with four digits; anything else as it is."""
+    """A number with four digits; anything else as it is, without the credentials of addresses."""
     try:
-        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else cell
+        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else masked(cell)
     except ValueError:
-        return cell
+        return masked(cell)
