@@ -18,7 +18,7 @@ from toys import SIDE, finished_run, stage_of, val_images
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.data.sources import open_source
-from scalablevit.jobs import predict
+from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.serving.predict import Job, predict_here, predict_on_ray
@@ -183,6 +183,14 @@ def test_a_prediction_that_fails_leaves_the_earlier_one(root, images, tmp_path):
 def test_another_network_than_the_weights_is_refused(root, images, tmp_path, override):
     with pytest.raises(UserError, match="network") as refused:
         run(root, "pretrain", images, tmp_path / "out", "--dry-run", override)
+    assert override in refused.value.where
+
+
+def test_an_evaluation_is_of_the_network_that_was_trained(root):
+    """LIM and LEM have the same tensors: the weights of one would fit the other."""
+    override = "model.options.local_interaction=lem"
+    with pytest.raises(UserError, match="network") as refused:
+        evaluate.run(evaluate.parse(["toy-pretrain-0", override, "--root", str(root), "--dry-run"]))
     assert override in refused.value.where
 
 

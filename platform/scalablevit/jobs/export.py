@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model, trained_stage
+from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     refuse_unwritable(out)
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stage = trained_stage("export", config, options.overrides, options.model)
+    stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
     # imported late: a mistake above is answered before anything slow is loaded
     import torch
 

@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model, trained_stage
+from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unwritable
 from scalablevit.jobs.result import without_secrets
 
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     names, ignored = list_images(images)
     _check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stage = without_secrets(trained_stage("predict", config, options.overrides, options.model))
+    recipe = trained_recipe("predict", config, options.overrides, options.model)
+    stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
     if options.dry_run:
