@@ -13,7 +13,7 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from PIL import Image
-from toys import SIDE, finished_run, stage_of, val_images
+from toys import SIDE, finished_run, leave_status, stage_of, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
@@ -202,6 +202,19 @@ def test_weights_that_changed_since_training_are_refused(root, images, tmp_path)
     weights.write_bytes(content)
     with pytest.raises(UserError, match="SHA-256"):
         run(root, "damaged", images, tmp_path / "out", "--dry-run")
+
+
+def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
+    """Only readable files and the weights lie in the local folder."""
+    local, there = tmp_path / "root" / "runs" / "toy-pretrain-0", tmp_path / "storage" / "toy-pretrain-0"
+    shutil.copytree(root / "runs" / "toy-pretrain-0", there)
+    shutil.copytree(there, local, ignore=shutil.ignore_patterns("result.json"))
+    with pytest.raises(UserError, match="has not finished"):
+        evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+    leave_status(local, state="finished", folder=str(there))
+    weights, _, sha256 = evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+    assert sha256 == json.loads((there / "result.json").read_text())["weights_sha256"]
+    assert Path(weights).is_relative_to(local)
 
 
 def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):

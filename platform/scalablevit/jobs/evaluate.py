@@ -17,7 +17,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
 from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.status import store_of
 from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
 
@@ -84,11 +84,11 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
         known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
         raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
-    store = RunStore(folder.name, str(folder), folder)
+    store = store_of(folder)
     finished = load_result(store)
     config = store.read_json(CONFIG)
     if finished is None or config is None:
-        raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+        raise UserError(f"run {folder.name} has not finished", where=store.location, fix="submit its job again")
     with (folder / WEIGHTS).open("rb") as file:
         if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
             raise UserError(

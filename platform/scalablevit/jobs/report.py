@@ -20,7 +20,7 @@ from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
 from scalablevit.jobs.stage import Job
-from scalablevit.jobs.status import read_status
+from scalablevit.jobs.status import read_status, store_of
 from scalablevit.report.findings import load_findings
 from scalablevit.report.page import Page, Part, Search, Stage, render
 from scalablevit.tracking import tags
@@ -121,11 +121,7 @@ def gather(folder: Path) -> Page:
     if (folder / SPACE).is_file():
         return Page(folder.name, {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
-        status = read_status(folder)
-        # storage elsewhere has the result; a local root may have been moved since
-        location = status.folder if status is not None and "://" in status.folder else str(folder)
-        stage = _stage(RunStore(folder.name, location, folder), "")
-        return Page(folder.name, {}, stages=(stage,))
+        return Page(folder.name, {}, stages=(_stage(store_of(folder), ""),))
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
