@@ -89,6 +89,7 @@ def test_the_field_of_trained_layers(root, tmp_path, capsys):
     [
         (["features", "lim", "--blocks", "2,11"], "lim has 10 blocks, no block 11"),
         (["features", "lim", "lim"], "named twice"),
+        (["field", "lim", "model.options.local_interaction=lem"], "the network that the model's own recipe describes"),
         (["features", "nobody"], "no finished run 'nobody'"),
         (["field", "lim", "--block", "2"], r"block 2 of lim has no windows\n.*1, 3, 5, 7, 9"),
         (["field", "lim"], "a map of 8 x 8 tokens has less than 3 windows"),

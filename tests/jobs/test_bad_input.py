@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,13 @@ import pytest
 import yaml
 
 from scalablevit.config.data import Shapes
+from scalablevit.config.errors import UserError
 from scalablevit.data.shapes import write_shapes
+from scalablevit.jobs import analyse, plan, report, runs
 from scalablevit.jobs.cli import main, parse
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "pipelines" / "recipes" / "imagenet_scalablevit_small.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,22 @@ def test_a_recipe_without_the_stage_of_a_script_is_refused(script, kind, root):
 def test_every_script_has_help_worth_reading(script):
     done = run(ROOT / "pipelines" / f"{script}.py", "--help")
     assert done.returncode == 0 and len(done.stdout) > 400 and "--root" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        (runs, ["list"]),
+        (report, ["nobody"]),
+        (plan, ["--recipe", str(PAPER), "--step-s", "1", "data.root=nowhere"]),
+        (analyse, ["features", "nobody", "--out", "."]),
+    ],
+)
+def test_scripts_that_only_look_make_no_root(job, arguments, tmp_path):
+    mistyped = tmp_path / "mistyped"
+    with suppress(UserError):
+        job.run(job.parse([*arguments, "--root", str(mistyped)]))
+    assert not mistyped.exists()
 
 
 def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):

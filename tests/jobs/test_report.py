@@ -8,14 +8,15 @@ from itertools import pairwise
 
 import pytest
 from html_page import HtmlPage
-from job_folder import SEARCH, write_job
+from job_folder import SEARCH, write_job, write_search
+from toys import leave_status
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import report
 from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.search_summary import TABLE
 from scalablevit.jobs.stage import Job
-from scalablevit.jobs.status import Status, write_status
 from scalablevit.report.page import MATRIX_CLASSES, render
 from scalablevit.tracking.spool import Spool, read_lines
 
@@ -120,16 +121,26 @@ def test_a_failed_stage_is_shown_with_its_reason_and_without_figures(job, tmp_pa
     root = job[0]
     local = tmp_path / "runs" / "tiny-pretrain-0"
     shutil.copytree(root / "runs" / "tiny-pretrain-0", local, ignore=shutil.ignore_patterns("result.json"))
-    write_status(local, Status(
-        run="tiny-pretrain-0", state="failed", why="workers <died>", stage="pretrain", step=9, total=12, unit="steps",
-        best=None, host="h", process=1, job="", started=0.0, updated=0.0, ended=1.0, folder="", tracking="",
-    ))  # fmt: skip
+    leave_status(local, state="failed", why="workers <died>")
     folder = tmp_path / "runs" / "tiny-0"
     folder.mkdir()
     shutil.copy(root / "runs" / "tiny-0" / JOB, folder)
     page = HtmlPage(render(gather(folder)))
     assert "workers <died>" in page.text and "segment, detect" in page.text
     assert page.figures == {} and "Best checkpoint" not in page.text
+
+
+def test_a_stage_whose_storage_is_elsewhere_is_shown_as_it_is(job, tmp_path):
+    """Its result, identity and start lie there."""
+    local, there = tmp_path / "runs" / "tiny-segment-0", tmp_path / "storage" / "tiny-segment-0"
+    shutil.copytree(job[0] / "runs" / "tiny-segment-0", local)
+    there.mkdir(parents=True)
+    for name in ("result.json", "run.json", "start.txt"):
+        (local / name).rename(there / name)
+    leave_status(local, state="finished", folder=str(there))
+    (stage,), (expected,) = gather(local).stages, gather(job[0] / "runs" / "tiny-segment-0").stages
+    assert (stage.state, stage.result, list(stage.rows)) == ("finished", expected.result, list(expected.rows))
+    assert stage.lineage["Start of the last attempt"] == "random weights (seed 0)"
 
 
 def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, capsys):
@@ -160,6 +171,14 @@ def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_pa
     page = HtmlPage(html)
     assert page.all("script") == [] and page.text.count(evil) > 5
     assert "canary-4711" not in html and "mirror: https://***@host/?token=***" in page.text
+
+
+def test_a_trial_that_failed_shows_no_password(tmp_path):
+    write_search(tmp_path / SEARCH)
+    with (tmp_path / SEARCH / TABLE).open("a") as file:
+        file.write("3,failed,,,0.0,0.5,OSError: s3://key:canary-4711@bucket/x: denied\n")
+    html = render(gather(tmp_path / SEARCH))
+    assert "canary-4711" not in html and "OSError: s3://***@bucket/x: denied" in HtmlPage(html).text
 
 
 def test_many_classes_are_told_by_their_most_frequent_confusions(job):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from PIL import Image
-from toys import SIDE, finished_run, stage_of, val_images
+from toys import SIDE, finished_run, leave_status, stage_of, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.data.sources import open_source
-from scalablevit.jobs import predict
+from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.serving.predict import Job, predict_here, predict_on_ray
@@ -186,6 +186,14 @@ def test_another_network_than_the_weights_is_refused(root, images, tmp_path, ove
     assert override in refused.value.where
 
 
+def test_an_evaluation_is_of_the_network_that_was_trained(root):
+    """LIM and LEM have the same tensors: the weights of one would fit the other."""
+    override = "model.options.local_interaction=lem"
+    with pytest.raises(UserError, match="network") as refused:
+        evaluate.run(evaluate.parse(["toy-pretrain-0", override, "--root", str(root), "--dry-run"]))
+    assert override in refused.value.where
+
+
 def test_weights_that_changed_since_training_are_refused(root, images, tmp_path):
     model = finished_run(root, "pretrain", run="toy-damaged-0")
     weights = root / "runs" / model / "model" / "weights.safetensors"
@@ -194,6 +202,19 @@ def test_weights_that_changed_since_training_are_refused(root, images, tmp_path)
     weights.write_bytes(content)
     with pytest.raises(UserError, match="SHA-256"):
         run(root, "damaged", images, tmp_path / "out", "--dry-run")
+
+
+def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
+    """Only readable files and the weights lie in the local folder."""
+    local, there = tmp_path / "root" / "runs" / "toy-pretrain-0", tmp_path / "storage" / "toy-pretrain-0"
+    shutil.copytree(root / "runs" / "toy-pretrain-0", there)
+    shutil.copytree(there, local, ignore=shutil.ignore_patterns("result.json"))
+    with pytest.raises(UserError, match="has not finished"):
+        evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+    leave_status(local, state="finished", folder=str(there))
+    weights, _, sha256 = evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+    assert sha256 == json.loads((there / "result.json").read_text())["weights_sha256"]
+    assert Path(weights).is_relative_to(local)
 
 
 def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):

@@ -73,6 +73,8 @@ def test_a_recipe_that_is_not_what_was_sampled_is_refused(work):
     [
         ("Traceback\n  x\nscalablevit.tuning.trial.TrialFailed: not finite\n", "not finite", True),
         ("Traceback\n  x\nRuntimeError: CUDA out of memory\n", "RuntimeError: CUDA out of memory", True),
+        ("OSError: s3://key:canary@bucket/x: denied\n", "OSError: s3://***@bucket/x: denied", True),
+        ("scalablevit.tuning.trial.TrialFailed: http://h/x?token=canary\n", "http://h/x?token=***", True),
         ("ray.exceptions.ActorDiedError: The actor died\n  because\n it was killed", "it was killed", False),
         ("", "it ended without a word", True),
     ],

@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     """Draw, train or count; see `parse`."""
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=options.verb == "ablation")
     names = [each for each in getattr(options, "given", []) if "=" not in each]
     overrides = [each for each in getattr(options, "given", []) if "=" in each]
     # imported late: a mistake above is answered before anything slow is loaded

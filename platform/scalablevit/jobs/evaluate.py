@@ -12,12 +12,12 @@ import yaml
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage, path_in_stage
-from scalablevit.config.recipe import Stage
+from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
 from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.status import store_of
 from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
 
@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `parse`."""
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    recipe = override_stage("evaluate", stored, options.overrides, options.model)
-    stage = resolve(recipe, root)[0]
+    stage = resolve(trained_recipe("evaluate", config, options.overrides, options.model), root)[0]
     classes = tuple(config["classes"])
     if stage.classes != classes:
         raise UserError(
@@ -86,11 +84,11 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
         known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
         raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
-    store = RunStore(folder.name, str(folder), folder)
+    store = store_of(folder)
     finished = load_result(store)
     config = store.read_json(CONFIG)
     if finished is None or config is None:
-        raise UserError(f"run {folder.name} has not finished", where=str(folder), fix="submit its job again")
+        raise UserError(f"run {folder.name} has not finished", where=store.location, fix="submit its job again")
     with (folder / WEIGHTS).open("rb") as file:
         if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
             raise UserError(
@@ -110,11 +108,11 @@ def note_older(model: str, config: dict[str, Any]) -> None:
               "now the filter is the one that data.antialias names, and figures may differ a little")  # fmt: skip
 
 
-def trained_stage(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Stage:
+def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Recipe:
     """The stage that a model was trained by, with overrides on top that leave its network alone.
 
     Args:
-        script: name of the stage in errors.
+        script: name of the only stage, also in errors.
         config: the model's `config.json`.
         overrides: as written.
         model: what stands in errors for values without a place.
@@ -130,7 +128,7 @@ def trained_stage(script: str, config: Mapping[str, Any], overrides: Sequence[st
                 fix="leave it out; another network has to be trained",
             )
     stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    return override_stage(script, stored, overrides, model).stages[script]
+    return override_stage(script, stored, overrides, model)
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

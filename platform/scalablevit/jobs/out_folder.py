@@ -1,7 +1,9 @@
-"""The folder that a script fills: what is written goes to a hidden one beside it, and moves when all of it is there."""
+"""The folder that a script fills: what is written goes to a hidden one first, and moves when all of it is there."""
 
+import glob
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,24 +13,34 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Find out before anything is loaded that a folder cannot be made, as far as permissions tell.
+def refuse_unusable(out: Path) -> None:
+    """Find out before anything is loaded that a folder cannot be filled.
 
     Raises:
-        UserError: it, or what there is above it, is no folder or may not be written to.
+        UserError: it, or if it is not there what lies above it, is no folder or may not be written to, as far as
+            permissions tell; or another run writes to it, or was killed while it did.
     """
     place = Path(os.path.realpath(out))
-    above = next(path for path in place.parents if os.access(path, os.F_OK))
-    for path in (above, place) if os.access(place, os.F_OK) else (above,):
-        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-            raise UserError(
-                f"{shown(path)} is no folder that can be written to", where="--out", fix="choose another --out"
-            )
+    nearest = next(path for path in (place, *place.parents) if os.access(path, os.F_OK))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{shown(nearest)} is no folder that can be written to", where="--out", fix="choose another --out"
+        )
+    partial = _partial(place)
+    left = sorted(partial.parent.glob(f"{glob.escape(partial.name)}*"))
+    if left:
+        raise UserError(
+            f"another run writes to {', '.join(map(shown, left))}, or was ended while it did",
+            where="--out",
+            fix="wait for it; if none is at work, take out what you need and remove the folder",
+        )
 
 
 @contextmanager
 def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """A new hidden folder beside `out`; when the block ends well, its files and folders move into `out`.
+    """A new hidden folder; when the block ends well, its files and folders move into `out`.
+
+    What was written by then is never removed: what cannot move stays in the hidden folder, which is named.
 
     Args:
         out: made if it is not there.
@@ -37,28 +49,44 @@ def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     Raises:
         UserError: something cannot be written (any OSError of the block).
     """
-    place = Path(os.path.realpath(out))  # beside what a link points to
-    partial = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex}")
+    place = Path(os.path.realpath(out))
+    beginning = _partial(place)
+    partial = beginning.with_name(beginning.name + uuid.uuid4().hex)
+    fix, whole = "free space, or choose another --out", False
     try:
         partial.mkdir(parents=True)
         yield partial
-        place.mkdir(exist_ok=True)
-        for name in replaced:
-            _remove(place / name)
-        for made in partial.iterdir():
-            shutil.move(made, place / made.name)
+        fix, whole = f"nothing is lost: {shown(partial)} holds what is not in its place", True
+        if partial.parent == place:
+            _exchange(partial, place, replaced)
+        else:
+            partial.rename(place)
     except OSError as error:
-        raise UserError(
-            f"cannot write: {error.strerror or error}",
-            where=shown(error.filename or out),
-            fix="free space, or choose another --out",
-        ) from None
+        where = shown(error.filename or out)
+        raise UserError(f"cannot write: {error.strerror or error}", where=where, fix=fix) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not whole:
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial.exists():
+            print(f"{shown(partial)} holds what was not moved or removed", file=sys.stderr)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _partial(place: Path) -> Path:
+    """How the paths of hidden folders begin: within a folder that is there, else beside it.
+
+    What lies around a folder may not be writable, may be on another disk, or not be shared with other nodes.
+    """
+    return place / ".partial-" if os.access(place, os.F_OK) else place.with_name(f".{place.name}.partial-")
+
+
+def _exchange(partial: Path, place: Path, replaced: Sequence[str]) -> None:
+    """Move what lies in `partial` to `place`; what is replaced is removed when all of it is there."""
+    made = list(partial.iterdir())
+    old = partial / ".replaced"
+    old.mkdir()
+    for name in replaced:
+        if os.path.lexists(place / name):
+            (place / name).rename(old / name)
+    for each in made:
+        each.rename(place / each.name)
+    shutil.rmtree(partial, ignore_errors=True)

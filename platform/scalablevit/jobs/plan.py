@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     recipe, name = _planned(options)
     stage = recipe.stages[name]
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     check_model_name(stage.model.name, dense=stage.task.kind != "classification")
     size = _data_size(stage, root, options)
     # imported late: what is wrong so far is answered before torch is loaded

@@ -14,8 +14,8 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model, trained_stage
-from scalablevit.jobs.out_folder import filled, refuse_unwritable
+from scalablevit.jobs.evaluate import find_model, trained_recipe
+from scalablevit.jobs.out_folder import filled, refuse_unusable
 from scalablevit.jobs.result import without_secrets
 
 NOTE = "prediction.json"
@@ -33,7 +33,7 @@ What comes out, by the model's task (file names are relative to IMAGES):
   detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg
 and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
 named in {BAD} and left out of the rest. An interrupted prediction leaves nothing, and with --overwrite the
-earlier one.
+earlier one; a killed one may leave a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process answers them all.
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     names, ignored = list_images(images)
     _check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stage = without_secrets(trained_stage("predict", config, options.overrides, options.model))
+    recipe = trained_recipe("predict", config, options.overrides, options.model)
+    stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
     if options.dry_run:
@@ -99,12 +100,8 @@ def _check_out(out: Path, images: Path, overwrite: bool) -> None:
         raise UserError(
             f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
         )
-    refuse_unwritable(out)
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{shown(out)} is no folder", where="--out", fix="name a new or empty folder")
-    if not any(out.iterdir()):
+    refuse_unusable(out)
+    if not out.exists() or not any(out.iterdir()):
         return
     if not (out / NOTE).is_file():
         raise UserError(

@@ -14,7 +14,7 @@ from scalablevit.config.loading import override_stage, path_in_stage
 from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.jobs.evaluate import note_older
+from scalablevit.jobs.evaluate import note_older, trained_recipe
 from scalablevit.jobs.resolve import ResolvedStage, resolve
 from scalablevit.jobs.result import without_secrets
 from scalablevit.tracking import tags
@@ -122,8 +122,7 @@ def _refuse_without_effect(overrides: Sequence[str]) -> None:
 
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
     """The candidate's stage, its data checked."""
-    stored = {**candidate.config["stage"], "model": {**candidate.config["stage"]["model"], "init": None}}
-    recipe = override_stage("promote", stored, overrides, f"{candidate.name}/{candidate.version}")
+    recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
     resolved = resolve(recipe, root)[0]
     _same_classes(candidate, resolved.classes)
     return resolved

@@ -20,7 +20,7 @@ from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
 from scalablevit.jobs.stage import Job
-from scalablevit.jobs.status import read_status
+from scalablevit.jobs.status import read_status, store_of
 from scalablevit.report.findings import load_findings
 from scalablevit.report.page import Page, Part, Search, Stage, render
 from scalablevit.tracking import tags
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `parse`."""
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
-        folder = platform_root(options.root) / "runs" / folder
+        folder = platform_root(options.root, make=False) / "runs" / folder
     page = gather(folder.absolute())
     print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
@@ -131,11 +131,7 @@ def gather(folder: Path) -> Page:
     if (folder / SPACE).is_file():
         return Page(folder.name, {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
-        status = read_status(folder)
-        # storage elsewhere has the result; a local root may have been moved since
-        location = status.folder if status is not None and "://" in status.folder else str(folder)
-        stage = _stage(RunStore(folder.name, location, folder), "")
-        return Page(folder.name, {}, stages=(stage,))
+        return Page(folder.name, {}, stages=(_stage(store_of(folder), ""),))
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
@@ -296,8 +292,8 @@ def _search(folder: Path) -> Search:
 
 
 def _short(cell: str) -> str:
-    """A number with four digits; anything else as it is."""
+    """A number with four digits; anything else as it is, without the credentials of addresses."""
     try:
-        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else cell
+        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else masked(cell)
     except ValueError:
-        return cell
+        return masked(cell)

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: there is no such run, or it cannot be stopped from here.
     """
-    root = platform_root(options.root)
+    root = platform_root(options.root, make=False)
     if options.verb == "list":
         print(table(*found_runs(root), root))
         return 0

@@ -99,6 +99,19 @@ def read_status(local: Path) -> Status | None:
         ) from None
 
 
+def store_of(local: Path) -> RunStore:
+    """A run by its folder on this disk.
+
+    What storage elsewhere holds lies where the status says. A run that keeps its `run.json` here keeps all here, also
+    after its root was moved or copied.
+
+    Raises:
+        UserError: as `read_status`.
+    """
+    status = None if (local / "run.json").is_file() else read_status(local)
+    return RunStore(local.name, status.folder if status is not None and status.folder else str(local), local)
+
+
 def write_status(local: Path, status: Status) -> None:
     """Replace the file as a whole."""
     put_text(str(local), FILE, json.dumps(asdict(status), indent=1))

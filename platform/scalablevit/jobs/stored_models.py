@@ -11,14 +11,14 @@ from torch import Tensor
 
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import hashed_part, override_stage
+from scalablevit.config.loading import hashed_part
 from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.mixing import normalize
 from scalablevit.data.shapes import scene
 from scalablevit.data.sources import list_images
 from scalablevit.data.transforms import eval_transform
-from scalablevit.jobs.evaluate import find_model
+from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.models.scalablevit import ScalableViT
 from scalablevit.serving.network import load_trained
 from scalablevit.tracking.params import flat
@@ -44,7 +44,7 @@ def load_subjects(names: Sequence[str], overrides: Sequence[str], root: Path) ->
     """Load registered models and finished runs.
 
     Raises:
-        UserError: there is no such model, it is no ScalableViT, or a name comes twice.
+        UserError: there is no such model, it is no ScalableViT, a name comes twice, or as `trained_recipe`.
     """
     if len(set(names)) < len(names):
         raise UserError(f"a model is named twice in {' '.join(names)}", where="MODEL", fix="name each once")
@@ -53,8 +53,7 @@ def load_subjects(names: Sequence[str], overrides: Sequence[str], root: Path) ->
 
 def _load(name: str, overrides: Sequence[str], root: Path) -> Subject:
     weights, config, sha256 = find_model(name, overrides, root)
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    stage = override_stage("analyse", stored, overrides, name).stages["analyse"]
+    stage = trained_recipe("analyse", config, overrides, name).stages["analyse"]
     trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
     backbone = trained.task.backbone(trained.network)
     backbone = getattr(backbone, "body", backbone)

@@ -12,6 +12,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
+from scalablevit.tracking.connection import mask
 from scalablevit.tuning.draws import Values
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
@@ -213,10 +214,10 @@ FAILED = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
 
 
 def reason_of(error: str) -> tuple[str, bool]:
-    """Why a trial failed, by Tune's traceback; and whether it would fail again: not when its process was lost."""
+    """Why a trial failed, by Tune's traceback, without secrets; and whether it would again: not with a lost process."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
     if said is not None:
-        return said.removeprefix(FAILED), True
+        return mask(said.removeprefix(FAILED), ""), True
     lost = any("ActorDied" in line or "ActorUnavailable" in line or "NodeDied" in line for line in lines)
-    return (lines[-1] if lines else "it ended without a word"), not lost
+    return (mask(lines[-1], "") if lines else "it ended without a word"), not lost
