@@ -18,7 +18,7 @@ BLOCKS, OFF = {"compile": "blocks"}, {"compile": False}
 
 def assignment(make_stage, folder: Path, compiling: dict[str, object]) -> Assignment:
     stage = make_stage(
-        model={"drop_path_rate": 0.2, "grad_checkpointing": True, "options": TWO_BLOCKS},
+        model={"drop_path_rate": 0.0, "grad_checkpointing": True, "options": TWO_BLOCKS},
         optimizer={"layer_decay": 0.8, "name": "sgd", "lr": 0.05},
         training={"steps": 3, "global_batch": 7, "evaluate_every": {"steps": 3}, "log_every_steps": 1,
                   "checkpoint_every": {"steps": 1}, "ema_decay": 0.5, **compiling},
