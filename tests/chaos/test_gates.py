@@ -122,6 +122,8 @@ SECOND = [
          change=annotations(lambda content: content["categories"][0].update(name="other"), "val")),
     Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
+    Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
+         ("model.name=regnety_002", "training.compile=blocks")),
     # jobs/initial.py, tracking/connection.py
     Case("no such file", "pretrain", ("stages.pretrain.model.init=weights.pth",)),
     Case("there is no file", "pretrain", ("stages.pretrain.model.init=models:/nobody@candidate",)),

@@ -448,6 +448,8 @@ def test_the_spelling_of_a_recipe_does_not_change_a_run(write: Any) -> None:
         "training.global_batch=16",
         "training.evaluate_every={epochs: 2}",
         "training.ema_decay=0.9",
+        "training.compile=blocks",
+        "training.compile=true",
     ],
 )
 def test_what_is_trained_changes_a_run(write: Any, override: str) -> None:

@@ -160,6 +160,7 @@ REFUSED = [
     ("classification", [("training.seed", -1)], "greater than or equal to 0"),
     ("classification", [("training.seed", 2**31)], "less than"),
     ("classification", [("training.ema_decay", 1.0)], "less than 1"),
+    ("classification", [("training.compile", "model")], "boolean or input should be 'blocks'"),
     ("classification", [("training.evaluate_every", {"epochs": 1, "steps": 1})], "exactly one of epochs and steps"),
     ("classification", [("training.checkpoint_every", {})], "exactly one of epochs and steps"),
     ("classification", [("training.stop_after", {"evaluations_without_gain": 0})], "greater than or equal to 1"),

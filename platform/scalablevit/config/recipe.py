@@ -142,8 +142,11 @@ class Training(Section):
     """Decides data order, augmentation, mixing, initialisation and drop path."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Exponential moving average of the weights, which is then evaluated and registered; null: off."""
-    compile: bool = False
-    """torch.compile of the model."""
+    compile: bool | Literal["blocks"] = False
+    """torch.compile. blocks: of each repeated block of the backbone by itself, in training and evaluation; once for all
+    that are alike, so it starts soonest. For images of one size (classification) that keeps exact resumption; where
+    sizes vary, kernels are made for all sizes at the second one, and a resumed run is equal within rounding only. true:
+    of the whole model, in training only. Every node needs a compiler."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms (CUDA); operations that have none are named at the end.
     Attention then takes its plain form, which needs more memory."""

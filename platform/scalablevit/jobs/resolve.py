@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import stage_hash
@@ -18,6 +19,9 @@ from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
+
+if TYPE_CHECKING:  # imports torch
+    from scalablevit.tasks.task import Task
 
 KINDS = {"pretrain": "classification", "segment": "segmentation", "detect": "detection"}
 """Task that each single-stage script runs."""
@@ -98,7 +102,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     """One line on a stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
 
     Raises:
-        UserError: the model cannot be built as the recipe says.
+        UserError: the model cannot be built, or its blocks not compiled, as the recipe says.
     """
     import torch
 
@@ -106,7 +110,9 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
 
     torch.manual_seed(0)
     try:
-        return build_task(stage, classes).cost_beside_paper()
+        task = build_task(stage, classes)
+        compiled = _compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
+        return task.cost_beside_paper() + compiled
     except UserError as error:
         raise _in_stage(name, error) from None
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -115,6 +121,17 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
             where=f"stage {name}: model.name, model.options, data",
             fix="choose another image size, or give the architecture its size by model.options",
         ) from None
+
+
+def _compiled_blocks(task: "Task", name: str) -> str:
+    """Which blocks of an architecture `training.compile` compiles."""
+    import torch
+
+    from scalablevit.models.compilation import repeated_blocks
+
+    with torch.device("meta"):
+        blocks = repeated_blocks(task.backbone(task.build_model()), name)
+    return f"; compiled: {len(blocks)} x {type(blocks[0]).__name__}"
 
 
 def _with_parents(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:

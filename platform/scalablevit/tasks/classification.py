@@ -29,6 +29,7 @@ class ClassificationTask:
     """See `tasks.task.Task`."""
 
     best_metric = "val/top1"
+    one_size = True
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         if not isinstance(stage.task, Classification) or not isinstance(stage.data, LabelledImages):

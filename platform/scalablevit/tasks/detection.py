@@ -35,6 +35,7 @@ class DetectionTask:
     """See `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels."""
 
     best_metric = "val/box_ap"
+    one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):

@@ -35,6 +35,7 @@ class SegmentationTask:
     """
 
     best_metric = "val/miou"
+    one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         if not isinstance(stage.task, Segmentation) or not isinstance(stage.data, MaskPairs):

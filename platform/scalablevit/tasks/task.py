@@ -41,6 +41,8 @@ class Task(Protocol):
     classes: tuple[str, ...]
     best_metric: str
     """Name of the figure that decides which checkpoint is best; larger is better."""
+    one_size: bool
+    """Whether all images that the model sees, in training and evaluation, have one size."""
 
     def build_model(self) -> nn.Module:
         """Backbone and head with fresh weights, drawn from torch's global generator."""

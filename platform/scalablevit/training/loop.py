@@ -193,7 +193,7 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
 
 def distributed(plan: Plan, model: nn.Module) -> nn.Module:
     """The model as this process group trains it; its parameters stay those of `model`."""
-    compiled: nn.Module = torch.compile(model) if plan.stage.training.compile else model  # type: ignore[assignment]
+    compiled: nn.Module = torch.compile(model) if plan.stage.training.compile is True else model  # type: ignore[assignment]
     if plan.world == 1:
         return compiled
     return DistributedDataParallel(

@@ -20,6 +20,7 @@ from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.samples import Source
 from scalablevit.data.sources import open_source
+from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.task import SplitName, build_task
 from scalablevit.training import seeds
@@ -138,6 +139,7 @@ def _given_model(plan: Plan, assignment: Assignment) -> nn.Module:
         content = Path(path).read_bytes()
     _check_sum(assignment, hashlib.sha256(content).hexdigest())
     model.load_state_dict(safetensors.torch.load(content))
+    _compile(plan, model)
     return model
 
 
@@ -240,7 +242,11 @@ def _initial_or_restored(
 
 
 def new_state(plan: Plan, model: nn.Module) -> TrainState:
-    """The state before the first step, on the plan's device."""
+    """The state before the first step, on the plan's device.
+
+    Raises:
+        UserError: the recipe wants torch.compile, and it does not work here.
+    """
     stage = plan.stage
     if plan.device.type == "cuda" and plan.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -248,9 +254,21 @@ def new_state(plan: Plan, model: nn.Module) -> TrainState:
     if stage.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
-    return TrainState(
+    state = TrainState(
         model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
     )
+    _compile(plan, *{state.model, state.evaluated})
+    return state
+
+
+def _compile(plan: Plan, *models: nn.Module) -> None:
+    """Prepare models for `training.compile`, whose whole form `loop.distributed` makes."""
+    wanted = plan.stage.training.compile
+    if wanted:
+        try_compiler(plan.device)
+    if wanted == "blocks":
+        for model in models:
+            compile_blocks(plan.task.backbone(model), plan.stage.model.name, one_size=plan.task.one_size)
 
 
 def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
