@@ -1,7 +1,6 @@
 """What stands in the README pages: code blocks, commands, paths and links."""
 
 import re
-import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md",
          *(page for top in ("pipelines", "platform", "tune_spaces", "infra")
            for page in sorted((REPOSITORY / top).glob("*.md")))]  # fmt: skip
-PROGRAMS = ("docker", "kubectl", "make", "mlflow", "pytest", "python", "ray")
-"""Known by name, whether or not they are installed."""
+PROGRAMS = ("bash", "cd", "chromium", "curl", "docker", "eval", "export", "git", "kubectl", "make", "mlflow", "pip",
+            "pytest", "python", "python3", "ray", "sh", "uv", "wget")  # fmt: skip
+"""By which a command is known in a sentence; blocks hold nothing else."""
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -80,9 +80,9 @@ def _text(page: Path) -> str:
 
 
 def _is_command(span: str) -> bool:
-    """Whether it is a program with arguments."""
-    first, *rest = span.split()
-    return bool(rest) and (first in PROGRAMS or first.endswith(".py") or shutil.which(first) is not None)
+    """Whether it is a program with arguments, after what is set for it."""
+    first, *rest = re.sub(r"^([A-Z_]+=\S* )*", "", span).split()
+    return bool(rest) and (Path(first).name in PROGRAMS or first.endswith(".py"))
 
 
 def _written_out(path: str) -> list[str]:

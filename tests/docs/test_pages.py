@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import click
@@ -132,12 +132,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def check(command: str, place: Place, *, mention: bool = False) -> None:
     """Complain by an AssertionError (or what the command's own parser raises) about a command that does not hold."""
     words = shlex.split(command, comments=True)
-    while words and re.match(r"[A-Z_]+=", words[0]):
-        del words[0]
+    environment = list(takewhile(re.compile(r"[A-Z_]+=").match, words))
+    words = words[len(environment) :]
     program, arguments = Path(words[0]).name, words[1:]
     if program.endswith(".py"):  # without `python` in tables
         program, arguments = "python", [f"pipelines/{program}" if "/" not in words[0] else words[0], *arguments]
     assert program in CHECKS, f"no check for {program}"
+    if program == "python" and arguments[0].startswith("tests/"):
+        assert "PYTHONPATH=platform" in environment, "scripts in tests/ do not look for the package themselves"
     try:
         CHECKS[program](arguments, place)
     except click.MissingParameter:
@@ -295,6 +297,7 @@ def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
     ["python pipelines/full.py --recpie my.yaml", "python pipelines/evaluate.py models:/nobody@candidate",
      "python pipelines/fill.py", "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
      "make ful", "pytest tests/nowhere", "docker run x", "kubectl delete secret", "curl localhost",
+     "python tests/models/test_model_names.py",
      'make full ARGS="--recipe yours.yaml"'],
 )  # fmt: skip
 def test_a_wrong_command_is_complained_about(command: str, place: Place) -> None:
