@@ -34,6 +34,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(language, textwrap.dedent(content)) for _, language, content in _FENCE.findall(_text(page))]
 
 
+def written(language: str) -> list[str]:
+    """Content of all pages' blocks in a language."""
+    return [content for page in PAGES for found, content in blocks(page) if found == language]
+
+
 def prose(page: Path) -> str:
     """The page without its blocks."""
     return _FENCE.sub("", _text(page))
