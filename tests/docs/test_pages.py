@@ -294,12 +294,14 @@ CHECKS: dict[str, Callable[[list[str], Place], None]] = {
 # --- the tests ---
 
 
+@pytest.mark.timeout(900)  # half a minute of work, which takes many times that beside other work
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's and MLflow's command lines import
 def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
     """One test for all: they share the place and the imports."""
     wrong = {}
+    found = [each for page in PAGES for each in commands(page)]
     # the same one in a block and in a sentence is checked as that in the block
-    given = {each.text: each for page in PAGES for each in sorted(commands(page), key=lambda each: not each.mention)}
+    given = {each.text: each for each in sorted(found, key=lambda each: not each.mention)}
     for command in given.values():
         try:
             check(place.filled(command.text), place, mention=command.mention)
