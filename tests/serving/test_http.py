@@ -37,7 +37,7 @@ def model_folder(registry: Path, name: str) -> str:
 
 
 def body(*images: bytes) -> bytes:
-    """As README.md says: one binary column, in base64."""
+    """As pipelines/README.md says: one binary column, in base64."""
     return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
 
 

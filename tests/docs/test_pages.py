@@ -1,0 +1,373 @@
+"""Every command, recipe, space, snippet, path and link of the README pages holds."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import yaml
+from pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
+from toys import SIDE, finished_run, register
+
+from scalablevit.config.data import Shapes
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.space_loading import load_search
+from scalablevit.data.shapes import write_shapes
+from scalablevit.jobs.status import Status
+from scalablevit.tracking import tags
+from scalablevit.tracking.champion import move_champion, write_tags
+
+MODEL, RUN = "my-pretrain", "toy-pretrain-0"
+LANGUAGES = {"sh", "console", "text", "yaml", "python"}
+TRAINS = ("full.py", "pretrain.py", "segment.py", "detect.py", "tune.py", "analyse.py ablation")
+CHANGES_NOTHING = ("check_data.py", "plan.py", "replay.py", "runs.py list", "runs.py show")
+"""They have no `--dry-run`."""
+SMALL_DEMO = (
+    "data.shapes={train_images: 40, val_images: 20, image_size: 96}",
+    *(f"stages.{stage}.optimizer.schedule.warmup_steps=1" for stage in ("segment", "detect")),
+)
+SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch=16")
+EXIT_2 = {
+    "full.py optimizer.lrr": "did you mean 'lr'?",
+    "runs.py stop": f"run {RUN} has ended already",
+    "replay.py": "holds no step.json",
+    "report.py": "there is no job, stage or search in this folder",
+}
+"""What is answered instead of exit code 0, by the command's beginning: to a mistake that a page shows, and where a
+command needs more than a toy run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder with all that the pages' commands name, in which they are given."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        """The platform's root."""
+        return self.folder / "root"
+
+    def filled(self, text: str) -> str:
+        """A page's text with its placeholders filled in; one that nobody knows stays, and is complained about."""
+        folder = str(self.folder)
+        known = {
+            "/path/to/root": str(self.root), "/path/to/": f"{folder}/", "/mnt/shared/scalablevit": str(self.root),
+            "<recipe or best_recipe.yaml>": "pipelines/recipes/cifar10.yaml",
+            "<folder>": f"{folder}/all", "<held out>": f"{folder}/all", "<judge>": f"{folder}/all",
+            "<full>": "full-search", "<asha>": "asha-search",
+            "<name>": MODEL, "demo-detect": MODEL,
+            "<run>/": f"{self.root}/runs/{RUN}/", "<run>": RUN, "<n>": "7", "<job>": "raysubmit_1",
+            "<head>": "127.0.0.1", "<mlflow server>": "127.0.0.1", "<user>": "u", "<password>": "p",
+            "key.sub=value": "training.seed=1", "seed=N": "seed=1",
+            "--recipe R": "--recipe my.yaml", "--space S": "--space spaces/space.yaml", "--root ...": "--root root",
+        }  # fmt: skip
+        for placeholder, value in known.items():
+            text = text.replace(placeholder, value)
+        assert not re.search(r"<[a-z][^<>]*>|\.\.\.", text), f"a placeholder that this test does not know: {text}"
+        return text
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The place, as the current folder."""
+    place = Place(tmp_path_factory.mktemp("place"))
+    write_data(place)
+    write_recipes(place)
+    register_models(place)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place.folder)
+        patch.setenv("SCALABLEVIT_ROOT", str(place.root))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
+        yield place
+    torch.set_num_threads(threads)
+
+
+def write_data(place: Place) -> None:
+    """Small sets in the layouts that the pages describe, and images to answer."""
+    data = place.root / "data"
+    write_shapes(Shapes(train_images=24, val_images=12, image_size=SIDE), data)
+    for name, kind in (("photos", "classification"), ("scenes", "segmentation"), ("objects", "detection"),
+                       ("mydata", "classification"), ("all", "classification"),
+                       ("root/data/cifar10", "classification"), ("all/segmentation", "segmentation"),
+                       ("all/classification-photos", "classification")):  # fmt: skip
+        shutil.copytree(data / kind, place.folder / name)
+    shutil.copytree(place.folder / "all", data / "photos_camvid")
+    (place.folder / "images").mkdir()
+    for number, file in enumerate(sorted((data / "classification" / "val").rglob("*.jpg"))[:3]):
+        shutil.copy(file, place.folder / "images" / f"{number}.jpg")
+    shutil.copy(place.folder / "images" / "0.jpg", place.folder / "photo.jpg")
+
+
+def write_recipes(place: Place) -> None:
+    """The pages' recipes and space as files, beside the repository's folders."""
+    for name in ("pipelines", "platform", "tune_spaces", "infra", "tests"):
+        (place.folder / name).symlink_to(REPOSITORY / name)
+    (place.folder / "spaces").mkdir()
+    for text in map(place.filled, written("yaml")):
+        tree = yaml.safe_load(text)
+        if "name" in tree:
+            (place.folder / f"{tree['name']}.yaml").write_text(text)
+        elif "parameters" in tree:
+            (place.folder / "spaces" / "space.yaml").write_text(text)
+
+
+def register_models(place: Place) -> None:
+    """Two equal versions, one of them the champion, and the first one's run as finished."""
+    own_data = (f"data.root={place.folder}/mydata", "data.train.images=train", "data.val.images=val")
+    for run in (RUN, "as-good"):
+        given = [f"stages.pretrain.{each}" for each in own_data]
+        register(place.root, finished_run(place.root, "pretrain", *given, run=run), MODEL)
+    uri = f"sqlite:///{place.root}/mlflow.db"
+    move_champion(uri, MODEL, None, 1)
+    write_tags(uri, MODEL, 1, {tags.PREVIOUS_CHAMPION: "2"})
+    folder = place.root / "runs" / RUN
+    status = Status(run=RUN, state="finished", why="", stage="pretrain", step=1, total=1, unit="steps", best=None,
+                    host="here", process=1, job="", started=1.0, updated=2.0, ended=2.0, folder=str(folder),
+                    tracking=uri)  # fmt: skip
+    (folder / "status.json").write_text(json.dumps(dataclasses.asdict(status)))
+
+
+# --- what a command is checked by ---
+
+
+def check(command: str, place: Place, *, mention: bool = False) -> None:
+    """Complain by an AssertionError (or what the command's own parser raises) about a command that does not hold."""
+    words = shlex.split(command, comments=True)
+    environment = list(takewhile(re.compile(r"[A-Z_]+=").match, words))
+    words = words[len(environment) :]
+    program, arguments = Path(words[0]).name, words[1:]
+    if program.endswith(".py"):  # without `python` in tables
+        program, arguments = "python", [f"pipelines/{program}" if "/" not in words[0] else words[0], *arguments]
+    assert program in CHECKS, f"no check for {program}"
+    if program == "python" and arguments[0].startswith("tests/"):
+        assert "PYTHONPATH=platform" in environment, "scripts in tests/ do not look for the package themselves"
+    try:
+        CHECKS[program](arguments, place)
+    except click.MissingParameter:
+        assert mention, command
+
+
+def check_make(arguments: list[str], place: Place) -> None:
+    # without the outer make's flags, when the tests are run by `make test`
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=REPOSITORY, env=env, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for given in (word.removeprefix("ARGS=") for word in arguments if word.startswith("ARGS=")):
+        assert arguments[0] == "full"
+        check(f"python pipelines/full.py {given}", place)
+
+
+def check_python(arguments: list[str], place: Place) -> None:
+    script, *given = arguments
+    folder, name = Path(script).parts[0], Path(script).name
+    if folder == "pipelines":
+        check_pipeline(name, given)
+    elif script == "infra/head.py":
+        runpy.run_path(script)["parse"](given)
+    elif given:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *given])
+            runpy.run_path(script)["parse"]()
+    else:
+        assert folder == "tests" and '__name__ == "__main__"' in Path(script).read_text()
+
+
+def check_pipeline(name: str, given: list[str]) -> None:
+    """Run an entry script where it stands, without changing anything."""
+    command = " ".join([name, *given[:1]])
+    if name == "analyse.py" and given[0] != "ablation":  # tests/jobs/test_analyse.py runs them
+        from scalablevit.jobs import analyse
+
+        analyse.parse(given)
+        return
+    added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]
+    recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
+    if command.startswith(TRAINS) and recipe.endswith("demo.yaml"):
+        added += SMALL_DEMO
+        added += ["--stages", "pretrain"] if name == "analyse.py" else []
+    if name == "plan.py":
+        added += SMALL_PLAN
+    code, said = run_script(f"pipelines/{name}", *given, *added)
+    expected = next((text for begin, text in EXIT_2.items() if command.startswith(begin)), None)
+    if expected is None:
+        assert code == 0, said
+    else:
+        assert code == 2 and expected in said, said
+
+
+@cache
+def run_script(script: str, *given: str) -> tuple[object, str]:
+    """Exit code and what was printed of a script run in this process, which has the heavy imports."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", [script, *given])
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as ended:
+            return ended.code, said.getvalue()
+    return "no exit code", said.getvalue()
+
+
+def check_pytest(arguments: list[str], place: Place) -> None:
+    for argument in arguments:
+        assert (REPOSITORY / argument).exists(), argument
+
+
+def check_ray(arguments: list[str], place: Place) -> None:
+    from ray.scripts.scripts import cli
+
+    given, _, entrypoint = " ".join(map(shlex.quote, arguments)).partition(" -- ")
+    parse_click(cli, shlex.split(given) + (["--", "true"] if entrypoint else []))
+    if entrypoint:
+        check(entrypoint, place)
+
+
+def check_mlflow(arguments: list[str], place: Place) -> None:
+    from mlflow.cli import cli
+
+    parse_click(cli, arguments)
+
+
+def parse_click(command: click.Command, words: list[str]) -> None:
+    """Raises click's own exceptions."""
+    name = ""
+    while isinstance(command, click.Group):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, name
+        command = found
+    command.make_context(name, words)
+
+
+def check_docker(arguments: list[str], place: Place) -> None:
+    assert f"docker {' '.join(arguments)}\n" in (REPOSITORY / "infra" / "Dockerfile").read_text()
+
+
+def check_kubectl(arguments: list[str], place: Place) -> None:
+    """What is created stands in infra/rayjob.yaml, or is that file."""
+    match arguments:
+        case ["create", "-f", file]:
+            assert (REPOSITORY / file).is_file()
+        case ["create", "secret", "generic", name, *literals]:
+            job = (REPOSITORY / "infra" / "rayjob.yaml").read_text()
+            assert re.search(rf"^ .*: {name}\b", job, re.MULTILINE)
+            assert all(each.startswith("--from-literal=") and each.split("=")[1] in job for each in literals)
+        case _:
+            raise AssertionError("no check for this")
+
+
+def check_export(arguments: list[str], place: Place) -> None:
+    assert all(re.fullmatch(r"[A-Z_]+=\S+", each) for each in arguments)
+
+
+def check_eval(arguments: list[str], place: Place) -> None:
+    inner = re.fullmatch(r"\$\((.+)\)", arguments[0])
+    assert inner is not None
+    check(inner[1], place)
+
+
+CHECKS: dict[str, Callable[[list[str], Place], None]] = {
+    "make": check_make, "python": check_python, "pytest": check_pytest, "ray": check_ray, "mlflow": check_mlflow,
+    "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
+}  # fmt: skip
+
+
+# --- the tests ---
+
+
+@pytest.mark.timeout(900)  # half a minute of work, which takes many times that beside other work
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's and MLflow's command lines import
+def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
+    """One test for all: they share the place and the imports."""
+    wrong = {}
+    found = [each for page in PAGES for each in commands(page)]
+    # the same one in a block and in a sentence is checked as that in the block
+    given = {each.text: each for each in sorted(found, key=lambda each: not each.mention)}
+    for command in given.values():
+        try:
+            check(place.filled(command.text), place, mention=command.mention)
+        except (Exception, SystemExit) as error:
+            wrong[f"{command.page}: {command.text}"] = str(error)
+    assert not wrong, "\n\n".join(f"{command}\n{why}" for command, why in wrong.items())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["python pipelines/full.py --recpie my.yaml", "python pipelines/evaluate.py models:/nobody@candidate",
+     "python pipelines/fill.py", "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
+     "make ful", "pytest tests/nowhere", "docker run x", "kubectl delete secret", "curl localhost",
+     "python tests/models/test_model_names.py",
+     'make full ARGS="--recipe yours.yaml"'],
+)  # fmt: skip
+def test_a_wrong_command_is_complained_about(command: str, place: Place) -> None:
+    with pytest.raises((AssertionError, click.ClickException, SystemExit, OSError)):
+        check(command, place)
+
+
+def test_what_a_page_shows_of_a_mistake_is_what_is_said(place: Place) -> None:
+    assert written("console")
+    for content in written("console"):
+        line, expected = content.split("\n", 1)
+        words = shlex.split(line.removeprefix("$ python "))
+        code, said = run_script(*words)
+        assert code == 2 and expected in said
+
+
+def test_recipes_and_spaces_load(place: Place) -> None:
+    kinds = []
+    for text in map(place.filled, written("yaml")):
+        tree = yaml.safe_load(text)
+        if "name" in tree:
+            kinds.append("recipe")
+            assert load_recipe(place.folder / f"{tree['name']}.yaml").name == tree["name"]
+        elif "parameters" in tree:
+            kinds.append("space")
+            assert load_search(place.folder / "spaces" / "space.yaml", ()).stage == "pretrain"
+        else:  # a section of a stage
+            kinds.append("section")
+            given = [f"stages.segment.{key}={json.dumps(value)}" for key, value in tree.items()]
+            load_recipe(place.folder / "chain.yaml", given)
+    assert set(kinds) == {"recipe", "space", "section"}
+
+
+def test_snippets_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    import mlflow
+
+    for content in written("python"):
+        before = mlflow.get_tracking_uri()
+        try:
+            exec(compile(place.filled(content), "page", "exec"), {})  # noqa: S102  # our own pages
+        finally:
+            mlflow.set_tracking_uri(before)
+    assert "probabilities" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_blocks_are_fenced_and_paths_and_links_lead_somewhere(page: Path) -> None:
+    assert {language for language, _ in blocks(page)} <= LANGUAGES
+    assert not re.search(r"^\n {4,}\S", prose(page), re.MULTILINE), "an indented block: fence it, with its language"
+    assert [path for path in sorted(paths(page)) if not (REPOSITORY / path).exists()] == []
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
