@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from scalablevit.config.task import Classification, Detection, Segmentation, Task
-from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.confusion import pixels_by_pair
 
 SHOWN_SCORE = 0.3
 """Detections with less are neither drawn nor counted as found."""
@@ -94,10 +93,9 @@ class MaskExamination:
         """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
         judged = []
         for number, predicted, mask in zip(batch["index"].tolist(), predictions, batch["mask"], strict=True):
-            counted = mask != IGNORE
-            found, counts = torch.unique(torch.stack([mask[counted], predicted[counted]]), dim=1, return_counts=True)
-            pairs = Counter({(label, answer): count for (label, answer), count
-                             in zip(found.T.tolist(), counts.tolist(), strict=True)})  # fmt: skip
+            pixels = pixels_by_pair(mask, predicted, len(self.classes))
+            met = pixels.nonzero().tolist()
+            pairs = Counter({(label, answer): int(pixels[label, answer]) for label, answer in met})
             self._pairs += pairs
             judged.append(self._judged(number, pairs))
         return judged
