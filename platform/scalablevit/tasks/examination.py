@@ -135,7 +135,7 @@ class BoxExamination(CocoMetric):
         super().update(predictions, batch)
         part = BoxExamination(self.classes)
         CocoMetric.update(part, predictions, batch)
-        matched = part._matched()
+        matched = part._matched(most=max(len(each["scores"]) for each in predictions))
         return [_judged(number, matched) for number in batch["index"].tolist()]
 
     def details(self) -> dict[str, Any]:
@@ -145,14 +145,19 @@ class BoxExamination(CocoMetric):
         known = {name: curve for name, curve in zip(self.classes, precision.T, strict=True) if (curve > -1).any()}
         return {"precision": {name: curve.tolist() for name, curve in known.items()}}
 
-    def _matched(self) -> COCOeval_faster:
-        """All images, evaluated; their annotations and detections know of each other."""
+    def _matched(self, most: int | None = None) -> COCOeval_faster:
+        """All images, evaluated; their annotations and detections know of each other.
+
+        Args:
+            most: detections of an image and class that count; COCO's 100 by default.
+        """
         truth = COCO(self._truth())
         found = truth.loadRes(self._detections("box"))
         evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])
-        limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]
+        limits.areaRng, limits.areaRngLbl = limits.areaRng[:1], ["all"]
+        limits.maxDets = limits.maxDets[-1:] if most is None else [most]
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
