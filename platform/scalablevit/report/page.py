@@ -143,8 +143,11 @@ def precision(stage: Stage, place: int) -> Chart | None:
     if not by_class:
         return None
     worst = sorted(by_class, key=lambda name: float(by_class[name].mean()))[: LINES - 1]
-    drawn = {"mean": np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
-    recall = np.linspace(0, 1, len(drawn["mean"])).tolist()
+    mean = "mean"
+    while mean in by_class:
+        mean += " of all"
+    drawn = {mean: np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
+    recall = np.linspace(0, 1, len(drawn[mean])).tolist()
     lines: dict[str, Line] = {name: (recall, curve.tolist()) for name, curve in drawn.items()}
     svg = line_chart(f"stage-{place}-precision", lines, across="recall", up="precision", limits=(0.0, 1.02))
     means = ", ".join(f"{name} {float(curve.mean()):.2f}" for name, curve in drawn.items())
