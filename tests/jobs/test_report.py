@@ -16,7 +16,7 @@ from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import Job
 from scalablevit.jobs.status import Status, write_status
-from scalablevit.report.page import MATRIX_CLASSES, precision, render
+from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
 from scalablevit.tracking.spool import Spool, read_lines
 
 
@@ -179,6 +179,16 @@ def test_a_class_called_mean_is_not_the_mean_of_all(job):
     drawn = precision(replace(stage, findings=replace(stage.findings, details=details)), 1)
     assert drawn.words == "Precision by recall; mean precision: mean of all 0.75, _$^$ 0.50, mean 1.00"
     assert all(f">{name}<" in drawn.svg for name in ("mean of all", "_$^$", "mean"))
+
+
+def test_the_evaluation_is_marked_whose_weights_are_kept(job, monkeypatch):
+    """A best checkpoint that could not be written leaves an earlier one; without a result the best figure tells."""
+    marks = []
+    monkeypatch.setattr("scalablevit.report.page.line_chart", lambda *_, **options: marks.append(options.get("mark")))
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    for result in ({**stage.result, "step": 6}, None):
+        curves(replace(stage, result=result), 1)
+    assert [mark for mark in marks if mark is not None] == [6, 12]
 
 
 def test_damaged_findings_are_named(job, tmp_path):

@@ -115,8 +115,9 @@ class Chart:
 
 def curves(stage: Stage, place: int) -> list[Chart]:
     """The figures by step of the stage at a place of the page; those that were never recorded are left out."""
-    best = points(stage.rows, stage.best_metric)
-    at = best[0][int(np.argmax(best[1]))] if best[1] else None
+    steps, values = points(stage.rows, stage.best_metric)
+    best = steps[int(np.argmax(values))] if steps else None
+    at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
     wanted: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
         (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
