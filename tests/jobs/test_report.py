@@ -17,7 +17,8 @@ from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import TABLE
 from scalablevit.jobs.stage import Job
-from scalablevit.report.page import MATRIX_CLASSES, render
+from scalablevit.jobs.status import Status, write_status
+from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
 from scalablevit.tracking.spool import Spool, read_lines
 
 
@@ -190,6 +191,24 @@ def test_many_classes_are_told_by_their_most_frequent_confusions(job):
     page = HtmlPage(render(replace(gather(job[0] / "runs" / "tiny-pretrain-0"), stages=(many,))))
     assert not [each for each in page.all("table") if each.get("class") == "matrix"]
     assert page.text.index("class 7") < page.text.index("class 20") and "class 1\n" not in page.text
+
+
+def test_a_class_called_mean_is_not_the_mean_of_all(job):
+    stage = gather(job[0] / "runs" / "tiny-detect-0").stages[0]
+    details = {"precision": {"mean": [1.0] * 101, "_$^$": [0.5] * 101}}
+    drawn = precision(replace(stage, findings=replace(stage.findings, details=details)), 1)
+    assert drawn.words == "Precision by recall; mean precision: mean of all 0.75, _$^$ 0.50, mean 1.00"
+    assert all(f">{name}<" in drawn.svg for name in ("mean of all", "_$^$", "mean"))
+
+
+def test_the_evaluation_is_marked_whose_weights_are_kept(job, monkeypatch):
+    """A best checkpoint that could not be written leaves an earlier one; without a result the best figure tells."""
+    marks = []
+    monkeypatch.setattr("scalablevit.report.page.line_chart", lambda *_, **options: marks.append(options.get("mark")))
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    for result in ({**stage.result, "step": 6}, None):
+        curves(replace(stage, result=result), 1)
+    assert [mark for mark in marks if mark is not None] == [6, 12]
 
 
 def test_damaged_findings_are_named(job, tmp_path):

@@ -3,6 +3,8 @@
 import re
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from scalablevit.report.charts import LINES, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -25,8 +27,11 @@ def test_colours_are_the_pages_own():
     assert "currentColor" in svg and not re.search(r"#[0-9a-f]{6}", svg)
 
 
-def test_names_stay_text():
-    name = "</text><script>alert(1)</script>"
+@pytest.mark.parametrize(
+    "name",
+    ["</text><script>alert(1)</script>", "a$b$c", "$^$ x", r"$\frac$", r"5\$ or $6", "_hidden"],
+)
+def test_names_stay_text(name):
     found = ET.fromstring(drawn(**{name: ([1, 2], [1.0, 2.0]), "other": ([1, 2], [3.0, 4.0])}))  # noqa: S314  # our own
     assert [each.text for each in found.iter(f"{SVG}text") if each.text == name] == [name]
     assert not list(found.iter(f"{SVG}script")) and not list(found.iter(f"{SVG}style"))

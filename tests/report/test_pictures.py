@@ -41,11 +41,13 @@ def opened(stage, shapes, split):
 
 @pytest.mark.parametrize("name", ["pretrain", "segment", "detect"])
 def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
+    """Of classes whose names would be wrong as matplotlib's mathematics."""
     monkeypatch.setattr(overlays, "SHOWN_SCORE", 0.0)  # also what fresh weights detect
     stage = stage_of(name)
     task, source = opened(stage, shapes, "train")
+    task = build_task(stage, tuple(f"$^$ {each}" for each in source.classes))
     save_training_batch(task, stage, source, tmp_path / "train.png")
-    task, source = opened(stage, shapes, "val")
+    source = opened(stage, shapes, "val")[1]
     save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
     for name in ("train.png", "val.png"):
         picture = cv2.imread(str(tmp_path / name))

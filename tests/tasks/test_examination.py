@@ -68,6 +68,18 @@ def test_boxes_are_found_missed_and_false():
     assert judged[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
 
 
+def test_every_detection_counts_however_many_there_are():
+    """COCO's own limit is 100 for each image and class, `task.max_detections` may be more."""
+    corners = torch.tensor([[10 * x, 10 * y] for x in range(10) for y in range(12)])
+    boxes = torch.cat([corners, corners + 8], 1).float()
+    count = len(boxes)
+    truth = Instances((120, 120), boxes.numpy(), np.zeros(count, np.int64), np.zeros(count, bool),
+                      np.full(count, 64, np.float32), None)  # fmt: skip
+    found = {"boxes": boxes, "scores": torch.linspace(0.9, 0.5, count), "labels": torch.zeros(count, dtype=torch.int64)}
+    judged = BoxExamination(NAMES).update([found], {"instances": [truth], "index": torch.tensor([0])})
+    assert (judged[0].error, judged[0].words) == (0.0, "120 of 120 objects found, 0 false")
+
+
 def test_precision_by_recall_has_the_metrics_area():
     scenes = made_scenes(1)
     examination = BoxExamination(CLASSES)

@@ -18,6 +18,7 @@ from scalablevit.jobs.screen import duration, forgiving_output
 from scalablevit.jobs.signals import wait_saving_first
 from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
 from scalablevit.jobs.status import StatusFile
+from scalablevit.report.tables import lined_up
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
@@ -163,9 +164,6 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
                 version,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
     spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
     model = f"models:/{results[-1].registered_as}@candidate"
     owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
@@ -176,7 +174,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     where = f"--root {root}" + ("" if sqlite else f" tracking.uri={uri}")
     return "\n".join(
         [
-            *lines,
+            lined_up(rows),
             *spent,
             *owed,
             "",

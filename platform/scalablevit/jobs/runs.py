@@ -16,6 +16,7 @@ from scalablevit.jobs.lease import claim_of, lives, owned
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.status import ENDED, Status, read_status
+from scalablevit.report.tables import lined_up
 
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""
@@ -133,9 +134,7 @@ def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path
         rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
                      duration(time.time() - status.started)))  # fmt: skip
     rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *left_out, *map(str, unreadable.values())])
+    return "\n".join([lined_up(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
 
 def details(found: Found) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 SIZE = (4.4, 2.7)
 """Inches; pages scale it to their columns."""
@@ -19,6 +20,11 @@ _SPOTS = 3
 
 Line = tuple[Sequence[float], Sequence[float]]
 """Places across and values."""
+
+
+def plain(text: str) -> str:
+    """Such that matplotlib writes it as it is, and reads no mathematics between two `$`."""
+    return text.replace("$", r"\$")
 
 
 def line_chart(
@@ -43,23 +49,25 @@ def line_chart(
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    for number, (label, (places, values)) in enumerate(lines.items()):
-        axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=_line(number), label=label, linewidth=1.6,
-                  marker="o" if len(places) <= _SPOTS else None, markersize=4)  # fmt: skip
+    drawn: list[Line2D] = []
+    for number, (places, values) in enumerate(lines.values()):
+        drawn += axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=_line(number), linewidth=1.6,
+                           marker="o" if len(places) <= _SPOTS else None, markersize=4)  # fmt: skip
     if mark is not None:
         axes.axvline(mark, color=_FAINT, linestyle=":")
     if log:
         axes.set_yscale("log")
     if limits is not None:
         axes.set_ylim(*limits)
-    axes.set_xlabel(across, color=_INK)
-    axes.set_ylabel(up, color=_INK)
+    axes.set_xlabel(plain(across), color=_INK)
+    axes.set_ylabel(plain(up), color=_INK)
     axes.grid(color=_FAINT, linewidth=0.5)
     axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     if len(lines) > 1:
-        axes.legend(labelcolor=_INK, fontsize="small", frameon=False)
+        # both given: a label that begins with "_" would be left out
+        axes.legend(drawn, [plain(label) for label in lines], labelcolor=_INK, fontsize="small", frameon=False)
     return _themed(_svg(figure), name)
 
 

@@ -21,6 +21,7 @@ from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.samples import Source
+from scalablevit.report.charts import plain
 from scalablevit.report.curves import save
 from scalablevit.tasks.examination import SHOWN_SCORE
 from scalablevit.tasks.task import Task
@@ -139,7 +140,7 @@ def _draw_training_target(axes: Axes, task: Task, batch: Batch, number: int) -> 
         values, classes = batch["target"][number].topk(min(2, len(task.classes)))
         named = [f"{task.classes[c]} {v:.2f}" for v, c in zip(values.tolist(), classes.tolist(), strict=True)
                  if v >= SHOWN_SHARE]  # fmt: skip
-        axes.set_title(" + ".join(named), fontsize="x-small")
+        axes.set_title(plain(" + ".join(named)), fontsize="x-small")
     elif "mask" in batch:
         _mask(axes, batch["mask"][number].numpy(), task.classes)
     else:
@@ -184,7 +185,7 @@ def _draw(
     if what is not None:
         probability = f" {shown['probability']:.2f}" if "probability" in shown else ""
         named = f": {classes[shown['class']]}{probability}" if "class" in shown else ""
-        axes.set_title(f"{what}{named}", fontsize="small")
+        axes.set_title(plain(f"{what}{named}"), fontsize="small")
     if "class" in shown:
         _show(axes, image)
     elif "mask" in shown:
@@ -228,7 +229,7 @@ def _mask(axes: Axes, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
     axes.imshow(layer, interpolation="nearest")
     largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
     if largest and classes:
-        patches = [Patch(color=colour(number), label=classes[number]) for number in largest]
+        patches = [Patch(color=colour(number), label=plain(classes[number])) for number in largest]
         axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
 
 
@@ -241,8 +242,8 @@ def _boxes(
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=1.2))
         if classes:
             score = "" if scores is None else f" {scores[number]:.2f}"
-            axes.text(left, top, f"{classes[labels[number]]}{score}", fontsize="xx-small", color="white", va="bottom",
-                      bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+            axes.text(left, top, plain(f"{classes[labels[number]]}{score}"), fontsize="xx-small", color="white",
+                      va="bottom", bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
 def _instances(axes: Axes, masks: NDArray[np.uint8], labels: Sequence[int]) -> None:

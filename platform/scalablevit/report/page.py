@@ -115,8 +115,9 @@ class Chart:
 
 def curves(stage: Stage, place: int) -> list[Chart]:
     """The figures by step of the stage at a place of the page; those that were never recorded are left out."""
-    best = points(stage.rows, stage.best_metric)
-    at = best[0][int(np.argmax(best[1]))] if best[1] else None
+    steps, values = points(stage.rows, stage.best_metric)
+    best = steps[int(np.argmax(values))] if steps else None
+    at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
     wanted: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
         (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
@@ -143,8 +144,11 @@ def precision(stage: Stage, place: int) -> Chart | None:
     if not by_class:
         return None
     worst = sorted(by_class, key=lambda name: float(by_class[name].mean()))[: LINES - 1]
-    drawn = {"mean": np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
-    recall = np.linspace(0, 1, len(drawn["mean"])).tolist()
+    mean = "mean"
+    while mean in by_class:
+        mean += " of all"
+    drawn = {mean: np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
+    recall = np.linspace(0, 1, len(drawn[mean])).tolist()
     lines: dict[str, Line] = {name: (recall, curve.tolist()) for name, curve in drawn.items()}
     svg = line_chart(f"stage-{place}-precision", lines, across="recall", up="precision", limits=(0.0, 1.02))
     means = ", ".join(f"{name} {float(curve.mean()):.2f}" for name, curve in drawn.items())

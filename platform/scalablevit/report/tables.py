@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-def lined_up(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of as many cells each, the first of them the heading, in columns of text."""
+def lined_up(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
+    """Rows of as many cells each, the first of them the heading, with a rule below it, in columns of text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    if rule:
+        lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
 
 
 def save_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -12,6 +12,13 @@ from scalablevit.data.loader import Batch
 from scalablevit.tasks.figure_names import figure_name
 
 
+def pixels_by_pair(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Pixels by label and prediction, int64 (classes, classes); those whose mask is 255 do not count."""
+    counted = mask != IGNORE
+    pairs = mask[counted].long() * classes + predicted[counted]
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
 class ConfusionMetric:
     """Counts pixels by label and prediction, int64 (classes, classes), so that no order of adding changes a figure."""
 
@@ -22,12 +29,8 @@ class ConfusionMetric:
 
     def update(self, predictions: list[Tensor], batch: Batch) -> None:
         """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
-        number = len(self.classes)
         for predicted, mask in zip(predictions, batch["mask"], strict=True):
-            self.counts = self.counts.to(mask.device)
-            counted = mask != IGNORE
-            pairs = mask[counted].long() * number + predicted[counted]
-            self.counts += torch.bincount(pairs, minlength=number * number).view(number, number)
+            self.counts = self.counts.to(mask.device) + pixels_by_pair(mask, predicted, len(self.classes))
         self.samples += len(predictions)
 
     def synchronize(self) -> None:

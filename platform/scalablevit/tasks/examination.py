@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from scalablevit.config.task import Classification, Detection, Segmentation, Task
-from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.confusion import pixels_by_pair
 
 SHOWN_SCORE = 0.3
 """Detections with less are neither drawn nor counted as found."""
@@ -94,10 +93,9 @@ class MaskExamination:
         """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
         judged = []
         for number, predicted, mask in zip(batch["index"].tolist(), predictions, batch["mask"], strict=True):
-            counted = mask != IGNORE
-            found, counts = torch.unique(torch.stack([mask[counted], predicted[counted]]), dim=1, return_counts=True)
-            pairs = Counter({(label, answer): count for (label, answer), count
-                             in zip(found.T.tolist(), counts.tolist(), strict=True)})  # fmt: skip
+            pixels = pixels_by_pair(mask, predicted, len(self.classes))
+            met = pixels.nonzero().tolist()
+            pairs = Counter({(label, answer): int(pixels[label, answer]) for label, answer in met})
             self._pairs += pairs
             judged.append(self._judged(number, pairs))
         return judged
@@ -137,7 +135,7 @@ class BoxExamination(CocoMetric):
         super().update(predictions, batch)
         part = BoxExamination(self.classes)
         CocoMetric.update(part, predictions, batch)
-        matched = part._matched()
+        matched = part._matched(most=max(len(each["scores"]) for each in predictions))
         return [_judged(number, matched) for number in batch["index"].tolist()]
 
     def details(self) -> dict[str, Any]:
@@ -147,14 +145,19 @@ class BoxExamination(CocoMetric):
         known = {name: curve for name, curve in zip(self.classes, precision.T, strict=True) if (curve > -1).any()}
         return {"precision": {name: curve.tolist() for name, curve in known.items()}}
 
-    def _matched(self) -> COCOeval_faster:
-        """All images, evaluated; their annotations and detections know of each other."""
+    def _matched(self, most: int | None = None) -> COCOeval_faster:
+        """All images, evaluated; their annotations and detections know of each other.
+
+        Args:
+            most: detections of an image and class that count; COCO's 100 by default.
+        """
         truth = COCO(self._truth())
         found = truth.loadRes(self._detections("box"))
         evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])
-        limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]
+        limits.areaRng, limits.areaRngLbl = limits.areaRng[:1], ["all"]
+        limits.maxDets = limits.maxDets[-1:] if most is None else [most]
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation

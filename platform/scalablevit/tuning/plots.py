@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as views
 
-from scalablevit.config.space import Space
+from scalablevit.config.space import Draw, Space
+from scalablevit.report.charts import plain
 from scalablevit.tuning.draws import as_category, distribution
 from scalablevit.tuning.trials import Trial, ranked
 
@@ -38,7 +39,7 @@ def save_plots(trials: Sequence[Trial], space: Space, folder: Path) -> list[Path
         warnings.simplefilter("ignore", UserWarning)
         for name, draw in drawn.items():
             if study.trials:
-                axes = draw(study, target_name=space.metric)
+                axes = draw(study, target_name=plain(space.metric))
                 for lines in axes.collections:
                     # Optuna's blue fades to white, and with it the worst trials
                     lines.set_cmap("viridis_r" if space.mode == "min" else "viridis")
@@ -50,13 +51,26 @@ def as_study(trials: Sequence[Trial], space: Space) -> optuna.Study:
     """The evaluated trials as an Optuna study in memory, for its plots."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if space.mode == "min" else "maximize")
-    distributions = {path: distribution(parameter) for path, parameter in space.parameters.items()}
+    distributions = {path: distribution(_written(parameter)) for path, parameter in space.parameters.items()}
     for trial in sorted(ranked(trials, space.mode), key=lambda trial: trial.number):
         if (best := trial.best(space.mode)) is not None:
-            params = {path: as_category(value) for path, value in trial.values.items()}
+            params = {path: _category(value) for path, value in trial.values.items()}
             done = create_trial(state=TrialState.COMPLETE, value=best[1], params=params, distributions=distributions)
             study.add_trial(done)
     return study
+
+
+def _written(parameter: Draw) -> Draw:
+    """With choices as matplotlib is to write them."""
+    if parameter.choice is None:
+        return parameter
+    return parameter.model_copy(update={"choice": [_category(choice) for choice in parameter.choice]})
+
+
+def _category(value: Any) -> Any:
+    """As Optuna takes it, and matplotlib writes it."""
+    category = as_category(value)
+    return plain(category) if isinstance(category, str) else category
 
 
 def _curves(trials: Sequence[Trial], space: Space) -> Figure:
@@ -71,7 +85,7 @@ def _curves(trials: Sequence[Trial], space: Space) -> Figure:
         label = None if place is None else f"trial {trial.number}"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label,
                   zorder=1 if place is None else 2)  # fmt: skip
-    axes.set(xlabel="step", ylabel=space.metric, title="Evaluations of all trials; the best in colour")
+    axes.set(xlabel="step", ylabel=plain(space.metric), title="Evaluations of all trials; the best in colour")
     if leading:
         axes.legend()
     return figure
