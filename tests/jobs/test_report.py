@@ -17,7 +17,6 @@ from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import TABLE
 from scalablevit.jobs.stage import Job
-from scalablevit.jobs.status import Status, write_status
 from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
 from scalablevit.tracking.spool import Spool, read_lines
 
