@@ -48,12 +48,13 @@ def check_runs_for_other_counts(out: Path, note: dict) -> None:
 
 
 def test_a_classifier_for_any_size(root, tmp_path, capsys):
-    model = finished_run(root, "pretrain", *RESNET, run="resnet")
+    sides = ["stages.pretrain.data.image_size=40", "stages.pretrain.data.eval_resize=40"]
+    model = finished_run(root, "pretrain", *RESNET, *sides, run="resnet")
     assert run(root, "pretrain", model, tmp_path / "dry", "--dry-run") == 0 and not (tmp_path / "dry").exists()
     out = tmp_path / "out"
     assert run(root, "pretrain", model, out) == 0
     said = capsys.readouterr().out
-    assert "(N, 3, H, W), of any size" in said and "network.onnx differs by" in said and "4x3x69x42" in said
+    assert "(N, 3, H, W), of any size from 33x33" in said and "network.onnx differs by" in said and "4x3x77x53" in said
     note = facts(out)
     assert note["sizes"] == "any" and note["parts"][0]["input"] == {"pixels": ["N", 3, "H", "W"]}
     assert note["parts"][0]["outputs"] == {"logits": ["N", 6]}
@@ -92,6 +93,12 @@ def test_a_file_that_cannot_be_written_is_not_the_exporters_refusal(tmp_path, fi
     inputs = torch.rand(2, 3)
     with pytest.raises(OSError, match=file):
         export_part(Part("x", torch.nn.Identity(), inputs, "x", ("y",), [inputs]), tmp_path, "m")
+
+
+def test_inputs_too_small_for_any_size(root, tmp_path):
+    with pytest.raises(UserError, match="32x32 pixels") as refused:
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out")
+    assert "--size 32x32" in refused.value.fix and not (tmp_path / "out").exists()
 
 
 class OfOneSize(torch.nn.Module):
@@ -152,15 +159,28 @@ def test_sizes_that_are_none(root, tmp_path, size):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "parts"),
-    [("pretrain", ["network"]), ("segment", ["network"]), ("detect", ["network", "box_head", "mask_head"])],
+    ("name", "parts", "size"),
+    [
+        ("pretrain", ["network"], ["--size", "32x32"]),
+        ("segment", ["network"], []),
+        ("segment", ["network"], ["--size", "48x48"]),
+        ("detect", ["network", "box_head", "mask_head"], []),
+    ],
 )
-def test_the_flagship_on_every_task(root, tmp_path, name, parts):
+def test_the_flagship_on_every_task(root, tmp_path, name, parts, size):
     out = tmp_path / "out"
-    assert run(root, name, f"toy-{name}-0", out) == 0
+    assert run(root, name, f"toy-{name}-0", out, *size) == 0
     note = facts(out)
+    assert note["sizes"] == ("any" if (name, size) == ("segment", []) else "one")
     assert [part["name"] for part in note["parts"]] == parts
     check_runs_for_other_counts(out, note)
+
+
+@pytest.mark.long
+def test_an_upernet_for_any_size(root, tmp_path):
+    model = finished_run(root, "segment", "stages.segment.task.head=upernet", *RESNET, run="upernet")
+    assert run(root, "segment", model, tmp_path / "out") == 0
+    check_runs_for_other_counts(tmp_path / "out", facts(tmp_path / "out"))
 
 
 @pytest.mark.long

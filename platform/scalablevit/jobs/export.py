@@ -30,8 +30,8 @@ Each part is written as <part>.onnx and <part>.pt2 (torch.export), and its answe
 the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32 (N, 3, H, W) from 0 to 255, prepared as in
 evaluation (resized, and cropped for classification).
 
-N is open. So are H and W for classification and segmentation without --size; the answers are then compared at four
-sizes, and what an exporter does not follow for any size is refused, not fixed in silence: ask for one size by --size.
+N is open. So are H and W, from 33 pixels, for classification and segmentation without --size; the answers are then
+compared at four sizes, and what an exporter does not follow is refused: ask for one size by --size.
 Detection is always of one size.
   classification  network: logits (N, classes)
   segmentation    network: logits (N, classes, H, W)
@@ -79,14 +79,20 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from scalablevit.data.decoding import BadSample, read_image
-    from scalablevit.serving.export import default_size, export_part, parts_of
+    from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
     from scalablevit.serving.network import load_trained
 
     size = given or default_size(stage.data)
     fixed = given is not None or stage.task.kind == "detection"
     print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
+    if not fixed and min(size) < SMALLEST:
+        raise UserError(
+            f"the model's inputs have {size[0]}x{size[1]} pixels; exports for any size begin at {SMALLEST}x{SMALLEST}",
+            where="--size",
+            fix=f"ask for one size: --size {size[0]}x{size[1]}",
+        )
     shape = f"{size[0]}, {size[1]}" if fixed else "H, W"
-    sizes = "of this size alone" if fixed else f"of any size, usually {size[0]}x{size[1]}"
+    sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
     print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
@@ -102,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
             exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-                "sizes": "one" if fixed else "any", "size": size, "torch": torch.__version__,
+                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST], "torch": torch.__version__,
                 "parts": [_facts(each) for each in exported]}  # fmt: skip
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):

@@ -29,6 +29,8 @@ TOLERANCE = 1e-3
 OPSET = 18
 TRACED, LEAST = 256, 40
 """Shortest sides in pixels: of what an open size is traced with, and of what it is checked on below the usual size."""
+SMALLEST = 33
+"""Shortest side of an open size: torch's tracer tells maps of one token, at stride 32, from others."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
