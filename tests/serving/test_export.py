@@ -1,6 +1,8 @@
 """Exports answer as the model does, for any number of images; what is refused is named."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from toys import finished_run, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import export
+from scalablevit.models.backbone import build_classifier
+from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.export import Part, export_part
 
 RESNET = ["model.name=resnet18", "model.drop_path_rate=null"]
@@ -26,28 +30,35 @@ def facts(out: Path) -> dict:
 
 
 def check_runs_for_other_counts(out: Path, note: dict) -> None:
-    """Three random inputs, ONNX Runtime against torch's archive."""
-    for part in note["parts"]:
+    """Random inputs of other counts, and sizes where they are open; ONNX Runtime against torch's archive."""
+    for part, count in itertools.product(note["parts"], (1, 3)):
         ((name, (_, *shape)),) = part["input"].items()
-        inputs = 255 * torch.rand(3, *shape)
+        channels, *sides = shape
+        sides = (70, 45) if sides == ["H", "W"] else sides
+        inputs = 255 * torch.rand(count, channels, *sides)
         session = onnxruntime.InferenceSession(str(out / f"{part['name']}.onnx"))
         answers = session.run(list(part["outputs"]), {name: inputs.numpy()})
         with torch.no_grad():
             program = torch.export.load(out / f"{part['name']}.pt2").module()(inputs)
         expected = [program] if isinstance(program, torch.Tensor) else list(program)
         for answer, theirs, (_, *tail) in zip(answers, expected, part["outputs"].values(), strict=True):
-            assert answer.shape == (3, *tail)
+            named = dict(zip(("H", "W"), sides, strict=False))
+            assert answer.shape == (count, *(named.get(side, side) for side in tail))
             np.testing.assert_allclose(answer, theirs, atol=1e-3 * max(1.0, float(theirs.abs().max())))
 
 
-def test_a_classifier(root, tmp_path, capsys):
-    model = finished_run(root, "pretrain", *RESNET, run="resnet")
+def test_a_classifier_for_any_size(root, tmp_path, capsys):
+    sides = ["stages.pretrain.data.image_size=40", "stages.pretrain.data.eval_resize=40"]
+    model = finished_run(root, "pretrain", *RESNET, *sides, run="resnet")
     assert run(root, "pretrain", model, tmp_path / "dry", "--dry-run") == 0 and not (tmp_path / "dry").exists()
     out = tmp_path / "out"
     assert run(root, "pretrain", model, out) == 0
-    assert "network.onnx differs by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "(N, 3, H, W), of any size from 33x33" in said and "network.onnx differs by" in said and "4x3x77x53" in said
     note = facts(out)
-    assert note["size"] == [32, 32] and note["parts"][0]["outputs"] == {"logits": ["N", 6]}
+    assert note["sizes"] == "any" and note["parts"][0]["input"] == {"pixels": ["N", 3, "H", "W"]}
+    assert note["parts"][0]["outputs"] == {"logits": ["N", 6]}
+    assert len(note["parts"][0]["largest_difference"]["network.pt2"]) == 5
     check_runs_for_other_counts(out, note)
     with pytest.raises(UserError, match="is not empty"):
         run(root, "pretrain", model, out)
@@ -84,6 +95,43 @@ def test_a_file_that_cannot_be_written_is_not_the_exporters_refusal(tmp_path, fi
         export_part(Part("x", torch.nn.Identity(), inputs, "x", ("y",), [inputs]), tmp_path, "m")
 
 
+def test_inputs_too_small_for_any_size(root, tmp_path):
+    with pytest.raises(UserError, match="32x32 pixels") as refused:
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "out")
+    assert "--size 32x32" in refused.value.fix and not (tmp_path / "out").exists()
+
+
+class OfOneSize(torch.nn.Module):
+    """Takes the width that it is traced with for the only one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.ones(int(x.shape[3]))
+
+
+def test_what_fixes_a_size_is_refused_for_any_size(tmp_path):
+    inputs, others = torch.ones(2, 3, 8, 9), torch.ones(2, 3, 8, 7)
+    part = Part("network", OfOneSize(), inputs, "x", ("y",), [inputs])
+    assert export_part(part, tmp_path, "my model").faithful
+    with pytest.raises(UserError, match=r"my model for any size") as refused:
+        export_part(replace(part, others=((others, [others]),)), tmp_path, "my model")
+    assert "--size" in refused.value.fix
+
+
+@pytest.mark.parametrize("interaction", ["lim", "none"])
+@pytest.mark.parametrize("size", [(33, 33), (64, 71), (256, 224)])
+def test_the_form_for_any_size_answers_as_the_model(size, interaction):
+    model = build_classifier("scalablevit_tiny", 6, depths=(2, 2, 2, 2), local_interaction=interaction).eval()
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(for_any_size(model)(images), model(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 6])
+def test_pooling_for_any_size(cells):
+    pool, maps = torch.nn.AdaptiveAvgPool2d(cells), torch.rand(2, 3, 7, 16)
+    torch.testing.assert_close(for_any_size(pool)(maps), pool(maps))
+
+
 class Stubborn(torch.nn.Module):
     """What no exporter can follow: a branch on a value."""
 
@@ -100,7 +148,7 @@ def test_what_an_exporter_refuses_is_named(tmp_path):
 def test_an_export_that_answers_otherwise_is_not_faithful(tmp_path):
     inputs = torch.rand(2, 3)
     exported = export_part(Part("network", torch.nn.Identity(), inputs, "x", ("y",), [inputs + 0.1]), tmp_path, "m")
-    assert not exported.faithful and exported.differences == pytest.approx((0.1, 0.1))
+    assert not exported.faithful and exported.differences == (pytest.approx((0.1,)), pytest.approx((0.1,)))
 
 
 @pytest.mark.parametrize("size", ["512", "0x3", "12x-3"])
@@ -111,15 +159,28 @@ def test_sizes_that_are_none(root, tmp_path, size):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "parts"),
-    [("pretrain", ["network"]), ("segment", ["network"]), ("detect", ["network", "box_head", "mask_head"])],
+    ("name", "parts", "size"),
+    [
+        ("pretrain", ["network"], ["--size", "32x32"]),
+        ("segment", ["network"], []),
+        ("segment", ["network"], ["--size", "48x48"]),
+        ("detect", ["network", "box_head", "mask_head"], []),
+    ],
 )
-def test_the_flagship_on_every_task(root, tmp_path, name, parts):
+def test_the_flagship_on_every_task(root, tmp_path, name, parts, size):
     out = tmp_path / "out"
-    assert run(root, name, f"toy-{name}-0", out) == 0
+    assert run(root, name, f"toy-{name}-0", out, *size) == 0
     note = facts(out)
+    assert note["sizes"] == ("any" if (name, size) == ("segment", []) else "one")
     assert [part["name"] for part in note["parts"]] == parts
     check_runs_for_other_counts(out, note)
+
+
+@pytest.mark.long
+def test_an_upernet_for_any_size(root, tmp_path):
+    model = finished_run(root, "segment", "stages.segment.task.head=upernet", *RESNET, run="upernet")
+    assert run(root, "segment", model, tmp_path / "out") == 0
+    check_runs_for_other_counts(tmp_path / "out", facts(tmp_path / "out"))
 
 
 @pytest.mark.long

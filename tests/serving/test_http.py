@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from mlflow.pyfunc import scoring_server
 from PIL import Image
 from toys import SIDE, val_images
 
+from scalablevit.jobs import predict
 from scalablevit.serving.encoding import image_bytes
 from scalablevit.tracking.connection import connect
 
@@ -83,12 +85,19 @@ def test_a_mask(registry, root, monkeypatch):
     assert sum(answer["shares"]) == pytest.approx(1)
 
 
-def test_boxes(registry, root, monkeypatch):
+def test_boxes(registry, root, monkeypatch, tmp_path):
+    """Also as `pipelines/predict.py` asks for them."""
     file = sorted(val_images(root, "detect").iterdir())[0]
+    (tmp_path / "images").mkdir()
+    shutil.copy(file, tmp_path / "images")
     with served(model_folder(registry, "detect"), monkeypatch) as url:
+        assert predict.run(predict.parse([url, str(tmp_path / "images"), "--out", str(tmp_path / "out")])) == 0
         (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
     assert len(answer["boxes"]) == len(answer["scores"]) == len(answer["labels"]) > 0
     assert run_lengths.decode(answer["masks"][0]).shape == (SIDE, SIDE)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
+    assert [each["score"] for each in written] == answer["scores"]
+    assert (tmp_path / "out" / "overlays" / f"{file.name}.jpg").is_file()
 
 
 @pytest.mark.long

@@ -26,9 +26,13 @@ EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
 recipe are read; nothing of the code in the registry is run.
 
-Each part is written as <part>.onnx and <part>.pt2 (torch.export), for any number of images of one size, and its answers
-to images of IMAGES are compared with the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32
-(N, 3, H, W) from 0 to 255, prepared as in evaluation (resized, and cropped for classification).
+Each part is written as <part>.onnx and <part>.pt2 (torch.export), and its answers to images of IMAGES are compared with
+the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32 (N, 3, H, W) from 0 to 255, prepared as in
+evaluation (resized, and cropped for classification).
+
+N is open. So are H and W, from 33 pixels, for classification and segmentation without --size; the answers are then
+compared at four sizes, and what an exporter does not follow is refused: ask for one size by --size.
+Detection is always of one size.
   classification  network: logits (N, classes)
   segmentation    network: logits (N, classes, H, W)
   detection       network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
@@ -50,7 +54,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the exports")
-    parser.add_argument("--size", metavar="HxW", help="of the input, pixels (default: the recipe's evaluation size)")
+    parser.add_argument(
+        "--size", metavar="HxW", help="export for this size alone, in pixels (detection: default its evaluation size)"
+    )
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
@@ -73,15 +79,21 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from scalablevit.data.decoding import BadSample, read_image
-    from scalablevit.serving.export import default_size, export_part, parts_of
+    from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
     from scalablevit.serving.network import load_trained
 
     size = given or default_size(stage.data)
+    fixed = given is not None or stage.task.kind == "detection"
     print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
-    print(
-        f"  input  (N, 3, {size[0]}, {size[1]}), checked on {min(IMAGES, len(names))} of {len(names)} images",
-        flush=True,
-    )
+    if not fixed and min(size) < SMALLEST:
+        raise UserError(
+            f"the model's inputs have {size[0]}x{size[1]} pixels; exports for any size begin at {SMALLEST}x{SMALLEST}",
+            where="--size",
+            fix=f"ask for one size: --size {size[0]}x{size[1]}",
+        )
+    shape = f"{size[0]}, {size[1]}" if fixed else "H, W"
+    sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
+    print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
@@ -92,11 +104,12 @@ def run(options: argparse.Namespace) -> int:
     exported = []
     with filled(out) as made:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
-        for part in parts_of(trained, images, size):
+        for part in parts_of(trained, images, size, fixed=fixed):
             exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-                "size": size, "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
+                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST], "torch": torch.__version__,
+                "parts": [_facts(each) for each in exported]}  # fmt: skip
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
         print("an export answers otherwise than the model: do not use it")
@@ -121,21 +134,24 @@ def _size(given: str | None) -> tuple[int, int] | None:
 
 
 def _line(exported: "Exported") -> str:
-    compared = ", ".join(
-        f"{file.name} differs by {difference:.3g} at most"
-        for file, difference in zip(exported.files, exported.differences, strict=True)
-    )
-    return f"  {exported.part.name}: {compared} (largest output {exported.largest:.3g})"
+    lines = [f"  {exported.part.name}: largest output {exported.largest:.3g}"]
+    for file, by_inputs in exported.by_inputs().items():
+        compared = ", ".join(f"{shape} {difference:.2g}" for shape, difference in by_inputs.items())
+        lines.append(f"    {file} differs by {max(by_inputs.values()):.3g} at most ({compared})")
+    return "\n".join(lines)
 
 
 def _facts(exported: "Exported") -> dict[str, Any]:
     part = exported.part
+    sides = ("H", "W") if part.others else tuple(part.inputs.shape[2:])
     return {
         "name": part.name,
-        "input": {part.input_name: ["N", *part.inputs.shape[1:]]},
-        "outputs": {name: ["N", *each.shape[1:]] for name, each in zip(part.outputs, part.expected, strict=True)},
-        "largest_difference": {
-            file.name: difference for file, difference in zip(exported.files, exported.differences, strict=True)
+        "input": {part.input_name: ["N", part.inputs.shape[1], *sides]},
+        "outputs": {
+            name: ["N", *(("H", "W")[axis] if part.others and axis >= 0 else side
+                          for axis, side in enumerate(each.shape[1:], start=-1))]
+            for name, each in zip(part.outputs, part.expected, strict=True)
         },
+        "largest_difference": exported.by_inputs(),
         "largest_output": exported.largest,
-    }
+    }  # fmt: skip

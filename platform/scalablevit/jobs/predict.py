@@ -5,9 +5,9 @@ import csv
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Stage
@@ -18,6 +18,9 @@ from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unusable
 from scalablevit.jobs.result import without_secrets
 
+if TYPE_CHECKING:
+    from scalablevit.serving.outputs import Output
+
 NOTE = "prediction.json"
 """What was predicted with what; also marks a folder as made by this script."""
 BAD = "bad_images.csv"
@@ -26,6 +29,10 @@ EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
 recipe are read; nothing of the code in the registry is run. Overrides change the recipe: task.score_threshold=0.5,
 tracking.uri=http://..., cluster.gpus_per_worker=1.
+
+MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
+THAT ADDRESS (unencrypted by http), one after another. An answer names only the classes that it found: without
+--classes they are numbered by the masks, in detections.json by the order of their names, and {NOTE} says so.
 
 What comes out, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
@@ -52,6 +59,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the answers")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="all class names of a served model, in its order, one a line"
+    )
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
@@ -62,9 +72,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `parse`."""
     images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
+    if "://" in options.model:
+        from scalablevit.jobs.predict_served import run_served
+
+        return run_served(options, images, out)
+    if options.classes is not None:
+        raise UserError(f"{options.model} has its own classes", where="--classes", fix="leave it out")
     root = platform_root(options.root, make=False)
     names, ignored = list_images(images)
-    _check_out(out, images, options.overwrite)
+    check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
@@ -73,23 +89,41 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
+    facts = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
+             "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides]}  # fmt: skip
+    return deliver(
+        out,
+        len(names),
+        lambda folder: (_write(stage, tuple(config["classes"]), weights, (images, names), folder, root), facts),
+    )
+
+
+def deliver(out: Path, count: int, write: Callable[[Path], tuple[int, dict[str, Any]]]) -> int:
+    """Fill the folder, add the note and say what became of `count` images.
+
+    Args:
+        out: see `check_out`.
+        count: of the images.
+        write: answers into a folder; gives how many images were bad, and facts for the note.
+
+    Returns:
+        The exit code.
+    """
     from scalablevit.serving.outputs import FILES
 
     started = time.monotonic()
     with filled(out, (*FILES, BAD, NOTE)) as folder:
-        bad = _write(stage, tuple(config["classes"]), weights, (images, names), folder, root)
-        note = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
-                "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides],
-                "answered": len(names) - bad, "bad": bad}  # fmt: skip
+        bad, facts = write(folder)
+        note = {**facts, "answered": count - bad, "bad": bad}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     seconds = time.monotonic() - started
-    print(f"answered {len(names) - bad} of {len(names)} images in {seconds:.1f} s; they are in {shown(out)}")
+    print(f"answered {count - bad} of {count} images in {seconds:.1f} s; they are in {shown(out)}")
     if bad:
         print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
     return 1 if bad else 0
 
 
-def _check_out(out: Path, images: Path, overwrite: bool) -> None:
+def check_out(out: Path, images: Path, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or in which answers would be taken for images.
 
     Raises:
@@ -130,11 +164,16 @@ def _write(
     folder, names = images
     output = build_output(stage.task.kind, classes, out)
     job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
+    return tabulate(output, _answers(job, names, root, stage), out, len(names))
+
+
+def tabulate(output: "Output", answers: Iterable[tuple[str, dict[str, Any]]], out: Path, count: int) -> int:
+    """Tables of the answers, and of `bad` images; how many were bad."""
     started, said, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "reason"))
-        for number, (name, answer) in enumerate(_answers(job, names, root, stage), start=1):
+        for number, (name, answer) in enumerate(answers, start=1):
             if "bad" in answer:
                 bad += 1
                 table.writerow((shown(name), answer["bad"]))
@@ -143,7 +182,7 @@ def _write(
                 output.add(name, answer)
             if time.monotonic() > said + SAY_EVERY_S:
                 said = time.monotonic()
-                print(f"  {number} of {len(names)} images, {number / (said - started):.3g}/s", flush=True)
+                print(f"  {number} of {count} images, {number / (said - started):.3g}/s", flush=True)
     return bad
 
 

@@ -14,17 +14,23 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_config
 
 from scalablevit.config.data import CocoInstances, Data, LabelledImages
 from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
+from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
 from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
 
 TOLERANCE = 1e-3
 """Largest difference from the network, as a fraction of its largest output."""
 OPSET = 18
+TRACED, LEAST = 256, 40
+"""Shortest sides in pixels: of what an open size is traced with, and of what it is checked on below the usual size."""
+SMALLEST = 33
+"""Shortest side of an open size: torch's tracer tells maps of one token, at stride 32, from others."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -37,11 +43,13 @@ class Part:
     name: str
     module: nn.Module
     inputs: Tensor
-    """Real ones, at least two along the first dimension, which is left open; the others are fixed."""
+    """Real ones, at least two along the first dimension, which is left open; the others are fixed, or see `others`."""
     input_name: str
     outputs: tuple[str, ...]
     expected: list[Tensor]
     """The outputs by way of the task's own normalization."""
+    others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
+    """Inputs of other heights, widths and counts with their outputs. If there are some, height and width are open."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,24 @@ class Exported:
 
     part: Part
     files: tuple[Path, ...]
-    differences: tuple[float, ...]
-    """Largest absolute difference from the network's outputs, of each file."""
+    differences: tuple[tuple[float, ...], ...]
+    """Largest absolute difference from the network's outputs, of each file by inputs: the part's own, then others."""
     largest: float
     """Largest absolute output of the network."""
+
+    def by_inputs(self) -> dict[str, dict[str, float]]:
+        """The differences by the file's name and the inputs' shape, as 4x3x224x224."""
+        inputs = [self.part.inputs, *(other for other, _ in self.part.others)]
+        shapes = ["x".join(map(str, each.shape)) for each in inputs]
+        return {
+            file.name: dict(zip(shapes, by_inputs, strict=True))
+            for file, by_inputs in zip(self.files, self.differences, strict=True)
+        }
 
     @property
     def faithful(self) -> bool:
         """Whether all files answer as the network does."""
-        return all(difference <= TOLERANCE * max(self.largest, 1.0) for difference in self.differences)
+        return all(max(by_inputs) <= TOLERANCE * max(self.largest, 1.0) for by_inputs in self.differences)
 
 
 class FromPixels(nn.Module):
@@ -140,7 +157,7 @@ def default_size(data: Data) -> Size:
 
 
 @torch.no_grad()
-def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size) -> list[Part]:
+def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True) -> list[Part]:
     """What is exported of a network, with inputs made of real images.
 
     Classification: `network`, logits (N, classes). Segmentation: `network`, logits (N, classes, H, W) at the input's
@@ -150,17 +167,38 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size) 
     Args:
         trained: on the CPU.
         images: decoded, at least one.
-        size: of the exported input.
+        size: of the exported input, or without `fixed` the usual one.
+        fixed: False leaves height and width open; detection has none of this.
     """
     data, kind = trained.stage.data, trained.stage.task.kind
     pixels = torch.stack([_fitted(eval_transform(data)(image=image)["image"], data, size) for image in images])
     pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
-    normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
     if kind == "detection":
+        normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
         return _detector_parts(trained, pixels, normalized)
     finish = _at_input_size if kind == "segmentation" else _as_it_is
-    expected = [finish(trained.network(normalized), pixels)]
-    return [Part("network", FromPixels(trained.network, data, finish), pixels, "pixels", ("logits",), expected)]
+
+    def expected(pixels: Tensor) -> list[Tensor]:
+        normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
+        return [finish(trained.network(normalized), pixels)]
+
+    network, traced = trained.network, pixels
+    others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
+    if not fixed:
+        network = for_any_size(network)
+        traced, *rest = (_resized(pixels, other) for other in sizes_to_check(size))
+        others = tuple((each, expected(each)) for each in (*rest, rest[0][:1]))
+    return [Part("network", FromPixels(network, data, finish), traced, "pixels", ("logits",), expected(traced), others)]
+
+
+def sizes_to_check(size: Size) -> tuple[Size, ...]:
+    """Around the usual size of an input: one that is traced, that size, and a smaller and a larger one.
+
+    What is traced has several windows and tokens at every stage: of a single one a tracer makes a rule.
+    """
+    height, width = size
+    traced = max(height, TRACED), max(width, TRACED) + 32
+    return traced, size, (max(height * 3 // 4, LEAST), width), (height + 37, width * 4 // 3)
 
 
 def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> list[Part]:
@@ -195,12 +233,14 @@ def export_part(part: Part, folder: Path, whose: str) -> Exported:
         OSError: a file cannot be written.
     """
     archive, graph = folder / f"{part.name}.pt2", folder / f"{part.name}.onnx"
-    with _refused(f"torch.export refuses {part.name} of {whose}"):
-        program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    open_dimensions = dict.fromkeys((0, 2, 3) if part.others else (0,), torch.export.Dim.DYNAMIC)
+    kind = "any size" if part.others else "one size"
+    with _refused(f"torch.export refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
+        program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=(open_dimensions,))
         content = io.BytesIO()
         torch.export.save(program, content)
     archive.write_bytes(content.getvalue())  # not by torch, to which a full disk is a RuntimeError
-    with _refused(f"the ONNX exporter refuses {part.name} of {whose}"):
+    with _refused(f"the ONNX exporter refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
         torch.onnx.export(
             program,
             (part.inputs,),
@@ -212,10 +252,19 @@ def export_part(part: Part, folder: Path, whose: str) -> Exported:
             external_data=False,
             verbose=False,
         )
-    answers = (_flat(torch.export.load(archive).module()(part.inputs)), _run_onnx(graph, part.inputs))
-    differences = tuple(_largest_difference(answer, part.expected) for answer in answers)
-    largest = max(float(each.abs().max()) for each in part.expected)
-    return Exported(part, (archive, graph), differences, largest)
+    pairs = [(part.inputs, part.expected), *part.others]
+    with _refused(f"{archive.name} of {whose} is not for {kind}"):
+        program_again = torch.export.load(archive).module()
+        by_program = [_largest_difference(_flat(program_again(inputs)), expected) for inputs, expected in pairs]
+    with _refused(f"{graph.name} of {whose} is not for {kind}"):
+        by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
+    largest = max(float(each.abs().max()) for _, expected in pairs for each in expected)
+    return Exported(part, (archive, graph), (tuple(by_program), tuple(by_graph)), largest)
+
+
+def _no_rule_for_one(wanted: bool) -> Any:
+    """Make no separate case of a dimension being 1: torch's tracer else takes "not 1" of every map for a condition."""
+    return symbolic_config.patch(backed_size_oblivious=wanted)  # type: ignore[attr-defined]  # put there at its import
 
 
 def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
@@ -245,7 +294,7 @@ def _refused(what: str) -> Iterator[None]:
             raise UserError(
                 f"{what}: {type(error).__name__}: {reason}",
                 where="model.name",
-                fix="choose another --size (a multiple of 32), or serve the registered model itself",
+                fix="ask for one size by --size HxW (multiples of 32), or serve the registered model itself",
             ) from error
 
 
@@ -255,6 +304,11 @@ def _flat(outputs: Any) -> list[Tensor]:
 
 def _as_it_is(outputs: Any, _pixels: Tensor) -> Any:
     return outputs
+
+
+def _resized(pixels: Tensor, size: Size) -> Tensor:
+    """Images stretched to a size, whole values again."""
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
 
 
 def _at_input_size(logits: Tensor, pixels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What batch prediction leaves in its folder: tables and pictures, by the kind of task."""
 
 import csv
+import errno
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -51,6 +52,16 @@ def build_output(kind: str, classes: Sequence[str], folder: Path) -> Output:
         "detection": Detections,
     }
     return outputs[kind](classes, folder)
+
+
+def draw(output: Output, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+    """`output.write_pictures`; a name too long for a picture's makes a bad image."""
+    try:
+        return output.write_pictures(name, image, answer)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return {"bad": "its name is too long for the pictures of its answer"}
 
 
 class _Table:

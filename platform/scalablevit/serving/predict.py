@@ -1,6 +1,5 @@
 """Batch prediction: the same function in this process and, through Ray Data's `map_batches`, on a cluster."""
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.serving.network import load_trained
-from scalablevit.serving.outputs import Answer, build_output
+from scalablevit.serving.outputs import Answer, build_output, draw
 
 BATCH = 16
 """Images of one call on a cluster."""
@@ -67,12 +66,7 @@ class Predictor:
             return {"bad": bad.reason}
         with torch.inference_mode():
             answer = trained.task.answer(trained.network, image, trained.device)
-        try:
-            return self.output.write_pictures(name, image, answer)
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            return {"bad": "its name is too long for the pictures of its answer"}
+        return draw(self.output, name, image, answer)
 
 
 def predict_here(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Answer]]:

@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from mmengine.model import initialize
     from mmengine.structures import PixelData
     from mmseg.models import EncoderDecoder
+    from mmseg.models import utils as mmseg_parts
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
@@ -27,6 +28,9 @@ BACKBONE = "TimmPyramid"
 `custom_imports = dict(imports=["scalablevit.tasks.segmentor"])` a plain configuration of theirs says
 `backbone=dict(type="TimmPyramid", name="scalablevit_small", drop_path_rate=0.2)`."""
 MODELS.register_module(name=BACKBONE, module=build_pyramid)
+
+Upsample = mmseg_parts.Upsample
+"""In Semantic FPN's head."""
 
 FPN_HEAD_CHANNELS = 128
 UPER_HEAD_CHANNELS = 512

@@ -1,0 +1,119 @@
+"""ScalableViT for torch.export at any size: the same functions of the same weights, by steps that suit all.
+
+In training a map is padded only where windows or reductions do not divide it, and windows are views of it: fast, but a
+tracer keeps what it saw, and the program is one for few sizes. Here windows are gathered by index, every map is padded
+(by nothing, where nothing is missing), and maps are laid out anew before convolutions, whose kernels a tracer else
+chooses by strides. Slower in eager; `serving/export.py` holds each archive against the model itself.
+"""
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalablevit.models.attention import ScalableAttention, WindowAttention, attend_by_products
+from scalablevit.models.scalablevit import PatchEmbedding, PositionEncodingGenerator
+from scalablevit.tasks.segmentor import Upsample
+
+
+def for_any_size(network: nn.Module) -> nn.Module:
+    """A copy of a network whose parts can be traced at one size and be used at others.
+
+    Args:
+        network: in evaluation mode. Windows with LEM keep their training form: their zeros are at windows' borders.
+    """
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        forward = _FORWARDS.get(type(module))
+        if forward is not None and getattr(module, "local_interaction", "") != "lem":
+            module.forward = MethodType(forward, module)
+    return copied
+
+
+def _attend_windows(self: WindowAttention, x: Tensor) -> Tensor:
+    """`WindowAttention.forward`."""
+    _, height, width, _ = x.shape
+    win_h, win_w = self.window[0] or height, self.window[1] or width
+    rows, columns = (height + win_h - 1) // win_h, (width + win_w - 1) // win_w
+    top = (torch.arange(rows)[:, None] * win_h + torch.arange(win_h))[:, None, :, None]
+    left = (torch.arange(columns)[:, None] * win_w + torch.arange(win_w))[None, :, None, :]
+    real = ((top < height) & (left < width)).flatten(2)  # (rows, columns, positions)
+    windows = x[:, top.clamp(max=height - 1), left.clamp(max=width - 1)].flatten(3, 4)
+    qkv = self.qkv(windows).chunk(3, dim=-1)
+    q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for t in qkv)
+    out = attend_by_products(q, k, v, real[None, :, :, None, None], q.shape[-1] ** -0.5).transpose(-2, -3).flatten(-2)
+    y, z = torch.arange(height)[:, None], torch.arange(width)[None]
+    place = (slice(None), y // win_h, z // win_w, y % win_h * win_w + z % win_w)
+    merged = out[place]
+    if self.local_interaction == "lim":
+        merged = merged + _channels_last(self.lim_func(_channels_first(qkv[2][place])))
+    return self.proj(merged)  # type: ignore[no-any-return]
+
+
+def _attend_reduced(self: ScalableAttention, x: Tensor) -> Tensor:
+    """`ScalableAttention.forward`."""
+    _, height, width, _ = x.shape
+    q = self.q(x).flatten(1, 2)
+    if self.spatial_reduction == 1:
+        k, v = self.kv(x).flatten(1, 2).chunk(2, dim=-1)
+    else:
+        step = self.spatial_reduction
+        rows, columns = (height + step - 1) // step, (width + step - 1) // step
+        padded = F.pad(x, (0, 0, 0, columns * step - width, 0, rows * step - height))
+        reduced = self.norm_act(_channels_last(self.reduction(_channels_first(padded))).flatten(1, 2))
+        k, v = self.k(reduced), self.v(reduced)
+    q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    out = attend_by_products(q, k, v, None, self.scale).transpose(1, 2).flatten(2)
+    return self.proj(out.unflatten(1, (height, width)))  # type: ignore[no-any-return]
+
+
+def _embed(self: PatchEmbedding, x: Tensor) -> Tensor:
+    """`PatchEmbedding.forward`."""
+    return self.norm(_channels_last(self.proj(x.contiguous())))  # type: ignore[no-any-return]
+
+
+def _encode_position(self: PositionEncodingGenerator, x: Tensor) -> Tensor:
+    """`PositionEncodingGenerator.forward`."""
+    return x + _channels_last(self.proj(_channels_first(x)))
+
+
+def _pool(self: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
+    """`nn.AdaptiveAvgPool2d.forward`, of which the tracer makes as many sums as there are cells, at fixed places."""
+    sides = self.output_size if isinstance(self.output_size, tuple) else (self.output_size, self.output_size)
+    rows, columns = (_averages(size, side).to(x) for size, side in zip(x.shape[-2:], sides, strict=True))
+    return rows @ x @ columns.T
+
+
+def _averages(size: int, cells: int | None) -> Tensor:
+    """(cells, size): what each position counts in the mean of each cell."""
+    cells = cells or size
+    cell, position = torch.arange(cells)[:, None], torch.arange(size)[None]
+    inside = (position >= cell * size // cells) & (position < ((cell + 1) * size + cells - 1) // cells)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def _upsample(self: Any, x: Tensor) -> Tensor:
+    """MMSegmentation's `Upsample.forward`, which makes plain numbers of sizes."""
+    return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+_FORWARDS: dict[type, Callable[..., Tensor]] = {
+    WindowAttention: _attend_windows,
+    ScalableAttention: _attend_reduced,
+    PatchEmbedding: _embed,
+    PositionEncodingGenerator: _encode_position,
+    nn.AdaptiveAvgPool2d: _pool,
+    Upsample: _upsample,
+}

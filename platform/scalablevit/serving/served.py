@@ -1,0 +1,180 @@
+"""A model behind `mlflow models serve`: bytes of an image there, the answer back, and what it tells of the model."""
+
+import base64
+import http.client
+import io
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.names import shown
+from scalablevit.serving.outputs import Answer
+
+PING_S, ANSWER_S = 10.0, 120.0
+"""Seconds that a server may keep silent."""
+LARGEST = 2**28
+"""Bytes of an answer."""
+SHOWN = 300
+"""Characters of a server's own words."""
+COLUMNS = {"probabilities": "classification", "mask_png": "segmentation", "boxes": "detection"}
+"""A column that only one task's answers have, and the task."""
+
+
+class Declined(Exception):
+    """The server is well and does not take this image; the message is its reason."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Images go to the address that was named, and to no other that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Leave the answer as it is, which makes it an error."""
+
+
+class Served:
+    """A scoring server of MLflow.
+
+    Args:
+        address: `http(s)://host[:port][/path]`, with or without `/invocations`.
+
+    Raises:
+        UserError: the address is of another kind.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # as of a bracket left open
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+            raise UserError(
+                f"{shown(address)} is no address of a server", where="MODEL", fix="as http://127.0.0.1:5001"
+            )
+        if "@" in parts.netloc:
+            raise UserError(
+                f"{address} has credentials in it", where="MODEL", fix="leave them out: they would be shown"
+            )
+        self.address = address.rstrip("/").removesuffix("/invocations")
+        self._opener = urllib.request.build_opener(_Stay)
+
+    def check(self) -> None:
+        """Ask whether a model is served there.
+
+        Raises:
+            UserError: it is not.
+        """
+        try:
+            self._ask("/ping", None, PING_S)
+        except urllib.error.HTTPError as error:
+            raise self.wrong(f"is no model server: /ping answers {error.code} {_words(error)}") from None
+
+    def answer(self, image: bytes) -> Answer:
+        """The answer to an encoded image as it came, see `read_answer`.
+
+        Raises:
+            Declined: the server cannot decode this image.
+            UserError: no answer, or that of something else.
+        """
+        row = base64.b64encode(image).decode()
+        body = json.dumps({"dataframe_split": {"data": [[row]]}}).encode()
+        try:
+            content = self._ask("/invocations", body, ANSWER_S)
+        except urllib.error.HTTPError as error:
+            words = _words(error)
+            if error.code == 400 and words.startswith("image 0: "):
+                raise Declined(words.removeprefix("image 0: ")) from None
+            raise self.wrong(f"answers {error.code} {words}") from None
+        try:
+            (answer,) = json.loads(content)["predictions"]
+            return {**answer}
+        except (ValueError, TypeError, KeyError):
+            raise self.wrong(f"gives no answer: {_short(content)}") from None
+
+    def _ask(self, path: str, body: bytes | None, seconds: float) -> bytes:
+        request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
+            self.address + path, body, {"Content-Type": "application/json"}
+        )
+        try:
+            with self._opener.open(request, timeout=seconds) as response:
+                content: bytes = response.read(LARGEST + 1)
+        except urllib.error.HTTPError:
+            raise
+        except TimeoutError:
+            raise self.wrong(f"kept silent for {seconds:g} s") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:  # refused, no such host, not HTTP, a bad port
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise self.wrong(f"kept silent for {seconds:g} s") from None
+            raise self.wrong(f"cannot be asked: {shown(str(reason))[:SHOWN] or type(reason).__name__}") from None
+        if len(content) > LARGEST:
+            raise self.wrong(f"answers with more than {LARGEST} bytes")
+        return content
+
+    def wrong(self, what: str) -> UserError:
+        """The mistake of having named this server, which does `what`."""
+        return UserError(
+            f"the server {what}",
+            where=self.address,
+            fix="name the address that `mlflow models serve` listens on, and look at what it prints",
+        )
+
+
+def read_answer(received: Answer, size: tuple[int, int]) -> tuple[str, Answer, dict[str, int | None]]:
+    """Make of an answer what the task answers in the model's own process.
+
+    Args:
+        received: from a server.
+        size: height and width of the image.
+
+    Returns:
+        The kind of task, the answer, and its classes by name with their numbers: the names of a segmentation come by
+        their share of the pixels, those of equal share by number, and the mask has the numbers. Detections have none.
+
+    Raises:
+        ValueError, TypeError, KeyError: this is no answer of a model of ours to an image of that size.
+    """
+    kind = next((kind for column, kind in COLUMNS.items() if column in received), "")
+    if kind == "classification":
+        best = received["class"]
+        probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
+        return kind, {"class": best, "probability": float(received["probability"]), "probabilities": probabilities}, {}
+    if kind == "segmentation":
+        content = base64.b64decode(received["mask_png"])
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
+            if mask.size != size[::-1] or mask.mode != "L":
+                raise ValueError(f"a mask {mask.mode} of {mask.size}")
+            counts = np.bincount(np.asarray(mask).ravel())
+        order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
+        numbers: dict[str, int | None] = dict(zip(received["classes"], order, strict=True))
+        shares = [float(share) for share in received["shares"]]
+        return kind, {"mask_png": content, "classes": list(numbers), "shares": shares}, numbers
+    if not kind:
+        raise ValueError(f"its columns are {shown(', '.join(map(str, received)))[:SHOWN]}")
+    columns: Answer = {
+        name: list(received[name]) for name in ("boxes", "scores", "labels", "masks") if name in received
+    }
+    if len({len(column) for column in columns.values()}) != 1 or not {"boxes", "scores", "labels"} <= set(columns):
+        raise ValueError("columns of different lengths")
+    if any(mask["size"] != list(size) for mask in columns.get("masks", ())):
+        raise ValueError("masks of another size")
+    return kind, columns, dict.fromkeys(columns["labels"])
+
+
+def _words(error: urllib.error.HTTPError) -> str:
+    """What a server says of its refusal: MLflow's `message`, or the text itself."""
+    content = error.read(2**16)
+    try:
+        return _short(json.loads(content)["message"].encode())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return _short(content) or str(error.reason)
+
+
+def _short(content: bytes) -> str:
+    text = shown(" ".join(content[: 4 * SHOWN].decode("utf-8", "replace").split()))
+    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
