@@ -26,7 +26,7 @@ def assignment(make_stage, folder: Path, compiling: dict[str, object]) -> Assign
     return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_blocks_train_what_eager_ones_do_and_resume_exactly(make_stage, tmp_path):
     ways = {"eager": [OFF], "whole": [BLOCKS], "resumed": [BLOCKS, BLOCKS], "on": [OFF, BLOCKS], "off": [BLOCKS, OFF]}
     ends = {}
