@@ -281,6 +281,11 @@ def check_export(arguments: list[str], place: Place) -> None:
     assert all(re.fullmatch(r"[A-Z_]+=\S+", each) for each in arguments)
 
 
+def check_source(arguments: list[str], place: Place) -> None:
+    """`make setup` makes it."""
+    assert arguments == [".venv/bin/activate"] and "-m venv $(VENV)" in (REPOSITORY / "Makefile").read_text()
+
+
 def check_eval(arguments: list[str], place: Place) -> None:
     inner = re.fullmatch(r"\$\((.+)\)", arguments[0])
     assert inner is not None
@@ -290,6 +295,7 @@ def check_eval(arguments: list[str], place: Place) -> None:
 CHECKS: dict[str, Callable[[list[str], Place], None]] = {
     "make": check_make, "python": check_python, "pytest": check_pytest, "ray": check_ray, "mlflow": check_mlflow,
     "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
+    "source": check_source,
 }  # fmt: skip
 
 
