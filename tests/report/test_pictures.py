@@ -1,22 +1,25 @@
 """Pictures of samples and curves: that they show what they should, and leave nothing half written."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import mask as run_lengths
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.instances import Instances
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.report import overlays
 from scalablevit.report.curves import save_curves
-from scalablevit.report.overlays import save_predictions, save_training_batch
+from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch, truth_of
 from scalablevit.tasks.task import build_task
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -91,6 +94,25 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
     rows, columns = np.indices(labels.shape)
     found = colours_at(figures[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
+
+
+def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, monkeypatch):
+    figures = drawn_figure(monkeypatch)
+    masks = np.zeros((1080, 1920, 8), np.uint8, order="F")
+    for number in range(8):
+        masks[300:800, 200 * number : 200 * number + 100, number] = 1
+    found = Instances((1080, 1920), np.zeros((8, 4), np.float32), np.arange(8), np.zeros(8, bool),
+                      np.full(8, 5e4, np.float32), run_lengths.encode(masks))  # fmt: skip
+    tracemalloc.start()
+    truth = truth_of({"instances": [found]}, 0)
+    save_pair(np.full((90, 160, 3), 0.5, np.float32), truth, truth, tmp_path / "pair.png")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10 * 1080 * 1920  # bytes; one mask as a layer of its own has 32 for each pixel
+    points = [(200 * number + x, 500) for number in range(8) for x in (50, 150)]
+    seen = colours_at(figures[0], figures[0].axes[1], points)
+    tinted = [0.55 * 0.5 + 0.45 * np.array(overlays.colour(number)) for number in range(8)]
+    assert np.abs(seen[::2] - tinted).max() < 0.02 and np.abs(seen[1::2] - 0.5).max() < 0.02
 
 
 def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):

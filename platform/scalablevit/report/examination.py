@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from scalablevit.config.recipe import Stage
@@ -20,7 +21,7 @@ from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.samples import Sample, Source
 from scalablevit.report.findings import FILE, Case, Findings
-from scalablevit.report.overlays import Image, answer_of, colour, save_pair, truth_of
+from scalablevit.report.overlays import answer_of, colour, save_pair, truth_of
 from scalablevit.tasks.examination import Judged, build_examination
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
@@ -41,7 +42,8 @@ class _Seen:
     """An image that may be drawn."""
 
     judged: Judged
-    image: Image
+    image: NDArray[np.uint8]
+    """(height, width, 3), RGB."""
     truth: dict[str, Any]
     answer: dict[str, Any]
 
@@ -107,7 +109,7 @@ def _seen(batch: Batch, predictions: Any, judged: list[Judged]) -> list[_Seen]:
     found = []
     for place, verdict in enumerate(judged):
         truth = truth_of(batch, place)
-        image = batch["image"][place].numpy().astype(np.float32) / 255
+        image = batch["image"][place].numpy().copy()  # else the whole batch would stay
         found.append(_Seen(verdict, image, truth, answer_of(predictions[place], truth)))
     return found
 
@@ -116,7 +118,7 @@ def _drawn(seen: _Seen, task: Task, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
     picture = f"{seen.judged.number}.jpg"
     if not (folder / picture).exists():
-        save_pair(seen.image, seen.truth, seen.answer, folder / picture)
+        save_pair(np.divide(seen.image, 255, dtype=np.float32), seen.truth, seen.answer, folder / picture)
     numbers = sorted({number for each in (seen.truth, seen.answer) for number in _classes_in(each)})
     return Case(
         file=_name(source[seen.judged.number]),

@@ -1,6 +1,6 @@
 """Pictures of samples: training images as the model sees them, and validation images with truth and prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.samples import Source
 from scalablevit.report.charts import plain
-from scalablevit.report.curves import save
+from scalablevit.report.curves import DPI, save
 from scalablevit.tasks.examination import SHOWN_SCORE
 from scalablevit.tasks.task import Task
 from scalablevit.training.effects import train_order
@@ -34,10 +34,12 @@ PAIRS = 2
 """Of truth and prediction, beside each other."""
 CELL = 2.6
 """Inches of a picture's side."""
+ACROSS = round(CELL * DPI)
+"""Pixels of a picture's width: what is wider is shrunk before it is drawn."""
+LABELS, OBJECTS = 0.55, 0.45
+"""Opacity of a label map and of an object's mask."""
 NAMED_CLASSES = 6
 """Of a label map, the largest."""
-PAIR_CELL = 2.6
-"""Inches of a picture's width in `save_pair`."""
 EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
 SHOWN_SHARE = 0.1
 """Of a mixed image's classes, those with less are not named."""
@@ -64,8 +66,7 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     count = min(TRAINING_IMAGES, batch["samples"])
     figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
     for number, place in zip(range(count), axes.flat, strict=False):
-        _show(place, _colours(prepared["image"][number], stage))
-        _draw_training_target(place, task, prepared, number)
+        _draw_training_image(place, task, _colours(prepared["image"][number], stage), prepared, number)
     save(figure, file)
 
 
@@ -107,7 +108,7 @@ def save_pair(image: Image, truth: dict[str, Any], answer: dict[str, Any], file:
     """
     shown = [truth] if "class" in truth else [truth, answer]
     height, width = image.shape[:2] if "class" in truth else _size(truth)
-    figure = Figure(figsize=(PAIR_CELL * len(shown), PAIR_CELL * height / width))
+    figure = Figure(figsize=(CELL * len(shown), CELL * height / width))
     places = figure.subplots(1, len(shown), squeeze=False, gridspec_kw=EDGES)[0]
     for place, each in zip(places, shown, strict=True):
         place.set_axis_off()
@@ -135,30 +136,34 @@ def _colours(image: Tensor, stage: Stage) -> Image:
     return colours
 
 
-def _draw_training_target(axes: Axes, task: Task, batch: Batch, number: int) -> None:
+def _draw_training_image(axes: Axes, task: Task, image: Image, batch: Batch, number: int) -> None:
+    size = image.shape[:2]
     if "target" in batch:
         values, classes = batch["target"][number].topk(min(2, len(task.classes)))
         named = [f"{task.classes[c]} {v:.2f}" for v, c in zip(values.tolist(), classes.tolist(), strict=True)
                  if v >= SHOWN_SHARE]  # fmt: skip
         axes.set_title(plain(" + ".join(named)), fontsize="x-small")
+        _show(axes, _fitted(image, size), size)
     elif "mask" in batch:
-        _mask(axes, batch["mask"][number].numpy(), task.classes)
+        _label_map(axes, image, batch["mask"][number].numpy(), task.classes)
     else:
         labels = batch["labels"][number].tolist()
+        masks = batch["masks"][number].numpy() if "masks" in batch else ()
+        _objects(axes, image, size, masks, labels)
         _boxes(axes, batch["boxes"][number].numpy(), labels, task.classes)
-        if "masks" in batch:
-            _instances(axes, batch["masks"][number].numpy(), labels)
 
 
 def truth_of(batch: Batch, number: int) -> dict[str, Any]:
-    """What a validation sample shows: `class`, or `mask`, or `boxes`, `labels` and `masks` in an image of `size`."""
+    """What a validation sample shows: `class`, or `mask`, or `boxes`, `labels` and `masks` in an image of `size`.
+
+    Masks of objects are run lengths, and none where there are boxes only.
+    """
     if "label" in batch:
         return {"class": int(batch["label"][number])}
     if "mask" in batch:
         return {"mask": batch["mask"][number].numpy()}
     found = batch["instances"][number]
-    masks = decoded(found.masks or [], found.size)
-    return {"size": found.size, "boxes": found.boxes, "labels": found.labels.tolist(), "masks": masks}
+    return {"size": found.size, "boxes": found.boxes, "labels": found.labels.tolist(), "masks": found.masks or []}
 
 
 def answer_of(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def answer_of(prediction: Any, truth: dict[str, Any]) -> dict[str, Any]:
         "boxes": prediction["boxes"].numpy()[kept],
         "labels": [int(prediction["labels"][number]) for number in kept],
         "scores": [float(prediction["scores"][number]) for number in kept],
-        "masks": decoded([prediction["masks"][number] for number in kept if "masks" in prediction], truth["size"]),
+        "masks": [prediction["masks"][number] for number in kept if "masks" in prediction],
     }
 
 
@@ -187,14 +192,13 @@ def _draw(
         named = f": {classes[shown['class']]}{probability}" if "class" in shown else ""
         axes.set_title(plain(f"{what}{named}"), fontsize="small")
     if "class" in shown:
-        _show(axes, image)
+        _show(axes, _fitted(image, image.shape[:2]), image.shape[:2])
     elif "mask" in shown:
-        _show(axes, _resized(image, shown["mask"].shape))
-        _mask(axes, shown["mask"], classes)
+        _label_map(axes, image, shown["mask"], classes)
     else:
-        _show(axes, _resized(image, shown["size"]))
+        masks = (decoded([each], shown["size"])[0] for each in shown["masks"])
+        _objects(axes, image, shown["size"], masks, shown["labels"])
         _boxes(axes, shown["boxes"], shown["labels"], classes, shown.get("scores"))
-        _instances(axes, shown["masks"], shown["labels"])
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
@@ -205,13 +209,17 @@ def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
     return figure, axes
 
 
-def _show(axes: Axes, image: Image) -> None:
-    axes.imshow(image, interpolation="nearest")
+def _show(axes: Axes, image: Image, size: Sequence[int]) -> None:
+    """An image, at the places of an image of `size` (height, width)."""
+    edges = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    axes.imshow((image * 255).round().astype(np.uint8), interpolation="nearest", extent=edges)
 
 
-def _resized(image: Image, size: Sequence[int]) -> Image:
-    resized: Image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    return resized
+def _fitted(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> NDArray[Any]:
+    """An image in a size (height, width), or as much smaller as it is drawn."""
+    factor = min(1.0, ACROSS / size[1])
+    height, width = (max(1, round(side * factor)) for side in size)
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def colour(number: int) -> tuple[float, float, float]:
@@ -220,17 +228,32 @@ def colour(number: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _mask(axes: Axes, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
-    """A label map over the image, with the names of its largest classes if any; ignored pixels stay clear."""
+def _label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
+    """A label map over its image, with the names of its largest classes if any; ignored pixels stay clear."""
     numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
-    layer = np.zeros((*mask.shape, 4), np.float32)
-    for number in numbers:
-        layer[mask == number] = (*colour(int(number)), 0.55)
-    axes.imshow(layer, interpolation="nearest")
+    seen = _fitted(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
+    tinted = _tinted(_fitted(image, mask.shape), (seen == number for number in numbers), numbers.tolist(), LABELS)
+    _show(axes, tinted, mask.shape)
     largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
     if largest and classes:
         patches = [Patch(color=colour(number), label=plain(classes[number])) for number in largest]
         axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
+
+
+def _objects(
+    axes: Axes, image: Image, size: Sequence[int], masks: Iterable[NDArray[np.uint8]], labels: Sequence[int]
+) -> None:
+    """Objects' masks of `size` (height, width), if there are any, over their image."""
+    seen = (_fitted(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
+    _show(axes, _tinted(_fitted(image, size), seen, labels, OBJECTS), size)
+
+
+def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[int], opacity: float) -> Image:
+    """An image with its classes' colours at their places, one over the other."""
+    tinted = image.copy()
+    for here, label in zip(places, labels, strict=False):  # without masks there are only labels
+        tinted[here] = (1 - opacity) * tinted[here] + opacity * np.array(colour(label), np.float32)
+    return tinted
 
 
 def _boxes(
@@ -244,8 +267,3 @@ def _boxes(
             score = "" if scores is None else f" {scores[number]:.2f}"
             axes.text(left, top, plain(f"{classes[labels[number]]}{score}"), fontsize="xx-small", color="white",
                       va="bottom", bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip
-
-
-def _instances(axes: Axes, masks: NDArray[np.uint8], labels: Sequence[int]) -> None:
-    for mask, label in zip(masks, labels, strict=False):  # without masks there are only labels
-        axes.imshow(np.where(mask[..., None] > 0, (*colour(label), 0.45), 0.0), interpolation="nearest")
