@@ -118,7 +118,7 @@ def _drawn(seen: _Seen, task: Task, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
     picture = f"{seen.judged.number}.jpg"
     if not (folder / picture).exists():
-        save_pair(seen.image.astype(np.float32) / np.float32(255), seen.truth, seen.answer, folder / picture)
+        save_pair(np.divide(seen.image, 255, dtype=np.float32), seen.truth, seen.answer, folder / picture)
     numbers = sorted({number for each in (seen.truth, seen.answer) for number in _classes_in(each)})
     return Case(
         file=_name(source[seen.judged.number]),
