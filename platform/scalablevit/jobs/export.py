@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
             exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST], "torch": torch.__version__,
+                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST] * 2,
+                "torch": torch.__version__,
                 "parts": [_facts(each) for each in exported]}  # fmt: skip
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
