@@ -115,7 +115,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-_FORWARDS: dict[type, Callable[..., Tensor]] = {
+_FORWARDS: dict[type, Callable[..., Any]] = {
     WindowAttention: _attend_windows,
     ScalableAttention: _attend_reduced,
     PatchEmbedding: _embed,
