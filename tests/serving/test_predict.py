@@ -21,6 +21,7 @@ from scalablevit.data.sources import open_source
 from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.outputs import Detections
 from scalablevit.serving.predict import Job, predict_here, predict_on_ray
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
@@ -113,6 +114,17 @@ def test_detections_of_a_folder_are_cocos_format(root, tmp_path):
     assert found[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
     assert coco.annToMask(found[0]).sum() == found[0]["area"]
     assert len(list((out / "overlays").iterdir())) == 12
+
+
+def test_only_clear_detections_are_drawn(tmp_path):
+    """Of the others there are too many; the table has them all."""
+    image = np.full((64, 64, 3), 128, np.uint8)
+    answer = {"boxes": [[8, 8, 40, 40], [20, 20, 60, 60]], "labels": ["a", "b"], "scores": [0.9, 0.2]}
+    output = Detections(["a", "b"], tmp_path)
+    output.write_pictures("both", image, answer)
+    output.write_pictures("clear", image, {key: values[:1] for key, values in answer.items()})
+    both, clear = (Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear"))
+    assert both == clear and len(set(both)) > 2
 
 
 @pytest.fixture

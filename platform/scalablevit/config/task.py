@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from scalablevit.config.section import PositiveInt, Section
 
+SHOWN_SCORE = 0.3
+"""Detections with less are neither drawn nor counted as found where single images are looked at."""
+
 
 class Classification(Section):
     """Image classification."""

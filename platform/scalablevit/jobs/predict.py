@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
+from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
 from scalablevit.jobs.evaluate import find_model, trained_recipe
@@ -37,7 +38,8 @@ THAT ADDRESS (unencrypted by http), one after another. An answer names only the 
 What comes out, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
   segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
-  detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg
+  detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg (of scores
+                  of {SHOWN_SCORE} or more)
 and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
 named in {BAD} and left out of the rest. An interrupted prediction leaves nothing, and with --overwrite the
 earlier one; a killed one may leave a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.instances import decoded
 from scalablevit.data.labels import IGNORE
@@ -23,7 +24,6 @@ from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.samples import Source
 from scalablevit.report.charts import plain
 from scalablevit.report.curves import DPI, save
-from scalablevit.tasks.examination import SHOWN_SCORE
 from scalablevit.tasks.task import Task
 from scalablevit.training.effects import train_order
 

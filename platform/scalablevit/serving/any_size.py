@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.models.attention import ScalableAttention, WindowAttention, attend_by_products
+from scalablevit.models.backbone import Pyramid
 from scalablevit.models.scalablevit import PatchEmbedding, PositionEncodingGenerator
 from scalablevit.tasks.segmentor import Upsample
 
@@ -81,6 +82,11 @@ def _encode_position(self: PositionEncodingGenerator, x: Tensor) -> Tensor:
     return x + _channels_last(self.proj(_channels_first(x)))
 
 
+def _give_maps(self: Pyramid, images: Tensor) -> list[Tensor]:
+    """`Pyramid.forward`, for the convolutions of heads."""
+    return [each.contiguous() for each in Pyramid.forward(self, images)]
+
+
 def _pool(self: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
     """`nn.AdaptiveAvgPool2d.forward`, of which the tracer makes as many sums as there are cells, at fixed places."""
     sides = self.output_size if isinstance(self.output_size, tuple) else (self.output_size, self.output_size)
@@ -109,11 +115,12 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-_FORWARDS: dict[type, Callable[..., Tensor]] = {
+_FORWARDS: dict[type, Callable[..., Any]] = {
     WindowAttention: _attend_windows,
     ScalableAttention: _attend_reduced,
     PatchEmbedding: _embed,
     PositionEncodingGenerator: _encode_position,
+    Pyramid: _give_maps,
     nn.AdaptiveAvgPool2d: _pool,
     Upsample: _upsample,
 }

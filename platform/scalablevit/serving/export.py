@@ -27,8 +27,8 @@ from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
 TOLERANCE = 1e-3
 """Largest difference from the network, as a fraction of its largest output."""
 OPSET = 18
-TRACED, LEAST = 256, 40
-"""Shortest sides in pixels: of what an open size is traced with, and of what it is checked on below the usual size."""
+TRACED = 256
+"""Shortest side in pixels of what an open size is traced with."""
 SMALLEST = 33
 """Shortest side of an open size: torch's tracer tells maps of one token, at stride 32, from others."""
 
@@ -198,7 +198,7 @@ def sizes_to_check(size: Size) -> tuple[Size, ...]:
     """
     height, width = size
     traced = max(height, TRACED), max(width, TRACED) + 32
-    return traced, size, (max(height * 3 // 4, LEAST), width), (height + 37, width * 4 // 3)
+    return traced, size, (max(height * 3 // 4, SMALLEST), width), (height + 37, width * 4 // 3)
 
 
 def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> list[Part]:

@@ -13,6 +13,7 @@ from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
 from PIL import Image
 
+from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
 from scalablevit.serving.drawing import class_colors, draw_boxes, draw_labels
 
@@ -157,9 +158,10 @@ class Detections:
         self._file: io.TextIOWrapper | None = None
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Boxes and masks over the image as `overlays/<file>.jpg`."""
+        """Boxes and masks over the image as `overlays/<file>.jpg`; of scores below `SHOWN_SCORE` there are too many."""
         palette = class_colors(len(self.classes))
-        order = range(len(answer["boxes"]) - 1, -1, -1)  # the best last, on top
+        clear = [i for i, score in enumerate(answer["scores"]) if score >= SHOWN_SCORE]
+        order = clear[::-1]  # the best last, on top
         masks = answer.get("masks")
         drawn = draw_boxes(
             image,

@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
-from scalablevit.config.task import Classification, Detection, Segmentation, Task
+from scalablevit.config.task import SHOWN_SCORE, Classification, Detection, Segmentation, Task
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.coco_metric import KINDS, CocoMetric, say_nothing
 from scalablevit.tasks.confusion import pixels_by_pair
 
-SHOWN_SCORE = 0.3
-"""Detections with less are neither drawn nor counted as found."""
 OVERLAP = 0.5
 """Intersection over union from which on a detection is right."""
 
