@@ -11,8 +11,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources import list_images
-from scalablevit.jobs.evaluate import find_model, trained_stage
-from scalablevit.jobs.out_folder import filled, refuse_unwritable
+from scalablevit.jobs.evaluate import find_model, trained_recipe
+from scalablevit.jobs.out_folder import filled, refuse_unusable
 
 if TYPE_CHECKING:
     from scalablevit.serving.export import Exported
@@ -69,12 +69,12 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    refuse_unusable(out)
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
-    refuse_unwritable(out)
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stage = trained_stage("export", config, options.overrides, options.model)
+    stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
     # imported late: a mistake above is answered before anything slow is loaded
     import torch
 
@@ -108,9 +108,8 @@ def run(options: argparse.Namespace) -> int:
             exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST] * 2,
-                "torch": torch.__version__,
-                "parts": [_facts(each) for each in exported]}  # fmt: skip
+                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
+                "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
         print("an export answers otherwise than the model: do not use it")
