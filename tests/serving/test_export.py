@@ -81,10 +81,10 @@ def test_another_network_than_the_weights_is_refused(root, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="--out"):
-        run(root, "pretrain", "toy-pretrain-0", tmp_path / "file" / "out", "--dry-run")
+        run(root, "pretrain", "toy-pretrain-0", tmp_path / "file" / "out", "--dry-run", "--size", "32x32")
     if Path("/proc").is_dir():  # says that it may be written to
         with pytest.raises(UserError, match="cannot write"):
-            run(root, "pretrain", "toy-pretrain-0", Path("/proc/out"))
+            run(root, "pretrain", "toy-pretrain-0", Path("/proc/out"), "--size", "32x32")
 
 
 @pytest.mark.parametrize("file", ["x.pt2", "x.onnx"])
