@@ -243,7 +243,8 @@ def test_a_stopped_job_is_marked_killed(whole):
     assert sorted(states) == ["finished"] * 4 + ["killed"] * 2
     (stopped,) = set((whole.root / "runs").glob("tiny-segment-*")) - before
     saved = max(_json(manifest)["step"] for manifest in stopped.glob("checkpoints/*/manifest.json"))
-    assert "saving first" in said and saved == _json(stopped / "status.json")["step"], said
+    told = _json(stopped / "status.json")["step"]  # the last of the steps that are told, every second one
+    assert "saving first" in said and told <= saved < told + 2, said
 
 
 def _wait_for_checkpoint(place: Place, job: "subprocess.Popen[str]", but: int = 0) -> None:
