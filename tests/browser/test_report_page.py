@@ -2,11 +2,7 @@
 
 import pytest
 from chromium import Tab, chromium
-from job_folder import write_job
-
-from scalablevit.jobs.report import PAGE, publish_job
-from scalablevit.jobs.run_store import RunStore
-from scalablevit.tracking.spool import Spool
+from job_folder import write_page
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1440)
@@ -21,13 +17,7 @@ INK = "getComputedStyle(document.querySelector('.chart svg text')).fill"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    job, stages, results = write_job(root)
-    store = RunStore.open("tiny-0", None, root)
-    spool = Spool(store.local / "spool")
-    publish_job(job, stages, results, store, spool)
-    spool.close()
-    return store.local / PAGE
+    return write_page(tmp_path_factory.mktemp("root"))[0]
 
 
 @pytest.fixture(scope="module")

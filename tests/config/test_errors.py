@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError, UserErrors, masked
         ("http://user:pa%40ss@host:80/x failed", "http://***@host:80/x failed"),
         ("'https://token@host'", "'https://***@host'"),
         ("s3://key:se/cret@bucket/a", "s3://key:se/cret@bucket/a"),  # no address: a slash ends the part before the path
-        ("/root/s3:/key:secret@bucket/a", "/root/s3:/***@bucket/a"),
+        ("/runs/s3:/key:secret@bucket/a", "/runs/s3:/***@bucket/a"),
         ("http://host/x?token=abc&page=2", "http://host/x?token=***&page=***"),
         ("models:/name@candidate: not found", "models:/name@candidate: not found"),
         ("http://host/x@y, /data/a@b/c.png, a@b.c", "http://host/x@y, /data/a@b/c.png, a@b.c"),

@@ -68,7 +68,7 @@ class Place:
         """A page's text with its placeholders filled in; one that nobody knows stays, and is complained about."""
         folder = str(self.folder)
         known = {
-            "/path/to/root": str(self.root), "/path/to/": f"{folder}/", "/mnt/shared/scalablevit": str(self.root),
+            "/path/to/root": str(self.root), "/path/to/": f"{folder}/", "/nfs/scalablevit": str(self.root),
             "<recipe or best_recipe.yaml>": "pipelines/recipes/cifar10.yaml",
             "<folder>": f"{folder}/all", "<held out>": f"{folder}/all", "<judge>": f"{folder}/all",
             "<full>": "full-search", "<asha>": "asha-search",

@@ -14,6 +14,7 @@ from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.jobs.pictures import EXAMINATION
+from scalablevit.jobs.report import PAGE, publish_job
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, StageResult
 from scalablevit.jobs.run_store import RunStore
@@ -51,6 +52,16 @@ def write_job(root: Path, *overrides: str) -> tuple[Job, list[ResolvedStage], di
         stages.append(resolved)
         results[name] = write_stage(resolved, root)
     return Job(root, "tiny", "1" * 32, "sqlite://"), stages, results
+
+
+def write_page(root: Path) -> tuple[Path, list[ResolvedStage], dict[str, StageResult]]:
+    """The page of the job of `write_job`, with its stages and results."""
+    job, stages, results = write_job(root)
+    store = RunStore.open("tiny-0", None, root)
+    spool = Spool(store.local / "spool")
+    publish_job(job, stages, results, store, spool)
+    spool.close()
+    return store.local / PAGE, stages, results
 
 
 def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 from html_page import HtmlPage
-from job_folder import SEARCH, write_job, write_search
+from job_folder import SEARCH, write_page, write_search
 from toys import leave_status
 
 from scalablevit.config.errors import UserError
@@ -25,11 +25,7 @@ from scalablevit.tracking.spool import Spool, read_lines
 def job(tmp_path_factory):
     """Root, stages and results of a job whose page is made."""
     root = tmp_path_factory.mktemp("root")
-    made, stages, results = write_job(root)
-    store = RunStore.open("tiny-0", None, root)
-    spool = Spool(store.local / "spool")
-    publish_job(made, stages, results, store, spool)
-    spool.close()
+    _, stages, results = write_page(root)
     return root, stages, results
 
 

@@ -11,6 +11,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.data.names import shown
 from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.jobs.out_folder import refuse_unwritable
 
 FILES = {
     "features": ("features.png", "features.json"),
@@ -169,9 +170,7 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
 def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Refuse early, before anything is trained, what could not be written at the end."""
     refuse_session_folder(str(out), "--out")
-    nearest = next(each for each in (out, *out.parents) if each.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"{shown(nearest)} is no folder that can be written to", where="--out", fix="name a folder")
+    refuse_unwritable(out)
     there = [name for name in names if os.path.lexists(out / name)]
     if there and not overwrite:
         raise UserError(f"{shown(out)} holds {', '.join(there)} already", where="--out",

@@ -13,12 +13,11 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 
 
-def refuse_unusable(out: Path) -> None:
-    """Find out before anything is loaded that a folder cannot be filled.
+def refuse_unwritable(out: Path) -> None:
+    """Find out before anything is loaded that nothing can be written to a folder, as far as permissions tell.
 
     Raises:
-        UserError: it, or if it is not there what lies above it, is no folder or may not be written to, as far as
-            permissions tell; or another run writes to it, or was killed while it did.
+        UserError: it, or if it is not there what lies above it, is no folder or may not be written to.
     """
     place = Path(os.path.realpath(out))
     nearest = next(path for path in (place, *place.parents) if os.access(path, os.F_OK))
@@ -26,7 +25,16 @@ def refuse_unusable(out: Path) -> None:
         raise UserError(
             f"{shown(nearest)} is no folder that can be written to", where="--out", fix="choose another --out"
         )
-    partial = _partial(place)
+
+
+def refuse_unusable(out: Path) -> None:
+    """Find out before anything is loaded that a folder cannot be filled.
+
+    Raises:
+        UserError: as `refuse_unwritable`; or another run writes to it, or was killed while it did.
+    """
+    refuse_unwritable(out)
+    partial = _partial(Path(os.path.realpath(out)))
     left = sorted(partial.parent.glob(f"{glob.escape(partial.name)}*"))
     if left:
         raise UserError(

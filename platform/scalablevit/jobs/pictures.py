@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,26 +58,22 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
 
 
 def draw_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> None:
-    """Draw validation images with truth and the best weights' prediction."""
+    """Draw validation images with truth and the best weights' prediction, and look at single ones for the report."""
+    finished = cache(partial(_finished, resolved, store, root))
 
     def draw() -> None:
         from scalablevit.report.overlays import save_predictions
 
-        task, model, source = _finished(resolved, store, root)
+        task, model, source = finished()
         save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
-
-    _attempt(resolved, VALIDATION, draw)
-
-
-def examine_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> None:
-    """Look at single validation images with the best weights, for the report."""
 
     def look() -> None:
         from scalablevit.report.examination import examine
 
-        task, model, source = _finished(resolved, store, root)
+        task, model, source = finished()
         examine(task, resolved.stage, model, source, store.local / EXAMINATION)
 
+    _attempt(resolved, VALIDATION, draw)
     _attempt(resolved, EXAMINATION, look)
 
 

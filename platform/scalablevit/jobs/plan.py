@@ -90,17 +90,12 @@ def run(options: argparse.Namespace) -> int:
 
     model = model_cost(name, stage, size.classes)
     task = build_task(stage, size.classes)
-    devices, training = stage.cluster.workers, stage.training
-    share = math.ceil(training.global_batch / devices)
-    memory = footprint(stage, task, math.ceil(share / training.accumulation))
-    step_images = options.step_images or share
-    step_s, decoded_per_s, origin = options.step_s, options.decode_rate, "given"
-    if options.measure:
-        step_images = math.ceil(step_images / training.accumulation) * training.accumulation
-        step_s, origin = _measured_step(stage, task, step_images)
-        decoded_per_s = decoded_per_s or _measured_decoding(stage, task, root)
+    share = math.ceil(stage.training.global_batch / stage.cluster.workers)
+    memory = footprint(stage, task, math.ceil(share / stage.training.accumulation))
+    step_s, step_images, origin = _step(stage, task, options, share)
+    decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
     given = Given(
-        devices=devices, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
+        devices=stage.cluster.workers, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
         price_per_hour=options.price,
     )  # fmt: skip
@@ -124,6 +119,20 @@ def run(options: argparse.Namespace) -> int:
         }
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0
+
+
+def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -> tuple[float, int, str]:
+    """Seconds of a step, of how many images, and who says so.
+
+    Args:
+        share: a device's images of a global batch.
+    """
+    images: int = options.step_images or share
+    if not options.measure:
+        return options.step_s, images, "given"
+    images = math.ceil(images / stage.training.accumulation) * stage.training.accumulation
+    seconds, origin = _measured_step(stage, task, images)
+    return seconds, images, origin
 
 
 def _check(options: argparse.Namespace) -> None:

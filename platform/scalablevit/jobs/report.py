@@ -16,7 +16,7 @@ from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, load_result
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
 from scalablevit.jobs.stage import Job
@@ -165,7 +165,7 @@ def _stage(store: RunStore, registered: str) -> Stage:
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
     parsed = yaml.safe_load(recipe)
-    uid = (store.read_json("run.json") or {}).get("uid", "")
+    uid = (store.read_json(IDENTITY) or {}).get("uid", "")
     rows = by_step(local / "spool", uid)
     recorded = _recorded(local)
     state = "finished" if result else status.state if status else "unknown"

@@ -10,6 +10,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import refuse_session_folder
 from scalablevit.training import storage as run_storage
 
+IDENTITY = "run.json"
+"""In run storage: the run's `uid` in tracking, and when it was `created`."""
+
 
 @dataclass(frozen=True)
 class RunStore:

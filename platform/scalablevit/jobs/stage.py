@@ -14,11 +14,11 @@ from scalablevit.config.loading import hashed_part
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
-from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation, examine_validation
+from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation
 from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.jobs.status import StatusFile, finish_late
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import SpoolCallback
@@ -108,10 +108,10 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
 
 def identity(store: RunStore) -> str:
     """The run's uid, kept in run storage, so that a restart goes on in the same MLflow run."""
-    known = store.read_json("run.json")
+    known = store.read_json(IDENTITY)
     if known is None:
         known = {"uid": uuid.uuid4().hex, "created": time.time()}
-        store.write_json("run.json", known)
+        store.write_json(IDENTITY, known)
     return str(known["uid"])
 
 
@@ -151,7 +151,6 @@ def _train(
     if not job.stopping.is_set():  # who stops a job does not wait for pictures
         draw_curves(resolved, store, uid)
         draw_validation(resolved, store, job.root)
-        examine_validation(resolved, store, job.root)
     return finished
 
 

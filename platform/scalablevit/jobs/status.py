@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 from scalablevit.jobs.lease import Lease
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.tracking.connection import brief, without_credentials
 from scalablevit.training.storage import put_text
 
@@ -102,13 +102,13 @@ def read_status(local: Path) -> Status | None:
 def store_of(local: Path) -> RunStore:
     """A run by its folder on this disk.
 
-    What storage elsewhere holds lies where the status says. A run that keeps its `run.json` here keeps all here, also
+    What storage elsewhere holds lies where the status says. A run that keeps its `IDENTITY` here keeps all here, also
     after its root was moved or copied.
 
     Raises:
         UserError: as `read_status`.
     """
-    status = None if (local / "run.json").is_file() else read_status(local)
+    status = None if (local / IDENTITY).is_file() else read_status(local)
     return RunStore(local.name, status.folder if status is not None and status.folder else str(local), local)
 
 
