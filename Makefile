@@ -19,9 +19,9 @@ REAL ?= real
 
 # tests that nothing may run beside, and those that `make test` leaves out
 ALONE := ray or alone
-NOT_NOW := real or long or browser
+NOT_NOW := real or long or browser or gpu
 
-.PHONY: help setup full tune-demo test test-real test-long test-browser chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
+	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench      speed against the bars, below an hour; dated results below build/bench (DATA=<folder>)"
@@ -88,6 +89,9 @@ test-long: setup
 
 test-browser: setup
 	timeout 600 $(BIN)/python -m pytest -m browser tests/browser
+
+test-gpu: setup
+	timeout 1200 $(BIN)/python -m pytest -m gpu tests/models/test_on_gpu.py tests/training/test_on_gpu.py
 
 chaos: setup
 	@mkdir -p build && rm -f build/chaos.jsonl

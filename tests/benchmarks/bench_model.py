@@ -1,6 +1,6 @@
 """ScalableViT-S at 224 x 224 against its plain form, and where there is a GPU against timm's compiled Swin-T.
 
-    python tests/benchmarks/bench_model.py [--quick]
+    python tests/benchmarks/bench_model.py [--quick] [--gpu]
 
 Without a GPU: bytes and kernels counted on fake tensors, and processor time of one thread, all sides in turn.
 """
@@ -31,15 +31,21 @@ WINDOW_BATCH = 32  # one layer alone has room for it
 
 
 def main() -> int:
-    quick = benchmark_options(__doc__).parse_args().quick
+    parser = benchmark_options(__doc__)
+    parser.add_argument("--gpu", action="store_true", help="only the rows that need a GPU")
+    options = parser.parse_args()
+    quick = options.quick
+    settings: dict[str, Any] = {"model": "scalablevit_small, 224 x 224, stochastic depth 0.2 in training"}
+    if options.gpu:
+        report("model-gpu", gpu_rows(quick, settings), settings)
+        return 0
     torch.set_num_threads(1)
     torch.manual_seed(0)
     times: dict[str, Any] = {}
     rows = counted_rows()
     for part in (inference_rows, step_rows, window_rows, compiled_rows):
         rows += part(5 if quick else 15, times)
-    settings = {
-        "model": "scalablevit_small, 224 x 224, stochastic depth 0.2 in training",
+    settings |= {
         "counted_batch": COUNTED_SHAPE[0],
         "timed_batch": {"model": BATCH, "IWSA": WINDOW_BATCH},
         "clock": "processor time of one thread",

@@ -29,6 +29,7 @@ class Attempt(NamedTuple):
     stop_at: int | None = None
     poison: Mapping[int, tuple[int, str]] | None = None
     """By position in the stream: the rank whose step there is not finite, and how (a name of `POISONS`)."""
+    device: str = "cpu"
 
 
 POISONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -122,7 +123,7 @@ def _attempt(rank: int, world: int, attempt: Attempt) -> dict[str, Any]:
 
     loop.train_step = step_or_stop
     try:
-        result = worker.run(attempt.assignment, rank, world, torch.device("cpu"), send)
+        result = worker.run(attempt.assignment, rank, world, torch.device(attempt.device), send)
     except Stop:
         for thread in threading.enumerate():
             if thread.name == "checkpoint":  # a kill would end it; here it must not write into the next attempt

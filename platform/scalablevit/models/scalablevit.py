@@ -53,8 +53,10 @@ class PositionEncodingGenerator(nn.Module):
 def computing_type(x: Tensor) -> torch.dtype:
     """The type that a linear layer gives for `x`."""
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
+    # torch asks only about real devices, and torch.compile of 2.11 cannot trace the question which devices it knows
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 class BranchNorm(nn.LayerNorm):
