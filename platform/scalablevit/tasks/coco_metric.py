@@ -110,13 +110,13 @@ class CocoMetric:
         images, annotations = [], list[dict[str, Any]]()
         for number, (truth, _) in sorted(self.records.items()):
             images.append({"id": number + 1, "height": truth.size[0], "width": truth.size[1]})
-            for i, box in enumerate(truth.boxes.astype(float)):
+            for i, box in enumerate(_corners_and_sizes(truth.boxes)):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": number + 1,
                         "category_id": int(truth.labels[i]) + 1,
-                        "bbox": _corner_and_size(box),
+                        "bbox": box,
                         "area": float(truth.areas[i]),
                         "iscrowd": int(truth.crowd[i]),
                         **({} if truth.masks is None else {"segmentation": truth.masks[i]}),
@@ -128,21 +128,23 @@ class CocoMetric:
     def _detections(self, kind: str) -> list[dict[str, Any]]:
         found = []
         for number, (_, detections) in sorted(self.records.items()):
-            labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
-            boxes = detections["boxes"].double().cpu().numpy()
-            for i, (label, score) in enumerate(zip(labels, scores, strict=True)):
-                # one of both: with a box beside the mask, the box's area would decide what is small
-                what = (
-                    {"bbox": _corner_and_size(boxes[i])} if kind == "box" else {"segmentation": detections["masks"][i]}
-                )
-                found.append({"image_id": number + 1, "category_id": label + 1, "score": score, **what})
+            # one of both: with a box beside the mask, the box's area would decide what is small
+            if kind == "box":
+                name, places = "bbox", _corners_and_sizes(detections["boxes"].cpu().numpy())
+            else:
+                name, places = "segmentation", detections["masks"]
+            labels, scores = (detections["labels"] + 1).tolist(), detections["scores"].tolist()
+            found += [
+                {"image_id": number + 1, "category_id": label, "score": score, name: place}
+                for label, score, place in zip(labels, scores, places, strict=True)
+            ]
         return found
 
 
-def _corner_and_size(box: Any) -> list[float]:
-    """x1, y1, x2, y2 to x, y, width, height."""
-    left, top, right, bottom = (float(value) for value in box)
-    return [left, top, right - left, bottom - top]
+def _corners_and_sizes(boxes: "np.ndarray[Any, Any]") -> list[Any]:
+    """x1, y1, x2, y2 to x, y, width, height, of each box (n, 4), as plain numbers."""
+    boxes = boxes.astype(float)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()  # type: ignore[no-any-return]
 
 
 def say_nothing(*_lines: Any) -> None:
