@@ -206,6 +206,8 @@ def check_pipeline(name: str, given: list[str]) -> None:
     if command.startswith(TRAINS) and recipe.endswith("demo.yaml"):
         added += SMALL_DEMO
         added += ["--stages", "pretrain"] if name == "analyse.py" else []
+    if any(word.startswith("stages.segment.training.epochs=") for word in given):  # of the few pictures here
+        added.append("stages.segment.optimizer.schedule.warmup_steps=1")
     if name == "plan.py":
         added += SMALL_PLAN
     code, said = run_script(f"pipelines/{name}", *given, *added)
