@@ -107,6 +107,19 @@ def test_scalable_attention_property(
     torch.testing.assert_close(layer(x), reference_scalable_attention(layer, x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_sums_over_patches_equal_the_reduction_s_convolution(step: int) -> None:
+    torch.manual_seed(0)
+    attention = ScalableAttention(16, 4, step, 1.25).double()
+    x = torch.randn(2, 3 * step, 2 * step, 16, dtype=torch.float64, requires_grad=True)
+    sums, expected = attention._patch_sums(x), attention.reduction[0](x.permute(0, 3, 1, 2))
+    torch.testing.assert_close(sums, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(sums)
+    inputs = (x, attention.reduction[0].weight, attention.reduction[0].bias)
+    found, wanted = (torch.autograd.grad((each * weight).sum(), inputs) for each in (sums, expected))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
 def test_gradients_reach_real_tokens_as_in_the_loop() -> None:
     torch.manual_seed(0)
     layer = WindowAttention(DIM, HEADS, (4, 4), "lim").double()

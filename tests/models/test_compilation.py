@@ -52,3 +52,11 @@ def test_compiling_is_in_place_and_changes_no_name() -> None:
     assert all(map(is_compiled, repeated_blocks(model, "scalablevit_tiny"))) and not is_compiled(model)
     assert names == {"state": list(model.state_dict()), "modules": [name for name, _ in model.named_modules()]}
     assert not any(map(is_compiled, copy.deepcopy(model).modules())), "the moving average is compiled by itself"
+
+
+def test_the_whole_model_is_one_graph() -> None:
+    model = timm.create_model("scalablevit_tiny", depths=(2, 2, 2, 2), num_classes=5).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = torch.compile(model, backend="eager", fullgraph=True)(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 5)
+    torch.compiler.reset()
