@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import pytest
 import timm
 import torch
+from gpu_model import fused_only, many_windows
 from torch import Tensor, nn
 
 import scalablevit.models  # noqa: F401  registers the variants
-from scalablevit.models import attention
-from scalablevit.models.attention import CUDA_BATCH_LIMIT, WindowAttention
 from scalablevit.models.compilation import compile_blocks
 from scalablevit.models.scalablevit import ScalableViT
 
@@ -76,19 +75,12 @@ def test_bfloat16_stays_near_float32(compiled: bool) -> None:
     assert float((found.float() - expected).norm() / expected.norm()) < 2e-2
 
 
-def test_no_attention_needs_the_math_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = timm.create_model("scalablevit_small", **SHALLOW).cuda()
-    monkeypatch.setattr(attention, "CUDA_KERNELS", attention.CUDA_KERNELS[:-1])
-    with torch.nn.attention.sdpa_kernel(attention.CUDA_KERNELS), torch.autocast("cuda", torch.bfloat16):
-        model(torch.randn(2, 3, 224, 224, device="cuda")).sum().backward()
+def test_no_attention_needs_the_math_kernel() -> None:
+    assert fused_only()
 
 
-@torch.no_grad()
 def test_more_windows_than_a_grid_axis_holds() -> None:
-    layer = WindowAttention(64, 2).cuda().bfloat16()
-    tokens = torch.randn(CUDA_BATCH_LIMIT // 64 + 2, 56, 56, 64, device="cuda", dtype=torch.bfloat16)
-    halves = torch.cat([layer(half) for half in tokens.chunk(2)])
-    torch.testing.assert_close(layer(tokens), halves, rtol=2e-2, atol=2e-2)
+    assert many_windows()
 
 
 def test_the_whole_model_is_compiled_without_a_gap() -> None:

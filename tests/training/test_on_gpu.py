@@ -62,10 +62,9 @@ def test_a_stopped_training_goes_on_as_one_that_was_not(stages, tmp_path, task, 
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
-def test_a_deterministic_training_is_resumed_bit_for_bit(stages, tmp_path, task):
+def test_a_deterministic_training_is_resumed_bit_for_bit_or_names_what_is_not(stages, tmp_path, task):
     stage = stages(task, deterministic=True)
     whole, _, _ = run_attempts(with_a_stop(stage, tmp_path), 1, tmp_path)
-    print("no deterministic implementation:", whole["nondeterministic"])
     ends = [newest(str(tmp_path / way)).files["model"] for way in ("whole", "cut")]
     different = [name for name, tensor in ends[0].items() if not torch.equal(tensor, ends[1][name])]
     assert not different or whole["nondeterministic"], different
