@@ -50,7 +50,7 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is missing or older than 3.11; give another one: make setup PYTHON=python3.12"; exit 1; }
 	@rm -f $(VENV)/installed-*
-	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
 	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
 	@touch $@
