@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 LOCK := infra/requirements.lock
+# which Python this is, the same within its environments: an environment that another one began is not continued
+WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
 # one stamp per content of the lock file: set-up is done again when it changes, and only then
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) | sha256sum | cut -c1-16)
 HEAD := $(BIN)/python infra/head.py
@@ -50,7 +52,8 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is missing or older than 3.11; give another one: make setup PYTHON=python3.12"; exit 1; }
 	@rm -f $(VENV)/installed-*
-	@$(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
+	@anew=--clear; if [ "$$($(BIN)/python $(WHICH) 2>&1)" = "$$($(PYTHON) $(WHICH))" ]; then anew=; fi; \
+		$(PYTHON) -m venv $$anew $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
 	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
 	@touch $@

@@ -285,7 +285,9 @@ def check_export(arguments: list[str], place: Place) -> None:
 
 def check_source(arguments: list[str], place: Place) -> None:
     """`make setup` makes it."""
-    assert arguments == [".venv/bin/activate"] and "-m venv $(VENV)" in (REPOSITORY / "Makefile").read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert arguments == [".venv/bin/activate"]
+    assert "VENV := .venv\n" in makefile and re.search(r"-m venv \S+ \$\(VENV\)", makefile)
 
 
 def check_eval(arguments: list[str], place: Place) -> None:
