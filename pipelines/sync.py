@@ -24,11 +24,13 @@ def main() -> int:
     """Ship every spool asked for, and say what became of it."""
     arguments = _parse()
     try:
-        root = platform_root(arguments.root)
+        root = platform_root(arguments.root, make=False)
         shippers = {folder: _shipper(root, folder, arguments.uri) for folder in _spools(root, arguments.runs)}
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    if not shippers:
+        print(f"no run below {root / 'runs'} has records to send: is --root right?", flush=True)
     left = 0
     for folder, shipper in shippers.items():
         if arguments.dry_run:

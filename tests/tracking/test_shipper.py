@@ -397,6 +397,15 @@ def sync(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     return main
 
 
+def test_the_sync_script_says_that_there_are_no_runs_and_makes_no_root(
+    sync: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "mistyped"
+    assert sync("--root", str(missing)) == 0
+    assert str(missing / "runs") in capsys.readouterr().out
+    assert not missing.exists()
+
+
 def test_the_sync_script(
     sync: Callable[..., int],
     uid: str,
