@@ -9,8 +9,6 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-INPUT_COLUMN = 0
-
 
 class ImageModel(PythonModel):
     """Answers one row for each image; see the task's `answer` for the columns."""
@@ -24,14 +22,10 @@ class ImageModel(PythonModel):
         stage = Stage.model_validate_json(json.dumps(config["stage"]))
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 
-    def predict(  # type: ignore[no-untyped-def]
-        self,
-        context: PythonModelContext,
-        # pd.DataFrame with one binary column, or list[bytes]; MLflow takes an annotation for a schema of its own
-        model_input,  # noqa: ANN001
-        params: dict[str, Any] | None = None,
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Answers for encoded images (JPEG, PNG, ...), in their order.
+        """Answers for encoded images (JPEG, PNG, ...) in the only column, in their order.
 
         Raises:
             MlflowException: an image that cannot be decoded, by its number (HTTP 400 when served).
@@ -41,9 +35,8 @@ class ImageModel(PythonModel):
         from scalablevit.data.decoding import BadSample, decode_image
 
         trained = self.trained
-        encoded = model_input.iloc[:, INPUT_COLUMN].tolist() if isinstance(model_input, pd.DataFrame) else model_input
         answers = []
-        for number, content in enumerate(encoded):
+        for number, content in enumerate(model_input.iloc[:, 0]):
             try:
                 image = decode_image(content, trained.stage.data.max_pixels, f"image {number}")
             except BadSample as error:
