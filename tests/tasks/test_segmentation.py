@@ -149,7 +149,7 @@ def test_a_lone_image_has_the_mean_loss_of_itself(segmentation_stage: MakeStage)
     assert torch.isfinite(task.loss(model.train(), one)[0])
     model.eval()
     losses = model(one["image"], one["mask"])
-    expected = losses["decode.loss_ce"] + losses["aux.loss_ce"]
+    expected = losses["loss_ce"] + losses["loss_aux"]
     torch.testing.assert_close(task.loss(model, one)[0], expected)
 
 

@@ -56,10 +56,12 @@ def test_losses_and_weights_are_those_of_mmsegs_own_network(head: str, name: str
     ours.eval()
     theirs = plain.eval().loss(images, samples)
     losses = ours(images, masks)
-    assert losses.keys() == theirs.keys()
-    assert ("aux.loss_ce" in losses) == (head == "upernet")
+    expected = {"loss_ce": theirs["decode.loss_ce"], "acc": theirs["decode.acc_seg"].squeeze() / 100}
+    if head == "upernet":
+        expected["loss_aux"] = theirs["aux.loss_ce"]
+    assert losses.keys() == expected.keys()
     for part, loss in losses.items():
-        torch.testing.assert_close(loss, theirs[part], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(loss, expected[part], rtol=1e-6, atol=1e-6)
 
 
 @HEADS
@@ -73,10 +75,10 @@ def test_loss_is_cross_entropy_over_all_pixels_with_the_auxiliary_weight(head: s
         summed = nn.functional.cross_entropy(full, masks.long(), ignore_index=255, reduction="sum")
         return summed / masks.numel()
 
-    torch.testing.assert_close(losses["decode.loss_ce"], cross_entropy(model(images)))
+    torch.testing.assert_close(losses["loss_ce"], cross_entropy(model(images)))
     if head == "upernet":
         auxiliary = cross_entropy(model.auxiliary_head(model.extract_feat(images)))
-        torch.testing.assert_close(losses["aux.loss_ce"], 0.3 * auxiliary)
+        torch.testing.assert_close(losses["loss_aux"], 0.3 * auxiliary)
 
 
 @HEADS
@@ -86,6 +88,7 @@ def test_ignored_pixels_give_neither_loss_nor_gradient(head: str) -> None:
     losses = model(images, torch.full_like(masks, 255))
     total = sum(loss for name, loss in losses.items() if "loss" in name)
     assert total.item() == 0
+    assert losses["acc"].item() == 0
     total.backward()
     assert all(not parameter.grad.any() for parameter in model.parameters())
 

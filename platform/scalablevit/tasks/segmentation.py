@@ -105,13 +105,9 @@ class SegmentationTask:
 
         Reports `loss_ce`, `loss_aux` where there is one, and `acc`, the share of labelled pixels that are right.
         """
-        losses = model(*self._enough(batch["image"], batch["mask"]))
-        parts = {"loss_ce": losses["decode.loss_ce"]}
-        if "aux.loss_ce" in losses:
-            parts["loss_aux"] = losses["aux.loss_ce"]
-        loss = torch.stack(list(parts.values())).sum()
-        accuracy = losses["decode.acc_seg"].squeeze() / 100
-        return loss, {name: part.detach() for name, part in parts.items()} | {"acc": accuracy}
+        found = model(*self._enough(batch["image"], batch["mask"]))
+        loss = torch.stack([part for name, part in found.items() if name.startswith("loss")]).sum()
+        return loss, {name: part.detach() for name, part in found.items()}
 
     def blank_batch(self, samples: int) -> Batch:
         """All of the first class."""
@@ -121,9 +117,8 @@ class SegmentationTask:
         return {"image": images, "mask": masks, "samples": samples, "bad": []}
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Without mmseg's accuracy, which selects by value."""
-        segmentor: Segmentor = model  # type: ignore[assignment]
-        return segmentor.countable_loss(*self._enough(batch["image"], batch["mask"]))
+        """`loss` itself."""
+        return self.loss(model, batch)[0]
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Label maps uint8 (height, width) at the masks' sizes."""
