@@ -24,7 +24,7 @@ BARS = {"box": 5.0, "mask": 2.5}
 
 def coco_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """From detections in memory to all figures."""
-    images, rounds = (60, 2) if options.quick else (300, 3)
+    images, rounds = (60, 3) if options.quick else (300, 9)
     settings |= {"images": images, "objects": OBJECTS, "detections": DETECTIONS, "classes": len(CLASSES),
                  "clock": "process_time", "times": {}}  # fmt: skip
     metric = made_metric(images)

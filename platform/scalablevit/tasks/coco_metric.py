@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import mask as run_lengths
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
@@ -89,7 +90,7 @@ class CocoMetric:
         self.figures = {"val/samples": float(len(self.records))}
         truth = COCO(self._truth())
         for kind in self.kinds:
-            found = truth.loadRes(self._detections(kind))
+            found = self._found(kind, truth)
             evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
             evaluation.run()
             self.figures |= self._named(kind, evaluation)
@@ -125,19 +126,24 @@ class CocoMetric:
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
+    def _found(self, kind: str, truth: COCO) -> COCO:
+        """All detections; not by the library's `loadRes`, which measures every mask by a call of its own."""
+        return COCO({**truth.dataset, "annotations": self._detections(kind)})
+
     def _detections(self, kind: str) -> list[dict[str, Any]]:
-        found = []
+        """In COCO's format, with the areas that decide what is small."""
+        found = list[dict[str, Any]]()
         for number, (_, detections) in sorted(self.records.items()):
-            # one of both: with a box beside the mask, the box's area would decide what is small
+            labels, scores = (detections["labels"] + 1).tolist(), detections["scores"].tolist()
             if kind == "box":
                 name, places = "bbox", _corners_and_sizes(detections["boxes"].cpu().numpy())
+                areas = [width * height for _, _, width, height in places]
             else:
                 name, places = "segmentation", detections["masks"]
-            labels, scores = (detections["labels"] + 1).tolist(), detections["scores"].tolist()
-            found += [
-                {"image_id": number + 1, "category_id": label, "score": score, name: place}
-                for label, score, place in zip(labels, scores, places, strict=True)
-            ]
+                areas = run_lengths.area(places).tolist() if places else []
+            for label, score, place, area in zip(labels, scores, places, areas, strict=True):
+                found.append({"id": len(found) + 1, "image_id": number + 1, "category_id": label, "score": score,
+                              name: place, "area": float(area), "iscrowd": 0})  # fmt: skip
         return found
 
 

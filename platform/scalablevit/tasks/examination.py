@@ -150,7 +150,7 @@ class BoxExamination(CocoMetric):
             most: detections of an image and class that count; COCO's 100 by default.
         """
         truth = COCO(self._truth())
-        found = truth.loadRes(self._detections("box"))
+        found = self._found("box", truth)
         evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])

@@ -107,7 +107,7 @@ class PrecisionTally(CocoMetric):
     def _matched(self) -> tuple[COCOeval_faster, list[Any]]:
         """The evaluation, and what it says of each image, class by class."""
         truth = COCO(self._truth())
-        found = truth.loadRes(self._detections(self.kind))
+        found = self._found(self.kind, truth)
         evaluation = COCOeval_faster(
             truth, found, iouType=KINDS[self.kind], print_function=say_nothing, separate_eval=True
         )
