@@ -43,7 +43,7 @@ def train(stage: Stage, rank: int, world: int) -> list[float]:
     data, training = stage.data, stage.training
     source = open_source(data, "train", Path("/"))
     batches = TrainBatches(
-        TrainOrder(len(source), 1, training.seed), global_batch=training.global_batch, accumulation=1,
+        TrainOrder(len(source), 1, training.seed), global_batch_size=training.global_batch_size, accumulation_steps=1,
         rank=rank, world=world, first_step=0, end_step=training.steps,
     )  # fmt: skip
     samples = SampleDataset(source, data, training.seed, train=True)
@@ -59,7 +59,7 @@ def train(stage: Stage, rank: int, world: int) -> list[float]:
         optimizer.zero_grad()
         if step % WINDOW == 0:
             now = time.perf_counter()
-            rates.append(WINDOW * training.global_batch / (now - since))
+            rates.append(WINDOW * training.global_batch_size / (now - since))
             since = now
     return rates[1:]
 

@@ -41,7 +41,7 @@ def main() -> int:
     runner.train()
     seconds, _ = runner.message_hub.get_scalar("train/time").data  # of each iteration, loading included
     score = runner.message_hub.get_scalar("val/mIoU").current() / 100
-    result = {"rates": rates(list(seconds), stage.training.global_batch), "score": score}
+    result = {"rates": rates(list(seconds), stage.training.global_batch_size), "score": score}
     Path(sys.argv[3]).write_text(json.dumps(result))
     return 0
 
@@ -104,7 +104,7 @@ def data(stage: Stage, classes: list[str]) -> dict[str, Any]:
         }
 
     return {
-        "train_dataloader": split(wanted.train, cut, stage.training.global_batch, {"type": "InfiniteSampler"}),
+        "train_dataloader": split(wanted.train, cut, stage.training.global_batch_size, {"type": "InfiniteSampler"}),
         "val_dataloader": split(wanted.val, whole, 1, {"type": "DefaultSampler", "shuffle": False}),
         "val_evaluator": {"type": "IoUMetric", "iou_metrics": ["mIoU"]},
         "val_cfg": {"type": "ValLoop"},

@@ -89,7 +89,7 @@ def run(monkeypatch, script, stage, folder: Path) -> float:
 
 def tiny(stage, pictures: Path, data: dict):
     """The stage on made-up pictures, at a few steps."""
-    training = stage.training.model_copy(update={"global_batch": 4, "epochs": 2})
+    training = stage.training.model_copy(update={"global_batch_size": 4, "epochs": 2})
     return stage.model_copy(update={"data": stage.data.model_copy(update={"root": str(pictures), **data}),
                                     "training": training})  # fmt: skip
 

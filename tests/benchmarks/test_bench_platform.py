@@ -189,7 +189,7 @@ def test_bare_ddp_trains_the_stage(tmp_path, monkeypatch):
     """As torchrun starts it, with one process."""
     write_pictures(tmp_path / "data", train=8, val=8, side=32)
     sections = recipe(tmp_path / "data", 1, 2 * WINDOW)
-    sections["training"]["global_batch"] = 2
+    sections["training"]["global_batch_size"] = 2
     sections["data"] |= {"image_size": 32, "eval_resize": 32}
     (tmp_path / "stage.json").write_text(stage_of(sections).model_dump_json())
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "stage.json"), str(tmp_path / "bare.json")])

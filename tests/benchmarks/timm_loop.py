@@ -47,7 +47,8 @@ def loader(dataset: Any, stage: Stage, **options: Any) -> Any:
     """Batches of normalized images in this process."""
     data = stage.data
     return create_loader(
-        dataset, data.image_size, stage.training.global_batch, interpolation="bilinear", mean=data.mean, std=data.std,
+        dataset, data.image_size, stage.training.global_batch_size, interpolation="bilinear", mean=data.mean,
+        std=data.std,
         crop_pct=data.image_size / data.eval_resize, num_workers=0, persistent_workers=False, device=CPU, **options,
     )  # fmt: skip
 
@@ -56,8 +57,8 @@ def train_loader(dataset: Any, stage: Stage, classes: int) -> Any:
     """With the stage's augmentation; batches are mixed where they are put together, as bytes."""
     data = stage.data
     mixup = FastCollateMixup(
-        mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, prob=data.mix_probability,
-        switch_prob=data.mix_switch_probability, label_smoothing=stage.task.label_smoothing, num_classes=classes,
+        mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, prob=data.mix_prob,
+        switch_prob=data.mixup_switch_prob, label_smoothing=stage.task.label_smoothing, num_classes=classes,
     )  # fmt: skip
     return loader(
         dataset, stage, is_training=True, scale=data.crop_scale, ratio=data.crop_ratio, hflip=data.flip,
@@ -86,7 +87,7 @@ def fit(model: nn.Module, batches: Any, stage: Stage) -> list[float]:
             scheduler.step_update(step)
             if step % WINDOW == 0:
                 now = time.perf_counter()
-                rates.append(WINDOW * stage.training.global_batch / (now - since))
+                rates.append(WINDOW * stage.training.global_batch_size / (now - since))
                 since = now
     return rates[1:]
 

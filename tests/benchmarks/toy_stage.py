@@ -34,7 +34,7 @@ def recipe(data: Path, workers: int, steps: int) -> dict[str, Any]:
         "model": {"name": "scalablevit_tiny"},
         "task": {"kind": "classification"},
         "optimizer": {"lr": 1e-3, "clip_norm": 5, "schedule": {"kind": "constant"}},
-        "training": {"steps": steps, "global_batch": BATCH * workers, "evaluate_every": {"steps": steps}},
+        "training": {"steps": steps, "global_batch_size": BATCH * workers, "evaluate_every": {"steps": steps}},
         "cluster": {"workers": workers, "cpus_per_worker": 1, "max_failures": 0},
     }
 

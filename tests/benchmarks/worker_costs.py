@@ -158,7 +158,7 @@ def evaluation_times(name: str, side: int, pictures: int, rounds: int) -> dict[s
         write_pictures(folder, train=8, val=pictures, side=resize)
         sections = recipe(folder, 1, 1) | {"model": {"name": name}}
         sections["data"] |= {"image_size": side, "eval_resize": resize}
-        sections["training"] |= {"global_batch": EVALUATION_BATCH}
+        sections["training"] |= {"global_batch_size": EVALUATION_BATCH}
         stage = stage_of(sections)
         source = open_source(stage.data, "val", folder)
         task = build_task(stage, source.classes)

@@ -150,7 +150,7 @@ def aims(seed: str, recipe: dict[str, Any], kills: int, targets: Sequence[Target
     training = recipe["training"]
     steps = training["steps"] // (kills + 1)  # those that each kill has to itself
     most = {
-        "step": steps * training["global_batch"],
+        "step": steps * training["global_batch_size"],
         "save": steps // training["checkpoint_every"]["steps"],
         "evaluation": recipe["data"]["shapes"]["val_images"],
         "start-up": 1,

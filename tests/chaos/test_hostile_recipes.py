@@ -40,16 +40,16 @@ optimizer:
   schedule: {kind: multistep, decay_epochs: [1, 2]}
 training:
   epochs: 3
-  global_batch: 8
+  global_batch_size: 8
   ema_decay: 0.9
   evaluate_every: {epochs: 1.0}
-  stop_after: {evaluations_without_gain: 2}
+  early_stopping: {patience: 2}
   checkpoint_every: {epochs: 1.0}
   keep: {last: 1}
-  not_finite: {limit: 2}
+  nonfinite: {limit: 2}
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
-promotion: {metric: null, least: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}
+promotion: {metric: null, min_value: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}
 """
 DATA = """
   root: set
@@ -182,7 +182,7 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("training.evaluate_every.steps", 3)], "exactly one of epochs and steps"),
     ("classification", [("training.steps", 3)], "exactly one of epochs and steps"),
     ("classification", [("training.epochs", None)], "exactly one of epochs and steps"),
-    ("classification", [("training.accumulation", 9)], "global_batch (8)"),
+    ("classification", [("training.accumulation_steps", 9)], "global_batch_size (8)"),
     ("classification", [("cluster.gpus_per_worker", 1.5)], "gpus_per_worker (1.5)"),
     ("classification", [("cluster.gpus_per_worker", 0.5), ("cluster.workers", 2)], "gpus_per_worker (0.5)"),
     ("classification", [("cluster.storage", "s3://key:secret@bucket/runs")], "without credentials"),
@@ -191,7 +191,7 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("detection", [("data.instance_masks", False)], "data.instance_masks must be true"),
     ("classification", [("promotion.metric", "miou")], "promotion.metric must be top1 or top5 here, not miou"),
     ("detection", [("task.head", "retinanet"), ("promotion.metric", "mask_ap")], "must be box_ap here, not mask_ap"),
-    ("classification", [("cluster.workers", 3), ("training.accumulation", 4)], "(3 x 4 = 12)"),
+    ("classification", [("cluster.workers", 3), ("training.accumulation_steps", 4)], "(3 x 4 = 12)"),
 ]
 
 

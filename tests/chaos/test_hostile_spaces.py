@@ -44,7 +44,7 @@ data:
   val: {images: val}
 task: {kind: classification}
 optimizer: {lr: 0.001, schedule: {kind: multistep, decay_epochs: [3, 4]}}
-training: {steps: 50, global_batch: 8}  # in epochs, schedules would be scaled with the trial
+training: {steps: 50, global_batch_size: 8}  # in epochs, schedules would be scaled with the trial
 stages:
   first: {model: {name: resnet18}}
   second: {model: {name: resnet18}, optimizer: {schedule: {kind: cosine, decay_epochs: [], warmup_epochs: 2}}}
@@ -218,7 +218,7 @@ def test_every_mistake_is_named_and_none_is_without_a_case(write: Any, monkeypat
 
 def test_mistakes_of_the_base_recipe_name_its_own_file(write: Any, tmp_path: Path):
     file = write(base("uniform"))
-    (tmp_path / "base.yaml").write_text(RECIPE.replace("global_batch: 8", "global_batch: 0"))
+    (tmp_path / "base.yaml").write_text(RECIPE.replace("global_batch_size: 8", "global_batch_size: 0"))
     assert f"{tmp_path / 'base.yaml'}:10: " in refusal(file)
 
 

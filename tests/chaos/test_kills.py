@@ -44,10 +44,12 @@ SHAPES = {"train_images": 96, "val_images": 24, "image_size": 64}
 CLASSIFICATION: dict[str, Any] = {
     "data": {
         "source": "image_folder", "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
-        "image_size": 32, "eval_resize": 32, "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "repeats": 3,
+        "image_size": 32, "eval_resize": 32, "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25,
+        "repeated_augmentation": 3,
     },
     "task": {"kind": "classification", "label_smoothing": 0.1},
-    "training": {"steps": 180, "global_batch": 16, "evaluate_every": {"steps": 20}, "checkpoint_every": {"steps": 5}},
+    "training": {"steps": 180, "global_batch_size": 16,
+                 "evaluate_every": {"steps": 20}, "checkpoint_every": {"steps": 5}},
 }  # fmt: skip
 SEGMENTATION: dict[str, Any] = {
     "data": {
@@ -57,7 +59,8 @@ SEGMENTATION: dict[str, Any] = {
         "short_side": 64, "long_side": 64, "crop_size": 64,
     },
     "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
-    "training": {"steps": 90, "global_batch": 8, "evaluate_every": {"steps": 12}, "checkpoint_every": {"steps": 4}},
+    "training": {"steps": 90, "global_batch_size": 8,
+                 "evaluate_every": {"steps": 12}, "checkpoint_every": {"steps": 4}},
 }  # fmt: skip
 DETECTION: dict[str, Any] = {
     "data": {
@@ -70,7 +73,7 @@ DETECTION: dict[str, Any] = {
         "kind": "detection", "head": "mask_rcnn", "neck_channels": 16, "head_channels": 16, "anchor_size": 8,
         "proposals": 20, "roi_samples": 16, "max_detections": 5,
     },
-    "training": {"steps": 54, "global_batch": 8, "evaluate_every": {"steps": 9}, "checkpoint_every": {"steps": 3}},
+    "training": {"steps": 54, "global_batch_size": 8, "evaluate_every": {"steps": 9}, "checkpoint_every": {"steps": 3}},
 }  # fmt: skip
 TASKS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "detection": DETECTION}
 RUNS = [

@@ -110,7 +110,7 @@ def recipe(head: Head, steps: int, **training: Any) -> dict[str, Any]:
         "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0},
         "task": {"kind": "classification"},
         "optimizer": {"lr": 1e-3, "name": "sgd"},
-        "training": {"steps": steps, "global_batch": 16, "evaluate_every": {"steps": steps}, "log_every_steps": 1,
+        "training": {"steps": steps, "global_batch_size": 16, "evaluate_every": {"steps": steps}, "log_every_steps": 1,
                      **training},
         "cluster": {"workers": 2, "cpus_per_worker": 1, "max_failures": 0},
     }  # fmt: skip

@@ -34,7 +34,7 @@ optimizer:
   lr: 1e-3
 training:
   epochs: 2
-  global_batch: 8
+  global_batch_size: 8
 """
 
 DETECTION = """\
@@ -47,7 +47,7 @@ data:
 model: {name: scalablevit_tiny}
 task: {kind: detection, head: mask_rcnn}
 optimizer: {lr: 1e-3}
-training: {epochs: 2, global_batch: 8}
+training: {epochs: 2, global_batch_size: 8}
 """
 
 TWO_STAGES = """\
@@ -60,7 +60,7 @@ model: {name: scalablevit_tiny}
 optimizer: {lr: 1e-3, schedule: {kind: polynomial, power: 0.5}}
 training:
   epochs: 2
-  global_batch: 8
+  global_batch_size: 8
 stages:
   first:
     data: {source: image_folder, image_size: 64}
@@ -158,8 +158,8 @@ def test_an_override_for_one_stage_leaves_the_other_alone(write: Any) -> None:
         ("training.ema_decay=0.99", 0.99),
         ("training.ema_decay=null", None),
         ("training.ema_decay=", None),
-        ("training.stop_after={evaluations_without_gain: 3}", {"evaluations_without_gain": 3}),
-        ("training.stop_after.evaluations_without_gain=4", 4),
+        ("training.early_stopping={patience: 3}", {"patience": 3, "min_delta": 0.0}),
+        ("training.early_stopping.patience=4", 4),
         ("model.options.window=[7, 14]", [7, 14]),
         ("model.options.head=linear", "linear"),
         ("data.root=C=D", "C=D"),
@@ -215,10 +215,14 @@ def test_stages_that_are_no_mapping(write: Any, stages: str) -> None:
         ("  lr: 1e-3", "  lr: -1", ["r.yaml:12", "optimizer.lr", "greater than 0", "-1"]),
         ("  lr: 1e-3", "  lr: '1e-3'", ["r.yaml:12", "optimizer.lr", "number", "'1e-3'"]),
         ("  lr: 1e-3", "  lr: true", ["r.yaml:12", "optimizer.lr", "number", "True"]),
-        ("  global_batch: 8", "  global_batch: 0", ["r.yaml:15", "training.global_batch", "greater", "0"]),
-        ("  global_batch: 8", "  global_batch: 8.5", ["r.yaml:15", "training.global_batch", "8.5"]),
-        ("  global_batch: 8", "  global_batch: '8'", ["r.yaml:15", "training.global_batch", "'8'"]),
-        ("  global_batch: 8", "  global_batch: true", ["r.yaml:15", "training.global_batch", "True"]),
+        (
+            "  global_batch_size: 8",
+            "  global_batch_size: 0",
+            ["r.yaml:15", "training.global_batch_size", "greater", "0"],
+        ),
+        ("  global_batch_size: 8", "  global_batch_size: 8.5", ["r.yaml:15", "training.global_batch_size", "8.5"]),
+        ("  global_batch_size: 8", "  global_batch_size: '8'", ["r.yaml:15", "training.global_batch_size", "'8'"]),
+        ("  global_batch_size: 8", "  global_batch_size: true", ["r.yaml:15", "training.global_batch_size", "True"]),
         ("  lr: 1e-3", "  lr: " + "x" * 200, ["r.yaml:12", "optimizer.lr", "x...", "number"]),
         ("  root: pictures", "  root: 3", ["r.yaml:4", "data.root", "string", "3"]),
         ("  root: pictures", "", ["r.yaml:2", "data.root", "is missing"]),
@@ -445,7 +449,7 @@ def test_the_spelling_of_a_recipe_does_not_change_a_run(write: Any) -> None:
         "optimizer.schedule.min_lr=1e-5",
         "training.epochs=3",
         "training.seed=1",
-        "training.global_batch=16",
+        "training.global_batch_size=16",
         "training.evaluate_every={epochs: 2}",
         "training.ema_decay=0.9",
         "training.compile=blocks",
@@ -469,7 +473,7 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     assert set(whole) - set(part) == {"cluster", "tracking", "promotion"}
     assert set(whole["data"]) - set(part["data"]) == {"root"}
     assert set(whole["training"]) - set(part["training"]) == {
-        "checkpoint_every", "keep", "log_every_steps", "not_finite", "on_failed_checkpoint",
+        "checkpoint_every", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
     }  # fmt: skip
 
 

@@ -59,11 +59,11 @@ class TestImageNet:
 
     def test_length_and_batch(self, stage: Stage) -> None:
         assert stage.training.epochs == 300
-        assert stage.training.global_batch == 1024
-        assert (stage.cluster.workers, stage.training.accumulation) == (8, 1)
+        assert stage.training.global_batch_size == 1024
+        assert (stage.cluster.workers, stage.training.accumulation_steps) == (8, 1)
         assert Length.of(stage, IMAGENET_TRAIN).total == round(300 * IMAGENET_TRAIN / 1024) == 375_342
         assert stage.training.ema_decay is None
-        assert stage.training.stop_after is None
+        assert stage.training.early_stopping is None
 
     def test_learning_rate(self, stage: Stage) -> None:
         length, rate = Length.of(stage, IMAGENET_TRAIN), rates(stage, IMAGENET_TRAIN)
@@ -85,9 +85,9 @@ class TestImageNet:
         assert data.crop_ratio == pytest.approx((3 / 4, 4 / 3))
         assert data.flip == 0.5
         assert (data.mixup, data.cutmix) == (0.8, 1.0)
-        assert (data.mix_probability, data.mix_switch_probability) == (1.0, 0.5)
+        assert (data.mix_prob, data.mixup_switch_prob) == (1.0, 0.5)
         assert data.random_erasing == 0.25
-        assert data.repeats == 3
+        assert data.repeated_augmentation == 3
         assert data.color_jitter == 0.4
         assert data.rand_augment is not None
         assert (data.rand_augment.magnitude, data.rand_augment.magnitude_std, data.rand_augment.operations) == (
@@ -123,8 +123,11 @@ class TestADE20K:
 
     def test_length_and_batch(self, stage: Stage, head: str) -> None:
         assert stage.training.steps == {"semantic_fpn": 80_000, "upernet": 160_000}[head]
-        assert stage.training.global_batch == 16
-        assert (stage.cluster.workers, stage.training.accumulation) == ({"semantic_fpn": 4, "upernet": 8}[head], 1)
+        assert stage.training.global_batch_size == 16
+        assert (stage.cluster.workers, stage.training.accumulation_steps) == (
+            {"semantic_fpn": 4, "upernet": 8}[head],
+            1,
+        )
         assert stage.training.ema_decay is None
 
     def test_learning_rate(self, stage: Stage, head: str) -> None:
@@ -199,13 +202,13 @@ class TestCOCO:
     def test_length_and_batch(self, stage: Stage, head: str, schedule: str, variant: str) -> None:
         length = Length.of(stage, COCO_TRAIN)
         assert stage.training.epochs == {"1x": 12, "3x": 36}[schedule]
-        assert stage.training.global_batch == 16
-        assert (stage.cluster.workers, stage.training.accumulation) == (8, 1)
+        assert stage.training.global_batch_size == 16
+        assert (stage.cluster.workers, stage.training.accumulation_steps) == (8, 1)
         assert length.total == {"1x": 88_715, "3x": 266_146}[schedule]
         assert length.decay_steps == {"1x": (59_144, 81_323), "3x": (199_610, 243_967)}[schedule]
         assert length.evaluate_every == 7393
         assert stage.training.ema_decay is None
-        assert stage.training.stop_after is None
+        assert stage.training.early_stopping is None
 
     def test_learning_rate(self, stage: Stage, head: str, schedule: str, variant: str) -> None:
         length, peak = Length.of(stage, COCO_TRAIN), stage.optimizer.lr

@@ -31,7 +31,7 @@ def recipe(kind: str = "classification") -> dict[str, Any]:
         "model": {"name": "scalablevit_tiny"},
         "task": task,
         "optimizer": {"lr": 0.1},
-        "training": {"epochs": 1, "global_batch": 4},
+        "training": {"epochs": 1, "global_batch_size": 4},
     }
     return {"name": "r", "stages": {"first": stage}}
 
@@ -87,9 +87,9 @@ REFUSED = [
     ("classification", [("data.random_erasing", 1.5)], "less than or equal to 1"),
     ("classification", [("data.mixup", -1)], "greater than or equal to 0"),
     ("classification", [("data.cutmix", -1)], "greater than or equal to 0"),
-    ("classification", [("data.mix_probability", 2)], "less than or equal to 1"),
-    ("classification", [("data.mix_switch_probability", 2)], "less than or equal to 1"),
-    ("classification", [("data.repeats", 0)], "greater than or equal to 1"),
+    ("classification", [("data.mix_prob", 2)], "less than or equal to 1"),
+    ("classification", [("data.mixup_switch_prob", 2)], "less than or equal to 1"),
+    ("classification", [("data.repeated_augmentation", 0)], "greater than or equal to 1"),
     ("segmentation", [("data.train.masks", None)], "needed by the mask_pairs source"),
     ("segmentation", [("data.ignore_index", 256)], "less than or equal to 255"),
     ("segmentation", [("data.short_side", 300), ("data.long_side", 299)], "at least short_side (300)"),
@@ -155,7 +155,11 @@ REFUSED = [
     ("classification", [("training.steps", 5)], "exactly one of epochs and steps"),
     ("classification", [("training.epochs", None)], "exactly one of epochs and steps"),
     ("classification", [("training.epochs", 0)], "greater than 0"),
-    ("classification", [("training.accumulation", 5)], "global_batch (4) must be at least accumulation (5)"),
+    (
+        "classification",
+        [("training.accumulation_steps", 5)],
+        "global_batch_size (4) must be at least accumulation_steps (5)",
+    ),
     ("classification", [("training.precision", "float16")], "'float32' or 'bfloat16'"),
     ("classification", [("training.seed", -1)], "greater than or equal to 0"),
     ("classification", [("training.seed", 2**31)], "less than"),
@@ -163,13 +167,13 @@ REFUSED = [
     ("classification", [("training.compile", "model")], "boolean or input should be 'blocks'"),
     ("classification", [("training.evaluate_every", {"epochs": 1, "steps": 1})], "exactly one of epochs and steps"),
     ("classification", [("training.checkpoint_every", {})], "exactly one of epochs and steps"),
-    ("classification", [("training.stop_after", {"evaluations_without_gain": 0})], "greater than or equal to 1"),
+    ("classification", [("training.early_stopping", {"patience": 0})], "greater than or equal to 1"),
     ("classification", [("training.keep", {"last": 0})], "greater than or equal to 1"),
     ("classification", [("training.log_every_steps", 0)], "greater than or equal to 1"),
     # cluster and tracking
     ("classification", [("cluster.workers", 0)], "greater than or equal to 1"),
     ("classification", [("cluster.workers", 2), ("cluster.min_workers", 3)], "(3) must be at most workers (2)"),
-    ("classification", [("cluster.workers", 3), ("training.accumulation", 2)], "(3 x 2 = 6)"),
+    ("classification", [("cluster.workers", 3), ("training.accumulation_steps", 2)], "(3 x 2 = 6)"),
     ("classification", [("cluster.cpus_per_worker", 0)], "greater than 0"),
     ("classification", [("cluster.gpus_per_worker", -1)], "greater than or equal to 0"),
     ("classification", [("tracking.experiment", "")], "at least 1"),
@@ -287,7 +291,7 @@ def test_every_key_is_explained() -> None:
         "name",
         "schedule",
         "keep",
-        "not_finite",
+        "nonfinite",
         "epochs",
         "steps",
         "head",
@@ -300,7 +304,7 @@ def test_every_key_is_explained() -> None:
 
 def stage_with(**training: Any) -> Stage:
     whole = recipe()
-    whole["stages"]["first"]["training"] = {"global_batch": 8} | training
+    whole["stages"]["first"]["training"] = {"global_batch_size": 8} | training
     return check(Recipe, whole, {}, "f").stages["first"]
 
 
@@ -317,7 +321,7 @@ def test_steps_are_taken_as_they_are() -> None:
 
 @given(st.integers(1, 10**7), st.integers(1, 4096), st.floats(0.01, 500))
 def test_a_stage_always_has_a_step_and_an_evaluation(samples: int, batch: int, epochs: float) -> None:
-    length = Length.of(stage_with(epochs=epochs, global_batch=batch, evaluate_every={"epochs": 0.001}), samples)
+    length = Length.of(stage_with(epochs=epochs, global_batch_size=batch, evaluate_every={"epochs": 0.001}), samples)
     assert length.total >= 1
     assert length.evaluate_every >= 1
     assert abs(length.total - epochs * samples / batch) <= 1

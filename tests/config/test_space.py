@@ -32,7 +32,7 @@ task: {kind: classification}
 optimizer:
   lr: 1e-3
   schedule: {kind: cosine, warmup_epochs: 2}
-training: {epochs: 20, global_batch: 8, checkpoint_every: {steps: 5}}
+training: {epochs: 20, global_batch_size: 8, checkpoint_every: {steps: 5}}
 cluster: {workers: 2, min_workers: 1, storage: elsewhere}
 tune: space.yaml
 """
@@ -63,7 +63,7 @@ data:
 model: {name: resnet18}
 task: {kind: segmentation, head: semantic_fpn}
 optimizer: {lr: 1e-3}
-training: {steps: 50, global_batch: 8}
+training: {steps: 50, global_batch_size: 8}
 """
 
 Write = Callable[..., Path]
@@ -590,8 +590,8 @@ draws = st.one_of(
 )
 paths = [
     "optimizer.lr", "optimizer.betas", "optimizer", "optimizer.schedule.warmup_epochs", "data.image_size", "data.mixup",
-    "data.rand_augment.magnitude", "data.mean", "model.options.a", "model.name", "model.init", "training.stop_after",
-    "training.seed", "task.kind", "cluster.workers", ".", "name",
+    "data.rand_augment.magnitude", "data.mean", "model.options.a", "model.name", "model.init",
+    "training.early_stopping", "training.seed", "task.kind", "cluster.workers", ".", "name",
 ]  # fmt: skip
 VALID: dict[str, Any] = {
     "recipe": str(RECIPES / "cifar10.yaml"),

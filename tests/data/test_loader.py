@@ -84,7 +84,13 @@ def samples(tmp_path: Path) -> SampleDataset:
 
 def batches(first_step: int = 0) -> TrainBatches:
     return TrainBatches(
-        TrainOrder(10, 1, 0), global_batch=4, accumulation=1, rank=0, world=1, first_step=first_step, end_step=6
+        TrainOrder(10, 1, 0),
+        global_batch_size=4,
+        accumulation_steps=1,
+        rank=0,
+        world=1,
+        first_step=first_step,
+        end_step=6,
     )
 
 

@@ -14,22 +14,22 @@ from scalablevit.data.sampler import Key, TrainBatches, TrainOrder, eval_batches
 @st.composite
 def settings(draw: st.DrawFn) -> dict[str, int]:
     world = draw(st.integers(1, 7))
-    accumulation = draw(st.integers(1, 4))
-    batch = draw(st.integers(world * accumulation, 60))
-    return {"world": world, "accumulation": accumulation, "global_batch": batch}
+    accumulation_steps = draw(st.integers(1, 4))
+    batch = draw(st.integers(world * accumulation_steps, 60))
+    return {"world": world, "accumulation_steps": accumulation_steps, "global_batch_size": batch}
 
 
 @given(settings(), st.integers(1, 50), st.integers(0, 9), st.integers(0, 5))
 def test_ranks_share_every_position_exactly_once(sizes: dict[str, int], samples: int, first: int, steps: int) -> None:
     order = TrainOrder(samples, 1, seed=3)
-    batch = sizes["global_batch"]
+    batch = sizes["global_batch_size"]
     got: Counter[Key] = Counter()
     for rank in range(sizes["world"]):
         parts = list(TrainBatches(order, rank=rank, first_step=first, end_step=first + steps, **sizes))
-        assert len(parts) == steps * sizes["accumulation"]
+        assert len(parts) == steps * sizes["accumulation_steps"]
         assert all(parts)
         for step in range(steps):
-            lengths = [len(part) for part in parts[step * sizes["accumulation"] :][: sizes["accumulation"]]]
+            lengths = [len(part) for part in parts[step * sizes["accumulation_steps"] :][: sizes["accumulation_steps"]]]
             assert max(lengths) - min(lengths) <= 1
         got.update(chain.from_iterable(parts))
     assert got == Counter(order.key(p) for p in range(first * batch, (first + steps) * batch))
@@ -42,7 +42,7 @@ def test_a_resumed_stream_is_the_tail_of_the_whole(
     order = TrainOrder(samples, repeats, seed=5)
     whole = list(TrainBatches(order, rank=0, first_step=0, end_step=6, **sizes))
     tail = list(TrainBatches(TrainOrder(samples, repeats, seed=5), rank=0, first_step=resume, end_step=6, **sizes))
-    assert tail == whole[resume * sizes["accumulation"] :]
+    assert tail == whole[resume * sizes["accumulation_steps"] :]
 
 
 @given(st.integers(1, 80), st.integers(0, 3))
@@ -73,7 +73,13 @@ def test_repeats_keep_the_length_of_an_epoch(samples: int, repeats: int) -> None
 def test_copies_of_an_image_meet_different_ranks() -> None:
     order = TrainOrder(90, 3, seed=0)
     ranks = [
-        next(iter(TrainBatches(order, global_batch=30, accumulation=1, rank=rank, world=3, first_step=0, end_step=1)))
+        next(
+            iter(
+                TrainBatches(
+                    order, global_batch_size=30, accumulation_steps=1, rank=rank, world=3, first_step=0, end_step=1
+                )
+            )
+        )
         for rank in range(3)
     ]
     for first, second, third in zip(*ranks, strict=True):
@@ -83,7 +89,13 @@ def test_copies_of_an_image_meet_different_ranks() -> None:
 
 def test_seeking_does_not_replay() -> None:
     batches = TrainBatches(
-        TrainOrder(1000, 1, 0), global_batch=64, accumulation=2, rank=1, world=2, first_step=10**9, end_step=10**9 + 1
+        TrainOrder(1000, 1, 0),
+        global_batch_size=64,
+        accumulation_steps=2,
+        rank=1,
+        world=2,
+        first_step=10**9,
+        end_step=10**9 + 1,
     )
     assert [len(part) for part in batches] == [16, 16]
 
@@ -102,13 +114,20 @@ def test_evaluation_sees_every_sample_once(samples: int, world: int, size: int) 
     ("changed", "message"),
     [
         ({"rank": 2}, "rank"),
-        ({"global_batch": 3}, "global_batch"),
-        ({"accumulation": 0}, "accumulation"),
+        ({"global_batch_size": 3}, "global_batch_size"),
+        ({"accumulation_steps": 0}, "accumulation_steps"),
         ({"first_step": 5}, "steps"),
     ],
 )
 def test_impossible_numbers_are_refused(changed: dict[str, int], message: str) -> None:
-    sizes = {"global_batch": 4, "accumulation": 2, "rank": 0, "world": 2, "first_step": 0, "end_step": 1} | changed
+    sizes = {
+        "global_batch_size": 4,
+        "accumulation_steps": 2,
+        "rank": 0,
+        "world": 2,
+        "first_step": 0,
+        "end_step": 1,
+    } | changed
     with pytest.raises(ValueError, match=message):
         TrainBatches(TrainOrder(10, 1, 0), **sizes)
     with pytest.raises(ValueError, match="samples"):

@@ -40,7 +40,7 @@ SMALL_DEMO = (
     "data.shapes={train_images: 40, val_images: 20, image_size: 96}",
     *(f"stages.{stage}.optimizer.schedule.warmup_steps=1" for stage in ("segment", "detect")),
 )
-SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch=16")
+SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch_size=16")
 EXIT_2 = {
     "full.py optimizer.lrr": "did you mean 'lr'?",
     "predict.py http://127.0.0.1:5001": "the server cannot be asked",

@@ -71,9 +71,9 @@ def test_the_undamaged_recipe_passes(recipe, root):
     [
         ("optimizer.lrr=1e-3", ["unknown key 'lrr'", "did you mean 'lr'", "override 'optimizer.lrr=1e-3'"]),
         ("optimizer.lr=.inf", ["optimizer.lr", "inf"]),
-        ("training.global_batch=0", ["training.global_batch", "got 0"]),
-        ("training.global_batch=many", ["training.global_batch", "'many'"]),
-        ("cluster.workers=100", ["training.global_batch", "some micro-batches would be empty"]),
+        ("training.global_batch_size=0", ["training.global_batch_size", "got 0"]),
+        ("training.global_batch_size=many", ["training.global_batch_size", "'many'"]),
+        ("cluster.workers=100", ["training.global_batch_size", "some micro-batches would be empty"]),
         ("stages.segment.model.init=stage:nowhere", ["stage:nowhere", "no earlier stage"]),
         ("model.name=scalablevit_tny", ["unknown architecture 'scalablevit_tny'", "scalablevit_tiny"]),
         ("data.root=elsewhere", ["elsewhere", "stage pretrain", "stage segment", "stage detect"]),

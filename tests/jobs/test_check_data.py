@@ -37,7 +37,7 @@ def recipe(tmp_path: Path) -> Path:
         "model": {"name": "resnet18"},
         "task": {"kind": "classification"},
         "optimizer": {"lr": 0.1},
-        "training": {"epochs": 1, "global_batch": 4},
+        "training": {"epochs": 1, "global_batch_size": 4},
     }
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(tree))

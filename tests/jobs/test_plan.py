@@ -24,7 +24,7 @@ def run(root: Path, *arguments: str) -> int:
 
 
 def test_arithmetic_by_hand():
-    overrides = ["training.epochs=2", "training.steps=null", "training.global_batch=16", "cluster.workers=4",
+    overrides = ["training.epochs=2", "training.steps=null", "training.global_batch_size=16", "cluster.workers=4",
                  "training.evaluate_every={steps: 6}", "training.checkpoint_every={steps: 4}",
                  "training.keep={last: 2, best: 1}"]  # fmt: skip
     stage = load_recipe(TINY, overrides).stages["pretrain"]
@@ -69,7 +69,7 @@ def test_a_paper_recipe_without_its_data(tmp_path, capsys):
 def test_measured_on_this_machine_where_the_data_is(tmp_path, capsys):
     write_shapes(Shapes(train_images=12, val_images=6, image_size=64), tmp_path / "data")
     file = tmp_path / "plan.json"
-    overrides = ["data.root=data", "data.shapes=null", "training.global_batch=4", "cluster.workers=2"]
+    overrides = ["data.root=data", "data.shapes=null", "training.global_batch_size=4", "cluster.workers=2"]
     assert run(tmp_path, "--measure", "--devices", "1", "--json", str(file), *overrides) == 0
     told, figures = capsys.readouterr().out, json.loads(file.read_text())
     assert f"12 training and 6 validation images, 6 classes: counted in {tmp_path / 'data'}" in told

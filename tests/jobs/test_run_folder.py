@@ -30,7 +30,7 @@ STOP = 9
 def resolved(tmp_path):
     write_shapes(Shapes(train_images=24, val_images=8, image_size=32), tmp_path / "tiny-data")
     overrides = ["cluster.workers=1", "data.shapes.train_images=24", "data.shapes.val_images=8",
-                 "data.shapes.image_size=32", "stages.pretrain.training.global_batch=8",
+                 "data.shapes.image_size=32", "stages.pretrain.training.global_batch_size=8",
                  "stages.pretrain.training.checkpoint_every={steps: 2}"]  # fmt: skip
     stage = load_recipe(TINY, overrides).stages["pretrain"]
     classes = tuple(sorted(path.name for path in (tmp_path / "tiny-data/classification/train").iterdir()))

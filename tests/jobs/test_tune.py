@@ -39,7 +39,7 @@ def test_a_mistake_is_named_before_anything_starts(arguments, expected, tmp_path
 def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
     """In this process, as below: what the model costs takes ten seconds of imports."""
     shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
-    code = tune_job.main("", ["--root", str(tmp_path), "--dry-run", shapes, "training.global_batch=4",
+    code = tune_job.main("", ["--root", str(tmp_path), "--dry-run", shapes, "training.global_batch_size=4",
                               "stages.pretrain.data.image_size=32"])  # fmt: skip
     said = capsys.readouterr()
     assert code == 0, said.err
@@ -50,7 +50,7 @@ def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
 def test_resume_refuses_a_search_that_was_not_begun_before_anything_starts(tmp_path, capsys):
     """Also in the dry run; when it was begun, the dry run passes."""
     shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
-    arguments = ["--root", str(tmp_path), "--dry-run", "--resume", shapes, "training.global_batch=4",
+    arguments = ["--root", str(tmp_path), "--dry-run", "--resume", shapes, "training.global_batch_size=4",
                  "stages.pretrain.data.image_size=32"]  # fmt: skip
     code, refused = tune_job.main("", arguments), capsys.readouterr().err
     assert code == 2 and "there is nothing to resume" in refused, refused
@@ -78,7 +78,7 @@ def test_a_recipe_names_its_search(tmp_path, capsys):
                  "val": {"images": "classification/val"}, "image_size": 32, "eval_resize": 32,
                  "shapes": {"train_images": 18, "val_images": 12, "image_size": 48}},
         "model": {"name": "scalablevit_tiny"}, "task": {"kind": "classification"}, "optimizer": {"lr": 1e-3},
-        "training": {"steps": 4, "global_batch": 4},
+        "training": {"steps": 4, "global_batch_size": 4},
     }  # fmt: skip
     space = {"metric": "val/top1", "budget": {"trials": 3}, "parameters": {"optimizer.lr": {"uniform": [1e-4, 1e-2]}}}
     (tmp_path / "own.yaml").write_text(json.dumps(recipe))

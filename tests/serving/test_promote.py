@@ -36,7 +36,7 @@ def candidate(client: MlflowClient, name: str, version: int) -> None:
 def test_the_whole_way_there_and_back(registry, client, capsys):
     name = "toy-pretrain"
     candidate(client, name, 1)
-    assert run(registry, name, "promotion.least=1.0") == 1
+    assert run(registry, name, "promotion.min_value=1.0") == 1
     assert champion_of(client, name) is None
     assert "below the least" in client.get_model_version(name, "1").tags[tags.PROMOTION]
     assert run(registry, name) == 0
@@ -119,14 +119,14 @@ def test_a_folder_and_its_shards_are_the_same_data(registry, client):
 def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry, client):
     """And in micro-batches as large as in its own training, which its device has room for."""
     name = "toy-workers"
-    many = ["cluster.workers=4", "cluster.min_workers=2", "stages.pretrain.training.global_batch=16"]
-    for seed, given in ((8, ["stages.pretrain.training.global_batch=2"]), (9, many)):
+    many = ["cluster.workers=4", "cluster.min_workers=2", "stages.pretrain.training.global_batch_size=16"]
+    for seed, given in ((8, ["stages.pretrain.training.global_batch_size=2"]), (9, many)):
         register(registry, finished_run(registry, "pretrain", *given, seed=seed), name)
         assert run(registry, name, *EVEN) == 0
     assert champion_of(client, name) == 2
     found = promote.resolve_weights(f"models:/{name}/2", client.tracking_uri, registry / "cache" / "models")
     stage = promote._on_same_data(found, promote._resolve(found, [], registry))
-    assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch) == (1, None, 4)
+    assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch_size) == (1, None, 4)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def segmentation_stage() -> MakeStage:
             "model": {"name": "resnet18"},
             "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
             "optimizer": {"lr": 1e-3},
-            "training": {"steps": 2, "global_batch": 4},
+            "training": {"steps": 2, "global_batch_size": 4},
             "cluster": {},
         }  # fmt: skip
         return Stage.model_validate_json(
@@ -59,7 +59,7 @@ def detection_stage() -> MakeStage:
             "model": {"name": "resnet18"},
             "task": {"kind": "detection", "head": "mask_rcnn"},
             "optimizer": {"lr": 1e-3},
-            "training": {"steps": 2, "global_batch": 2},
+            "training": {"steps": 2, "global_batch_size": 2},
             "cluster": {},
         }  # fmt: skip
         return Stage.model_validate_json(

@@ -21,7 +21,7 @@ def classification_stage(name: str) -> Stage:
         "model": {"name": name},
         "task": {"kind": "classification"},
         "optimizer": {"lr": 1e-3},
-        "training": {"steps": 2, "global_batch": 4},
+        "training": {"steps": 2, "global_batch_size": 4},
     }  # fmt: skip
     return Stage.model_validate_json(json.dumps(sections))
 

@@ -156,15 +156,15 @@ def test_a_lone_image_has_the_mean_loss_of_itself(segmentation_stage: MakeStage)
 @pytest.mark.parametrize(
     ("sections", "refused"),
     [
-        ({"task": {"head": "upernet"}, "training": {"global_batch": 3}, "cluster": {"workers": 2}}, True),
-        ({"task": {"head": "upernet"}, "training": {"global_batch": 4}, "cluster": {"workers": 2}}, False),
-        ({"task": {"head": "upernet"}, "training": {"global_batch": 4, "accumulation": 4}}, True),
-        ({"training": {"global_batch": 1}}, False),
-        ({"training": {"global_batch": 1}, "data": {"crop_size": 32}}, True),
+        ({"task": {"head": "upernet"}, "training": {"global_batch_size": 3}, "cluster": {"workers": 2}}, True),
+        ({"task": {"head": "upernet"}, "training": {"global_batch_size": 4}, "cluster": {"workers": 2}}, False),
+        ({"task": {"head": "upernet"}, "training": {"global_batch_size": 4, "accumulation_steps": 4}}, True),
+        ({"training": {"global_batch_size": 1}}, False),
+        ({"training": {"global_batch_size": 1}, "data": {"crop_size": 32}}, True),
         (
             {
                 "task": {"head": "upernet"},
-                "training": {"global_batch": 2},
+                "training": {"global_batch_size": 2},
                 "cluster": {"workers": 2, "gpus_per_worker": 1},
             },
             False,
@@ -172,7 +172,7 @@ def test_a_lone_image_has_the_mean_loss_of_itself(segmentation_stage: MakeStage)
         (
             {
                 "task": {"head": "upernet"},
-                "training": {"global_batch": 2},
+                "training": {"global_batch_size": 2},
                 "cluster": {"workers": 2, "min_workers": 1, "gpus_per_worker": 1},
             },
             True,
@@ -187,7 +187,7 @@ def test_batch_norm_that_could_see_one_image_is_refused(
         return
     with pytest.raises(UserError, match="batch norm no variance") as error:
         SegmentationTask(segmentation_stage(**sections), CLASSES)
-    assert error.value.where == "training.global_batch"
+    assert error.value.where == "training.global_batch_size"
 
 
 def test_one_class_is_refused(segmentation_stage: MakeStage) -> None:

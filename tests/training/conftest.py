@@ -45,7 +45,7 @@ def make_stage(shapes: Path) -> MakeStage:
             "model": {"name": "scalablevit_tiny"},
             "task": {"kind": "classification"},
             "optimizer": {"lr": 1e-3},
-            "training": {"steps": 6, "global_batch": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3},
+            "training": {"steps": 6, "global_batch_size": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3},
         }
         return merged(base, sections)
 
@@ -71,7 +71,7 @@ def make_segmentation(shapes: Path) -> MakeStage:
             "model": {"name": "scalablevit_tiny"},
             "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
             "optimizer": {"lr": 1e-3},
-            "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
+            "training": {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
         }
         return merged(base, sections)
 
@@ -99,7 +99,7 @@ def make_detection(shapes: Path) -> MakeStage:
                 "proposals": 20, "roi_samples": 16, "max_detections": 5,
             },
             "optimizer": {"lr": 1e-3},
-            "training": {"steps": 4, "global_batch": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
+            "training": {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
         }  # fmt: skip
         return merged(base, sections)
 

@@ -15,7 +15,7 @@ def test_backbone_trains_in_the_loop(name, kind, make_stage, make_segmentation, 
     options = {"img_size": 32} if kind == "classification" and name.startswith("swin") else {}
     stage = make(
         model={"name": name, "options": options},
-        training={"steps": 2, "global_batch": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1},
+        training={"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1},
     )
     result = run_attempts(
         [Attempt(Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), None))], 1, tmp_path

@@ -20,7 +20,7 @@ def assignment(make_stage, folder: Path, compiling: dict[str, object]) -> Assign
     stage = make_stage(
         model={"drop_path_rate": 0.0, "grad_checkpointing": True, "options": TWO_BLOCKS},
         optimizer={"layer_decay": 0.8, "name": "sgd", "lr": 0.05},
-        training={"steps": 3, "global_batch": 7, "evaluate_every": {"steps": 3}, "log_every_steps": 1,
+        training={"steps": 3, "global_batch_size": 7, "evaluate_every": {"steps": 3}, "log_every_steps": 1,
                   "checkpoint_every": {"steps": 1}, "ema_decay": 0.5, **compiling},
     )  # fmt: skip
     return Assignment(stage.model_dump_json(), str(folder), str(folder), None)

@@ -8,7 +8,7 @@ from ranks import Attempt, run_attempts
 
 from scalablevit.training.worker import Assignment
 
-STEPS = {"steps": 2, "global_batch": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 2}
+STEPS = {"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 2}
 
 
 def truncate(image: Path) -> None:

@@ -78,7 +78,7 @@ def test_activations_by_a_gpus_rules_and_recomputed(make_stage):
 
 @pytest.mark.parametrize("options", [{"name": "adamw"}, {"name": "sgd"}])
 def test_state_and_checkpoint_of_a_real_training(options, make_stage, tmp_path):
-    short = {"steps": 1, "global_batch": IMAGES, "evaluate_every": {"steps": 1}, "ema_decay": 0.9}
+    short = {"steps": 1, "global_batch_size": IMAGES, "evaluate_every": {"steps": 1}, "ema_decay": 0.9}
     stage = make_stage(optimizer=options, training=short)
     foretold = footprint(stage, build_task(stage, CLASSES), IMAGES)
     given = Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), init_weights=None)

@@ -20,18 +20,18 @@ def run(stage, folder: Path):
     return run_attempts([Attempt(Assignment(stage.model_dump_json(), str(folder), str(folder), None))], 1, folder)[0]
 
 
-def test_early_stop_counts_evaluations_without_gain(make_stage, tmp_path):
+def test_early_stop_counts_patience(make_stage, tmp_path):
     """A learning rate of nearly nothing never gains: the first evaluation is the best, then two more."""
-    training = {"steps": 50, "global_batch": 8, "evaluate_every": {"steps": 2},
-                "stop_after": {"evaluations_without_gain": 2}}  # fmt: skip
+    training = {"steps": 50, "global_batch_size": 8, "evaluate_every": {"steps": 2},
+                "early_stopping": {"patience": 2}}  # fmt: skip
     result = run(make_stage(optimizer={"lr": 1e-12}, training=training), tmp_path)
     assert result["reason"] == "stopped early"
     assert (result["step"], result["best_step"]) == (6, 2)
 
 
 def test_early_stop_holds_after_a_restart(make_stage, tmp_path):
-    training = {"steps": 50, "global_batch": 8, "evaluate_every": {"steps": 2},
-                "stop_after": {"evaluations_without_gain": 1}}  # fmt: skip
+    training = {"steps": 50, "global_batch_size": 8, "evaluate_every": {"steps": 2},
+                "early_stopping": {"patience": 1}}  # fmt: skip
     stage = make_stage(optimizer={"lr": 1e-12}, training=training)
     assert run(stage, tmp_path)["step"] == run(stage, tmp_path)["step"] == 4
 
@@ -39,7 +39,7 @@ def test_early_stop_holds_after_a_restart(make_stage, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(make_stage, tmp_path):
     stage = make_stage(
         optimizer={"lr": 10.0, "name": "sgd", "weight_decay": 0.0},
-        training={"steps": 40, "global_batch": 8, "evaluate_every": {"steps": 40}, "log_every_steps": 5},
+        training={"steps": 40, "global_batch_size": 8, "evaluate_every": {"steps": 40}, "log_every_steps": 5},
     )
     result = run(stage, tmp_path)
     what, _, fix = result["error"]
@@ -49,8 +49,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(make_sta
 
 def test_the_first_steps_are_reported_besides_the_cadence(make_stage, tmp_path):
     """Averages over the steps since the last report: the parts weigh as many steps as they are of."""
-    every = make_stage(training={"steps": 12, "global_batch": 8, "log_every_steps": 1})
-    seldom = make_stage(training={"steps": 12, "global_batch": 8, "log_every_steps": 4})
+    every = make_stage(training={"steps": 12, "global_batch_size": 8, "log_every_steps": 1})
+    seldom = make_stage(training={"steps": 12, "global_batch_size": 8, "log_every_steps": 4})
     single, means = (losses(run(stage, tmp_path / str(n))) for n, stage in enumerate((every, seldom)))
     assert list(means) == [1, 2, 4, 5, 8, 10, 12]
     assert means[1] == single[1] and means[5] == single[5]
@@ -64,7 +64,7 @@ def losses(result):
 def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_stage, tmp_path, monkeypatch):
     """And what goes on from there ends as if nothing had been."""
     monkeypatch.setattr(effects, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
-    stage = make_stage(training={"steps": 6, "global_batch": 8, "evaluate_every": {"steps": 6}})
+    stage = make_stage(training={"steps": 6, "global_batch_size": 8, "evaluate_every": {"steps": 6}})
     given = Assignment(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
     asked = []
 
@@ -83,7 +83,7 @@ def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_st
 
 
 def test_the_time_spent_is_kept_through_a_restart(make_stage, tmp_path):
-    stage = make_stage(training={"steps": 4, "global_batch": 8, "evaluate_every": {"steps": 2}})
+    stage = make_stage(training={"steps": 4, "global_batch_size": 8, "evaluate_every": {"steps": 2}})
     given = Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), None)
     run_attempts([Attempt(given, stop_at=3)], 1, tmp_path)
     saved = newest(str(tmp_path)).meta
@@ -100,7 +100,7 @@ def test_training_stops_above_the_fraction_of_bad_samples(make_stage, shapes, tm
         image.write_bytes(image.read_bytes()[:100])
     stage = make_stage(
         data={"root": str(copy), "max_bad_fraction": 0.01},
-        training={"steps": 30, "global_batch": 8, "evaluate_every": {"steps": 30}, "log_every_steps": 5},
+        training={"steps": 30, "global_batch_size": 8, "evaluate_every": {"steps": 30}, "log_every_steps": 5},
     )
     what, _, fix = run(stage, tmp_path / "run")["error"]
     assert "could not be decoded" in what and BAD_SAMPLES in fix
@@ -116,7 +116,7 @@ def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path)
     shutil.copytree(shapes / "classification", copy / "classification")
     bad = sorted((copy / "classification" / "train").rglob("*.jpg"))[3]
     bad.write_bytes(b"no image")
-    stage = make_stage(data={"root": str(copy)}, training={"steps": 16, "global_batch": 8, "log_every_steps": 16})
+    stage = make_stage(data={"root": str(copy)}, training={"steps": 16, "global_batch_size": 8, "log_every_steps": 16})
     result = run(stage, tmp_path / "run")
     assert result["reason"] == "finished"
     counted = [r["metrics"]["train/bad_samples"] for r in result["records"] if "train/bad_samples" in r["metrics"]]
@@ -133,7 +133,7 @@ def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):
     for image in bad:
         image.write_bytes(b"no image")
     stage = make_stage(
-        data={"root": str(copy)}, training={"steps": 8, "global_batch": 8}, cluster={"workers": 2}
+        data={"root": str(copy)}, training={"steps": 8, "global_batch_size": 8}, cluster={"workers": 2}
     )  # one epoch
     assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(copy), None)
     assert run_attempts([Attempt(assignment)], 2, tmp_path)[0]["reason"] == "finished"
@@ -142,12 +142,12 @@ def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):
 
 
 def test_no_bad_sample_makes_no_file(make_stage, tmp_path):
-    assert run(make_stage(training={"steps": 2, "global_batch": 8}), tmp_path)["reason"] == "finished"
+    assert run(make_stage(training={"steps": 2, "global_batch_size": 8}), tmp_path)["reason"] == "finished"
     assert not (tmp_path / BAD_SAMPLES).exists()
 
 
 def test_bfloat16_autocast_trains(make_stage, tmp_path):
-    stage = make_stage(training={"steps": 2, "global_batch": 8, "precision": "bfloat16"})
+    stage = make_stage(training={"steps": 2, "global_batch_size": 8, "precision": "bfloat16"})
     assert run(stage, tmp_path)["reason"] == "finished"
 
 
@@ -162,12 +162,12 @@ def test_learning_is_visible(make_stage, tmp_path):
                 cv2.imwrite(str(folder / f"{number}.png"), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
     stage = make_stage(
         data={"root": str(tmp_path / "data")},
-        training={"steps": 30, "global_batch": 12, "evaluate_every": {"steps": 30}},
+        training={"steps": 30, "global_batch_size": 12, "evaluate_every": {"steps": 30}},
     )
     assert run(stage, tmp_path / "run")["best_value"] == 1.0
 
 
-@pytest.mark.parametrize("action", ["stop", "go_on"])
+@pytest.mark.parametrize("action", ["stop", "continue"])
 def test_a_full_disk_stops_training_or_does_not(make_stage, tmp_path, monkeypatch, action):
     """The checkpoint of step 2 cannot be written, the later ones can: what was saved last counts."""
     write = CheckpointStore.write
@@ -185,8 +185,8 @@ def test_a_full_disk_stops_training_or_does_not(make_stage, tmp_path, monkeypatc
         self.writer.wait()  # so that the next log point knows
 
     monkeypatch.setattr(effects.WorkerEffects, "save", save_and_wait)
-    training = {"steps": 8, "global_batch": 8, "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 2},
-                "log_every_steps": 1, "on_failed_checkpoint": action}  # fmt: skip
+    training = {"steps": 8, "global_batch_size": 8, "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 2},
+                "log_every_steps": 1, "on_checkpoint_failure": action}  # fmt: skip
     result = run(make_stage(training=training), tmp_path)
     if action == "stop":
         what, _, fix = result["error"]

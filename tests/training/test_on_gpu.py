@@ -36,7 +36,7 @@ def stages(make_stage, make_segmentation, make_detection):
         return makers[task](
             **(mixed if task == "classification" else {}),
             model={"name": "scalablevit_tiny", "drop_path_rate": drop_path},
-            training={"steps": 6, "global_batch": 12, "evaluate_every": {"steps": 6}, **LENGTH, **training},
+            training={"steps": 6, "global_batch_size": 12, "evaluate_every": {"steps": 6}, **LENGTH, **training},
             cluster={"gpus_per_worker": 1, "cpus_per_worker": 2, "loader_workers": 2},
         )
 

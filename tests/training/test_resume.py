@@ -10,14 +10,14 @@ from scalablevit.config.recipe import Stage
 from scalablevit.training.worker import Assignment
 
 EVERYTHING_RANDOM = {
-    "data": {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "rand_augment": {}, "repeats": 3},
+    "data": {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "rand_augment": {}, "repeated_augmentation": 3},
     "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
     "task": {"kind": "classification", "label_smoothing": 0.1},
     "optimizer": {"lr": 1e-3, "clip_norm": 5.0},
     "training": {
         "steps": 6,
-        "global_batch": 13,
-        "accumulation": 2,
+        "global_batch_size": 13,
+        "accumulation_steps": 2,
         "ema_decay": 0.9,
         "evaluate_every": {"steps": 4},
         "checkpoint_every": {"steps": 1},
@@ -27,13 +27,13 @@ EVERYTHING_RANDOM = {
 NOTHING_RANDOM = {
     "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0},
     "optimizer": {"lr": 1e-3, "name": "sgd"},
-    "training": {"steps": 2, "global_batch": 13, "evaluate_every": {"steps": 2}},
+    "training": {"steps": 2, "global_batch_size": 13, "evaluate_every": {"steps": 2}},
 }
 BATCH_NORM = {
     "model": {"name": "resnet18"},
     "training": {
         "steps": 4,
-        "global_batch": 6,
+        "global_batch_size": 6,
         "evaluate_every": {"steps": 2},
         "log_every_steps": 2,
         "ema_decay": 0.9,
@@ -53,7 +53,7 @@ def detection(head):
         "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
         "training": {
             "steps": 4,
-            "global_batch": 6,
+            "global_batch_size": 6,
             "ema_decay": 0.9,
             "evaluate_every": {"steps": 2},
             "log_every_steps": 2,

@@ -46,3 +46,17 @@ def test_size_and_summary_copy_nothing(monkeypatch):
         "step": 4, "best_value": 0.5, "best_step": 2, "best_metrics": {}, "last_metrics": {}, "seconds": 1.5,
         "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0},
     }  # fmt: skip
+
+
+def test_small_gains_do_not_reset_patience_until_they_add_up_to_min_delta():
+    state = fresh({}, average=False)
+    counts = []
+    for value in (0.50, 0.505, 0.508, 0.515, float("nan"), 0.5149):
+        best = state.saw_evaluation({}, value, min_delta=0.01)
+        counts.append((best, state.evaluations_without_gain))
+    assert counts == [(True, 0), (True, 1), (True, 2), (True, 0), (False, 1), (False, 2)]
+    assert state.best_value == 0.515
+
+    other = fresh({}, average=False)
+    other.restore(state.snapshot())
+    assert (other.gain_value, other.evaluations_without_gain) == (0.515, 2)

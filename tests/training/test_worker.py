@@ -18,7 +18,7 @@ from scalablevit.training.worker import Assignment
 
 SHAPES = 6
 """Classes of the demo data."""
-SHORT = {"steps": 2, "global_batch": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1}
+SHORT = {"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1}
 
 
 def assignment(stage, folder: Path, **options) -> Assignment:

@@ -20,7 +20,7 @@ RECIPE = {
     "model": {"name": "scalablevit_tiny"},
     "task": {"kind": "classification"},
     "optimizer": {"lr": 1e-3},
-    "training": {"epochs": 2, "global_batch": 16, "evaluate_every": {"epochs": 0.5}, "log_every_steps": 1},
+    "training": {"epochs": 2, "global_batch_size": 16, "evaluate_every": {"epochs": 0.5}, "log_every_steps": 1},
 }  # fmt: skip
 SPACE = {
     "recipe": "toy.yaml",

@@ -14,7 +14,7 @@ def space(**changes):
     base = {"metric": "val/top1", "budget": {"trials": 50}, "parameters": {
         "optimizer.lr": {"loguniform": [1e-5, 1e-1]},
         "model.drop_path_rate": {"uniform": [0.1, 0.4]},
-        "training.global_batch": {"choice": [16, 32]},
+        "training.global_batch_size": {"choice": [16, 32]},
         "optimizer.betas": {"choice": [[0.9, 0.95], [0.9, 0.999]]},
     }}  # fmt: skip
     return Space.model_validate_json(json.dumps({**base, **changes}))
@@ -25,7 +25,7 @@ def test_a_draw_is_a_function_of_seed_and_number_and_lies_in_its_range(seed, num
     values = draw(space(seed=seed), number)
     assert values == draw(space(seed=seed), number)
     assert 1e-5 <= values["optimizer.lr"] <= 1e-1 and 0.1 <= values["model.drop_path_rate"] <= 0.4
-    assert values["training.global_batch"] in (16, 32) and values["optimizer.betas"] in ([0.9, 0.95], [0.9, 0.999])
+    assert values["training.global_batch_size"] in (16, 32) and values["optimizer.betas"] in ([0.9, 0.95], [0.9, 0.999])
 
 
 def test_draws_differ_and_more_trials_leave_the_first_as_they_were():

@@ -114,12 +114,12 @@ class _LabelledImages(_Images):
     """Alpha of mixup's Beta distribution; 0: off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of CutMix's Beta distribution; 0: off."""
-    mix_probability: Probability = 1.0
+    mix_prob: Probability = 1.0
     """Probability that a batch is mixed at all."""
-    mix_switch_probability: Probability = 0.5
+    mixup_switch_prob: Probability = 0.5
     """Probability of CutMix when both are on."""
-    repeats: PositiveInt = 1
-    """Repeated augmentation: times a distinct image occurs in an epoch, whose length stays the number of images."""
+    repeated_augmentation: PositiveInt = 1
+    """Times a distinct image occurs in an epoch, whose length stays the number of images."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

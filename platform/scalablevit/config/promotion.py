@@ -21,13 +21,13 @@ class Promotion(Section):
     """Figure that is compared; null: top1, miou or box_ap."""
     margin: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """Least gain over the champion, as a fraction (0.01: one point); negative: it may be worse by so much."""
-    sure: bool = False
+    require_significance: bool = False
     """Ask the whole confidence interval of the gain to reach the margin, not the gain alone."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of that interval."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Draws of the bootstrap that the interval comes from."""
-    least: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_value: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least value of the figure itself; null: none."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Longest median time of one answer (one image, on the machine that promotes), milliseconds; null: none."""

@@ -95,11 +95,13 @@ class Interval(Section):
         return self
 
 
-class StopAfter(Section):
+class EarlyStopping(Section):
     """Early stopping."""
 
-    evaluations_without_gain: PositiveInt
-    """Evaluations in a row whose metric is not better than the best so far."""
+    patience: PositiveInt
+    """Evaluations in a row without a gain over the best so far, after which training stops."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest gain of the metric that counts, as a fraction (0.01: one point)."""
 
 
 class Keep(Section):
@@ -111,17 +113,17 @@ class Keep(Section):
     """Best ones by the task's metric."""
 
 
-class NotFinite(Section):
+class Nonfinite(Section):
     """What to do with a step whose loss or gradient is infinite or not a number, on whichever worker."""
 
-    action: Literal["stop", "skip", "roll_back"] = "stop"
-    """stop: end at the next log point, before anything is saved. skip: leave the step's update out. roll_back: go back
+    action: Literal["stop", "skip", "rollback"] = "stop"
+    """stop: end at the next log point, before anything is saved. skip: leave the step's update out. rollback: go back
     to the last checkpoint, and on with the samples that come after the bad step's. The last two look at every step,
     for which a GPU has to be waited for."""
     limit: PositiveInt = 3
     """Steps skipped in a row, or roll-backs of the run; at one more, training stops."""
     capture: bool = False
-    """Write the step's samples, and weights and optimizer as they were before it, into the run's `not_finite/`, from
+    """Write the step's samples, and weights and optimizer as they were before it, into the run's `nonfinite/`, from
     which `pipelines/replay.py` takes the step again. Every step is looked at."""
 
 
@@ -132,9 +134,9 @@ class Training(Section):
     """Length in passes over the training split; or `steps`."""
     steps: PositiveInt | None = None
     """Length in optimizer steps; or `epochs`."""
-    global_batch: PositiveInt
+    global_batch_size: PositiveInt
     """Samples of one optimizer step, over all workers and accumulation."""
-    accumulation: PositiveInt = 1
+    accumulation_steps: PositiveInt = 1
     """Micro-batches of a step on each worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights and optimizer stay float32."""
@@ -152,15 +154,15 @@ class Training(Section):
     Attention then takes its plain form, which needs more memory."""
     evaluate_every: Interval = Interval(epochs=1.0)
     """Evaluation on the validation split; the last step is always evaluated."""
-    stop_after: StopAfter | None = None
+    early_stopping: EarlyStopping | None = None
     """Early stopping; null: off."""
     checkpoint_every: Annotated[Interval | None, Field(json_schema_extra=NOT_HASHED)] = None
     """Checkpoints besides those after each evaluation; null: none."""
     log_every_steps: Annotated[int, Field(ge=1, le=10**12, json_schema_extra=NOT_HASHED)] = 20
     """Steps between reported training metrics; those of `FIRST_STEPS` are reported besides."""
     keep: Annotated[Keep, Field(json_schema_extra=NOT_HASHED)] = Keep()
-    not_finite: Annotated[NotFinite, Field(json_schema_extra=NOT_HASHED)] = NotFinite()
-    on_failed_checkpoint: Annotated[Literal["go_on", "stop"], Field(json_schema_extra=NOT_HASHED)] = "go_on"
+    nonfinite: Annotated[Nonfinite, Field(json_schema_extra=NOT_HASHED)] = Nonfinite()
+    on_checkpoint_failure: Annotated[Literal["continue", "stop"], Field(json_schema_extra=NOT_HASHED)] = "continue"
     """When a checkpoint cannot be written (a full disk): go on and try the next one, or stop at the next log point.
     The checkpoints before it stay either way, and a run whose last one is missing does not count as finished."""
 
@@ -168,8 +170,11 @@ class Training(Section):
     def _check(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps")
-        if self.global_batch < self.accumulation:
-            raise ValueError(f"global_batch ({self.global_batch}) must be at least accumulation ({self.accumulation})")
+        if self.global_batch_size < self.accumulation_steps:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be at least "
+                f"accumulation_steps ({self.accumulation_steps})"
+            )
         return self
 
 
@@ -246,12 +251,12 @@ class Stage(Section):
         if self.promotion.metric not in (None, *figures) or (self.promotion.metric == "mask_ap" and not needs_masks):
             known = [figure for figure in figures if figure != "mask_ap" or needs_masks]
             raise ValueError(f"promotion.metric must be {' or '.join(known)} here, not {self.promotion.metric}")
-        needed = self.cluster.workers * self.training.accumulation
-        if self.training.global_batch < needed:
+        needed = self.cluster.workers * self.training.accumulation_steps
+        if self.training.global_batch_size < needed:
             raise ValueError(
-                f"training.global_batch ({self.training.global_batch}) is less than cluster.workers x "
-                f"training.accumulation ({self.cluster.workers} x {self.training.accumulation} = {needed}): "
-                "some micro-batches would be empty"
+                f"training.global_batch_size ({self.training.global_batch_size}) is less than cluster.workers x "
+                f"training.accumulation_steps ({self.cluster.workers} x {self.training.accumulation_steps} = "
+                f"{needed}): some micro-batches would be empty"
             )
         return self
 
@@ -298,11 +303,11 @@ class Length(Section):
     def of(cls, stage: Stage, train_samples: int) -> Self:
         """Turn epochs into steps.
 
-        Samples follow each other without a gap between epochs, so an epoch is `samples / global_batch` steps, not
+        Samples follow each other without a gap between epochs, so an epoch is `samples / global_batch_size` steps, not
         rounded; lengths are rounded to the nearest whole step.
         """
         training, schedule = stage.training, stage.optimizer.schedule
-        per_epoch = train_samples / training.global_batch
+        per_epoch = train_samples / training.global_batch_size
 
         def steps(interval: Interval) -> int:
             return interval.steps or max(1, round((interval.epochs or 0) * per_epoch))

@@ -71,7 +71,7 @@ PERTURBED = (
     "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
     "optimizer.layer_decay", "optimizer.clip_norm", "optimizer.schedule", "model.drop_path_rate",
     "task.label_smoothing", "data.flip", "data.color_jitter", "data.rand_augment", "data.random_erasing",
-    "data.mixup", "data.cutmix", "data.mix_probability", "data.mix_switch_probability", "data.crop_scale",
+    "data.mixup", "data.cutmix", "data.mix_prob", "data.mixup_switch_prob", "data.crop_scale",
     "data.crop_ratio", "data.scale_range",
 )  # fmt: skip
 """Parts of a recipe that may change under a model in training; others change its shape, its steps or its optimizer."""

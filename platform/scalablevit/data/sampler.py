@@ -90,8 +90,9 @@ def _grouped(
 class TrainBatches:
     """The micro-batches of one rank for steps `first_step <= step < end_step`.
 
-    Step s covers stream positions s * global_batch up to (s + 1) * global_batch; a rank takes every `world`-th of
-    them from its own number on, and cuts them into `accumulation` parts whose sizes differ by at most 1.
+    Step s covers stream positions s * global_batch_size up to (s + 1) * global_batch_size; a rank takes every
+    `world`-th of them from its own number on, and cuts them into `accumulation_steps` parts whose sizes differ by at
+    most 1.
 
     Raises:
         ValueError: some micro-batch would be empty, or a number is out of range.
@@ -101,8 +102,8 @@ class TrainBatches:
         self,
         order: TrainOrder,
         *,
-        global_batch: int,
-        accumulation: int,
+        global_batch_size: int,
+        accumulation_steps: int,
         rank: int,
         world: int,
         first_step: int,
@@ -110,29 +111,32 @@ class TrainBatches:
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank ({rank}) must be in 0..{world - 1}")
-        if accumulation < 1 or global_batch < world * accumulation:
+        if accumulation_steps < 1 or global_batch_size < world * accumulation_steps:
             raise ValueError(
-                f"global_batch ({global_batch}) must be at least world ({world}) x accumulation ({accumulation})"
+                f"global_batch_size ({global_batch_size}) must be at least world ({world}) x accumulation_steps "
+                f"({accumulation_steps})"
             )
         if not 0 <= first_step <= end_step:
             raise ValueError(f"steps {first_step}..{end_step} must rise from 0")
         self.order = order
-        self.global_batch = global_batch
-        self.accumulation = accumulation
+        self.global_batch_size = global_batch_size
+        self.accumulation_steps = accumulation_steps
         self.rank = rank
         self.world = world
         self.first_step = first_step
         self.end_step = end_step
 
     def __len__(self) -> int:
-        return (self.end_step - self.first_step) * self.accumulation
+        return (self.end_step - self.first_step) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.first_step, self.end_step):
-            start = step * self.global_batch
-            mine = range(start + self.rank, start + self.global_batch, self.world)
-            for part in range(self.accumulation):
-                cut = slice(part * len(mine) // self.accumulation, (part + 1) * len(mine) // self.accumulation)
+            start = step * self.global_batch_size
+            mine = range(start + self.rank, start + self.global_batch_size, self.world)
+            for part in range(self.accumulation_steps):
+                cut = slice(
+                    part * len(mine) // self.accumulation_steps, (part + 1) * len(mine) // self.accumulation_steps
+                )
                 yield [self.order.key(p) for p in mine[cut]]
 
 

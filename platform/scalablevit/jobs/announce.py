@@ -61,7 +61,7 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
         "optimizer.layer_decay": stage.optimizer.layer_decay,
         "optimizer.clip_norm": stage.optimizer.clip_norm,
         "training.ema_decay": stage.training.ema_decay,
-        "training.stop_after": stage.training.stop_after,
+        "training.early_stopping": stage.training.early_stopping,
     }
     off = [name for name, value in switched_off.items() if value is None]
     return [*made, *([f"off: {', '.join(off)}"] if off else [])]

@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
 
     model = model_cost(name, stage, size.classes)
     task = build_task(stage, size.classes)
-    share = math.ceil(stage.training.global_batch / stage.cluster.workers)
-    memory = footprint(stage, task, math.ceil(share / stage.training.accumulation))
+    share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
+    memory = footprint(stage, task, math.ceil(share / stage.training.accumulation_steps))
     step_s, step_images, origin = _step(stage, task, options, share)
     decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
     given = Given(
@@ -130,7 +130,7 @@ def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -
     images: int = options.step_images or share
     if not options.measure:
         return options.step_s, images, "given"
-    images = math.ceil(images / stage.training.accumulation) * stage.training.accumulation
+    images = math.ceil(images / stage.training.accumulation_steps) * stage.training.accumulation_steps
     seconds, origin = _measured_step(stage, task, images)
     return seconds, images, origin
 

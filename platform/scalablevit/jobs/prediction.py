@@ -75,11 +75,11 @@ def predict(stage: Stage, given: Given, memory: Footprint) -> Prediction:
     2009: 2 (n - 1) / n of them leave each of n devices), which nothing hides; evaluation exchanges nothing.
     """
     training, length, devices = stage.training, Length.of(stage, given.train_images), given.devices
-    share = math.ceil(training.global_batch / devices)
+    share = math.ceil(training.global_batch_size / devices)
     compute_s = given.step_s * share / given.step_images
     exchange_bytes = round(2 * (devices - 1) / devices * memory.gradients)
     exchange_s = exchange_bytes / (given.bandwidth_gb_s * 1e9)
-    images_per_s = training.global_batch / (compute_s + exchange_s)
+    images_per_s = training.global_batch_size / (compute_s + exchange_s)
     training_hours = length.total * (compute_s + exchange_s) / 3600
     evaluations = len(_multiples(length.total, length.evaluate_every))
     seen = evaluations * math.ceil(given.val_images / devices)
@@ -111,7 +111,7 @@ def _multiples(total: int, *intervals: int | None) -> set[int]:
 def told(stage: Stage, given: Given, memory: Footprint, found: Prediction) -> dict[str, str]:
     """The prediction for people, by name."""
     cluster, training = stage.cluster, stage.training
-    micro = math.ceil(found.images_per_device / training.accumulation)
+    micro = math.ceil(found.images_per_device / training.accumulation_steps)
     kind = "GPU" if cluster.gpus_per_worker else "CPU"
     seconds, written = found.hours * 3600, found.checkpoint_traffic_bytes
     facts = {

@@ -35,11 +35,12 @@ NONE = "none"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
 validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
-(platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005 promotion.sure=true
-promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data with the same classes. What belongs
-to each model itself (network, task, image size) is its own recipe's, and overrides of it are refused. Where there is no
-champion yet, the limits alone decide. Both versions' figures, the gain with its confidence interval (paired bootstrap
-over images) and the reasons are written on the candidate's version as tags, whatever comes out.
+(platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005
+promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
+with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
+of it are refused. Where there is no champion yet, the limits alone decide. Both versions' figures, the gain with its
+confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as tags,
+whatever comes out.
 
 Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one.
@@ -156,7 +157,7 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
         # one process scores: the batch that one of its own workers had is what its device is known to hold
         "training": {
             **stored["training"],
-            "global_batch": stored["training"]["global_batch"] // stored["cluster"]["workers"],
+            "global_batch_size": stored["training"]["global_batch_size"] // stored["cluster"]["workers"],
         },
         "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
         "promotion": stage.promotion.model_dump(mode="json"),

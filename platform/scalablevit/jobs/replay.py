@@ -8,8 +8,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.training.storage import STEP
 
 EPILOG = """\
-A recipe with training.not_finite.capture=true writes a step whose loss or gradient is infinite or not a number into
-<run>/not_finite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and what its random
+A recipe with training.nonfinite.capture=true writes a step whose loss or gradient is infinite or not a number into
+<run>/nonfinite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and what its random
 numbers are functions of. This takes the step again on this machine, without an update, and names weights, module
 outputs and gradients that are not finite, in the order in which they come.
 
@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="<run>/not_finite/step_<n>")
+    parser.add_argument("folder", type=Path, help="<run>/nonfinite/step_<n>")
     return parser.parse_args(arguments)
 
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: the folder holds no whole captured step.
     """
     if not (options.folder / STEP).is_file():  # answered before torch is imported
-        raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/not_finite/step_<n>")
+        raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/nonfinite/step_<n>")
     from scalablevit.training.replay import replay, told
 
     print(told(replay(options.folder)))

@@ -209,7 +209,7 @@ def _checked_length(stage: Stage, samples: int) -> Length:
     if length.warmup >= length.total:
         raise UserError(
             f"the warm-up ({length.warmup} steps) is not shorter than the training ({length.total} steps: {samples} "
-            f"samples, global batch {stage.training.global_batch})",
+            f"samples, global batch {stage.training.global_batch_size})",
             where="optimizer.schedule",
             fix="shorten the warm-up, or train longer",
         )
@@ -225,7 +225,7 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
     stage, length = resolved.stage, resolved.length
     training, cluster = stage.training, stage.cluster
     points = sorted({0, length.warmup, length.total // 2, length.total - 1})
-    per_worker = training.global_batch / cluster.workers / training.accumulation
+    per_worker = training.global_batch_size / cluster.workers / training.accumulation_steps
     synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
     return {
         "run": resolved.run_name,
@@ -233,8 +233,8 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
         f"{resolved.ignored} other files left out" + "".join(f"; {note}" for note in resolved.notes),
         "digest": resolved.digest,
-        "batch": f"{training.global_batch} = {cluster.workers} workers x {training.accumulation} micro-batches x "
-        f"{per_worker:g}",
+        "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
+        f"micro-batches x {per_worker:g}",
         "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
         f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every}",
         "learning rate": ", ".join(

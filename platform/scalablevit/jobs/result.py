@@ -122,7 +122,7 @@ def export(
         step=best.step,
         metrics=metrics,
         classes=resolved.classes,
-        images_per_s=outcome["step"] * stage.training.global_batch / max(outcome["seconds"], 1e-9),
+        images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
         minutes=minutes,
         reason=outcome["reason"] + (f": {outcome['detail']}" if outcome["detail"] else ""),
         checkpoint=best.name,

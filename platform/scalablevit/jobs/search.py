@@ -224,7 +224,7 @@ def _write_down(work: Work, found: Found, spool: Spool) -> None:
     """Table, plots and the best recipe: files in the search's folder, artifacts and figures in MLflow."""
     space = work.search.space
     per_epoch = {
-        trial.number: work.train_samples / trial_stage(work.search, trial.values).training.global_batch
+        trial.number: work.train_samples / trial_stage(work.search, trial.values).training.global_batch_size
         for trial in found.trials
     }
     files = [found.folder / TABLE, found.folder / BEST]

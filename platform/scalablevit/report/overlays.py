@@ -57,7 +57,8 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     """
     workers, training = stage.cluster.workers, stage.training
     keys = next(iter(TrainBatches(
-        train_order(stage, source), global_batch=training.global_batch, accumulation=training.accumulation, rank=0,
+        train_order(stage, source), global_batch_size=training.global_batch_size,
+        accumulation_steps=training.accumulation_steps, rank=0,
         world=workers, first_step=0, end_step=Length.of(stage, len(source)).total,
     )))  # fmt: skip
     dataset = SampleDataset(source, stage.data, training.seed, train=True)

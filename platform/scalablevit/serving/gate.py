@@ -60,13 +60,13 @@ def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float
     """
     found = []
     figure = figure_of(score)
-    if gain is not None and gate.sure and not gain.low >= gate.margin:
+    if gain is not None and gate.require_significance and not gain.low >= gate.margin:
         interval = f"the gain's {100 * gate.confidence:g}% interval"
         found.append(f"{interval} starts at {gain.low:+.4f}, below the margin {gate.margin:+.4f}")
     elif gain is not None and not gain.value >= gate.margin:
         found.append(f"the gain {gain.value:+.4f} is below the margin {gate.margin:+.4f}")
-    if not figure >= (gate.least or 0.0):  # also: no truth at all
-        found.append(f"the figure {figure:.4f} is below the least {gate.least or 0.0:.4f}")
+    if not figure >= (gate.min_value or 0.0):  # also: no truth at all
+        found.append(f"the figure {figure:.4f} is below the least {gate.min_value or 0.0:.4f}")
     if gate.max_latency_ms is not None and score.latency_ms > gate.max_latency_ms:
         found.append(f"an answer takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms")
     if gate.max_weights_mb is not None and weights_mb > gate.max_weights_mb:

@@ -62,7 +62,7 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
 def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
     """Add every image to the tally; how many could not be decoded."""
     task, stage = trained.task, trained.stage
-    size = max(1, stage.training.global_batch // (stage.cluster.workers * stage.training.accumulation))
+    size = max(1, stage.training.global_batch_size // (stage.cluster.workers * stage.training.accumulation_steps))
     loader = build_loader(
         SampleDataset(source, stage.data, stage.training.seed, train=False),
         eval_batches(len(source), 0, 1, size),

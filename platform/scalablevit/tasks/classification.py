@@ -80,8 +80,8 @@ class ClassificationTask:
             classes=len(self.classes),
             mixup=data.mixup,
             cutmix=data.cutmix,
-            probability=data.mix_probability,
-            switch_probability=data.mix_switch_probability,
+            probability=data.mix_prob,
+            switch_probability=data.mixup_switch_prob,
             smoothing=self.smoothing,
             draws=draws,
         )

@@ -52,16 +52,17 @@ class SegmentationTask:
         self.classes = classes
         cluster, training = stage.cluster, stage.training
         # the fewest images of a micro-batch, before bad ones are left out
-        self._micro_batch = training.global_batch // cluster.workers // training.accumulation
+        self._micro_batch = training.global_batch_size // cluster.workers // training.accumulation_steps
         synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
         # UperNet pools a map to 1 x 1, and stride 32 makes one of small crops: one image gives no statistics there.
         self._needs_two = (self.task.head == "upernet" or self.data.crop_size <= 32) and not synchronized
         if self._needs_two and self._micro_batch < 2:
             raise UserError(
-                f"{training.global_batch} images over {cluster.workers} workers and {training.accumulation} "
+                f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
                 f"micro-batches leave some with one image, which gives {self.task.head}'s batch norm no variance",
-                where="training.global_batch",
-                fix=f"at least {2 * cluster.workers * training.accumulation}, or fewer workers or less accumulation",
+                where="training.global_batch_size",
+                fix=f"at least {2 * cluster.workers * training.accumulation_steps}, or fewer workers or "
+                "accumulation steps",
             )
 
     def build_model(self) -> Segmentor:

@@ -12,7 +12,7 @@ from scalablevit.training.loop import Plan
 from scalablevit.training.state import TrainState
 from scalablevit.training.storage import STEP, open_filesystem, put
 
-FOLDER = "not_finite"
+FOLDER = "nonfinite"
 """In the run's folder: a folder for each captured step."""
 
 
@@ -22,7 +22,7 @@ def batches_file(rank: int) -> str:
 
 
 def capture_step(run_folder: str, plan: Plan, state: TrainState, micro_batches: list[Batch]) -> None:
-    """Write a step into `<run folder>/not_finite/step_<n>/`: n steps were done before it.
+    """Write a step into `<run folder>/nonfinite/step_<n>/`: n steps were done before it.
 
     Every rank writes its micro-batches as they came from the loader; rank 0 also the state before the step, and what
     the step's random numbers are functions of.

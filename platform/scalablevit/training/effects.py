@@ -102,8 +102,8 @@ class WorkerEffects:
         plan, training = self._plan, self._plan.stage.training
         keys = TrainBatches(
             self._order,
-            global_batch=training.global_batch,
-            accumulation=training.accumulation,
+            global_batch_size=training.global_batch_size,
+            accumulation_steps=training.accumulation_steps,
             rank=plan.rank,
             world=plan.world,
             first_step=first,
@@ -119,7 +119,7 @@ class WorkerEffects:
 
     def report(self, record: Record) -> None:
         """Hand a record on, soon."""
-        self._watch.learn(record, self._plan.stage.training.global_batch)
+        self._watch.learn(record, self._plan.stage.training.global_batch_size)
         self.sender.add(record)
 
     def save(self, state: TrainState, value: float | None) -> None:
@@ -147,7 +147,7 @@ class WorkerEffects:
         """Whether a node is about to go: what was trained until now must be saved, and the workers make way."""
         return self._watch.after_step(step)
 
-    def roll_back(self, state: TrainState) -> None:
+    def rollback(self, state: TrainState) -> None:
         """Take on the newest checkpoint.
 
         Raises:
@@ -159,7 +159,7 @@ class WorkerEffects:
             raise UserError(
                 "a step is not finite, and there is no checkpoint to go back to",
                 where=self.writer.store.folder,
-                fix="free space for checkpoints, or choose another training.not_finite.action",
+                fix="free space for checkpoints, or choose another training.nonfinite.action",
             )
         logger.warning("step %d is not finite: going back to %s", state.step + 1, restored[0])
         state.restore(restored[1])
@@ -185,11 +185,11 @@ class Watch:
         self._about_to_go = about_to_go
         self._every = FIRST_LOOKS
 
-    def learn(self, record: Record, global_batch: int) -> None:
+    def learn(self, record: Record, global_batch_size: int) -> None:
         """Take from a record, which is equal on all ranks, how many steps are a second."""
         rate = record.metrics.get("train/images_per_s", 0.0)
         if rate > 0:
-            self._every = max(1, round(LOOK_EVERY_S * rate / global_batch))
+            self._every = max(1, round(LOOK_EVERY_S * rate / global_batch_size))
 
     def after_step(self, step: int) -> bool:
         """Whether a node is about to go; asked at some steps only."""
@@ -232,14 +232,14 @@ def train_order(stage: Stage, source: Source) -> TrainOrder:
     if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
         heights, widths = source.annotations.sizes.T
         landscape = (widths >= heights).astype(np.int64)
-        return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch)
-    return TrainOrder(len(source), data.repeats if isinstance(data, LabelledImages) else 1, seed)
+        return TrainOrder(len(source), 1, seed, groups=landscape, batch=stage.training.global_batch_size)
+    return TrainOrder(len(source), data.repeated_augmentation if isinstance(data, LabelledImages) else 1, seed)
 
 
 def eval_batches_of(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
     """This rank's share of the validation split, in batches as large as a training micro-batch."""
     training = plan.stage.training
-    size = max(1, training.global_batch // (plan.world * training.accumulation))
+    size = max(1, training.global_batch_size // (plan.world * training.accumulation_steps))
     keys = eval_batches(len(data), plan.rank, plan.world, size)
     loaders = plan.stage.cluster.loader_workers
     loader = build_loader(data, keys, plan.task.collate("val"), workers=loaders, device=plan.device)

@@ -45,7 +45,7 @@ class Plan:
     @property
     def looks_at_each_step(self) -> bool:
         """Whether every step is asked if it is finite, which makes the host wait for the device."""
-        wanted = self.stage.training.not_finite
+        wanted = self.stage.training.nonfinite
         return wanted.action != "stop" or wanted.capture
 
     def score(self, metrics: dict[str, float]) -> float:
@@ -63,7 +63,7 @@ class Effects(Protocol):
     """What the loop does to the world. Every rank calls each of them at the same steps, but `save_failed`."""
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """Micro-batches on the device from a position (in steps) of the stream on, `accumulation` of them a step."""
+        """Micro-batches on the device from a position (in steps) of the stream on, `accumulation_steps` a step."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Figures of a model on the validation split, equal on all ranks."""
@@ -83,7 +83,7 @@ class Effects(Protocol):
     def after_step(self, step: int) -> bool:
         """Take the number of steps done, after each; True, equally on all ranks: save and end, a node is leaving."""
 
-    def roll_back(self, state: TrainState) -> None:
+    def rollback(self, state: TrainState) -> None:
         """Give the state what the newest checkpoint holds, the same on all ranks."""
 
     def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
@@ -112,7 +112,7 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
     model = distributed(plan, state.model)
     model.train()
     batches = effects.batches(state.position)
-    micro = _take(batches, training.accumulation)
+    micro = _take(batches, training.accumulation_steps)
     warm_up(plan, model, micro[0])
     clock = _Clock()
     while True:
@@ -120,9 +120,9 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         if figures is None:
             if refused := _remedy(plan, state, effects, micro):
                 return refused
-            if training.not_finite.action == "roll_back":
+            if training.nonfinite.action == "rollback":
                 batches = effects.batches(state.position)
-                micro = _take(batches, training.accumulation)
+                micro = _take(batches, training.accumulation_steps)
                 continue
         state.saw_step(figures, bad=[each for batch in micro for each in batch["bad"]])
         clock.seconds_of_step(state)
@@ -145,7 +145,7 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
             return Outcome("node leaving")
         before = state.spent["data"]
         with _counted(state, "data"):
-            micro = _take(batches, training.accumulation)
+            micro = _take(batches, training.accumulation_steps)
         clock.data_wait += state.spent["data"] - before
 
 
@@ -167,7 +167,7 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
     parts: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):
         prepared = plan.task.prepare(batch, "train", (stage.training.seed, state.position, plan.rank, number))
-        share = batch["samples"] * plan.world / stage.training.global_batch
+        share = batch["samples"] * plan.world / stage.training.global_batch_size
         with _synchronise(model, last=number == len(micro_batches) - 1):
             with plan.autocast():
                 loss, logs = plan.task.loss(model, prepared)
@@ -286,7 +286,8 @@ def _evaluate(plan: Plan, state: TrainState, effects: Effects, clock: "_Clock") 
     with _counted(state, "evaluation"):
         metrics = effects.evaluate(state.evaluated)
     value = plan.score(metrics)
-    best = state.saw_evaluation(metrics, value)
+    rule = plan.stage.training.early_stopping
+    best = state.saw_evaluation(metrics, value, rule.min_delta if rule else 0.0)
     _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
     clock.resume()
     return value
@@ -298,7 +299,7 @@ def _remedy(plan: Plan, state: TrainState, effects: Effects, micro: list[Batch])
     A skipped step counts as done: its samples are passed over. A roll-back goes on behind the bad step's samples, with
     other random numbers, or it would only arrive at the same step again.
     """
-    wanted = plan.stage.training.not_finite
+    wanted = plan.stage.training.nonfinite
     if wanted.capture:
         effects.capture(state, micro)
     bad = f"the loss or gradient of step {state.step + 1} is not finite"
@@ -306,13 +307,13 @@ def _remedy(plan: Plan, state: TrainState, effects: Effects, micro: list[Batch])
         return Outcome("not finite", f"{bad}; weights and checkpoints are those before it")
     if wanted.action == "skip":
         if state.skipped_in_row == wanted.limit:
-            return Outcome("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (not_finite.limit)")
+            return Outcome("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (nonfinite.limit)")
         state.skip_step()
         return None
     if state.roll_backs == wanted.limit:
-        return Outcome("not finite", f"{bad}, after {wanted.limit} roll-backs (not_finite.limit)")
+        return Outcome("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
     position, roll_backs = state.position, state.roll_backs
-    effects.roll_back(state)
+    effects.rollback(state)
     state.go_on_behind(position, roll_backs + 1)
     return None
 
@@ -343,7 +344,7 @@ def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> 
     metrics = {name: total / plan.world / running.steps for name, total in zip(names, totals, strict=False)}
     metrics["train/lr"] = learning_rate(state.step - 1, plan.stage.optimizer, plan.length)
     metrics["train/epoch"] = state.step / plan.length.steps_per_epoch
-    metrics["train/images_per_s"] = steps * plan.stage.training.global_batch * plan.world / max(seconds, 1e-9)
+    metrics["train/images_per_s"] = steps * plan.stage.training.global_batch_size * plan.world / max(seconds, 1e-9)
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
     metrics["train/bad_samples"] = state.bad_samples
     if plan.looks_at_each_step:
@@ -378,8 +379,8 @@ def _report(state: TrainState, effects: Effects, record: Record) -> None:
 
 
 def _no_gain(plan: Plan, state: TrainState) -> bool:
-    rule = plan.stage.training.stop_after
-    return rule is not None and state.evaluations_without_gain >= rule.evaluations_without_gain
+    rule = plan.stage.training.early_stopping
+    return rule is not None and state.evaluations_without_gain >= rule.patience
 
 
 def _gains(state: TrainState) -> str:
@@ -387,7 +388,7 @@ def _gains(state: TrainState) -> str:
 
 
 def _seen(plan: Plan, state: TrainState) -> int:
-    return state.step * plan.stage.training.global_batch
+    return state.step * plan.stage.training.global_batch_size
 
 
 def _too_many_bad(plan: Plan, state: TrainState) -> bool:
@@ -399,7 +400,7 @@ def _refused(plan: Plan, state: TrainState, record: Record) -> Outcome | None:
     looked_at = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
     if not all(math.isfinite(value) for value in looked_at):  # none, where all steps since the last time were skipped
         return Outcome("not finite", _not_finite(record))
-    if state.save_failed and plan.stage.training.on_failed_checkpoint == "stop":
+    if state.save_failed and plan.stage.training.on_checkpoint_failure == "stop":
         return Outcome("not saved")
     if _too_many_bad(plan, state):
         return Outcome("bad samples", _bad_files(plan, state))

@@ -37,7 +37,7 @@ class Replay:
 
 
 def replay(folder: Path) -> Replay:
-    """Take a step again that `training.not_finite.capture` wrote down: ranks one after the other, without an update.
+    """Take a step again that `training.nonfinite.capture` wrote down: ranks one after the other, without an update.
 
     Batch statistics are those of each rank's own samples, also where SyncBatchNorm shared them.
 
@@ -54,7 +54,7 @@ def replay(folder: Path) -> Replay:
         raise UserError(
             f"holds no whole captured step: {error}",
             where=str(folder),
-            fix="name a folder <run>/not_finite/step_<n>, made with training.not_finite.capture=true",
+            fix="name a folder <run>/nonfinite/step_<n>, made with training.nonfinite.capture=true",
         ) from None
     stage = Stage.model_validate_json(json.dumps(facts["stage"]))
     task = build_task(stage, tuple(facts["classes"]))
@@ -73,7 +73,7 @@ def replay(folder: Path) -> Replay:
                 prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, number))
                 with plan.autocast():
                     loss, _ = task.loss(model, prepared)
-                (loss * (batch["samples"] / stage.training.global_batch)).backward()
+                (loss * (batch["samples"] / stage.training.global_batch_size)).backward()
                 losses[rank, number] = loss.item()
     norm = optim.clip_gradients(model.parameters(), None).item()
     named += [f"output: {name}" for name in outputs]

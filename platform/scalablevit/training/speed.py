@@ -29,11 +29,13 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
         images: of a step, over its micro-batches; a multiple of their number.
     """
     configure_torch(stage)
-    training = stage.training.model_copy(update={"global_batch": images})
+    training = stage.training.model_copy(update={"global_batch_size": images})
     plan = Plan(stage.model_copy(update={"training": training}), Length.of(stage, images), task, device, 0, 1)
     state = new_state(plan, task.build_model())
     model = distributed(plan, state.model).train()
-    micro_batches = [to_device(task.blank_batch(images // training.accumulation), device)] * training.accumulation
+    micro_batches = [
+        to_device(task.blank_batch(images // training.accumulation_steps), device)
+    ] * training.accumulation_steps
     seconds = []
     for _ in range(WARM_UP_STEPS + STEPS):
         start = time.perf_counter()

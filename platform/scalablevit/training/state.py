@@ -78,6 +78,8 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    gain_value: float | None = None
+    """Value of the last evaluation that counted as a gain for early stopping."""
     bad_samples: int = 0
     """Undecodable samples met so far, on all ranks."""
     bad_named: int = 0
@@ -130,15 +132,24 @@ class TrainState:
         self.running.add(figures, len(bad))
         self.bad_files.update(bad)
 
-    def saw_evaluation(self, metrics: dict[str, float], value: float) -> bool:
-        """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is."""
+    def saw_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
+        """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is.
+
+        Args:
+            metrics: what was evaluated.
+            value: the score, higher is better.
+            min_delta: smallest gain that ends a series of evaluations without one. The gain is measured from the last
+                one that counted, so that many small ones add up.
+        """
         self.last_metrics = metrics
-        if value == value and (self.best_value is None or value > self.best_value):
-            self.best_value, self.best_step = value, self.step
-            self.best_metrics = metrics
+        if value == value and (self.gain_value is None or value > self.gain_value + min_delta):
+            self.gain_value = value
             self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1
+        if value == value and (self.best_value is None or value > self.best_value):
+            self.best_value, self.best_step, self.best_metrics = value, self.step, metrics
             return True
-        self.evaluations_without_gain += 1
         return False
 
     def forget_old_records(self) -> None:
@@ -180,6 +191,7 @@ class TrainState:
         meta = {
             **self.summary(),
             "evaluations_without_gain": self.evaluations_without_gain,
+            "gain_value": self.gain_value,
             "bad_samples": self.bad_samples,
             **{name: getattr(self, name) for name in _REMEDIES},
             "running": {name: total.item() for name, total in self.running.sums.items()},
@@ -206,6 +218,7 @@ class TrainState:
         self.best_value, self.best_step = meta["best_value"], meta["best_step"]
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]
+        self.gain_value = meta["gain_value"]
         self.bad_samples = self.bad_named = meta["bad_samples"]  # files are named before each save
         for name in _REMEDIES:
             setattr(self, name, meta.get(name, 0))  # earlier versions knew none

@@ -116,7 +116,7 @@ def _run(
         plan, state, source, store, send, watch, assignment.run_folder, stored_first=assignment.stored_first
     )
     try:
-        if stage.training.not_finite.action == "roll_back" and restored is None:
+        if stage.training.nonfinite.action == "rollback" and restored is None:
             effects.save(state, None)  # the first steps may be those to go back from
         outcome = train(plan, state, effects)
     finally:  # a process that trains many runs must not be left with threads of those that ended early
@@ -158,7 +158,7 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
-            "checkpoint with training.not_finite.action=skip or roll_back",
+            "checkpoint with training.nonfinite.action=skip or rollback",
             "bad samples": f"mend or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
         }[outcome.reason]

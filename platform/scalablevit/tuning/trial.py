@@ -37,7 +37,7 @@ class Work:
 
     def epoch(self, stage: Stage, step: int) -> float:
         """Epochs trained. Half a step is added: an evaluation after a rounded number of steps counts as on time."""
-        return (step + 0.5) * stage.training.global_batch / self.train_samples
+        return (step + 0.5) * stage.training.global_batch_size / self.train_samples
 
 
 class TrialFailed(Exception):

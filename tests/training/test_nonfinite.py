@@ -25,9 +25,9 @@ def sections(action, **not_finite):
         "data": {"mixup": 0.8, "random_erasing": 0.25},
         "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
         "training": {
-            "steps": STEPS, "global_batch": 8, "ema_decay": 0.9, "accumulation": 2, "log_every_steps": 1,
+            "steps": STEPS, "global_batch_size": 8, "ema_decay": 0.9, "accumulation_steps": 2, "log_every_steps": 1,
             "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 1}, "keep": {"last": 20},
-            "not_finite": {"action": action, **not_finite},
+            "nonfinite": {"action": action, **not_finite},
         },
     }  # fmt: skip
 
@@ -72,14 +72,14 @@ def two_ranks(make_stage, tmp_path_factory):
     attempt("skip, too often", "often", "skip", {n: (n % 2, KINDS[0]) for n in (3, 4, 5)}, limit=2)
     attempt("skip, not in a row", "rows", "skip", dict.fromkeys((1, 3, 5), (0, KINDS[0])), limit=1)
     batch_norm = {"model": {"name": "resnet18", "drop_path_rate": None}, "training": {
-        **sections("skip")["training"], "global_batch": 6, "accumulation": 1}}  # fmt: skip
+        **sections("skip")["training"], "global_batch_size": 6, "accumulation_steps": 1}}  # fmt: skip
     attempt("batch norm", "batch-norm", "skip", {5: (0, KINDS[0])}, other=batch_norm)
-    sparse = {"training": {**sections("roll_back")["training"], "checkpoint_every": {"steps": 2}}}
-    attempt("roll back", "back", "roll_back", {5: (1, KINDS[0])}, other=sparse)
-    attempt("roll back, killed", "back-killed", "roll_back", {5: (1, KINDS[0])}, stop_at=7, other=sparse)
-    attempt("roll back, resumed", "back-killed", "roll_back", {5: (1, KINDS[0])}, other=sparse)
-    attempt("roll back at once", "at-once", "roll_back", {0: (0, KINDS[0])}, other=sparse)
-    attempt("roll back, too often", "back-often", "roll_back", dict.fromkeys(range(5, 20), (1, KINDS[0])), limit=2)
+    sparse = {"training": {**sections("rollback")["training"], "checkpoint_every": {"steps": 2}}}
+    attempt("roll back", "back", "rollback", {5: (1, KINDS[0])}, other=sparse)
+    attempt("roll back, killed", "back-killed", "rollback", {5: (1, KINDS[0])}, stop_at=7, other=sparse)
+    attempt("roll back, resumed", "back-killed", "rollback", {5: (1, KINDS[0])}, other=sparse)
+    attempt("roll back at once", "at-once", "rollback", {0: (0, KINDS[0])}, other=sparse)
+    attempt("roll back, too often", "back-often", "rollback", dict.fromkeys(range(5, 20), (1, KINDS[0])), limit=2)
     attempt("stop", "stop", "stop", {5: (1, KINDS[0])}, capture=True)
     attempt("stop, then skip", "stop", "skip", {5: (1, KINDS[0])})
     results = run_attempts(list(made.values()), 2, folder)
@@ -161,7 +161,7 @@ def test_too_many_roll_backs_end_the_run(two_ranks):
 def test_a_captured_step_can_be_taken_again(two_ranks):
     folder, result = two_ranks["stop"]
     assert "the loss or gradient of step 6 is not finite" in result["error"][0]
-    captured = folder / "not_finite" / "step_000000005"
+    captured = folder / "nonfinite" / "step_000000005"
     facts = json.loads((captured / "step.json").read_text())
     assert (facts["world"], facts["state"]["step"]) == (2, 5)
     found = replay(captured)
@@ -185,12 +185,12 @@ def test_replay_names_the_first_module_and_the_gradients_that_are_not_finite(mak
     """A rate that blows the weights up: then the samples are innocent, and the model says where it happens."""
     stage = make_stage(
         optimizer={"lr": 10.0, "name": "sgd", "weight_decay": 0.0},
-        training={"steps": 60, "global_batch": 8, "evaluate_every": {"steps": 60}, "log_every_steps": 60,
-                  "not_finite": {"capture": True}},
+        training={"steps": 60, "global_batch_size": 8, "evaluate_every": {"steps": 60}, "log_every_steps": 60,
+                  "nonfinite": {"capture": True}},
     )  # fmt: skip
     (result,) = run_attempts([Attempt(assignment(stage, tmp_path))], 1, tmp_path)
     assert "not finite" in result["error"][0]
-    (captured,) = (tmp_path / "not_finite").iterdir()
+    (captured,) = (tmp_path / "nonfinite").iterdir()
     found = replay(captured)
     assert not math.isfinite(found.gradient_norm)
     assert found.not_finite, "nothing is named"
