@@ -102,18 +102,18 @@ chaos: setup
 		$(BIN)/python -m pytest -m "" tests/chaos
 
 overfit-coco: setup
-	PYTHONPATH=platform timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"
+	PYTHONPATH=platform:tests timeout 3600 $(BIN)/python tests/benchmarks/overfit_coco.py "$(abspath $(DATA))/detection"
 
 # One after the other, each for itself on a quiet machine; all of them run even if one fails. The tests' made-up scenes
 # are measured too. What `timeout` ends has time to stop its Ray head.
 bench bench-quick: setup
 	@code=0 && for file in tests/benchmarks/bench_*.py; do \
-		SCALABLEVIT_DATA="$(abspath $(DATA))" PYTHONPATH=platform:tests/tasks timeout --kill-after 300 3600 \
+		SCALABLEVIT_DATA="$(abspath $(DATA))" PYTHONPATH=platform:tests timeout --kill-after 300 3600 \
 			$(BIN)/python "$$file" $(if $(filter bench-quick,$@),--quick) || code=1; \
-	done && $(BIN)/python tests/benchmarks/rows.py && exit $$code
+	done && PYTHONPATH=tests $(BIN)/python tests/benchmarks/rows.py && exit $$code
 
 bench-tune: setup
-	PYTHONPATH=platform timeout 900 $(BIN)/python tests/benchmarks/tune_overhead.py
+	PYTHONPATH=platform:tests timeout 900 $(BIN)/python tests/benchmarks/tune_overhead.py
 
 lint: setup
 	$(BIN)/ruff check

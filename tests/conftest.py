@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["fault_table"]
+pytest_plugins = ["harness.fault_table"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # as many processes as cores already: more threads in each only wait for one another (torch, NumPy; read on import)

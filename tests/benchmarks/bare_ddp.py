@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rates import WINDOW
+from benchmarks.rates import WINDOW
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel

@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from benchmarks.rows import DATA, Row, benchmark_options, report
+from benchmarks.timing import interleaved, speed_up, spread
 from PIL import Image
-from rows import DATA, Row, benchmark_options, report
-from timing import interleaved, speed_up, spread
 from torch.utils.data import default_collate
 from torchvision.transforms import functional as F
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import timm
 import torch
-from gpu_model import gpu_rows
-from plain_scalablevit import PlainScalableViT, PlainWindowAttention
-from rows import Row, benchmark_options, report
-from timing import interleaved, speed_up, spread
+from benchmarks.gpu_model import gpu_rows
+from benchmarks.plain_scalablevit import PlainScalableViT, PlainWindowAttention
+from benchmarks.rows import Row, benchmark_options, report
+from benchmarks.timing import interleaved, speed_up, spread
+from benchmarks.traffic import count_forward, count_step
 from torch import Tensor, nn
 from torch.nn import functional
-from traffic import count_forward, count_step
 
 import scalablevit.models  # noqa: F401  registers the variants
 from scalablevit.models.attention import WindowAttention

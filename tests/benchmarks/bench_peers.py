@@ -1,6 +1,6 @@
 """The platform against others on the same work: a timm training loop, mmengine's Runner, pycocotools.
 
-    PYTHONPATH=platform:tests/tasks python tests/benchmarks/bench_peers.py [--quick] [--only PART ...] [--data FOLDER]
+    PYTHONPATH=platform:tests python tests/benchmarks/bench_peers.py [--quick] [--only PART ...] [--data FOLDER]
         [--epochs N] [--seeds N]
 
 Both trainings of a pair run at the same time, each in one process and thread, so that what else the machine does falls
@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from coco_speed import coco_rows
-from commands import run_beside
-from parts import Part, part_options, run_parts
-from rates import quartiles, ratio
-from rows import DATA, REPOSITORY, Row
+from benchmarks.coco_speed import coco_rows
+from benchmarks.commands import run_beside
+from benchmarks.parts import Part, part_options, run_parts
+from benchmarks.rates import quartiles, ratio
+from benchmarks.rows import DATA, REPOSITORY, Row
 from scipy.stats import ttest_ind
 
 from scalablevit.config.errors import UserError

@@ -1,15 +1,15 @@
 """What the platform costs around the training step.
 
-    PYTHONPATH=platform python tests/benchmarks/bench_platform.py [--quick] [--only PART ...]
+    PYTHONPATH=platform:tests python tests/benchmarks/bench_platform.py [--quick] [--only PART ...]
 
 The parts `steps` and `start` bring up a local Ray head of their own and stop it; the others run in this process.
 """
 
 import sys
 
-from parts import Part, part_options, run_parts
-from ray_jobs import start_rows, step_rows
-from worker_costs import checkpoint_rows, evaluation_rows, tracking_rows
+from benchmarks.parts import Part, part_options, run_parts
+from benchmarks.ray_jobs import start_rows, step_rows
+from benchmarks.worker_costs import checkpoint_rows, evaluation_rows, tracking_rows
 
 PARTS = (
     Part("steps", "step through Ray Train; 1 -> 2 workers", 11, 2.5, step_rows),

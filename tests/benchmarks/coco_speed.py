@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from coco_scenes import made_scene
+from benchmarks.rows import Row
+from benchmarks.timing import interleaved, speed_up, spread
+from harness.coco_scenes import made_scene
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rows import Row
-from timing import interleaved, speed_up, spread
 
 from scalablevit.tasks.coco_metric import KINDS, CocoMetric
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from rows import REPOSITORY
+from benchmarks.rows import REPOSITORY
 
 HEAD = [sys.executable, str(REPOSITORY / "infra" / "head.py")]
 HEAD_S = 180.0
@@ -41,7 +41,8 @@ def run_beside(
     Raises:
         CommandFailed: one ended with an error or not in time; the others have been ended too.
     """
-    variables = {**(os.environ if environment is None else environment), "PYTHONPATH": str(REPOSITORY / "platform")}
+    paths = os.pathsep.join(str(REPOSITORY / folder) for folder in ("platform", "tests"))
+    variables = {**(os.environ if environment is None else environment), "PYTHONPATH": paths}
     begun = time.time()
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:

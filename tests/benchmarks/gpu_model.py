@@ -12,9 +12,9 @@ from typing import Any
 
 import timm
 import torch
-from plain_scalablevit import PlainScalableViT
-from rows import Row
-from timing import interleaved, speed_up, spread
+from benchmarks.plain_scalablevit import PlainScalableViT
+from benchmarks.rows import Row
+from benchmarks.timing import interleaved, speed_up, spread
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -13,9 +13,9 @@ from typing import Any
 import mmseg.datasets  # registers the data set, its transforms and, below, the metric
 import mmseg.evaluation  # noqa: F401
 import torch
+from benchmarks.rates import WINDOW
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
-from rates import WINDOW
 
 import scalablevit.tasks.segmentor  # noqa: F401  registers the backbone
 from scalablevit.config.recipe import Length, Stage

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from rates import platform_rates
+from benchmarks.rates import platform_rates
 
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.result import BEST_METRIC

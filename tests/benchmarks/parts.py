@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rows import Row, benchmark_options, report
+from benchmarks.rows import Row, benchmark_options, report
 
 from scalablevit.config.errors import UserError
 

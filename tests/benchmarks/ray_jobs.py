@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commands import local_head, run_beside
-from rates import quartiles, ratio, read_rates
-from rows import REPOSITORY, Row
-from toy_stage import BATCH, recipe, stage_of, write_pictures
+from benchmarks.commands import local_head, run_beside
+from benchmarks.rates import quartiles, ratio, read_rates
+from benchmarks.rows import REPOSITORY, Row
+from benchmarks.toy_stage import BATCH, recipe, stage_of, write_pictures
 
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 

@@ -5,13 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-import mmengine_loop
-import our_loop
 import pytest
-import timm_loop
-from bench_peers import MMENGINE, TIMM, compare, noise_of, peer_figures, stage_for
-from coco_speed import coco_times, made_metric
-from toy_stage import write_pictures
+from benchmarks import mmengine_loop, our_loop, timm_loop
+from benchmarks.bench_peers import MMENGINE, TIMM, compare, noise_of, peer_figures, stage_for
+from benchmarks.coco_speed import coco_times, made_metric
+from benchmarks.toy_stage import write_pictures
 
 from scalablevit.config.data import Split
 from scalablevit.config.errors import UserError
@@ -117,6 +115,6 @@ def test_mmengines_runner_and_ours_train_the_same_stage(monkeypatch, tmp_path, p
 def test_both_evaluations_come_to_the_same_figures(kind, monkeypatch):
     metric = made_metric(3)
     assert {way: len(taken) for way, taken in coco_times(metric, kind, 1).items()} == {"ours": 1, "pycocotools": 1}
-    monkeypatch.setattr("coco_speed.pycocotools_ap", lambda *_: 0.123)
+    monkeypatch.setattr("benchmarks.coco_speed.pycocotools_ap", lambda *_: 0.123)
     with pytest.raises(RuntimeError, match=r"pycocotools says \[0\.123"):
         coco_times(metric, kind, 1)

@@ -8,16 +8,22 @@ import subprocess
 import sys
 import time
 
-import bare_ddp
 import psutil
 import pytest
-from commands import CommandFailed, end, local_head, run_beside
-from parts import Part, part_options, run_parts
-from rates import WINDOW, platform_rates, ratio, read_rates
-from ray_jobs import PARTS, start_figures, start_parts, step_figures
-from rows import Row
-from toy_stage import recipe, stage_of, write_pictures
-from worker_costs import checkpoint_figures, checkpoint_times, evaluation_times, tracking_figures, tracking_times
+from benchmarks import bare_ddp
+from benchmarks.commands import CommandFailed, end, local_head, run_beside
+from benchmarks.parts import Part, part_options, run_parts
+from benchmarks.rates import WINDOW, platform_rates, ratio, read_rates
+from benchmarks.ray_jobs import PARTS, start_figures, start_parts, step_figures
+from benchmarks.rows import Row
+from benchmarks.toy_stage import recipe, stage_of, write_pictures
+from benchmarks.worker_costs import (
+    checkpoint_figures,
+    checkpoint_times,
+    evaluation_times,
+    tracking_figures,
+    tracking_times,
+)
 
 from scalablevit.config.errors import UserError
 
@@ -30,7 +36,7 @@ def measured(rows: list[Row]) -> dict[str, float | None]:
 
 
 def test_a_part_that_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("rows.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.rows.RESULTS", tmp_path)
     handlers = {}
     monkeypatch.setattr("signal.signal", handlers.__setitem__)
 
@@ -109,7 +115,7 @@ if sys.argv[1] == "env":
 
 def test_the_head_is_stopped_whatever_happens_beside_it(tmp_path, monkeypatch):
     (tmp_path / "head.py").write_text(HEAD)
-    monkeypatch.setattr("commands.HEAD", [sys.executable, str(tmp_path / "head.py")])
+    monkeypatch.setattr("benchmarks.commands.HEAD", [sys.executable, str(tmp_path / "head.py")])
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another head's")
     seen: dict[str, str] = {}
 

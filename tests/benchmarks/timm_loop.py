@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from rates import WINDOW
+from benchmarks.rates import WINDOW
 from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2

@@ -9,11 +9,11 @@ from typing import Any
 
 import timm
 import torch
-from rows import Row
-from timing import interleaved, speed_up, spread
+from benchmarks.rows import Row
+from benchmarks.timing import interleaved, speed_up, spread
+from benchmarks.toy_stage import recipe, stage_of, write_pictures
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional
-from toy_stage import recipe, stage_of, write_pictures
 
 from scalablevit.config.recipe import Keep, Length, Optimizer
 from scalablevit.data.dataset import SampleDataset

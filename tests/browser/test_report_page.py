@@ -1,8 +1,8 @@
 """The report in headless Chromium: whole, quiet, without network, and no wider than the window."""
 
 import pytest
-from chromium import Tab, chromium
-from job_folder import write_page
+from harness.chromium import Tab, chromium
+from harness.job_folder import write_page
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1440)
@@ -53,6 +53,6 @@ def test_the_browser_tells_of_what_would_be_wrong(tab: Tab, tmp_path):
 
 
 def test_a_missing_browser_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("chromium.PROGRAMS", ("no-such-browser",))
+    monkeypatch.setattr("harness.chromium.PROGRAMS", ("no-such-browser",))
     with pytest.raises(RuntimeError, match="apt-get install chromium"), chromium(tmp_path):
         pass

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import saving
+from harness.saving import STEMS, snapshot
 
 from scalablevit.config.errors import UserError
 from scalablevit.training.checkpoint import MANIFEST, STATE, CheckpointStore, DamagedCheckpoint
@@ -21,15 +23,6 @@ from scalablevit.training.state import Snapshot
 
 SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))
 DAMAGED = 200
-STEMS = ("model", "optimizer", "ema")
-SAVING = Path(__file__).with_name("saving.py")
-
-
-def snapshot(step: int, attempt: int = 0) -> Snapshot:
-    """Toy state that differs from step to step and from attempt to attempt."""
-    generator = torch.Generator().manual_seed(1000 * attempt + step)
-    files = {stem: {"w": torch.randn(16, 3, generator=generator), "n": torch.tensor(step)} for stem in STEMS}
-    return Snapshot(step, files, {"step": step, "attempt": attempt, "history": [0.5] * step})
 
 
 def same(found: Snapshot, wanted: Snapshot) -> bool:
@@ -212,8 +205,8 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     for step in (3, 6):
         store.write(snapshot(step), step / 10)
     done = subprocess.run(
-        [sys.executable, SAVING, root], capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "platform")},
+        [sys.executable, saving.__file__, root], capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     print(done.stdout)

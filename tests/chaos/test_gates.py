@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusals import lines_of, record, written_in
+from harness.refusals import lines_of, record, written_in
 
 from scalablevit.config import model_names
 from scalablevit.config.data import Shapes

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_data import (
+from harness.hostile_data import (
     CLASS_FILES,
     CLASSES,
     COCO_CASES,
@@ -179,7 +179,7 @@ def test_wrong_masks_stop_a_training_at_any_threshold(masks: Checked):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_upright_mask_fits_an_image_that_lies(tmp_path: Path, orientation: int):
-    from hostile_data import exif, turned
+    from harness.hostile_data import exif, turned
 
     ids = np.zeros((SIDE // 2, SIDE), np.uint8)
     stored = turned(PICTURE[: SIDE // 2], {6: 8, 8: 6}.get(orientation, orientation))

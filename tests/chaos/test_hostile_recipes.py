@@ -13,8 +13,18 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.schema_rules import (
+    GONE,
+    Plain,
+    Rule,
+    Walk,
+    mutate,
+    mutate_text,
+    raised_at,
+    raises_of_validators,
+    without_rule,
+)
 from pydantic import ValidationError
-from schema_rules import GONE, Plain, Rule, Walk, mutate, mutate_text, raised_at, raises_of_validators, without_rule
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe

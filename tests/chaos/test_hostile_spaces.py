@@ -17,9 +17,19 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.refusals import Place, caller, record, written_in
+from harness.schema_rules import (
+    GONE,
+    Plain,
+    Rule,
+    Walk,
+    mutate,
+    mutate_text,
+    raised_at,
+    raises_of_validators,
+    without_rule,
+)
 from pydantic import ValidationError
-from refusals import Place, caller, record, written_in
-from schema_rules import GONE, Plain, Rule, Walk, mutate, mutate_text, raised_at, raises_of_validators, without_rule
 
 from scalablevit.config import space_loading, trial
 from scalablevit.config.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import (
+from harness.killing import (
     PHASES,
     TITLES,
     Aim,

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from killing import Head, Job, points, sums
+from harness.killing import Head, Job, points, sums
 
 from scalablevit.training.attempts import ATTEMPTS
 

@@ -23,12 +23,12 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-import toy_training
+from harness import toy_training
+from harness.mlflow_server import Server
+from harness.toy_training import DRAIN_S, EXPERIMENT, LEFT, LOG, MORE, MORE_POINTS, STOP, child_of
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run, ViewType
-from mlflow_server import Server
-from toy_training import DRAIN_S, EXPERIMENT, LEFT, LOG, MORE, MORE_POINTS, STOP, child_of
 
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.shipper import LIVE_WITHIN_MS, REFUSED, remembered

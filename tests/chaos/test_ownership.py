@@ -35,7 +35,7 @@ class Claimant:
 
     def __init__(self, root: Path, **settings: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("claimant.py")), str(root), json.dumps(settings)],
+            [sys.executable, str(REPOSITORY / "tests" / "harness" / "claimant.py"), str(root), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

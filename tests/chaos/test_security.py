@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_data import Evil
+from harness.hostile_data import Evil
 from safetensors.torch import save as safetensors
 
 from scalablevit.config.errors import UserError

@@ -20,8 +20,8 @@ import click
 import pytest
 import torch
 import yaml
-from pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
-from toys import SIDE, finished_run, register
+from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
+from harness.toys import SIDE, finished_run, register
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe

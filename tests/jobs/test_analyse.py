@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import finished_run, make_root, val_images
+from harness.toys import finished_run, make_root, val_images
 
 from scalablevit.config.ablation import Arm
 from scalablevit.config.errors import UserError

@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from html_page import HtmlPage
-from job_folder import SEARCH, write_page, write_search
-from toys import leave_status
+from harness.html_page import HtmlPage
+from harness.job_folder import SEARCH, write_page, write_search
+from harness.toys import leave_status
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import report

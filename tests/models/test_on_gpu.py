@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import timm
 import torch
-from gpu_model import fused_only, many_windows
+from benchmarks.gpu_model import fused_only, many_windows
 from torch import Tensor, nn
 
 import scalablevit.models  # noqa: F401  registers the variants

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from bench_model import counted_rows
-from plain_scalablevit import PlainScalableViT
+from benchmarks.bench_model import counted_rows
+from benchmarks.plain_scalablevit import PlainScalableViT
 from torch import nn
 from torch.nn import functional
 

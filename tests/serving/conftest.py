@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import STAGES, finished_run, make_root, register
+from harness.toys import STAGES, finished_run, make_root, register, val_images
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,13 @@ def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (0, 1):
             register(place, finished_run(place, name, *given, seed=seed), f"toy-{name}")
     return place
+
+
+@pytest.fixture
+def images(root, tmp_path) -> Path:
+    """A folder of four images that a test may damage."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number, file in enumerate(sorted(val_images(root, "segment").iterdir())[:4]):
+        shutil.copy(file, folder / ("sub" if number % 2 else "") / f"{number}.jpg")
+    return folder

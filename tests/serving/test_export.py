@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from toys import finished_run, val_images
+from harness.toys import finished_run, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import export

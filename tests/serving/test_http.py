@@ -21,9 +21,9 @@ import pytest
 import requests
 import uvicorn
 from faster_coco_eval import mask as run_lengths
+from harness.toys import SIDE, val_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
-from toys import SIDE, val_images
 
 from scalablevit.jobs import predict
 from scalablevit.serving.encoding import image_bytes

@@ -12,30 +12,20 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval import COCO
+from harness.predicting import ALL, run, trained
+from harness.toys import SIDE, finished_run, leave_status, stage_of, val_images
 from PIL import Image
-from toys import SIDE, finished_run, leave_status, stage_of, val_images
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.data.sources import open_source
 from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
-from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.network import Trained
 from scalablevit.serving.outputs import Detections
 from scalablevit.serving.predict import Job, predict_here, predict_on_ray
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
-ALL = "task.score_threshold=0.0"  # untrained detectors are sure of nothing
-
-
-def run(root: Path, name: str, images: Path, out: Path, *more: str) -> int:
-    return predict.run(predict.parse([f"toy-{name}-0", str(images), "--out", str(out), "--root", str(root), *more]))
-
-
-def trained(root: Path, name: str) -> Trained:
-    stage = stage_of(name, *([f"stages.detect.{ALL}"] if name == "detect" else []))
-    classes = open_source(stage.data, "val", root).classes
-    return load_trained(stage, classes, root / "runs" / f"toy-{name}-0" / "model" / "weights.safetensors")
 
 
 def answer(model: Trained, file: Path) -> dict:
@@ -125,16 +115,6 @@ def test_only_clear_detections_are_drawn(tmp_path):
     output.write_pictures("clear", image, {key: values[:1] for key, values in answer.items()})
     both, clear = (Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear"))
     assert both == clear and len(set(both)) > 2
-
-
-@pytest.fixture
-def images(root, tmp_path) -> Path:
-    """A folder of four images that a test may damage."""
-    folder = tmp_path / "images"
-    (folder / "sub").mkdir(parents=True)
-    for number, file in enumerate(sorted(val_images(root, "segment").iterdir())[:4]):
-        shutil.copy(file, folder / ("sub" if number % 2 else "") / f"{number}.jpg")
-    return folder
 
 
 def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, tmp_path, capsys):

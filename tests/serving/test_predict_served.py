@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from harness.predicting import ALL, run, trained
 from mlflow.pyfunc import scoring_server
-from test_predict import ALL, images, run, trained  # noqa: F401  # a fixture
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
@@ -89,7 +89,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["pretrain", "segment", "detect"])
-def test_the_files_are_those_of_a_model_in_the_registry(root, images, tmp_path, name):  # noqa: F811
+def test_the_files_are_those_of_a_model_in_the_registry(root, images, tmp_path, name):
     (images / "page.png").write_text("<html>")
     assert run(root, name, images, tmp_path / "near", *([ALL] if name == "detect" else [])) == 1
     classes = tmp_path / "classes.txt"
@@ -102,7 +102,7 @@ def test_the_files_are_those_of_a_model_in_the_registry(root, images, tmp_path, 
     assert note["model"] == url and (note["answered"], note["bad"]) == (4, 1) and note["classes_from"] == "--classes"
 
 
-def test_masks_number_the_classes_that_nobody_names(root, images, tmp_path, capsys):  # noqa: F811
+def test_masks_number_the_classes_that_nobody_names(root, images, tmp_path, capsys):
     assert run(root, "segment", images, tmp_path / "near") == 0
     with serving(model_of(root, "segment")) as url:
         assert ask(url, images, tmp_path / "far", "--dry-run") == 0 and not (tmp_path / "far").exists()
@@ -133,14 +133,14 @@ def test_masks_number_the_classes_that_nobody_names(root, images, tmp_path, caps
         (200, json.dumps({"predictions": [{"mask_png": "AAAA", "classes": [], "shares": []}]}), "otherwise"),
     ],
 )
-def test_a_server_of_something_else_is_named(images, tmp_path, status, body, said):  # noqa: F811
+def test_a_server_of_something_else_is_named(images, tmp_path, status, body, said):
     with serving(lambda _: (status, body)) as url, pytest.raises(UserError) as refused:
         ask(url, images, tmp_path / "out")
     assert said in refused.value.what and len(refused.value.what) < 500 and "\n" not in refused.value.what
     assert refused.value.where == url and refused.value.fix and not (tmp_path / "out").exists()
 
 
-def test_a_page_that_is_no_model_gets_no_image(images, tmp_path):  # noqa: F811
+def test_a_page_that_is_no_model_gets_no_image(images, tmp_path):
     sent = []
     with serving(lambda image: (sent.append(image), (200, ""))[1], ping=404) as url:
         with pytest.raises(UserError, match="no model server"):
@@ -148,7 +148,7 @@ def test_a_page_that_is_no_model_gets_no_image(images, tmp_path):  # noqa: F811
         assert not sent
 
 
-def test_nobody_listens_or_nobody_answers(images, tmp_path, monkeypatch):  # noqa: F811
+def test_nobody_listens_or_nobody_answers(images, tmp_path, monkeypatch):
     with serving(lambda _: (200, "")) as url:
         pass
     with pytest.raises(UserError, match="cannot be asked"):
@@ -169,7 +169,7 @@ def test_addresses_of_other_kinds(address):
         Served(address)
 
 
-def test_what_a_served_model_does_not_take(images, tmp_path, root):  # noqa: F811
+def test_what_a_served_model_does_not_take(images, tmp_path, root):
     with pytest.raises(UserError, match="override"):
         ask("http://127.0.0.1:9", images, tmp_path / "out", "task.score_threshold=0.5")
     with pytest.raises(UserError, match="--classes"):

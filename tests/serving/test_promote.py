@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from harness.toys import SIDE, finished_run, register
 from mlflow import MlflowClient
-from toys import SIDE, finished_run, register
 
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import pack, predict, promote

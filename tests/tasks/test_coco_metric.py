@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from coco_scenes import CLASSES, Scene, figures_of, made_scene, made_scenes, metric_of
+from harness.coco_scenes import CLASSES, Scene, figures_of, made_scene, made_scenes, metric_of
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -188,8 +188,7 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
 
 RANK_1 = """
 import json, pickle, sys, torch.distributed as dist
-sys.path.insert(0, sys.argv[3])
-from coco_scenes import figures_of
+from harness.coco_scenes import figures_of
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
 print(json.dumps([figures_of(scenes) for scenes in pickle.load(open(sys.argv[2], "rb"))]))
 dist.destroy_process_group()
@@ -204,7 +203,7 @@ def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
     others.write_bytes(pickle.dumps([scenes[len(scenes) - share :][::-1] for share in shares]))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", RANK_1, store, str(others), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", RANK_1, store, str(others)]
     other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
     try:
@@ -221,7 +220,7 @@ def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> Non
     store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
     others.write_bytes(pickle.dumps([scenes[1:]]))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", RANK_1, store, str(others), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", RANK_1, store, str(others)]
     other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
     try:

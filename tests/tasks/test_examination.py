@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from coco_scenes import CLASSES, made_scenes, metric_of
+from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.confusion import ConfusionMetric

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from coco_scenes import CLASSES, Scene, figures_of, made_scenes
+from harness.coco_scenes import CLASSES, Scene, figures_of, made_scenes
 
 from scalablevit.tasks.classification import AccuracyMetric
 from scalablevit.tasks.confusion import ConfusionMetric

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from harness.mlflow_server import Server
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow_server import Server
 
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.tags import UID

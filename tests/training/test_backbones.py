@@ -1,7 +1,7 @@
 """Any timm backbone takes the place of ScalableViT, by recipe alone: trains, evaluates, saves, in all tasks."""
 
 import pytest
-from ranks import Attempt, newest, run_attempts
+from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.training.worker import Assignment
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ranks import Attempt, run_attempts
+from harness.ranks import Attempt, run_attempts
 
 from scalablevit.training.worker import Assignment
 

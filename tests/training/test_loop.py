@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from ranks import Attempt, newest, run_attempts
+from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.training import effects, worker
 from scalablevit.training.checkpoint import CheckpointStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import POISONS, Attempt, run_attempts
+from harness.ranks import POISONS, Attempt, run_attempts
 
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.replay import replay

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Attempt, newest, run_attempts
+from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.loader import prefetch

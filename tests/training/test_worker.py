@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Attempt, newest, run_attempts
+from harness.ranks import Attempt, newest, run_attempts
 from safetensors.torch import save_file
 
 from scalablevit.models.backbone import build_classifier

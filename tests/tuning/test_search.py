@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import searching
+from harness import searching
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.tracking.spool import read_lines

@@ -77,7 +77,7 @@ def run_attempts(attempts: Sequence[Attempt], world: int, folder: Path) -> list[
     results = folder / f"results-{world}.json"
     # One server process imports torch and the package, and every rank of the session is forked from it.
     multiprocessing.set_forkserver_preload(
-        ["ranks", *(f"scalablevit.tasks.{task}" for task in ("classification", "segmentation", "detection"))]
+        ["harness.ranks", *(f"scalablevit.tasks.{task}" for task in ("classification", "segmentation", "detection"))]
     )
     arguments = (world, _free_port(), list(attempts), str(results))
     mp.start_processes(_rank, args=arguments, nprocs=world, start_method="forkserver")

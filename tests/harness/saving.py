@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
-from test_corruptions import snapshot
+import torch
 
 from scalablevit.config.recipe import Keep
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
+from scalablevit.training.state import Snapshot
+
+STEMS = ("model", "optimizer", "ema")
 
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 """Audited operations that change a folder (`open` for writing)."""
+
+
+def snapshot(step: int, attempt: int = 0) -> Snapshot:
+    """Toy state that differs from step to step and from attempt to attempt."""
+    generator = torch.Generator().manual_seed(1000 * attempt + step)
+    files = {stem: {"w": torch.randn(16, 3, generator=generator), "n": torch.tensor(step)} for stem in STEMS}
+    return Snapshot(step, files, {"step": step, "attempt": attempt, "history": [0.5] * step})
 
 
 class Killer:
