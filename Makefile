@@ -19,11 +19,10 @@ DATA ?= ../shared/data
 # which of them: REAL="real and not slow" leaves out those that take minutes each
 REAL ?= real
 
-# tests that nothing may run beside, and those that `make test` leaves out
-ALONE := ray or alone
-NOT_NOW := real or long or browser or gpu
+# which of the long tests `make test-rotating` takes: another choice every hour
+SEED ?= $(shell expr $$(date +%s) / 3600)
 
-.PHONY: help setup full tune-demo test test-real test-long test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-rotating test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -31,6 +30,7 @@ help:
 	@echo "make test       set up, lint and run all tests"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
 	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
+	@echo "make test-rotating  some of the long tests and of the kills, chosen by the hour (SEED=... for the same again)"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
@@ -74,21 +74,19 @@ full: setup
 tune-demo: setup
 	$(call submit,pipelines/tune.py --space tune_spaces/demo.yaml $(ARGS))
 
-# Two at a time, then one by one what needs the machine for itself (from its own files: importing the others takes half a
-# minute); both run whatever becomes of the first.
+# Two processes share the tests: the first begins with those on a Ray head, one after another, the second with the rest.
 test: setup lint
-	@summary=$$(mktemp) && trap 'rm -f "$$summary"' EXIT && trap 'exit 130' INT && \
-	export SCALABLEVIT_SUMMARY="$$summary" && code=0 && \
-	{ timeout 3600 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ($(ALONE) or $(NOT_NOW))" || code=1; } && \
-	{ timeout 3600 $(BIN)/python -m pytest -m "($(ALONE)) and not ($(NOT_NOW))" \
-		$$(grep -rlE 'mark\.(ray|alone)' tests --include='test_*.py' | sort) || code=1; } && \
-	echo "make test, two at a time and one by one:" && cat "$$summary" && exit $$code
+	timeout 3600 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-real: setup
 	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)" tests/real
 
 test-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m long --ignore=tests/chaos
+
+test-rotating: setup
+	SCALABLEVIT_ROTATION=$(SEED) timeout 1800 $(BIN)/python -m pytest -m rotating \
+		$$(grep -rl 'mark\.rotating' tests --include='test_*.py' | sort)
 
 test-browser: setup
 	timeout 600 $(BIN)/python -m pytest -m browser tests/browser

@@ -1,11 +1,14 @@
 """Training jobs whose processes are killed with SIGKILL at random moments end bit for bit as if they had not been.
 
-SCALABLEVIT_SEED sets the seed of the moments. By default one run of each task is killed; `make chaos` kills them all.
+SCALABLEVIT_SEED sets the seed of the moments. By default a short run loses a worker and its driver; `make chaos` has
+them all, and CI one of each task in turn.
 """
 
 import collections
 import itertools
+import json
 import os
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.heads import Head
 from harness.killing import (
     PHASES,
     TITLES,
     Aim,
-    Head,
     Job,
     Kill,
     aims,
@@ -29,7 +32,13 @@ from harness.killing import (
     points,
     seconds,
     sums,
+    sums_of,
 )
+from harness.ranks import Attempt, run_attempts
+
+from scalablevit.config.loading import load_recipe
+from scalablevit.jobs.resolve import resolve
+from scalablevit.training.worker import Assignment
 
 SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))
 BAR = 1.2
@@ -77,9 +86,9 @@ DETECTION: dict[str, Any] = {
 }  # fmt: skip
 TASKS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "detection": DETECTION}
 RUNS = [
-    *(pytest.param(task, 2, number, kills, marks=[pytest.mark.long] if number else [])
+    *(pytest.param(task, 2, number, kills, marks=[] if number else [pytest.mark.rotating(f"kills, {task}", 170)])
       for number, kills in enumerate((2, 4, 4, 5)) for task in TASKS),
-    pytest.param("classification", 3, 0, 5, marks=pytest.mark.long),
+    pytest.param("classification", 3, 0, 5),
 ]  # fmt: skip
 """Task, workers, number and kills of each run."""
 
@@ -119,13 +128,8 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    head = Head(tmp_path_factory.mktemp("kills"))
-    head.command("start")
-    try:
-        yield Lab(head)
-    finally:
-        head.command("stop")
+def lab(head: Head) -> Lab:
+    return Lab(head)
 
 
 @pytest.fixture(autouse=True)
@@ -138,10 +142,14 @@ def _nothing_is_left(lab: Lab) -> Iterator[None]:
         time.sleep(0.2)
 
 
-def killed(lab: Lab, task: str, workers: int, root: Path, planned: list[Aim]) -> Job:
-    """The run again, killed as planned and brought to its end by the same command."""
-    name = lab.undisturbed(task, workers).folder.name
-    with Job(lab.head, lab.recipe(task, workers), root, name) as job:
+def killed_again(lab: Lab, task: str, workers: int, root: Path, planned: list[Aim]) -> Job:
+    """The undisturbed run again, killed as planned."""
+    return killed(lab, lab.recipe(task, workers), lab.undisturbed(task, workers).folder.name, root, planned)
+
+
+def killed(lab: Lab, recipe: dict[str, Any], name: str, root: Path, planned: list[Aim]) -> Job:
+    """A run, killed as planned and brought to its end by the same command."""
+    with Job(lab.head, recipe, root, name) as job:
         for number, aim in enumerate(planned, start=1):
             kill = job.hit(aim, at_the_latest=number / (len(planned) + 1))
             if aim.target == "driver":
@@ -165,14 +173,32 @@ def assert_as_undisturbed(job: Job, whole: Job) -> None:
     assert mlflow_steps(job, run.info.run_id, "train/loss") == every_step
 
 
+def test_a_lost_worker_and_a_lost_driver_change_nothing(lab, tmp_path):
+    """Against the same run without Ray, in which nothing is lost: the quick form of the random kills below."""
+    recipe = lab.recipe("classification", 2)
+    recipe["training"] |= {"steps": 60}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    (resolved,) = resolve(load_recipe(tmp_path / "recipe.yaml"), tmp_path)
+    whole = tmp_path / "whole"
+    run_attempts([Attempt(Assignment(resolved.stage.model_dump_json(), str(whole), str(tmp_path), None))], 2, tmp_path)
+    steps = random.Random(SEED).sample(range(3, 18), 2)
+    planned = [
+        Aim(target, "step", 16 * step, 0.0, 0.0) for target, step in zip(("worker", "driver"), steps, strict=True)
+    ]
+    job = killed(lab, recipe, resolved.run_name, tmp_path / "root", planned)
+    assert sums(job) == sums_of(whole)
+    assert [step for step, metric, _, _ in points(job) if metric == "train/loss"] == list(range(1, 61))
+
+
 @random_kills
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "workers", "number", "kills"), RUNS)
 def test_killed_again_and_again_it_ends_the_same(lab, tmp_path, record_property, task, workers, number, kills):
     seed = f"{SEED} {task} {workers} {number}"
     print(f"moments from seed {seed}")
     whole = lab.undisturbed(task, workers)
     planned = aims(seed, lab.recipe(task, workers), kills)
-    job = killed(lab, task, workers, tmp_path / "root", planned)
+    job = killed_again(lab, task, workers, tmp_path / "root", planned)
     assert_as_undisturbed(job, whole)
     assert len(job.kills) == kills
     measure_recoveries(job)
@@ -225,7 +251,7 @@ def test_a_lost_controller_is_replaced(lab, tmp_path, record_property):
     seed = f"{SEED} controller"
     print(f"moments from seed {seed}")
     planned = aims(seed, lab.recipe("classification", 2), 4, targets=("controller",) * 4)
-    job = killed(lab, "classification", 2, tmp_path / "root", planned)
+    job = killed_again(lab, "classification", 2, tmp_path / "root", planned)
     assert_as_undisturbed(job, lab.undisturbed("classification", 2))
     assert job.said().count("Ray Train's controller) was lost; going on from the last checkpoint") == len(planned)
     measure_recoveries(job)

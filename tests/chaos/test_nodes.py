@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from harness.killing import Head, Job, points, sums
+from harness.heads import Head, running
+from harness.killing import Job, points, sums
 
 from scalablevit.training.attempts import ATTEMPTS
 
@@ -37,7 +38,7 @@ class Node:
     """A second node of a head on the same machine, with one CPU."""
 
     def __init__(self, head: Head) -> None:
-        record = json.loads((head.root / "head.json").read_text())
+        record = head.record()
         command = [sys.executable, "-c", START, "start", "--address", record["address"], "--block",
                    "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--disable-usage-stats",
                    "--min-worker-port", "0", "--max-worker-port", "0"]  # fmt: skip
@@ -82,12 +83,8 @@ def wait_for(due: Callable[[], bool], limit_s: float, said: Callable[[], str]) -
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """One CPU; the second node has the other."""
-    place = Head(tmp_path_factory.mktemp("nodes"))
-    place.command("start", "--num-cpus", "1")
-    try:
+    with running(tmp_path_factory.mktemp("nodes"), "--num-cpus", "1") as place:
         yield place
-    finally:
-        place.command("stop")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ SCALABLEVIT_OUTAGE_S sets the length of the outages, which all happen at the sam
 
 import json
 import os
-import shlex
 import signal
 import socket
 import sqlite3
@@ -24,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from harness import toy_training
+from harness.heads import ROOT, TINY, Head
 from harness.mlflow_server import Server
 from harness.toy_training import DRAIN_S, EXPERIMENT, LEFT, LOG, MORE, MORE_POINTS, STOP, child_of
 from mlflow import MlflowClient
@@ -35,7 +35,6 @@ from scalablevit.tracking.shipper import LIVE_WITHIN_MS, REFUSED, remembered
 from scalablevit.tracking.spool import count_lines, open_runs, read_lines
 from scalablevit.tracking.tags import UID
 
-ROOT = Path(__file__).resolve().parents[2]
 OUTAGE_S = float(os.environ.get("SCALABLEVIT_OUTAGE_S", "45"))
 BEFORE_S = AFTER_S = 10.0
 KILL_AFTER_S = 5.0
@@ -46,7 +45,7 @@ SLOW_PERIOD_S = 0.25
 START_LIMIT_S = 240
 BAR_MS = 5.0
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.long
 
 
 # --- four outages at once ---
@@ -259,8 +258,10 @@ each_outage = pytest.mark.parametrize(
     ],
 )
 limited = pytest.mark.timeout(OUTAGE_S + 900)
+rotating = pytest.mark.rotating("outages", 120)
 
 
+@rotating
 @limited
 @each_outage
 def test_an_outage_loses_and_doubles_nothing(
@@ -293,6 +294,7 @@ def test_an_outage_loses_and_doubles_nothing(
     assert points(client, child, "loss") == [(n, 1_000 + n, n / 7) for n in range(MORE_POINTS)]
 
 
+@rotating
 @limited
 @each_outage
 def test_training_goes_on_as_fast_as_before(
@@ -319,6 +321,7 @@ def test_training_goes_on_as_fast_as_before(
     record_property(f"p99 < {BAR_MS:g} ms in it", "met" if added["in it"][1] < BAR_MS else "MISSED")
 
 
+@rotating
 @limited
 @each_outage
 def test_a_driver_killed_in_the_outage_loses_nothing(outage: str, cases: dict[str, Case]) -> None:
@@ -341,58 +344,39 @@ STEPS = 400
 
 
 @pytest.fixture
-def on_a_head(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
-    """Starts a driver on a Ray head of its own; its root is `tmp_path / "root"`, its output `tmp_path / "output"`."""
-    root = tmp_path / "root"
-    head = partial(subprocess.run, check=True, timeout=180, capture_output=True, text=True)
-    command = [sys.executable, str(ROOT / "infra" / "head.py")]
-    head([*command, "start", "--num-cpus", "2", "--root", str(root)])
+def start_driver(head: Head, tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Starts a driver; its root is `tmp_path / "root"`, its output `tmp_path / "output"`."""
+    environment = head.environment()
     drivers: list[subprocess.Popen[bytes]] = []
-    try:
-        exports = head([*command, "env", "--root", str(root)]).stdout
-        words = [word for line in exports.splitlines() if line.startswith("export ") for word in shlex.split(line)[1:]]
-        here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment = here | dict(word.split("=", 1) for word in words)
 
-        def start(uri: str) -> "subprocess.Popen[bytes]":
-            overrides = [
-                *(f"tracking.uri={uri}", "cluster.workers=1", f"stages.pretrain.training.steps={STEPS}"),
-                "stages.pretrain.training.evaluate_every={steps: 100}",
-                "stages.pretrain.training.checkpoint_every={steps: 20}",
-            ]
-            with (tmp_path / "output").open("wb") as output:
-                drivers.append(
-                    subprocess.Popen(
-                        [
-                            *(sys.executable, "pipelines/pretrain.py", "--recipe", "tests/end_to_end/tiny.yaml"),
-                            *("--root", str(root), *overrides),
-                        ],
-                        cwd=ROOT,
-                        env=environment,
-                        stdout=output,
-                        stderr=output,
-                    )
-                )
-            return drivers[-1]
+    def start(uri: str) -> "subprocess.Popen[bytes]":
+        arguments = [
+            *("--recipe", str(TINY), "--root", str(tmp_path / "root"), f"tracking.uri={uri}", "cluster.workers=1"),
+            f"stages.pretrain.training.steps={STEPS}", "stages.pretrain.training.evaluate_every={steps: 100}",
+            "stages.pretrain.training.checkpoint_every={steps: 20}",
+        ]  # fmt: skip
+        with (tmp_path / "output").open("wb") as output:
+            drivers.append(subprocess.Popen([sys.executable, "pipelines/pretrain.py", *arguments], cwd=ROOT,
+                                            env=environment, stdout=output, stderr=output))  # fmt: skip
+        return drivers[-1]
 
-        yield start
-    finally:
-        for driver in drivers:
-            driver.kill()
-            driver.wait(timeout=30)
-        head([*command, "stop", "--root", str(root)])
+    yield start
+    for driver in drivers:
+        driver.kill()
+        driver.wait(timeout=30)
 
 
 @pytest.mark.ray
+@pytest.mark.rotating("job killed in an outage", 170)
 @pytest.mark.timeout(1800)
 @pytest.mark.row("Tracking: a job killed while MLflow is away, from its start on")
 def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
-    on_a_head: Callable[[str], "subprocess.Popen[bytes]"], tmp_path: Path
+    start_driver: Callable[[str], "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:
     root, output = tmp_path / "root", tmp_path / "output"
     (tmp_path / "server").mkdir()
     server = Server(tmp_path / "server")
-    driver = on_a_head(server.uri)
+    driver = start_driver(server.uri)
     wait_for(lambda: trained(root) and any(root.glob("runs/*/checkpoints/*/manifest.json")), 300, driver)
     driver.kill()
     driver.wait(timeout=30)
@@ -409,7 +393,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         steps_there = [step for run in first.values() for step, _, _ in points(client, run, "train/loss")]
         assert steps_there == trained(root)
 
-        driver = on_a_head(server.uri)
+        driver = start_driver(server.uri)
         assert driver.wait(timeout=600) == 0, output.read_text()
         assert "resumed at step" in output.read_text()
         assert "tiny-pretrain v1 @candidate" in output.read_text()

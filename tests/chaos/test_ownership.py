@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.heads import TINY, Head, output_of
 
 from scalablevit.jobs import lease
 from scalablevit.jobs.lease import FILE, LOCK, STALE_S
@@ -287,50 +288,33 @@ def test_what_storage_without_locks_cannot_prevent_ends_with_the_next_renewal(st
     assert claim_of(tmp_path)["process"] == slow.pid
 
 
-def head(verb: str, root: Path) -> str:
-    command = [sys.executable, str(REPOSITORY / "infra" / "head.py"), verb, "--root", str(root)]
-    return subprocess.run(command, check=True, timeout=150, text=True, capture_output=True).stdout
-
-
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.rotating("two jobs at once", 60)
 @pytest.mark.timeout(900)
-def test_of_two_jobs_started_at_once_one_says_that_the_other_has_the_run(tmp_path: Path):
+def test_of_two_jobs_started_at_once_one_says_that_the_other_has_the_run(head: Head, tmp_path: Path):
     """The scripts that users start, on one head; then the one that runs is interrupted."""
     root = tmp_path / "root"
     root.mkdir()
-    head("start", root)
-    logs = [(tmp_path / f"{number}.log").open("w") for number in range(2)]
-    jobs: list[subprocess.Popen[bytes]] = []
+    arguments = ["--root", str(root), "--recipe", str(TINY), "cluster.workers=1", "cluster.cpus_per_worker=0.5",
+                 "stages.pretrain.training.steps=100000"]  # fmt: skip
+    jobs = [head.start("pretrain", *arguments) for _ in range(2)]
     try:
-        exports = (
-            line.removeprefix("export ").partition("=") for line in head("env", root).splitlines() if "=" in line
-        )
-        environment = {**os.environ, **{name: value.strip("'\"") for name, _, value in exports}}
-        command = [
-            sys.executable, str(REPOSITORY / "pipelines" / "pretrain.py"), "--root", str(root), "--recipe",
-            str(REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"), "cluster.workers=1", "cluster.cpus_per_worker=0.5",
-            "stages.pretrain.training.steps=100000",
-        ]  # fmt: skip
-        jobs += [subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) for log in logs]
         end = time.monotonic() + 300
         while all(job.poll() is None for job in jobs):
-            assert time.monotonic() < end, [Path(log.name).read_text() for log in logs]
+            assert time.monotonic() < end, [output_of(job, 1) for job in jobs]
             time.sleep(0.5)
         loser = next(number for number, job in enumerate(jobs) if job.returncode is not None)
-        said = Path(logs[loser].name).read_text()
-        assert jobs[loser].returncode == 2 and "Traceback" not in said, said
-        assert f"belongs to process {jobs[1 - loser].pid} on {socket.gethostname()} since" in said, said
-        assert jobs[1 - loser].poll() is None
-        jobs[1 - loser].send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            jobs[1 - loser].wait(150)
-        assert jobs[1 - loser].returncode == 130, Path(logs[1 - loser].name).read_text()
+        winner = jobs[1 - loser]
+        refusal = output_of(jobs[loser])
+        assert jobs[loser].returncode == 2 and "Traceback" not in refusal, refusal
+        assert f"belongs to process {winner.pid} on {socket.gethostname()} since" in refusal, refusal
+        assert winner.poll() is None
+        winner.send_signal(signal.SIGINT)
+        output = output_of(winner, limit_s=150)
+        assert winner.returncode == 130, output
         assert [json.loads(file.read_text()) for file in (root / "runs").glob(f"*/{FILE}")] in ([{}], [{}, {}])
     finally:
         for job in jobs:
             job.kill()
             job.wait()
-        for log in logs:
-            log.close()
-        head("stop", root)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import select
 import signal
 import struct
@@ -22,14 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.heads import ROOT, Head, title_of
 from scalablevit.tracking.shipper import PROGRESS
 from scalablevit.tracking.spool import read_lines
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
 from scalablevit.training.storage import START_NOTE
 
-ROOT = Path(__file__).resolve().parents[2]
-HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
 WAIT_S = 400
 """Longest wait for the next moment or the end of a job: on a very busy machine a start takes minutes."""
 SET_UP = "ray::execute."
@@ -41,53 +39,6 @@ Target = Literal["worker", "driver", "controller"]
 Phase = Literal["start-up", "step", "save", "evaluation"]
 TITLES = {"worker": ("RayTrainWorker", SET_UP), "controller": ("TrainController",)}
 """Ray names a process after the actor in it, or after the call that it is in."""
-
-
-class Head:
-    """A Ray head of its own in a folder, with the data that all jobs read and one MLflow database for them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.data = root / "data"
-        self.database = f"sqlite:///{root}/mlflow.db"
-
-    def command(self, verb: str, *options: str) -> str:
-        """Run infra/head.py."""
-        return subprocess.run([*HEAD, verb, *options, "--root", str(self.root)], check=True, timeout=180, text=True,
-                              capture_output=True).stdout  # fmt: skip
-
-    def environment(self) -> dict[str, str]:
-        """What leads a driver to this head."""
-        exports = (line.removeprefix("export ") for line in self.command("env").splitlines() if "=" in line)
-        pairs = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in exports)}
-        return {**os.environ, **pairs}
-
-    def actors(self, *titles: str) -> set[int]:
-        """Ids of this head's processes with one of these in their title."""
-        mark = f"SCALABLEVIT_HEAD_ID={self._record()['id']}".encode()
-        found = set()
-        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-            with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-                title = title_of(pid)
-                if any(each in title for each in titles) and mark in Path(f"/proc/{pid}/environ").read_bytes().split(
-                    b"\0"
-                ):
-                    found.add(pid)
-        return found
-
-    def ranks(self) -> dict[int, int]:
-        """Rank by process id of all workers that ever began to train, by the logs of Ray Train's controllers."""
-        logs = Path(self._record()["temp_dir"], "session_latest", "logs", "train")
-        said = "".join(path.read_text() for path in logs.glob("ray-train-sys-controller-*.log"))
-        return {int(pid): int(rank) for pid, rank in re.findall(r"pid=(\d+)\) world_rank=(\d+)", said)}
-
-    def _record(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / "head.json").read_text()))
-
-
-def title_of(pid: int) -> str:
-    """What a process calls itself."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
 
 
 class Watch:
@@ -354,8 +305,13 @@ class Job:
 
 
 def sums(job: Job) -> dict[str, str]:
+    """`sums_of` a job's run."""
+    return sums_of(job.folder)
+
+
+def sums_of(folder: Path) -> dict[str, str]:
     """SHA-256 over names, types, shapes and bytes of all tensors of the newest checkpoint, by file, with its step."""
-    found = CheckpointStore(str(job.folder)).newest()
+    found = CheckpointStore(str(folder)).newest()
     assert found is not None
     digests = {"step": str(found[1].step)}
     for stem, tensors in sorted(found[1].files.items()):

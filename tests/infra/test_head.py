@@ -119,6 +119,8 @@ def test_start_use_and_stop(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.rotating("dead head", 35)
 @pytest.mark.timeout(400)
 def test_a_dead_head_is_replaced(root: Path) -> None:
     assert head(root, "start", "--num-cpus", "1").returncode == 0

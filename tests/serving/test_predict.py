@@ -23,7 +23,7 @@ from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.network import Trained
 from scalablevit.serving.outputs import Detections
-from scalablevit.serving.predict import Job, predict_here, predict_on_ray
+from scalablevit.serving.predict import Job, predict_here
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
@@ -279,23 +279,15 @@ def test_a_users_mistake_is_exit_code_2(arguments, said, root, images, tmp_path)
 
 
 @pytest.mark.ray
-def test_a_cluster_answers_as_this_process_does(root, images, tmp_path):
+def test_a_cluster_answers_as_this_process_does(driver, root, images, tmp_path):
     """Through Ray Data, in order, bad ones too."""
-    import ray
-
-    from scalablevit.jobs.cluster import PACKAGE
-
     (images / "page.png").write_text("<html>")
     names = ["0.jpg", "2.jpg", "page.png", "sub/1.jpg", "sub/3.jpg"]
     stage = stage_of("segment")
     classes = open_source(stage.data, "val", root).classes
     weights = str(root / "runs" / "toy-segment-0" / "model" / "weights.safetensors")
     jobs = [Job(stage.model_dump_json(), classes, weights, str(images), str(tmp_path / out)) for out in ("a", "b")]
-    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(PACKAGE)]})
-    try:
-        far = list(predict_on_ray(jobs[0], names, 2))
-    finally:
-        ray.shutdown()
+    far = driver.call("harness.driving", "predict_on_cluster", jobs[0], names, 2)
     assert far == list(predict_here(jobs[1], names)) and [name for name, _ in far] == names
     masks = [{p.name: p.read_bytes() for p in (Path(asdict(job)["out"]) / "masks").rglob("*.png")} for job in jobs]
     assert masks[0] == masks[1] and len(masks[0]) == 4

@@ -190,20 +190,12 @@ def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, 
 
 
 @pytest.mark.ray
-def test_a_cluster_scores_as_this_process_does(registry, monkeypatch):
+def test_a_cluster_scores_as_this_process_does(driver, registry):
     """On a node with the recipe's resources of one worker."""
-    import ray
-
-    from scalablevit.jobs.cluster import PACKAGE
     from scalablevit.serving.gate import figure_of
 
     found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
     stage = promote._on_same_data(found, promote._resolve(found, [], registry))
     here = promote._contend(found, stage, registry)
-    ray.init(address="local", num_cpus=2, runtime_env={"py_modules": [str(PACKAGE)]})
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    try:
-        there = promote._contend(found, stage, registry)
-    finally:
-        ray.shutdown()
-    assert figure_of(there.score) == figure_of(here.score)
+    there = driver.call("harness.driving", "score_on_cluster", "models:/toy-segment/1", registry)
+    assert figure_of(there) == figure_of(here.score)

@@ -1,116 +1,30 @@
 """Searches through Ray Tune on a real head: what is tracked, what fails, what a kill leaves, what stays behind."""
 
 import csv
-import itertools
 import json
-import multiprocessing
-import os
 import random
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import searching
+from harness.driving import Done, Driver
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.tracking.spool import read_lines
 
-ROOT = Path(__file__).resolve().parents[2]
-HEAD = [sys.executable, str(ROOT / "infra" / "head.py")]
-SEARCH_S = 700
-
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
-
-class Head:
-    """A head with its platform root."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def command(self, verb: str) -> str:
-        return subprocess.run([*HEAD, verb, "--root", str(self.root)], check=True, timeout=120, text=True,
-                              capture_output=True).stdout  # fmt: skip
-
-    def environment(self) -> dict[str, str]:
-        exports = (line.removeprefix("export ") for line in self.command("env").splitlines() if "=" in line)
-        pairs = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in exports)}
-        ray = json.loads((self.root / "head.json").read_text())
-        return {**os.environ, **pairs, "RAY_ADDRESS": ray["address"]}
-
-    def start(self, space: Path, *arguments: str, root: Path) -> "subprocess.Popen[str]":
-        """`pipelines/tune.py` as a process of its own."""
-        command = [sys.executable, str(ROOT / "pipelines" / "tune.py"), "--space", str(space),
-                   "--root", str(root), *arguments]  # fmt: skip
-        return subprocess.Popen(command, env=self.environment(), text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, cwd=self.root)  # fmt: skip
-
-    def search(self, space: Path, *arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
-        """The same, to its end."""
-        process = self.start(space, *arguments, root=root)
-        try:
-            output = process.communicate(timeout=SEARCH_S)[0]
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, output)
-
-
-Tune = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    place = Head(tmp_path_factory.mktemp("head"))
-    place.command("start")
-    try:
-        yield place
-    finally:
-        place.command("stop")
-
-
-Call = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def driver(head: Head) -> Iterator[Call]:
-    """A process that makes one search after another: calls a function of `searching` there, by its name."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=searching.serve, args=(there, head.environment()))
-    process.start()
-    there.close()
-
-    numbers = itertools.count()
-
-    def call(function: str, *arguments: Any, limit_s: float = SEARCH_S) -> Any:
-        number = next(numbers)
-        here.send((number, function, arguments))
-        end = time.monotonic() + limit_s
-        while here.poll(max(0.0, end - time.monotonic())):
-            answered, answer = here.recv()
-            if answered == number:  # else what an earlier test did not wait for
-                return answer
-        raise AssertionError(f"no answer to {function} within {limit_s:.0f} s")
-
-    try:
-        yield call
-    finally:
-        process.kill()  # Ray's handler of SIGTERM stays behind in it
-        process.join(30)
+Search = Callable[..., Done]
 
 
 @pytest.fixture
-def search(driver: Call, tmp_path: Path) -> Tune:
-    """`pipelines/tune.py` to its end, in that process."""
+def search(driver: Driver, tmp_path: Path) -> Search:
+    """`pipelines/tune.py` to its end."""
 
-    def run(space: Path, *arguments: str, root: Path = tmp_path) -> "subprocess.CompletedProcess[str]":
-        given = ["--space", str(space), "--root", str(root), *arguments]
-        code, output = driver("search", given)
-        return subprocess.CompletedProcess(given, code, output)
+    def run(space: Path, *arguments: str, root: Path = tmp_path) -> Done:
+        return driver.script("tune", "--space", str(space), "--root", str(root), *arguments)
 
     return run
 
@@ -134,18 +48,17 @@ def steps_trained(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, search, write_space, tmp_path):
+def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(search, write_space, tmp_path):
     import mlflow
 
-    done = head.search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
-                                   scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}),
-                       root=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    done = search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
+                              scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}))  # fmt: skip
+    assert done.code == 0, done.output
     folder, table = folder_of(tmp_path), rows(tmp_path)
     values = json.loads((folder / "trials.json").read_text())
     assert len(table) == len(values) == 5
     statuses = {row["status"] for row in table}
-    assert "finished" in statuses <= {"finished", "stopped"}, done.stdout
+    assert "finished" in statuses <= {"finished", "stopped"}, done.output
     for row, drawn in zip(table, values, strict=True):
         trained = (folder / "trials" / f"{int(row['trial']):04d}" / "recipe.yaml").read_text()
         assert f"lr: {drawn['optimizer.lr']!r}" in trained, "the recipe that was trained has what was drawn"
@@ -184,33 +97,33 @@ def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(head, sear
 
     again = search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
                                scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}))  # fmt: skip
-    assert again.returncode == 0 and "already finished" in again.stdout and rows(tmp_path) == table
+    assert again.code == 0 and "already finished" in again.output and rows(tmp_path) == table
 
 
 def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(search, write_space, tmp_path):
     space = write_space(searcher="grid", budget={}, parameters={
         "optimizer.lr": {"choice": [1e-3, 10.0, 2e-3]}})  # fmt: skip
     done = search(space, "optimizer.weight_decay=1", "--no-retrain")
-    assert done.returncode == 0, done.stdout
+    assert done.code == 0, done.output
     table = rows(tmp_path)
     assert [row["status"] for row in table] == ["finished", "failed", "finished"], table
     assert "not finite" in table[1]["reason"]
-    assert f"trial 1: {table[1]['reason']}" in done.stdout
+    assert f"trial 1: {table[1]['reason']}" in done.output
 
 
 def test_if_all_fail_it_says_why_and_ends_with_1(search, write_space, tmp_path):
     space = write_space(searcher="grid", budget={}, parameters={"optimizer.lr": {"choice": [9.0, 10.0]}})
     done = search(space, "optimizer.weight_decay=1")
-    assert done.returncode == 1, done.stdout
-    assert "none of 2 trials came to an evaluation" in done.stdout and "not finite" in done.stdout
-    assert "Traceback" not in done.stdout
+    assert done.code == 1, done.output
+    assert "none of 2 trials came to an evaluation" in done.output and "not finite" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_trials_of_two_workers_run_ray_train_inside_tune(driver, search, write_space, tmp_path):
     space = write_space(resources={"workers": 2, "cpus_per_worker": 1}, budget={"trials": 3},
                         scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2})  # fmt: skip
     done = search(space, "--no-retrain")
-    assert done.returncode == 0, done.stdout
+    assert done.code == 0, done.output
     assert len(rows(tmp_path)) == 3 and all(row["status"] in ("finished", "stopped") for row in rows(tmp_path))
     nothing_is_left(driver)
 
@@ -218,7 +131,7 @@ def test_trials_of_two_workers_run_ray_train_inside_tune(driver, search, write_s
 def test_population_based_training_copies_from_others(driver, search, write_space, tmp_path):
     space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 4})
     done = search(space, "--no-retrain")
-    assert done.returncode == 0, done.stdout
+    assert done.code == 0, done.output
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
     segments = sorted(path.relative_to(folder_of(tmp_path)) for path in folder_of(tmp_path).glob("trials/*/segment-*"))
     assert len(segments) > 4, "no trial took over another's weights"
@@ -227,19 +140,23 @@ def test_population_based_training_copies_from_others(driver, search, write_spac
     nothing_is_left(driver)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("trials", "kills"), [(8, 2), pytest.param(20, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    ("trials", "kills"),
+    [pytest.param(8, 2, marks=pytest.mark.rotating("killed search", 150)), pytest.param(20, 5)],
 )
 def test_killed_again_and_again_it_ends_with_the_same_table(head, driver, search, write_space, tmp_path, trials, kills):
     """The driver of a seeded random search, killed with SIGKILL at random moments and resumed."""
     space = write_space(budget={"trials": trials})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert (done := search(space, "--no-retrain", root=whole)).returncode == 0, done.stdout
+    assert (done := search(space, "--no-retrain", root=whole)).code == 0, done.output
     seed = random.randrange(10**6)
     print(f"moments of the kills from seed {seed}")
     moments, at_kills = random.Random(seed), []
     for number in range(kills):
-        process = head.start(space, "--no-retrain", *(["--resume"] if number else []), root=killed)
+        process = head.start("tune", "--space", str(space), "--root", str(killed), "--no-retrain",
+                             *(["--resume"] if number else []))  # fmt: skip
         # spread over the search, and at any moment of the trials that then run
         wait_for_trials(killed, process, ended_at_least=int(trials * (number + moments.random()) / (kills + 1)))
         time.sleep(moments.uniform(0, 3))
@@ -248,7 +165,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(head, driver, search
         at_kills.append(ended(killed))
         print(f"kill {number + 1}: {len(at_kills[-1])} trials had ended")
     last = search(space, "--no-retrain", "--resume", root=killed)
-    assert last.returncode == 0, last.stdout
+    assert last.code == 0, last.output
     assert rows(killed) == rows(whole)
     trained = steps_trained(folder_of(killed))
     assert len(trained) == trials
@@ -273,11 +190,11 @@ def wait_for_trials(root: Path, process: "subprocess.Popen[str]", ended_at_least
         time.sleep(0.05)
 
 
-def nothing_is_left(driver: Call) -> None:
+def nothing_is_left(driver: Driver) -> None:
     """No placement group, actor or process of a search, by Ray's state API and the machine's list of processes."""
     deadline = time.monotonic() + 60
     while True:
-        state = driver("state", limit_s=120)
+        state = driver.cluster_state()
         left = [group for group in state["groups"] if group != "REMOVED"]
         # one for the whole cluster, which Ray Train keeps between jobs
         left += [actor for actor in state["actors"] if actor != "_AutoscalingCoordinatorActor"]
@@ -290,21 +207,21 @@ def nothing_is_left(driver: Call) -> None:
 def test_what_does_not_fit_is_refused_with_the_arithmetic(search, write_space):
     space = write_space(concurrency=3, resources={"workers": 1, "cpus_per_worker": 1})
     done = search(space, "--no-retrain")
-    assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
-    assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.stdout
+    assert done.code == 2 and "Traceback" not in done.output, done.output
+    assert "room for 2 trials at once, and 3 are asked for, each of 1 worker(s) x (1 CPU, 0 GPU)" in done.output
 
 
 @pytest.mark.long
 def test_what_the_wall_time_interrupts_goes_on_when_resumed(search, write_space, tmp_path):
     space = write_space(budget={"trials": 240})
     first = search(space, "space.budget.wall_minutes=1", "--no-retrain")
-    assert first.returncode == 0, first.stdout
+    assert first.code == 0, first.output
     early = rows(tmp_path)
     statuses = [row["status"] for row in early]
     assert "finished" in statuses and "waiting" in statuses, statuses
     assert set(statuses) <= {"finished", "unfinished", "waiting"}
     second = search(space, "--no-retrain", "--resume")
-    assert second.returncode == 0, second.stdout
+    assert second.code == 0, second.output
     late = rows(tmp_path)
     assert {row["status"] for row in late} == {"finished"}
     assert [row for row in late if row["trial"] in {old["trial"] for old in early if old["status"] == "finished"}] == [
