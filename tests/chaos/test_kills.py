@@ -35,6 +35,7 @@ from harness.killing import (
     sums_of,
 )
 from harness.ranks import Attempt, run_attempts
+from harness.stages import data_and_task
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs.resolve import resolve
@@ -50,44 +51,19 @@ controller_kills = pytest.mark.row("Kills: Ray Train's controller, result bit fo
 set_up_kills = pytest.mark.row("Kills: a worker while the process group is set up, result bit for bit")
 
 SHAPES = {"train_images": 96, "val_images": 24, "image_size": 64}
-CLASSIFICATION: dict[str, Any] = {
-    "data": {
-        "source": "image_folder", "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
-        "image_size": 32, "eval_resize": 32, "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25,
-        "repeated_augmentation": 3,
-    },
-    "task": {"kind": "classification", "label_smoothing": 0.1},
-    "training": {"steps": 180, "global_batch_size": 16,
-                 "evaluate_every": {"steps": 20}, "checkpoint_every": {"steps": 5}},
+RANDOM = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "repeated_augmentation": 3}
+"""Of the classification: everything that can be random."""
+TRAINING: dict[str, dict[str, Any]] = {
+    "classification": {"steps": 180, "global_batch_size": 16, "evaluate_every": {"steps": 20},
+                       "checkpoint_every": {"steps": 5}},
+    "segmentation": {"steps": 90, "global_batch_size": 8, "evaluate_every": {"steps": 12},
+                     "checkpoint_every": {"steps": 4}},
+    "detection": {"steps": 54, "global_batch_size": 8, "evaluate_every": {"steps": 9},
+                  "checkpoint_every": {"steps": 3}},
 }  # fmt: skip
-SEGMENTATION: dict[str, Any] = {
-    "data": {
-        "source": "mask_pairs", "classes": "segmentation/classes.txt",
-        "train": {"images": "segmentation/images/train", "masks": "segmentation/annotations/train"},
-        "val": {"images": "segmentation/images/val", "masks": "segmentation/annotations/val"},
-        "short_side": 64, "long_side": 64, "crop_size": 64,
-    },
-    "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
-    "training": {"steps": 90, "global_batch_size": 8,
-                 "evaluate_every": {"steps": 12}, "checkpoint_every": {"steps": 4}},
-}  # fmt: skip
-DETECTION: dict[str, Any] = {
-    "data": {
-        "source": "coco",
-        "train": {"images": "detection/train", "annotations": "detection/annotations/instances_train.json"},
-        "val": {"images": "detection/val", "annotations": "detection/annotations/instances_val.json"},
-        "short_side": 64, "long_side": 64, "train_short_sides": [48, 64],
-    },
-    "task": {
-        "kind": "detection", "head": "mask_rcnn", "neck_channels": 16, "head_channels": 16, "anchor_size": 8,
-        "proposals": 20, "roi_samples": 16, "max_detections": 5,
-    },
-    "training": {"steps": 54, "global_batch_size": 8, "evaluate_every": {"steps": 9}, "checkpoint_every": {"steps": 3}},
-}  # fmt: skip
-TASKS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "detection": DETECTION}
 RUNS = [
     *(pytest.param(task, 2, number, kills, marks=[] if number else [pytest.mark.rotating(f"kills, {task}", 170)])
-      for number, kills in enumerate((2, 4, 4, 5)) for task in TASKS),
+      for number, kills in enumerate((2, 4, 4, 5)) for task in TRAINING),
     pytest.param("classification", 3, 0, 5),
 ]  # fmt: skip
 """Task, workers, number and kills of each run."""
@@ -107,14 +83,14 @@ class Lab:
 
     def recipe(self, task: str, workers: int) -> dict[str, Any]:
         """As a user writes it; everything that can be random is."""
-        base = TASKS[task]
+        base = data_and_task(task, str(self.head.data))
+        base["data"] |= {"shapes": SHAPES, **(RANDOM if task == "classification" else {})}
         return {
             "name": f"killed-{task}",
-            "data": {"root": str(self.head.data), "shapes": SHAPES, **base["data"]},
+            **base,
             "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
-            "task": base["task"],
             "optimizer": {"lr": 1e-3, "clip_norm": 5.0},
-            "training": {**base["training"], "ema_decay": 0.9, "log_every_steps": 1},
+            "training": {**TRAINING[task], "ema_decay": 0.9, "log_every_steps": 1},
             "cluster": {"workers": workers, "cpus_per_worker": 1 if workers < 3 else 0.5, "max_failures": 100},
         }
 

@@ -44,8 +44,9 @@ def test_without_room_they_follow_each_other(stages):
     assert names(groups(stages, lambda group: len(group) == 1)) == [["pretrain"], ["segment"], ["detect"]]
 
 
-def test_room_is_counted_worker_by_worker(stages):
-    segment, detect = stages[1].stage, stages[2].stage  # two workers of half a CPU each
+def test_room_is_counted_worker_by_worker():
+    halves = ["cluster.cpus_per_worker=0.5", "cluster.workers=2"]
+    segment, detect = list(load_recipe(TINY, halves).stages.values())[1:]
     assert fit_together([segment, detect], [{"CPU": 2.0}])
     assert fit_together([segment, detect], [{"CPU": 1.0}, {"CPU": 1.0}])
     assert not fit_together([segment, detect], [{"CPU": 1.9}])

@@ -1,11 +1,11 @@
 """A small real data set on disk, and stages on it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.stages import Sections, checked, data_and_task, merged
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.recipe import Stage
@@ -14,10 +14,19 @@ from scalablevit.data.shapes import write_shapes
 MakeStage = Callable[..., Stage]
 
 
-def merged(base: dict[str, dict[str, Any]], sections: dict[str, dict[str, Any]]) -> Stage:
-    """The stage of `base` with sections updated."""
-    names = [*base, *(name for name in sections if name not in base)]
-    return Stage.model_validate_json(json.dumps({n: {**base.get(n, {}), **sections.get(n, {})} for n in names}))
+def maker(kind: str, root: Path, training: dict[str, Any]) -> MakeStage:
+    """Builds a stage from section overrides, such as `training={"steps": 3}`."""
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        base: Sections = {
+            **data_and_task(kind, str(root)),
+            "model": {"name": "scalablevit_tiny"},
+            "optimizer": {"lr": 1e-3},
+            "training": training,
+        }
+        return checked(merged(base, sections))
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -30,77 +39,22 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_stage(shapes: Path) -> MakeStage:
-    """Builds a classification stage from section overrides, such as `training={"steps": 3}`."""
-
-    def make(**sections: dict[str, Any]) -> Stage:
-        base: dict[str, dict[str, Any]] = {
-            "data": {
-                "source": "image_folder",
-                "root": str(shapes),
-                "train": {"images": "classification/train"},
-                "val": {"images": "classification/val"},
-                "image_size": 32,
-                "eval_resize": 32,
-            },
-            "model": {"name": "scalablevit_tiny"},
-            "task": {"kind": "classification"},
-            "optimizer": {"lr": 1e-3},
-            "training": {"steps": 6, "global_batch_size": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3},
-        }
-        return merged(base, sections)
-
-    return make
+    """Classification; nothing is mixed unless a test says so."""
+    training = {"steps": 6, "global_batch_size": 13, "evaluate_every": {"steps": 4}, "log_every_steps": 3}
+    make = maker("classification", shapes, training)
+    plain = {"data": {"mixup": 0.0}, "task": {"label_smoothing": 0.0}}
+    return lambda **sections: make(**merged(plain, sections))
 
 
 @pytest.fixture(scope="session")
 def make_segmentation(shapes: Path) -> MakeStage:
-    """Builds a segmentation stage on the same data."""
-
-    def make(**sections: dict[str, Any]) -> Stage:
-        base: dict[str, dict[str, Any]] = {
-            "data": {
-                "source": "mask_pairs",
-                "root": str(shapes),
-                "train": {"images": "segmentation/images/train", "masks": "segmentation/annotations/train"},
-                "val": {"images": "segmentation/images/val", "masks": "segmentation/annotations/val"},
-                "classes": "segmentation/classes.txt",
-                "short_side": 64,
-                "long_side": 64,
-                "crop_size": 64,
-            },
-            "model": {"name": "scalablevit_tiny"},
-            "task": {"kind": "segmentation", "head": "semantic_fpn", "neck_channels": 16, "head_channels": 16},
-            "optimizer": {"lr": 1e-3},
-            "training": {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
-        }
-        return merged(base, sections)
-
-    return make
+    """Segmentation on the same data."""
+    training = {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2}
+    return maker("segmentation", shapes, training)
 
 
 @pytest.fixture(scope="session")
 def make_detection(shapes: Path) -> MakeStage:
-    """Builds a detection stage on the same data."""
-
-    def make(**sections: dict[str, Any]) -> Stage:
-        base: dict[str, dict[str, Any]] = {
-            "data": {
-                "source": "coco",
-                "root": str(shapes),
-                "train": {"images": "detection/train", "annotations": "detection/annotations/instances_train.json"},
-                "val": {"images": "detection/val", "annotations": "detection/annotations/instances_val.json"},
-                "short_side": 64,
-                "long_side": 64,
-                "train_short_sides": [48, 64],
-            },
-            "model": {"name": "scalablevit_tiny"},
-            "task": {
-                "kind": "detection", "head": "mask_rcnn", "neck_channels": 16, "head_channels": 16, "anchor_size": 8,
-                "proposals": 20, "roi_samples": 16, "max_detections": 5,
-            },
-            "optimizer": {"lr": 1e-3},
-            "training": {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2},
-        }  # fmt: skip
-        return merged(base, sections)
-
-    return make
+    """Detection on the same data."""
+    training = {"steps": 4, "global_batch_size": 6, "evaluate_every": {"steps": 4}, "log_every_steps": 2}
+    return maker("detection", shapes, training)

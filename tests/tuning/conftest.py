@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.stages import data_and_task
 
 from scalablevit.config.space import Search
 from scalablevit.config.space_loading import load_search
@@ -13,8 +14,7 @@ from scalablevit.config.space_loading import load_search
 RECIPE = {
     "name": "toy",
     "data": {
-        "source": "image_folder", "root": "toy-data", "train": {"images": "classification/train"},
-        "val": {"images": "classification/val"}, "image_size": 32, "eval_resize": 32,
+        **data_and_task("classification", "toy-data")["data"], "mixup": 0.0,
         "shapes": {"train_images": 64, "val_images": 21, "image_size": 64},
     },
     "model": {"name": "scalablevit_tiny"},
