@@ -17,6 +17,8 @@ from scalablevit.tracking.spool import read_lines
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 Search = Callable[..., Done]
+KEPT_BY_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker"}
+"""Actors of Ray Train and Ray Data for the whole cluster, which stay between jobs."""
 
 
 @pytest.fixture
@@ -196,8 +198,7 @@ def nothing_is_left(driver: Driver) -> None:
     while True:
         state = driver.cluster_state()
         left = [group for group in state["groups"] if group != "REMOVED"]
-        # one for the whole cluster, which Ray Train keeps between jobs
-        left += [actor for actor in state["actors"] if actor != "_AutoscalingCoordinatorActor"]
+        left += [actor for actor in state["actors"] if actor not in KEPT_BY_RAY]
         if not left:
             return
         assert time.monotonic() < deadline, state
