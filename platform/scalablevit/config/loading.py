@@ -3,23 +3,35 @@
 import difflib
 import hashlib
 import json
+import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scalablevit.config import strict_yaml
-from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.errors import UserError, UserErrors, masked
+from scalablevit.config.recipe import SOURCES, Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath
 
 SECTIONS = tuple(Stage.model_fields)
 TOP_KEYS = ("name", "tune")
 """Keys of the recipe itself that an override may set."""
 STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
+"""Stage of a file without `stages`, and script that runs such stages, by kind of task."""
+SAME_IN_ALL = (["tracking"], ["tracking", "uri"], ["tracking", "experiment"])
+"""Keys whose value a recipe's stages must share: an override of them goes to all stages."""
+OVERRIDE = "override "
+"""Begins the place of what an override set."""
+ANY_KEY = "*"
+"""Stands for the keys of a section that has no fixed ones."""
+KINDS = (["data", "source"], ["task", "kind"])
+"""Keys that decide which others their section has."""
 
 Places = dict[KeyPath, str]
 """Where each value came from: `file:line` or the override as written."""
@@ -27,19 +39,47 @@ Places = dict[KeyPath, str]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+@dataclass(frozen=True)
+class Scope:
+    """Which stages of a recipe a script runs. Its overrides go to those and to the stages that they start from."""
+
+    script: str = "this script runs"
+    """What errors say before the names of the stages."""
+    kind: str | None = None
+    """Run only the stages of this kind of task; None: of any."""
+    names: tuple[str, ...] = ()
+    """Run only these stages; empty: all."""
+    note: Callable[[str], None] | None = None
+    """Called with a line for each override that does not apply to all stages of the recipe."""
+
+    def runs(self, name: str, stage: Mapping[str, Any]) -> bool:
+        """Whether the script runs a stage, given as plain values."""
+        return (not self.names or name in self.names) and self.kind in (None, _at(stage, "task", "kind"))
+
+
+WHOLE = Scope()
+"""Of a script that runs all stages."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
     """Read, merge and check a recipe.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
-    sections. An override `a.b=value` applies to every stage and beats the file; `stages.<name>.a.b=value` applies to
-    that stage and beats both.
+    sections. An override `a.b=value` beats the file; it applies to the stages that have the key, of those that the
+    script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage and beats both.
+
+    Args:
+        path: the recipe's file.
+        overrides: as written.
+        scope: the stages that the script runs.
 
     Raises:
-        UserError: the file is missing or no YAML, or an override is malformed.
-        UserErrors: everything that breaks the schema, each with file and line or override, value and nearest key.
+        UserError: a lone mistake, or a file that is missing or no YAML.
+        UserErrors: all wrong overrides and everything that breaks the schema, each with file and line or override,
+            value and nearest key.
     """
     raw, places = read_mapping(path, "recipe")
-    return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path))
+    return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path), scope)
 
 
 def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
@@ -51,20 +91,47 @@ def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str]
     return override_recipe({"name": "evaluate", "stages": {name: dict(stage)}}, overrides, {}, origin)
 
 
-def override_recipe(merged: dict[str, Any], overrides: Sequence[str], places: Places, origin: str) -> Recipe:
+def override_recipe(
+    merged: dict[str, Any], overrides: Sequence[str], places: Places, origin: str, scope: Scope = WHOLE
+) -> Recipe:
     """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
 
     Args:
         merged: `name`, `stages` and whatever else stands at the top of the recipe.
+        overrides: as written.
         places: where the values stand; the overrides are added.
         origin: what stands in errors for values without a place.
+        scope: the stages that the script runs.
 
     Raises:
         UserError: as `load_recipe`.
     """
-    for override in overrides:
-        _apply(override, merged, places)
-    return check(Recipe, merged, places, origin)
+    errors: list[UserError] = []
+    parsed = _parse_all(overrides, merged, places, errors)
+    reach = Reach.of(parsed, merged["stages"], scope)
+    for each in parsed:
+        try:
+            _apply(each, reach, merged["stages"], places)
+        except UserError as error:
+            errors += error.errors if isinstance(error, UserErrors) else [error]
+    try:
+        recipe = check(Recipe, merged, places, origin)
+    except UserError as error:
+        errors += error.errors if isinstance(error, UserErrors) else [error]
+    if errors:
+        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+    if scope.note is not None:
+        for line in _summary(parsed, list(recipe.stages), places):
+            scope.note(line)
+    return recipe
+
+
+def _summary(overrides: Sequence["Override"], stages: Sequence[str], places: Places) -> Iterator[str]:
+    """A line for each override that names no stage and does not apply to all of the recipe's."""
+    for each in overrides:
+        names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
+        if each.stage is None and names != list(stages):
+            yield f"{masked(each.text.strip())} applies to: {', '.join(names) or 'no stage (other overrides replace it)'}"
 
 
 def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
@@ -102,7 +169,8 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
                 continue  # it follows from another mistake
             # a union gives an error for each of its types at the same path
             found.setdefault(_key_path(detail, merged), []).append(detail)
-        errors = [_explain(schema, key_path, details, places, name) for key_path, details in found.items()]
+        explained = {key_path: _explain(schema, key_path, details, places, name) for key_path, details in found.items()}
+        errors = [_with_stage(key_path, explained, places) for key_path in explained]
         # one mistake in a shared section shows up in every stage
         distinct = list({str(each): each for each in errors}.values())
         raise UserErrors(distinct) if len(distinct) > 1 else distinct[0] from None
@@ -150,15 +218,40 @@ def _deep_merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
-    """Put one override into the merged recipe."""
-    path, value, where = parse_override(override)
-    if len(path) == 1 and path[0] in TOP_KEYS:
-        merged[path[0]] = value
-        places[tuple(path)] = where
-        return
-    stages: dict[str, Any] = merged["stages"]
-    targets, rest = list(stages), path
+class Override(NamedTuple):
+    """An override of a value within a stage."""
+
+    text: str
+    """As written."""
+    stage: str | None
+    """The stage that it names; None: it names none."""
+    path: list[str]
+    """Within the stage."""
+    value: Any
+    where: str
+    """How errors name it."""
+
+
+def _parse_all(
+    overrides: Sequence[str], merged: dict[str, Any], places: Places, errors: list[UserError]
+) -> list[Override]:
+    """Overrides of stages, those that name one last, since they beat the others; those of the recipe are applied."""
+    parsed = []
+    for override in overrides:
+        try:
+            path, value, where = parse_override(override)
+            if len(path) == 1 and path[0] in TOP_KEYS:
+                merged[path[0]] = value
+                places[tuple(path)] = where
+            else:
+                parsed.append(_for_stages(override, path, value, where, merged["stages"]))
+        except UserError as error:
+            errors.append(error)
+    return sorted(parsed, key=lambda each: each.stage is not None)
+
+
+def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Mapping[str, Any]) -> Override:
+    stage = None
     if path[0] == "stages":
         if len(path) < 3 or path[1] not in stages:
             raise UserError(
@@ -166,16 +259,189 @@ def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
                 where=where,
                 fix="write stages.<name>.<section>.<key>=value",
             )
-        targets, rest = [path[1]], path[2:]
-    if rest[0] not in SECTIONS:
+        stage, path = path[1], path[2:]
+    if path[0] not in SECTIONS:
         raise UserError(
-            f"no section {rest[0]!r}{nearest(rest[0], SECTIONS)}", where=where, fix=f"sections: {', '.join(SECTIONS)}"
+            f"no section {path[0]!r}{nearest(path[0], SECTIONS)}", where=where, fix=f"sections: {', '.join(SECTIONS)}"
         )
-    for stage in targets:
-        put(stages[stage], rest, value, where)
-        claim(places, ("stages", stage, *rest), where, above=2)
-    if path[0] != "stages":
-        places[tuple(rest)] = where
+    return Override(text, stage, path, value, where)
+
+
+def _apply(override: Override, reach: "Reach", stages: dict[str, Any], places: Places) -> None:
+    """Put one override into the stages that it applies to.
+
+    Raises:
+        UserError: it applies to none, or something on the way is no section.
+        UserErrors: it gives several stages a kind that some of them cannot have.
+    """
+    names = reach.targets(override)
+    if override.path in KINDS and len(names) > 1:
+        reach.refuse_misfits(override, names)
+    for name in names:
+        put(stages[name], override.path, override.value, override.where)
+        claim(places, ("stages", name, *override.path), override.where, above=2)
+    if override.stage is None and not set(names).isdisjoint(reach.reached):
+        places[tuple(override.path)] = override.where
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which stages the overrides of a script can apply to."""
+
+    scope: Scope
+    stages: Mapping[str, dict[str, Any]]
+    """All of the recipe, with all overrides on top whether they fit or not: their kinds decide which keys they have."""
+    running: list[str]
+    """Those that the script runs."""
+    reached: list[str]
+    """Those, and the ones that they start from."""
+
+    @classmethod
+    def of(cls, overrides: Sequence[Override], stages: Mapping[str, dict[str, Any]], scope: Scope) -> "Reach":
+        """Work out what a script runs; all stages where it would run none, which the script refuses later."""
+        seen = _preview(overrides, stages, [])
+        running = [name for name in seen if scope.runs(name, seen[name])] or list(seen)
+        seen = _preview(overrides, stages, running)
+        reached = with_parents(running, {name: _at(stage, "model", "init") for name, stage in seen.items()})
+        return cls(scope, _preview(overrides, stages, reached), running, reached)
+
+    def targets(self, override: Override) -> list[str]:
+        """The stages that an override applies to. A key that none has goes where the check finds the nearest key.
+
+        Raises:
+            UserError: only stages that are not reached have the key.
+        """
+        if override.path in SAME_IN_ALL and override.stage is None:
+            return list(self.stages)
+        if override.stage is not None:
+            having = [override.stage]
+        else:
+            having = [name for name, stage in self.stages.items() if _has_key(stage, override.path)]
+        if not having:
+            return self._closest(override.path)
+        targets = [name for name in having if name in self.reached]
+        if not targets:
+            raise self._without_effect(override, having)
+        return targets
+
+    def _closest(self, path: Sequence[str]) -> list[str]:
+        """The stage with the nearest key, first of those that are reached; none in a recipe without stages."""
+        others = [name for name in self.stages if name not in self.reached]
+        ranked = sorted([*self.reached, *others], key=lambda name: -_closeness(self.stages[name], path))
+        return ranked[:1]
+
+    def _without_effect(self, override: Override, having: Sequence[str]) -> UserError:
+        parents = [name for name in self.reached if name not in self.running]
+        what = f"has no effect here: {self.scope.script} {', '.join(self.running)}"
+        if parents:
+            what += f" (starting from {', '.join(parents)})"
+        if override.stage is None:
+            what += f"; {'.'.join(override.path)} is a key of {', '.join(having)}"
+        return UserError(what, where=override.where, fix="leave it out; pipelines/full.py runs all stages")
+
+    def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
+        """Refuse a source that the task of one of several stages cannot take: each of its keys would be wrong.
+
+        Raises:
+            UserErrors: all stages that it does not fit (one: UserError).
+        """
+        misfits = {name: what for name in names if (what := _misfit(self.stages[name])) is not None}
+        fitting = [name for name in names if name not in misfits]
+        key = ".".join(override.path)
+        errors = [
+            UserError(
+                what, where=f"{override.where}: stages.{name}.{key}", fix=_advice(override.path, fitting or [name])
+            )
+            for name, what in misfits.items()
+        ]
+        if errors:
+            raise UserErrors(errors) if len(errors) > 1 else errors[0]
+
+
+def _misfit(stage: Mapping[str, Any]) -> str | None:
+    """Why a task cannot learn from its source of data; None: it can, or one of the two is unknown."""
+    kind, source = _at(stage, "task", "kind"), _at(stage, "data", "source")
+    fitting = next((sources for known, sources in SOURCES.items() if known == kind), ())
+    if not fitting or source in fitting or not any(source in sources for sources in SOURCES.values()):
+        return None
+    return f"task {kind} needs data.source {' or '.join(fitting)}, not {source}"
+
+
+def _preview(
+    overrides: Sequence[Override], stages: Mapping[str, dict[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The stages with the overrides on top as far as they can be put there; those that name none go to `names`."""
+    preview = {name: dict(stage) for name, stage in stages.items()}
+    for each in overrides:
+        for name in names if each.stage is None else [each.stage]:
+            with suppress(UserError):  # reported when it is applied
+                put(preview[name], each.path, each.value, each.where)
+    return preview
+
+
+def with_parents(wanted: Iterable[str], inits: Mapping[str, Any]) -> list[str]:
+    """The wanted stages and all that they start from, in the recipe's order.
+
+    Args:
+        wanted: names of stages.
+        inits: `model.init` of every stage of the recipe, in its order.
+    """
+    needed, left = set[str](), list(wanted)
+    while left:
+        name = left.pop()
+        if name in inits and name not in needed:
+            needed.add(name)
+            init = inits[name]
+            left += [init.removeprefix("stage:")] if isinstance(init, str) and init.startswith("stage:") else []
+    return [name for name in inits if name in needed]
+
+
+def _at(node: Any, *path: str) -> Any:
+    """The value at a path of plain values; None where there is none."""
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _has_key(stage: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """Whether the schema of a stage, whose kinds decide it, has a key; free-form sections have every key."""
+    keys = set(_keys(Stage, stage))
+    return ".".join(path) in keys or ".".join([*path[:-1], ANY_KEY]) in keys
+
+
+def _closeness(stage: Mapping[str, Any], path: Sequence[str]) -> float:
+    """Likeness of a path to the nearest key of a stage's schema, from 0 to 1."""
+    dotted = difflib.SequenceMatcher(b=".".join(path))
+    ratios = []
+    for key in _keys(Stage, stage):
+        dotted.set_seq1(key)
+        ratios.append(dotted.ratio())
+    return max(ratios)
+
+
+def _keys(annotation: Any, values: Any) -> Iterator[str]:
+    """Dotted keys of all sections that may stand in a type, also those left out; `ANY_KEY`: every key is allowed."""
+    if typing.get_origin(annotation) is dict:
+        yield ANY_KEY
+    for model in _models_of_kind(annotation, values):
+        for name, field in model.model_fields.items():
+            yield name
+            yield from (f"{name}.{key}" for key in _keys(field.annotation, _at(values, name)))
+
+
+def _models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
+    """The section in a type; of a union the one that the values' kind picks, or all while there is no such kind."""
+    models = _models_in(annotation)
+    if len(models) < 2:
+        return models
+    kinds = (_at(values, "source"), _at(values, "kind"))
+    return [model for model in models if _kind(model) in kinds] or models
+
+
+def _advice(path: Sequence[int | str], names: Sequence[str]) -> str:
+    """How to write an override for some stages only."""
+    key = ".".join(map(str, path))
+    return "write " + " ".join(f"stages.{name}.{key}=..." for name in names)
 
 
 def parse_override(override: str) -> tuple[list[str], Any, str]:
@@ -184,7 +450,7 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
     Raises:
         UserError: it is written otherwise.
     """
-    where = f"override {override!r}"
+    where = f"{OVERRIDE}{override!r}"
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -293,6 +559,59 @@ def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
     if key_path[:1] != ("stages",) or len(key_path) < 3:
         return key_path
     return key_path[2:] if ("stages",) not in places or places.get(key_path[2:]) == place else key_path
+
+
+def _with_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], places: Places) -> UserError:
+    """An error that names its stage, where an override gave several stages a value that not all refuse alike."""
+    error = explained[key_path]
+    path = _shared_override(key_path, error, places)
+    if not path:
+        return error
+    where, names = places[path], _stages_given(path, places)
+    others = [explained.get(("stages", name, *key_path[2:])) for name in names]
+    if len(names) < 2 or all(other is not None and other.what == error.what for other in others):
+        return error
+    # where all refuse it, each for a reason of its own, each needs its own value
+    accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
+    fix = "; ".join(part for part in (error.fix, _advice(path, accepting)) if part)
+    return UserError(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
+
+
+def _stages_given(path: KeyPath, places: Places) -> list[str]:
+    """Names of the stages whose value at a path is from the override that holds for several."""
+    return [
+        str(key_path[1])
+        for key_path, place in places.items()
+        if place == places[path] and key_path[:1] == ("stages",) and key_path[2:] == path
+    ]
+
+
+def _shared_override(key_path: KeyPath, error: UserError, places: Places) -> KeyPath:
+    """Path within a stage of the override for several stages that an error in a stage is about; else empty."""
+    if key_path[:1] != ("stages",) or len(key_path) < 2:
+        return ()
+    stage, section = key_path[:2], key_path[2:]
+    for length in range(len(section), 0, -1):
+        if (place := places.get((*stage, *section[:length]))) is not None:
+            if _is_override(place) and places.get(section[:length]) == place:
+                return section[:length]
+            break
+    # several keys that do not fit together: an error of their section, which names them
+    for path, place in places.items():
+        named = ".".join(map(str, path[len(section) :]))
+        if (
+            path[:1] != ("stages",)
+            and _is_override(place)
+            and path[: len(section)] == section
+            and places.get((*stage, *path)) == place
+            and re.search(rf"\b{re.escape(named)}\b", error.what)
+        ):
+            return path
+    return ()
+
+
+def _is_override(place: str) -> bool:
+    return place.startswith(OVERRIDE)
 
 
 def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

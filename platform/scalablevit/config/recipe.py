@@ -12,6 +12,12 @@ from scalablevit.config.task import Detection, Task
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
 """Steps reported and shown whatever the cadence of logging: whether training works at all shows in them."""
+SOURCES = {
+    "classification": ("image_folder", "tar_shards"),
+    "segmentation": ("mask_pairs",),
+    "detection": ("coco",),
+}
+"""Sources of data that each kind of task can learn from."""
 
 
 class Model(Section):
@@ -237,11 +243,7 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        wanted = {
-            "classification": ("image_folder", "tar_shards"),
-            "segmentation": ("mask_pairs",),
-            "detection": ("coco",),
-        }[self.task.kind]
+        wanted = SOURCES[self.task.kind]
         if self.data.source not in wanted:
             raise ValueError(f"task {self.task.kind} needs data.source {' or '.join(wanted)}, not {self.data.source}")
         needs_masks = isinstance(self.task, Detection) and self.task.head == "mask_rcnn"

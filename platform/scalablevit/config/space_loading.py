@@ -1,7 +1,7 @@
 """From a space's file and overrides to a space held against its base recipe, with every mistake named at once."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import (
     Places,
+    Scope,
     check,
     claim,
     load_recipe,
@@ -77,14 +78,21 @@ PERTURBED = (
 """Parts of a recipe that may change under a model in training; others change its shape, its steps or its optimizer."""
 
 
-def load_search(path: Path, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Search:
+def load_search(
+    path: Path,
+    overrides: Sequence[str] = (),
+    recipe: Recipe | Path | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Search:
     """Read a space, hold it against its base recipe, and name every mistake at once.
 
     Args:
         path: the space's file.
         overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's draw as a
-            whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base recipe.
-        recipe: the base recipe; None: the one that the space names.
+            whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base recipe: to its
+            searched stage and those that this one starts from.
+        recipe: the base recipe or its file; None: the one that the space names.
+        note: called with a line for each override that does not apply to all stages of the base recipe.
 
     Raises:
         UserError: one mistake, or a file that cannot be read.
@@ -101,7 +109,9 @@ def load_search(path: Path, overrides: Sequence[str] = (), recipe: Recipe | None
         space = check(Space, merged, places, str(path))
     with mistakes.gathered():
         others = [override for override in overrides if not is_of_space(override)]
-        base = _base_recipe(path, merged.get("recipe"), others, recipe, mistakes)
+        stage = merged.get("stage")
+        scope = Scope("tune.py searches", names=(stage,) if isinstance(stage, str) else (), note=note)
+        base = _base_recipe(path, merged.get("recipe") if recipe is None else recipe, others, scope, mistakes)
     stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
     if base and stage:
         _check_against_recipe(merged, space, base, stage, mistakes)
@@ -155,19 +165,22 @@ def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
     claim(places, tuple(path), where)
 
 
-def _base_recipe(
-    path: Path, named: Any, overrides: Sequence[str], recipe: Recipe | None, mistakes: _Mistakes
-) -> Recipe | None:
-    """The recipe given, else the one named, with overrides on top; None after a mistake in its name."""
-    if recipe is not None:
-        return override_recipe(recipe.model_dump(mode="json"), overrides, {}, f"recipe {recipe.name}")
+def _base_recipe(path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes) -> Recipe | None:
+    """The recipe that is given itself, by its file or by its name, with overrides on top.
+
+    Returns None after a mistake in the name.
+    """
+    if isinstance(named, Recipe):
+        return override_recipe(named.model_dump(mode="json"), overrides, {}, f"recipe {named.name}", scope)
+    if isinstance(named, Path):
+        return load_recipe(named, overrides, scope)
     if named is None:
         mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
     if not isinstance(named, str):
         return None
     file = path.parent / named
     try:
-        return load_recipe(file, overrides)
+        return load_recipe(file, overrides, scope)
     except UserError as error:
         if error.where != str(file):
             raise

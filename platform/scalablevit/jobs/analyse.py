@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalablevit.config.ablation import ARMS
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import Scope, load_recipe
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.data.names import shown
 from scalablevit.jobs.cli import DEMO, RECIPES
@@ -161,7 +161,8 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: the demo, {path.name}", flush=True)
-    recipe = load_recipe(path, options.given)
+    scope = Scope("analyse.py ablation trains", names=tuple(options.stages), note=print)
+    recipe = load_recipe(path, options.given, scope)
     from scalablevit.jobs.ablation import run_ablation
 
     run_ablation(recipe, options.arms, options.seeds, options.stages, out, root, dry_run=options.dry_run)

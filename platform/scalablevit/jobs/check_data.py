@@ -8,7 +8,7 @@ from typing import Literal
 
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import Scope, load_recipe
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.cli import DEMO, RECIPES
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         UserErrors: of all splits, what keeps their samples from being listed; the others have been checked.
     """
     path = options.recipe or RECIPES / DEMO
-    recipe = load_recipe(path, options.overrides)
+    recipe = load_recipe(path, options.overrides, Scope("check_data.py checks", note=print))
     root = platform_root(options.root)
     bad, errors = 0, list[UserError]()
     for where, data, split in _splits(recipe):

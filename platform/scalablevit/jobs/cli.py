@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import STAGE_NAMES, Scope, load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import with_values
@@ -18,9 +18,10 @@ DEMO = "demo.yaml"
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
 
 OVERRIDES = """\
-Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. They apply to every
-stage; stages.<name>.<key>=value applies to one. Every key is described where it is defined: data and task in
-platform/scalablevit/config/data.py and task.py, the other sections in recipe.py beside them.
+Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. Each applies to the stages
+that have the key, of those that the script runs and those that they start from; a line names the stages when they are
+not all of the recipe. stages.<name>.<key>=value applies to one stage. Every key is described where it is defined: data
+and task in platform/scalablevit/config/data.py and task.py, the other sections in recipe.py next to them.
 
 Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can mend (nothing was lost); 1 a
 failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
@@ -78,7 +79,8 @@ def _run(script: str, options: argparse.Namespace) -> int:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
-    recipe = load_recipe(path, options.overrides)
+    kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
+    recipe = load_recipe(path, options.overrides, Scope(f"{script}.py runs", kind, note=print))
     tuned = script == "full" and recipe.tune is not None
     search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
     root = platform_root(options.root)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_recipe, override_recipe
+from scalablevit.config.loading import Scope, load_recipe, override_recipe
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
@@ -158,7 +158,8 @@ def _check(options: argparse.Namespace) -> None:
 def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe on the devices planned for, and the name of its stage."""
     path = options.recipe or RECIPES / DEMO
-    recipe = load_recipe(path, options.overrides)
+    chosen = (options.stage,) if options.stage else ()
+    recipe = load_recipe(path, options.overrides, Scope("plan.py plans", names=chosen, note=print))
     name = options.stage or next(iter(recipe.stages))
     if name not in recipe.stages or (options.stage is None and len(recipe.stages) > 1):
         what = (

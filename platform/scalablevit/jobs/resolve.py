@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import stage_hash
+from scalablevit.config.loading import STAGE_NAMES, stage_hash, with_parents
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.recipe import Length, Recipe, Stage
 from scalablevit.config.root import tracking_uri
@@ -23,7 +23,7 @@ from scalablevit.tracking.connection import check_uri
 if TYPE_CHECKING:  # imports torch
     from scalablevit.tasks.task import Task
 
-KINDS = {"pretrain": "classification", "segment": "segmentation", "detect": "detection"}
+KINDS = {script: kind for kind, script in STAGE_NAMES.items()}
 """Task that each single-stage script runs."""
 
 
@@ -64,7 +64,8 @@ def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> 
     Raises:
         UserErrors: all that is wrong with data and model names, over all stages.
     """
-    needed = _with_parents(recipe, wanted)
+    inits = {name: stage.model.init for name, stage in recipe.stages.items()}
+    needed = with_parents(recipe.stages if wanted is None else wanted, inits)
     errors: list[UserError] = []
     resolved: dict[str, ResolvedStage] = {}
     for name in needed:
@@ -132,14 +133,6 @@ def _compiled_blocks(task: "Task", name: str) -> str:
     with torch.device("meta"):
         blocks = repeated_blocks(task.backbone(task.build_model()), name)
     return f"; compiled: {len(blocks)} x {type(blocks[0]).__name__}"
-
-
-def _with_parents(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
-    needed = set(recipe.stages if wanted is None else wanted)
-    for name in reversed(recipe.stages):
-        if name in needed:
-            needed |= set(_parents(recipe.stages[name]))
-    return [name for name in recipe.stages if name in needed]
 
 
 def _parents(stage: Stage) -> tuple[str, ...]:

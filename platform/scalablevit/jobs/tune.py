@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.config.loading import load_recipe
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.space_loading import is_of_space, load_search
+from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import with_values
 from scalablevit.jobs.cli import guarded
 
@@ -14,9 +13,9 @@ SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"
 DEMO = "demo.yaml"
 
 EPILOG = """\
-Overrides are dotted recipe keys, as for pipelines/full.py (data.root=/data/photos), and keys of the space behind
-`space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is described in
-platform/scalablevit/config/space.py.
+Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
+from, and keys of the space behind `space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is
+described in platform/scalablevit/config/space.py.
 
 The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
 their checkpoints. --resume does the same and refuses to start a new search.
@@ -59,9 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)
-    others = [override for override in options.overrides if not is_of_space(override)]
-    recipe = load_recipe(options.recipe, others) if options.recipe is not None else None
-    search = load_search(path, options.overrides, recipe)
+    search = load_search(path, options.overrides, options.recipe, print)
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.jobs import chain, cluster, resolve
