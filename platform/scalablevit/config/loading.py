@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from scalablevit.config import strict_yaml
+from scalablevit.config import strict_yaml, upgrade
 from scalablevit.config.errors import UserError, UserErrors, masked
+from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import SOURCES, Recipe, Stage
+from scalablevit.config.section import sections_in
 from scalablevit.config.strict_yaml import KeyPath
 
 SECTIONS = tuple(Stage.model_fields)
@@ -131,7 +133,8 @@ def _summary(overrides: Sequence["Override"], stages: Sequence[str], places: Pla
     for each in overrides:
         names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
         if each.stage is None and names != list(stages):
-            yield f"{masked(each.text.strip())} applies to: {', '.join(names) or 'no stage (other overrides replace it)'}"
+            shown = ", ".join(names) or "no stage (other overrides replace it)"
+            yield f"{masked(each.text.strip())} applies to: {shown}"
 
 
 def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
@@ -159,21 +162,79 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
     Raises:
         UserErrors: everything that breaks the schema (a lone mistake: UserError).
     """
+    current, errors = without_old_words(schema, merged, places, name)
     try:
         # JSON mode: strict, but a list may stand for a tuple, as it does in YAML
-        return schema.model_validate_json(json.dumps(merged))
+        valid = schema.model_validate_json(json.dumps(current))
     except ValidationError as error:
         found: dict[KeyPath, list[ErrorDetails]] = {}
         for detail in error.errors():
             if detail["type"] == "default_factory_not_called":
                 continue  # it follows from another mistake
             # a union gives an error for each of its types at the same path
-            found.setdefault(_key_path(detail, merged), []).append(detail)
+            found.setdefault(_key_path(detail, current), []).append(detail)
         explained = {key_path: _explain(schema, key_path, details, places, name) for key_path, details in found.items()}
-        errors = [_with_stage(key_path, explained, places) for key_path in explained]
-        # one mistake in a shared section shows up in every stage
-        distinct = list({str(each): each for each in errors}.values())
-        raise UserErrors(distinct) if len(distinct) > 1 else distinct[0] from None
+        errors += [_with_stage(key_path, explained, places) for key_path in explained]
+        raise _together(errors) from None
+    if errors:
+        raise _together(errors)
+    return valid
+
+
+def without_old_words(
+    schema: type[BaseModel], merged: Mapping[str, Any], places: Places, name: str
+) -> tuple[dict[str, Any], list[UserError]]:
+    """Convert what people wrote to the current version, with an error for each old word and for another version.
+
+    Args:
+        places: the places of old keys are added under the new ones.
+
+    Returns:
+        The converted values, whose other mistakes can then be found, and the errors.
+    """
+    current, renames = upgrade.convert(merged)
+    errors = [_old_word(each, places, name) for each in renames]
+    for key_path, place in list(places.items()):
+        places.setdefault(upgrade.new_key_path(key_path), place)
+    if "version" in schema.model_fields and current.get("version", upgrade.VERSION) != upgrade.VERSION:
+        errors.insert(0, _other_version(current.pop("version"), places, name))
+    return current, errors
+
+
+def _old_word(rename: upgrade.Rename, places: Places, name: str) -> UserError:
+    """Name the new word for an old one, and how it gets there."""
+    place = _place(rename.path, places, name)
+    if place.startswith("override "):
+        fix = f"write {upgrade.new_override(place.removeprefix('override ')[1:-1])!r}"
+    else:
+        fix = _upgrade_command(place)
+    old = f"{rename.old!r} " if rename.is_value else ""
+    return UserError(
+        f"{old}was renamed; write {rename.new} (recipe version {upgrade.VERSION})",
+        where=located(rename.path, places, name),
+        fix=fix,
+    )
+
+
+def _other_version(version: Any, places: Places, name: str) -> UserError:
+    """Say which versions there are, and how a file gets to the current one."""
+    problem = upgrade.version_problem(version)
+    what, fix = problem or (
+        f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
+        _upgrade_command(_place(("version",), places, name)),
+    )
+    return UserError(what, where=located(("version",), places, name), fix=fix)
+
+
+def _upgrade_command(place: str) -> str:
+    file, colon, line = place.rpartition(":")
+    return f"python pipelines/recipe.py upgrade {file if colon and line.isdecimal() else place}"
+
+
+def _together(errors: Sequence[UserError]) -> UserError:
+    """One error for all mistakes; one in a shared section shows up in every stage."""
+    distinct = list({str(each): each for each in errors}.values())
+    return UserErrors(distinct) if len(distinct) > 1 else distinct[0]
 
 
 def _available(path: Path) -> str:
@@ -262,7 +323,9 @@ def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Mapp
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
         raise UserError(
-            f"no section {path[0]!r}{nearest(path[0], SECTIONS)}", where=where, fix=f"sections: {', '.join(SECTIONS)}"
+            f"no section {path[0]!r}{nearest(path[0], SECTIONS)}",
+            where=where,
+            fix=key_hint(path) or f"sections: {', '.join(SECTIONS)}",
         )
     return Override(text, stage, path, value, where)
 
@@ -431,7 +494,7 @@ def _keys(annotation: Any, values: Any) -> Iterator[str]:
 
 def _models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
     """The section in a type; of a union the one that the values' kind picks, or all while there is no such kind."""
-    models = _models_in(annotation)
+    models = sections_in(annotation)
     if len(models) < 2:
         return models
     kinds = (_at(values, "source"), _at(values, "kind"))
@@ -509,9 +572,14 @@ def short(value: Any) -> str:
 
 def located(key_path: KeyPath, places: Places, name: str) -> str:
     """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
-    place = next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
+    place = _place(key_path, places, name)
     dotted = ".".join(str(part) for part in _as_written(key_path, place, places))
     return ": ".join(part for part in (place, dotted) if part)
+
+
+def _place(key_path: KeyPath, places: Places, name: str) -> str:
+    """The place of a key, or of the innermost section on its way that has one, else `name`."""
+    return next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
 
 
 def _key_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
@@ -537,6 +605,9 @@ def _explain(
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
+            hint = key_hint(key_path) if schema in (Recipe, Stage) else ""
+            if hint:
+                return UserError(f"unknown key {short(key_path[-1])}", where=where, fix=hint)
             names = _siblings(schema, first["loc"])
             near = nearest(str(key_path[-1]), names)
             return UserError(
@@ -551,7 +622,10 @@ def _explain(
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
     what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
     value = first["input"]
-    return UserError(what if isinstance(value, dict | list) else f"{what}, got {short(value)}", where=where)
+    if isinstance(value, dict | list):
+        return UserError(what, where=where)
+    fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type") else ""
+    return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
 
 
 def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
@@ -619,7 +693,7 @@ def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     types: list[Any] = [schema]
     for part in loc[:-1]:
         types = [inner for each in types for inner in _inside(each, part)]
-    names = [name for each in types for model in _models_in(each) for name in model.model_fields]
+    names = [name for each in types for model in sections_in(each) for name in model.model_fields]
     # the sections of a recipe may also stand at its top
     return [*names, *SECTIONS] if types == [Recipe] else names
 
@@ -634,13 +708,6 @@ def _inside(annotation: Any, part: int | str) -> list[Any]:
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]
     return [inner for each in typing.get_args(annotation) for inner in _inside(each, part)]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All sections named in a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
 
 
 def _kind(model: type[BaseModel]) -> str | None:
@@ -672,7 +739,7 @@ def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> s
         data_digest: digest of its data.
         parents: hashes of the stages that it starts from.
     """
-    return short_digest([hashed_part(stage), data_digest, list(parents)])
+    return short_digest([upgrade.VERSION, hashed_part(stage), data_digest, list(parents)])
 
 
 def short_digest(value: Any) -> str:

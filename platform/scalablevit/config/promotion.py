@@ -12,6 +12,8 @@ FIGURES = {
     "detection": ("box_ap", "mask_ap"),
 }
 """Figures that can be compared, by kind of task; the first one is meant when none is named."""
+TOP5_CLASSES = 6
+"""Fewest classes with which top-5 accuracy is reported: of five or fewer, every prediction is a hit."""
 
 
 class Promotion(Section):

@@ -267,6 +267,8 @@ class Recipe(Section):
     """A named chain of stages, in order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    version: Literal[2] = 2
+    """Version of the recipe's keys; files without it are read as this one. Part of a run's identity."""
     stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Stage]
     tune: str | None = None
     """A search space, relative to the recipe's file: `full.py` searches before it trains, and trains what it found."""

@@ -108,6 +108,8 @@ class Resources(Section):
 class Space(Section):
     """A search around a base recipe."""
 
+    version: Literal[2] = 2
+    """Version of the keys of recipes and search spaces; files without it are read as this one."""
     recipe: str | None = None
     """The base recipe's file, relative to the space's own; not read where the recipe is given otherwise."""
     stage: str | None = None
@@ -146,7 +148,7 @@ class Search:
 
 
 def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -> str:
-    """Twelve hexadecimal digits that name a search: all that decides what its trials come to.
+    """Twelve hexadecimal digits that name a search: all that decides what its trials come to, and the version.
 
     Left out is how much of it is done (trials, wall time), what stays, and where it runs.
 

@@ -112,14 +112,20 @@ def load(text: str, name: str) -> tuple[Any, Lines]:
     Raises:
         UserError: text that is no YAML, a repeated key, an alias or a tag; `name` and line are in it.
     """
+    value, lines, _ = load_with_nodes(text, name)
+    return value, lines
+
+
+def load_with_nodes(text: str, name: str) -> tuple[Any, Lines, yaml.Node | None]:
+    """As `load`, and besides the document's node, whose marks say where everything is in the text; None without one."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, {}
+            return None, {}, None
         lines: Lines = {}
         _walk(node, (), lines)
-        return loader.construct_document(node), lines
+        return loader.construct_document(node), lines, node
     except yaml.MarkedYAMLError as error:
         where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark else name
         raise UserError(f"not readable as YAML: {error.problem}", where=where) from None

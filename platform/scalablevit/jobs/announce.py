@@ -6,6 +6,7 @@ from pathlib import Path
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.task import Segmentation
+from scalablevit.jobs.older_runs import older_runs
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import without_credentials
@@ -31,6 +32,8 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
         }
         for name, fact in facts.items():
             print(f"  {name:<14}{fact}", flush=True)
+        for note in older_runs(recipe, resolved, root):
+            print(f"  {'note':<14}{note}", flush=True)
 
 
 def starts_from(resolved: ResolvedStage) -> str:

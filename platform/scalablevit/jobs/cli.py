@@ -91,6 +91,8 @@ def _run(script: str, options: argparse.Namespace) -> int:
 
     wanted = resolve.wanted_stages(recipe, script)
     stages = resolve.resolve(recipe, root, wanted)
+    if search is not None:
+        resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
     announce(recipe.name, stages, root)
     if search is not None:
         from scalablevit.jobs.search_summary import plan
@@ -99,7 +101,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
         print("\n" + plan(search, samples), flush=True)
     if options.dry_run:
         shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}
-        print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "stages": shown}))
+        print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
         return 0
     print(flush=True)
@@ -108,9 +110,13 @@ def _run(script: str, options: argparse.Namespace) -> int:
     cluster.connect(stages, root)
     origins: dict[str, dict[str, str]] = {}
     if search is not None:
-        from scalablevit.jobs.search import search_stage
+        from scalablevit.jobs.older_runs import older_searches
+        from scalablevit.jobs.search import search_name, search_stage
 
-        found = search_stage(search, resolve.resolve(recipe, root, [search.stage]), root)
+        searched = resolve.resolve(recipe, root, [search.stage])
+        for note in older_searches(search, search_name(search, searched[-1]), root):
+            print(f"note: {note}", flush=True)
+        found = search_stage(search, searched, root)
         recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
         stages = resolve.resolve(recipe, root, wanted)
     results = chain.run_chain(recipe, stages, root, origins)

@@ -14,6 +14,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage, path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.stored import stored_config, to_store
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
 from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `parse`."""
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    stage = resolve(trained_recipe("evaluate", config, options.overrides, options.model), root)[0]
+    ungated = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
+    stage = resolve(trained_recipe("evaluate", ungated, options.overrides, options.model), root)[0]
     classes = tuple(config["classes"])
     if stage.classes != classes:
         raise UserError(
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         if name in ("data", "digest", "resources", "model"):
             print(f"  {name:<12}{fact}", flush=True)
     if options.dry_run:
-        shown = without_secrets(stage.stage).model_dump(mode="json")
+        shown = to_store(without_secrets(stage.stage))
         print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
         return 0
     figures = evaluate_weights(stage, weights, sha256, root)
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any], str]:
-    """Weights file, `config.json` and the weights' SHA-256 of a registered version or of a run.
+    """Weights file, `config.json` in the current version, and the weights' SHA-256 of a registered version or a run.
 
     Raises:
         UserError: there is no such model, or its weights are not those that training left.
@@ -86,8 +88,8 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
     store = store_of(folder)
     finished = load_result(store)
-    config = store.read_json(CONFIG)
-    if finished is None or config is None:
+    kept = store.read_json(CONFIG)
+    if finished is None or kept is None:
         raise UserError(f"run {folder.name} has not finished", where=store.location, fix="submit its job again")
     with (folder / WEIGHTS).open("rb") as file:
         if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
@@ -96,6 +98,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
                 where=str(folder),
                 fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
             )
+    config = stored_config(kept, str(folder / CONFIG))
     note_older(model, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
 

@@ -10,8 +10,12 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, masked
+from scalablevit.config.recipe import Cluster
 from scalablevit.config.root import platform_root
+from scalablevit.config.stored import stored_stage
+from scalablevit.config.upgrade import upgrade
 from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
@@ -164,22 +168,22 @@ def _job(folder: Path) -> Page:
 def _stage(store: RunStore, registered: str) -> Stage:
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
-    parsed = yaml.safe_load(recipe)
+    stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE))
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
     rows = by_step(local / "spool", uid)
     recorded = _recorded(local)
     state = "finished" if result else status.state if status else "unknown"
     return Stage(
         name=recorded.get("stage", store.name),
-        kind=parsed["task"]["kind"],
-        model=parsed["model"]["name"],
+        kind=stage.task.kind,
+        model=stage.model.name,
         state=state,
         why="" if result or status is None else status.why,
-        best_metric=BEST_METRIC[parsed["task"]["kind"]],
+        best_metric=BEST_METRIC[stage.task.kind],
         rows=rows,
         recipe=masked(recipe),
-        facts=_cost(local, parsed, rows, result),
-        lineage=_lineage(store, parsed, recorded, result, registered),
+        facts=_cost(local, stage.cluster, rows, result),
+        lineage=_lineage(store, stage.data, recorded, result, registered),
         result=None if result is None else {**vars(result), "reason": masked(result.reason)},
         registered=registered,
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
@@ -197,20 +201,17 @@ def _recorded(local: Path) -> dict[str, str]:
     return found
 
 
-def _cost(
-    local: Path, recipe: Mapping[str, Any], rows: Mapping[int, Row], result: StageResult | None
-) -> dict[str, str]:
+def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageResult | None) -> dict[str, str]:
     """What the stage took, by name."""
-    cluster = recipe["cluster"]
     events = read_attempts(local / ATTEMPTS)[0]
     begun = sum(event["event"] == "started" for event in events)
     facts = {
-        "workers": f"{cluster['workers']} x ({cluster['cpus_per_worker']:g} CPU, {cluster['gpus_per_worker']:g} GPU)",
+        "workers": f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "attempts": f"{begun}; workers were lost {len(events) - begun} times" if len(events) > 1 else f"{begun or ''}",
     }
     if result is not None:
-        hours = cluster["workers"] * result.minutes / 60
-        asked = {"CPU": cluster["cpus_per_worker"], "GPU": cluster["gpus_per_worker"]}
+        hours = cluster.workers * result.minutes / 60
+        asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
         reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
         facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
         facts["reserved"] = f"{reserved} (workers x wall time)"
@@ -225,17 +226,17 @@ def _cost(
 
 
 def _lineage(
-    store: RunStore, recipe: Mapping[str, Any], recorded: Mapping[str, str], result: StageResult | None, registered: str
+    store: RunStore, data: Data, recorded: Mapping[str, str], result: StageResult | None, registered: str
 ) -> dict[str, str]:
     """From the data to the registered version."""
-    data, start = recipe["data"], (store.read(START_NOTE) or b"").decode().partition("\n")[0]
+    start = (store.read(START_NOTE) or b"").decode().partition("\n")[0]
     counts = ", ".join(f"{recorded[name]} {words}" for name, words in
                        {"train_samples": "training images", "val_samples": "validation images",
                         "classes": "classes"}.items() if name in recorded)  # fmt: skip
     search = f"trial {recorded.get(tags.SEARCH_TRIAL)} of {recorded[tags.SEARCH]}" if tags.SEARCH in recorded else ""
     parent = recorded.get(tags.PARENT_VERSION, "")
     steps = {
-        "Data": f"{data['source']} {data['root']}: {counts}; digest {recorded.get(tags.DATA_DIGEST, 'not recorded')}",
+        "Data": f"{data.source} {data.root}: {counts}; digest {recorded.get(tags.DATA_DIGEST, 'not recorded')}",
         "Recipe and code": f"recipe {recorded.get(tags.RECIPE_HASH, 'not recorded')}, "
         f"code {recorded.get(tags.CODE_DIGEST, 'not recorded')}",
         "Values from a search": search,
@@ -264,7 +265,7 @@ def _search(folder: Path) -> Search:
         raise UserError(f"this search has not ended: there is no {TABLE}", where=str(folder),
                         fix="submit its command again; its report comes at its end")  # fmt: skip
     space = (folder / SPACE).read_text(encoding="utf-8")
-    parsed = yaml.safe_load(space)
+    parsed = upgrade(yaml.safe_load(space), str(folder / SPACE))
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     best, sign = header.index("best"), -1 if parsed["mode"] == "max" else 1

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import STAGE_NAMES, stage_hash, with_parents
 from scalablevit.config.model_names import check_model_name
+from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Length, Recipe, Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import learning_rate
+from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.samples import Source
 from scalablevit.data.shapes import write_shapes
@@ -78,6 +80,16 @@ def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> 
     if errors:
         raise UserErrors(errors) if len(errors) > 1 else errors[0]
     return list(resolved.values())
+
+
+def check_metric(search: Search, searched: ResolvedStage) -> None:
+    """Refuse to search by a metric that the stage does not report on its data.
+
+    Raises:
+        UserError: it is top-5 accuracy of five classes or fewer.
+    """
+    if search.space.metric == "val/top5":
+        _refuse_top5(searched.classes, f"space {search.name}: metric", "metric: val/top1")
 
 
 def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
@@ -156,6 +168,8 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         sources[split], unreadable = source, unreadable + len(report.unreadable)
         ignored += len(source.ignored)
     _same_categories(sources["train"], sources["val"])
+    if stage.promotion.metric == "top5":
+        _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
     digests = [sources[split].digest() for split in ("train", "val")]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
@@ -177,6 +191,15 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         parents=parents,
         initial=initial,
     )
+
+
+def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
+    if len(classes) < TOP5_CLASSES:
+        raise UserError(
+            f"top-5 accuracy is reported only where there are more than five classes; the data has {len(classes)}",
+            where=where,
+            fix=f"write {instead}",
+        )
 
 
 def _same_categories(train: Source, val: Source) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.config.stored import to_store
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 
@@ -103,7 +104,7 @@ def export(
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
     config = {
         "format": 1,
-        "stage": without_secrets(stage).model_dump(mode="json"),
+        "stage": to_store(without_secrets(stage)),
         "classes": resolved.classes,
         "metrics": metrics,
         "step": best.step,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from scalablevit.config.loading import hashed_part
+from scalablevit.config.stored import to_store
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
@@ -166,7 +167,7 @@ def initial_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> Init
 def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, spool: Spool, uid: str) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
-    recipe = yaml.safe_dump(stage.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(to_store(stage), sort_keys=False, allow_unicode=True)
     (store.local / "recipe.yaml").write_text(recipe, encoding="utf-8")
     environment = environment_info(PACKAGE)
     (store.local / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")

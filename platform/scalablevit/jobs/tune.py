@@ -63,10 +63,14 @@ def _run(options: argparse.Namespace) -> int:
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.jobs import chain, cluster, resolve
     from scalablevit.jobs.announce import announce
-    from scalablevit.jobs.search import check_begun, search_stage
+    from scalablevit.jobs.older_runs import older_searches
+    from scalablevit.jobs.search import check_begun, search_name, search_stage
     from scalablevit.jobs.search_summary import plan
 
     stages = resolve.resolve(search.recipe, root, [search.stage])
+    resolve.check_metric(search, stages[-1])
+    for note in older_searches(search, search_name(search, stages[-1]), root):
+        print(f"note: {note}", flush=True)
     if options.resume:
         check_begun(search, stages[-1], root)
     announce(search.recipe.name, stages, root)

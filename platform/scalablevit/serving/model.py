@@ -15,11 +15,11 @@ class ImageModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from `config.json` and fill it from safetensors: nothing is unpickled."""
-        from scalablevit.config.recipe import Stage
+        from scalablevit.config.stored import stored_stage
         from scalablevit.serving.network import load_trained
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
-        stage = Stage.model_validate_json(json.dumps(config["stage"]))
+        stage = stored_stage(config["stage"], context.artifacts["config"])
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 
     def predict(

@@ -1,4 +1,4 @@
-"""Image classification: mixed soft targets in training, top-1 and top-5 in evaluation."""
+"""Image classification: mixed soft targets in training; top-1, and of more than five classes top-5, in evaluation."""
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scalablevit.config.data import LabelledImages
 from scalablevit.config.errors import UserError
+from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
 from scalablevit.data.loader import Batch, collate_classification
@@ -121,7 +122,7 @@ class ClassificationTask:
         return self.predict(model, batch)
 
     def metric(self) -> "AccuracyMetric":
-        """Top-1, top-5 and cross-entropy."""
+        """Top-1, of more than five classes top-5, and cross-entropy."""
         return AccuracyMetric(len(self.classes))
 
     def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class AccuracyMetric:
     """Sums of hits and losses in float64, so that the order of ranks does not matter."""
 
     def __init__(self, classes: int) -> None:
-        self.top = min(5, classes)
+        self.top = 5 if classes >= TOP5_CLASSES else 1
         self.sums = torch.zeros(4, dtype=torch.float64)
 
     def update(self, predictions: Tensor, batch: Batch) -> None:
@@ -162,13 +163,16 @@ class AccuracyMetric:
             dist.all_reduce(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Accuracies as fractions; `val/top1_low95` is the lower end of Wilson's 95 % interval."""
+        """Accuracies as fractions; `val/top1_low95` is the lower end of Wilson's 95 % interval.
+
+        `val/top5` is there only where there are more than five classes.
+        """
         top1, top5, loss, count = self.sums.tolist()
         if count == 0:
             raise UserError("no validation sample could be decoded", where="data.val", fix="check the files")
         return {
             "val/top1": top1 / count,
-            f"val/top{self.top}": top5 / count,
+            **({"val/top5": top5 / count} if self.top == 5 else {}),
             "val/top1_low95": wilson_lower_bound(top1, count),
             "val/loss": loss / count,
             "val/samples": count,

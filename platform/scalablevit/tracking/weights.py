@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.stored import stored_config
 from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
 from scalablevit.tracking.registry import CONFIG, WEIGHTS
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
@@ -30,7 +31,7 @@ class RegisteredWeights:
     weights: Path
     """`weights.safetensors`, equal to the version's SHA-256 tag."""
     config: dict[str, Any]
-    """Its `config.json`."""
+    """Its `config.json`, the stage in the current version."""
     name: str
     version: int
     run_id: str
@@ -81,7 +82,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             where=str(folder),
             fix="do not use this version: it was changed or damaged after it was registered",
         )
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = stored_config(json.loads((folder / CONFIG).read_bytes()), str(folder / CONFIG))
     return RegisteredWeights(
         folder / WEIGHTS, config, version.name, int(version.version), str(version.run_id), dict(version.tags)
     )

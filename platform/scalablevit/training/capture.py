@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from scalablevit.config.stored import to_store
 from scalablevit.data.loader import Batch
 from scalablevit.training.loop import Plan
 from scalablevit.training.state import TrainState
@@ -43,7 +44,7 @@ def capture_step(run_folder: str, plan: Plan, state: TrainState, micro_batches: 
         for stem, content in snapshot.files.items():
             put(filesystem, f"{folder}/{stem}.safetensors", safetensors.torch.save(content))
         facts = {
-            "stage": plan.stage.model_dump(mode="json"),
+            "stage": to_store(plan.stage),
             "classes": plan.task.classes,
             "world": plan.world,
             "state": snapshot.meta,

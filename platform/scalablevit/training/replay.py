@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.recipe import Length
+from scalablevit.config.stored import stored_stage
 from scalablevit.tasks.task import build_task
 from scalablevit.training import optim, seeds
 from scalablevit.training.capture import batches_file, unflat
@@ -56,7 +57,7 @@ def replay(folder: Path) -> Replay:
             where=str(folder),
             fix="name a folder <run>/nonfinite/step_<n>, made with training.nonfinite.capture=true",
         ) from None
-    stage = Stage.model_validate_json(json.dumps(facts["stage"]))
+    stage = stored_stage(facts["stage"], str(folder / STEP))
     task = build_task(stage, tuple(facts["classes"]))
     world, state = len(batches), facts["state"]
     position = state["step"] + state["passed_over"]

@@ -14,6 +14,7 @@ import yaml
 from ray import tune
 
 from scalablevit.config.recipe import Stage
+from scalablevit.config.stored import to_store
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import open_filesystem, put_text, read
 
@@ -28,7 +29,7 @@ def write_recipe(folder: str, stage: Stage) -> None:
 
 def recipe_text(stage: Stage) -> str:
     """A stage as YAML."""
-    return yaml.safe_dump(stage.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_store(stage), sort_keys=False, allow_unicode=True)
 
 
 @contextmanager

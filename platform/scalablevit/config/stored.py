@@ -1,0 +1,49 @@
+"""Stages as they are kept in run folders, model configs and captured steps, whatever version wrote them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import check
+from scalablevit.config.recipe import Stage
+from scalablevit.config.upgrade import VERSION, upgrade
+
+
+def to_store(stage: Stage) -> dict[str, Any]:
+    """Return the plain values of a stage as they are written to files, with the version first."""
+    return {"version": VERSION, **stage.model_dump(mode="json")}
+
+
+def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
+    """Return the plain sections of a stored stage in the current version.
+
+    Args:
+        raw: what `to_store` returned, or what version 1 wrote.
+        where: the file, for errors.
+
+    Raises:
+        UserError: it is no stage, or of a version that this platform cannot read.
+    """
+    if not isinstance(raw, Mapping):
+        raise UserError("holds no stage", where=where, fix="restore the file from a copy")
+    sections = upgrade(raw, where)
+    del sections["version"]
+    return sections
+
+
+def stored_stage(raw: Any, where: str = "") -> Stage:
+    """Return a stored stage; the arguments are those of `stored_sections`.
+
+    Raises:
+        UserError: as `stored_sections`, or its values are refused.
+    """
+    return check(Stage, stored_sections(raw, where), {}, where)
+
+
+def stored_config(config: Any, where: str = "") -> dict[str, Any]:
+    """Return a model's `config.json` with the sections of its stage in the current version.
+
+    Raises:
+        UserError: as `stored_sections`.
+    """
+    return {**config, "stage": stored_sections(config["stage"], where)}

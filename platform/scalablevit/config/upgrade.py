@@ -1,0 +1,184 @@
+"""Versions of recipes and search spaces: what version 2 renamed, and the way from version 1 to it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scalablevit.config.errors import UserError
+
+VERSION = 2
+"""Version of the recipes and search spaces that this platform reads and writes."""
+
+KEYS = {
+    "data.repeats": "repeated_augmentation",
+    "data.mix_probability": "mix_prob",
+    "data.mix_switch_probability": "mixup_switch_prob",
+    "training.global_batch": "global_batch_size",
+    "training.accumulation": "accumulation_steps",
+    "training.stop_after": "early_stopping",
+    "training.early_stopping.evaluations_without_gain": "patience",
+    "training.not_finite": "nonfinite",
+    "training.on_failed_checkpoint": "on_checkpoint_failure",
+    "promotion.sure": "require_significance",
+    "promotion.least": "min_value",
+}
+"""New name of each renamed key, by its dotted path in a stage; the sections on the way have their new names."""
+
+VALUES = {
+    "training.nonfinite.action": {"roll_back": "rollback"},
+    "training.on_checkpoint_failure": {"go_on": "continue"},
+}
+"""New word for each renamed value, by the new path of its key."""
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """An old key or value in a recipe or search space."""
+
+    path: KeyPath
+    """Key path of the old key, or of the old value, as written."""
+    old: str
+    new: str
+    is_value: bool = False
+    conflict: bool = False
+    """Whether the new key is there too."""
+
+
+def convert(raw: Any) -> tuple[Any, list[Rename]]:
+    """Convert plain values of version 1 to the words of version 2; those of version 2 stay as they are.
+
+    Args:
+        raw: a recipe, in either form of its file; a stage; or a search space.
+
+    Returns:
+        The converted copy, in the same order, and what was renamed. Of an old and a new key in the same section, the
+        copy holds the new one.
+    """
+    found: list[Rename] = []
+    if not isinstance(raw, Mapping):
+        return raw, found
+    inner = {"stages": _convert_stages, "parameters": _convert_parameters}
+    converted = {
+        key: inner[key](value, found)
+        if key in inner and isinstance(value, Mapping)
+        else _convert_section(value, (key,), key, found)
+        for key, value in raw.items()
+    }
+    return converted, found
+
+
+def upgrade(raw: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Convert stored plain values of any version to the current one.
+
+    Args:
+        raw: a stored recipe, stage or search space; without `version` it is of version 1.
+        where: the file, for errors.
+
+    Raises:
+        UserError: the version is a later one or none at all, or an old and a new key contradict each other.
+    """
+    version = raw.get("version", 1)
+    if problem := version_problem(version):
+        raise UserError(f"was stored with {problem[0]}", where=where, fix=problem[1])
+    converted, found = convert(raw) if version == 1 else (dict(raw), [])
+    for each in found:
+        if each.conflict:
+            raise UserError(conflict(each), where=where, fix="keep one of them")
+    return {"version": VERSION, **{key: value for key, value in converted.items() if key != "version"}}
+
+
+def version_problem(version: Any) -> tuple[str, str] | None:
+    """Why a version cannot be read, and what to do about it; None for versions that exist."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {VERSION}"
+    if version > VERSION:
+        return f"version {version}; this platform is too old for it and reads version {VERSION}", "update the platform"
+    return None
+
+
+def conflict(rename: Rename) -> str:
+    """What is wrong where the old and the new key stand in the same section."""
+    return f"{_dotted(rename.path)} and its new name {rename.new} are both given"
+
+
+def new_path(path: Sequence[str]) -> list[str]:
+    """Translate a key path in a stage to version 2."""
+    found: list[str] = []
+    for part in path:
+        found.append(KEYS.get(".".join([*found, part]), part))
+    return found
+
+
+def new_key_path(path: KeyPath) -> KeyPath:
+    """Translate a key path in a recipe or search space to version 2."""
+    parts = tuple(map(str, path))
+    if parts[:1] == ("stages",):
+        return (*path[:2], *_names(path[2:]))
+    if parts[:1] == ("parameters",) and len(path) > 1:
+        return (path[0], ".".join(new_path(parts[1].split("."))), *path[2:])
+    return _names(path)
+
+
+def new_override(override: str) -> str:
+    """Translate an override, `key.sub=value`, to version 2."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    fixed = 2 if parts[0] in ("stages", "space") else 0
+    rest = new_path(parts[fixed:])
+    return ".".join([*parts[:fixed], *rest]) + equals + VALUES.get(".".join(rest), {}).get(value.strip(), value)
+
+
+def _names(path: KeyPath) -> KeyPath:
+    """`new_path` of a path that may hold positions in lists."""
+    texts = new_path([str(part) for part in path])
+    return tuple(part if isinstance(part, int) else text for part, text in zip(path, texts, strict=True))
+
+
+def _convert_stages(stages: Mapping[str, Any], found: list[Rename]) -> dict[str, Any]:
+    return {name: _convert_section(stage, ("stages", name), "", found) for name, stage in stages.items()}
+
+
+def _convert_parameters(parameters: Mapping[str, Any], found: list[Rename]) -> dict[str, Any]:
+    """Parameters of a search space: their names are dotted paths, their choices may be old values."""
+    result: dict[str, Any] = {}
+    for name, draw in parameters.items():
+        path, new = ("parameters", name), ".".join(new_path(name.split(".")))
+        if new != name:
+            found.append(Rename(path, name, new, conflict=new in parameters))
+            if new in parameters:
+                continue
+        choices = draw.get("choice") if isinstance(draw, Mapping) else None
+        if isinstance(choices, list):
+            values = [_convert_value(v, (*path, "choice", n), new, found) for n, v in enumerate(choices)]
+            draw = {**draw, "choice": values}  # noqa: PLW2901
+        result[new] = draw
+    return result
+
+
+def _convert_section(node: Any, path: KeyPath, at: str, found: list[Rename]) -> Any:
+    """A section, or a value in one, whose dotted path in the stage is `at`."""
+    if not isinstance(node, Mapping):
+        return _convert_value(node, path, at, found)
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        new = KEYS.get(f"{at}.{key}") or str(key)
+        if new != key:
+            found.append(Rename((*path, key), key, new, conflict=new in node))
+            if new in node:
+                continue
+        result[new] = _convert_section(value, (*path, key), f"{at}.{new}" if at else new, found)
+    return result
+
+
+def _convert_value(value: Any, path: KeyPath, at: str, found: list[Rename]) -> Any:
+    if not isinstance(value, str) or value not in VALUES.get(at, {}):
+        return value
+    new = VALUES[at][value]
+    found.append(Rename(path, value, new, is_value=True))
+    return new
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
