@@ -1,12 +1,16 @@
 """Runs the worker's code on one or more ranks without Ray, and stops it at chosen steps."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import socket
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +19,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from scalablevit.config.errors import UserError
 from scalablevit.training import loop, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Record, Snapshot
 
 _train_step = loop.train_step
+RANK_LIMIT_S = 120.0
 
 
 class Attempt(NamedTuple):
@@ -75,13 +81,70 @@ def run_attempts(attempts: Sequence[Attempt], world: int, folder: Path) -> list[
     if world == 1:
         return [_attempt(0, 1, attempt) for attempt in attempts]
     results = folder / f"results-{world}.json"
-    # One server process imports torch and the package, and every rank of the session is forked from it.
-    multiprocessing.set_forkserver_preload(
-        ["harness.ranks", *(f"scalablevit.tasks.{task}" for task in ("classification", "segmentation", "detection"))]
-    )
+    _start_forkserver()
     arguments = (world, _free_port(), list(attempts), str(results))
     mp.start_processes(_rank, args=arguments, nprocs=world, start_method="forkserver")
     return list(json.loads(results.read_text()))
+
+
+def _start_forkserver() -> None:
+    """One server process imports torch and the package, and every rank of the session is forked from it."""
+    multiprocessing.set_forkserver_preload(
+        ["harness.ranks", *(f"scalablevit.tasks.{task}" for task in ("classification", "segmentation", "detection"))]
+    )
+    with _paths_in_environment():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _paths_in_environment() -> Iterator[None]:
+    """The paths that pytest added, for the server: until Python 3.13 it is not told them, and passes over a module to
+    preload that it does not find."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def call_on_ranks(calls: Sequence[Callable[[], Any]], folder: Path) -> list[Any]:
+    """Call one function on each rank of a group, and return their results; a UserError is returned, as text.
+
+    Rank 0 is this process and the others are its forks, which import nothing: for what needs no gradient, which torch
+    refuses to a fork.
+    """
+    store = f"file://{folder}/store"
+    context = multiprocessing.get_context("fork")
+
+    def call(rank: int) -> Any:
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=len(calls), timeout=timedelta(seconds=RANK_LIMIT_S)
+        )
+        try:
+            return calls[rank]()
+        except UserError as error:
+            return f"UserError: {error}"
+        finally:
+            dist.destroy_process_group()
+
+    pipes = [context.Pipe(duplex=False) for _ in calls[1:]]
+    forks = [
+        context.Process(target=lambda rank=rank, end=send: end.send(call(rank)), daemon=True)
+        for rank, (_, send) in enumerate(pipes, start=1)
+    ]
+    for fork, (_, send) in zip(forks, pipes, strict=True):
+        fork.start()
+        send.close()  # so that the end of a rank without a result is seen
+    results = [call(0)]
+    for fork, (receive, _) in zip(forks, pipes, strict=True):
+        assert receive.poll(RANK_LIMIT_S), "a rank gives no result"
+        results.append(receive.recv())
+        fork.join()
+    return results
 
 
 def newest(run_folder: str) -> Snapshot:

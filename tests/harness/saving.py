@@ -1,7 +1,7 @@
 """Saves a checkpoint again and again, killed at each file operation in turn, then with ever larger files allowed.
 
-`python saving.py FOLDER`: FOLDER/before holds the run that each save starts from; FOLDER/killed_<n> and FOLDER/full_<n>
-are what is left of it. Torch is imported once: each save is a fork of this process.
+`main(FOLDER)`: FOLDER/before holds the run that each save starts from; FOLDER/killed_<n> and FOLDER/full_<n> are what
+is left of it. Torch is imported once: each save is a fork of this process.
 """
 
 import os
@@ -163,7 +163,3 @@ def main(root: Path) -> None:
         run = root / f"full_{size:06}"
         shutil.copytree(root / "before", run)
         assert forked(limited_save, run, size) == 0
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

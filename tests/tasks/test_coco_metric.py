@@ -1,20 +1,15 @@
 import contextlib
 import copy
 import io
-import json
 import logging
-import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from harness.coco_scenes import CLASSES, Scene, figures_of, made_scene, made_scenes, metric_of
+from harness.ranks import call_on_ranks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -186,46 +181,24 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
     assert caplog.records == []
 
 
-RANK_1 = """
-import json, pickle, sys, torch.distributed as dist
-from harness.coco_scenes import figures_of
-dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
-print(json.dumps([figures_of(scenes) for scenes in pickle.load(open(sys.argv[2], "rb"))]))
-dist.destroy_process_group()
-"""
-
-
 def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     """Also where one of them saw no image; the second rank starts from the last one."""
     scenes = made_scenes(4)
     expected = figures_of(scenes)
     shares = (3, 0, len(scenes))
-    store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
-    others.write_bytes(pickle.dumps([scenes[len(scenes) - share :][::-1] for share in shares]))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", RANK_1, store, str(others)]
-    other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
-    try:
-        figures = [figures_of(scenes[: len(scenes) - share]) for share in shares]
-    finally:
-        dist.destroy_process_group()
-    assert figures == [expected] * len(shares)
-    assert json.loads(other.communicate(timeout=200)[0].splitlines()[-1]) == figures
+    last = len(scenes)
+    results = call_on_ranks(
+        [
+            lambda: [figures_of(scenes[: last - share]) for share in shares],
+            lambda: [figures_of(scenes[last - share :][::-1]) for share in shares],
+        ],
+        tmp_path,
+    )
+    assert results == [[expected] * len(shares)] * 2
 
 
 def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
     """Or the others would wait for the one that refuses."""
     scenes = [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
-    store, others = f"file://{tmp_path}/store", tmp_path / "scenes"
-    others.write_bytes(pickle.dumps([scenes[1:]]))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", RANK_1, store, str(others)]
-    other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
-    try:
-        with pytest.raises(UserError, match="validation split"):
-            figures_of(scenes[:1])
-    finally:
-        dist.destroy_process_group()
-    assert "UserError" in other.communicate(timeout=200)[1]
+    results = call_on_ranks([lambda: figures_of(scenes[:1]), lambda: figures_of(scenes[1:])], tmp_path)
+    assert all("UserError" in result and "validation split" in result for result in results)

@@ -1,11 +1,8 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from harness.ranks import call_on_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from mmseg.evaluation import IoUMetric
@@ -85,28 +82,12 @@ def test_masks_without_any_class_are_the_users_to_mend() -> None:
         _figures([ignored], [torch.zeros_like(ignored)])
 
 
-RANK_1 = """
-import sys, torch.distributed as dist
-from scalablevit.tasks.confusion import ConfusionMetric
-dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
-metric = ConfusionMetric(("a", "b"))
-metric.synchronize()
-print(metric.counts.tolist(), metric.samples.tolist())
-dist.destroy_process_group()
-"""
-
-
 def test_ranks_add_up_also_when_one_saw_nothing(tmp_path: Path) -> None:
-    store = f"file://{tmp_path}/store"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    other = subprocess.Popen([sys.executable, "-c", RANK_1, store], env=environment, stdout=subprocess.PIPE, text=True)
-    dist.init_process_group("gloo", init_method=store, rank=0, world_size=2)
-    try:
+    def counts(seen: bool) -> tuple[list[list[int]], list[int]]:
         metric = ConfusionMetric(("a", "b"))
-        metric.update([torch.tensor([[0, 1, 1]])], {"mask": [torch.tensor([[0, 0, 1]])]})
+        if seen:
+            metric.update([torch.tensor([[0, 1, 1]])], {"mask": [torch.tensor([[0, 0, 1]])]})
         metric.synchronize()
-    finally:
-        dist.destroy_process_group()
-    assert metric.counts.tolist() == [[1, 1], [0, 1]]
-    assert metric.samples.tolist() == [1]
-    assert other.communicate(timeout=120)[0].strip() == "[[1, 1], [0, 1]] [1]"
+        return metric.counts.tolist(), metric.samples.tolist()
+
+    assert call_on_ranks([lambda: counts(True), lambda: counts(False)], tmp_path) == [([[1, 1], [0, 1]], [1])] * 2

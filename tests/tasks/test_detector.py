@@ -34,7 +34,7 @@ is another region here. Normalization is compared by itself."""
 FILL = (0.006, -0.002, 0.002)
 """About the mean colour in 8 bits."""
 HEADS = pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
-BACKBONES = pytest.mark.parametrize("name", ["resnet18", "scalablevit_tiny"])
+BACKBONES = pytest.mark.parametrize("name", ["test_resnet", "scalablevit_tiny"])
 
 
 def _task(head: str, **fields: Any) -> Detection:
@@ -42,7 +42,7 @@ def _task(head: str, **fields: Any) -> Detection:
     return Detection.model_validate({"kind": "detection", "head": head, **small, **fields})
 
 
-def _detector(head: str, name: str = "resnet18", **fields: Any) -> Any:
+def _detector(head: str, name: str = "test_resnet", **fields: Any) -> Any:
     torch.manual_seed(0)
     return build_detector(_task(head, **fields), build_pyramid(name), len(CLASSES), FILL)
 
@@ -103,7 +103,7 @@ def _own_name(name: str) -> str:
 def _pair(make: MakeStage, head: str) -> tuple[DetectionTask, Any, Any]:
     """The task with the recipe's defaults, its network and torchvision's, with equal weights."""
     data = {"mean": NO_NORMALIZATION["image_mean"], "std": NO_NORMALIZATION["image_std"]}
-    task = DetectionTask(make(task={"head": head}, data=data), CLASSES)
+    task = DetectionTask(make(task={"head": head}, data=data, model={"name": "resnet18"}), CLASSES)
     ours, theirs = task.build_model(), _torchvision(head)
     weights = {
         name.replace("backbone.body.", "backbone.body.body."): each for name, each in theirs.state_dict().items()

@@ -28,10 +28,10 @@ SMALL = {
     ),
 }
 HEADS = pytest.mark.parametrize("head", list(SMALL))
-BACKBONES = pytest.mark.parametrize("name", ["resnet18", "scalablevit_tiny"])
+BACKBONES = pytest.mark.parametrize("name", ["test_resnet", "scalablevit_tiny"])
 
 
-def _segmentor(head: str, name: str = "resnet18") -> Segmentor:
+def _segmentor(head: str, name: str = "test_resnet") -> Segmentor:
     torch.manual_seed(0)
     pyramid = build_pyramid(name)
     return Segmentor(pyramid, head_configs(SMALL[head], pyramid.channels, CLASSES))
@@ -171,7 +171,7 @@ from scalablevit.models.backbone import build_pyramid
 filters = list(warnings.filters)
 from scalablevit.tasks.segmentor import Segmentor, head_configs
 task = Segmentation(kind="segmentation", head="upernet")
-pyramid = build_pyramid("resnet18")
+pyramid = build_pyramid("test_resnet")
 Segmentor(pyramid, head_configs(task, pyramid.channels, 2))(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64).byte())
 assert (torch.load, torch.save) == before[:2] and list(warnings.filters) == filters
 """

@@ -30,7 +30,7 @@ NOTHING_RANDOM = {
     "training": {"steps": 2, "global_batch_size": 13, "evaluate_every": {"steps": 2}},
 }
 BATCH_NORM = {
-    "model": {"name": "resnet18"},
+    "model": {"name": "test_resnet"},
     "training": {
         "steps": 4,
         "global_batch_size": 6,
