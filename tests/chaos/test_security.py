@@ -49,6 +49,13 @@ REPOSITORY = Path(__file__).parents[2]
 TINY = REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"
 
 
+@pytest.fixture(autouse=True)
+def _no_pause_before_a_repeated_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are repeated as often as ever; nobody is at these addresses later either."""
+    for name in ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"):
+        monkeypatch.setenv(name, "0")
+
+
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that unpickling `Evil` makes; at the end of a test it must not be there."""

@@ -25,8 +25,10 @@ from harness.toys import SIDE, finished_run, register
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
+from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.shapes import write_shapes
+from scalablevit.jobs import announce, evaluate, resolve
 from scalablevit.jobs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
@@ -98,8 +100,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("SCALABLEVIT_ROOT", str(place.root))
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
+        model_cost = once_for_each_model(resolve.model_cost)
+        for module in (announce, evaluate, resolve):
+            patch.setattr(module, "model_cost", model_cost)
         yield place
     torch.set_num_threads(threads)
+
+
+def once_for_each_model(count: Callable[[str, Stage, tuple[str, ...]], str]) -> Callable[..., str]:
+    """What a dry run says of a model's cost: counting takes half a second, and most commands name the same few."""
+    lines: dict[str, str] = {}
+
+    def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
+        parts = [part.model_dump_json() for part in (stage.model, stage.task)]
+        parts.append(stage.data.model_dump_json(exclude={"root", "shapes", "train", "val"}))
+        key = "\n".join([*parts, str(stage.training.compile), *classes])
+        if key not in lines:
+            lines[key] = count(name, stage, classes)
+        return lines[key]
+
+    return model_cost
 
 
 def write_data(place: Place) -> None:

@@ -27,6 +27,8 @@ from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, now_ms
 
 ROOT = Path(__file__).resolve().parents[2]
 RunOf = Callable[[MlflowClient, str, str], Run]
+LIMIT_S = 20.0
+"""For what takes a second or two on a quiet machine, and would take minutes if somebody waited for the server."""
 NOTHING_LEFT = Pending(records=0, refused=0, error=None)
 
 
@@ -315,7 +317,6 @@ def test_a_killed_shipper_leaves_nothing_out_and_nothing_twice(
     assert [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")] == list(range(10_000))
 
 
-@pytest.mark.alone
 def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, uid: str) -> None:
     with socket.socket() as hung:
         hung.bind(("127.0.0.1", 0))
@@ -324,25 +325,21 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, u
         spool.run(uid, "run", experiment="e")
         started = time.monotonic()
         left = shipper.ship_left()
-        assert 1 <= time.monotonic() - started < 5
+        assert 1 <= time.monotonic() - started < LIMIT_S
         assert left.records == 1
         assert "timed out" in str(left.error)
         shipper.start()
-        slowest = 0.0
+        started = time.monotonic()
         for step in range(100):
-            before = time.monotonic()
             spool.metrics(uid, series(range(step, step + 1)))
-            slowest = max(slowest, time.monotonic() - before)
-            time.sleep(0.01)
-        assert slowest < 0.5
+        assert time.monotonic() - started < LIMIT_S, "each record waited for the server"
         started = time.monotonic()
         assert shipper.drain(1.5).records == 101
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < LIMIT_S
         assert "101 records waiting" in shipper.status()
         shipper.stop()
 
 
-@pytest.mark.alone
 def test_a_locked_database_holds_up_nobody(spool: Spool, uid: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/locked.db"
     spool.run(uid, "run", experiment="e")
@@ -354,7 +351,7 @@ def test_a_locked_database_holds_up_nobody(spool: Spool, uid: str, tmp_path: Pat
         spool.metrics(uid, series(range(10)))
         started = time.monotonic()
         assert shipper.drain(1.5).records == 10
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < LIMIT_S
         holder.execute("ROLLBACK")
     assert shipper.drain(60) == NOTHING_LEFT
     shipper.stop()

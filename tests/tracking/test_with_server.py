@@ -107,7 +107,7 @@ class Slow(BaseHTTPRequestHandler):
     """Hands requests on to a server; the first that makes a run waits until there is a second, at most `limit_s`."""
 
     server_uri: str
-    limit_s = 10.0
+    limit_s = 5.0
     made: list[str]
     another: threading.Event
 
@@ -150,7 +150,7 @@ def test_a_run_that_the_server_is_slow_to_make_is_made_once(
     spool: Spool, server: Any, slow_uri: str, experiment: str
 ) -> None:
     uid = uuid4().hex
-    shipper = Shipper(spool.folder, slow_uri, request_timeout_s=3)
+    shipper = Shipper(spool.folder, slow_uri, request_timeout_s=1)
     shipper.start()
     spool.run(uid, "run", experiment=experiment)
     spool.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"loss": 1.0}}])
