@@ -292,7 +292,6 @@ def test_what_storage_without_locks_cannot_prevent_ends_with_the_next_renewal(st
     assert claim_of(tmp_path)["process"] == slow.pid
 
 
-@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.rotating("two jobs at once", 60)
 @pytest.mark.timeout(900)

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,15 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from harness.predicting import ALL, run, trained
-from harness.toys import SIDE, finished_run, leave_status, stage_of, val_images
+from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
-from scalablevit.data.sources import open_source
 from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.network import Trained
 from scalablevit.serving.outputs import Detections
-from scalablevit.serving.predict import Job, predict_here
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
@@ -276,18 +273,3 @@ def test_a_users_mistake_is_exit_code_2(arguments, said, root, images, tmp_path)
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr and "fix:" in done.stderr
-
-
-@pytest.mark.ray
-def test_a_cluster_answers_as_this_process_does(driver, root, images, tmp_path):
-    """Through Ray Data, in order, bad ones too."""
-    (images / "page.png").write_text("<html>")
-    names = ["0.jpg", "2.jpg", "page.png", "sub/1.jpg", "sub/3.jpg"]
-    stage = stage_of("segment")
-    classes = open_source(stage.data, "val", root).classes
-    weights = str(root / "runs" / "toy-segment-0" / "model" / "weights.safetensors")
-    jobs = [Job(stage.model_dump_json(), classes, weights, str(images), str(tmp_path / out)) for out in ("a", "b")]
-    far = driver.call("harness.driving", "predict_on_cluster", jobs[0], names, 2)
-    assert far == list(predict_here(jobs[1], names)) and [name for name, _ in far] == names
-    masks = [{p.name: p.read_bytes() for p in (Path(asdict(job)["out"]) / "masks").rglob("*.png")} for job in jobs]
-    assert masks[0] == masks[1] and len(masks[0]) == 4

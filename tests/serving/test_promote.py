@@ -187,15 +187,3 @@ def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, 
     given = ["models:/toy-pretrain@candidate", str(images), "--out", str(tmp_path / "out"), "--root", str(registry)]
     assert predict.run(predict.parse(given)) == 0
     assert (tmp_path / "out" / "labels.csv").is_file()
-
-
-@pytest.mark.ray
-def test_a_cluster_scores_as_this_process_does(driver, registry):
-    """On a node with the recipe's resources of one worker."""
-    from scalablevit.serving.gate import figure_of
-
-    found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
-    stage = promote._on_same_data(found, promote._resolve(found, [], registry))
-    here = promote._contend(found, stage, registry)
-    there = driver.call("harness.driving", "score_on_cluster", "models:/toy-segment/1", registry)
-    assert figure_of(there) == figure_of(here.score)
