@@ -18,6 +18,7 @@ from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.export import Part, export_part
 
 RESNET = ["model.name=resnet18", "model.drop_path_rate=null"]
+SMALL_RESNET = ["model.name=test_resnet", "model.drop_path_rate=null"]
 
 
 def run(root: Path, name: str, model: str, out: Path, *more: str) -> int:
@@ -49,7 +50,7 @@ def check_runs_for_other_counts(out: Path, note: dict) -> None:
 
 def test_a_classifier_for_any_size(root, tmp_path, capsys):
     sides = ["stages.pretrain.data.image_size=40", "stages.pretrain.data.eval_resize=40"]
-    model = finished_run(root, "pretrain", *RESNET, *sides, run="resnet")
+    model = finished_run(root, "pretrain", *SMALL_RESNET, *sides, run="resnet")
     assert run(root, "pretrain", model, tmp_path / "dry", "--dry-run") == 0 and not (tmp_path / "dry").exists()
     out = tmp_path / "out"
     assert run(root, "pretrain", model, out) == 0

@@ -335,7 +335,7 @@ def test_without_its_finest_maps_a_pyramid_gives_the_others_unchanged() -> None:
 
 
 @HEADS
-@BACKBONES
+@pytest.mark.parametrize("name", ["resnet18", "scalablevit_tiny"])  # deep enough to fall off
 def test_layers_fall_off_from_the_heads_to_the_stem(head: str, name: str) -> None:
     model = _detector(head, name)
     groups = timm.optim.param_groups_layer_decay(

@@ -111,7 +111,7 @@ def test_head_widths_follow_the_paper_unless_given() -> None:
         assert head_configs(task, (8, 16, 32, 64), CLASSES)["decode_head"]["channels"] == width
 
 
-@BACKBONES
+@pytest.mark.parametrize("name", ["resnet18", "scalablevit_tiny"])  # deep enough to fall off
 def test_layers_fall_off_from_the_heads_to_the_stem(name: str) -> None:
     model = _segmentor("semantic_fpn", name)
     groups = timm.optim.param_groups_layer_decay(
