@@ -327,7 +327,9 @@ def test_a_file_is_rewritten_with_comments_order_and_quotes() -> None:
     text, changes = upgrade_text(OLD, "r.yaml")
     assert text == NEW
     assert [(each.line, each.what) for each in changes][:3] == [
-        (2, "version: 2 is added"), (7, "data.repeats -> repeated_augmentation"), (8, "data.mix_probability -> mix_prob"),
+        (2, "version: 2 is added"),
+        (7, "data.repeats -> repeated_augmentation"),
+        (8, "data.mix_probability -> mix_prob"),
     ]  # fmt: skip
     assert (20, "training.not_finite.action: roll_back -> rollback") in [(each.line, each.what) for each in changes]
     assert upgrade_text(text, "r.yaml") == (text, [])
