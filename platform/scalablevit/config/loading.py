@@ -127,8 +127,10 @@ def without_old_words(
     errors = [_old_word(each, places, name) for each in renames]
     for key_path, place in list(places.items()):
         places.setdefault(upgrade.new_key_path(key_path), place)
+    if "version" not in schema.model_fields:
+        return current, errors
     version = current.get("version", upgrade.VERSION)
-    if "version" in schema.model_fields and (type(version), version) != (int, upgrade.VERSION):
+    if (type(version), version) != (int, upgrade.VERSION):
         errors.insert(0, _other_version(current.pop("version"), places, name))
     return current, errors
 
