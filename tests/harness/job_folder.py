@@ -11,6 +11,7 @@ import yaml
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
+from scalablevit.config.stored import to_store
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.jobs.pictures import EXAMINATION
@@ -68,7 +69,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     """One finished stage."""
     name, stage = resolved.name, resolved.stage
     store = RunStore.open(resolved.run_name, None, root)
-    recipe = yaml.safe_dump(stage.model_dump(mode="json"), sort_keys=False)
+    recipe = yaml.safe_dump(to_store(stage), sort_keys=False)
     put_text(str(store.local), "recipe.yaml", recipe)
     put_text(str(store.local), "start.txt", "random weights (seed 0)\nnothing ignored")
     put_text(str(store.local), "attempts.jsonl", json.dumps({"event": "started"}) + "\n")

@@ -11,6 +11,7 @@ import torch
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.config.stored import to_store
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
 from scalablevit.jobs.cluster import PACKAGE
@@ -55,7 +56,7 @@ def finished_run(root: Path, name: str, *overrides: str, seed: int = 0, run: str
     weights = safetensors.torch.save(
         {key: tensor.contiguous() for key, tensor in build_task(stage, classes).build_model().state_dict().items()}
     )
-    config = {"format": 1, "stage": stage.model_dump(mode="json"), "classes": classes, "metrics": {}, "step": 1}
+    config = {"format": 1, "stage": to_store(stage), "classes": classes, "metrics": {}, "step": 1}
     store = RunStore.open(run or f"toy-{name}-{seed}", None, root)
     store.write(WEIGHTS, weights)
     store.write(CONFIG, json.dumps(config).encode())

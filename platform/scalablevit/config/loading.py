@@ -196,7 +196,10 @@ def without_old_words(
     errors = [_old_word(each, places, name) for each in renames]
     for key_path, place in list(places.items()):
         places.setdefault(upgrade.new_key_path(key_path), place)
-    if "version" in schema.model_fields and current.get("version", upgrade.VERSION) != upgrade.VERSION:
+    if "version" not in schema.model_fields:
+        return current, errors
+    version = current.get("version", upgrade.VERSION)
+    if (type(version), version) != (int, upgrade.VERSION):
         errors.insert(0, _other_version(current.pop("version"), places, name))
     return current, errors
 
@@ -624,7 +627,7 @@ def _explain(
     value = first["input"]
     if isinstance(value, dict | list):
         return UserError(what, where=where)
-    fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type") else ""
+    fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
     return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
 
 

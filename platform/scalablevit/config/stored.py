@@ -40,10 +40,10 @@ def stored_stage(raw: Any, where: str = "") -> Stage:
     return check(Stage, stored_sections(raw, where), {}, where)
 
 
-def stored_config(config: Any, where: str = "") -> dict[str, Any]:
+def stored_config(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Return a model's `config.json` with the sections of its stage in the current version.
 
     Raises:
         UserError: as `stored_sections`.
     """
-    return {**config, "stage": stored_sections(config["stage"], where)}
+    return {**config, "stage": stored_sections(config.get("stage"), where)}

@@ -91,7 +91,7 @@ def upgrade(raw: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 def version_problem(version: Any) -> tuple[str, str] | None:
     """Why a version cannot be read, and what to do about it; None for versions that exist."""
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {VERSION}"
     if version > VERSION:
         return f"version {version}; this platform is too old for it and reads version {VERSION}", "update the platform"
