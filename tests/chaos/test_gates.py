@@ -85,6 +85,12 @@ def empty(folder: Path) -> None:
     folder.mkdir()
 
 
+def three_classes(data: Path) -> None:
+    for split in ("train", "val"):
+        for folder in sorted((data / "classification" / split).iterdir())[3:]:
+            shutil.rmtree(folder)
+
+
 def too_deep(folder: Path) -> None:
     """Folders within folders, whose path is longer than any that the system opens."""
     inner, name = os.open(folder, os.O_RDONLY), "d" * 250
@@ -120,6 +126,8 @@ SECOND = [
     Case("the warm-up (500 steps) is not shorter", "pretrain", ("optimizer.schedule.warmup_steps=500",)),
     Case("the categories of the splits differ: only train has 1 (", "detect",
          change=annotations(lambda content: content["categories"][0].update(name="other"), "val")),
+    Case("top-5 accuracy is reported only where there are more than five classes; the data has ", "pretrain",
+         ("stages.pretrain.promotion.metric=top5",), three_classes),
     Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",

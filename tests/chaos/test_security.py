@@ -329,7 +329,7 @@ def test_registered_weights_are_never_executed(store_uri: str, tmp_path: Path, c
     client = connect(store_uri)
     artifacts = tmp_path / "version"
     (artifacts / "artifacts").mkdir(parents=True)
-    contents = {"weights.safetensors": EVIL["in a model"], "config.json": b'{"classes": ["a"]}'}
+    contents = {"weights.safetensors": EVIL["in a model"], "config.json": b'{"stage": {"version": 2}}'}
     for name, content in contents.items():
         (artifacts / "artifacts" / name).write_bytes(content)
     (artifacts / "python_model.pkl").write_bytes(EVIL["plain"])
@@ -341,7 +341,7 @@ def test_registered_weights_are_never_executed(store_uri: str, tmp_path: Path, c
         tags={WEIGHTS_SHA256: sums["weights.safetensors"], CONFIG_SHA256: sums["config.json"]}, await_creation_for=0,
     )  # fmt: skip
     found = resolve_weights("models:/evil/1", store_uri, tmp_path / "cache")
-    assert found.config == {"classes": ["a"]}
+    assert found.config == {"stage": {}}
     assert sorted(file.name for file in found.weights.parent.iterdir()) == ["config.json", "weights.safetensors"]
     with pytest.raises(UserError):
         read_tensors(found.weights)

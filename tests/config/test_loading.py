@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import STAGE_NAMES, hashed_part, load_recipe, stage_hash
+from scalablevit.config.loading import STAGE_NAMES, load_recipe
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.run_hash import hashed_part, stage_hash
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted((REPOSITORY / "pipelines" / "recipes").glob("*.yaml"))

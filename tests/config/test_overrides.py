@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import Scope, load_recipe, with_parents
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.overrides import Scope, with_parents
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.space_loading import load_search
 

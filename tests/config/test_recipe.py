@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import check
 from scalablevit.config.recipe import Length, Recipe, Stage
 
 

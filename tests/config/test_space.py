@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import load_recipe, stage_hash
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.space import Budget, Draw, Resources, Scheduler, Search, Space, combinations, search_hash
 from scalablevit.config.space_loading import METRICS, load_search
 from scalablevit.config.trial import trial_epochs, trial_stage, value_at, with_values

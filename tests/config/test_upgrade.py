@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scalablevit.config import strict_yaml
 from scalablevit.config.errors import UserError
 from scalablevit.config.hints import schema_keys
-from scalablevit.config.loading import hashed_part, load_recipe, stage_hash
+from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.rewriting import upgrade_text
+from scalablevit.config.run_hash import hashed_part, stage_hash
 from scalablevit.config.space import Space, search_hash
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.stored import stored_config, stored_stage, to_store

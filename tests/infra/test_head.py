@@ -106,7 +106,7 @@ def test_start_use_and_stop(root: Path) -> None:
     listed = subprocess.run(
         ["bash", "-c", f'eval "$({sys.executable} {SCRIPT} --root {root} env)" && ray job list'],
         env=os.environ | {"PATH": path, "RAY_AUTH_TOKEN": "wrong"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.strip().endswith("[]")

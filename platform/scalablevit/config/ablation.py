@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scalablevit.config.checking import check, nearest
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import check, nearest
 from scalablevit.config.recipe import Recipe, Stage
 
 ARMS: dict[str, dict[str, Any]] = {

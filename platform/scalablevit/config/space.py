@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scalablevit.config.loading import hashed_part, short, short_digest
+from scalablevit.config.checking import short
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.run_hash import hashed_part, short_digest
 from scalablevit.config.section import PositiveInt, Section
 
 Scalar = bool | int | float | str | None

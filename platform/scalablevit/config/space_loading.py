@@ -6,23 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from scalablevit.config.checking import Places, check, located, nearest, short, without_old_words
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import (
-    Places,
-    Scope,
-    check,
-    claim,
-    load_recipe,
-    located,
-    nearest,
-    override_recipe,
-    parse_override,
-    put,
-    read_mapping,
-    short,
-    without_old_words,
-)
+from scalablevit.config.loading import load_recipe, override_recipe, read_mapping
 from scalablevit.config.model_names import check_model_name
+from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
 from scalablevit.config.trial import shape, trial_epochs

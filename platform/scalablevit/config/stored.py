@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import check
 from scalablevit.config.recipe import Stage
 from scalablevit.config.upgrade import VERSION, upgrade
 

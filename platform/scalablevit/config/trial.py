@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import check, put
+from scalablevit.config.overrides import put
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.space import Search, Space, Value
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.ablation import ARMS, Arm, ablation, plan
+from scalablevit.config.checking import nearest
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import nearest
 from scalablevit.config.recipe import Recipe
 from scalablevit.jobs.resolve import ResolvedStage, resolve
 from scalablevit.jobs.result import StageResult

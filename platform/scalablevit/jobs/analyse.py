@@ -7,7 +7,8 @@ from pathlib import Path
 
 from scalablevit.config.ablation import ARMS
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import Scope, load_recipe
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.data.names import shown
 from scalablevit.jobs.cli import DEMO, RECIPES

@@ -8,7 +8,8 @@ from typing import Literal
 
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import Scope, load_recipe
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.cli import DEMO, RECIPES

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
-from scalablevit.config.loading import STAGE_NAMES, Scope, load_recipe
+from scalablevit.config.loading import STAGE_NAMES, load_recipe
+from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import with_values

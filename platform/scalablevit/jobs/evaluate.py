@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage, path_in_stage
+from scalablevit.config.loading import override_stage
+from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.stored import stored_config, to_store

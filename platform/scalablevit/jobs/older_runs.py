@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import check, hashed_part
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Search, Space
 from scalablevit.config.stored import stored_stage
 from scalablevit.config.upgrade import upgrade

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import Scope, load_recipe, override_recipe
+from scalablevit.config.loading import load_recipe, override_recipe
 from scalablevit.config.model_names import check_model_name
+from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.cli import DEMO, RECIPES

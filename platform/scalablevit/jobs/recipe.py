@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import check, load_recipe, read_mapping
+from scalablevit.config.loading import load_recipe, read_mapping
 from scalablevit.config.rewriting import Change, is_space, upgrade_text
 from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search

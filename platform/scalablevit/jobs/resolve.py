@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import STAGE_NAMES, stage_hash, with_parents
+from scalablevit.config.loading import STAGE_NAMES
 from scalablevit.config.model_names import check_model_name
+from scalablevit.config.overrides import with_parents
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Length, Recipe, Stage
 from scalablevit.config.root import tracking_uri
+from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from scalablevit.config.loading import hashed_part
+from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial

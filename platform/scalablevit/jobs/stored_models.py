@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import hashed_part
 from scalablevit.config.recipe import Stage
+from scalablevit.config.run_hash import hashed_part
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.mixing import normalize
 from scalablevit.data.shapes import scene

@@ -19,8 +19,8 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from scalablevit.config.loading import hashed_part
 from scalablevit.config.recipe import Stage
+from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Draw, Search
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.params import flat

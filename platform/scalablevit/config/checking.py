@@ -1,0 +1,276 @@
+"""Plain values held against a schema: every mistake with place, value, nearest key and what to write instead."""
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scalablevit.config import upgrade
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.hints import key_hint, section_hint
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.section import sections_in
+from scalablevit.config.strict_yaml import KeyPath
+
+SECTIONS = tuple(Stage.model_fields)
+OVERRIDE = "override "
+"""Begins the place of what an override set."""
+Places = dict[KeyPath, str]
+"""Where each value came from: `file:line` or the override as written."""
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name: str) -> Schema:
+    """Validate plain values; `places` names their origin in errors, `name` that of values without a place.
+
+    Raises:
+        UserErrors: everything that breaks the schema (a lone mistake: UserError).
+    """
+    current, errors = without_old_words(schema, merged, places, name)
+    try:
+        # JSON mode: strict, but a list may stand for a tuple, as it does in YAML
+        valid = schema.model_validate_json(json.dumps(current))
+    except ValidationError as error:
+        found: dict[KeyPath, list[ErrorDetails]] = {}
+        for detail in error.errors():
+            if detail["type"] == "default_factory_not_called":
+                continue  # it follows from another mistake
+            # a union gives an error for each of its types at the same path
+            found.setdefault(_key_path(detail, current), []).append(detail)
+        explained = {key_path: _explain(schema, key_path, details, places, name) for key_path, details in found.items()}
+        errors += [_with_stage(key_path, explained, places) for key_path in explained]
+        raise together(errors) from None
+    if errors:
+        raise together(errors)
+    return valid
+
+
+def without_old_words(
+    schema: type[BaseModel], merged: Mapping[str, Any], places: Places, name: str
+) -> tuple[dict[str, Any], list[UserError]]:
+    """Convert what people wrote to the current version, with an error for each old word and for another version.
+
+    Args:
+        places: the places of old keys are added under the new ones.
+
+    Returns:
+        The converted values, whose other mistakes can then be found, and the errors.
+    """
+    current, renames = upgrade.convert(merged)
+    errors = [_old_word(each, places, name) for each in renames]
+    for key_path, place in list(places.items()):
+        places.setdefault(upgrade.new_key_path(key_path), place)
+    if "version" not in schema.model_fields:
+        return current, errors
+    version = current.get("version", upgrade.VERSION)
+    if (type(version), version) != (int, upgrade.VERSION):
+        errors.insert(0, _other_version(current.pop("version"), places, name))
+    return current, errors
+
+
+def _old_word(rename: upgrade.Rename, places: Places, name: str) -> UserError:
+    """Name the new word for an old one, and how it gets there."""
+    place = _place(rename.path, places, name)
+    if place.startswith("override "):
+        fix = f"write {upgrade.new_override(place.removeprefix('override ')[1:-1])!r}"
+    else:
+        fix = _upgrade_command(place)
+    old = f"{rename.old!r} " if rename.is_value else ""
+    return UserError(
+        f"{old}was renamed; write {rename.new} (recipe version {upgrade.VERSION})",
+        where=located(rename.path, places, name),
+        fix=fix,
+    )
+
+
+def _other_version(version: Any, places: Places, name: str) -> UserError:
+    """Say which versions there are, and how a file gets to the current one."""
+    problem = upgrade.version_problem(version)
+    what, fix = problem or (
+        f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
+        _upgrade_command(_place(("version",), places, name)),
+    )
+    return UserError(what, where=located(("version",), places, name), fix=fix)
+
+
+def _upgrade_command(place: str) -> str:
+    file, colon, line = place.rpartition(":")
+    return f"python pipelines/recipe.py upgrade {file if colon and line.isdecimal() else place}"
+
+
+def together(errors: Sequence[UserError]) -> UserError:
+    """One error for all mistakes; one in a shared section shows up in every stage."""
+    distinct = list({str(each): each for each in errors}.values())
+    return UserErrors(distinct) if len(distinct) > 1 else distinct[0]
+
+
+def stage_advice(path: Sequence[int | str], names: Sequence[str]) -> str:
+    """How to write an override for some stages only."""
+    key = ".".join(map(str, path))
+    return "write " + " ".join(f"stages.{name}.{key}=..." for name in names)
+
+
+def nearest(key: str, names: Iterable[str]) -> str:
+    """`; did you mean ...?` when one of the names is near, else nothing."""
+    near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def short(value: Any) -> str:
+    """A value as errors show it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def located(key_path: KeyPath, places: Places, name: str) -> str:
+    """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
+    place = _place(key_path, places, name)
+    dotted = ".".join(str(part) for part in _as_written(key_path, place, places))
+    return ": ".join(part for part in (place, dotted) if part)
+
+
+def _place(key_path: KeyPath, places: Places, name: str) -> str:
+    """The place of a key, or of the innermost section on its way that has one, else `name`."""
+    return next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
+
+
+def _key_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
+    """The key path of an error as the user wrote it: pydantic's location less the names of union members."""
+    node: Any = merged
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        if part in (node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()):
+            node = node[part]
+        elif detail["type"] != "missing" or part != detail["loc"][-1]:
+            continue
+        path.append(part)
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _explain(
+    schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str
+) -> UserError:
+    """Pydantic's errors at one path in the words of the file: place, key, value, what is allowed."""
+    where = located(key_path, places, name)
+    first = details[0]
+    match first["type"]:
+        case "extra_forbidden":
+            hint = key_hint(key_path) if schema in (Recipe, Stage) else ""
+            if hint:
+                return UserError(f"unknown key {short(key_path[-1])}", where=where, fix=hint)
+            names = _siblings(schema, first["loc"])
+            near = nearest(str(key_path[-1]), names)
+            return UserError(
+                f"unknown key {short(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
+            )
+        case "missing":
+            return UserError("is missing", where=where, fix="add it")
+        case "union_tag_not_found":
+            return UserError("is missing, and decides what else stands here", where=where, fix="add it")
+        case "union_tag_invalid":
+            return UserError(f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}", where=where)
+    messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
+    what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
+    value = first["input"]
+    if isinstance(value, dict | list):
+        return UserError(what, where=where)
+    fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
+    return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
+
+
+def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
+    """Without `stages.<name>` where the file has no stages, or the value stands in a section that they share."""
+    if key_path[:1] != ("stages",) or len(key_path) < 3:
+        return key_path
+    return key_path[2:] if ("stages",) not in places or places.get(key_path[2:]) == place else key_path
+
+
+def _with_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], places: Places) -> UserError:
+    """An error that names its stage, where an override gave several stages a value that not all refuse alike."""
+    error = explained[key_path]
+    path = _shared_override(key_path, error, places)
+    if not path:
+        return error
+    where, names = places[path], _stages_given(path, places)
+    others = [explained.get(("stages", name, *key_path[2:])) for name in names]
+    if len(names) < 2 or all(other is not None and other.what == error.what for other in others):
+        return error
+    # where all refuse it, each for a reason of its own, each needs its own value
+    accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
+    fix = "; ".join(part for part in (error.fix, stage_advice(path, accepting)) if part)
+    return UserError(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
+
+
+def _stages_given(path: KeyPath, places: Places) -> list[str]:
+    """Names of the stages whose value at a path is from the override that holds for several."""
+    return [
+        str(key_path[1])
+        for key_path, place in places.items()
+        if place == places[path] and key_path[:1] == ("stages",) and key_path[2:] == path
+    ]
+
+
+def _shared_override(key_path: KeyPath, error: UserError, places: Places) -> KeyPath:
+    """Path within a stage of the override for several stages that an error in a stage is about; else empty."""
+    if key_path[:1] != ("stages",) or len(key_path) < 2:
+        return ()
+    stage, section = key_path[:2], key_path[2:]
+    for length in range(len(section), 0, -1):
+        if (place := places.get((*stage, *section[:length]))) is not None:
+            if _is_override(place) and places.get(section[:length]) == place:
+                return section[:length]
+            break
+    # several keys that do not fit together: an error of their section, which names them
+    for path, place in places.items():
+        named = ".".join(map(str, path[len(section) :]))
+        if (
+            path[:1] != ("stages",)
+            and _is_override(place)
+            and path[: len(section)] == section
+            and places.get((*stage, *path)) == place
+            and re.search(rf"\b{re.escape(named)}\b", error.what)
+        ):
+            return path
+    return ()
+
+
+def _is_override(place: str) -> bool:
+    return place.startswith(OVERRIDE)
+
+
+def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys allowed beside the last part of a pydantic location."""
+    types: list[Any] = [schema]
+    for part in loc[:-1]:
+        types = [inner for each in types for inner in _inside(each, part)]
+    names = [name for each in types for model in sections_in(each) for name in model.model_fields]
+    # the sections of a recipe may also stand at its top
+    return [*names, *SECTIONS] if types == [Recipe] else names
+
+
+def _inside(annotation: Any, part: int | str) -> list[Any]:
+    """The types that may stand under one part of a pydantic location."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if part in annotation.model_fields:
+            return [annotation.model_fields[str(part)].annotation]
+        # the kind of a union is a part of the location, but no key of the file
+        return [annotation] if kind_of(annotation) == part else []
+    if typing.get_origin(annotation) is dict:
+        return [typing.get_args(annotation)[1]]
+    return [inner for each in typing.get_args(annotation) for inner in _inside(each, part)]
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """What a section's `source` or `kind` must be for it to be chosen."""
+    for key in ("source", "kind"):
+        if key in model.model_fields:
+            return str(typing.get_args(model.model_fields[key].annotation)[0])
+    return None

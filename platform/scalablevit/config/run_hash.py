@@ -1,0 +1,38 @@
+"""What makes a run the same run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from scalablevit.config import upgrade
+from scalablevit.config.recipe import Stage
+
+
+def hashed_part(stage: Stage) -> dict[str, Any]:
+    """What makes a stage's run the same run.
+
+    All but cluster, tracking, promotion, logging, retention and the data's place.
+    """
+    part = stage.model_dump(mode="json", exclude={"cluster", "tracking", "promotion"})
+    part["data"].pop("root")
+    for name, field in type(stage.training).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hashed") is False:
+            part["training"].pop(name)
+    return part
+
+
+def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> str:
+    """Twelve hexadecimal digits that name a stage's run.
+
+    Args:
+        stage: the resolved stage.
+        data_digest: digest of its data.
+        parents: hashes of the stages that it starts from.
+    """
+    return short_digest([upgrade.VERSION, hashed_part(stage), data_digest, list(parents)])
+
+
+def short_digest(value: Any) -> str:
+    """Twelve hexadecimal digits of a plain value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
