@@ -131,7 +131,8 @@ def _summary(overrides: Sequence["Override"], stages: Sequence[str], places: Pla
     for each in overrides:
         names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
         if each.stage is None and names != list(stages):
-            yield f"{masked(each.text.strip())} applies to: {', '.join(names) or 'no stage (other overrides replace it)'}"
+            where = ", ".join(names) or "no stage (other overrides replace it)"
+            yield f"{masked(each.text.strip())} applies to: {where}"
 
 
 def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
