@@ -38,10 +38,9 @@ LANGUAGES = {"sh", "console", "text", "yaml", "python"}
 TRAINS = ("full.py", "pretrain.py", "segment.py", "detect.py", "tune.py", "analyse.py ablation")
 CHANGES_NOTHING = ("check_data.py", "plan.py", "replay.py", "runs.py list", "runs.py show")
 """They have no `--dry-run`."""
-SMALL_DEMO = (
-    "data.shapes={train_images: 40, val_images: 20, image_size: 96}",
-    *(f"stages.{stage}.optimizer.schedule.warmup_steps=1" for stage in ("segment", "detect")),
-)
+SMALL_DEMO = "data.shapes={train_images: 40, val_images: 20, image_size: 96}"
+WARMED_UP = {"full.py": ("segment", "detect"), "segment.py": ("segment",), "detect.py": ("detect",)}
+"""Stages of the demo, by the script that runs them, whose warm-up is longer than their training on so few images."""
 SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch_size=16")
 EXIT_2 = {
     "full.py optimizer.lrr": "did you mean 'lr'?",
@@ -224,7 +223,8 @@ def check_pipeline(name: str, given: list[str]) -> None:
     added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
     if command.startswith(TRAINS) and recipe.endswith("demo.yaml"):
-        added += SMALL_DEMO
+        added.append(SMALL_DEMO)
+        added += [f"stages.{stage}.optimizer.schedule.warmup_steps=1" for stage in WARMED_UP.get(name, ())]
         added += ["--stages", "pretrain"] if name == "analyse.py" else []
     if any(word.startswith("stages.segment.training.epochs=") for word in given):  # of the few pictures here
         added.append("stages.segment.optimizer.schedule.warmup_steps=1")
