@@ -41,9 +41,9 @@ def stored_stage(raw: Any, where: str = "") -> Stage:
 
 
 def stored_config(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Return a model's `config.json` with the sections of its stage in the current version.
+    """Return a model's `config.json` with the sections of its stage, if it has one, in the current version.
 
     Raises:
         UserError: as `stored_sections`.
     """
-    return {**config, "stage": stored_sections(config.get("stage"), where)}
+    return {**config, **({"stage": stored_sections(config["stage"], where)} if "stage" in config else {})}

@@ -17,8 +17,9 @@ from scalablevit.config.upgrade import VERSION
 
 EPILOG = f"""\
 upgrade rewrites the files of recipes and search spaces in place, in the keys of version {VERSION}; comments, order and
-formatting stay, and each change is printed with its line. When one of the files cannot be upgraded, none is changed.
-Afterwards all files are checked as they are before a training, and the mistakes that remain are reported.
+formatting stay, and each change is printed with its line in the file as it was. When one of the files cannot be
+upgraded, none is changed. Afterwards all files are checked as they are before a training, and the mistakes that remain
+are reported.
 
 Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes remain."""
 
