@@ -30,9 +30,10 @@ def run(given: Assignment):
 
 
 @pytest.fixture
-def weights(tmp_path) -> Path:
-    path = tmp_path / "weights.safetensors"
-    save_file({k: v.contiguous() for k, v in build_classifier("scalablevit_tiny", SHAPES).state_dict().items()}, path)
+def weights(make_stage, tmp_path) -> Path:
+    path, model = tmp_path / "weights.safetensors", make_stage().model
+    built = build_classifier(model.name, SHAPES, **model.options)
+    save_file({k: v.contiguous() for k, v in built.state_dict().items()}, path)
     return path
 
 
