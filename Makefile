@@ -27,9 +27,9 @@ SEED ?= $(shell expr $$(date +%s) / 3600)
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
 	@echo "make tune-demo  search learning rate and drop path of the demo, train the best in full, register it"
-	@echo "make test       set up, lint and run all tests"
+	@echo "make test       set up, lint and run the tests that take less than a few minutes each"
 	@echo "make test-real  the tests on real data (DATA=<folder>)"
-	@echo "make test-long  tests that take minutes each: a search of 20 trials killed five times"
+	@echo "make test-long  tests that take minutes each: a killed head, a search of 20 trials killed five times"
 	@echo "make test-rotating  some of the long tests and of the kills, chosen by the hour (SEED=... for the same again)"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"

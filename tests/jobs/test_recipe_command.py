@@ -1,5 +1,6 @@
 """`pipelines/recipe.py upgrade`: files rewritten in place, or left as they are."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -103,15 +104,16 @@ def test_a_link_stays_a_link(mine: Path) -> None:
     assert link.is_symlink() and "version: 2" in mine.read_text()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to(mine: Path) -> None:
-    mine.parent.chmod(0o500)
-    try:
-        with pytest.raises(UserError, match="cannot be written"):
-            upgrade(mine)
-    finally:
-        mine.parent.chmod(0o700)
-    assert mine.read_text() == RECIPE
+def test_a_disk_that_is_full(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a half-written file is left."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copymode", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        upgrade(mine)
+    assert mine.read_text() == RECIPE and list(mine.parent.iterdir()) == [mine]
 
 
 def test_the_script(mine: Path) -> None:
