@@ -76,7 +76,7 @@ tune-demo: setup
 
 # Two processes share the tests: the first begins with those on a Ray head, one after another, the second with the rest.
 test: setup lint
-	timeout 3600 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	timeout 3600 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 40
 
 test-real: setup
 	SCALABLEVIT_DATA="$(abspath $(DATA))" timeout 1800 $(BIN)/python -m pytest -m "$(REAL)" tests/real

@@ -53,12 +53,12 @@ def steps_trained(folder: Path) -> dict[str, list[int]]:
 def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(search, write_space, tmp_path):
     import mlflow
 
-    done = search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
+    done = search(write_space(searcher="tpe", budget={"trials": 4}, keep_best=2,
                               scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}))  # fmt: skip
     assert done.code == 0, done.output
     folder, table = folder_of(tmp_path), rows(tmp_path)
     values = json.loads((folder / "trials.json").read_text())
-    assert len(table) == len(values) == 5
+    assert len(table) == len(values) == 4
     statuses = {row["status"] for row in table}
     assert "finished" in statuses <= {"finished", "stopped"}, done.output
     for row, drawn in zip(table, values, strict=True):
@@ -71,7 +71,7 @@ def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(search, wr
     runs = client.search_runs([experiment])
     (parent,) = [run for run in runs if run.info.run_name == folder.name]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 5 and all(run.info.status == "FINISHED" for run in (parent, *children))
+    assert len(children) == 4 and all(run.info.status == "FINISHED" for run in (parent, *children))
     for run in children:
         row = table[int(run.data.tags["trial"])]
         points = client.get_metric_history(run.info.run_id, "val/loss")
@@ -97,46 +97,50 @@ def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(search, wr
     ranking = sorted(table, key=lambda row: float(row["best"]))
     assert left == {f"{int(row['trial']):04d}" for row in ranking[:2]}, "the best two keep their checkpoints"
 
-    again = search(write_space(searcher="tpe", budget={"trials": 5}, keep_best=2,
+    again = search(write_space(searcher="tpe", budget={"trials": 4}, keep_best=2,
                                scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2}))  # fmt: skip
     assert again.code == 0 and "already finished" in again.output and rows(tmp_path) == table
 
 
 def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(search, write_space, tmp_path):
     space = write_space(searcher="grid", budget={}, parameters={
-        "optimizer.lr": {"choice": [1e-3, 10.0, 2e-3]}})  # fmt: skip
+        "optimizer.lr": {"choice": [10.0, 1e-3]}})  # fmt: skip
     done = search(space, "optimizer.weight_decay=1", "--no-retrain")
     assert done.code == 0, done.output
     table = rows(tmp_path)
-    assert [row["status"] for row in table] == ["finished", "failed", "finished"], table
-    assert "not finite" in table[1]["reason"]
-    assert f"trial 1: {table[1]['reason']}" in done.output
+    assert [row["status"] for row in table] == ["failed", "finished"], table
+    assert "not finite" in table[0]["reason"]
+    assert f"trial 0: {table[0]['reason']}" in done.output
 
 
 def test_if_all_fail_it_says_why_and_ends_with_1(search, write_space, tmp_path):
-    space = write_space(searcher="grid", budget={}, parameters={"optimizer.lr": {"choice": [9.0, 10.0]}})
+    space = write_space(searcher="grid", budget={}, parameters={"optimizer.lr": {"choice": [10.0]}})
     done = search(space, "optimizer.weight_decay=1")
     assert done.code == 1, done.output
-    assert "none of 2 trials came to an evaluation" in done.output and "not finite" in done.output
+    assert "none of 1 trials came to an evaluation" in done.output and "not finite" in done.output
     assert "Traceback" not in done.output
 
 
+@pytest.mark.long
+@pytest.mark.rotating("search by two workers a trial", 80)
 def test_trials_of_two_workers_run_ray_train_inside_tune(driver, search, write_space, tmp_path):
-    space = write_space(resources={"workers": 2, "cpus_per_worker": 1}, budget={"trials": 3},
+    space = write_space(resources={"workers": 2, "cpus_per_worker": 1}, budget={"trials": 2},
                         scheduler={"kind": "asha", "grace_epochs": 0.5, "reduction_factor": 2})  # fmt: skip
     done = search(space, "--no-retrain")
     assert done.code == 0, done.output
-    assert len(rows(tmp_path)) == 3 and all(row["status"] in ("finished", "stopped") for row in rows(tmp_path))
+    assert len(rows(tmp_path)) == 2 and all(row["status"] in ("finished", "stopped") for row in rows(tmp_path))
     nothing_is_left(driver)
 
 
+@pytest.mark.long
+@pytest.mark.rotating("population-based training", 80)
 def test_population_based_training_copies_from_others(driver, search, write_space, tmp_path):
-    space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 4})
+    space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 2})
     done = search(space, "--no-retrain")
     assert done.code == 0, done.output
-    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
+    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 2
     segments = sorted(path.relative_to(folder_of(tmp_path)) for path in folder_of(tmp_path).glob("trials/*/segment-*"))
-    assert len(segments) > 4, "no trial took over another's weights"
+    assert len(segments) > 2, "no trial took over another's weights"
     values = json.loads((folder_of(tmp_path) / "trials.json").read_text())
     assert all(1e-4 <= each["optimizer.lr"] <= 1e-2 for each in values)
     nothing_is_left(driver)
