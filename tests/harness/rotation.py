@@ -10,7 +10,7 @@ import random
 import pytest
 
 SEED = "SCALABLEVIT_ROTATION"
-BUDGET_S = float(os.environ.get("SCALABLEVIT_ROTATION_S", "240"))
+BUDGET_S = float(os.environ.get("SCALABLEVIT_ROTATION_S", "180"))
 
 
 def choose(groups: dict[str, float], seed: int, budget_s: float) -> list[str]:
