@@ -5,13 +5,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.stored import to_store
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
+
+if TYPE_CHECKING:
+    from scalablevit.training.checkpoint import Entry
 
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
@@ -99,6 +102,9 @@ def export(
             where=checkpoints.folder,
             fix="set training.keep.best to at least 1 and submit again",
         )
+    replaced = replaced_best(outcome, best, BEST_METRIC[stage.task.kind])
+    if replaced:
+        print(f"[{resolved.name}] {replaced}", flush=True)
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
@@ -125,7 +131,7 @@ def export(
         classes=resolved.classes,
         images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
         minutes=minutes,
-        reason=outcome["reason"] + (f": {outcome['detail']}" if outcome["detail"] else ""),
+        reason=": ".join(filter(None, [outcome["reason"], "; ".join(filter(None, [outcome["detail"], replaced]))])),
         checkpoint=best.name,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
@@ -133,6 +139,23 @@ def export(
         last_value=None if math.isnan(last_value) else last_value,
         last_step=outcome["step"],
         profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0]),
+    )
+
+
+def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> str:
+    """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
+
+    Args:
+        outcome: what rank 0 returned; it knows the best evaluation, whatever is stored of it.
+        exported: the best of the checkpoints that are whole.
+        metric: by which evaluations are compared.
+    """
+    step, value = outcome.get("best_step"), outcome.get("best_value")
+    if step is None or value is None or step == exported.step:
+        return ""
+    return (
+        f"the best checkpoint, of step {step} with {metric} {value:.4f}, is damaged or missing; exported in its place: "
+        f"step {exported.step} with {metric} {exported.value:.4f}"
     )
 
 
