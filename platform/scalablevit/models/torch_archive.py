@@ -55,8 +55,7 @@ def _check(archive: zipfile.ZipFile, path: Path) -> None:
         wanted, found = count * dtype.itemsize, sizes.get(key, 0)
         if wanted != found:
             raise UserError(
-                f"declares a tensor of {_size(wanted)} and holds {_size(found)} of it, in a file of "
-                f"{_size(file_size)}",
+                f"declares a tensor of {_size(wanted)} and holds {_size(found)} of it, in a file of {_size(file_size)}",
                 where=str(path),
                 fix=FIX,
             )
