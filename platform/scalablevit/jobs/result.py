@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ def export(
         lineage=lineage,
         last_value=None if math.isnan(last_value) else last_value,
         last_step=outcome["step"],
-        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0]),
+        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
     )
 
 
@@ -159,19 +160,39 @@ def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> st
     )
 
 
-def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where the time of a stage went, in seconds, over all attempts, as rank 0 saw it; work that was lost is left out.
+def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
+    """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
+
+    `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
+    processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
 
     Args:
         outcome: what rank 0 returned.
         attempts: events of the run's `attempts.jsonl`.
+        end: when the last job was done, seconds since the epoch.
     """
-    begun = [event for event in attempts if event["event"] == "started"]
+    start = wall = 0.0
+    submitted: float | None = None
+    asked: float | None = None
+    for event in attempts:
+        if event["event"] == "submitted":
+            if submitted is not None:  # by a job that was killed, or failed
+                wall += max(0.0, (event["last"] or submitted) - submitted)
+            submitted = asked = event["time"]
+        elif event["event"] == "lost":
+            asked = event.get("time")
+        elif event["event"] == "started":
+            # clocks of two nodes may differ
+            start += event["first_step"] - min(event["entered"], event["entered"] if asked is None else asked)
+            asked = None
+    if submitted is not None:
+        wall += end - submitted
     spent = outcome["spent"]
-    return {
-        "start": sum(event["first_step"] - event["entered"] for event in begun),
+    parts = {
+        "start": start,
         "data": spent["data"],
         "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
         "evaluation": spent["evaluation"],
         "checkpoint": spent["checkpoint"],
     }
+    return {**parts, "other": max(0.0, wall - sum(parts.values()))}
