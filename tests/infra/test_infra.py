@@ -147,7 +147,8 @@ def test_the_runtime_environment_keeps_what_a_job_needs() -> None:
 
 
 SECRETS = [".env", ".env.production", "server.pem", "tls.key", "id_rsa", "id_rsa.pub", "id_ed25519", ".netrc",
-           "credentials.json", ".aws/credentials", "gcp-service-account.json", ".git-credentials", "ray_token"]  # fmt: skip
+           "credentials.json", ".aws/credentials", "gcp-service-account.json", ".git-credentials",
+           "ray_token"]  # fmt: skip
 
 
 @pytest.mark.parametrize("by", ["excludes", ".rayignore"])
