@@ -102,7 +102,7 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
     draw = random.Random(seed)
     store = RunStore.open("run", None, tmp_path)
     spool = Spool(store.local / "spool")
-    records, files, step = store.local / "spool" / RECORDS, MetricFiles(store, UID), 0
+    records, files, step = store.local / "spool" / RECORDS, MetricFiles(store, UID), 1
     for _ in range(60):
         step += draw.randint(0, 3)
         reported = [trained(step)]
@@ -113,7 +113,7 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
         spool.metrics(draw.choice([UID, UID, OTHER]), reported)
         happens = draw.random()
         if happens < 0.1:  # killed, resumed from an earlier step, with other log points
-            step = max(0, step - draw.randint(1, 20))
+            step = max(1, step - draw.randint(1, 20))
             files = MetricFiles(store, UID) if draw.random() < 0.5 else files
         elif happens < 0.2:
             late = {"step": draw.randint(0, step), "time_ms": 2, "metrics": {f"system/node{draw.randint(0, 3)}/x": 1.0}}

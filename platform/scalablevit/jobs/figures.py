@@ -77,7 +77,10 @@ class MetricFiles:
         self._folder = store.local
         self._spool = store.local / "spool"
         self._uid = uid
-        self._sizes: tuple[int, int] | None = None
+        self._offset: int
+        self._rows: dict[int, Row]
+        self._settled: _Settled
+        self._sizes: tuple[int, int] | None
         self._names: list[str] = []
         self._lowest: int | None = None
         self._begin()
@@ -149,7 +152,7 @@ class MetricFiles:
     def _begin(self) -> None:
         """Forget everything that was read."""
         self._offset = 0
-        self._rows: dict[int, Row] = {}
+        self._rows = {}
         self._settled = _Settled()
         self._sizes = None
 

@@ -65,7 +65,7 @@ def _check(archive: zipfile.ZipFile, path: Path) -> None:
     unpickler = _weights_only_unpickler.Unpickler(content, encoding="utf-8")
     unpickler.persistent_load = storage  # type: ignore[method-assign]
     try:
-        unpickler.load()  # type: ignore[no-untyped-call]
+        unpickler.load()
     except UserError:
         raise
     except Exception:  # what is in it besides tensors, torch.load refuses with its reason

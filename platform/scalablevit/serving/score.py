@@ -42,9 +42,7 @@ class Score:
     """What else ran on the machine meanwhile; empty when a core was free for each thread."""
 
 
-def score(
-    stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int = 1
-) -> Score:
+def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int) -> Score:
     """Take the stage's validation split, each image once and in order, in the precision in which models are served.
 
     Args:
