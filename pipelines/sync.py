@@ -8,14 +8,15 @@ import _path  # noqa: F401
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.tracking.shipper import Pending, Shipper, remembered
+from scalablevit.tracking.shipper import Pending, Shipper, refused_records, remembered
 from scalablevit.tracking.spool import open_runs, read_lines
 
 EPILOG = """
 Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
 sync.py last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
-last at work. Sending again is harmless: MLflow keeps one of each.
+last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own
+file is gone, or the server takes others but not them) are named with run, kind and reason, and sent again by --again.
 Exit code: 0 when nothing is left, 1 when something is, 2 for a mistake on the command line.
 """
 
@@ -38,6 +39,8 @@ def main() -> int:
             continue
         pending = shipper.ship_left(from_start=arguments.again)
         print(f"{folder.parent.name}: {_tell(pending, len(open_runs(folder)))}", flush=True)
+        for refused in refused_records(folder):
+            print(f"  refused: {refused}", flush=True)
         left += pending.records
     return 1 if left else 0
 

@@ -104,7 +104,8 @@ def test_fine_tunings_ran_beside_each_other(whole):
     spans = []
     for name in ("segment", "detect"):
         (run,) = (whole.root / "runs").glob(f"tiny-{name}-*")
-        started = json.loads((run / "attempts.jsonl").read_text().splitlines()[0])
+        events = map(json.loads, (run / "attempts.jsonl").read_text().splitlines())
+        started = next(event for event in events if event["event"] == "started")
         spans.append((started["entered"], _json(run / "status.json")["ended"]))
     (first, first_end), (second, second_end) = spans
     assert max(first, second) < min(first_end, second_end), spans

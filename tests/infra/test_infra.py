@@ -3,13 +3,16 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray._private.runtime_env import packaging
 
 from scalablevit.config.loading import load_recipe
 
@@ -141,6 +144,41 @@ def test_the_runtime_environment_keeps_what_a_job_needs() -> None:
     for each in loaded["excludes"]:
         if each.startswith("/"):
             assert (REPOSITORY / each.strip("/")).is_dir(), each
+
+
+SECRETS = [".env", ".env.production", "server.pem", "tls.key", "id_rsa", "id_rsa.pub", "id_ed25519", ".netrc",
+           "credentials.json", ".aws/credentials", "gcp-service-account.json", ".git-credentials",
+           "ray_token"]  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["excludes", ".rayignore"])
+@pytest.mark.parametrize("folder", ["", "pipelines/", "deep/er/"])
+def test_no_job_takes_keys_or_passwords_along(by: str, folder: str, tmp_path: Path) -> None:
+    """Packed as Ray does: with the runtime environment's list alone, and by a bare `--working-dir .`."""
+    place = tmp_path / "tree"
+    kept = [f"{folder}{name}" for name in ("environment.py", "keys.py", "recipe.yaml", "credentials.py")]
+    for name in [*kept, *(f"{folder}{name}" for name in SECRETS)]:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("x")
+    excludes = yaml.safe_load((INFRA / "runtime_env.yaml").read_text(encoding="utf-8"))["excludes"]
+    if by == ".rayignore":
+        excludes = []
+        shutil.copy(REPOSITORY / ".rayignore", place)
+    packed = tmp_path / "packed.zip"
+    packaging._zip_files(str(place), excludes, str(packed), include_gitignore=True)
+    with zipfile.ZipFile(packed) as archive:
+        names = {info.filename for info in archive.infolist() if not info.is_dir()}
+    assert names - {".rayignore"} == set(kept)
+
+
+def test_both_lists_of_secrets_are_the_same_and_hit_nothing_of_ours() -> None:
+    excludes = yaml.safe_load((INFRA / "runtime_env.yaml").read_text(encoding="utf-8"))["excludes"]
+    lines = (REPOSITORY / ".rayignore").read_text(encoding="utf-8").splitlines()
+    ignored = [line for line in lines if not line.startswith("#")]
+    assert set(ignored) <= set(excludes)
+    hit = packaging._get_excludes(REPOSITORY, ignored)
+    ours = [path for part in ("platform", "pipelines", "tune_spaces") for path in (REPOSITORY / part).rglob("*")]
+    assert ours and not [path for path in ours if hit(path)]
 
 
 def test_platform_is_no_package() -> None:

@@ -204,15 +204,33 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     assert [part.name for part in gather(folder).stages] == [], "no stage wrote anything, and the job is known"
 
 
+def test_the_parts_of_a_stages_time_add_up_to_the_wall_time_of_its_jobs():
+    """Ray's 27 s before the workers' code count; a killed job ends when its status was last written."""
+    outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
+    one = [{"event": "submitted", "time": 1000.0, "last": None},
+           {"event": "started", "entered": 1027.0, "first_step": 1036.0}]  # fmt: skip
+    profile = time_profile(outcome, one, 1000 + 36 + 150 + 2)
+    assert profile["start"] == 36 and profile["other"] == 2 and sum(profile.values()) == 188
+    two = [*one, {"event": "submitted", "time": 9000.0, "last": 1086.0},
+           {"event": "started", "entered": 9003.0, "first_step": 9012.0}]  # fmt: skip
+    profile = time_profile(outcome, two, 9120.0)
+    assert profile["start"] == 48 and sum(profile.values()) == 86 + 120
+    skewed = [{"event": "submitted", "time": 1030.0, "last": None}, one[1]]
+    assert time_profile(outcome, skewed, 1190.0)["start"] == 9
+    earlier_version = time_profile(outcome, one[1:], 1190.0)
+    assert earlier_version["start"] == 9 and earlier_version["other"] == 0
+
+
 def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):
     outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
-    attempts = [{"event": "started", "entered": 10.0, "first_step": 20.0}, {"event": "lost", "ranks": {}},
-                {"event": "started", "entered": 100.0, "first_step": 140.0}]  # fmt: skip
-    result = replace(RESULT, profile=time_profile(outcome, attempts))
+    attempts = [{"event": "submitted", "time": 0.0, "last": None},
+                {"event": "started", "entered": 10.0, "first_step": 20.0}, {"event": "lost", "time": 90.0, "ranks": {}},
+                {"event": "started", "entered": 100.0, "first_step": 120.0}]  # fmt: skip
+    result = replace(RESULT, profile=time_profile(outcome, attempts, 240.0))
     lines = chain.table([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
     assert lines[2].split()[:6] == ["pretrain", "top1", "0.5000", "300", "0.2500", "400"]
-    assert lines[3] == ("time of pretrain: start 50 s (25 %), data 20 s (10 %), step 75 s (38 %), "
-                        "evaluation 50 s (25 %), checkpoint 5 s (2 %)")  # fmt: skip
+    assert lines[3] == ("time of pretrain: start 50 s (21 %), data 20 s (8 %), step 75 s (31 %), "
+                        "evaluation 50 s (21 %), checkpoint 5 s (2 %), other 40 s (17 %)")  # fmt: skip
     assert "canary-4711" not in "\n".join(lines)
     earlier = replace(result, last_value=None, last_step=0, profile={})
     assert chain.table([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,33 @@ def test_a_run_of_another_machine_is_watched_and_not_stopped_from_here(tmp_path,
         owner.join()
     monkeypatch.setattr(leases, "STALE_S", 0.2)
     assert "lost" in run(capsys, "list", "--root", str(tmp_path))[1]
+
+
+def test_a_list_shows_what_it_knows_first_and_waits_for_a_lost_run_only_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(leases, "STALE_S", 0.3)
+    monkeypatch.setattr(leases, "WATCH_S", 0.05)
+    leave(tmp_path, "done")
+    store = leave(tmp_path, "there")
+    status.write_status(store.local, replace(status.read_status(store.local), state="running", ended=None))
+    claim(store, 0)
+    waits, shown_before, sleep = [], [], time.sleep
+
+    def wait(seconds):
+        if not waits:
+            shown_before.append(capsys.readouterr().out)
+        waits.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(leases.time, "sleep", wait)
+    _, after = run(capsys, "list", "--root", str(tmp_path))
+    states = {line.split()[0]: line.split()[1] for line in shown_before[0].splitlines()[1:]}
+    assert states == {"done": "finished", "there": "running?"} and after == "there: lost\n"
+    waits.clear()
+    assert "there: " not in run(capsys, "list", "--root", str(tmp_path))[1] and not waits
+    assert "ended without a word" in run(capsys, "show", "there", "--root", str(tmp_path))[1] and not waits
+    claim(store, 1)  # its owner was only suspended
+    run(capsys, "list", "--root", str(tmp_path))
+    assert waits
 
 
 def renew(store, stopped):

@@ -10,16 +10,19 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs.resolve import resolve
-from scalablevit.jobs.result import StageResult, load_result
+from scalablevit.jobs.result import StageResult, export, load_result
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import SERVING_PACKAGES, TASK_PACKAGES, Job, _registered, flat
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.state import Snapshot
 
 RESULT = StageResult(
     name="pretrain",
@@ -39,6 +42,33 @@ RESULT = StageResult(
     registered_as="model",
     lineage={},
 )
+
+
+@pytest.fixture
+def small(tmp_path):
+    return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small, tmp_path, capsys):
+    resolved = resolve(load_recipe(small), tmp_path, ["pretrain"])[0]
+    store = RunStore.open("run", None, tmp_path)
+    checkpoints = CheckpointStore(store.location)
+    stem = "model" if resolved.stage.training.ema_decay is None else "ema"
+    for step, value in ((4, 0.5), (8, 0.75)):
+        meta = {"step": step, "last_metrics": {"val/top1": value}}
+        name = checkpoints.write(Snapshot(step, {stem: {"w": torch.zeros(2)}}, meta), value)
+    if damaged:
+        (Path(checkpoints.folder) / name / f"{stem}.safetensors").write_bytes(b"x")
+    outcome = {"step": 8, "best_step": 8, "best_value": 0.75, "last_metrics": {"val/top1": 0.75}, "seconds": 1.0,
+               "reason": "finished", "detail": "",
+               "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}}  # fmt: skip
+    result = export("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
+    said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
+            "step 4 with val/top1 0.5000")  # fmt: skip
+    assert result.step == (4 if damaged else 8)
+    assert result.reason == (f"finished: {said}" if damaged else "finished")
+    assert capsys.readouterr().out.splitlines() == ([f"[pretrain] {said}"] if damaged else [])
 
 
 def test_an_outage_after_the_last_record_costs_no_finished_stage_and_shows_no_password(tmp_path):
@@ -107,11 +137,6 @@ def imports_of(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module).partition(".")[0])
     return found
-
-
-@pytest.fixture
-def small(tmp_path):
-    return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 
 def test_a_misspelt_registered_model_is_answered_before_anything_trains(small, tmp_path):

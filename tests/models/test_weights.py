@@ -2,6 +2,10 @@
 
 import argparse
 import hashlib
+import pickle
+import resource
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.models.backbone import build_classifier, build_pyramid
-from scalablevit.models.weights import load_initial
+from scalablevit.models.weights import load_initial, read_tensors
 
 SWIN = "swin_tiny_patch4_window7_224"
 BACKBONES = ("scalablevit_tiny", "resnet18", SWIN, "pvt_v2_b0")
@@ -167,6 +171,49 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
             assert path.name in str(caught.value)
             assert caught.value.fix
     assert not (tmp_path / "ran").exists()
+
+
+def repacked(path: Path, target: Path, change: Callable[[bytes], bytes] = bytes, **how: int) -> Path:
+    """An archive of torch.save with its pickle changed, packed by zipfile."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", **how) as new:  # type: ignore[call-overload]
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
+    return target
+
+
+def test_an_archive_that_declares_absurd_sizes_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    """A zip bomb, a tensor of terabytes, one of more numbers than it has, one number that stands for 4 GB."""
+    torch.save({"weight": torch.arange(10.0), "zeros": torch.zeros(2**26)}, tmp_path / "zeros.pth")
+    bomb = repacked(tmp_path / "zeros.pth", tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
+    torch.save({"weight": torch.arange(1000.0)}, tmp_path / "small.pth")
+    one, many, terabytes = (pickle.dumps(n, 2)[2:-1] for n in (1000, 1001, 2**43))
+    assert read_tensors(repacked(tmp_path / "small.pth", tmp_path / "same.pth"))["weight"][7] == 7
+    more = repacked(tmp_path / "small.pth", tmp_path / "more.pth", lambda p: p.replace(one, many))
+    huge = repacked(tmp_path / "small.pth", tmp_path / "huge.pth", lambda p: p.replace(one, terabytes))
+    torch.save({"weight": torch.zeros(1).expand(2**30)}, tmp_path / "wide.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path, said in (
+        (bomb, "declares 268.4 MB of content in a file of"),
+        (more, "declares a tensor of 4.0 kB and holds 4.0 kB"),
+        (huge, "declares a tensor of 35.2 TB and holds 4.0 kB"),
+        (tmp_path / "wide.pth", "tensors are larger than the file itself: weight"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            read_tensors(path)
+        assert path.name in str(caught.value)
+        assert caught.value.fix
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
+
+
+def test_a_file_of_the_old_form_that_declares_terabytes_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.arange(1000.0)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_tensors(tmp_path / "old.pth")["weight"][7] == 7
+    content = (tmp_path / "old.pth").read_bytes()
+    one, terabytes = (pickle.dumps(n, 2)[2:-1] for n in (1000, 2**43))
+    (tmp_path / "huge.pth").write_bytes(content.replace(one, terabytes))
+    with pytest.raises(UserError, match="is damaged or no weights"):
+        read_tensors(tmp_path / "huge.pth")
 
 
 def test_a_source_that_is_neither_file_nor_tag_is_refused() -> None:

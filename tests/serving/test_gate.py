@@ -1,10 +1,13 @@
 """The gain's interval, and what the gate refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from scalablevit.config.promotion import Promotion
+from scalablevit.serving import score as scoring
 from scalablevit.serving.gate import Gain, failures, figure_of, paired_gain
 from scalablevit.serving.score import Score
 from scalablevit.tasks.tally import HitTally
@@ -75,6 +78,25 @@ def test_what_the_gate_refuses(gate, gain, missed):
     assert len(found) == len(missed)
     for said, part in zip(found, missed, strict=True):
         assert part in said
+
+
+def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_machine_is_said(monkeypatch):
+    used = []
+    task = SimpleNamespace(answer=lambda *_: used.append(torch.get_num_threads()))
+    stage = SimpleNamespace(data=SimpleNamespace(max_pixels=100))
+    trained = SimpleNamespace(task=task, stage=stage, network=None, device=torch.device("cpu"))
+    monkeypatch.setattr(scoring, "read_image", lambda *_: None)
+    monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _: {0, 1})
+    before = torch.get_num_threads()
+    for threads, load, said in ((1, 1.0, ""), (2, 1.0, "a load of 1.0 from others on 2 cores"),
+                                (1, 2.5, "the machine was busy: a load of 2.5 from others on 2 cores")):  # fmt: skip
+        monkeypatch.setattr(scoring, "_other_load", lambda load=load: load)
+        used.clear()
+        _, busy = scoring._latency_ms(trained, [SimpleNamespace(image=None)], threads)
+        assert set(used) == {threads} and said in busy and bool(said) == bool(busy)
+        assert scoring._measured_on(trained.device, threads).endswith(f", {threads} thread" + "s" * (threads > 1))
+    assert torch.get_num_threads() == before
+    assert scoring._other_load() >= 0
 
 
 def test_a_figure_that_is_no_number_never_passes():

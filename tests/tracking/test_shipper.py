@@ -20,9 +20,11 @@ from uuid import uuid4
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, Pending, Shipper, remembered
+from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, Pending, Shipper, remembered
 from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, now_ms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +171,53 @@ def test_what_the_server_refuses_is_set_aside_and_said_and_the_rest_goes_on(
     assert aside[2]["record"]["metrics"] == {"bad@key": "1.0"}
     assert aside[2]["record"]["step"] == 7
     assert str(spool.folder / REFUSED) in caplog.text
+
+
+def test_only_a_records_own_missing_file_is_refused_and_not_a_store_that_is_away(
+    spool: Spool, uid: str, tmp_path: Path
+) -> None:
+    uri, store = f"sqlite:///{tmp_path}/server/mlflow.db", tmp_path / "server" / "mlartifacts"
+    store.parent.mkdir()
+    own = tmp_path / "own.txt"
+    own.write_text("kept")
+    spool.run(uid, "run", experiment="e")
+    spool.artifact(uid, own)
+    spool.artifact(uid, tmp_path / "never-was")
+    spool.end(uid, "FINISHED")
+    store.write_text("in place of the folder that is mounted there")
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.refused) == (3, 0)
+    store.unlink()
+    left = Shipper(spool.folder, uri).ship_left()
+    assert (left.records, left.refused, left.error) == (0, 1, None)
+    assert [entry["record"]["path"] for entry in refused(spool.folder)] == [str(tmp_path / "never-was")]
+    assert list(store.rglob("own.txt"))
+
+
+def test_what_is_unclear_is_refused_only_while_the_server_takes_something_else(
+    spool: Spool, uid: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A database that answers and cannot be written says of every record that it is a bad request."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    spool.run(uid, "run", experiment="e")
+    shipper = Shipper(spool.folder, uri)
+    assert shipper.ship_left() == NOTHING_LEFT
+    spool.tags(uid, {"a": "b"})
+    bad = MlflowException("disk I/O error", databricks_pb2.BAD_REQUEST)
+
+    def unwritable(*_: object, **__: object) -> None:
+        raise bad
+
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", unwritable)
+        away.setattr(MlflowClient, "set_tag", unwritable)
+        for _ in range(2 * UNCLEAR_TRIES):
+            left = shipper.ship_left()
+            assert (left.records, left.refused) == (1, 0)
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", unwritable)
+        left = shipper.ship_left()
+        assert (left.records, left.refused) == (0, 1)
 
 
 def test_a_run_that_somebody_deleted_does_not_come_back_as_a_second_one(
@@ -469,6 +518,23 @@ def test_the_sync_script_says_that_a_run_has_no_end_yet(
     shipper.stop()
     spool.end(uid, "FINISHED")
     assert sync() == 0
+    assert capsys.readouterr().out == "job: everything sent\n"
+
+
+def test_the_sync_script_names_what_was_refused_and_forgets_it_once_it_is_taken(
+    sync: Callable[..., int], uid: str, uri: str, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool = Spool(tmp_path / "runs" / "job" / "spool")
+    spool.run(uid, "stage-1", experiment=experiment)
+    spool.params(uid, {"lr": 0.1})
+    spool.artifact(uid, tmp_path / "page.html")
+    spool.end(uid, "FINISHED")
+    for _ in range(2):  # also what an earlier sending was refused
+        assert sync("--uri", uri) == 0
+        said = capsys.readouterr().out
+        assert f"  refused: run stage-1, artifact: {tmp_path}/page.html is gone\n" in said
+    (tmp_path / "page.html").write_text("made again")
+    assert sync("--uri", uri, "--again") == 0
     assert capsys.readouterr().out == "job: everything sent\n"
 
 

@@ -21,10 +21,12 @@ import pyarrow.fs
 from scalablevit.config.errors import UserError
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.signals import interrupt
-from scalablevit.training.storage import open_filesystem
+from scalablevit.training.storage import open_filesystem, put_text
 
 FILE = "lease.json"
 LOCK = "lease.lock"
+WATCHED = "lease_watched.json"
+"""In the run's local folder: a claim of another machine that was watched for `STALE_S` and not renewed."""
 RENEW_S = 5.0
 STALE_S = 30.0
 WATCH_S = 0.5
@@ -231,11 +233,25 @@ def lives(claim: Claim) -> bool | None:
     return _lives_here(claim) if claim.get("machine") == _machine() else None
 
 
+def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
+    """Whether each run's owner lives, by the run's name, as far as it can be told without waiting; None: it cannot.
+
+    A claim that was watched once and was not renewed is dead for as long as it stays the same.
+    """
+    alive: dict[str, bool | None] = {}
+    for store in stores:
+        claim = claim_of(store)
+        alive[store.name] = False if claim is None else lives(claim)
+        if alive[store.name] is None and _watched_before(store) == claim:
+            alive[store.name] = False
+    return alive
+
+
 def owned(stores: Sequence[RunStore]) -> set[str]:
     """Names of the runs whose owners live; where only watching tells, all are watched together for `STALE_S`."""
-    claims = {store.name: claim for store in stores if (claim := claim_of(store))}
-    alive = {name: lives(claim) for name, claim in claims.items()}
-    watched = [store for store in stores if store.name in alive and alive[store.name] is None]
+    alive = known_owners(stores)
+    claims = {store.name: claim_of(store) for store in stores if alive[store.name] is None}
+    watched = [store for store in stores if store.name in claims]
     if watched:
         print(f"waiting up to {STALE_S:.0f} s for a sign of life of runs of other machines: "
               f"{', '.join(store.name for store in watched)}", file=sys.stderr, flush=True)  # fmt: skip
@@ -245,7 +261,18 @@ def owned(stores: Sequence[RunStore]) -> set[str]:
         now = {store.name: claim_of(store) for store in watched}
         alive |= {name: claim is not None for name, claim in now.items() if claim != claims[name]}
         watched = [store for store in watched if alive[store.name] is None]
+    for store in watched:
+        with suppress(OSError):  # a root that may only be read: it is watched again the next time
+            put_text(str(store.local), WATCHED, json.dumps(claims[store.name]))
     return {name for name, answer in alive.items() if answer}
+
+
+def _watched_before(store: RunStore) -> Claim | None:
+    """The claim that was watched last and not renewed."""
+    try:
+        return _parsed((store.local / WATCHED).read_bytes())
+    except OSError:
+        return None
 
 
 def _lives_here(claim: Claim) -> bool | None:

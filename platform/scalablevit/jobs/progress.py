@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scalablevit.config.recipe import FIRST_STEPS
-from scalablevit.jobs.figures import IS_BEST, Row, best_step, by_step, write_figures
+from scalablevit.jobs.figures import IS_BEST, MetricFiles
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import Screen, duration
 from scalablevit.jobs.status import Best, StatusFile
@@ -32,6 +32,7 @@ class Progress:
         self._uid = uid
         self._screen = Screen(stage)
         self._total = total_steps
+        self._files = MetricFiles(store, uid)
         self._best_metric = best_metric
         self._status = status
         self._offset = (spool / RECORDS).stat().st_size
@@ -44,8 +45,8 @@ class Progress:
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
     def __enter__(self) -> "Progress":
-        rows = by_step(self._spool, self._uid)
-        self._status.update(state="started", step=max(rows, default=0), best=self._best(rows))
+        self._files.read()
+        self._status.update(state="started", step=self._files.last_step, best=self._best())
         self._thread.start()
         return self
 
@@ -99,17 +100,19 @@ class Progress:
 
     def _write_figures(self) -> None:
         """The run's files and its best value, from all that its spool holds."""
-        rows = by_step(self._spool, self._uid)
-        if rows:
-            self._status.update(step=max(rows), best=self._best(rows))
+        self._files.read()
+        if self._files.last_step:
+            self._status.update(step=self._files.last_step, best=self._best())
         try:
-            write_figures(self._store, rows)
+            self._files.write()
         except OSError as error:  # a full disk must not end training
             self._screen.say(f"metrics.jsonl and results.csv were not written: {error}")
 
-    def _best(self, rows: Mapping[int, Row]) -> Best | None:
-        step = best_step(rows)
-        return None if step is None else Best(self._best_metric, float(rows[step][self._best_metric]), step)
+    def _best(self) -> Best | None:
+        if self._files.best is None:
+            return None
+        step, row = self._files.best
+        return Best(self._best_metric, float(row[self._best_metric]), step)
 
 
 class Pace:

@@ -44,7 +44,8 @@ confidence interval (paired bootstrap over images) and the reasons are written o
 whatever comes out.
 
 Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
-machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one.
+machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU torch
+has one thread meanwhile (--latency-threads N: N), and a line says so when the machine had no core free for each.
 
 Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can mend."""
 
@@ -71,9 +72,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--latency-threads", type=_positive, default=1, metavar="N",
+                        help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
     parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
     parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
     return parser.parse_intermixed_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -107,7 +116,8 @@ def run(options: argparse.Namespace) -> int:
     if registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
     stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
-    contenders = {alias: _contend(found, stages[alias], root) for alias, found in versions.items()}
+    threads = options.latency_threads
+    contenders = {alias: _contend(found, stages[alias], root, threads) for alias, found in versions.items()}
     return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
 
 
@@ -167,14 +177,14 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     return without_secrets(alike.stages["promote"])
 
 
-def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
+def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int) -> Contender:
     """Score a version.
 
     Raises:
         UserError: none of the validation samples can be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    found = _score(version, stage, root)
+    found = _score(version, stage, root, latency_threads)
     if not found.tally.numbers:
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
@@ -184,12 +194,12 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path) -> Contender:
     return Contender(version, found)
 
 
-def _score(version: RegisteredWeights, stage: Stage, root: Path) -> "Score":
+def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int) -> "Score":
     """On a node of the cluster that RAY_ADDRESS names, else in this process."""
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
-                 _figure(stage))  # fmt: skip
+                 _figure(stage), latency_threads)  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
         return score(*arguments)
     import ray
@@ -273,6 +283,7 @@ def _facts(contender: Contender) -> dict[str, Any]:
         "value": figure_of(contender.score),
         "latency_ms": contender.score.latency_ms,
         "measured_on": contender.score.measured_on,
+        "busy": contender.score.busy,
         "weights_mb": contender.weights_mb,
         "weights_sha256": contender.version.tags[tags.WEIGHTS_SHA256],
     }
@@ -295,6 +306,7 @@ def _table(evidence: dict[str, Any]) -> str:
         )
     places = dict.fromkeys(facts["measured_on"] for facts in columns.values())
     lines.append(f"latency of one answer at a time on {' and '.join(places)}")
+    lines += [f"note, {alias}: {facts['busy']}" for alias, facts in columns.items() if facts["busy"]]
     return "\n".join(lines)
 
 

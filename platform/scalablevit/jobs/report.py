@@ -205,9 +205,10 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
     """What the stage took, by name."""
     events = read_attempts(local / ATTEMPTS)[0]
     begun = sum(event["event"] == "started" for event in events)
+    lost = sum(event["event"] == "lost" for event in events)
     facts = {
         "workers": f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
-        "attempts": f"{begun}; workers were lost {len(events) - begun} times" if len(events) > 1 else f"{begun or ''}",
+        "attempts": f"{begun}; workers were lost {lost} times" if lost or begun > 1 else f"{begun or ''}",
     }
     if result is not None:
         hours = cluster.workers * result.minutes / 60

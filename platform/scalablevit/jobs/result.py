@@ -3,15 +3,19 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.stored import to_store
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
+
+if TYPE_CHECKING:
+    from scalablevit.training.checkpoint import Entry
 
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
@@ -99,6 +103,9 @@ def export(
             where=checkpoints.folder,
             fix="set training.keep.best to at least 1 and submit again",
         )
+    replaced = replaced_best(outcome, best, BEST_METRIC[stage.task.kind])
+    if replaced:
+        print(f"[{resolved.name}] {replaced}", flush=True)
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
@@ -125,30 +132,67 @@ def export(
         classes=resolved.classes,
         images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
         minutes=minutes,
-        reason=outcome["reason"] + (f": {outcome['detail']}" if outcome["detail"] else ""),
+        reason=": ".join(filter(None, [outcome["reason"], "; ".join(filter(None, [outcome["detail"], replaced]))])),
         checkpoint=best.name,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
         lineage=lineage,
         last_value=None if math.isnan(last_value) else last_value,
         last_step=outcome["step"],
-        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0]),
+        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
     )
 
 
-def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where the time of a stage went, in seconds, over all attempts, as rank 0 saw it; work that was lost is left out.
+def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> str:
+    """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
+
+    Args:
+        outcome: what rank 0 returned; it knows the best evaluation, whatever is stored of it.
+        exported: the best of the checkpoints that are whole.
+        metric: by which evaluations are compared.
+    """
+    step, value = outcome.get("best_step"), outcome.get("best_value")
+    if step is None or value is None or step == exported.step:
+        return ""
+    return (
+        f"the best checkpoint, of step {step} with {metric} {value:.4f}, is damaged or missing; exported in its place: "
+        f"step {exported.step} with {metric} {exported.value:.4f}"
+    )
+
+
+def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
+    """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
+
+    `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
+    processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
 
     Args:
         outcome: what rank 0 returned.
         attempts: events of the run's `attempts.jsonl`.
+        end: when the last job was done, seconds since the epoch.
     """
-    begun = [event for event in attempts if event["event"] == "started"]
+    start = wall = 0.0
+    submitted: float | None = None
+    asked: float | None = None
+    for event in attempts:
+        if event["event"] == "submitted":
+            if submitted is not None:  # by a job that was killed, or failed
+                wall += max(0.0, (event["last"] or submitted) - submitted)
+            submitted = asked = event["time"]
+        elif event["event"] == "lost":
+            asked = event.get("time")
+        elif event["event"] == "started":
+            # clocks of two nodes may differ
+            start += event["first_step"] - min(event["entered"], event["entered"] if asked is None else asked)
+            asked = None
+    if submitted is not None:
+        wall += end - submitted
     spent = outcome["spent"]
-    return {
-        "start": sum(event["first_step"] - event["entered"] for event in begun),
+    parts = {
+        "start": start,
         "data": spent["data"],
         "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
         "evaluation": spent["evaluation"],
         "checkpoint": spent["checkpoint"],
     }
+    return {**parts, "other": max(0.0, wall - sum(parts.values()))}

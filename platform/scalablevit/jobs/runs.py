@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
-from scalablevit.jobs.lease import claim_of, lives, owned
+from scalablevit.jobs.lease import claim_of, known_owners, lives, owned
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.status import ENDED, Status, read_status
@@ -27,8 +27,9 @@ RAY_S = 60
 EPILOG = """\
 States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
 word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
-process on another machine its lease is watched for a sign of life, up to 30 s. Of an unreadable one the file
-status.json is damaged.
+process on another machine its lease is watched for a sign of life, up to 30 s: list first shows such a run with a ?,
+as in running?, and a line for each at the end; one that was watched and is lost is not waited for again. Of an
+unreadable one the file status.json is damaged.
 
 stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
 `ray job stop`, for which RAY_API_SERVER_ADDRESS or RAY_ADDRESS must name the cluster.
@@ -61,8 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """
     root = platform_root(options.root, make=False)
     if options.verb == "list":
-        print(table(*found_runs(root), root))
-        return 0
+        return _list(root)
     known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
     found = _found(root / "runs" / options.run) if options.run in known else None
     if found is None:
@@ -75,6 +75,16 @@ def run(options: argparse.Namespace) -> int:
     return stop(found, dry_run=options.dry_run)
 
 
+def _list(root: Path) -> int:
+    """Print all that is known at once, then what only waiting tells."""
+    found, unreadable = found_runs(root)
+    print(table(found, unreadable, root), flush=True)
+    unclear = [each for each in found if each.unclear]
+    if unclear:
+        print("\n".join(f"{each.status.run}: {each.state}" for each in _judged(unclear)))
+    return 0
+
+
 @dataclass(frozen=True)
 class Found:
     """A run and what became of it."""
@@ -84,15 +94,20 @@ class Found:
     status: Status
     lost: bool = False
     """Whether its process ended without a word."""
+    unclear: bool = False
+    """Whether only watching its lease tells if its process lives."""
 
     @property
     def state(self) -> str:
         """The state as it is, whatever the file says."""
-        return "lost" if self.lost else self.status.state
+        return "lost" if self.lost else self.status.state + "?" * self.unclear
 
 
 def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
-    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read."""
+    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read.
+
+    Nothing is waited for: of a run on another machine it may stay unclear whether its process lives.
+    """
     found: list[Found] = []
     unreadable: dict[str, UserError] = {}
     for path in sorted((root / "runs").glob("*/status.json")):
@@ -100,7 +115,14 @@ def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
             found += filter(None, [_found(path.parent)])
         except UserError as error:
             unreadable[path.parent.name] = error
-    return sorted(_judged(found), key=lambda each: each.status.started, reverse=True), unreadable
+    alive = known_owners([each.store for each in found if each.status.state not in ENDED])
+    found = [
+        replace(each, unclear=True)
+        if alive.get(each.store.name, True) is None
+        else _as_it_is(each, alive=alive.get(each.store.name) is True)
+        for each in found
+    ]
+    return sorted(found, key=lambda each: each.status.started, reverse=True), unreadable
 
 
 def _found(folder: Path) -> Found | None:
@@ -119,7 +141,7 @@ def _as_it_is(found: Found, *, alive: bool) -> Found:
     """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
     status = read_status(found.store.local) or found.status
     same = (status.started, status.state) == (found.status.started, found.status.state)
-    return replace(found, status=status, lost=same and not alive and status.state not in ENDED)
+    return replace(found, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)
 
 
 def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:

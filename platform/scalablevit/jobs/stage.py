@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
 from scalablevit.jobs.cluster import PACKAGE
@@ -20,7 +21,7 @@ from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
 from scalablevit.jobs.run_store import IDENTITY, RunStore
-from scalablevit.jobs.status import StatusFile, finish_late
+from scalablevit.jobs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import SpoolCallback
 from scalablevit.tracking.connection import brief
@@ -92,10 +93,11 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
                 print(f"[{resolved.name}] {said} ({store.location})", flush=True)
                 finish_late(store)
             else:
+                last = _last_at_work(store)
                 with StatusFile(
                     store, lease, resolved.name, resolved.length.total, "steps", job.tracking_uri, job.stopping
                 ) as status_file:
-                    finished = _train(job, resolved, earlier, store, spool, uid, status_file)
+                    finished = _train(job, resolved, earlier, store, spool, uid, status_file, last)
             if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
                 _record_model(resolved, finished, store, spool)
             return _registered(job, finished, store, shipper)
@@ -105,6 +107,15 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         finally:
             shipper.stop()
             spool.close()
+
+
+def _last_at_work(store: RunStore) -> float | None:
+    """When an earlier job was last known to be at work on the run; None: there was none, or its status is damaged."""
+    try:
+        status = read_status(store.local)
+    except UserError:
+        return None
+    return None if status is None else status.ended or status.updated
 
 
 def identity(store: RunStore) -> str:
@@ -124,10 +135,14 @@ def _train(
     spool: Spool,
     uid: str,
     status_file: StatusFile,
+    last: float | None,
 ) -> StageResult:
+    started, submitted = time.monotonic(), time.time()
+    from scalablevit.training.attempts import ATTEMPTS, add_event
+
     initial = initial_of(resolved, earlier)
+    add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
     _begin(job, resolved, initial, store, spool, uid)
-    started = time.monotonic()
     status: Status = "FAILED"
     drawing = begin_training_batch(resolved, store, job.root)
     try:

@@ -15,6 +15,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, 
 from torch import Tensor, nn
 
 from scalablevit.config.errors import UserError
+from scalablevit.models.torch_archive import check_sizes
 
 # Norms that a pyramid puts on its maps and a classification checkpoint need not have.
 _NORM_PREFIXES = ("feature_norms.", "norm.")
@@ -83,7 +84,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a flat dict of tensors without ever unpickling code.
 
     Raises:
-        UserError: the file is damaged, holds more than tensors, or has no flat dict where one is looked for.
+        UserError: the file is damaged, declares more than it can hold, holds more than tensors, or has no flat dict
+            where one is looked for.
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(
@@ -91,6 +93,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             where=str(path),
             fix="give a .safetensors, .pth or .pt file",
         )
+    if path.suffix != ".safetensors":  # whose own reader compares sizes
+        check_sizes(path)
     try:
         tensors = load_state_dict(str(path), use_ema=False)
     except (RuntimeError, SafetensorError, OSError, EOFError, AttributeError, TypeError) as error:
@@ -102,6 +106,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             where=str(path),
             fix="save the state dict alone, best as .safetensors",
         ) from error
+    size = path.stat().st_size
+    large = [name for name, value in tensors.items() if isinstance(value, Tensor) and value.nbytes > size]
+    if large:  # one number that stands for many, by a stride of 0
+        raise UserError(
+            f"tensors are larger than the file itself: {_some(large)}",
+            where=str(path),
+            fix="save the state dict alone, best as .safetensors",
+        )
     strange = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if strange or not tensors:
         raise UserError(

@@ -68,7 +68,8 @@ def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float
     if not figure >= (gate.min_value or 0.0):  # also: no truth at all
         found.append(f"the figure {figure:.4f} is below the least {gate.min_value or 0.0:.4f}")
     if gate.max_latency_ms is not None and score.latency_ms > gate.max_latency_ms:
-        found.append(f"an answer takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms")
+        busy = f" ({score.busy})" if score.busy else ""
+        found.append(f"an answer takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms{busy}")
     if gate.max_weights_mb is not None and weights_mb > gate.max_weights_mb:
         found.append(f"the weights are {weights_mb:.3g} MB, more than {gate.max_weights_mb:g} MB")
     return found

@@ -1,6 +1,7 @@
 """A trained network on a validation split, image by image, with the time that an answer takes."""
 
 import math
+import os
 import platform
 import re
 import statistics
@@ -37,9 +38,11 @@ class Score:
     image could be decoded."""
     measured_on: str
     """What `latency_ms` depends on: device and threads."""
+    busy: str = ""
+    """What else ran on the machine meanwhile; empty when a core was free for each thread."""
 
 
-def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str) -> Score:
+def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int) -> Score:
     """Take the stage's validation split, each image once and in order, in the precision in which models are served.
 
     Args:
@@ -48,14 +51,16 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
         weights: file of the weights, already checked.
         root: the platform's root.
         figure: as the recipe's `promotion.metric`.
+        latency_threads: of torch, while the time of a prediction is measured on a CPU. Two on two busy cores wait for
+            each other: 600 ms in place of 46 ms with one.
     """
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
     source = open_source(stage.data, "val", Path(root))
     tally = build_tally(figure, classes)
     bad = _add_all(trained, source, tally)
-    latency = _latency_ms(trained, source) if tally.numbers else math.nan
-    return Score(tally, bad, latency, _measured_on(trained.device))
+    latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")
+    return Score(tally, bad, latency, _measured_on(trained.device, latency_threads), busy)
 
 
 @torch.inference_mode()
@@ -80,27 +85,53 @@ def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
 
 
 @torch.inference_mode()
-def _latency_ms(trained: Trained, source: Source) -> float:
-    """Of the first image that can be decoded."""
+def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, str]:
+    """Latency on the first image that can be decoded, and what kept the machine busy."""
     for sample in source:
         try:
             image = read_image(sample.image, trained.stage.data.max_pixels)
             break
         except BadSample:
             continue
-    seconds = []
-    for number in range(WARM_UP + ANSWERS):
-        started = time.perf_counter()
-        trained.task.answer(trained.network, image, trained.device)
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds)
+    seconds, loads = [], []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number in range(WARM_UP + ANSWERS):
+            started = time.perf_counter()
+            trained.task.answer(trained.network, image, trained.device)
+            if number >= WARM_UP:
+                seconds.append(time.perf_counter() - started)
+                loads.append(_other_load())
+    finally:
+        torch.set_num_threads(before)
+    return 1000 * statistics.median(seconds), _busy(statistics.mean(loads), threads, len(os.sched_getaffinity(0)))
 
 
-def _measured_on(device: torch.device) -> str:
+def _other_load() -> float:
+    """Threads that run or wait for a core at this moment, without the one that asks.
+
+    The load average of the last minute, which is taken where the system does not tell, would count the scoring that
+    has just ended.
+    """
+    try:
+        running = Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]
+        return max(0.0, float(running) - 1)
+    except (OSError, ValueError, IndexError):
+        return os.getloadavg()[0]
+
+
+def _busy(load: float, threads: int, cores: int) -> str:
+    """One line on a machine without a free core for each of our threads; else empty."""
+    if load + threads <= cores:
+        return ""
+    return f"the machine was busy: a load of {load:.1f} from others on {cores} cores, so latency may be too long"
+
+
+def _measured_on(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _processor() -> str:

@@ -19,6 +19,8 @@ Verdict = Literal["away", "refused", "unclear"]
 
 # 401 and 403 concern our credentials, the others the moment: the same record may pass later.
 TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
+# From an upload: a proxy whose server is being replaced answers so, too.
+NO_SUCH_PAGE = {404, 405}
 MESSAGE_LENGTH = 400
 SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
 """Names of variables of the environment whose values are never shown, unless they are paths."""
@@ -149,11 +151,14 @@ def verdict(error: Exception) -> Verdict:
     from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
     from sqlalchemy.exc import OperationalError
 
-    if isinstance(error, (Refused, UserError, FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, (Refused, UserError)):
         return "refused"
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return _of_status(error.response.status_code)
-    if isinstance(error, (Away, ConnectionError, TimeoutError, requests.RequestException, OperationalError)):
+        status = error.response.status_code
+        return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
+    # Any OSError: a record's own file is looked for before it is sent (`delivery.check_own`), so one that is missing
+    # here is the server's, such as a folder of artifacts that is not mounted at the moment.
+    if isinstance(error, (Away, OSError, OperationalError)):
         return "away"
     if isinstance(error, MlflowException):
         # An unknown address is not MLflow's answer but a proxy's; BAD_REQUEST stands for many things, among them

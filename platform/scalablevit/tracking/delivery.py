@@ -1,6 +1,7 @@
 """What each record becomes in MLflow; every call may be repeated without harm."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,20 @@ class Delivery:
         if kind not in kinds:
             raise Refused(f"unknown kind of record {kind!r}")
         return kinds[kind](records[0])
+
+    def takes_writes(self, uid: str) -> bool:
+        """Whether the server takes something else for this run at the moment: its own uid, once more.
+
+        Returns:
+            False when the server does not know the run.
+
+        Raises:
+            Exception: it does not take it.
+        """
+        if uid not in self._runs:
+            return False
+        self._client.set_tag(self._runs[uid], UID, uid)
+        return True
 
     def _run(self, record: dict[str, Any]) -> list[Refusal]:
         uid = record["uid"]
@@ -220,8 +235,7 @@ class Delivery:
     def _artifact(self, record: dict[str, Any]) -> list[Refusal]:
         run_id = self._alive(record["uid"])
         path = Path(record["path"])
-        if not path.exists():
-            raise Refused(f"{path} is gone")
+        check_own(path)
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(run_id, str(path), record["artifact_path"])
         return []
@@ -246,3 +260,16 @@ class Delivery:
     def _end(self, record: dict[str, Any]) -> list[Refusal]:
         self._client.set_terminated(self._alive(record["uid"]), record["status"], record["time_ms"])
         return []
+
+
+def check_own(path: Path) -> None:
+    """Look for a file or folder that a record names.
+
+    Raises:
+        Refused: it is gone, or it or a file in it cannot be read; trying again is of no use.
+    """
+    if not path.exists():
+        raise Refused(f"{path} is gone")
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if not os.access(file, os.R_OK):
+            raise Refused(f"{file} cannot be read")

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from scalablevit.tracking.connection import (
+    MESSAGE_LENGTH,
     Away,
     bounded_requests,
     brief,
@@ -72,6 +74,27 @@ def remembered(folder: Path) -> Progress | None:
     except (OSError, ValueError, TypeError):
         return None
     return saved if saved.offset <= size else None
+
+
+def refused_records(folder: Path) -> list[str]:
+    """What `refused.jsonl` of a spool holds, a line for each run, kind and reason: `run NAME, KIND: REASON`."""
+    if not (folder / REFUSED).exists():
+        return []
+    names = {}
+    for line in read_lines(folder):
+        if line.record is not None and line.record["kind"] == "run":
+            names[line.record["uid"]] = line.record["name"]
+    counts = Counter[str]()
+    for text in (folder / REFUSED).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(text)
+            record, reason = entry["record"], " ".join(str(entry["reason"]).split())[:MESSAGE_LENGTH]
+            run, kind = names.get(record.get("uid"), record.get("uid")), record.get("kind")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            counts[f"a line of {REFUSED} that cannot be read"] += 1
+            continue
+        counts[f"run {run}, {kind}: {reason}" if kind else f"a line of the spool: {reason}"] += 1
+    return [line if count == 1 else f"{line} ({count} times)" for line, count in counts.items()]
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,7 @@ class Shipper:
                 self._load()
                 if from_start:
                     self._progress.offset = 0
+                    (self._folder / REFUSED).unlink(missing_ok=True)
                 self._end_dead_runs()
                 while self._ship_next():
                     pass
@@ -272,20 +296,23 @@ class Shipper:
             except RunGone:
                 raise
             except Exception as error:
-                if not self._for_good(error):
+                if not self._for_good(error, records[0]["uid"]):
                     raise
                 return [Refusal(record, str(error)) for record in records]
 
-    def _for_good(self, error: Exception) -> bool:
-        """Whether trying again is of no use; what is unclear gets some tries, and the server's health is asked."""
+    def _for_good(self, error: Exception, uid: str) -> bool:
+        """Whether trying again is of no use.
+
+        What is unclear gets some tries, and is refused only while the server takes something else for the same run: a
+        database that can be read but not written is away.
+        """
         judged = verdict(error)
         if judged != "unclear":
             return judged == "refused"
         self._unclear += 1
-        if self._unclear < UNCLEAR_TRIES:
+        if self._unclear < UNCLEAR_TRIES or self._delivery is None:
             return False
-        connect(self._uri).search_experiments(max_results=1)
-        return True
+        return self._delivery.takes_writes(uid)
 
     def _set_aside(self, refusals: Sequence[Refusal]) -> None:
         if not refusals:

@@ -1,4 +1,4 @@
-"""What became of a run's workers: in its folder a line when they have taken their first step, or are lost."""
+"""What became of a run's workers: a line in its folder when a job asks for them, they take a step, or are lost."""
 
 import json
 import os
@@ -20,6 +20,9 @@ class AttemptsCallback(UserCallback):
     - `{"event": "lost", "time": seconds since the epoch, "ranks": {"<rank>": reason}}`: workers failed, were lost or
       did not answer.
 
+    The job itself adds `{"event": "submitted", "time": ..., "last": ...}` when it begins a stage (`add_event`), where
+    `last` is when the job before it was last known to be at work, or null.
+
     An exception out of a callback ends the run, so none gets out.
 
     Args:
@@ -33,22 +36,24 @@ class AttemptsCallback(UserCallback):
         """Ray calls it once all ranks have reported."""
         for reported in metrics:
             if reported.get("started"):
-                self._append({"event": "started", **reported["started"]})
+                add_event(self._file, {"event": "started", **reported["started"]})
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Ray calls it with what happened to each rank that did not go on."""
         ranks = {str(rank): reason_of(error) for rank, error in sorted(worker_exceptions.items())}
-        self._append({"event": "lost", "time": time.time(), "ranks": ranks})
+        add_event(self._file, {"event": "lost", "time": time.time(), "ranks": ranks})
 
-    def _append(self, event: dict[str, Any]) -> None:
-        try:
-            with self._file.open("ab+") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - 1))
-                torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that died while it wrote
-                file.write(b"\n" * torn + json.dumps(event).encode() + b"\n")
-        except OSError as error:
-            print(f"{self._file} was not written: {error}", file=sys.stderr)
+
+def add_event(path: Path, event: dict[str, Any]) -> None:
+    """Append an event; a disk that does not take it is reported on standard error only."""
+    try:
+        with path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that died while it wrote
+            file.write(b"\n" * torn + json.dumps(event).encode() + b"\n")
+    except OSError as error:
+        print(f"{path} was not written: {error}", file=sys.stderr)
 
 
 def reason_of(error: Exception) -> str:
