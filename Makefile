@@ -58,14 +58,10 @@ $(STAMP):
 	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
 	@touch $@
 
-# $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head
+# $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head. `exec`, so that a signal to make reaches the script.
 define submit
 	@$(HEAD) start
-	@exports=$$($(HEAD) env) && eval "$$exports" && code=0 && \
-	{ timeout --foreground $(FOLLOW) $(BIN)/ray job submit --runtime-env infra/runtime_env.yaml \
-		-- python $(1) || code=$$?; } && \
-	echo "The Ray head stays up for further jobs; 'make head-stop' stops it. The same command again continues the run." && \
-	exit $$code
+	@exec $(HEAD) submit --follow $(FOLLOW) -- python $(1)
 endef
 
 full: setup

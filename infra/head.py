@@ -1,4 +1,4 @@
-"""Start, show and stop one local Ray head: loopback only, with a token, in its own temporary folder."""
+"""Start, show and stop one local Ray head (loopback only, with a token), and run jobs on it that Ctrl-C ends."""
 
 import argparse
 import contextlib
@@ -33,6 +33,14 @@ SOCKET_ROOM = 66
 JOB_STOP_S = 90
 """Time a job has between the request to stop and being killed: enough to leave Ray and to tell MLflow, also on a busy
 machine."""
+LEAVE_S = 30.0
+"""After that, for Ray to kill the job and to report its end."""
+ONE_SIGNAL_S = 1.0
+"""Signals within this time count as one: `kill -TERM -<group>` reaches a process directly and again through make."""
+POLL_S = 0.2
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+"""States of a job that Ray will not change."""
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class HeadError(Exception):
@@ -266,6 +274,175 @@ def stop_jobs(head: Head) -> None:
             waiting = unfinished()
 
 
+class SignalCounter:
+    """Counts SIGINT and SIGTERM while its context lasts; SIGHUP, of a terminal that is closed, leaves at once."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.hung_up = False
+        self._last = -ONE_SIGNAL_S
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalCounter":
+        self._before = {number: signal.signal(number, self._count) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether nobody waits for the job any more."""
+        return self.hung_up or self.requests > 1
+
+    def _count(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if number == signal.SIGHUP:
+            self.hung_up = True
+        elif now - self._last > ONE_SIGNAL_S:
+            self.requests += 1
+            self._last = now
+
+
+def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
+    """Run a command as a job and show its log; Ctrl-C or SIGTERM asks the job to save and end, and waits for it.
+
+    Args:
+        root: of a head that answers.
+        entrypoint: the job's command.
+        follow_s: longest time to show the log; the job itself goes on.
+
+    Returns:
+        The exit code of `ray job submit`; 130 when the job was stopped, 124 when it goes on after `follow_s`.
+    """
+    head = answering_head(root)
+    job = f"raysubmit_{secrets.token_hex(8)}"
+    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--submission-id", job,
+               "--runtime-env", str(REPOSITORY / "infra" / "runtime_env.yaml"), "--", *entrypoint]  # fmt: skip
+    # a token in the environment would win over the file
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"} | head.exports()
+    with SignalCounter() as signals:
+        # in a session of its own: the terminal's Ctrl-C would end Ray's command, and leave the job alone
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            code = follow(root, head, job, process, signals, time.monotonic() + follow_s)
+        finally:
+            end_group(process)
+    print("The Ray head stays up for further jobs; 'make head-stop' stops it.", end=" ")
+    print("The same command again continues the run.")
+    return code
+
+
+def follow(
+    root: Path, head: Head, job: str, process: "subprocess.Popen[bytes]", signals: SignalCounter, deadline: float
+) -> int:
+    """Wait for the process that shows a job's log, and stop the job when a signal asks for it."""
+    while process.poll() is None:
+        if signals.requests:
+            return stop_and_wait(root, head, job, process, signals)
+        if signals.hung_up or time.monotonic() > deadline:
+            say_it_goes_on(root, job)
+            return 124
+        time.sleep(POLL_S)
+    # a signal that came with the end: Ray's command cannot have been ended by it
+    return stop_and_wait(root, head, job, process, signals) if signals.requests else process.returncode
+
+
+def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[bytes]", signals: SignalCounter) -> int:
+    """Ask a job to stop and wait for its end; a second signal leaves at once."""
+    print(f"\nstopping job {job}: it saves and ends (at most {JOB_STOP_S} s); once more leaves at once", flush=True)
+    asked = False
+    deadline = time.monotonic() + JOB_STOP_S + LEAVE_S
+    while time.monotonic() < deadline:
+        if signals.leaves:
+            say_it_goes_on(root, job)
+            return 130
+        state = job_state(head, job)
+        if state in ENDED:
+            process_ends(process, LEAVE_S / 3)  # the end of its log
+            print(f"job {job}: {state}", flush=True)
+            return 0 if state == "SUCCEEDED" else 130
+        if state is None and process.poll() is None:
+            end_group(process)  # still uploading; what it sent last may be on its way
+            time.sleep(2.0)
+        elif state is None:
+            print(f"job {job} was not submitted", flush=True)
+            return 130
+        if not asked:
+            asked = stop_job(head, job)
+        time.sleep(POLL_S)
+    say_it_goes_on(root, job)
+    return 130
+
+
+def job_state(head: Head, job: str) -> str | None:
+    """Ray's word for a job's state; None for an unknown job, "" without an answer."""
+    try:
+        return str(json.loads(head.request(f"/api/jobs/{job}", 10))["status"])
+    except urllib.error.HTTPError as error:
+        return None if error.code == 404 else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def stop_job(head: Head, job: str) -> bool:
+    """Ask a job to end; False: it did not take the request yet."""
+    try:
+        return bool(json.loads(head.request(f"/api/jobs/{job}/stop", 10, method="POST"))["stopped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def say_it_goes_on(root: Path, job: str) -> None:
+    """Say how to look after a job that nobody waits for any more."""
+    place = shlex.quote(str(root))
+    print(
+        f"\njob {job} goes on by itself. Its runs: python pipelines/runs.py list --root {place}; to stop one: "
+        f"python pipelines/runs.py stop RUN --root {place}; the head and all its jobs: "
+        f"python infra/head.py stop --root {place}",
+        flush=True,
+    )
+
+
+def process_ends(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:
+    """Wait for a process; whether it has ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(limit_s)
+    return process.poll() is not None
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and its children, unless it has ended."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            process_ends(process, 5.0)
+
+
+def answering_head(root: Path) -> Head:
+    """The root's head.
+
+    Raises:
+        HeadError: none is recorded, or it does not answer.
+    """
+    head = read_record(root)
+    if head is None or not head.answers():
+        raise HeadError(f"no head answers for {root}; start one first")
+    return head
+
+
+def seconds(text: str) -> float:
+    """A time span as `timeout` takes it: 90, 90s, 15m, 48h, 2d."""
+    factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    return float(text if factor is None else text[:-1]) * (factor or 1)
+
+
 def clear(root: Path, head: Head) -> None:
     """End every process of the head, remove its temporary folder and its record."""
     for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
@@ -315,16 +492,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "start": "start the head; nothing to do when it answers already",
         "status": "say whether it answers; exit code 1 if not",
         "stop": "stop its jobs, then the head and every process of it",
+        "submit": "run a command as a job and show its log; Ctrl-C saves and ends the job",
         "env": 'shell exports for Ray\'s tools: eval "$(... head.py env)"; exit code 1 if no head answers',
     }
     parsers = {name: commands.add_parser(name, help=text, parents=[shared]) for name, text in explained.items()}
     parsers["start"].add_argument("--num-cpus", type=int, help="CPUs that Ray may give out (default: all)")
     parsers["start"].add_argument("--timeout", type=float, default=120.0, help="seconds to answer in (%(default)s)")
+    parsers["submit"].add_argument("--follow", type=seconds, default=seconds("48h"), metavar="TIME",
+                                   help="how long to show the log, such as 48h; the job itself goes on")  # fmt: skip
+    parsers["submit"].add_argument("entrypoint", nargs="+", help="the job's command, after --")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 with a reason on stderr."""
+    """Exit code: 0 done, 1 with a reason on stderr; of `submit` the job's."""
     options = parse(arguments)
     root: Path = options.root.expanduser().resolve()
     try:
@@ -333,14 +514,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(line)
             return 0 if up else 1
         if options.command == "env":
-            head = read_record(root)
-            if head is None or not head.answers():
-                raise HeadError(f"no head answers for {root}; start one first")
+            head = answering_head(root)
             # a token in the environment would win over the file
             print("unset RAY_AUTH_TOKEN")
             for key, value in head.exports().items():
                 print(f"export {key}={shlex.quote(value)}")
             return 0
+        if options.command == "submit":
+            return submit(root, options.entrypoint, options.follow)
         root.mkdir(parents=True, exist_ok=True)
         with exclusive(root, timeout_s=300.0):
             if options.command == "start":

@@ -226,6 +226,12 @@ def test_stages_that_are_no_mapping(write: Any, stages: str) -> None:
         ("  global_batch_size: 8", "  global_batch_size: true", ["r.yaml:15", "training.global_batch_size", "True"]),
         ("  lr: 1e-3", "  lr: " + "x" * 200, ["r.yaml:12", "optimizer.lr", "x...", "number"]),
         ("  root: pictures", "  root: 3", ["r.yaml:4", "data.root", "string", "3"]),
+        (
+            "  root: pictures",
+            "  root: s3://bucket/pictures",
+            ["r.yaml:4", "data.root", "s3:// is not read yet; copy it to a folder that every node sees"],
+        ),
+        ("  root: pictures", "  root: gs://me:secret@bucket/pictures", ["data.root", "gs:// is not read yet", "***@"]),
         ("  root: pictures", "", ["r.yaml:2", "data.root", "is missing"]),
         (
             "  kind: classification",

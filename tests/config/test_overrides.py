@@ -248,8 +248,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 
 def test_the_line_of_an_override_shows_no_credentials() -> None:
-    _, notes = load(PRETRAIN, "data.root=s3://me:secret@host/folder")
-    assert notes == ["data.root=s3://***@host/folder applies to: pretrain"]
+    _, notes = load(PRETRAIN, "model.init=s3://me:secret@host/file")
+    assert notes == ["model.init=s3://***@host/file applies to: pretrain"]
 
 
 def test_nothing_is_said_of_overrides_when_the_recipe_is_refused() -> None:

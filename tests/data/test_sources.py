@@ -315,3 +315,38 @@ def test_class_names_are_checked(tmp_path: Path, classes: str | list[str], messa
     write_pairs(tmp_path / "set")
     (tmp_path / "classes.txt").write_text("sky\n")
     assert message in refused(pairs(classes=classes), tmp_path)
+
+
+# --- names that look alike, and hidden ones ---
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_class_folders_equal_up_to_unicode_form_are_named_as_such(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in (NFC, NFD):
+            write_image(tmp_path / "set" / split / name / "1.jpg")
+    with pytest.raises(UserError, match=r"equal up to Unicode form \(NFC\): café \('cafe\\u0301' and 'caf\\xe9'\)"):
+        open_source(folder(), "train", tmp_path)
+
+
+def test_splits_whose_classes_differ_in_unicode_form_are_told_so(tmp_path: Path) -> None:
+    """One copied from a Mac, the other not."""
+    for split, name in (("train", NFC), ("val", NFD)):
+        write_image(tmp_path / "set" / split / name / "1.jpg")
+    with pytest.raises(UserError, match=r"classes of .* differ: .*equal up to Unicode form"):
+        open_source(folder(), "train", tmp_path)
+
+
+def test_listed_classes_equal_up_to_unicode_form_are_named_as_such(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    with pytest.raises(UserError, match="equal up to Unicode form"):
+        open_source(pairs(classes=[NFC, NFD]), "train", tmp_path)
+
+
+def test_a_class_folder_with_a_leading_dot_is_counted_as_left_out(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "set/train/.bird/1.jpg")
+    source = open_source(folder(), "train", tmp_path)
+    assert source.classes == ("cat", "dog") and source.ignored == (".bird/",)
+    assert open_source(folder(), "val", tmp_path).ignored == ()

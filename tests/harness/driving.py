@@ -128,7 +128,7 @@ def score_on_cluster(model: str, root: Any) -> Any:
     found = promote.resolve_weights(model, f"sqlite:///{root}/mlflow.db", root / "cache")
     stage = promote._on_same_data(found, promote._resolve(found, [], root))
     with _connected():
-        return promote._contend(found, stage, root).score
+        return promote._contend(found, stage, root, 1).score
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import to_store
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
@@ -79,7 +80,7 @@ def register(root: Path, run: str, model: str) -> None:
                 requirements=pinned(["mlflow", "torch"]), tags={})  # fmt: skip
     spool.end(uid, "FINISHED")
     spool.close()
-    left = Shipper(folder / "spool", f"sqlite:///{root}/mlflow.db").ship_left()
+    left = Shipper(folder / "spool", tracking_uri(None, root)).ship_left()
     assert (left.records, left.refused) == (0, 0), left
 
 

@@ -160,6 +160,62 @@ def test_a_submitted_job_is_stopped_by_ray_and_needs_a_cluster(owner, tmp_path, 
     assert owner.poll() is None
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What Ray's command is asked, and with which variables; it says that it knows no such job."""
+    calls = []
+
+    def refuse(command, env, **_):
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, 1, "", "no such job")
+
+    monkeypatch.setattr(runs.subprocess, "run", refuse)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def submitted(root):
+    folder = root / "runs" / "alive"
+    status.write_status(folder, replace(status.read_status(folder), job="raysubmit_1"))
+    head = {"dashboard": "http://127.0.0.1:20123", "address": "127.0.0.1:20124", "token_file": f"{root}/ray_token"}
+    (root / "head.json").write_text(json.dumps(head))
+
+
+@pytest.mark.usefixtures("owner")
+def test_the_head_of_the_root_is_found_by_its_record(tmp_path, capsys, monkeypatch, asked):
+    submitted(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another head's")
+    with pytest.raises(UserError, match="no such job") as caught:
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+    assert "http://127.0.0.1:20123" in caught.value.fix
+    ((command, environment),) = asked
+    assert command[1:] == ["job", "stop", "--no-wait", "raysubmit_1"]
+    assert environment["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:20123"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/ray_token" and environment["RAY_AUTH_MODE"] == "token"
+    assert "127.0.0.1" in environment["NO_PROXY"].split(",") and "RAY_AUTH_TOKEN" not in environment
+
+
+@pytest.mark.usefixtures("owner")
+def test_a_cluster_that_is_named_comes_before_the_record(tmp_path, capsys, monkeypatch, asked):
+    submitted(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "http://far:8265")
+    with pytest.raises(UserError, match="no such job"):
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+    ((_, environment),) = asked
+    assert environment["RAY_ADDRESS"] == "http://far:8265" and "RAY_API_SERVER_ADDRESS" not in environment
+
+
+@pytest.mark.usefixtures("owner", "asked")
+@pytest.mark.parametrize("record", ["{", "[]", '{"dashboard": "x"}'])
+def test_a_damaged_record_of_a_head_is_named(tmp_path, capsys, record):
+    submitted(tmp_path)
+    (tmp_path / "head.json").write_text(record)
+    with pytest.raises(UserError, match="not readable as the record of a head") as caught:
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+    assert "head.json" in caught.value.where
+
+
 def test_a_run_is_found_by_its_name_not_by_a_pattern(tmp_path, capsys):
     for name in ("a1", "a[1]", "a*"):
         folder = leave(tmp_path, "made").local.rename(tmp_path / "runs" / name)

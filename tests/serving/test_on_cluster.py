@@ -32,6 +32,6 @@ def test_a_cluster_scores_as_this_process_does(driver, registry):
     """On a node with the recipe's resources of one worker."""
     found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
     stage = promote._on_same_data(found, promote._resolve(found, [], registry))
-    here = promote._contend(found, stage, registry)
+    here = promote._contend(found, stage, registry, 1)
     there = driver.call("harness.driving", "score_on_cluster", "models:/toy-segment/1", registry)
     assert figure_of(there) == figure_of(here.score)

@@ -91,3 +91,13 @@ def test_ranks_add_up_also_when_one_saw_nothing(tmp_path: Path) -> None:
         return metric.counts.tolist(), metric.samples.tolist()
 
     assert call_on_ranks([lambda: counts(True), lambda: counts(False)], tmp_path) == [([[1, 1], [0, 1]], [1])] * 2
+
+
+def test_classes_of_any_script_have_a_metric_each() -> None:
+    """As in the case class-names-unicode."""
+    metric = ConfusionMetric(("背景", "道路", "建筑"))
+    metric.update([torch.tensor([[0, 0, 1, 2, 2]])], {"mask": [torch.tensor([[0, 1, 1, 2, 2]])]})
+    metrics = metric.compute()
+    assert {name: value for name, value in metrics.items() if name.startswith("val/iou/")} == pytest.approx(
+        {"val/iou/背景": 1 / 2, "val/iou/道路": 1 / 2, "val/iou/建筑": 1.0}
+    )

@@ -7,6 +7,7 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2 as codes
+from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
 from scalablevit.config.errors import UserError
@@ -18,6 +19,7 @@ from scalablevit.tracking.connection import (
     brief,
     check_uri,
     mask,
+    sqlite_file,
     verdict,
     without_credentials,
 )
@@ -125,3 +127,26 @@ def _http_error(status: int) -> requests.HTTPError:
 )
 def test_what_an_error_means(error: Exception, expected: str) -> None:
     assert verdict(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////data/mlflow.db", "/data/mlflow.db"),
+        ("sqlite:////exp #2/mlflow.db", "/exp #2/mlflow.db"),
+        ("sqlite:////a%20b/mlflow.db", "/a b/mlflow.db"),
+        ("sqlite:////100%/mlflow.db", "/100%/mlflow.db"),
+        ("sqlite:////data/mlflow.db?timeout=5", "/data/mlflow.db"),
+        ("sqlite:///mlflow.db", "mlflow.db"),
+    ],
+)
+def test_an_sqlite_file_is_the_one_that_sqlalchemy_opens(uri: str, file: str) -> None:
+    assert str(sqlite_file(uri)) == file == make_url(uri).database
+
+
+def test_a_path_in_an_sqlite_address_is_kept_whole() -> None:
+    uri = "sqlite:////exp #2/mlflow.db"
+    assert without_credentials(uri) == uri
+    assert artifact_location(uri) == "file:///exp%20%232/mlartifacts"
+    assert without_credentials("sqlite:////data/m.db?password=canary") == "sqlite:////data/m.db"
+    assert sqlite_file("http://host") is None

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -101,7 +102,7 @@ def _other_version(version: Any, places: Places, name: str) -> UserError:
 
 def _upgrade_command(place: str) -> str:
     file, colon, line = place.rpartition(":")
-    return f"python pipelines/recipe.py upgrade {file if colon and line.isdecimal() else place}"
+    return f"python pipelines/recipe.py upgrade {shlex.quote(file if colon and line.isdecimal() else place)}"
 
 
 def together(errors: Sequence[UserError]) -> UserError:

@@ -60,7 +60,8 @@ class _Images(Section):
     """What all sources share."""
 
     root: str
-    """Folder of the data set; relative paths resolve against the platform's root (`--root`), ~ is one's home."""
+    """Folder of the data set; relative paths resolve against the platform's root (`--root`), ~ is one's home. Addresses
+    such as s3://... are not read yet."""
     train: Split
     """Training split."""
     val: Split
@@ -85,6 +86,8 @@ class _Images(Section):
     def _is_a_path(cls, path: str) -> str:
         if path.startswith("~") and Path(path).parts[0] != "~":
             raise ValueError("must be a path; of home folders only one's own (~/...) is known on every node")
+        if (scheme := path.partition("://")[0]) != path:
+            raise ValueError(f"{scheme}:// is not read yet; copy it to a folder that every node sees, and name that")
         return path
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
@@ -15,17 +16,30 @@ def platform_root(given: str | None, *, make: bool = True) -> Path:
         make: make it if it is not there; false in scripts that look for something in it.
 
     Raises:
-        UserError: it lies in a Ray session folder, which vanishes with the head.
+        UserError: it lies in a Ray session folder, which vanishes with the head, or cannot be printed.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in str(root)):  # line ends, broken UTF-8
+        raise UserError(f"{str(root)!a} cannot be printed", where="--root", fix="name another folder")
     if make:
         root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 def tracking_uri(given: str | None, root: Path) -> str:
-    """MLflow's address: the recipe's, else an SQLite file in the root."""
+    """MLflow's address: the recipe's, else an SQLite file in the root.
+
+    Raises:
+        UserError: the root's name means another path in the address of a file.
+    """
+    if not given and (strange := re.search(r"\?|%[0-9a-fA-F]{2}", str(root))):
+        # quoted ones would not do: MLflow makes the folder as it stands in the address, SQLAlchemy opens the file
+        raise UserError(
+            f"{root} has {strange[0]!r} in its name, which means something else in the address of MLflow's SQLite file",
+            where="--root",
+            fix="name another folder, or a server: tracking.uri=http://<server>",
+        )
     return given or f"sqlite:///{root}/mlflow.db"
 
 

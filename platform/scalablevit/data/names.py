@@ -1,4 +1,7 @@
-"""Names of files as they can be shown: any bytes but `/` and zero may stand in one."""
+"""Names of files as they can be shown (any bytes but `/` and zero may stand in one), and what Unicode makes alike."""
+
+import unicodedata
+from collections.abc import Iterable
 
 
 def shown(name: object) -> str:
@@ -6,3 +9,11 @@ def shown(name: object) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in str(name)
     )
+
+
+def alike(names: Iterable[str]) -> list[str]:
+    """Describe names that look the same and differ only in Unicode form, such as an accent apart from its letter."""
+    by_form: dict[str, set[str]] = {}
+    for name in names:
+        by_form.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+    return [f"{form} ({' and '.join(map(ascii, sorted(forms)))})" for form, forms in by_form.items() if len(forms) > 1]

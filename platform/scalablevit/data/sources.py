@@ -15,7 +15,7 @@ from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs,
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import read_annotations
 from scalablevit.data.labels import label_table
-from scalablevit.data.names import shown
+from scalablevit.data.names import alike, shown
 from scalablevit.data.samples import THREADS, ShardedSource, Source
 from scalablevit.data.shards import open_shards
 
@@ -67,7 +67,7 @@ def open_class_folders(folder: Path) -> Source:
         classes = _class_folders(folder)
         if not classes:
             raise _no_classes(folder, where)
-        _refuse_unprintable(classes, where)
+        _check_names(classes, where)
         return _list_classes(folder, folder, tuple(classes), where)
     except OSError as error:
         raise _cannot_list(error, folder, where) from error
@@ -116,7 +116,10 @@ def _list_classes(folder: Path, base: Path, classes: tuple[str, ...], where: str
         names=[name for files in found for name in files],
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found]),
         masks=None,
-        ignored=tuple(n for listing in listings for n in listing.files if _suffix(n) not in IMAGE_SUFFIXES),
+        ignored=(
+            *_hidden_folders(folder),
+            *(n for listing in listings for n in listing.files if _suffix(n) not in IMAGE_SUFFIXES),
+        ),
     )
 
 
@@ -128,7 +131,7 @@ def _open_sharded(data: TarShards, split: Literal["train", "val"], base: Path) -
     classes, val_classes = shards["train"].classes, shards["val"].classes
     if classes != val_classes:
         raise _classes_differ(shards["train"].folder, shards["val"].folder, classes, val_classes)
-    _refuse_unprintable(classes, "data.train.images")
+    _check_names(classes, "data.train.images")
     return ShardedSource(shards[split])
 
 
@@ -165,6 +168,7 @@ def _open_coco(data: CocoInstances, split: Literal["train", "val"], base: Path) 
     if not _lies_in(file, base.resolve()):
         raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
     annotations = read_annotations(file, where, masks=data.instance_masks)
+    _refuse_alike([name for _, name in annotations.categories], where)
     listing = _list_files(folder, base)
     _refuse_links(listing.links, base, f"data.{split}.images")
     annotated = set(annotations.names)
@@ -259,6 +263,11 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _hidden_folders(folder: Path) -> list[str]:
+    """Folders beside the class folders that are no classes, since their names begin with a dot: `.cat/`."""
+    return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
+
+
 def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
     """Class folders, the same in both splits."""
     train = _folder(base, data.train.images, "data.train.images")
@@ -268,7 +277,7 @@ def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
         raise _no_classes(train, "data.train.images")
     if classes != val_classes:
         raise _classes_differ(train, val, classes, val_classes)
-    _refuse_unprintable(classes, "data.train.images")
+    _check_names(classes, "data.train.images")
     return tuple(classes)
 
 
@@ -281,6 +290,8 @@ def _classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes:
     differences = [
         f"only {split} has {_first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
     ]
+    if twins := alike([*only_train, *only_val]):
+        differences.append(f"equal up to Unicode form (NFC): {_first(twins)}")
     return UserError(
         f"the classes of {train} and {val} differ: {'; '.join(differences) or 'their order'}",
         where="data.val.images",
@@ -355,12 +366,19 @@ def _class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise UserError(f"class names occur twice: {_first(twice)}", where="data.classes", fix="give each its own name")
-    _refuse_unprintable(names, "data.classes")
+    _check_names(names, "data.classes")
     return tuple(names)
 
 
-def _refuse_unprintable(names: Sequence[str], where: str) -> None:
+def _refuse_alike(names: Sequence[str], where: str) -> None:
+    if twins := alike(names):
+        raise UserError(f"class names are equal up to Unicode form (NFC): {_first(twins)}", where=where,
+                        fix="make them one class, or give each its own name")  # fmt: skip
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
     """Class names stand in logs, in MLflow and in what a served model answers."""
+    _refuse_alike(names, where)
     if strange := [name for name in names if not name.isprintable()]:
         raise UserError(
             f"class names with characters that cannot be printed: {_first(strange)}", where=where, fix="rename them"

@@ -1,6 +1,7 @@
 """A recipe's stages in order, under one parent run, and the table at the end."""
 
 import hashlib
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import cluster
+from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.report import begin_job, publish_job
 from scalablevit.jobs.resolve import ResolvedStage
@@ -16,7 +18,7 @@ from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import duration, forgiving_output
 from scalablevit.jobs.signals import wait_saving_first
-from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, identity, run_stage
+from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, Job, delivered, identity, run_stage
 from scalablevit.jobs.status import StatusFile
 from scalablevit.report.tables import lined_up
 from scalablevit.tracking.connection import without_credentials
@@ -54,6 +56,7 @@ def run_chain(
         shipper.start()
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
+        failure: BaseException | None = None
         try:
             begin_job(job, stages, store)
             for group in groups(stages, cluster.has_room):
@@ -63,17 +66,20 @@ def run_chain(
             spool.metrics(job.uid, [_headline(results)])
             publish_job(job, stages, results, store, spool)
             status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except KeyboardInterrupt as interrupt:
+            status, failure = "KILLED", interrupt
             raise
-        except Exception:
-            publish_job(job, stages, results, store, spool)  # how far it came, and how it came to that
+        except Exception as error:
+            failure = error
+            # how far it came, and how it came to that
+            clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, spool)))
             raise
         finally:
-            spool.end(job.uid, status)
-            shipper.drain(DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S)
-            shipper.stop()
-            spool.close()
+            clean_up(
+                failure,
+                (f"recording the end of {store.name}", lambda: spool.end(job.uid, status)),
+                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+            )
     return list(results.values())
 
 
@@ -170,8 +176,9 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     uri = without_credentials(address)
     sqlite = uri.startswith("sqlite")
     programs = Path(sys.executable).parent
-    look = f"{programs}/mlflow ui --backend-store-uri {uri}" if sqlite else f"open {uri}"
-    where = f"--root {root}" + ("" if sqlite else f" tracking.uri={uri}")
+    place, mlflow, python = (shlex.quote(str(each)) for each in (root, programs / "mlflow", programs / "python"))
+    look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
+    where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
     return "\n".join(
         [
             lined_up(rows),
@@ -180,9 +187,9 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             "",
             "next:",
             f"  look at runs and models   {look}",
-            f"  evaluate the model        {programs}/python pipelines/evaluate.py {model} {where}",
+            f"  evaluate the model        {python} pipelines/evaluate.py {shlex.quote(model)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {programs}/python pipelines/runs.py list --root {root}",
+            f"  the runs and their state  {python} pipelines/runs.py list --root {place}",
             f"  run folders               {root / 'runs'}",
         ]
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -120,4 +121,4 @@ def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
         )
     if options.quick:
         return "All headers are sound. Damage behind them is found without --quick."
-    return f"Nothing bad. Next: python pipelines/full.py --recipe {path} --dry-run"
+    return f"Nothing bad. Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"

@@ -1,9 +1,11 @@
 """What the training scripts share: arguments, the gates in order, the dry run, and exit codes."""
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
@@ -46,17 +48,30 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+        return _ended(2, f"\n{error}")
     except (TrainingFailed, SearchFailed) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+        return _ended(1, f"\n{error}")
     except KeyboardInterrupt:
-        print("\ninterrupted; submit the same command again to continue", file=sys.stderr)
-        return 130
-    except Exception:
-        print(mask(traceback.format_exc(), ""), file=sys.stderr)
-        return 1
+        return _ended(130, "\ninterrupted; submit the same command again to continue")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _ended(2, f"\n{_disk_full(error)}")
+        return _ended(1, mask(traceback.format_exc(), ""))
+
+
+def _ended(code: int, reason: str) -> int:
+    """The exit code; the reason goes to stderr, which may be a file on a full disk."""
+    with suppress(OSError):
+        print(reason, file=sys.stderr, flush=True)
+    return code
+
+
+def _disk_full(error: OSError) -> UserError:
+    return UserError(
+        str(error.strerror or error),
+        where=str(error.filename or ""),
+        fix="free some space, then give the same command again; a training goes on where it stopped",
+    )
 
 
 def parse(script: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -68,9 +68,12 @@ class Lease:
     ) -> None:
         self._stopped.set()
         self._thread.join(timeout=RENEW_S)
-        with suppress(OSError), self._alone():  # storage that is away: the claim is then taken over as a dead owner's
-            if self._is_own(self._read()):
-                self._store.write(FILE, b"{}")
+        try:
+            with self._alone():
+                if self._is_own(self._read()):
+                    self._store.write(FILE, b"{}")
+        except OSError as failure:  # storage that is away or full: the claim is then taken over as a dead owner's
+            print(f"clean-up: releasing the lease of {self._store.name} failed: {failure}", file=sys.stderr, flush=True)
 
     def held(self) -> bool:
         """Whether the claim is still this one's, and not another process's that took it over."""

@@ -3,9 +3,12 @@
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from scalablevit.config.recipe import FIRST_STEPS
+from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.figures import IS_BEST, MetricFiles
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import Screen, duration
@@ -50,16 +53,22 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stopped.set()
         self._thread.join()
-        self._tell_new()
-        self._write_figures()
-        self._screen.close()
+        clean_up(
+            error,
+            ("showing the last records", self._tell_new),
+            ("writing metrics.jsonl and results.csv", self._write_figures),
+            ("closing the screen", self._screen.close),
+        )
 
     def _follow(self) -> None:
         while not self._stopped.wait(POLL_S):
-            self._tell_new()
+            with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
+                self._tell_new()
 
     def _tell_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def _decide(
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
-    print(f"models:/{name}@{CHAMPION} is version {number}; `pipelines/promote.py {name} --rollback` takes it back")
+    back = f"pipelines/promote.py {shlex.quote(name)} --rollback"
+    print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
     return 0
 
 

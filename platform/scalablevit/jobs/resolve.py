@@ -18,6 +18,7 @@ from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
+from scalablevit.data.names import alike
 from scalablevit.data.samples import Source
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources import open_source
@@ -215,6 +216,8 @@ def _same_categories(train: Source, val: Source) -> None:
             for split, found in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
             if found
         ]
+        if twins := alike(name for _, name in (*first, *second)):
+            only.append(f"equal up to Unicode form (NFC): {', '.join(twins)}")
         raise UserError(
             f"the categories of the splits differ: {'; '.join(only)}",
             where="data.val.annotations",

@@ -1,7 +1,9 @@
 """The runs below a root, from their `status.json` and leases: listed, shown, stopped."""
 
 import argparse
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from scalablevit.report.tables import lined_up
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""
 POLL_S = 0.5
+HEAD = "head.json"
+"""In the root: the record that infra/head.py keeps of its head."""
 RAY_S = 60
 """Longest wait for Ray to take the request to stop a job."""
 
@@ -32,7 +36,8 @@ as in running?, and a line for each at the end; one that was watched and is lost
 unreadable one the file status.json is damaged.
 
 stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
-`ray job stop`, for which RAY_API_SERVER_ADDRESS or RAY_ADDRESS must name the cluster.
+`ray job stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the head of `make full` by
+<root>/head.json.
 
 Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
 
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.verb == "show":
         print(details(found))
         return 0
-    return stop(found, dry_run=options.dry_run)
+    return stop(found, root, dry_run=options.dry_run)
 
 
 def _list(root: Path) -> int:
@@ -183,8 +188,11 @@ def details(found: Found) -> str:
     return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
 
 
-def stop(found: Found, *, dry_run: bool = False) -> int:
+def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
     """End a run as Ctrl-C does, and wait for it.
+
+    Args:
+        root: in which a local head may have its `head.json`.
 
     Returns:
         The exit code: 1 when it had not ended after `STOP_S`.
@@ -204,7 +212,7 @@ def stop(found: Found, *, dry_run: bool = False) -> int:
         print("dry run: nothing was stopped")
         return 0
     if status.job:
-        _stop_job(status, os.environ)
+        _stop_job(status, _environment(os.environ, root), root)
     else:
         _interrupt(found)
     end = time.monotonic() + STOP_S
@@ -227,7 +235,7 @@ def _refuse_elsewhere(found: Found) -> None:
         raise UserError(
             f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
             where=status.folder,
-            fix=f"there: python pipelines/runs.py stop {status.run}, with --root and its folder",
+            fix=f"there: python pipelines/runs.py stop {shlex.quote(status.run)}, with --root and its folder",
         )
 
 
@@ -245,7 +253,35 @@ def _interrupt(found: Found) -> None:
                         fix="stop it as that user") from None  # fmt: skip
 
 
-def _stop_job(status: Status, environment: Mapping[str, str]) -> None:
+def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Variables for Ray's command: those given if they name a cluster, else those of the head recorded in the root.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if given.get("RAY_API_SERVER_ADDRESS") or given.get("RAY_ADDRESS"):
+        return dict(given)
+    try:
+        head = json.loads((root / HEAD).read_text(encoding="utf-8"))
+        # a token in the environment would win over the file
+        kept = {name: value for name, value in given.items() if name != "RAY_AUTH_TOKEN"}
+        return kept | {
+            "RAY_API_SERVER_ADDRESS": str(head["dashboard"]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(head["token_file"]),
+            "NO_PROXY": ",".join(filter(None, [given.get("NO_PROXY", ""), "127.0.0.1"])),
+        }
+    except FileNotFoundError:
+        return dict(given)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"not readable as the record of a head: {error!r}",
+            where=str(root / HEAD),
+            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265, or remove the file",
+        ) from None
+
+
+def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> None:
     """Ask the cluster, by Ray's own command, which knows about addresses and tokens.
 
     Raises:
@@ -253,10 +289,11 @@ def _stop_job(status: Status, environment: Mapping[str, str]) -> None:
     """
     if not environment.get("RAY_API_SERVER_ADDRESS") and not environment.get("RAY_ADDRESS"):
         raise UserError(
-            f"run {status.run} was submitted as job {status.job}, and no cluster is named to stop it",
+            f"run {status.run} was submitted as job {status.job}, and no cluster is named to stop it: {root / HEAD} "
+            "is not there",
             where="RAY_API_SERVER_ADDRESS",
-            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265; for the head of `make full`: "
-            'eval "$(python infra/head.py env)"',
+            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265; for a head of infra/head.py with another root: "
+            'eval "$(python infra/head.py env --root <its root>)"',
         )
     ray = Path(sys.executable).with_name("ray")
     command = [str(ray), "job", "stop", "--no-wait", status.job]
@@ -268,8 +305,9 @@ def _stop_job(status: Status, environment: Mapping[str, str]) -> None:
     except subprocess.TimeoutExpired:
         said = [f"no answer within {RAY_S} s"]
     if said:
+        cluster = environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
         raise UserError(f"job {status.job} was not stopped: {said[-1]}", where=" ".join(command[1:]),
-                        fix="is RAY_API_SERVER_ADDRESS the cluster that it was submitted to?")  # fmt: skip
+                        fix=f"is {cluster} up, and the cluster that it was submitted to?")  # fmt: skip
 
 
 def _best(status: Status) -> str:

@@ -15,6 +15,7 @@ from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
 from scalablevit.jobs import cluster
 from scalablevit.jobs.chain import run_chain
+from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.report import publish
@@ -24,7 +25,7 @@ from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.screen import forgiving_output
 from scalablevit.jobs.search_summary import BEST, TABLE, summary
 from scalablevit.jobs.signals import check
-from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, identity, initial_of
+from scalablevit.jobs.stage import DRAIN_S, FAILED_DRAIN_S, delivered, identity, initial_of
 from scalablevit.jobs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.shipper import Shipper
@@ -129,6 +130,7 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         told = partial(_tell, status_file, search, trials)
         recorder = Recorder(work, trials, spool, uid, tracking.experiment, told)
         status: Status = "FAILED"
+        failure: BaseException | None = None
         try:
             told()
             _run(recorder, work, concurrency)
@@ -136,15 +138,19 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
             _write_down(work, found, spool)
             publish(found.folder, spool, uid)
             status = "FINISHED"
-        except KeyboardInterrupt:
-            recorder.interrupt()
-            status = "KILLED"
+        except KeyboardInterrupt as interrupt:
+            status, failure = "KILLED", interrupt
+            clean_up(failure, ("recording which trials go on", recorder.interrupt))
+            raise
+        except Exception as error:
+            failure = error
             raise
         finally:
-            spool.end(uid, status)
-            shipper.drain(DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S)
-            shipper.stop()
-            spool.close()
+            clean_up(
+                failure,
+                (f"recording the end of {store.name}", lambda: spool.end(uid, status)),
+                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+            )
     return found
 
 

@@ -1,9 +1,11 @@
 """One stage from its resolved recipe to a registered model: skip, resume or train, then register."""
 
 import json
+import shlex
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
+from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
 from scalablevit.jobs.lease import Lease
@@ -86,6 +89,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         spool = Spool(store.local / "spool")
         shipper = Shipper(store.local / "spool", job.tracking_uri)
         shipper.start()
+        failure: BaseException | None = None
         try:
             finished = load_result(store)
             if finished is not None:
@@ -101,12 +105,26 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
             if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
                 _record_model(resolved, finished, store, spool)
             return _registered(job, finished, store, shipper)
-        except BaseException:
-            shipper.drain(FAILED_DRAIN_S)
+        except BaseException as error:
+            failure = error
             raise
         finally:
-            shipper.stop()
-            spool.close()
+            clean_up(failure, *delivered(shipper, spool, FAILED_DRAIN_S if failure else None))
+
+
+def delivered(shipper: Shipper, spool: Spool, wait_s: float | None) -> list[tuple[str, Callable[[], object]]]:
+    """Return steps for `clean_up` that send what a spool holds and close both.
+
+    Args:
+        shipper: of the spool.
+        spool: at its end.
+        wait_s: longest wait for MLflow to take what is left; None: no wait.
+    """
+    return [
+        (f"sending {spool.folder}", lambda: None if wait_s is None else shipper.drain(wait_s)),
+        (f"ending the sender of {spool.folder}", shipper.stop),
+        (f"closing {spool.folder}", spool.close),
+    ]
 
 
 def _last_at_work(store: RunStore) -> float | None:
@@ -144,6 +162,7 @@ def _train(
     add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
     _begin(job, resolved, initial, store, spool, uid)
     status: Status = "FAILED"
+    failure: BaseException | None = None
     drawing = begin_training_batch(resolved, store, job.root)
     try:
         outcome = _launch(job, resolved, initial, store, uid, status_file)
@@ -152,15 +171,16 @@ def _train(
         finished = export(job.recipe, resolved, lineage, store, uid, outcome, minutes)
         finished.save(store)
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else status
+        failure = error
         raise
     finally:
         if status != "FINISHED":
             status = "KILLED" if job.stopping.is_set() else status
-            spool.end(uid, status)
-        if status == "FAILED":
-            draw_curves(resolved, store, uid)  # how it came to that
+            clean_up(failure, (f"recording the end of {store.name}", lambda: spool.end(uid, status)))
+        if status == "FAILED":  # how it came to that
+            clean_up(failure, ("drawing the curves", lambda: draw_curves(resolved, store, uid)))
     for note in outcome.get("nondeterministic", []):
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     drawing.join()
@@ -261,7 +281,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
 
 def _registered(job: Job, finished: StageResult, store: RunStore, shipper: Shipper) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
-    sync = f"python pipelines/sync.py --root {job.root}"
+    sync = f"python pipelines/sync.py --root {shlex.quote(str(job.root))}"
     pending = shipper.drain(DRAIN_S)
     if pending.records:
         return replace(finished, tracking=f"{shipper.status()}; they are kept, and `{sync}` sends them")

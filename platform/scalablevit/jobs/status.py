@@ -196,11 +196,28 @@ class StatusFile:
         self._status = replace(self._status, updated=time.time())
         try:
             if self._lease.held():
-                write_status(self._local, self._status)
+                try:
+                    write_status(self._local, self._status)
+                except OSError:
+                    if self._status.state not in ENDED:
+                        raise
+                    _overwrite(self._local / FILE, self._status)
         except OSError as error:  # such as a full disk, which training survives
             if not self._failed:
                 print(f"{self._local / FILE} was not written: {error}", file=sys.stderr, flush=True)
             self._failed = True
+
+
+def _overwrite(file: Path, status: Status) -> None:
+    """Write into a file that is there, whose blocks a full disk still has; less safe than to replace it.
+
+    Raises:
+        OSError: there is no such file, or the disk does not take more than it held.
+    """
+    content = json.dumps(asdict(status), indent=1).encode()
+    with file.open("r+b") as existing:
+        # spaces over what was longer: a file that is cut off first would be empty should the write fail
+        existing.write(content.ljust(file.stat().st_size))
 
 
 def _end(error: BaseException | None, uri: str, stopping: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from faster_coco_eval import mask as run_lengths
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.figure_names import figure_name
+from scalablevit.tasks.figure_names import class_metric_names
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six of COCO's summary, in its order."""
@@ -99,11 +99,9 @@ class CocoMetric:
         figures = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
         # (thresholds, recalls, classes, areas, limits): all areas, the largest number of detections
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-        for number, name in enumerate(self.classes):
+        for number, name in enumerate(class_metric_names(f"val/{kind}_ap", self.classes)):
             of_class = precision[:, :, number]
-            figures[figure_name(f"val/{kind}_ap", name)] = (
-                float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
-            )
+            figures[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
         return {name: value for name, value in figures.items() if value != _NO_VALUE}
 
     def _truth(self) -> dict[str, Any]:

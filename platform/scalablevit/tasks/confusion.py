@@ -9,7 +9,7 @@ from torch import Tensor
 from scalablevit.config.errors import UserError
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.figure_names import figure_name
+from scalablevit.tasks.figure_names import class_metric_names
 
 
 def pixels_by_pair(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -65,5 +65,5 @@ class ConfusionMetric:
             "val/aacc": (hits.sum() / labelled.sum()).item(),
             "val/samples": float(self.samples.item()),
         }
-        shares = {figure_name("val/iou", name): share for name, share in zip(self.classes, iou.tolist(), strict=True)}
+        shares = dict(zip(class_metric_names("val/iou", self.classes), iou.tolist(), strict=True))
         return figures | {name: share for name, share in shares.items() if share == share}

@@ -22,6 +22,7 @@ TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
 # From an upload: a proxy whose server is being replaced answers so, too.
 NO_SUCH_PAGE = {404, 405}
 MESSAGE_LENGTH = 400
+SQLITE = "sqlite://"
 SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
 """Names of variables of the environment whose values are never shown, unless they are paths."""
 SHORTEST_SECRET = 6
@@ -45,14 +46,18 @@ def check_uri(uri: str) -> None:
         UserError: a relative SQLite path (a job's current folder vanishes), a store with no place for artifacts, or a
             query, which MLflow's client would put in the middle of its requests' addresses and into its logs.
     """
-    parts = urlsplit(uri)
     fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
-    if parts.scheme == "sqlite":
-        if not parts.path.startswith("//"):
-            raise UserError(f"{uri} is relative to the current folder", where="tracking.uri", fix=fix)
-    elif parts.scheme not in ("http", "https"):
+    file = sqlite_file(uri)
+    if file is not None:
+        if not file.is_absolute():
+            raise UserError(
+                f"{without_credentials(uri)} is relative to the current folder", where="tracking.uri", fix=fix
+            )
+        return
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
         raise UserError(f"{without_credentials(uri)} cannot be written to", where="tracking.uri", fix=fix)
-    elif parts.query or parts.fragment:
+    if parts.query or parts.fragment:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
@@ -67,17 +72,30 @@ def check_there(uri: str, wanted: str) -> None:
         UserError: as `check_uri`, or there is no such file.
     """
     check_uri(uri)
-    parts = urlsplit(uri)
-    if parts.scheme == "sqlite" and not Path(parts.path[1:]).is_file():
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         raise UserError(
-            f"{wanted}: there is no file {parts.path[1:]}",
+            f"{wanted}: there is no file {file}",
             where="tracking.uri",
             fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
         )
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address as SQLAlchemy opens it; None for any other address.
+
+    Its path is no URL's: `#` has no meaning there, `%41` is an A, and `?` begins the options.
+    """
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0].partition("/")[2]))
+
+
 def without_credentials(uri: str) -> str:
     """The address without user, password and query: what may be shown and stored."""
+    if uri.startswith(SQLITE):
+        host, slash, path = uri.removeprefix(SQLITE).partition("?")[0].partition("/")
+        return f"{SQLITE}{host.rpartition('@')[2]}{slash}{path}"
     parts = urlsplit(uri)
     # Not urlunsplit: it drops the slashes of sqlite:////path in some versions of Python.
     host = parts.netloc.rpartition("@")[2]
@@ -104,8 +122,8 @@ def brief(error: Exception, uri: str) -> str:
 
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment keeps its artifacts: beside an SQLite file (MLflow's default is the current folder)."""
-    parts = urlsplit(uri)
-    return (Path(parts.path[1:]).parent / "mlartifacts").as_uri() if parts.scheme == "sqlite" else None
+    file = sqlite_file(uri)
+    return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -265,8 +265,10 @@ class Spool:
 
     def close(self) -> None:
         """Sync and give the file back."""
-        self.sync()
-        os.close(self._file)
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
 
     def _append(self, kind: str, uid: str, fields: Mapping[str, Any], time_ms: int | None = None) -> None:
         with self._exclusively():

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +283,9 @@ def run_trials(
     try:
         tuner.fit()
     finally:
-        filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
-        filesystem.delete_dir(folder)  # Tune's snapshots, of no use afterwards
+        with suppress(OSError):  # what is left there is of no use, and not worth the failure before
+            filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
+            filesystem.delete_dir(folder)  # Tune's snapshots
     drop_checkpoints(work.folder, recorder.trials, space.mode, space.keep_best)
 
 
