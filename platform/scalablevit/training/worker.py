@@ -257,9 +257,8 @@ def new_state(plan: Plan, model: nn.Module) -> TrainState:
     if stage.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
-    state = TrainState(
-        model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
-    )
+    ema = None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=stage.training.ema_warmup)
+    state = TrainState(model, build_optimizer(model, stage.optimizer), ema)
     _compile(plan, *{state.model, state.evaluated})
     return state
 
