@@ -29,6 +29,7 @@ from scipy.stats import ttest_ind
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.training.environment import worker_variables
 
 HERE = Path(__file__).parent
 RECIPES = REPOSITORY / "pipelines" / "recipes"
@@ -120,9 +121,10 @@ def train_both(peer: Peer, stage: Stage, folder: Path) -> dict[str, dict[str, An
     """Rates and score of each side."""
     (folder / "stage.json").write_text(stage.model_dump_json())
     commands = {}
+    worker = ["env", *(f"{name}={value}" for name, value in worker_variables(0).items())]  # as Ray starts ours
     for side, script in (("ours", "our_loop.py"), ("theirs", peer.script)):
         paths = (HERE / script, folder / "stage.json", folder / side, folder / f"{side}.json")
-        commands[side] = [sys.executable, *map(str, paths)]
+        commands[side] = [*(worker if side == "ours" else ()), sys.executable, *map(str, paths)]
     run_beside(commands, folder, LIMIT_S)
     return {side: json.loads((folder / f"{side}.json").read_text()) for side in commands}
 

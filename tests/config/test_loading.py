@@ -459,6 +459,7 @@ def test_the_spelling_of_a_recipe_does_not_change_a_run(write: Any) -> None:
         "training.global_batch_size=16",
         "training.evaluate_every={epochs: 2}",
         "training.ema_decay=0.9",
+        "optimizer.schedule.warmup_prefix=true",
         "training.compile=blocks",
         "training.compile=true",
     ],
@@ -481,7 +482,19 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     assert set(whole["data"]) - set(part["data"]) == {"root"}
     assert set(whole["training"]) - set(part["training"]) == {
         "checkpoint_every", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
+        "ema_warmup",  # there is no average
     }  # fmt: skip
+
+
+def test_younger_keys_change_a_run_only_where_they_change_the_training(write: Any) -> None:
+    """Runs of before keep their names: their averages were not warmed up."""
+    path, average = write(ONE_STAGE), "training.ema_decay=0.9"
+    without = hashed_part(stage_of(path, average, "training.ema_warmup=false"))
+    assert "ema_warmup" not in without["training"] and "warmup_prefix" not in without["optimizer"]["schedule"]
+    assert stage_hash(stage_of(path, average), "d") != stage_hash(
+        stage_of(path, average, "training.ema_warmup=false"), "d"
+    )
+    assert stage_hash(stage_of(path), "d") == stage_hash(stage_of(path, "training.ema_warmup=false"), "d")
 
 
 # --- cost ---

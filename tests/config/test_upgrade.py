@@ -19,7 +19,7 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.run_hash import hashed_part, stage_hash
 from scalablevit.config.space import Space, search_hash
 from scalablevit.config.space_loading import load_search
-from scalablevit.config.stored import stored_config, stored_stage, to_store
+from scalablevit.config.stored import stored_config, stored_recipe, stored_stage, to_store
 from scalablevit.config.upgrade import KEYS, VALUES, VERSION, convert, new_override, new_path, upgrade
 
 REPOSITORY = Path(__file__).parents[2]
@@ -194,7 +194,20 @@ def test_stored_stages_that_are_refused(raw: Any, said: str) -> None:
 
 def test_a_config_keeps_everything_else() -> None:
     config = {"format": 1, "stage": stage_of(OLD), "classes": ["a"], "metrics": {"val/top1": 0.5, "val/top4": 1.0}}
-    assert stored_config(config) == {**config, "stage": stage_of(NEW)}
+    stage = stage_of(NEW)
+    stage["training"]["ema_warmup"] = False
+    assert stored_config(config) == {**config, "stage": stage}
+
+
+@pytest.mark.parametrize("text", [OLD, NEW])
+def test_an_absent_warm_up_of_the_average_is_off_in_what_was_stored_and_on_in_files(write: Any, text: str) -> None:
+    """Runs of before the key averaged without a warm-up."""
+    raw = stage_of(text)
+    assert stored_stage(raw).training.ema_warmup is False
+    assert stored_recipe({"name": "r", "stages": {"a": raw}}).stages["a"].training.ema_warmup is False
+    assert stored_stage({"version": 2, **stage_of(NEW), "training": {**stage_of(NEW)["training"], "ema_warmup": True}}
+                        ).training.ema_warmup is True  # fmt: skip
+    assert load_recipe(write(NEW)).stages["pretrain"].training.ema_warmup is True
 
 
 # --- the version and the identity of runs ---

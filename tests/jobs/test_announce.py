@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
-from scalablevit.jobs.announce import announce, starts_from
+from scalablevit.jobs.announce import announce, schedule_warnings, starts_from
 from scalablevit.jobs.resolve import ResolvedStage
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -44,3 +44,29 @@ def test_every_automatic_value_is_made_concrete_and_no_password_shown(tmp_path, 
 
 def test_a_stage_says_from_which_other_it_starts():
     assert starts_from(resolved("segment", parents=("pretrain",))) == "the best weights of stage pretrain"
+
+
+def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
+    long = ["stages.pretrain.optimizer.lr=1e-3", "stages.pretrain.optimizer.schedule={kind: cosine, warmup_steps: 6}",
+            "stages.pretrain.training.epochs=null", "stages.pretrain.training.steps=12"]  # fmt: skip
+    announce("tiny", [resolved("pretrain", *long)], tmp_path)
+    told = capsys.readouterr().out
+    assert "; the largest is 0.0005, optimizer.lr is 0.001" in told
+    assert (
+        "  warning       the learning rate reaches 0.0005 at most, 50 % of optimizer.lr (0.001): the warm-up " in told
+    )
+    assert "the first 6 of the curve's 12 steps; set optimizer.schedule.warmup_prefix=true" in told
+    assert schedule_warnings(resolved("pretrain", *long, "stages.pretrain.optimizer.schedule.warmup_prefix=true")) == []
+    nine_tenths = [*long, "stages.pretrain.optimizer.schedule={kind: cosine, warmup_steps: 2}"]
+    assert schedule_warnings(resolved("pretrain", *nine_tenths)) == [], "93 % are enough"
+
+
+def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers():
+    long = ["stages.pretrain.training.epochs=null", "stages.pretrain.training.steps=60",
+            "stages.pretrain.training.ema_decay=0.9999"]  # fmt: skip
+    (warning,) = schedule_warnings(resolved("pretrain", *long, "stages.pretrain.training.ema_warmup=false"))
+    assert warning.startswith("training.ema_decay 0.9999 averages over 10000 steps, and the training has 60: 99.4 % of")
+    assert "set training.ema_warmup=true" in warning
+    assert schedule_warnings(resolved("pretrain", *long)) == [], "warmed up, it is as long as the training allows"
+    short = [*long, "stages.pretrain.training.ema_warmup=false", "stages.pretrain.training.ema_decay=0.98"]
+    assert schedule_warnings(resolved("pretrain", *short)) == [], "50 steps of 60"

@@ -1,5 +1,6 @@
 """The third gate on a real cluster of two nodes (both on this machine)."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import resolve
+from scalablevit.training.environment import CPU_ALLOCATOR
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -48,6 +50,25 @@ def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_node
     seen = cluster.unreadable_on(nodes, [str(tmp_path), "/nowhere/runs"])
     assert seen == {node: ["/nowhere/runs"] for node in nodes}
     assert not list((tmp_path / "runs").glob(".probe-*"))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path, on_gpu):
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")  # a user's own
+    submitted = {"MALLOC_MMAP_MAX_": "9"}
+    config = {"runtime_env": {"env_vars": submitted}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    cluster.connect([], tmp_path, trial_gpus=float(on_gpu))
+    found = ray.get(ray.remote(_allocator_variables).options(num_cpus=0).remote())
+    assert found == (submitted if on_gpu else {**CPU_ALLOCATOR, "MALLOC_TOP_PAD_": "7", **submitted})
+    ray.shutdown()
+
+
+def _allocator_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
 
 
 def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):

@@ -163,6 +163,7 @@ def test_replayed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_looked_into(root: Path) -> None:
     (subject,) = load_subjects([FINISHED], [], root)
     assert subject.stage.training.global_batch_size == 8
+    assert subject.stage.training.ema_warmup is False  # version 1 did not know it
 
 
 @pytest.mark.parametrize("init", [f"runs/{FINISHED}/model/weights.safetensors", "models:/old-pretrain@candidate"])

@@ -60,3 +60,43 @@ def test_small_gains_do_not_reset_patience_until_they_add_up_to_min_delta():
     other = fresh({}, average=False)
     other.restore(state.snapshot())
     assert (other.gain_value, other.evaluations_without_gain) == (0.515, 2)
+
+
+DECAY = 0.7
+
+
+def averaged(updates: int, *, warm_up: bool, stop_at: int | None = None) -> TrainState:
+    """A state whose weight is the number of its step, after so many updates of the average; through a checkpoint."""
+    torch.manual_seed(0)
+    state = fresh({}, average=False)
+    state.ema = ModelEmaV3(state.model, decay=DECAY, use_warmup=warm_up)
+    for step in range(updates):
+        if step == stop_at:
+            resumed = averaged(0, warm_up=warm_up)
+            resumed.restore(state.snapshot())
+            state = resumed
+        torch.nn.init.constant_(state.model[0].weight, step + 1)
+        state.step += 1
+        state.update_ema()
+    return state
+
+
+def average(state: TrainState) -> float:
+    return state.ema.module[0].weight[0, 0].item()
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_the_decay_follows_from_the_steps_done(warm_up):
+    expected = average(averaged(0, warm_up=warm_up))
+    decays = [min(DECAY, 1 - (1 + t) ** (-2 / 3)) if warm_up else DECAY for t in range(9)]
+    for t, decay in enumerate(decays):
+        expected = decay * expected + (1 - decay) * (t + 1)
+        assert average(averaged(t + 1, warm_up=warm_up)) == pytest.approx(expected, rel=1e-6), t
+    assert decays[-1] == DECAY, "the last ones have the whole decay"
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+@pytest.mark.parametrize("stop_at", [1, 3, 7])
+def test_the_average_goes_on_from_a_checkpoint_bit_for_bit(warm_up, stop_at):
+    whole, resumed = averaged(9, warm_up=warm_up), averaged(9, warm_up=warm_up, stop_at=stop_at)
+    assert average(whole) == average(resumed)

@@ -38,6 +38,7 @@ KEYS = {
     "trainer": "training", "train": "training", "early_stop": "training.early_stopping",
     "earlystopping": "training.early_stopping", "stopping": "training.early_stopping",
     "ema": "training.ema_decay", "model_ema": "training.ema_decay", "model_ema_decay": "training.ema_decay",
+    "model_ema_warmup": "training.ema_warmup", "use_ema_warmup": "training.ema_warmup",
     "random_seed": "training.seed", "seed": "training.seed", "random_state": "training.seed",
     "torch_compile": "training.compile", "eval_interval": "training.evaluate_every",
     "val_interval": "training.evaluate_every", "check_val_every_n_epoch": "training.evaluate_every",

@@ -47,6 +47,9 @@ class Schedule(Section):
     """Length of the linear warm-up in steps."""
     warmup_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at step 0 of a warm-up."""
+    warmup_prefix: bool = False
+    """Where the curve starts. false: at step 0, so that the warm-up replaces its beginning and ends below
+    `optimizer.lr`. true: after the warm-up, at `optimizer.lr`; `decay_epochs` then count from there."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end (cosine, polynomial)."""
     power: Annotated[float, Field(gt=0)] = 0.9
@@ -72,7 +75,8 @@ class Optimizer(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=10)]
-    """Peak learning rate, for the global batch as given (never rescaled behind your back)."""
+    """Learning rate at the start of the schedule's curve, for the global batch as given (never rescaled behind your
+    back); a warm-up reaches all of it only with `schedule.warmup_prefix`."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -150,6 +154,9 @@ class Training(Section):
     """Decides data order, augmentation, mixing, initialisation and drop path."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Exponential moving average of the weights, which is then evaluated and registered; null: off."""
+    ema_warmup: bool = True
+    """Let the average forget its first steps: the decay after t steps is at most 1 - (1 + t)^(-2/3). false: `ema_decay`
+    at every step, so that the first weights stay in the average for about 1 / (1 - ema_decay) steps."""
     compile: bool | Literal["blocks"] = False
     """torch.compile. blocks: of each repeated block of the backbone by itself, in training and evaluation; once for all
     that are alike, so it starts soonest. For images of one size (classification) that keeps exact resumption; where

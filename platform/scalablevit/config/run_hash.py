@@ -12,13 +12,18 @@ from scalablevit.config.recipe import Stage
 def hashed_part(stage: Stage) -> dict[str, Any]:
     """What makes a stage's run the same run.
 
-    All but cluster, tracking, promotion, logging, retention and the data's place.
+    All but cluster, tracking, promotion, logging, retention and the data's place. Keys that are younger than version 2
+    are left out where they change nothing, so that earlier runs keep their names.
     """
     part = stage.model_dump(mode="json", exclude={"cluster", "tracking", "promotion"})
     part["data"].pop("root")
     for name, field in type(stage.training).model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hashed") is False:
             part["training"].pop(name)
+    if stage.training.ema_decay is None or not stage.training.ema_warmup:
+        part["training"].pop("ema_warmup")
+    if not stage.optimizer.schedule.warmup_prefix:
+        part["optimizer"]["schedule"].pop("warmup_prefix")
     return part
 
 

@@ -10,7 +10,7 @@ def learning_rate(step: int, optimizer: Optimizer, length: Length) -> float:
 
     A pure function of the step, so that resuming needs no scheduler state. The curve runs over all `length.total`
     steps; during the warm-up a straight line from `warmup_lr` to the curve's value at the end of the warm-up takes its
-    place, so there is no jump.
+    place, so there is no jump. With `warmup_prefix` the curve runs over the steps after the warm-up.
 
     Args:
         step: 0-based; `length.total` gives the end of the curve.
@@ -22,8 +22,18 @@ def learning_rate(step: int, optimizer: Optimizer, length: Length) -> float:
     return _curve(step, optimizer.lr, schedule, length)
 
 
+def largest_rate(optimizer: Optimizer, length: Length) -> float:
+    """Return the largest learning rate of all steps.
+
+    Warm-up and curve each rise or fall throughout, so one of their ends has it.
+    """
+    ends = {0, min(length.warmup, length.total - 1), length.total - 1}
+    return max(learning_rate(step, optimizer, length) for step in ends)
+
+
 def _curve(step: int, peak: float, schedule: Schedule, length: Length) -> float:
-    done = min(1.0, step / length.total)
+    start = length.warmup if schedule.warmup_prefix else 0
+    done = min(1.0, (step - start) / max(1, length.total - start))
     match schedule.kind:
         case "constant":
             return peak
@@ -32,5 +42,5 @@ def _curve(step: int, peak: float, schedule: Schedule, length: Length) -> float:
         case "polynomial":
             return schedule.min_lr + (peak - schedule.min_lr) * math.pow(1 - done, schedule.power)
         case "multistep":
-            decays = sum(step >= decay for decay in length.decay_steps)
+            decays = sum(step - start >= decay for decay in length.decay_steps)
             return peak * math.pow(schedule.gamma, decays)

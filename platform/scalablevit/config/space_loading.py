@@ -287,9 +287,11 @@ def _too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
         found["optimizer.schedule.warmup_epochs"] = (
             f"a warm-up of {schedule.warmup_epochs:g} epochs is not over when a trial ends ({epochs:g} epochs)"
         )
-    if epochs is not None and schedule.decay_epochs and schedule.decay_epochs[-1] >= epochs:
+    start = schedule.warmup_epochs if schedule.warmup_prefix else 0.0
+    if epochs is not None and schedule.decay_epochs and start + schedule.decay_epochs[-1] >= epochs:
+        after = f"{schedule.decay_epochs[-1]:g} epochs" + (f" after {start:g} of warm-up" if start else "")
         found["optimizer.schedule.decay_epochs"] = (
-            f"the decay after {schedule.decay_epochs[-1]:g} epochs lies beyond the end of a trial ({epochs:g} epochs)"
+            f"the decay after {after} lies beyond the end of a trial ({epochs:g} epochs)"
         )
     return found
 

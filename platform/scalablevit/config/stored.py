@@ -5,7 +5,7 @@ from typing import Any
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Stage
+from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.upgrade import VERSION, upgrade
 
 
@@ -16,6 +16,8 @@ def to_store(stage: Stage) -> dict[str, Any]:
 
 def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
     """Return the plain sections of a stored stage in the current version.
+
+    Keys that did not exist when it was stored get the value that had the same effect.
 
     Args:
         raw: what `to_store` returned, or what version 1 wrote.
@@ -28,7 +30,8 @@ def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
         raise UserError("holds no stage", where=where, fix="restore the file from a copy")
     sections = upgrade(raw, where)
     del sections["version"]
-    return sections
+    result: dict[str, Any] = _with_former_defaults(sections)
+    return result
 
 
 def stored_stage(raw: Any, where: str = "") -> Stage:
@@ -38,6 +41,25 @@ def stored_stage(raw: Any, where: str = "") -> Stage:
         UserError: as `stored_sections`, or its values are refused.
     """
     return check(Stage, stored_sections(raw, where), {}, where)
+
+
+def stored_recipe(raw: Mapping[str, Any], where: str = "") -> Recipe:
+    """Return a stored recipe; `where` is its file, for errors.
+
+    Raises:
+        UserError: it is of a version that this platform cannot read, or its values are refused.
+    """
+    recipe = upgrade(raw, where)
+    if isinstance(recipe.get("stages"), Mapping):
+        recipe["stages"] = {name: _with_former_defaults(stage) for name, stage in recipe["stages"].items()}
+    return check(Recipe, recipe, {}, where)
+
+
+def _with_former_defaults(sections: Any) -> Any:
+    """Add to the sections of a stored stage the keys that did not exist yet and whose default is another today."""
+    if not isinstance(sections, Mapping) or not isinstance(sections.get("training"), Mapping):
+        return sections  # no stage: the check says so
+    return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
 
 
 def stored_config(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:

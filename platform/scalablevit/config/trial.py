@@ -19,6 +19,11 @@ def trial_epochs(space: Space, stage: Stage) -> float | None:
     return space.budget.epochs or stage.training.epochs
 
 
+def trial_gpus(search: Search) -> float:
+    """GPUs of each worker of a trial."""
+    return (search.space.resources or search.recipe.stages[search.stage].cluster).gpus_per_worker
+
+
 def shape(stage: dict[str, Any], space: Space) -> None:
     """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
     training = stage["training"]

@@ -5,11 +5,15 @@ from pathlib import Path
 
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
+from scalablevit.config.schedule import largest_rate
 from scalablevit.config.task import Segmentation
 from scalablevit.jobs.older_runs import older_runs
 from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import without_credentials
+
+LEAST_SHARE = 0.9
+"""Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
 
 
 def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
@@ -32,8 +36,30 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
         }
         for name, fact in facts.items():
             print(f"  {name:<14}{fact}", flush=True)
+        for warning in schedule_warnings(resolved):
+            print(f"  {'warning':<14}{warning}", flush=True)
         for note in older_runs(recipe, resolved, root):
             print(f"  {'note':<14}{note}", flush=True)
+
+
+def schedule_warnings(resolved: ResolvedStage) -> list[str]:
+    """Name an average or a warm-up that is too long for the training."""
+    training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
+    found = []
+    largest, decay = largest_rate(optimizer, length), training.ema_decay
+    if largest < LEAST_SHARE * optimizer.lr:
+        found.append(
+            f"the learning rate reaches {largest:.4g} at most, {100 * largest / optimizer.lr:.3g} % of optimizer.lr "
+            f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "
+            "steps; set optimizer.schedule.warmup_prefix=true to start the curve after it, or shorten it"
+        )
+    if decay is not None and not training.ema_warmup and 1 / (1 - decay) > length.total:
+        found.append(
+            f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.0f} steps, and the training has "
+            f"{length.total}: {100 * decay**length.total:.3g} % of the registered weights are those of the start; set "
+            "training.ema_warmup=true, or a smaller ema_decay"
+        )
+    return found
 
 
 def starts_from(resolved: ResolvedStage) -> str:

@@ -13,7 +13,7 @@ from scalablevit.config.loading import STAGE_NAMES, load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
-from scalablevit.config.trial import with_values
+from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.jobs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
@@ -123,7 +123,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     print(flush=True)
     from scalablevit.jobs import chain, cluster  # these load Ray
 
-    cluster.connect(stages, root)
+    cluster.connect(stages, root, None if search is None else trial_gpus(search))
     origins: dict[str, dict[str, str]] = {}
     if search is not None:
         from scalablevit.jobs.older_runs import older_searches

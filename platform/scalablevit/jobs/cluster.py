@@ -1,5 +1,6 @@
 """The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
 
+import json
 import logging
 import os
 import secrets
@@ -12,6 +13,7 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.signals import interruptible_start
+from scalablevit.training.environment import worker_variables
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The package's folder: the uploaded copy when running as a job."""
@@ -22,10 +24,16 @@ ANSWER_S = 10.0
 HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 
 
-def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
+def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
 
     The package travels as a py_module, so driver and workers run the same snapshot, installed or not.
+
+    Args:
+        stages: what is to be trained.
+        root: the platform's root.
+        trial_gpus: of each worker of a search's trials. Tune's processes take their environment from the job alone: it
+            is that of CPU workers where nothing of the job computes on a GPU.
 
     Raises:
         UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
@@ -38,6 +46,8 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
     import ray
 
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
+    if trial_gpus == 0 and not any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
+        variables |= {name: value for name, value in worker_variables(0).items() if name not in _submitted_variables()}
     try:
         with interruptible_start():
             ray.init(
@@ -58,6 +68,12 @@ def connect(stages: Sequence[ResolvedStage], root: Path) -> None:
     _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _check_reach(stages, root, [node["NodeID"] for node in nodes])
+
+
+def _submitted_variables() -> set[str]:
+    """Names of the variables that this job was submitted with: every process has them, and Ray refuses them again."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return set((config.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def _check_address(address: str) -> None:

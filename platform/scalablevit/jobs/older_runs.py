@@ -10,10 +10,9 @@ import yaml
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Recipe
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Search, Space
-from scalablevit.config.stored import stored_stage
+from scalablevit.config.stored import stored_recipe, stored_stage
 from scalablevit.config.upgrade import upgrade
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.result import load_result
@@ -88,7 +87,7 @@ def _hashed(raw: Mapping[str, Any]) -> dict[str, Any] | None:
 def _is_same_search(search: Search, folder: Path, raw: Mapping[str, Any]) -> bool:
     try:
         space = check(Space, upgrade(raw), {}, "")
-        base = check(Recipe, upgrade(_read(folder / "base_recipe.yaml")), {}, "")
+        base = stored_recipe(_read(folder / "base_recipe.yaml"))
     except UserError:
         return False
     same = ("parameters", "metric", "mode", "searcher", "seed", "scheduler")

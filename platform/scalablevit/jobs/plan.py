@@ -17,7 +17,9 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.cli import DEMO, RECIPES
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    import torch
+
     from scalablevit.tasks.task import Task
 
 EPILOG = """\
@@ -230,11 +232,11 @@ def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]
     """Median seconds of a step on this machine's device, and where they are from.
 
     Raises:
-        UserError: the recipe computes on GPUs and there is none.
+        UserError: the recipe computes on GPUs and there is none, or its model cannot be compiled here.
     """
     import torch
 
-    from scalablevit.training.speed import STEPS, median_step_s
+    from scalablevit.training.speed import STEPS
 
     on_gpu = stage.cluster.gpus_per_worker > 0
     if on_gpu and not torch.cuda.is_available():
@@ -246,8 +248,22 @@ def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]
         )
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     name = torch.cuda.get_device_name(device) if on_gpu else f"{max(1, int(stage.cluster.cpus_per_worker))} CPU threads"
-    seconds = median_step_s(stage, task, images, device)
+    seconds = _step_s(stage, task, images, device)
     return seconds, f"measured here on {name}: median of {STEPS}, blank images"
+
+
+def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> float:
+    """Median seconds of a step; on a CPU in a process that starts as a worker does."""
+    from scalablevit.training.environment import call_in_cpu_worker
+    from scalablevit.training.speed import cpu_step_s, median_step_s
+
+    if device.type != "cpu":
+        return median_step_s(stage, task, images, device)
+    found = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
+    if isinstance(found, tuple):
+        what, where, fix = found
+        raise UserError(what, where=where, fix=fix)
+    return found
 
 
 def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:

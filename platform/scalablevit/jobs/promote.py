@@ -206,12 +206,16 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     import ray
 
     from scalablevit.jobs import cluster
+    from scalablevit.training.environment import worker_variables
 
     if not ray.is_initialized():
         cluster.connect([], root)
     data = str(root / Path(stage.data.root).expanduser())
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
-    task = ray.remote(score).options(num_cpus=stage.cluster.cpus_per_worker, num_gpus=stage.cluster.gpus_per_worker)
+    gpus = stage.cluster.gpus_per_worker
+    task = ray.remote(score).options(
+        num_cpus=stage.cluster.cpus_per_worker, num_gpus=gpus, runtime_env={"env_vars": worker_variables(gpus)}
+    )
     found: Score = ray.get(task.remote(*arguments))
     return found
 

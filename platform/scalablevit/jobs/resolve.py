@@ -15,7 +15,7 @@ from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Length, Recipe, Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.run_hash import stage_hash
-from scalablevit.config.schedule import learning_rate
+from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.names import alike
@@ -260,7 +260,8 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every}",
         "learning rate": ", ".join(
             f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
-        ),
+        )
+        + f"; the largest is {largest_rate(stage.optimizer, length):.4g}, optimizer.lr is {stage.optimizer.lr:.4g}",
         "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
     }

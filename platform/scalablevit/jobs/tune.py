@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
-from scalablevit.config.trial import with_values
+from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.jobs.cli import guarded
 
 SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         print("\ndry run: nothing was started")
         return 0
     print(flush=True)
-    cluster.connect(stages if options.retrain else stages[:-1], root)
+    cluster.connect(stages if options.retrain else stages[:-1], root, trial_gpus(search))
     found = search_stage(search, stages, root)
     if options.retrain:
         print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)

@@ -14,6 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.serving.network import load_trained
 from scalablevit.serving.outputs import Answer, build_output, draw
+from scalablevit.training.environment import worker_variables
 
 BATCH = 16
 """Images of one call on a cluster."""
@@ -96,6 +97,7 @@ def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[t
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
         num_cpus=cluster.cpus_per_worker,
         num_gpus=cluster.gpus_per_worker,
+        runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
     )
     for batch in answered.iter_batches(batch_size=BATCH, batch_format="numpy"):
         yield from _rows(dict(batch))

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.training.environment import worker_variables
 from scalablevit.training.placement import remove_orphans
 
 # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
@@ -118,6 +119,7 @@ def _trainer(
             # room: `launch` tries again with a new one
             failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
             callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -185,9 +185,8 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
         return None
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        state.ema.update(state.model)
     state.step += 1
+    state.update_ema()
     return parts
 
 

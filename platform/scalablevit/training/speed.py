@@ -5,12 +5,13 @@ from statistics import median
 
 import torch
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, to_device
 from scalablevit.data.sampler import Key
 from scalablevit.data.samples import Source
-from scalablevit.tasks.task import Task
+from scalablevit.tasks.task import Task, build_task
 from scalablevit.training.loop import Plan, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
 
@@ -44,6 +45,15 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return median(seconds[WARM_UP_STEPS:])
+
+
+def cpu_step_s(stage_json: str, classes: tuple[str, ...], images: int) -> float | tuple[str, str, str]:
+    """`median_step_s` on a CPU, of plain values; a mistake of the user's is returned as its three parts."""
+    stage = Stage.model_validate_json(stage_json)
+    try:
+        return median_step_s(stage, build_task(stage, classes), images, torch.device("cpu"))
+    except UserError as error:
+        return error.what, error.where, error.fix
 
 
 def decoded_per_s(stage: Stage, task: Task, source: Source) -> float:

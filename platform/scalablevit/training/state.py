@@ -113,6 +113,15 @@ class TrainState:
         """The next step's place in the stream of samples, in steps; random numbers go by it too."""
         return self.step + self.passed_over
 
+    def update_ema(self) -> None:
+        """Take the weights of the step just done into the average.
+
+        Under warm-up the decay follows from `step` alone (timm counts steps from 1 and the decay's t from 0), so that
+        a resumed run needs no other state.
+        """
+        if self.ema is not None:
+            self.ema.update(self.model, self.step if self.ema.use_warmup else None)
+
     def skip_step(self) -> None:
         """Count a step as done that made no update."""
         self.step += 1

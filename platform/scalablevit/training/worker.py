@@ -29,7 +29,6 @@ from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.effects import Instants, Send, Watch, WorkerEffects, eval_batches_of
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import Outcome, Plan, train
-from scalablevit.training.memory import keep_freed_memory
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
 from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, put_text
@@ -170,11 +169,9 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
 
 
 def configure_torch(stage: Stage) -> None:
-    """Threads, memory, determinism and kernels as the recipe asks for them."""
+    """Threads, determinism and kernels as the recipe asks for them."""
     threads = max(1, int(stage.cluster.cpus_per_worker))
     torch.set_num_threads(threads)
-    if not stage.cluster.gpus_per_worker:
-        keep_freed_memory()
     if stage.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -257,9 +254,8 @@ def new_state(plan: Plan, model: nn.Module) -> TrainState:
     if stage.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
-    state = TrainState(
-        model, build_optimizer(model, stage.optimizer), None if decay is None else ModelEmaV3(model, decay=decay)
-    )
+    ema = None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=stage.training.ema_warmup)
+    state = TrainState(model, build_optimizer(model, stage.optimizer), ema)
     _compile(plan, *{state.model, state.evaluated})
     return state
 
