@@ -10,7 +10,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import resolve
-from scalablevit.training.environment import CPU_ALLOCATOR
+from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -52,8 +52,7 @@ def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_node
     assert not list((tmp_path / "runs").glob(".probe-*"))
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path, on_gpu):
+def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path):
     import ray
 
     ray.shutdown()
@@ -61,14 +60,23 @@ def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypa
     submitted = {"MALLOC_MMAP_MAX_": "9"}
     config = {"runtime_env": {"env_vars": submitted}, "metadata": {}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
-    cluster.connect([], tmp_path, trial_gpus=float(on_gpu))
+    cluster.connect([], tmp_path, trial_gpus=0.0)
     found = ray.get(ray.remote(_allocator_variables).options(num_cpus=0).remote())
-    assert found == (submitted if on_gpu else {**CPU_ALLOCATOR, "MALLOC_TOP_PAD_": "7", **submitted})
+    assert found == {**CPU_ALLOCATOR, "MALLOC_TOP_PAD_": "7", **submitted}
     ray.shutdown()
 
 
 def _allocator_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+
+
+def test_only_jobs_without_a_gpu_have_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    on_cpu = resolve(load_recipe(RECIPE), tmp_path)
+    on_gpu = resolve(load_recipe(RECIPE, ["cluster.gpus_per_worker=1"]), tmp_path)
+    assert cluster._trial_variables(on_cpu, 0.0) == worker_variables(0)
+    assert cluster._trial_variables(on_cpu, None) == {}, "no search: Ray Train's workers have their own"
+    assert cluster._trial_variables(on_cpu, 1.0) == cluster._trial_variables(on_gpu, 0.0) == {}
 
 
 def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):

@@ -46,8 +46,7 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
     import ray
 
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
-    if trial_gpus == 0 and not any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
-        variables |= {name: value for name, value in worker_variables(0).items() if name not in _submitted_variables()}
+    variables |= _trial_variables(stages, trial_gpus)
     try:
         with interruptible_start():
             ray.init(
@@ -70,10 +69,14 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
         _check_reach(stages, root, [node["NodeID"] for node in nodes])
 
 
-def _submitted_variables() -> set[str]:
-    """Names of the variables that this job was submitted with: every process has them, and Ray refuses them again."""
+def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:
+    """Variables for the processes of trials, where nothing of the job computes on a GPU."""
+    if trial_gpus != 0 or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
+        return {}
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return set((config.get("runtime_env") or {}).get("env_vars") or {})
+    # what the job was submitted with every process has, and Ray refuses it again
+    submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in worker_variables(0).items() if name not in submitted}
 
 
 def _check_address(address: str) -> None:
