@@ -169,7 +169,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_signal_to_make_full_saves_and_ends_the_job(root: Path, tmp_path: Path, number: int, to_group: bool) -> None:
     """Ctrl-C goes to the terminal's whole group, `kill` to make alone."""
     training = "stages.pretrain.training."
-    arguments = f"--recipe {TINY} {training}steps=5000 {training}evaluate_every.steps=40 {training}seed={int(number)}"
+    given = [f"{training}steps=5000", f"{training}evaluate_every.steps=4", f"{training}seed={int(number)}"]
+    arguments = " ".join(["--recipe", str(TINY), "cluster.workers=1", *given])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "RAY_"))}
     output = tmp_path / "output"
     with output.open("w") as file:
