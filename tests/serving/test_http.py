@@ -25,10 +25,8 @@ from harness.toys import SIDE, val_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from scalablevit.config.errors import UserError
 from scalablevit.jobs import predict
 from scalablevit.serving.encoding import image_bytes
-from scalablevit.serving.request import Limits
 from scalablevit.tracking.connection import connect
 
 START_LIMIT_S = 240
@@ -141,13 +139,6 @@ def test_what_a_server_refuses_and_takes(registry, root, monkeypatch):
         assert bomb.json()["message"].startswith("image 0: 13000 x 13000 pixels are more than")
         (about,) = post(url, body()).json()["predictions"]
     assert about["task"] == "classification" and len(about["model_classes"]) == 6 and about["max_images"] == 3
-
-
-def test_limits_are_whole_numbers():
-    assert Limits.from_environment({"SCALABLEVIT_SERVE_MAX_PIXELS": "5"}).max_pixels == 5
-    for wrong in ("", "0", "-1", "1e6"):
-        with pytest.raises(UserError, match="SCALABLEVIT_SERVE_MAX_BYTES"):
-            Limits.from_environment({"SCALABLEVIT_SERVE_MAX_BYTES": wrong})
 
 
 def test_the_registered_model_names_its_classes(registry, root):
