@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
@@ -56,7 +55,7 @@ def _answer(server: Served, model: Description, images: Path, name: str, output:
     """The answer to an image, its pictures written; or `bad`, the reason why there is none."""
     try:
         content = (images / name).read_bytes()
-        image = decode_image(content, MAX_PIXELS, name)
+        image = decode_image(content, model.max_pixels, name, limit="the server's limit")
         received = server.answer(content)
     except (BadSample, Declined, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 from scalablevit.serving.outputs import Answer
@@ -35,6 +36,8 @@ class Description:
     task: str
     classes: tuple[str, ...]
     """In the order of the network's outputs."""
+    max_pixels: int
+    """Of an image that the server takes."""
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -87,6 +90,7 @@ class Served:
         try:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
+            max_pixels = min(MAX_PIXELS, int(about.get("max_pixels", MAX_PIXELS)))
             if task not in _READ or not classes:
                 raise ValueError("another task")
         except (ValueError, TypeError, KeyError):
@@ -95,7 +99,7 @@ class Served:
                 where=self.address,
                 fix="serve a model that this version of the platform registered, or predict by models:/<name>@<alias>",
             ) from None
-        return Description(task, classes)
+        return Description(task, classes, max_pixels)
 
     def answer(self, image: bytes) -> Answer:
         """The answer to an encoded image as it came, see `read_answer`.
