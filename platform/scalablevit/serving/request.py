@@ -85,6 +85,7 @@ def read_request(model_input: Any, limits: Limits) -> list[bytes]:
 def _only_column(model_input: Any) -> list[Any]:
     if isinstance(model_input, bytes | bytearray | str):
         return [model_input]
+    columns: list[Any]
     if isinstance(model_input, pd.DataFrame):
         if model_input.empty:
             return []
@@ -93,7 +94,7 @@ def _only_column(model_input: Any) -> list[Any]:
         columns = list(model_input.values()) if isinstance(model_input, dict) else [model_input]
     if len(columns) != 1:
         raise RefusedRequest(f"the request has {len(columns)} columns: {FORM}")
-    column = columns[0]
+    column: Any = columns[0]
     if isinstance(column, np.ndarray):
         column = np.atleast_1d(column).tolist()
     if not isinstance(column, list | tuple | pd.Series):
