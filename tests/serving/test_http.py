@@ -76,6 +76,80 @@ def test_a_class_and_what_is_no_image(registry, root, monkeypatch):
     assert refused.status_code == 400 and "image 1: not an image" in refused.json()["message"]
 
 
+def png_of_zeros(side: int) -> bytes:
+    """A small file of many pixels."""
+    content = io.BytesIO()
+    Image.new("1", (side, side)).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_the_model_behind_an_address_is_that_of_the_registry(registry, root, images, monkeypatch, tmp_path):
+    """Bad images are named, all classes are known, and what is answered is what evaluation sees."""
+    (images / "page.png").write_text("<html>")
+    (images / "bomb.png").write_bytes(png_of_zeros(13_000))
+    with served(model_folder(registry, "segment"), monkeypatch) as url:
+        assert predict.run(predict.parse([url, str(images), "--out", str(tmp_path / "far")])) == 1
+    (images / "bomb.png").unlink()  # this process has the recipe's limit alone
+    local = ["models:/toy-segment/1", str(images), "--out", str(tmp_path / "near"), "--root", str(registry)]
+    assert predict.run(predict.parse(local)) == 1
+    masks = [sorted((tmp_path / out / "masks").rglob("*.png")) for out in ("near", "far")]
+    assert len(masks[0]) == 4 and [each.read_bytes() for each in masks[0]] == [each.read_bytes() for each in masks[1]]
+    assert (tmp_path / "near" / "classes.csv").read_bytes() == (tmp_path / "far" / "classes.csv").read_bytes()
+    bad = (tmp_path / "far" / "bad_images.csv").read_text()
+    assert "13000 x 13000 pixels are more than the server's limit (64000000)" in bad and "page.png" in bad
+
+
+def test_what_a_server_refuses_and_takes(registry, root, monkeypatch):
+    """Each refusal is one short sentence with HTTP 400, in which no byte of an image stands."""
+    file = image_bytes(sorted(val_images(root, "pretrain").rglob("*.jpg"))[0])
+    text = base64.b64encode(file).decode()
+    monkeypatch.setenv("SCALABLEVIT_SERVE_MAX_IMAGES", "3")
+    monkeypatch.setenv("SCALABLEVIT_SERVE_MAX_BYTES", str(1_000_000))
+    refused = {
+        "the request has 2 columns": {"dataframe_split": {"data": [[text, text]]}},
+        "the request has 2 columns:": {"instances": [{"a": text, "b": text}]},
+        "the request has 2 columns: ": {"inputs": [[text, text]]},
+        "4 images are more than the 3 of": {"inputs": [text] * 4},
+        "image 1: with it the images have": {"dataframe_split": {"data": [["A" * 700_000]] * 2}},
+        "image 0: not base64": {"inputs": ["A"]},
+        "image 0: a int, not an image file": {"dataframe_records": [{"image": 3}]},
+        "image 0: not an image of a known format": {"instances": [base64.b64encode(b"<html>").decode()]},
+        "the request has": {"messages": [text]},
+    }
+    taken = [
+        {"inputs": [text]},
+        {"inputs": text},
+        {"inputs": {"image": [text]}},
+        {"instances": [text]},
+        {"instances": [{"image": text}]},
+        {"dataframe_records": [{"image": text}]},
+    ]
+    with served(model_folder(registry, "pretrain"), monkeypatch) as url:
+        expected = post(url, body(file)).json()["predictions"]
+        for request in taken:
+            answered = post(url, json.dumps(request).encode())
+            assert answered.status_code == 200 and answered.json()["predictions"] == expected, request.keys()
+        for sentence, request in refused.items():
+            answered = post(url, json.dumps(request).encode())
+            said = answered.json()["message"]
+            assert answered.status_code == 400 and said.startswith(sentence.strip()), said
+            assert len(said) < 300 and text[:12] not in said and "\n" not in said
+        started = time.monotonic()
+        bomb = post(url, body(png_of_zeros(13_000)))
+        assert time.monotonic() - started < 1 and bomb.status_code == 400
+        assert bomb.json()["message"].startswith("image 0: 13000 x 13000 pixels are more than")
+        (about,) = post(url, body()).json()["predictions"]
+    assert about["task"] == "classification" and len(about["model_classes"]) == 6 and about["max_images"] == 3
+
+
+def test_the_registered_model_names_its_classes(registry, root):
+    model = mlflow.pyfunc.load_model(model_folder(registry, "pretrain"))
+    files = sorted(val_images(root, "pretrain").rglob("*.jpg"))[:2]
+    answers = model.predict([file.read_bytes() for file in files])
+    assert len(answers) == 2 and set(answers["class"]) <= set(model.metadata.metadata["classes"])
+    assert model.predict([])["model_classes"][0] == model.metadata.metadata["classes"]
+
+
 def test_a_mask(registry, root, monkeypatch):
     file = sorted(val_images(root, "segment").iterdir())[0]
     with served(model_folder(registry, "segment"), monkeypatch) as url:

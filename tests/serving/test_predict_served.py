@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,10 +22,12 @@ from scalablevit.serving.served import Served
 
 Answering = Callable[[bytes], tuple[int, str]]
 """An encoded image to a status and a body."""
+CLASSIFIER = (200, json.dumps({"predictions": [{"task": "classification", "model_classes": ["a", "b"]}]}))
+"""What a model says of itself."""
 
 
 @contextmanager
-def serving(answering: Answering, ping: int = 200) -> Iterator[str]:
+def serving(answering: Answering, ping: int = 200, about: tuple[int, str] = CLASSIFIER) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def reply(self, status: int, body: str = "\n") -> None:
             self.send_response(status)
@@ -39,8 +41,9 @@ def serving(answering: Answering, ping: int = 200) -> Iterator[str]:
 
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            ((row,),) = asked["dataframe_split"]["data"]
-            self.reply(*answering(base64.b64decode(row)) if self.path == "/invocations" else (404,))
+            rows = asked["dataframe_split"]["data"]
+            replied = answering(base64.b64decode(rows[0][0])) if rows else about
+            self.reply(*replied if self.path == "/invocations" else (404,))
 
         def log_message(self, *_):
             """Be quiet."""
@@ -75,12 +78,21 @@ def model_of(root: Path, name: str) -> Answering:
     return answering
 
 
+def about(root: Path, name: str) -> tuple[int, str]:
+    task = trained(root, name).task
+    return about_model(trained(root, name).stage.task.kind, task.classes)
+
+
+def about_model(task: str, classes: Sequence[str]) -> tuple[int, str]:
+    return 200, json.dumps({"predictions": [{"task": task, "model_classes": list(classes)}]})
+
+
 def ask(url: str, folder: Path, out: Path, *more: str) -> int:
     return predict.run(predict.parse([url, str(folder), "--out", str(out), *more]))
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """All of them but the note, which names model and classes' origin."""
+    """All of them but the note, which names the model."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
@@ -92,33 +104,21 @@ def files(out: Path) -> dict[str, bytes]:
 def test_the_files_are_those_of_a_model_in_the_registry(root, images, tmp_path, name):
     (images / "page.png").write_text("<html>")
     assert run(root, name, images, tmp_path / "near", *([ALL] if name == "detect" else [])) == 1
-    classes = tmp_path / "classes.txt"
-    classes.write_text("\n".join(trained(root, name).task.classes))
-    with serving(model_of(root, name)) as url:
-        assert ask(f"{url}/invocations/", images, tmp_path / "far", "--classes", str(classes)) == 1
+    with serving(model_of(root, name), about=about(root, name)) as url:
+        assert ask(f"{url}/invocations/", images, tmp_path / "far") == 1
     near = files(tmp_path / "near")
     assert len(near) >= 2 and files(tmp_path / "far") == near
-    note = json.loads((tmp_path / "far" / predict.NOTE).read_text())
-    assert note["model"] == url and (note["answered"], note["bad"]) == (4, 1) and note["classes_from"] == "--classes"
+    notes = [json.loads((tmp_path / out / predict.NOTE).read_text()) for out in ("near", "far")]
+    assert notes[1]["model"] == url and (notes[1]["answered"], notes[1]["bad"]) == (4, 1)
+    assert notes[0]["classes"] == notes[1]["classes"] == list(trained(root, name).task.classes)
+    assert notes[0]["task"] == notes[1]["task"] == trained(root, name).stage.task.kind
 
 
-def test_masks_number_the_classes_that_nobody_names(root, images, tmp_path, capsys):
-    assert run(root, "segment", images, tmp_path / "near") == 0
-    with serving(model_of(root, "segment")) as url:
+def test_a_dry_run_sends_no_image(images, tmp_path, capsys):
+    with serving(lambda _: pytest.fail("an image was sent")) as url:
         assert ask(url, images, tmp_path / "far", "--dry-run") == 0 and not (tmp_path / "far").exists()
-        assert ask(url, images, tmp_path / "far") == 0
-        mixed = tmp_path / "mixed.txt"
-        mixed.write_text("\n".join(reversed(trained(root, "segment").task.classes)))
-        with pytest.raises(UserError, match="--classes"):
-            ask(url, images, tmp_path / "other", "--classes", str(mixed))
-    assert "leave this machine" in capsys.readouterr().out
-    near, far = files(tmp_path / "near"), files(tmp_path / "far")
-    assert far.keys() == near.keys() and not (tmp_path / "other").exists()
-    assert all(far[file] == near[file] for file in near if file.startswith(("shares", "overlays")))
-    rows = far["classes.csv"].decode().splitlines()
-    assert [row for row in rows if "(in no image)" not in row] == [
-        row for row in near["classes.csv"].decode().splitlines() if row in rows
-    ]
+    said = capsys.readouterr().out
+    assert "leave this machine" in said and "classification, 2 classes" in said
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,45 @@ def test_masks_number_the_classes_that_nobody_names(root, images, tmp_path, caps
         (404, "", "answers 404"),
         (302, "", "answers 302"),
         (200, "<html>welcome</html>", "gives no answer: <html>welcome"),
-        (200, json.dumps({"predictions": [{"price": 3}]}), "its columns are price"),
-        (200, json.dumps({"predictions": [{"boxes": [[0, 0, 1, 1]], "scores": [], "labels": []}]}), "otherwise"),
-        (200, json.dumps({"predictions": [{"mask_png": "AAAA", "classes": [], "shares": []}]}), "otherwise"),
+        (200, json.dumps({"predictions": [{"price": 3}]}), "otherwise"),
+        (
+            200,
+            json.dumps({"predictions": [{"class": "c", "probability": 1, "probabilities": {"c": 1}}]}),
+            "not have: c",
+        ),
     ],
 )
 def test_a_server_of_something_else_is_named(images, tmp_path, status, body, said):
-    with serving(lambda _: (status, body)) as url, pytest.raises(UserError) as refused:
+    check_named(images, tmp_path, (status, body), CLASSIFIER, said)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("detection", {"boxes": [[0, 0, 1, 1]], "scores": [], "labels": []}),
+        ("segmentation", {"mask_png": "AAAA", "classes": [], "shares": []}),
+    ],
+)
+def test_an_answer_that_is_none_is_named(images, tmp_path, task, answer):
+    check_named(
+        images, tmp_path, (200, json.dumps({"predictions": [answer]})), about_model(task, ["a", "b"]), "otherwise"
+    )
+
+
+@pytest.mark.parametrize(
+    "predictions", [[], [{"price": 3}], [{"task": "x", "model_classes": ["a"]}], [{"task": "detection"}], "x"]
+)
+def test_a_model_that_does_not_name_its_classes_gets_no_image(images, tmp_path, predictions):
+    sent = []
+    body = json.dumps({"predictions": predictions})
+    serve = serving(lambda image: (sent.append(image), (200, ""))[1], about=(200, body))
+    with serve as url, pytest.raises(UserError, match="does not say its model's classes"):
+        ask(url, images, tmp_path / "out")
+    assert not sent
+
+
+def check_named(images, tmp_path, answer, about, said):
+    with serving(lambda _: answer, about=about) as url, pytest.raises(UserError) as refused:
         ask(url, images, tmp_path / "out")
     assert said in refused.value.what and len(refused.value.what) < 500 and "\n" not in refused.value.what
     assert refused.value.where == url and refused.value.fix and not (tmp_path / "out").exists()
@@ -172,13 +204,11 @@ def test_addresses_of_other_kinds(address):
 def test_what_a_served_model_does_not_take(images, tmp_path, root):
     with pytest.raises(UserError, match="override"):
         ask("http://127.0.0.1:9", images, tmp_path / "out", "task.score_threshold=0.5")
-    with pytest.raises(UserError, match="--classes"):
-        run(root, "pretrain", images, tmp_path / "out", "--classes", "x")
     (images / "0.jpg").write_text("<html>")
     for file in ("2.jpg", "sub/1.jpg", "sub/3.jpg"):
         (images / file).unlink()
     sent = []
     with serving(lambda image: (sent.append(image), (200, ""))[1]) as url:
-        with pytest.raises(UserError, match="none of the images"):
+        with pytest.raises(UserError, match="none of the 1 images"):
             ask(url, images, tmp_path / "out")
         assert not sent

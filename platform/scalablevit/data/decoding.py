@@ -57,15 +57,20 @@ def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def decode_image(
-    data: bytes, max_pixels: int, name: str = "image", *, refuse_damage: bool = False
+    data: bytes,
+    max_pixels: int,
+    name: str = "image",
+    *,
+    refuse_damage: bool = False,
+    limit: str = "data.max_pixels",
 ) -> NDArray[np.uint8]:
-    """`read_image` for bytes at hand; `name` stands for the path in errors.
+    """`read_image` for bytes at hand; `name` stands for the path in errors, `limit` for what `max_pixels` comes from.
 
     With `refuse_damage` a JPEG with broken data is a BadSample, too, where TurboJPEG decodes it; otherwise what could
     not be decoded is grey, and a line on standard error says so.
     """
     with _explained(name):
-        image = _open(io.BytesIO(data), max_pixels, name)
+        image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
             # Decoders fill missing rows of a JPEG with grey and say nothing. Pillow has read up to the first scan, so
             # an end marker before that point, in an embedded thumbnail, does not count. Sought where it should be.
@@ -134,11 +139,11 @@ def _explained(name: str) -> Iterator[None]:
         raise BadSample(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _open(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, max_pixels: int, name: str, limit: str = "data.max_pixels") -> ImageFile.ImageFile:
     """Read the header only."""
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > max_pixels:
-        raise BadSample(name, f"{image.width} x {image.height} pixels are more than data.max_pixels ({max_pixels})")
+        raise BadSample(name, f"{image.width} x {image.height} pixels are more than {limit} ({max_pixels})")
     return image
 
 

@@ -38,7 +38,8 @@ Detection is always of one size.
   detection       network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
                   also box_head and mask_head, which take pooled regions. Anchors, decoding, pooling and suppression
                   stay outside.
-{NOTE} in DIR names classes, size, inputs, outputs and differences.
+{NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
+ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
 
 Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can mend, as
 a model that an exporter refuses."""
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
     from scalablevit.data.decoding import BadSample, read_image
     from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
     from scalablevit.serving.network import load_trained
+    from scalablevit.serving.preprocessing import describe_preprocessing
 
     size = given or default_size(stage.data)
     fixed = given is not None or stage.task.kind == "detection"
@@ -102,14 +104,16 @@ def run(options: argparse.Namespace) -> int:
     except BadSample as bad:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []
+    facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
     with filled(out) as made:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
         for part in parts_of(trained, images, size, fixed=fixed):
-            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})"))
+            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})", facts))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
-                "torch": torch.__version__, "parts": [_facts(each) for each in exported]}  # fmt: skip
+                "torch": torch.__version__, "preprocessing": facts,
+                "parts": [_facts(each) for each in exported]}  # fmt: skip
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     if not all(each.faithful for each in exported):
         print("an export answers otherwise than the model: do not use it")

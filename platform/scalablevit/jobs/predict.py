@@ -32,8 +32,7 @@ recipe are read; nothing of the code in the registry is run. Overrides change th
 tracking.uri=http://..., cluster.gpus_per_worker=1.
 
 MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
-THAT ADDRESS (unencrypted by http), one after another. An answer names only the classes that it found: without
---classes they are numbered by the masks, in detections.json by the order of their names, and {NOTE} says so.
+THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
 
 What comes out, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
@@ -61,9 +60,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the answers")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="all class names of a served model, in its order, one a line"
-    )
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
@@ -78,8 +74,6 @@ def run(options: argparse.Namespace) -> int:
         from scalablevit.jobs.predict_served import run_served
 
         return run_served(options, images, out)
-    if options.classes is not None:
-        raise UserError(f"{options.model} has its own classes", where="--classes", fix="leave it out")
     root = platform_root(options.root, make=False)
     names, ignored = list_images(images)
     check_out(out, images, options.overwrite)
@@ -91,8 +85,9 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    facts = {"model": options.model, "weights_sha256": sha256, "classes": config["classes"], "images": shown(images),
-             "ignored": len(ignored), "overrides": [masked(each) for each in options.overrides]}  # fmt: skip
+    facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+             "images": shown(images), "ignored": len(ignored),
+             "overrides": [masked(each) for each in options.overrides]}  # fmt: skip
     return deliver(
         out,
         len(names),

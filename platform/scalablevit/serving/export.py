@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
+from scalablevit.serving.preprocessing import finish_graph
 from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
 
 TOLERANCE = 1e-3
@@ -220,20 +221,22 @@ def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> lis
 
 
 @torch.no_grad()
-def export_part(part: Part, folder: Path, whose: str) -> Exported:
+def export_part(part: Part, folder: Path, whose: str, facts: Mapping[str, Any] | None = None) -> Exported:
     """Write `<part>.pt2` and `<part>.onnx`, and hold both against the network.
 
     Args:
         part: see `parts_of`.
         folder: exists.
         whose: the model's name, for errors.
+        facts: written into the ONNX file, see `finish_graph`.
 
     Raises:
         UserError: an exporter refuses the part.
         OSError: a file cannot be written.
     """
     archive, graph = folder / f"{part.name}.pt2", folder / f"{part.name}.onnx"
-    open_dimensions = dict.fromkeys((0, 2, 3) if part.others else (0,), torch.export.Dim.DYNAMIC)
+    named = {0: "N", 2: "H", 3: "W"} if part.others else {0: "N"}
+    open_dimensions = dict.fromkeys(named, torch.export.Dim.DYNAMIC)
     kind = "any size" if part.others else "one size"
     with _refused(f"torch.export refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
         program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=(open_dimensions,))
@@ -252,6 +255,7 @@ def export_part(part: Part, folder: Path, whose: str) -> Exported:
             external_data=False,
             verbose=False,
         )
+    finish_graph(graph, named, facts or {})
     pairs = [(part.inputs, part.expected), *part.others]
     with _refused(f"{archive.name} of {whose} is not for {kind}"):
         program_again = torch.export.load(archive).module()

@@ -7,7 +7,24 @@ from typing import Any
 import mlflow.models
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class BadRequest(MlflowException):  # type: ignore[misc]  # mlflow is untyped here
+    """HTTP 400 with its own sentence, before which MLflow's server else writes the request with its image bytes."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """The sentence."""
+        return str(self.args[0])
+
+    @message.setter
+    def message(self, _: str) -> None:
+        """Keep the sentence."""
 
 
 class ImageModel(PythonModel):
@@ -17,9 +34,11 @@ class ImageModel(PythonModel):
         """Build the network from `config.json` and fill it from safetensors: nothing is unpickled."""
         from scalablevit.config.stored import stored_stage
         from scalablevit.serving.network import load_trained
+        from scalablevit.serving.request import Limits
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
         stage = stored_stage(config["stage"], context.artifacts["config"])
+        self.limits = Limits.from_environment()
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 
     def predict(
@@ -27,20 +46,38 @@ class ImageModel(PythonModel):
     ) -> pd.DataFrame:
         """Answers for encoded images (JPEG, PNG, ...) in the only column, in their order.
 
+        `model_input` is any form that `read_request` takes. Its type hint stays: of a wider one, MLflow makes a
+        signature of its own, which refuses tables.
+
+        A request without any image is answered by one row about the model: `task`, `model_classes` in the order of the
+        network's outputs, `max_pixels`, `max_images` and `max_bytes`.
+
         Raises:
-            MlflowException: an image that cannot be decoded, by its number (HTTP 400 when served).
+            MlflowException: a request above the limits, or an image that cannot be decoded, by its number (HTTP 400
+                when served).
         """
         import torch
 
         from scalablevit.data.decoding import BadSample, decode_image
+        from scalablevit.serving.request import RefusedRequest, read_request, variable
 
-        trained = self.trained
+        trained, limits = self.trained, self.limits
+        own = trained.stage.data.max_pixels
+        most, limit = min((limits.max_pixels, variable("max_pixels")), (own, "data.max_pixels"))
+        try:
+            contents = read_request(model_input, limits)
+        except RefusedRequest as error:
+            raise BadRequest(str(error)) from None
+        if not contents:
+            about = {"task": trained.stage.task.kind, "model_classes": list(trained.task.classes), "max_pixels": most,
+                     "max_images": limits.max_images, "max_bytes": limits.max_bytes}  # fmt: skip
+            return pd.DataFrame([about])
         answers = []
-        for number, content in enumerate(model_input.iloc[:, 0]):
+        for number, content in enumerate(contents):
             try:
-                image = decode_image(content, trained.stage.data.max_pixels, f"image {number}")
+                image = decode_image(content, most, f"image {number}", limit=limit)
             except BadSample as error:
-                raise MlflowException.invalid_parameter_value(f"image {number}: {error.reason}") from None
+                raise BadRequest(f"image {number}: {error.reason}") from None
             with torch.inference_mode():
                 answers.append(trained.task.answer(trained.network, image, trained.device))
         return pd.DataFrame(answers)

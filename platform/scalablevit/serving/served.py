@@ -6,12 +6,13 @@ import io
 import json
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 from PIL import Image
 
+from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 from scalablevit.serving.outputs import Answer
@@ -22,12 +23,21 @@ LARGEST = 2**28
 """Bytes of an answer."""
 SHOWN = 300
 """Characters of a server's own words."""
-COLUMNS = {"probabilities": "classification", "mask_png": "segmentation", "boxes": "detection"}
-"""A column that only one task's answers have, and the task."""
 
 
 class Declined(Exception):
     """The server is well and does not take this image; the message is its reason."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a served model says of itself."""
+
+    task: str
+    classes: tuple[str, ...]
+    """In the order of the network's outputs."""
+    max_pixels: int
+    """Of an image that the server takes."""
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -63,16 +73,33 @@ class Served:
         self.address = address.rstrip("/").removesuffix("/invocations")
         self._opener = urllib.request.build_opener(_Stay)
 
-    def check(self) -> None:
-        """Ask whether a model is served there.
+    def describe(self) -> Description:
+        """Ask what is served there, without any image.
 
         Raises:
-            UserError: it is not.
+            UserError: no model, or one of something else.
         """
         try:
             self._ask("/ping", None, PING_S)
         except urllib.error.HTTPError as error:
             raise self.wrong(f"is no model server: /ping answers {error.code} {_words(error)}") from None
+        try:
+            content = self._ask("/invocations", _body(), ANSWER_S)
+        except urllib.error.HTTPError as error:
+            raise self.wrong(f"answers {error.code} {_words(error)}") from None
+        try:
+            (about,) = json.loads(content)["predictions"]
+            task, classes = about["task"], tuple(map(str, about["model_classes"]))
+            max_pixels = min(MAX_PIXELS, int(about.get("max_pixels", MAX_PIXELS)))
+            if task not in _READ or not classes:
+                raise ValueError("another task")
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"the server does not say its model's classes: {_short(content)}",
+                where=self.address,
+                fix="serve a model that this version of the platform registered, or predict by models:/<name>@<alias>",
+            ) from None
+        return Description(task, classes, max_pixels)
 
     def answer(self, image: bytes) -> Answer:
         """The answer to an encoded image as it came, see `read_answer`.
@@ -81,10 +108,8 @@ class Served:
             Declined: the server cannot decode this image.
             UserError: no answer, or that of something else.
         """
-        row = base64.b64encode(image).decode()
-        body = json.dumps({"dataframe_split": {"data": [[row]]}}).encode()
         try:
-            content = self._ask("/invocations", body, ANSWER_S)
+            content = self._ask("/invocations", _body(image), ANSWER_S)
         except urllib.error.HTTPError as error:
             words = _words(error)
             if error.code == 400 and words.startswith("image 0: "):
@@ -125,37 +150,43 @@ class Served:
         )
 
 
-def read_answer(received: Answer, size: tuple[int, int]) -> tuple[str, Answer, dict[str, int | None]]:
+def read_answer(received: Answer, size: tuple[int, int], model: Description) -> Answer:
     """Make of an answer what the task answers in the model's own process.
 
     Args:
         received: from a server.
         size: height and width of the image.
-
-    Returns:
-        The kind of task, the answer, and its classes by name with their numbers: the names of a segmentation come by
-        their share of the pixels, those of equal share by number, and the mask has the numbers. Detections have none.
+        model: what the server says that it serves.
 
     Raises:
-        ValueError, TypeError, KeyError: this is no answer of a model of ours to an image of that size.
+        ValueError, TypeError, KeyError: this is no answer of that model to an image of that size.
     """
-    kind = next((kind for column, kind in COLUMNS.items() if column in received), "")
-    if kind == "classification":
-        best = received["class"]
-        probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
-        return kind, {"class": best, "probability": float(received["probability"]), "probabilities": probabilities}, {}
-    if kind == "segmentation":
-        content = base64.b64decode(received["mask_png"])
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
-            if mask.size != size[::-1] or mask.mode != "L":
-                raise ValueError(f"a mask {mask.mode} of {mask.size}")
-            counts = np.bincount(np.asarray(mask).ravel())
-        order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
-        numbers: dict[str, int | None] = dict(zip(received["classes"], order, strict=True))
-        shares = [float(share) for share in received["shares"]]
-        return kind, {"mask_png": content, "classes": list(numbers), "shares": shares}, numbers
-    if not kind:
-        raise ValueError(f"its columns are {shown(', '.join(map(str, received)))[:SHOWN]}")
+    answer = _READ[model.task](received, size)
+    if unknown := set(answer[_NAMES[model.task]]) - set(model.classes):
+        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:SHOWN]}")
+    return answer
+
+
+def _read_class(received: Answer, _size: tuple[int, int]) -> Answer:
+    probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
+    return {
+        "class": received["class"],
+        "probability": float(received["probability"]),
+        "probabilities": probabilities,
+    }
+
+
+def _read_mask(received: Answer, size: tuple[int, int]) -> Answer:
+    content = base64.b64decode(received["mask_png"])
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
+        if mask.size != size[::-1] or mask.mode != "L":
+            raise ValueError(f"a mask {mask.mode} of {mask.size}")
+        mask.load()
+    shares = [float(share) for share in received["shares"]]
+    return {"mask_png": content, "classes": list(received["classes"]), "shares": shares}
+
+
+def _read_boxes(received: Answer, size: tuple[int, int]) -> Answer:
     columns: Answer = {
         name: list(received[name]) for name in ("boxes", "scores", "labels", "masks") if name in received
     }
@@ -163,7 +194,17 @@ def read_answer(received: Answer, size: tuple[int, int]) -> tuple[str, Answer, d
         raise ValueError("columns of different lengths")
     if any(mask["size"] != list(size) for mask in columns.get("masks", ())):
         raise ValueError("masks of another size")
-    return kind, columns, dict.fromkeys(columns["labels"])
+    return columns
+
+
+_READ = {"classification": _read_class, "segmentation": _read_mask, "detection": _read_boxes}
+_NAMES = {"classification": "probabilities", "segmentation": "classes", "detection": "labels"}
+"""The column of an answer that names classes."""
+
+
+def _body(*images: bytes) -> bytes:
+    """A request; without any image it asks about the model."""
+    return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
 
 
 def _words(error: urllib.error.HTTPError) -> str:

@@ -1,5 +1,6 @@
 """Registering a trained model: code and safetensors, never a pickle; once, however often it is asked for."""
 
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
 LOOKUP_TIMEOUT_S = 10
 
 
@@ -95,11 +97,14 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    # The signature is given; an example would only have it inferred.
+    # The signature is given; an example would only have it inferred. It names no input: MLflow would enforce it before
+    # the model sees a request, drop further columns silently and repeat all bytes of an image in its refusals.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     folder = Path(record["folder"])
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     metadata = Model(
         artifact_path=model.artifact_location,
         model_uuid=model.model_id,
@@ -112,7 +117,8 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
             python_model=str(code / record["serving"]),
             code_paths=[str(code)],
             artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
-            signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary)])),
+            signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),
+            metadata={"input": INPUT, "classes": config["classes"]},
             pip_requirements=list(record["requirements"]),
             mlflow_model=metadata,
         )

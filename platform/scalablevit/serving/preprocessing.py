@@ -1,0 +1,77 @@
+"""What an exported model expects of an image, as plain values: the recipe's evaluation, written into each ONNX file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.data import LabelledImages
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task import Detection, Segmentation
+from scalablevit.data.transforms import MiddleOfStrip, fill_color
+
+FORMAT = 1
+"""Version of these keys."""
+PREFIX = "scalablevit."
+"""Of the names of an ONNX file's metadata_props, whose values are JSON."""
+
+
+def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[int] | None) -> dict[str, Any]:
+    """Return what is done to an image before the exported network sees it, and what its outputs mean.
+
+    Args:
+        stage: of the model.
+        classes: names, in the order of the network's outputs.
+        size: height and width of the exported input; None: any.
+    """
+    data, task = stage.data, stage.task
+    labelled = isinstance(data, LabelledImages)
+    if isinstance(data, LabelledImages):
+        sides: tuple[int, int | None] = data.eval_resize, None
+        shrink = "bilinear_antialiased" if data.antialias else "bilinear"
+    else:
+        sides, shrink = (data.short_side, data.long_side), "area"
+    return {
+        "format": FORMAT,
+        "task": task.kind,
+        "classes": list(classes),
+        "channels": "RGB, upright by EXIF",
+        "value_range": [0, 255],
+        "normalization": "inside: the network takes values of value_range and computes (value / 255 - mean) / std",
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": "any" if size is None else list(size),
+        "short_side": sides[0],
+        "long_side": sides[1],
+        "rounding": "half_even" if labelled else "half_up",
+        "shrink_filter": shrink,
+        "enlarge_filter": "bilinear",
+        "antialias": shrink != "bilinear",
+        "longest_strip": MiddleOfStrip.LONGEST if labelled else None,
+        "center_crop": data.image_size if isinstance(data, LabelledImages) else None,
+        "padding": list(fill_color(data)),
+        "score_threshold": task.score_threshold if isinstance(task, Detection) else None,
+        "sliding": task.sliding.model_dump() if isinstance(task, Segmentation) and task.sliding else None,
+    }
+
+
+def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Mapping[str, Any]) -> None:
+    """Name the open dimensions of an ONNX file's inputs and outputs, and add facts to its metadata_props.
+
+    Args:
+        graph: the file.
+        dimensions: names of the open dimensions by their axis; an exporter numbers them.
+        facts: each is kept as JSON under `PREFIX` and its name.
+    """
+    import onnx
+
+    model = onnx.load(graph)
+    shapes = [each.type.tensor_type.shape.dim for each in (*model.graph.input, *model.graph.output)]
+    for shape in shapes:
+        for axis, name in dimensions.items():
+            if axis < len(shape) and not shape[axis].HasField("dim_value"):
+                shape[axis].dim_param = name
+    props = {each.key: each.value for each in model.metadata_props}
+    props |= {PREFIX + name: json.dumps(value) for name, value in facts.items()}
+    onnx.helper.set_model_props(model, props)
+    onnx.save(model, graph)
