@@ -1,6 +1,8 @@
 """What the training scripts share: arguments, the gates in order, the dry run, and exit codes."""
 
 import argparse
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,10 +14,13 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import with_values
+from scalablevit.config.unused_keys import without_unused
 from scalablevit.jobs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
 DEMO = "demo.yaml"
+UNREAD = 141
+"""Exit code where nobody reads the output any more (`| head`): 128 and SIGPIPE, as shells say it."""
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
 
 OVERRIDES = """\
@@ -41,10 +46,16 @@ def main(script: str, description: str, arguments: Sequence[str] | None = None) 
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C."""
+    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C.
+
+    Where nobody reads standard output any more, the script ends without a word, with `UNREAD`.
+    """
     end_like_ctrl_c()
     try:
-        return work()
+        code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -54,9 +65,29 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; submit the same command again to continue", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         print(mask(traceback.format_exc(), ""), file=sys.stderr)
         return 1
+    finally:
+        _is_unread()  # or the interpreter would fail on what is left
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads standard output any more; what is left to be printed then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # none, or no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True
 
 
 def parse(script: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -101,7 +132,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
         print("\n" + plan(search, samples), flush=True)
     if options.dry_run:
-        shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}
+        shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
         print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
         return 0
