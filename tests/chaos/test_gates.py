@@ -24,7 +24,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.data import coco, labels, shapes, sources
 from scalablevit.jobs import cluster, initial
 from scalablevit.jobs import resolve as second_gate
-from scalablevit.jobs.resolve import ResolvedStage, model_cost, resolve, wanted_stages
+from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, model_cost, resolve, wanted_stages
 from scalablevit.tracking import connection
 
 REPOSITORY = Path(__file__).parents[2]
@@ -128,6 +128,10 @@ SECOND = [
          change=annotations(lambda content: content["categories"][0].update(name="other"), "val")),
     Case("top-5 accuracy is reported only where there are more than five classes; the data has ", "pretrain",
          ("stages.pretrain.promotion.metric=top5",), three_classes),
+    Case("of which the batch norm of resnet18 has no statistics", "pretrain",
+         ("model.name=resnet18", "cluster.workers=2", "training.global_batch_size=2")),
+    Case("a character that has to be encoded", "pretrain", ("tracking.uri=http://me:a/b@host",)),
+    Case("is no address", "pretrain", ("tracking.uri='http://[bad'",)),
     Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
@@ -195,6 +199,7 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             recipe = load_recipe(case.recipe, overrides)
             stages = resolve(recipe, root, wanted_stages(recipe, case.script))
             last = stages[-1]
+            check_micro_batches(last.name, last.stage, last.classes)
             model_cost(last.name, last.stage, last.classes)
             wrong.append(f"accepted: {case.said}")
         except UserError as error:
@@ -205,6 +210,7 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = written_in(second_gate, initial, connection, model_names, shapes, sources, labels, coco)
     # what other scripts than training's list: tests/jobs/test_pack.py, tests/serving/test_predict.py
     written -= lines_of(sources.open_class_folders, sources.list_images)
+    written -= lines_of(second_gate.check_metric)  # of searches: tests/jobs/test_metric_never_reported.py
     assert len(written) >= 35
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
 

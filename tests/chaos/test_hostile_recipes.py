@@ -56,7 +56,7 @@ training:
   early_stopping: {patience: 2}
   checkpoint_every: {epochs: 1.0}
   keep: {last: 1}
-  nonfinite: {limit: 2}
+  nonfinite: {action: skip, limit: 2}
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
 promotion: {metric: null, min_value: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}

@@ -158,6 +158,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"resources": {"workers": 9}}, "9 x 1 = 9"),
     ({"parameters": {"cluster.workers": {"choice": [1]}}}, "is not searched: it does not change what is trained"),
     ({"parameters": {"optimizer.lr": {"uniform": [0.1, 20]}}}, "the recipe refuses 20.0"),
+    (
+        {"parameters": {"optimizer.momentum": {"choice": [0.5]}}},
+        "optimizer.momentum has no effect with optimizer.name: adamw",
+    ),
     ({"parameters": {"model.name": {"choice": ["resnet81"]}}}, "unknown architecture 'resnet81'"),
     ({"parameters": {"a." * 400 + "b": {"choice": [1]}}}, "nested deeper"),
     ({"budget": {"trials": 4, "epochs": 4}}, "the decay after 4 epochs lies beyond the end of a trial (4 epochs)"),

@@ -36,8 +36,8 @@ data:
   repeats: 2  # times
   mix_probability: 0.5
   mix_switch_probability: 0.25
-model: {name: scalablevit_tiny}
-task: {kind: classification}
+  mixup: 0.2
+  cutmix: 1.0
 optimizer: {lr: 1e-3}
 training:
   epochs: 2
@@ -49,6 +49,8 @@ training:
     action: roll_back  # back
   on_failed_checkpoint: 'go_on'
 promotion: {sure: true, least: 0.5}
+model: {name: scalablevit_tiny}
+task: {kind: classification}
 """
 NEW = """\
 name: old  # whose
@@ -61,8 +63,8 @@ data:
   repeated_augmentation: 2  # times
   mix_prob: 0.5
   mixup_switch_prob: 0.25
-model: {name: scalablevit_tiny}
-task: {kind: classification}
+  mixup: 0.2
+  cutmix: 1.0
 optimizer: {lr: 1e-3}
 training:
   epochs: 2
@@ -74,6 +76,8 @@ training:
     action: rollback  # back
   on_checkpoint_failure: 'continue'
 promotion: {require_significance: true, min_value: 0.5}
+model: {name: scalablevit_tiny}
+task: {kind: classification}
 """
 SPACE = """\
 recipe: r.yaml

@@ -40,6 +40,26 @@ def test_addresses_under_which_things_would_be_lost(uri: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("secret", ["se/cret", "se cret", "se'cret", 'se"cret', "se?cret", "se#cret", "se[cret"])
+@pytest.mark.parametrize(
+    "address", ["http://me:{}@host:5000", "https://me:{}@host/mlflow", "postgresql://me:{}@host/x"]
+)
+def test_a_password_that_ends_too_early_is_refused_and_not_shown(secret: str, address: str) -> None:
+    uri = address.format(secret)
+    with pytest.raises(UserError) as raised:
+        check_uri(uri)
+    said = str(raised.value)
+    assert "tracking.uri" in said and "%2F" in said
+    for text in (said, without_credentials(uri), mask(f"cannot reach {uri}", "")):
+        assert "cret" not in text and "host" in text
+
+
+@pytest.mark.parametrize("uri", ["http://[bad", "http://host]"])
+def test_no_address_at_all(uri: str) -> None:
+    with pytest.raises(UserError, match=r"tracking\.uri"):
+        check_uri(uri)
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [

@@ -21,6 +21,8 @@ from scalablevit.config.strict_yaml import KeyPath
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
 """Begins the place of what an override set."""
+EXPLAINED = 100
+"""Mistakes whose cause is looked for; further ones are only named."""
 Places = dict[KeyPath, str]
 """Where each value came from: `file:line` or the override as written."""
 
@@ -39,13 +41,18 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
         valid = schema.model_validate_json(json.dumps(current))
     except ValidationError as error:
         found: dict[KeyPath, list[ErrorDetails]] = {}
-        for detail in error.errors():
+        for detail in error.errors(include_url=False):
             if detail["type"] == "default_factory_not_called":
                 continue  # it follows from another mistake
             # a union gives an error for each of its types at the same path
             found.setdefault(_key_path(detail, current), []).append(detail)
-        explained = {key_path: _explain(schema, key_path, details, places, name) for key_path, details in found.items()}
-        errors += [_with_stage(key_path, explained, places) for key_path in explained]
+        several = list(found.items())
+        explained = {path: _explain(schema, path, details, places, name) for path, details in several[:EXPLAINED]}
+        overridden = any(map(_is_override, places.values()))
+        errors += [_with_stage(path, explained, places) if overridden else explained[path] for path in explained]
+        errors += [
+            UserError(details[0]["msg"], where=located(path, places, name)) for path, details in several[EXPLAINED:]
+        ]
         raise together(errors) from None
     if errors:
         raise together(errors)

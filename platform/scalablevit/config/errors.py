@@ -6,7 +6,17 @@ SHOWN_LINES = 15
 """Of a worker's failure; the rest is in Ray's logs."""
 
 
-_USER = re.compile(r"(\w://+|\w:/(?=[^/\s'\"@]*:))[^/\s'\"]*@")  # pathlib makes one slash of two; models:/x@y stays
+SHOWN_ERRORS = 20
+"""Of several mistakes; the others are counted."""
+
+_USER = re.compile(
+    r"""(\w://+|\w:/(?=[^/\s'"@]*:))        # pathlib makes one slash of two; models:/x@y stays
+    (?:[^/\s'"@:]*:[^\s'"?#]*              # user:password, in which a slash may stand
+    |[^/\s'"]*                             # a user or token alone
+    |[^/\s'"@:]*:(?!\d{1,5}\b)\S[^\n]*?   # user:password with spaces, quotes or ?; no port
+    )@(?![^/\s'"?#@]*@)""",
+    re.VERBOSE,
+)
 _QUERY = re.compile(r"([?&][^=&\s'\"]*=)[^&\s'\"]+")
 
 
@@ -41,7 +51,10 @@ class UserErrors(UserError):
     """Several mistakes found at one gate, reported together."""
 
     def __init__(self, errors: list[UserError]) -> None:
-        super().__init__("\n".join(str(error) for error in errors))
+        shown = [str(error) for error in errors[:SHOWN_ERRORS]]
+        if len(errors) > SHOWN_ERRORS:
+            shown.append(f"... and {len(errors) - SHOWN_ERRORS} more")
+        super().__init__("\n".join(shown))
         self.errors = errors
 
 

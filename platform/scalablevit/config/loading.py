@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config import strict_yaml
+from scalablevit.config import strict_yaml, upgrade
 from scalablevit.config.checking import SECTIONS, Places, check
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.unused_keys import find_unused
 
 STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
 """Stage of a file without `stages`, and script that runs such stages, by kind of task."""
@@ -29,8 +30,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE)
 
     Raises:
         UserError: a lone mistake, or a file that is missing or no YAML.
-        UserErrors: all wrong overrides and everything that breaks the schema, each with file and line or override,
-            value and nearest key.
+        UserErrors: all wrong overrides, everything that breaks the schema and every value without effect, each with
+            file and line or override, value and nearest key.
     """
     raw, places = read_mapping(path, "recipe")
     return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path), scope)
@@ -72,10 +73,12 @@ def override_recipe(
         recipe = check(Recipe, merged, places, origin)
     except UserError as error:
         errors += error.errors if isinstance(error, UserErrors) else [error]
+    unused, left_unused = find_unused(upgrade.convert(merged)[0]["stages"], parsed, places, origin)
+    errors += unused
     if errors:
         raise UserErrors(errors) if len(errors) > 1 else errors[0]
     if scope.note is not None:
-        for line in summary(parsed, list(recipe.stages), places):
+        for line in (*summary(parsed, list(recipe.stages), places), *left_unused):
             scope.note(line)
     return recipe
 
@@ -120,6 +123,8 @@ def _merge_stages(raw: dict[str, Any], name: str, places: Places) -> dict[str, A
         stages = {STAGE_NAMES.get(str(kind), "stage"): {}}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise UserError("`stages` is a mapping of stage names to sections", where=places.get(("stages",), name))
+    if len(stages) * len(places) > strict_yaml.MAX_VALUES:
+        raise UserError(f"has {len(stages)} stages, too many for {len(places)} keys and values", where=name)
     of_sections = {key_path: place for key_path, place in places.items() if key_path and key_path[0] in SECTIONS}
     for stage_name in stages:
         for key_path, place in of_sections.items():

@@ -38,7 +38,8 @@ class Scope:
     names: tuple[str, ...] = ()
     """Run only these stages; empty: all."""
     note: Callable[[str], None] | None = None
-    """Called with a line for each override that does not apply to all stages of the recipe."""
+    """Called with a line for each override that does not apply to all stages of the recipe, or that leaves values of
+    the file without effect."""
 
     def runs(self, name: str, stage: Mapping[str, Any]) -> bool:
         """Whether the script runs a stage, given as plain values."""
@@ -265,13 +266,13 @@ def _keys(annotation: Any, values: Any) -> Iterator[str]:
     """Dotted keys of all sections that may stand in a type, also those left out; `ANY_KEY`: every key is allowed."""
     if typing.get_origin(annotation) is dict:
         yield ANY_KEY
-    for model in _models_of_kind(annotation, values):
+    for model in models_of_kind(annotation, values):
         for name, field in model.model_fields.items():
             yield name
             yield from (f"{name}.{key}" for key in _keys(field.annotation, _at(values, name)))
 
 
-def _models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
+def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
     """The section in a type; of a union the one that the values' kind picks, or all while there is no such kind."""
     models = sections_in(annotation)
     if len(models) < 2:

@@ -14,6 +14,7 @@ from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
 from scalablevit.config.trial import shape, trial_epochs
+from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
 
 PREFIX = "space."
 """Overrides of the space begin with this; all others are the base recipe's."""
@@ -45,6 +46,9 @@ NOT_SEARCHED = {
     "training.checkpoint_every": _UNTRAINED,
     "training.keep": _UNTRAINED,
     "training.log_every_steps": _UNTRAINED,
+    "training.nonfinite.capture": _UNTRAINED,
+    "training.on_checkpoint_failure": _UNTRAINED,
+    "task.test_time_augmentation": "pipelines/evaluate.py alone uses it",
     "training.epochs": "the length of a trial is budget.epochs",
     "training.steps": "the length of a trial is budget.epochs",
     "training.evaluate_every": "how often a trial is evaluated is budget.evaluate_every_epochs",
@@ -55,6 +59,8 @@ NOT_SEARCHED = {
     "data.classes": _OTHER_DATA,
     "data.shapes": _OTHER_DATA,
     "data.ignore_index": _OTHER_DATA,
+    "data.instance_masks": _UNTRAINED,
+    "data.max_bad_fraction": _UNTRAINED,
     "data.reduce_zero_label": _OTHER_DATA,
 }
 """Parts of a recipe that are no parameters of a search, and why."""
@@ -215,9 +221,12 @@ def _check_against_recipe(
         _check_lengths(space, base, epochs, mistakes)
     draws = space.parameters if space else _readable(merged.get("parameters"))
     if isinstance(merged.get("metric"), str):
-        _check_metric(merged["metric"], merged.get("mode", "max"), base, mistakes)
+        _check_metric(merged["metric"], merged.get("mode", "max"), base, draws, mistakes)
     for path, draw in draws.items():
-        _check_parameter(path, draw, whole, stage, epochs, mistakes)
+        if reason := _unused(path, draws, whole["stages"][stage]):
+            mistakes.add(f"{path} {reason[0]}", "parameters", path, fix=reason[1])
+        else:
+            _check_parameter(path, draw, whole, stage, epochs, mistakes)
     if space and space.scheduler.kind == "pbt":
         _check_pbt(space, base, mistakes)
 
@@ -231,6 +240,15 @@ def _readable(parameters: Any) -> dict[str, Draw]:
         except UserError:
             continue  # named with the space's other mistakes
     return found
+
+
+def _unused(path: str, draws: Mapping[str, Draw], stage: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why a parameter has no effect, whatever the other parameters' values, and what to do about it; None: it has."""
+
+    def values(key: str) -> list[Any]:
+        return draws[key].corners() if key in draws else [value_of(stage, key)]
+
+    return None if path not in TIMM_WORDS and is_read(path, values) else explain(path, stage)
 
 
 def _check_parameter(
@@ -324,9 +342,11 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
         )
 
 
-def _check_metric(metric: str, mode: Any, base: Stage, mistakes: _Mistakes) -> None:
+def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Draw], mistakes: _Mistakes) -> None:
+    """Refuse a metric that some trial does not report, and the wrong end of one."""
     names = METRICS[base.task.kind]
-    if base.task.kind == "detection" and base.task.head != "mask_rcnn":
+    heads = draws["task.head"].corners() if "task.head" in draws else [getattr(base.task, "head", None)]
+    if base.task.kind == "detection" and any(head != "mask_rcnn" for head in heads):
         names = {name: good for name, good in names.items() if not name.startswith("val/mask_")}
     if metric not in names:
         mistakes.add(

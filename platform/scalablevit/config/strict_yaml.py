@@ -13,6 +13,9 @@ Lines = dict[KeyPath, int]
 MAX_DEPTH = 20
 """Deeper nesting is refused; a recipe has six levels."""
 
+MAX_VALUES = 10_000
+"""Files with more keys and values are refused, before they take long; the largest recipe has some hundreds."""
+
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -26,6 +29,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own way)
     depth = 0
+    values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -35,6 +39,9 @@ class _Loader(yaml.SafeLoader):
             raise _error("tags (!name) are not used here", event)
         if self.depth == MAX_DEPTH:
             raise _error(f"nested deeper than {MAX_DEPTH} levels", event)
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise _error(f"has more than {MAX_VALUES} keys and values", event)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

@@ -20,6 +20,8 @@ from scalablevit.data.names import shown
 
 CLIPPED_PIXELS = 0.5
 """Boxes that reach further than this out of their image are counted; rounding is not worth a word."""
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
+"""COCO's bounds of an object's area in pixels of the original image, both included, by the metric's name for them."""
 _LARGEST_SIDE = 65_535  # of a JPEG; masks of larger ones would cost memory before the image is looked at
 _FAR = 10**6  # pixels; run lengths of a polygon are made from all points of its outline
 _SHOWN = 5
@@ -55,6 +57,11 @@ class Annotations:
     segmentations: bytes | None
     """JSON of all, one after another; None when masks are not read."""
     segmentation_ends: NDArray[np.int64]
+
+    def absent_sizes(self) -> tuple[str, ...]:
+        """Those of `SIZES` that no object has, crowds left out: COCO's metric has no value for them."""
+        areas = self.areas[~self.crowd]
+        return tuple(size for size, (low, high) in SIZES.items() if not ((areas >= low) & (areas <= high)).any())
 
     def of_image(self, i: int) -> Instances:
         """The instances of one image."""

@@ -8,7 +8,7 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
 from scalablevit.config.task import Segmentation
 from scalablevit.jobs.older_runs import older_runs
-from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost
+from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import without_credentials
 
@@ -20,9 +20,10 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
     """Print the facts of all stages; imports torch, to count parameters and FLOPs.
 
     Raises:
-        UserError: a model cannot be built as the recipe says.
+        UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
     """
     for resolved in stages:
+        check_micro_batches(resolved.name, resolved.stage, resolved.classes)
         print(f"\nstage {resolved.name}", flush=True)
         facts = {
             **describe(resolved),

@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,10 +16,13 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
+from scalablevit.config.unused_keys import without_unused
 from scalablevit.jobs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
 DEMO = "demo.yaml"
+UNREAD = 141
+"""Exit code where nobody reads the output any more (`| head`): 128 and SIGPIPE, as shells say it."""
 RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
 
 OVERRIDES = """\
@@ -43,10 +48,16 @@ def main(script: str, description: str, arguments: Sequence[str] | None = None) 
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C."""
+    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C.
+
+    Where nobody reads standard output any more, the script ends without a word, with `UNREAD`.
+    """
     end_like_ctrl_c()
     try:
-        return work()
+        code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:
         return _ended(2, f"\n{error}")
     except (TrainingFailed, SearchFailed) as error:
@@ -54,9 +65,13 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _ended(130, "\ninterrupted; submit the same command again to continue")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _ended(2, f"\n{_disk_full(error)}")
         return _ended(1, mask(traceback.format_exc(), ""))
+    finally:
+        _is_unread()  # or the interpreter would fail on what is left
 
 
 def _ended(code: int, reason: str) -> int:
@@ -72,6 +87,22 @@ def _disk_full(error: OSError) -> UserError:
         where=str(error.filename or ""),
         fix="free some space, then give the same command again; a training goes on where it stopped",
     )
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads standard output any more; what is left to be printed then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # none, or no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True
 
 
 def parse(script: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -116,7 +147,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
         print("\n" + plan(search, samples), flush=True)
     if options.dry_run:
-        shown = {stage.name: without_secrets(stage.stage).model_dump(mode="json") for stage in stages}
+        shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
         print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
         return 0

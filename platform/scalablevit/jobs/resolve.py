@@ -18,6 +18,7 @@ from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
+from scalablevit.data.coco import SIZES
 from scalablevit.data.names import alike
 from scalablevit.data.samples import Source
 from scalablevit.data.shapes import write_shapes
@@ -51,6 +52,8 @@ class ResolvedStage:
     """Files beside the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
     """What cleaning the annotations did."""
+    absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
+    """COCO's sizes that no annotated object of the validation split has."""
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
@@ -89,10 +92,49 @@ def check_metric(search: Search, searched: ResolvedStage) -> None:
     """Refuse to search by a metric that the stage does not report on its data.
 
     Raises:
-        UserError: it is top-5 accuracy of five classes or fewer.
+        UserError: it is top-5 accuracy of five classes or fewer, or of objects of a size that validation has none of.
     """
-    if search.space.metric == "val/top5":
-        _refuse_top5(searched.classes, f"space {search.name}: metric", "metric: val/top1")
+    metric, where = search.space.metric, f"space {search.name}: metric"
+    if metric == "val/top5":
+        _refuse_top5(searched.classes, where, "metric: val/top1")
+    kind, _, size = metric.rpartition("_")
+    if size in searched.absent_sizes:
+        low, high = SIZES[size]
+        raise UserError(
+            f"{metric} is never reported: no annotated object of the validation split is {size} "
+            f"({low} to {high} pixels of area)",
+            where=where,
+            fix=f"write metric: {kind}",
+        )
+
+
+def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> None:
+    """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
+
+    Segmentation's task itself refuses those that its heads cannot take.
+
+    Raises:
+        UserError: with the smallest batch that would do.
+    """
+    training, cluster = stage.training, stage.cluster
+    parts = cluster.workers * training.accumulation_steps
+    synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
+    if stage.task.kind == "segmentation" or synchronized or training.global_batch_size >= 2 * parts:
+        return
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from scalablevit.tasks.task import build_task
+
+    with torch.device("meta"):
+        model = build_task(stage, classes).build_model()
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
+            f"micro-batches leave some with one image, of which the batch norm of {stage.model.name} has no statistics",
+            where=f"stage {name}: training.global_batch_size",
+            fix=f"at least {2 * parts}, fewer workers or accumulation steps, or a model with another norm",
+        )
 
 
 def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
@@ -189,6 +231,7 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         val_samples=len(sources["val"]),
         unreadable=unreadable,
         ignored=ignored,
+        absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,

@@ -13,6 +13,7 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
+from scalablevit.config.unused_keys import without_unused
 from scalablevit.jobs import cluster
 from scalablevit.jobs.chain import run_chain
 from scalablevit.jobs.cleanup import clean_up
@@ -267,7 +268,8 @@ def best_recipe(search: Search, found: Found) -> str:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"tune"})
+    plain = recipe.model_dump(mode="json", exclude={"tune"})
+    return {**plain, "stages": {name: without_unused(stage) for name, stage in plain["stages"].items()}}
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:

@@ -25,6 +25,8 @@ MESSAGE_LENGTH = 400
 SQLITE = "sqlite://"
 SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
 """Names of variables of the environment whose values are never shown, unless they are paths."""
+UNSAFE = re.compile(r"[\s/?#'\"\\\[\]]")
+"""Characters that must be encoded in the user name and password of an address."""
 SHORTEST_SECRET = 6
 """Characters; a shorter value would take pieces out of ordinary words."""
 
@@ -43,8 +45,9 @@ def check_uri(uri: str) -> None:
     """Refuse addresses under which MLflow would lose things.
 
     Raises:
-        UserError: a relative SQLite path (a job's current folder vanishes), a store with no place for artifacts, or a
-            query, which MLflow's client would put in the middle of its requests' addresses and into its logs.
+        UserError: a relative SQLite path (a job's current folder vanishes), a store with no place for artifacts, a
+            query, which MLflow's client would put in the middle of its requests' addresses and into its logs, or a
+            password with characters that end it early.
     """
     fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
     file = sqlite_file(uri)
@@ -54,7 +57,17 @@ def check_uri(uri: str) -> None:
                 f"{without_credentials(uri)} is relative to the current folder", where="tracking.uri", fix=fix
             )
         return
-    parts = urlsplit(uri)
+    user, _, _ = uri.partition("://")[2].rpartition("@")
+    if ":" in user and UNSAFE.search(user):
+        raise UserError(
+            f"{without_credentials(uri)}: the user name or password holds a character that has to be encoded",
+            where="tracking.uri",
+            fix="write %2F for /, %20 for a space, %27 for ', %22 for \", %3F for ?, %23 for #",
+        )
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise UserError(f"{without_credentials(uri)} is no address", where="tracking.uri", fix=fix) from None
     if parts.scheme not in ("http", "https"):
         raise UserError(f"{without_credentials(uri)} cannot be written to", where="tracking.uri", fix=fix)
     if parts.query or parts.fragment:
@@ -96,10 +109,7 @@ def without_credentials(uri: str) -> str:
     if uri.startswith(SQLITE):
         host, slash, path = uri.removeprefix(SQLITE).partition("?")[0].partition("/")
         return f"{SQLITE}{host.rpartition('@')[2]}{slash}{path}"
-    parts = urlsplit(uri)
-    # Not urlunsplit: it drops the slashes of sqlite:////path in some versions of Python.
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else parts.path
+    return re.split(r"[?#]", masked(uri), maxsplit=1)[0].replace("***@", "", 1)
 
 
 def mask(text: str, uri: str) -> str:

@@ -1,0 +1,243 @@
+"""Keys that do nothing beside a stage's other values: refused where a person wrote them."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scalablevit.config.checking import OVERRIDE, Places, located
+from scalablevit.config.errors import UserError, masked
+from scalablevit.config.hints import SENTENCES
+from scalablevit.config.overrides import Override, models_of_kind
+from scalablevit.config.recipe import Stage
+
+Values = Callable[[str], Sequence[Any]]
+"""The values that a key, by its dotted path in the stage, may have."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a key is read."""
+
+    needed: str
+    """What to write so that it is, for errors."""
+    keys: tuple[str, ...]
+    """The keys that decide it, by their dotted paths in the stage."""
+    fits: Callable[[Any], bool]
+    """Whether a value of such a key lets it be read."""
+    all_needed: bool = False
+    """Whether all of `keys` must fit; else one is enough."""
+
+
+def _other_than(*values: str) -> Callable[[Any], bool]:
+    """Values that the schema refuses count as fitting: they are a mistake of their own."""
+    return lambda value: value not in values
+
+
+_KIND = "optimizer.schedule.kind"
+_HEAD = "task.head"
+_MASKS = Condition("data.source: mask_pairs", ("data.source",), _other_than("image_folder", "tar_shards", "coco"))
+_ANNOTATIONS = Condition("data.source: coco", ("data.source",), _other_than("image_folder", "tar_shards", "mask_pairs"))
+_ADAMW = Condition("optimizer.name: adamw", ("optimizer.name",), _other_than("sgd"))
+_MASK_RCNN = Condition("task.head: mask_rcnn", (_HEAD,), _other_than("retinanet"))
+
+CONDITIONS = {
+    "data.train.masks": _MASKS,
+    "data.val.masks": _MASKS,
+    "data.train.annotations": _ANNOTATIONS,
+    "data.val.annotations": _ANNOTATIONS,
+    "data.mix_prob": Condition("data.mixup or data.cutmix above 0", ("data.mixup", "data.cutmix"), bool),
+    "data.mixup_switch_prob": Condition(
+        "both data.mixup and data.cutmix above 0", ("data.mixup", "data.cutmix"), bool, all_needed=True
+    ),
+    "task.auxiliary_loss_weight": Condition("task.head: upernet", (_HEAD,), _other_than("semantic_fpn")),
+    "task.neck_channels": Condition("task.head: semantic_fpn", (_HEAD,), _other_than("upernet")),
+    "task.head_channels": _MASK_RCNN,
+    "task.proposals": _MASK_RCNN,
+    "task.roi_samples": _MASK_RCNN,
+    "optimizer.betas": _ADAMW,
+    "optimizer.eps": _ADAMW,
+    "optimizer.momentum": Condition("optimizer.name: sgd", ("optimizer.name",), _other_than("adamw")),
+    "optimizer.schedule.min_lr": Condition(f"{_KIND}: cosine or polynomial", (_KIND,),
+                                           _other_than("multistep", "constant")),
+    "optimizer.schedule.power": Condition(f"{_KIND}: polynomial", (_KIND,),
+                                          _other_than("cosine", "multistep", "constant")),
+    "optimizer.schedule.gamma": Condition(f"{_KIND}: multistep", (_KIND,),
+                                          _other_than("cosine", "polynomial", "constant")),
+    "optimizer.schedule.warmup_lr": Condition(
+        "a warm-up: optimizer.schedule.warmup_epochs or warmup_steps above 0",
+        ("optimizer.schedule.warmup_epochs", "optimizer.schedule.warmup_steps"),
+        bool,
+    ),
+    "training.nonfinite.limit": Condition(
+        "training.nonfinite.action: skip or rollback", ("training.nonfinite.action",), _other_than("stop")
+    ),
+}  # fmt: skip
+"""When each key is read that is not always; by its dotted path in the stage."""
+
+_NO_WEIGHTS = "write model.init: a file, timm:<tag> or models:/<name>@<alias>"
+TIMM_WORDS = {
+    "model.options.num_classes": SENTENCES["num_classes"],
+    "model.options.in_chans": "leave it out: images are read as RGB",
+    **dict.fromkeys(
+        ("model.options.features_only", "model.options.out_indices"),
+        "leave it out: dense tasks take the four maps that they need",
+    ),
+    **dict.fromkeys(
+        (
+            "model.options.pretrained",
+            "model.options.checkpoint_path",
+            "model.options.pretrained_cfg",
+            "model.options.pretrained_cfg_overlay",
+        ),
+        _NO_WEIGHTS,
+    ),
+    **{
+        f"model.options.{key}": f"write model.{key}"
+        for key in ("name", "drop_path_rate", "grad_checkpointing", "channels_last")
+    },
+}
+"""Arguments of timm's own that are no options of an architecture here, and what to write instead."""
+
+
+def is_read(key: str, values: Values) -> bool:
+    """Whether a key, by its dotted path in the stage, has an effect beside some of the values."""
+    condition = CONDITIONS.get(key)
+    if condition is None:
+        return True
+    fitting = [any(map(condition.fits, values(each))) for each in condition.keys]
+    return all(fitting) if condition.all_needed else any(fitting)
+
+
+def explain(key: str, stage: Mapping[str, Any]) -> tuple[str, str]:
+    """Say why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
+    if key in TIMM_WORDS:
+        return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
+    condition = CONDITIONS[key]
+    found = {each: value_of(stage, each) for each in condition.keys}
+    shown = [f"{each}: {_plain(value)}" for each, value in found.items() if not condition.fits(value)]
+    return f"has no effect with {' and '.join(shown)}", f"leave it out, or write {condition.needed}"
+
+
+def value_of(stage: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted path of a stage's plain values, or the default; None where there is no such key."""
+    given, value = _given(stage, key)
+    if given:
+        return value
+    default = _default(stage, key)
+    return None if default is _NO_KEY else default
+
+
+def find_unused(
+    stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[Override], places: Places, origin: str
+) -> tuple[list[UserError], list[str]]:
+    """Find what people wrote without effect.
+
+    A value in a section that stages share counts as read where one of them reads it. A default that a file spells out
+    is no mistake, and what a file says for another optimizer, schedule or head than an override picks is only noted.
+
+    Args:
+        stages: plain values with the overrides on top, valid or not.
+        overrides: those of stages.
+        places: where the values are written; those without a place were written by nobody.
+        origin: what is named in errors for values without a place.
+
+    Returns:
+        The mistakes, and a line for each override that leaves values of the file without effect.
+    """
+    errors: list[UserError] = []
+    left: dict[str, dict[str, None]] = {}
+    for (key, place, _), names in _written(stages, overrides, places).items():
+        stage = stages[names[0]]
+        if key in CONDITIONS and any(_is_read_in(stages[name], key) for name in names):
+            continue
+        if key in CONDITIONS and not place.startswith(OVERRIDE):
+            if _is_default(stage, key):
+                continue
+            authors = [_author(name, each, overrides, places) for name in names for each in CONDITIONS[key].keys]
+            if picked := next((author for author in authors if author and author.startswith(OVERRIDE)), None):
+                left.setdefault(picked, {})[key] = None
+                continue
+        what, fix = explain(key, stage)
+        path = ("stages", names[0], *key.split("."))
+        errors.append(UserError(what, where=located(path, {**places, path: place}, origin), fix=fix))
+    return errors, [masked(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()]
+
+
+def without_unused(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's plain values less those without effect that are not the default, so that they load as a file."""
+    copied: dict[str, Any] = copy.deepcopy(dict(stage))
+    for key in CONDITIONS:
+        if _given(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
+            *sections, last = key.split(".")
+            node = copied
+            for part in sections:
+                node = node[part]
+            del node[last]
+    return copied
+
+
+def _written(
+    stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[Override], places: Places
+) -> dict[tuple[str, str, str], list[str]]:
+    """Names of the stages by key, place and, where each stage has its own, stage."""
+    written: dict[tuple[str, str, str], list[str]] = {}
+    for name, stage in stages.items():
+        for key in (*CONDITIONS, *TIMM_WORDS):
+            place = _author(name, key, overrides, places)
+            if place and _given(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
+                shared = place.startswith(OVERRIDE) or places.get(tuple(key.split("."))) == place
+                written.setdefault((key, place, "" if shared else name), []).append(name)
+    return written
+
+
+def _author(name: str, key: str, overrides: Sequence[Override], places: Places) -> str | None:
+    """The place where a stage's value was written: a line or an override; None: nobody wrote it."""
+    path = key.split(".")
+    for length in range(len(path), 0, -1):
+        place = places.get(("stages", name, *path[:length]))
+        # an override is also the place of the sections that it made on its way
+        if place and (length == len(path) or any(o.where == place and o.path == path[:length] for o in overrides)):
+            return place
+    return None
+
+
+def _given(stage: Mapping[str, Any], key: str) -> tuple[bool, Any]:
+    """Whether plain values have a key, and its value."""
+    node: Any = stage
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+_NO_KEY = object()
+
+
+def _default(stage: Mapping[str, Any], key: str) -> Any:
+    """The schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
+    annotation: Any = Stage
+    default: Any = None
+    node: Any = stage
+    for part in key.split("."):
+        fields = [each.model_fields[part] for each in models_of_kind(annotation, node) if part in each.model_fields]
+        if not fields:
+            return _NO_KEY
+        annotation, default = fields[0].annotation, fields[0].get_default()
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return default
+
+
+def _is_default(stage: Mapping[str, Any], key: str) -> bool:
+    default = _default(stage, key)
+    return bool(_given(stage, key)[1] == (list(default) if isinstance(default, tuple) else default))
+
+
+def _is_read_in(stage: Mapping[str, Any], key: str) -> bool:
+    return is_read(key, lambda other: [value_of(stage, other)])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)[:100]
