@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class BadRequest(MlflowException):  # type: ignore[misc]  # mlflow is untyped here
+class BadRequest(MlflowException):
     """HTTP 400 with its own sentence, before which MLflow's server else writes the request with its image bytes."""
 
     def __init__(self, sentence: str) -> None:

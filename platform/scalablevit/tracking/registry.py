@@ -117,7 +117,7 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
             python_model=str(code / record["serving"]),
             code_paths=[str(code)],
             artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
-            signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),
+            signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),  # type: ignore[no-untyped-call]
             metadata={"input": INPUT, "classes": config["classes"]},
             pip_requirements=list(record["requirements"]),
             mlflow_model=metadata,
