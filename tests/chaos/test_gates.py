@@ -85,6 +85,13 @@ def empty(folder: Path) -> None:
     folder.mkdir()
 
 
+def unicode_twins(data: Path) -> None:
+    """The same name with an accent as one character and as two."""
+    for split in ("train", "val"):
+        for name in ("caf\u00e9", "cafe\u0301"):
+            shutil.copytree(next((data / "classification" / split).iterdir()), data / "classification" / split / name)
+
+
 def three_classes(data: Path) -> None:
     for split in ("train", "val"):
         for folder in sorted((data / "classification" / split).iterdir())[3:]:
@@ -168,6 +175,7 @@ SECOND = [
     Case("is no UTF-8", "segment", change=named("a\nb\xe9\n")),
     Case("line 2 is empty", "segment", change=named("a\n\nb\n")),
     Case("class names are missing", "segment", change=named("")),
+    Case("class names are equal up to Unicode form (NFC): ", "pretrain", change=unicode_twins),
     Case("class names occur twice: a", "segment", change=named("a\nb\na\n")),
     Case("characters that cannot be printed", "segment", change=named("a\nb\x07\n")),
     Case("300 classes do not fit into 8-bit masks", "segment", change=named("\n".join(map(str, range(300))))),

@@ -168,6 +168,7 @@ def test_there_is_a_rule_for_every_constraint_of_every_field():
 Change = tuple[str, Any]
 VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("data.root", "~somebody/set")], "data.root"),
+    ("classification", [("data.root", "s3://bucket/set")], "s3:// is not read yet"),
     ("classification", [("data.train.images", "/abs")], "inside data.root"),
     ("classification", [("data.train.images", "a/../..")], "inside data.root"),
     ("segmentation", [("data.val.masks", "..")], "inside data.root"),

@@ -252,6 +252,9 @@ def run_script(script: str, *given: str) -> tuple[object, str]:
 
 
 def check_pytest(arguments: list[str], place: Place) -> None:
+    if arguments[:1] == ["-m"]:
+        assert arguments[1] in ("long", "rotating"), arguments[1]
+        arguments = arguments[2:]
     for argument in arguments:
         assert (REPOSITORY / argument).exists(), argument
 

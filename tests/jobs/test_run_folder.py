@@ -60,7 +60,7 @@ def train(resolved, root):
     job = Job(root, "tiny", "1" * 32, f"sqlite:///{root}/mlflow.db")
     spool = Spool(store.local / "spool")
     with Lease(store) as lease, StatusFile(store, lease, "pretrain", 12, "steps", job.tracking_uri) as status:
-        return _train(job, resolved, {}, store, spool, identity(store), status)
+        return _train(job, resolved, {}, store, spool, identity(store), status, None)
 
 
 @pytest.mark.usefixtures("in_process")
