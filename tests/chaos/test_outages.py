@@ -367,7 +367,6 @@ def start_driver(head: Head, tmp_path: Path) -> Iterator[Callable[[str], "subpro
 
 
 @pytest.mark.ray
-@pytest.mark.rotating("job killed in an outage", 170)
 @pytest.mark.timeout(1800)
 @pytest.mark.row("Tracking: a job killed while MLflow is away, from its start on")
 def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(

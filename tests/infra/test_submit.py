@@ -163,7 +163,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.rotating("ctrl-c in make full", 80)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_to_make_full_saves_and_ends_the_job(root: Path, tmp_path: Path, number: int, to_group: bool) -> None:

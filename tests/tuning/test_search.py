@@ -135,12 +135,12 @@ def test_trials_of_two_workers_run_ray_train_inside_tune(driver, search, write_s
 @pytest.mark.long
 @pytest.mark.rotating("population-based training", 80)
 def test_population_based_training_copies_from_others(driver, search, write_space, tmp_path):
-    space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 2})
+    space = write_space(scheduler={"kind": "pbt", "perturb_epochs": 0.5}, budget={"trials": 4})
     done = search(space, "--no-retrain")
     assert done.code == 0, done.output
-    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 2
+    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 4
     segments = sorted(path.relative_to(folder_of(tmp_path)) for path in folder_of(tmp_path).glob("trials/*/segment-*"))
-    assert len(segments) > 2, "no trial took over another's weights"
+    assert len(segments) > 4, "no trial took over another's weights"
     values = json.loads((folder_of(tmp_path) / "trials.json").read_text())
     assert all(1e-4 <= each["optimizer.lr"] <= 1e-2 for each in values)
     nothing_is_left(driver)
@@ -150,7 +150,7 @@ def test_population_based_training_copies_from_others(driver, search, write_spac
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("trials", "kills"),
-    [pytest.param(8, 2, marks=pytest.mark.rotating("killed search", 150)), pytest.param(20, 5)],
+    [(8, 2), (20, 5)],
 )
 def test_killed_again_and_again_it_ends_with_the_same_table(head, driver, search, write_space, tmp_path, trials, kills):
     """The driver of a seeded random search, killed with SIGKILL at random moments and resumed."""
