@@ -116,7 +116,7 @@ def _versioned(raw: dict[str, Any], node: yaml.MappingNode, text: str) -> list[t
 
 
 def _new_line(node: yaml.MappingNode, text: str) -> _Edit:
-    """The edit that adds the version behind the name, or behind the first key where there is none."""
+    """Return the edit that adds the version after the name; without a name, after the first key."""
     first = node.start_mark.index
     if node.flow_style:
         return _Edit(first + 1, first + 1, f"version: {VERSION}, ")

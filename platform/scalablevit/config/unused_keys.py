@@ -1,4 +1,4 @@
-"""Keys that do nothing beside a stage's other values: refused where a person wrote them."""
+"""Keys that have no effect next to the stage's other values: refused where a person wrote them."""
 
 import copy
 import json

@@ -63,7 +63,7 @@ class MetricFiles:
 
     The driver writes them at each evaluation and at the end, so between two evaluations they lack the steps since the
     first of them; the spool has all. Steps that were new at the last write stay in memory, since more metrics of them
-    may come, and their lines are written again behind the older ones, which stay untouched. Everything is read and
+    may come, and their lines are written again after the older ones, which stay untouched. Everything is read and
     written again only at the first write, when an older step gets another metric (after a resume), when a metric is
     new to the table, or when somebody else changed the files. What is written at once replaces the file as a whole;
     what is added may for a moment end within a line.
