@@ -20,6 +20,8 @@ from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.state import Snapshot
 
 STEMS = ("model", "optimizer", "ema")
+TIME_DIGITS = 8
+"""A manifest holds the time of its writing, whose last digits may be missing: so much shorter can the next one be."""
 
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 """Audited operations that change a folder (`open` for writing)."""
@@ -159,7 +161,7 @@ def main(root: Path) -> None:
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"operation {number}: {status}"
     print(f"killed at each of {number} operations")
     largest = max(file.stat().st_size for file in (root / "before").rglob("*") if file.is_file())
-    for size in range(0, largest, max(1, largest // 10)):
+    for size in range(0, largest - TIME_DIGITS, max(1, largest // 10)):
         run = root / f"full_{size:06}"
         shutil.copytree(root / "before", run)
         assert forked(limited_save, run, size) == 0
