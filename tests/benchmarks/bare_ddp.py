@@ -22,7 +22,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import build_loader, collate_classification
 from scalablevit.data.mixing import normalize
 from scalablevit.data.sampler import TrainBatches, TrainOrder
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import build_classifier
 
 

@@ -28,7 +28,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.decoding import read_image
 from scalablevit.data.loader import collate_classification
 from scalablevit.data.sampler import Key
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 
 SIDE = 224
 IMAGES = 32

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from scalablevit.config.recipe import Keep, Length, Optimizer
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.tasks.task import build_task
 from scalablevit.tracking.callback import LOG, SpoolCallback
 from scalablevit.training import worker

@@ -37,8 +37,8 @@ from scalablevit.data.check import Depth, Report, check_split, raise_if_fatal
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
-from scalablevit.data.samples import Source
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 
 pytestmark = [
     pytest.mark.row("Data: hostile images, masks, annotations and folders"),

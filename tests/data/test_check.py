@@ -11,8 +11,8 @@ from scalablevit.config.errors import UserErrors
 from scalablevit.data import check
 from scalablevit.data.check import Depth, Problem, Report, check_split, raise_if_fatal
 from scalablevit.data.decoding import read_size
-from scalablevit.data.samples import Source
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 
 FILES = 6
 

@@ -19,9 +19,9 @@ from scalablevit.data.check import check_split
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.instances import decoded
 from scalablevit.data.sampler import Key
-from scalablevit.data.samples import Source
 from scalablevit.data.shapes import CLASSES, write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 
 HEIGHT, WIDTH = 20, 30
 DIAGONAL = reference.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))["counts"].decode()

@@ -9,7 +9,7 @@ from PIL import Image
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 
 
 def good(item: Item | Bad) -> Item:

@@ -20,7 +20,7 @@ from scalablevit.data.loader import (
     to_device,
 )
 from scalablevit.data.sampler import Key, TrainBatches, TrainOrder
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 
 CPU = torch.device("cpu")
 

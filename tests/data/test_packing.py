@@ -11,7 +11,7 @@ from PIL import Image
 from scalablevit.config.errors import UserError
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.shards import Index
-from scalablevit.data.sources import open_class_folders
+from scalablevit.data.sources.opening import open_class_folders
 
 SIZES = {"cat/1.jpg": (40, 64), "cat/2.PNG": (64, 40), "dog/a.b.jpg": (16, 20), "dog/z.jpeg": (120, 100)}
 

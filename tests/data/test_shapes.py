@@ -19,7 +19,7 @@ from scalablevit.data import shapes as module
 from scalablevit.data.check import check_split
 from scalablevit.data.decoding import read_mask
 from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, dominant_shape, run_lengths, scene, write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 
 SMALL = Shapes(train_images=13, val_images=6, image_size=48, seed=4)
 

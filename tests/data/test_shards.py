@@ -15,8 +15,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.check import check_split
 from scalablevit.data.decoding import BadSample, read_image, read_size
 from scalablevit.data.packing import Packing, pack
-from scalablevit.data.samples import Source
-from scalablevit.data.sources import open_class_folders, open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_class_folders, open_source
 
 DATA = TarShards(source="tar_shards", root="set", train=Split(images="train"), val=Split(images="val"))
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from scalablevit.config.data import Data, ImageFolder, MaskPairs, Split, TarShards
 from scalablevit.config.errors import UserError
-from scalablevit.data import samples
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sampler import Key
-from scalablevit.data.samples import Sample
-from scalablevit.data.sources import open_class_folders, open_source
+from scalablevit.data.sources import base as samples
+from scalablevit.data.sources.base import Sample
+from scalablevit.data.sources.opening import open_class_folders, open_source
 
 
 def folder(root: str = "set") -> ImageFolder:

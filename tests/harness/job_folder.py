@@ -13,7 +13,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.config.stored import to_store
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.report import PAGE, publish_job
 from scalablevit.jobs.resolve import ResolvedStage

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.toys import stage_of
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs import predict
 from scalablevit.serving.network import Trained, load_trained
 

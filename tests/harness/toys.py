@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import to_store
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.result import BEST_METRIC, CONFIG, WEIGHTS, StageResult
 from scalablevit.jobs.run_store import RunStore

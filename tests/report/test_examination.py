@@ -10,7 +10,7 @@ from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.report import examination
 from scalablevit.report.findings import load_findings
 from scalablevit.tasks.task import build_task
@@ -63,10 +63,10 @@ def test_no_more_images_are_taken_than_allowed(shapes, tmp_path, monkeypatch):
 def test_images_that_cannot_be_read_are_counted(shapes, tmp_path, monkeypatch):
     read, calls = examination.SampleDataset._read, iter(range(100))
 
-    def unreadable_at_first(self, sample, key):
+    def unreadable_at_first(self, key):
         if next(calls) < examination.BATCH:
-            raise BadSample(str(sample.image), "cut short")
-        return read(self, sample, key)
+            raise BadSample(str(self.source[key.index].image), "cut short")
+        return read(self, key)
 
     monkeypatch.setattr(examination.SampleDataset, "_read", unreadable_at_first)
     found = examined("segment", shapes, tmp_path)

@@ -16,7 +16,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.shapes import CLASSES, write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.report import overlays
 from scalablevit.report.curves import save_curves
 from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch, truth_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from harness.toys import stage_of
 
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs import promote
 from scalablevit.serving.gate import figure_of
 from scalablevit.serving.predict import Job, predict_here

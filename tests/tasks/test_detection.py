@@ -20,7 +20,7 @@ from scalablevit.data.instances import Instances
 from scalablevit.data.loader import build_loader
 from scalablevit.data.sampler import Key
 from scalablevit.data.shapes import CLASSES, write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.detection import DetectionTask

@@ -15,7 +15,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import build_loader
 from scalablevit.data.sampler import Key
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.segmentation import SegmentationTask

@@ -23,7 +23,7 @@ from scalablevit.data.complaints import Complaints
 from scalablevit.data.decoding import BadSample, read_image, read_mask, read_mask_size, read_size
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.names import shown
-from scalablevit.data.samples import Sample, Source
+from scalablevit.data.sources.base import Sample, Source
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from faster_coco_eval import mask_api_new_cpp
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.instances import Instances, to_run_lengths
 from scalablevit.data.names import shown
+from scalablevit.data.sources.listing import Listing, Names
 
 CLIPPED_PIXELS = 0.5
 """Boxes that reach further than this out of their image are counted; rounding is not worth a word."""
@@ -26,6 +27,9 @@ _LARGEST_SIDE = 65_535  # of a JPEG; masks of larger ones would cost memory befo
 _FAR = 10**6  # pixels; run lengths of a polygon are made from all points of its outline
 _SHOWN = 5
 _FIX = "correct the file"
+
+_ARRAYS = ("sizes", "ends", "boxes", "labels", "crowd", "areas", "segmentations", "segmentation_ends")
+"""Those of `Annotations`' fields that are arrays."""
 
 Record = dict[str, Any]
 
@@ -40,7 +44,7 @@ class Annotations:
 
     categories: tuple[tuple[int, str], ...]
     """Id and name, by ascending id; a class number is the place in here."""
-    names: tuple[str, ...]
+    names: Names
     """Image files, relative to the folder of images."""
     sizes: NDArray[np.int64]
     """(images, 2) height and width."""
@@ -54,9 +58,30 @@ class Annotations:
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
-    segmentations: bytes | None
-    """JSON of all, one after another; None when masks are not read."""
+    segmentations: NDArray[np.uint8] | None
+    """JSON of all as bytes, one after another; None when masks are not read."""
     segmentation_ends: NDArray[np.int64]
+
+    def facts(self) -> dict[str, Any]:
+        """What `in_listing` reads beside `arrays`."""
+        return {"categories": self.categories, "notes": self.notes, "annotations_sha256": self.digest}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a listing, where other arrays may have the same names."""
+        arrays = {f"objects_{name}": getattr(self, name) for name in _ARRAYS}
+        return {**self.names.arrays(), **{name: array for name, array in arrays.items() if array is not None}}
+
+    @classmethod
+    def in_listing(cls, listing: Listing) -> Self:
+        """The annotations of a listing, as arrays that may be mapped."""
+        arrays: dict[str, Any] = {name: listing.arrays.get(f"objects_{name}") for name in _ARRAYS}
+        return cls(
+            categories=tuple((number, name) for number, name in listing.facts["categories"]),
+            names=Names.in_listing(listing),
+            notes=tuple(listing.facts["notes"]),
+            digest=listing.facts["annotations_sha256"],
+            **arrays,
+        )
 
     def absent_sizes(self) -> tuple[str, ...]:
         """Those of `SIZES` that no object has, crowds left out: COCO's metric has no value for them."""
@@ -71,7 +96,7 @@ class Annotations:
         if self.segmentations is not None:
             ends = self.segmentation_ends
             starts = [int(ends[k - 1]) if k else 0 for k in range(part.start, part.stop)]
-            texts = [self.segmentations[a : int(b)] for a, b in zip(starts, ends[part], strict=True)]
+            texts = [self.segmentations[a : int(b)].tobytes() for a, b in zip(starts, ends[part], strict=True)]
             masks = [to_run_lengths(text, size) for text in texts]
         return Instances(size, self.boxes[part], self.labels[part], self.crowd[part], self.areas[part], masks)
 
@@ -278,7 +303,7 @@ def _compact(
               ("boxes without area in their image dropped", int((~kept).sum())))  # fmt: skip
     return Annotations(
         categories=tuple((category["id"], category["name"]) for category in categories),
-        names=tuple(str(PurePosixPath(image["file_name"])) for image in images),
+        names=Names.of(str(PurePosixPath(image["file_name"])) for image in images),
         sizes=sizes,
         notes=tuple(f"{count} {what}" for what, count in counts if count),
         digest=digest,
@@ -287,7 +312,7 @@ def _compact(
         labels=np.array([label[each["category_id"]] for each in annotations], np.int64),
         crowd=np.array([bool(each.get("iscrowd", 0)) for each in annotations], np.bool_),
         areas=np.array([s if a is None else a for a, s in zip(given, spans, strict=True)], np.float32),
-        segmentations=b"".join(texts) if masks else None,
+        segmentations=np.frombuffer(b"".join(texts), np.uint8) if masks else None,
         segmentation_ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
     )
 

@@ -1,6 +1,5 @@
 """A key of the sampler to a sample ready for its batch, or to the reason why there is none."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -8,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from scalablevit.config.data import Data, MaskPairs
-from scalablevit.data.coco import Annotations
-from scalablevit.data.decoding import BadSample, read_image, read_mask
+from scalablevit.config.data import Data
+from scalablevit.data.decoding import BadSample
 from scalablevit.data.instances import Instances, decoded
-from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.sampler import Key
-from scalablevit.data.samples import Sample, Source
+from scalablevit.data.sources.base import Source
 from scalablevit.data.transforms import augment, augment_instances, eval_transform, train_transform
 
 
@@ -62,40 +59,34 @@ class SampleDataset(Dataset[Item | Bad]):
         self.source = source
         self.seed = seed
         self.train = train
-        self.max_pixels = data.max_pixels
         self.transform = train_transform(data) if train else eval_transform(data)
-        self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: Key) -> Item | Bad:
-        sample = self.source[key.index]
         try:
-            return self._read(sample, key)
+            return self._read(key)
         except BadSample as bad:
             return Bad(key.index, bad.path, bad.reason)
 
-    def _read(self, sample: Sample, key: Key) -> Item:
-        image = read_image(sample.image, self.max_pixels)
-        if self.source.annotations is not None:
-            return self._with_instances(sample, key, image, self.source.annotations)
-        labels = self._read_labels(sample, image.shape[:2])
+    def _read(self, key: Key) -> Item:
+        example = self.source.read(key.index)
+        if example.instances is not None:
+            return self._with_instances(key, example.image, example.instances)
+        image, labels = example.image, example.mask
         if self.train:
             image, labels = augment(self.transform, self.seed, key, image, labels)
         else:
             image = self.transform(image=image)["image"]
         item = Item(image=image, index=key.index)
-        if sample.label is not None:
-            item["label"] = sample.label
+        if example.label is not None:
+            item["label"] = example.label
         if labels is not None:
             item["mask"] = labels
         return item
 
-    def _with_instances(self, sample: Sample, key: Key, image: NDArray[np.uint8], annotations: Annotations) -> Item:
-        found = annotations.of_image(key.index)
-        if image.shape[:2] != found.size:
-            raise BadSample(str(sample.image), annotated_size_mismatch(image.shape, found.size))
+    def _with_instances(self, key: Key, image: NDArray[np.uint8], found: Instances) -> Item:
         if not self.train:
             return Item(image=self.transform(image=image)["image"], index=key.index, instances=found)
         told_apart = ~found.crowd
@@ -108,14 +99,3 @@ class SampleDataset(Dataset[Item | Bad]):
         if masks is not None:
             item["masks"] = masks
         return item
-
-    def _read_labels(self, sample: Sample, size: Sequence[int]) -> NDArray[np.uint8] | None:
-        if sample.mask is None or self.table is None:
-            return None
-        mask = read_mask(sample.mask, self.max_pixels)
-        if mask.shape != tuple(size):
-            raise BadSample(str(sample.mask), size_mismatch(mask.shape, size))
-        try:
-            return to_labels(mask, self.table)
-        except ValueError as error:
-            raise BadSample(str(sample.mask), str(error)) from error

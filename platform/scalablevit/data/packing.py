@@ -17,8 +17,8 @@ from PIL import Image
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
-from scalablevit.data.samples import Sample, Source
 from scalablevit.data.shards import BLOCK, INDEX, Index, Shard
+from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.transforms import resize_antialiased, scaled_size
 
 _SHOWN = 5

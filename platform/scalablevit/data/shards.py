@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from scalablevit.config.errors import UserError
 from scalablevit.config.section import Section
 from scalablevit.data.names import shown
+from scalablevit.data.sources.listing import Listing, Names
 
 INDEX = "index.json"
 BLOCK = 512
@@ -114,28 +115,25 @@ class Shards(Sequence[Member]):
 
     Args:
         folder: holds the index and the shards.
-        index: checked against itself, not yet against the folder.
-        index_sha256: of the index as it was stored.
+        listing: of `open_shards`.
     """
 
-    def __init__(self, folder: Path, index: Index, index_sha256: str) -> None:
+    def __init__(self, folder: Path, listing: Listing) -> None:
         self.folder = folder
-        self.index_sha256 = index_sha256
-        self.classes = tuple(index.classes)
-        self.files = [(shard.name, shard.size, shard.sha256) for shard in index.shards]
-        self.labels = _joined([shard.labels for shard in index.shards], np.dtype(np.int32))
-        self.sizes = _joined([shard.sizes for shard in index.shards], np.dtype(np.int64))
-        self._offsets = _joined([shard.offsets for shard in index.shards], np.dtype(np.int64))
-        # one array of bytes, not a million strings
-        self._names = np.array([name for shard in index.shards for name in shard.names], np.bytes_)
-        self._ends = np.cumsum([len(shard.names) for shard in index.shards])
+        self.index_sha256: str = listing.facts["index_sha256"]
+        self.files: list[tuple[str, int, str]] = [tuple(each) for each in listing.facts["shards"]]
+        self.labels: NDArray[np.int32] = listing.arrays["labels"]
+        self.sizes: NDArray[np.int64] = listing.arrays["sizes"]
+        self._names = Names.in_listing(listing)
+        self._offsets: NDArray[np.int64] = listing.arrays["offsets"]
+        self._shard_ends: NDArray[np.int64] = listing.arrays["shard_ends"]
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, i: int) -> Member:  # type: ignore[override]  # no slices: nobody asks for them
-        name, _, _ = self.files[int(np.searchsorted(self._ends, i, side="right"))]
-        return Member(self.folder / name, self._names[i].decode(), int(self._offsets[i]), int(self.sizes[i]))
+        name, _, _ = self.files[int(np.searchsorted(self._shard_ends, i, side="right"))]
+        return Member(self.folder / name, self._names[i], int(self._offsets[i]), int(self.sizes[i]))
 
     @cached_property
     def total_bytes(self) -> int:
@@ -143,7 +141,7 @@ class Shards(Sequence[Member]):
         return sum(size for _, size, _ in self.files)
 
     def sum_of(self, number: int) -> str:
-        """SHA-256 of a shard as it lies there; empty if it cannot be read."""
+        """SHA-256 of a shard as it is now; empty if it cannot be read."""
         try:
             with (self.folder / self.files[number][0]).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,7 +153,7 @@ class Shards(Sequence[Member]):
         return [str(self.folder / name) for i, (name, _, packed) in enumerate(self.files) if self.sum_of(i) != packed]
 
 
-def open_shards(folder: Path, where: str) -> Shards:
+def open_shards(folder: Path, where: str) -> Listing:
     """Read a folder's index and hold it against the sizes of the files beside it.
 
     Args:
@@ -179,12 +177,29 @@ def open_shards(folder: Path, where: str) -> Shards:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{file} cannot be used: {place}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
-    shards = Shards(folder, index, hashlib.sha256(content).hexdigest())
-    wrong = [problem for name, size, _ in shards.files if (problem := _problem(folder / name, size))]
+    wrong = [problem for shard in index.shards if (problem := _problem(folder / shard.name, shard.size))]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"{len(wrong)} shards are damaged: {'; '.join(wrong[:5])}{more}", where=where, fix=_REPACK)
-    return shards
+    return _listed(index, hashlib.sha256(content).hexdigest())
+
+
+def _listed(index: Index, index_sha256: str) -> Listing:
+    shards = index.shards
+    facts = {
+        "classes": index.classes,
+        "ignored": [],
+        "index_sha256": index_sha256,
+        "shards": [(shard.name, shard.size, shard.sha256) for shard in shards],
+    }
+    arrays = {
+        **Names.of(name for shard in shards for name in shard.names).arrays(),
+        "labels": _joined([shard.labels for shard in shards], np.dtype(np.int32)),
+        "sizes": _joined([shard.sizes for shard in shards], np.dtype(np.int64)),
+        "offsets": _joined([shard.offsets for shard in shards], np.dtype(np.int64)),
+        "shard_ends": np.cumsum([len(shard.names) for shard in shards], dtype=np.int64),
+    }
+    return Listing(facts, arrays)
 
 
 def _problem(file: Path, size: int) -> str:

@@ -5,9 +5,8 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-from scalablevit.config.data import Data
+from scalablevit.config.data import Data, SplitName
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, Literal["train", "val"]]]:
+def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, SplitName]]:
     """Each split of different data once, with the name of its stage."""
     known: list[Data] = []
     for name, stage in recipe.stages.items():
@@ -75,11 +74,11 @@ def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, Literal["train", "val"]
             yield f"{name}/val", stage.data, "val"
 
 
-def _check(where: str, data: Data, split: Literal["train", "val"], root: Path, options: argparse.Namespace) -> int:
+def _check(where: str, data: Data, split: SplitName, root: Path, options: argparse.Namespace) -> int:
     """Name the bad samples of a split; how many there are."""
     from scalablevit.data.check import check_split
     from scalablevit.data.shapes import write_shapes
-    from scalablevit.data.sources import open_source
+    from scalablevit.data.sources.opening import open_source
 
     if data.shapes is not None:
         write_shapes(data.shapes, root / Path(data.root).expanduser())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
-from scalablevit.data.sources import list_images
+from scalablevit.data.sources.files import list_images
 from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unusable
 

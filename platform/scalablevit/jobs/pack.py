@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Pack and print; see `parse`."""
     from scalablevit.data.packing import Packing, pack, refuse_existing
-    from scalablevit.data.sources import open_class_folders
+    from scalablevit.data.sources.opening import open_class_folders
 
     folder, target = options.folder.expanduser(), options.target.expanduser()
     refuse_existing(target)

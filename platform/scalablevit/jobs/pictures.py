@@ -15,7 +15,7 @@ from scalablevit.tracking.connection import brief
 if TYPE_CHECKING:
     from torch import nn
 
-    from scalablevit.data.samples import Source
+    from scalablevit.data.sources.base import Source
     from scalablevit.tasks.task import Task
 
 FOLDER = "plots"
@@ -32,7 +32,7 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore, root: Path) -
     def draw() -> None:
         if target.exists():
             return
-        from scalablevit.data.sources import open_source
+        from scalablevit.data.sources.opening import open_source
         from scalablevit.report.overlays import save_training_batch
         from scalablevit.tasks.task import build_task
 
@@ -81,7 +81,7 @@ def _finished(resolved: ResolvedStage, store: RunStore, root: Path) -> "tuple[Ta
     """The task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
-    from scalablevit.data.sources import open_source
+    from scalablevit.data.sources.opening import open_source
     from scalablevit.tasks.task import build_task
 
     task = build_task(resolved.stage, resolved.classes)

@@ -207,7 +207,7 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
 def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
     """What the recipe, the folder of the data or its publisher says."""
     from scalablevit.data.shapes import CLASSES
-    from scalablevit.data.sources import open_source
+    from scalablevit.data.sources.opening import open_source
 
     data = stage.data
     if data.shapes is not None:
@@ -268,7 +268,7 @@ def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> 
 
 def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
     """Training samples that a core decodes in a second here; None where there is no data."""
-    from scalablevit.data.sources import open_source
+    from scalablevit.data.sources.opening import open_source
     from scalablevit.training.speed import decoded_per_s
 
     if not (root / Path(stage.data.root).expanduser()).is_dir():

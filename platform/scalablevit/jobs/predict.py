@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.data.sources import list_images
+from scalablevit.data.sources.files import list_images
 from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unusable
 from scalablevit.jobs.result import without_secrets

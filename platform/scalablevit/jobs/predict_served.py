@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
-from scalablevit.data.sources import list_images
+from scalablevit.data.sources.files import list_images
 from scalablevit.jobs.predict import check_out, deliver, tabulate
 from scalablevit.serving.outputs import Answer, Output, build_output, draw
 from scalablevit.serving.served import Declined, Description, Served, read_answer

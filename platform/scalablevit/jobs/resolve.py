@@ -20,9 +20,9 @@ from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.names import alike
-from scalablevit.data.samples import Source
 from scalablevit.data.shapes import write_shapes
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
 

@@ -16,7 +16,7 @@ from scalablevit.config.run_hash import hashed_part
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.mixing import normalize
 from scalablevit.data.shapes import scene
-from scalablevit.data.sources import list_images
+from scalablevit.data.sources.files import list_images
 from scalablevit.data.transforms import eval_transform
 from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.models.scalablevit import ScalableViT

@@ -19,7 +19,7 @@ from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
-from scalablevit.data.samples import Sample, Source
+from scalablevit.data.sources.base import Sample, Source
 from scalablevit.report.findings import FILE, Case, Findings
 from scalablevit.report.overlays import answer_of, colour, save_pair, truth_of
 from scalablevit.tasks.examination import Judged, build_examination

@@ -21,7 +21,7 @@ from scalablevit.data.instances import decoded
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
-from scalablevit.data.samples import Source
+from scalablevit.data.sources.base import Source
 from scalablevit.report.charts import plain
 from scalablevit.report.curves import DPI, save
 from scalablevit.tasks.task import Task

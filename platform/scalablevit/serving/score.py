@@ -17,8 +17,8 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
-from scalablevit.data.samples import Source
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.tally import Tally, build_tally
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalablevit.config.data import LabelledImages
+from scalablevit.config.data import LabelledImages, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
@@ -20,7 +20,7 @@ from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.task import GREY, SplitName
+from scalablevit.tasks.task import GREY
 
 ANSWERED_CLASSES = 5
 """Classes that a served model names, most probable first."""

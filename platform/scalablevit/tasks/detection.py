@@ -9,7 +9,7 @@ from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalablevit.config.data import CocoInstances
+from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
@@ -21,7 +21,7 @@ from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
-from scalablevit.tasks.task import GREY, SplitName
+from scalablevit.tasks.task import GREY
 
 COST_ASPECT = 1.6
 """Long over short side of the image that costs are given for: 800 x 1280 in the paper."""

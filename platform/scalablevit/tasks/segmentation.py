@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scalablevit.config.data import MaskPairs
+from scalablevit.config.data import MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation, TestTimeAugmentation
@@ -24,7 +24,7 @@ from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentor import Segmentor, head_configs
-from scalablevit.tasks.task import GREY, SplitName
+from scalablevit.tasks.task import GREY
 
 
 class SegmentationTask:

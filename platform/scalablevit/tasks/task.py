@@ -1,19 +1,18 @@
 """What a task is to the rest of the program, and how a recipe picks one."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
+from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs, SplitName
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 
-SplitName = Literal["train", "val"]
 GREY = 128
 """Of blank images."""
 

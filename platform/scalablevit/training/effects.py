@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from scalablevit.config.data import CocoInstances, LabelledImages
+from scalablevit.config.data import CocoInstances, LabelledImages, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
-from scalablevit.data.samples import Source
-from scalablevit.tasks.task import SplitName
+from scalablevit.data.sources.base import Source
 from scalablevit.training.agreement import newest_for_all
 from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore

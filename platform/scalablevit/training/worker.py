@@ -15,14 +15,15 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from scalablevit.config.data import SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.samples import Source
-from scalablevit.data.sources import open_source
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.task import SplitName, build_task
+from scalablevit.tasks.task import build_task
 from scalablevit.training import seeds
 from scalablevit.training.agreement import newest_for_all, together
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore

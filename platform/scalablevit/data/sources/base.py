@@ -1,7 +1,8 @@
-"""The samples of a split: names in a fixed order, labels, sizes and a digest, without opening an image."""
+"""What every source is: the samples of a split in a fixed order, how one is read, and a digest of all."""
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.data import Data
 from scalablevit.data.coco import Annotations
-from scalablevit.data.shards import Member, Shards
+from scalablevit.data.decoding import read_image
+from scalablevit.data.instances import Instances
+from scalablevit.data.shards import Member
+from scalablevit.data.sources.listing import Listing, Names
 
 HASHED_BYTES = 2 * 1024**3
 """Up to this total size a digest covers contents, above it names and sizes."""
@@ -30,42 +35,55 @@ class Sample:
     mask: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample as it is on disk, decoded and not yet transformed."""
+
+    image: NDArray[np.uint8]
+    """(height, width, 3), RGB."""
+    label: int | None = None
+    """Class of the image."""
+    mask: NDArray[np.uint8] | None = None
+    """(height, width) labels, 255 ignored."""
+    instances: Instances | None = None
+    """Objects in the image's pixels."""
+
+
 class Source(Sequence[Sample]):
     """The samples of one split, in a fixed order.
 
     Args:
-        classes: class names; labels and mask ids count from 0 in this order.
-        images: folder that `names` are relative to.
-        names: image files, in order.
-        labels: class number of each image (image folders).
-        masks: folder with a PNG of the same relative name for each image (mask pairs).
-        ignored: files left out because they are no images by their names, or not annotated.
-        annotations: the images' instances (COCO).
+        data: the recipe's data section.
+        images: folder that names are relative to.
+        listing: what the source's module found there.
     """
 
-    def __init__(
-        self,
-        classes: tuple[str, ...],
-        images: Path,
-        names: Sequence[str],
-        labels: NDArray[np.int32] | None,
-        masks: Path | None,
-        ignored: tuple[str, ...],
-        annotations: Annotations | None = None,
-    ) -> None:
-        self.classes = classes
-        self.annotations = annotations
-        self.ignored = ignored
-        self._images = images
-        self._masks = masks
-        self._labels = labels
-        # One block of bytes: a million Python strings would cost every loader process 100 MB.
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._names = b"".join(encoded)
+    annotations: Annotations | None = None
+    """The images' instances (COCO)."""
+
+    def __init__(self, data: Data, images: Path, listing: Listing) -> None:
+        self.data = data
+        self.images = images
+        self.listing = listing
+        self.names = Names.in_listing(listing)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels and mask ids count from 0 in this order."""
+        return tuple(self.listing.facts["classes"])
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Files left out because they are no images by their names, or not annotated."""
+        return tuple(self.listing.facts["ignored"])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What cleaning the annotations did, a line each."""
+        return ()
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.names)
 
     @overload
     def __getitem__(self, i: int) -> Sample: ...
@@ -78,18 +96,17 @@ class Source(Sequence[Sample]):
             raise IndexError(f"sample {i} of {len(self)}")
         return self._sample(i)
 
-    def _sample(self, i: int) -> Sample:
-        name = self._name(i)
-        return Sample(
-            image=self._images / name,
-            label=None if self._labels is None else int(self._labels[i]),
-            mask=None if self._masks is None else self._masks / _mask_name(name),
-        )
+    def read(self, i: int) -> Example:
+        """Decode sample i.
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What cleaning the annotations did, a line each."""
-        return self.annotations.notes if self.annotations else ()
+        Raises:
+            BadSample: one of its files is missing or cannot be decoded, or they do not fit each other.
+        """
+        sample = self[i]
+        return Example(read_image(sample.image, self.data.max_pixels), sample.label)
+
+    @abstractmethod
+    def _sample(self, i: int) -> Sample: ...
 
     def parts(self, size: int = 256) -> list[range]:
         """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
@@ -114,6 +131,7 @@ class Source(Sequence[Sample]):
     @cached_property
     def _digest(self) -> str:
         parts = self.parts()
+        labels = self.listing.arrays.get("labels")
         with ThreadPoolExecutor(THREADS) as pool:
             sizes = [size for sizes in pool.map(self._sizes, parts) for size in sizes]
             whole = sum(map(sum, sizes)) <= HASHED_BYTES
@@ -121,20 +139,14 @@ class Source(Sequence[Sample]):
             if self.annotations is not None:
                 total.update(self.annotations.digest.encode())
             for i, size in enumerate(sizes):
-                label = -1 if self._labels is None else int(self._labels[i])
-                total.update(b"\0".join([os.fsencode(self._name(i)), str((label, *size)).encode(), b""]))
+                label = -1 if labels is None else int(labels[i])
+                total.update(b"\0".join([self.names.encoded(i), str((label, *size)).encode(), b""]))
             for content in pool.map(self._contents, parts if whole else []):
                 total.update(content)
         return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
 
-    def _name(self, i: int) -> str:
-        start = int(self._ends[i - 1]) if i else 0
-        return os.fsdecode(self._names[start : int(self._ends[i])])
-
     def _files(self, i: int) -> list[str]:
-        name = self._name(i)
-        image = f"{self._images}/{name}"
-        return [image] if self._masks is None else [image, f"{self._masks}/{_mask_name(name)}"]
+        return [f"{self.images}/{self.names[i]}"]
 
     def _sizes(self, part: range) -> list[tuple[int, ...]]:
         return [tuple(_size(file) for file in self._files(i)) for i in part]
@@ -142,40 +154,6 @@ class Source(Sequence[Sample]):
     def _contents(self, part: range) -> bytes:
         files = (file for i in part for file in self._files(i))
         return b"".join(map(_content_hash, files))
-
-
-class ShardedSource(Source):
-    """The samples of a split that lies in tar shards.
-
-    Args:
-        shards: images and their labels.
-    """
-
-    def __init__(self, shards: Shards) -> None:
-        super().__init__(shards.classes, shards.folder, (), labels=None, masks=None, ignored=())
-        self.shards = shards
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def _sample(self, i: int) -> Sample:
-        return Sample(image=self.shards[i], label=int(self.shards.labels[i]), mask=None)
-
-    def total_bytes(self) -> int:
-        """Of all shards."""
-        return self.shards.total_bytes
-
-    def damaged(self) -> list[str]:
-        """Shards whose SHA-256 is not the index's."""
-        return self.shards.damaged()
-
-    @cached_property
-    def _digest(self) -> str:
-        whole = self.shards.total_bytes <= HASHED_BYTES
-        with ThreadPoolExecutor(THREADS) as pool:
-            sums = list(pool.map(self.shards.sum_of, range(len(self.shards.files)) if whole else []))
-        total = hashlib.sha256(" ".join([self.shards.index_sha256, *sums]).encode())
-        return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
 
 
 def _size(file: str) -> int:
@@ -191,7 +169,3 @@ def _content_hash(file: str) -> bytes:
         return hashlib.sha256(Path(file).read_bytes()).digest()
     except OSError:
         return b""
-
-
-def _mask_name(image_name: str) -> str:
-    return f"{image_name.rpartition('.')[0]}.png"

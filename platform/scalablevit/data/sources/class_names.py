@@ -1,0 +1,79 @@
+"""Names of classes: where they are written, and which cannot be used."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.names import alike
+from scalablevit.data.sources.files import first, lies_in
+
+
+def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: Sequence[str]) -> UserError:
+    """Say which classes only one of the splits has."""
+    only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
+    differences = [
+        f"only {split} has {first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
+    ]
+    if twins := alike([*only_train, *only_val]):
+        differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
+    return UserError(
+        f"the classes of {train} and {val} differ: {'; '.join(differences) or 'their order'}",
+        where="data.val.images",
+        fix="give both splits the same classes",
+    )
+
+
+def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
+    """Return class names of the recipe or of a file: one a line, or the table `objectInfo150.txt` of ADE20K.
+
+    Raises:
+        UserError: they cannot be read, are missing, or occur twice.
+    """
+    if isinstance(classes, list):
+        names = classes
+    else:
+        file = base / classes
+        if not lies_in(file, base.resolve()) or not file.is_file():
+            raise UserError(f"no file {file} inside {base}", where="data.classes", fix="name a file inside data.root")
+        try:
+            content = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is no UTF-8: {error}", where="data.classes", fix="save it as UTF-8") from None
+        names = [line.strip() for line in content.strip().split("\n")]
+        if len(names) > 1 and "" in names:
+            # left out, it would shift the numbers of all classes after it
+            raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")
+        if names and names[0].startswith("Idx\t"):
+            names = [line.rpartition("\t")[2] for line in names[1:]]
+    if not names or "" in names:
+        raise UserError("class names are missing", where="data.classes", fix="give one name for each class")
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise UserError(f"class names occur twice: {first(twice)}", where="data.classes", fix="give each its own name")
+    check_names(names, "data.classes")
+    return tuple(names)
+
+
+def refuse_alike(names: Sequence[str], where: str) -> None:
+    """Refuse names that differ only in Unicode form.
+
+    Raises:
+        UserError: with their bytes.
+    """
+    if twins := alike(names):
+        raise UserError(f"class names are equal up to Unicode form (NFC): {first(twins)}", where=where,
+                        fix="make them one class, or give each its own name")  # fmt: skip
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Refuse names that cannot be told apart or printed: they are in logs, in MLflow and in predictions.
+
+    Raises:
+        UserError: with the names.
+    """
+    refuse_alike(names, where)
+    if strange := [name for name in names if not name.isprintable()]:
+        raise UserError(
+            f"class names with characters that cannot be printed: {first(strange)}", where=where, fix="rename them"
+        )

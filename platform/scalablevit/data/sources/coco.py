@@ -1,0 +1,63 @@
+"""Images with instances in COCO's json format."""
+
+from pathlib import Path
+from typing import Self
+
+from scalablevit.config.data import CocoInstances, SplitName
+from scalablevit.config.errors import UserError
+from scalablevit.data.coco import Annotations, read_annotations
+from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.labels import annotated_size_mismatch
+from scalablevit.data.sources.base import Example, Sample, Source
+from scalablevit.data.sources.class_names import refuse_alike
+from scalablevit.data.sources.files import existing_folder, is_special, lies_in, list_files, refuse_links
+from scalablevit.data.sources.listing import Listing
+
+
+class CocoSource(Source):
+    """Images and the objects in them."""
+
+    def __init__(self, data: CocoInstances, images: Path, listing: Listing) -> None:
+        super().__init__(data, images, listing)
+        self.annotations: Annotations = Annotations.in_listing(listing)
+
+    @classmethod
+    def find(cls, data: CocoInstances, split: SplitName, base: Path) -> Self:
+        """Read the annotations of a split and hold them against its folder of images."""
+        part = data.train if split == "train" else data.val
+        where = f"data.{split}.annotations"
+        folder = existing_folder(base, part.images, f"data.{split}.images")
+        file = base / (part.annotations or "")
+        if not lies_in(file, base.resolve()):
+            raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
+        annotations = read_annotations(file, where, masks=data.instance_masks)
+        refuse_alike([name for _, name in annotations.categories], where)
+        found = list_files(folder, base)
+        refuse_links(found.links, base, f"data.{split}.images")
+        annotated = set(annotations.names)
+        inside = base.resolve()
+        unlisted = annotated.difference(found.files)  # absent or hidden: not looked at yet
+        strange = (name for name in unlisted if not lies_in(folder / name, inside) or is_special(folder / name))
+        refuse_links(sorted(str(folder / name) for name in strange), base, where)
+        facts = {
+            "classes": [name for _, name in annotations.categories],
+            "ignored": [name for name in found.files if name not in annotated],
+            **annotations.facts(),
+        }
+        return cls(data, folder, Listing(facts, annotations.arrays()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What cleaning the annotations did, a line each."""
+        return self.annotations.notes
+
+    def read(self, i: int) -> Example:
+        """Decode image i; its objects are those of the annotations."""
+        path, objects = self.images / self.names[i], self.annotations.of_image(i)
+        image = read_image(path, self.data.max_pixels)
+        if image.shape[:2] != objects.size:
+            raise BadSample(str(path), annotated_size_mismatch(image.shape, objects.size))
+        return Example(image, instances=objects)
+
+    def _sample(self, i: int) -> Sample:
+        return Sample(image=self.images / self.names[i], label=None, mask=None)

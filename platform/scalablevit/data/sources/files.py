@@ -1,0 +1,137 @@
+"""Files below a data set's folders: checked names in a fixed order, without opening one."""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.names import shown
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+
+
+def list_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files in a folder and its subfolders, by their suffix, and the other files there: relative names, sorted.
+
+    Hidden files are left out.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images, or a link leads out of it.
+    """
+    try:
+        listing = list_files(folder, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot list {shown(error.filename or folder)}: {error.strerror or error}",
+            where=shown(folder),
+            fix="name a folder of images that can be read",
+        ) from None
+    refuse_links(listing.links, folder, shown(folder))
+    images = [name for name in listing.files if suffix(name) in IMAGE_SUFFIXES]
+    if not images:
+        raise UserError("no images here", where=shown(folder), fix=f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return images, [name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What `list_files` found."""
+
+    files: list[str]
+    """Relative to the folder listed, sorted."""
+    links: list[str]
+    """What is refused: links to folders, to nothing or out of the data set; pipes, which nobody may ever write to."""
+
+
+def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> Files:
+    """All files in subfolders `below` of `folder`, hidden ones left out, without asking for the state of each."""
+    inside = base.resolve()
+    files: list[str] = []
+    links: list[str] = []
+    pending = list(below)
+    while pending:
+        current = pending.pop()
+        with os.scandir(folder / current) as entries:
+            for entry in entries:
+                name = f"{current}/{entry.name}" if current else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink() and not (Path(entry.path).is_file() and lies_in(entry.path, inside)):
+                    links.append(entry.path)
+                elif entry.is_dir():
+                    pending.append(name)
+                elif entry.is_file():
+                    files.append(name)
+                else:
+                    links.append(entry.path)
+    return Files(sorted(files), sorted(links))
+
+
+def lies_in(path: str | Path, base: Path) -> bool:
+    """Whether a path, its links followed, is inside a resolved folder."""
+    return Path(os.path.realpath(path)).is_relative_to(base)  # `resolve` raises at links in a circle
+
+
+def is_special(path: Path) -> bool:
+    """A pipe, a socket or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # absent, or a name that no file can have: the check names it
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def suffix(name: str) -> str:
+    """Return what follows the last dot, in lower case."""
+    return name.rpartition(".")[2].lower()
+
+
+def stem(name: str) -> str:
+    """Return a name without its suffix."""
+    return name.rpartition(".")[0]
+
+
+def existing_folder(base: Path, name: str, where: str) -> Path:
+    """Return the folder `base / name`.
+
+    Raises:
+        UserError: it does not exist, or leads out of `base`.
+    """
+    folder = base / name
+    if not folder.is_dir():
+        parent = next(parent for parent in folder.parents if parent.is_dir())
+        names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        holds = f"holds the folders {first(names, 10)}" if names else "holds no folders"
+        raise UserError(
+            f"folder {folder} does not exist; {parent} does, and {holds}",
+            where=where,
+            fix="correct data.root or the split's folder",
+        )
+    if not lies_in(folder, base.resolve()):
+        raise UserError(
+            f"{folder} is a link that leads out of {base}", where=where, fix="set data.root to a folder that holds it"
+        )
+    return folder
+
+
+def refuse_links(links: list[str], base: Path, where: str) -> None:
+    """Refuse links that lead out of the data set, and files that are none.
+
+    Raises:
+        UserError: there are any.
+    """
+    if links:
+        raise UserError(
+            f"{len(links)} links or special files (links to folders, to nothing or out of {base}; pipes, sockets): "
+            f"{first(links)}",
+            where=where,
+            fix="replace them by the files themselves, or by links to files inside the data set",
+        )
+
+
+def first(names: Sequence[str], count: int = 5) -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(map(shown, names[:count]))}{more}"

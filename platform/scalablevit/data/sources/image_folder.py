@@ -1,0 +1,104 @@
+"""One folder of images per class."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from scalablevit.config.data import ImageFolder, SplitName
+from scalablevit.config.errors import UserError
+from scalablevit.data.sources.base import THREADS, Sample, Source
+from scalablevit.data.sources.class_names import check_names, classes_differ
+from scalablevit.data.sources.files import (
+    IMAGE_SUFFIXES,
+    existing_folder,
+    first,
+    list_files,
+    refuse_links,
+    suffix,
+)
+from scalablevit.data.sources.listing import Listing, Names
+
+
+class ImageFolderSource(Source):
+    """Images with one class each, that of their folder."""
+
+    @classmethod
+    def find(cls, data: ImageFolder, split: SplitName, base: Path) -> Self:
+        """Find the images of a split; both splits must have the same class folders."""
+        where = f"data.{split}.images"
+        part = data.train if split == "train" else data.val
+        classes = _matching_classes(data, base)
+        folder = existing_folder(base, part.images, where)
+        return cls(data, folder, list_class_folders(folder, base, classes, where))
+
+    def _sample(self, i: int) -> Sample:
+        return Sample(image=self.images / self.names[i], label=int(self.listing.arrays["labels"][i]), mask=None)
+
+
+def find_class_folders(folder: Path, where: str) -> tuple[str, ...]:
+    """Return the names of a folder's class folders, sorted and checked.
+
+    Raises:
+        UserError: there are none, or their names cannot be used.
+    """
+    classes = _class_folders(folder)
+    if not classes:
+        raise _no_classes(folder, where)
+    check_names(classes, where)
+    return tuple(classes)
+
+
+def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where: str) -> Listing:
+    """List the images in class folders.
+
+    Raises:
+        UserError: a class folder has none, or a link leads out of `base`.
+    """
+    refuse_links([str(folder / name) for name in classes if (folder / name).is_symlink()], base, where)
+    with ThreadPoolExecutor(THREADS) as pool:
+        listings = list(pool.map(lambda name: list_files(folder, base, (name,)), classes))
+    refuse_links([link for listing in listings for link in listing.links], base, where)
+    found = [[name for name in listing.files if suffix(name) in IMAGE_SUFFIXES] for listing in listings]
+    _refuse_empty([name for name, files in zip(classes, found, strict=True) if not files], folder, where)
+    ignored = [
+        *_hidden_folders(folder),
+        *(name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES),
+    ]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
+    names = Names.of(name for files in found for name in files)
+    return Listing({"classes": classes, "ignored": ignored}, {**names.arrays(), "labels": labels})
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _hidden_folders(folder: Path) -> list[str]:
+    """Folders beside the class folders that are no classes, since their names begin with a dot: `.cat/`."""
+    return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
+
+
+def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
+    """Class folders, the same in both splits."""
+    train = existing_folder(base, data.train.images, "data.train.images")
+    val = existing_folder(base, data.val.images, "data.val.images")
+    classes, val_classes = find_class_folders(train, "data.train.images"), _class_folders(val)
+    if list(classes) != val_classes:
+        raise classes_differ(train, val, classes, val_classes)
+    return classes
+
+
+def _no_classes(folder: Path, where: str) -> UserError:
+    return UserError(f"{folder} holds no class folders", where=where, fix="put the images into one folder per class")
+
+
+def _refuse_empty(empty: list[str], folder: Path, where: str) -> None:
+    if empty:
+        raise UserError(
+            f"{len(empty)} class folders of {folder} hold no images: {first(empty)}",
+            where=where,
+            fix=f"add images ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders",
+        )

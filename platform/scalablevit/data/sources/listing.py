@@ -1,0 +1,147 @@
+"""What a source found in its folders: arrays that all processes of a node map instead of listing again."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+FACTS = "facts.json"
+WRITABLE = frozenset({"stamps"})
+"""Arrays that the processes of a node share for writing: what one has checked the others need not."""
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same listing packs to the same bytes
+
+
+class Listing:
+    """Plain facts and arrays.
+
+    Args:
+        facts: anything that JSON holds.
+        arrays: by name; no objects in them.
+        folder: where they are mapped from; empty: they are in memory.
+    """
+
+    def __init__(self, facts: Mapping[str, Any], arrays: Mapping[str, Array], folder: Path | None = None) -> None:
+        self.facts = dict(facts)
+        self.arrays = dict(arrays)
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Mapped arrays travel to the processes of this node as the folder's name."""
+        if self.folder is not None:
+            return Listing.open, (self.folder,)
+        return Listing, (self.facts, self.arrays)
+
+    def pack(self) -> bytes:
+        """Return facts and arrays as one compressed block; equal listings give equal bytes."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            _add(archive, FACTS, json.dumps(self.facts, sort_keys=True).encode())
+            for name in sorted(self.arrays):
+                content = io.BytesIO()
+                np.save(content, self.arrays[name], allow_pickle=False)
+                _add(archive, f"{name}.npy", content.getbuffer())
+        return buffer.getvalue()
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Self:
+        """Read a packed listing into memory.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                facts = json.loads(archive.read(FACTS))
+                arrays = {
+                    name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                    for name in archive.namelist()
+                    if name != FACTS
+                }
+        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+            raise ValueError(f"not a listing: {error}") from error
+        return cls(facts, arrays)
+
+    def save(self, folder: Path) -> None:
+        """Write facts and arrays as files of a new folder that `open` maps."""
+        folder.mkdir(parents=True)
+        (folder / FACTS).write_text(json.dumps(self.facts), encoding="utf-8")
+        for name, array in self.arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map what `save` wrote.
+
+        Raises:
+            OSError, ValueError: it is not there, or damaged.
+        """
+        facts = json.loads((folder / FACTS).read_bytes())
+        arrays = {file.stem: _mapped(file) for file in folder.glob("*.npy")}
+        return cls(facts, arrays, folder)
+
+
+class Names(Sequence[str]):
+    """Names of files as one block of bytes: a million Python strings would cost every loader process 100 MB.
+
+    Args:
+        block: the names without anything between them, as the file system encodes them; uint8.
+        ends: int64 (names,), where each ends.
+    """
+
+    def __init__(self, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.block = block
+        self.ends = ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Self:
+        """Encode names."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(
+            np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        )
+
+    @classmethod
+    def in_listing(cls, listing: Listing) -> Self:
+        """The names that `arrays` gave to a listing."""
+        return cls(listing.arrays["names"], listing.arrays["ends"])
+
+    def arrays(self) -> dict[str, Array]:
+        """For a listing."""
+        return {"names": self.block, "ends": self.ends}
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return os.fsdecode(self.encoded(i))
+
+    def encoded(self, i: int) -> bytes:
+        """The bytes of name i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"name {i} of {len(self)}")
+        return self.block[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])].tobytes()
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(entry, content)
+
+
+def _mapped(file: Path) -> Array:
+    shared = file.stem in WRITABLE and os.access(file, os.W_OK)
+    array: Array = np.load(file, mmap_mode="r+" if shared else "c", allow_pickle=False)
+    return array

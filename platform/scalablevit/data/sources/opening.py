@@ -1,0 +1,64 @@
+"""From a recipe's data section to its source."""
+
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, SplitName, TarShards
+from scalablevit.config.errors import UserError
+from scalablevit.data.names import shown
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.coco import CocoSource
+from scalablevit.data.sources.image_folder import ImageFolderSource, find_class_folders, list_class_folders
+from scalablevit.data.sources.mask_pairs import MaskPairsSource
+from scalablevit.data.sources.tar_shards import TarShardsSource
+
+SOURCES: dict[type[Any], type[Any]] = {
+    ImageFolder: ImageFolderSource,
+    TarShards: TarShardsSource,
+    MaskPairs: MaskPairsSource,
+    CocoInstances: CocoSource,
+}
+
+
+def open_source(data: Data, split: SplitName, root: Path) -> Source:
+    """List the samples of a split.
+
+    Args:
+        data: the recipe's data section; a relative `data.root` resolves against `root`.
+        split: which of the two splits.
+        root: the platform's root folder.
+
+    Raises:
+        UserError: a folder is missing, empty or unreadable, classes or masks do not match, or a link leads out of
+            `data.root`.
+    """
+    base = root / Path(data.root).expanduser()
+    try:
+        source: Source = SOURCES[type(data)].find(data, split, base)
+    except OSError as error:  # a folder that may not be listed, a disk that fails
+        raise _cannot_list(error, base, f"data.{split}") from error
+    return source
+
+
+def open_class_folders(folder: Path) -> Source:
+    """List a folder of class folders by itself, for `pipelines/pack.py`.
+
+    Raises:
+        UserError: it is missing, empty or unreadable, or a link leads out of it.
+    """
+    where = "FOLDER"
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}", where=where, fix="name a folder that holds one folder per class")
+    data = ImageFolder.model_validate(
+        {"source": "image_folder", "root": str(folder), "train": {"images": "."}, "val": {"images": "."}}
+    )
+    try:
+        classes = find_class_folders(folder, where)
+        return ImageFolderSource(data, folder, list_class_folders(folder, folder, classes, where))
+    except OSError as error:
+        raise _cannot_list(error, folder, where) from error
+
+
+def _cannot_list(error: OSError, folder: Path, where: str) -> UserError:
+    what = f"cannot list {shown(error.filename or folder)}: {error.strerror or error}"
+    return UserError(what, where=where, fix="make the folder readable")
