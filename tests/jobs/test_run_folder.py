@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalablevit.config.data import Shapes
+from scalablevit.config.data import SPLITS, Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.figures import METRICS, RESULTS
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.pictures import EXAMINATION
@@ -33,10 +34,11 @@ def resolved(tmp_path):
                  "data.shapes.image_size=32", "stages.pretrain.training.global_batch_size=8",
                  "stages.pretrain.training.checkpoint_every={steps: 2}"]  # fmt: skip
     stage = load_recipe(TINY, overrides).stages["pretrain"]
-    classes = tuple(sorted(path.name for path in (tmp_path / "tiny-data/classification/train").iterdir()))
+    sources = {split: open_source(stage.data, split, tmp_path) for split in SPLITS}
     return ResolvedStage(
-        name="pretrain", stage=stage, run_name="tiny-pretrain-0", hash="0", digest="content:0", classes=classes,
-        train_samples=24, val_samples=8, unreadable=0, ignored=0, notes=(), length=Length.of(stage, 24),
+        name="pretrain", stage=stage, run_name="tiny-pretrain-0", hash="0", digest="content:0",
+        classes=sources["train"].classes, train_samples=24, val_samples=8, unreadable=0, ignored=0, notes=(),
+        length=Length.of(stage, 24), sources=sources,
     )  # fmt: skip
 
 

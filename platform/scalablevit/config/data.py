@@ -10,6 +10,7 @@ from scalablevit.config.section import PositiveInt, Probability, Section, Triple
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 SplitName = Literal["train", "val"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 MAX_PIXELS = 178_956_970
 """Most pixels of an image: above it Pillow, too, takes a file for a decompression bomb."""
 Side = Annotated[int, Field(ge=16, le=4096)]

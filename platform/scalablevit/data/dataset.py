@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from scalablevit.config.data import Data
-from scalablevit.data.decoding import BadSample
+from scalablevit.data.decoding import BadSample, ChangedSample
 from scalablevit.data.instances import Instances, decoded
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
@@ -43,6 +43,8 @@ class Bad:
     index: int
     path: str
     reason: str
+    changed: bool = False
+    """Its contents are not those that the run began with: the run ends."""
 
 
 class SampleDataset(Dataset[Item | Bad]):
@@ -68,7 +70,7 @@ class SampleDataset(Dataset[Item | Bad]):
         try:
             return self._read(key)
         except BadSample as bad:
-            return Bad(key.index, bad.path, bad.reason)
+            return Bad(key.index, bad.path, bad.reason, isinstance(bad, ChangedSample))
 
     def _read(self, key: Key) -> Item:
         example = self.source.read(key.index)

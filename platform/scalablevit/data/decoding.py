@@ -44,6 +44,10 @@ class BadSample(Exception):
         return f"{self.path}: {self.reason}"
 
 
+class ChangedSample(BadSample):
+    """A file whose contents are no longer those that the run's digest names: it ends the run."""
+
+
 def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
     """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
 

@@ -22,6 +22,7 @@ Batch = dict[str, Any]
 - "index": int64 (samples,), numbers in the source.
 - "samples": number of good samples; with 0 the stacked tensors have size 0 in every dimension but the channels.
 - "bad": [(path, reason), ...] of the samples left out.
+- "changed": of these, the paths of files that are not those that the run began with.
 """
 
 Collate = Callable[[list[Item | Bad]], Batch]
@@ -152,7 +153,8 @@ def _split(items: list[Item | Bad]) -> tuple[list[Item], Batch]:
     good = [item for item in items if not isinstance(item, Bad)]
     bad = [(item.path, item.reason) for item in items if isinstance(item, Bad)]
     index = torch.tensor([item["index"] for item in good], dtype=torch.int64)
-    return good, {"index": index, "samples": len(good), "bad": bad}
+    changed = [item.path for item in items if isinstance(item, Bad) and item.changed]
+    return good, {"index": index, "samples": len(good), "bad": bad, "changed": changed}
 
 
 def _stack(arrays: list["np.ndarray[Any, np.dtype[np.uint8]]"], empty: tuple[int, ...]) -> torch.Tensor:

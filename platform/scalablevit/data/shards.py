@@ -5,7 +5,6 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, Self
 
@@ -122,8 +121,9 @@ class Shards(Sequence[Member]):
         self.folder = folder
         self.index_sha256: str = listing.facts["index_sha256"]
         self.files: list[tuple[str, int, str]] = [tuple(each) for each in listing.facts["shards"]]
+        self.file_names = Names.of(name for name, _, _ in self.files)
         self.labels: NDArray[np.int32] = listing.arrays["labels"]
-        self.sizes: NDArray[np.int64] = listing.arrays["sizes"]
+        self.sizes: NDArray[np.int64] = listing.arrays["member_sizes"]
         self._names = Names.in_listing(listing)
         self._offsets: NDArray[np.int64] = listing.arrays["offsets"]
         self._shard_ends: NDArray[np.int64] = listing.arrays["shard_ends"]
@@ -132,25 +132,12 @@ class Shards(Sequence[Member]):
         return len(self._offsets)
 
     def __getitem__(self, i: int) -> Member:  # type: ignore[override]  # no slices: nobody asks for them
-        name, _, _ = self.files[int(np.searchsorted(self._shard_ends, i, side="right"))]
+        name, _, _ = self.files[self.number_of(i)]
         return Member(self.folder / name, self._names[i], int(self._offsets[i]), int(self.sizes[i]))
 
-    @cached_property
-    def total_bytes(self) -> int:
-        """Of all shards."""
-        return sum(size for _, size, _ in self.files)
-
-    def sum_of(self, number: int) -> str:
-        """SHA-256 of a shard as it is now; empty if it cannot be read."""
-        try:
-            with (self.folder / self.files[number][0]).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            return ""
-
-    def damaged(self) -> list[str]:
-        """Shards whose contents are not those that were packed. Reads all of them."""
-        return [str(self.folder / name) for i, (name, _, packed) in enumerate(self.files) if self.sum_of(i) != packed]
+    def number_of(self, i: int) -> int:
+        """Number of the shard that holds image i."""
+        return int(np.searchsorted(self._shard_ends, i, side="right"))
 
 
 def open_shards(folder: Path, where: str) -> Listing:
@@ -195,7 +182,7 @@ def _listed(index: Index, index_sha256: str) -> Listing:
     arrays = {
         **Names.of(name for shard in shards for name in shard.names).arrays(),
         "labels": _joined([shard.labels for shard in shards], np.dtype(np.int32)),
-        "sizes": _joined([shard.sizes for shard in shards], np.dtype(np.int64)),
+        "member_sizes": _joined([shard.sizes for shard in shards], np.dtype(np.int64)),
         "offsets": _joined([shard.offsets for shard in shards], np.dtype(np.int64)),
         "shard_ends": np.cumsum([len(shard.names) for shard in shards], dtype=np.int64),
     }

@@ -138,9 +138,11 @@ def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[s
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:
     """Figures of the weights on a stage's validation split, computed by Ray Train workers."""
     cluster.connect([stage], root)
+    from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import Assignment
 
+    folder = root / "runs" / f"evaluate-{stage.hash}"
     assignment = Assignment(
         stage=without_secrets(stage.stage).model_dump_json(),
         run_folder="",
@@ -148,10 +150,11 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
         init_weights=weights,
         init_sha256=sha256,
         evaluate_only=True,
+        data_listing=str(folder),
     )
-    folder = root / "runs" / f"evaluate-{stage.hash}"
     try:
+        store_listings(str(folder), stage.sources)
         result = launch(stage.stage, assignment.as_dict(), str(folder), [])
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # Ray's own files, of no use afterwards
+        shutil.rmtree(folder, ignore_errors=True)  # Ray's own files and the listing, of no use afterwards
     return dict(result["metrics"])

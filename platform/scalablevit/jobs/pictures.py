@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.jobs.figures import by_step
@@ -26,18 +25,17 @@ EXAMINATION = "examination"
 """Folder of what `report.examination` finds."""
 
 
-def begin_training_batch(resolved: ResolvedStage, store: RunStore, root: Path) -> threading.Thread:
+def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
     """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
 
     def draw() -> None:
         if target.exists():
             return
-        from scalablevit.data.sources.opening import open_source
         from scalablevit.report.overlays import save_training_batch
         from scalablevit.tasks.task import build_task
 
-        source = open_source(resolved.stage.data, "train", root)
-        save_training_batch(build_task(resolved.stage, resolved.classes), resolved.stage, source, target)
+        task = build_task(resolved.stage, resolved.classes)
+        save_training_batch(task, resolved.stage, resolved.sources["train"], target)
 
     target = store.local / TRAINING
     thread = threading.Thread(target=_attempt, args=(resolved, TRAINING, draw), name="pictures", daemon=True)
@@ -57,9 +55,9 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
     _attempt(resolved, CURVES, draw)
 
 
-def draw_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> None:
+def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
     """Draw validation images with truth and the best weights' prediction, and look at single ones for the report."""
-    finished = cache(partial(_finished, resolved, store, root))
+    finished = cache(partial(_finished, resolved, store))
 
     def draw() -> None:
         from scalablevit.report.overlays import save_predictions
@@ -77,17 +75,16 @@ def draw_validation(resolved: ResolvedStage, store: RunStore, root: Path) -> Non
     _attempt(resolved, EXAMINATION, look)
 
 
-def _finished(resolved: ResolvedStage, store: RunStore, root: Path) -> "tuple[Task, nn.Module, Source]":
+def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
     """The task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
-    from scalablevit.data.sources.opening import open_source
     from scalablevit.tasks.task import build_task
 
     task = build_task(resolved.stage, resolved.classes)
     model = task.build_model()
     model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
-    return task, model, open_source(resolved.stage.data, "val", root)
+    return task, model, resolved.sources["val"]
 
 
 def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import STAGE_NAMES
 from scalablevit.config.model_names import check_model_name
@@ -19,6 +20,7 @@ from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.coco import SIZES
+from scalablevit.data.contents import ContentCache
 from scalablevit.data.names import alike
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
@@ -57,6 +59,8 @@ class ResolvedStage:
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
+    sources: Mapping[SplitName, Source] = field(default_factory=dict, compare=False, repr=False)
+    """The splits as they were listed."""
     initial: Initial | None = None
     """Weights from outside the recipe that it starts from."""
 
@@ -205,9 +209,12 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
     threads = min(16, 4 * (os.cpu_count() or 1))
-    sources, unreadable, ignored = {}, 0, 0
-    for split in ("train", "val"):
+    sources: dict[SplitName, Source] = {}
+    unreadable = ignored = 0
+    cache = ContentCache.below(root)
+    for split in SPLITS:
         source = open_source(stage.data, split, root)
+        source.look_at_contents(cache, f"{name}: data.{split}")
         report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
         raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
         sources[split], unreadable = source, unreadable + len(report.unreadable)
@@ -215,7 +222,7 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
     _same_categories(sources["train"], sources["val"])
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
-    digests = [sources[split].digest() for split in ("train", "val")]
+    digests = [sources[split].digest() for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
     origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
@@ -235,6 +242,7 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,
+        sources=sources,
         initial=initial,
     )
 

@@ -31,6 +31,7 @@ from scalablevit.jobs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool, Status, now_ms
+from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.plots import save_plots
 from scalablevit.tuning.search import Recorder, open_trials, run_trials
 from scalablevit.tuning.trial import Work
@@ -118,6 +119,7 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         shipper = Shipper(store.local / "spool", address)
         _begin(search, store, spool, uid, resolved)
         shipper.start()
+        store_listings(store.location, resolved.sources)
         work = Work(
             search=replace(search, recipe=_without_secrets(search.recipe)),
             folder=store.location,

@@ -163,7 +163,7 @@ def _train(
     _begin(job, resolved, initial, store, spool, uid)
     status: Status = "FAILED"
     failure: BaseException | None = None
-    drawing = begin_training_batch(resolved, store, job.root)
+    drawing = begin_training_batch(resolved, store)
     try:
         outcome = _launch(job, resolved, initial, store, uid, status_file)
         minutes = (time.monotonic() - started) / 60
@@ -186,7 +186,7 @@ def _train(
     drawing.join()
     if not job.stopping.is_set():  # who stops a job does not wait for pictures
         draw_curves(resolved, store, uid)
-        draw_validation(resolved, store, job.root)
+        draw_validation(resolved, store)
     return finished
 
 
@@ -233,9 +233,11 @@ def _launch(
     job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str, status_file: StatusFile
 ) -> dict[str, Any]:
     from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
+    from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import Assignment
 
+    store_listings(store.location, resolved.sources)
     assignment = Assignment(
         stage=without_secrets(resolved.stage).model_dump_json(),
         run_folder=store.location,
@@ -243,6 +245,7 @@ def _launch(
         init_weights=initial.location if initial else None,
         init_sha256=initial.sha256 if initial else "",
         keep_head=initial is None or initial.keep_head(resolved.classes),
+        data_listing=store.location,
     )
     metric = BEST_METRIC[resolved.stage.task.kind]
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):

@@ -101,7 +101,13 @@ class ClassificationTask:
         """All of the first class."""
         side = self.data.image_size
         images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
-        return {"image": images, "label": torch.zeros(samples, dtype=torch.int64), "samples": samples, "bad": []}
+        return {
+            "image": images,
+            "label": torch.zeros(samples, dtype=torch.int64),
+            "samples": samples,
+            "bad": [],
+            "changed": [],
+        }
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """`loss` itself."""

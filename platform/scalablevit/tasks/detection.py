@@ -119,7 +119,12 @@ class DetectionTask:
             "labels": torch.zeros(BLANK_OBJECTS, dtype=torch.int64),
             **({"masks": masks} if self.has_masks else {}),
         }
-        return {**{name: [tensor] * samples for name, tensor in each.items()}, "samples": samples, "bad": []}
+        return {
+            **{name: [tensor] * samples for name, tensor in each.items()},
+            "samples": samples,
+            "bad": [],
+            "changed": [],
+        }
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """With as many regions as the heads are trained on at the most."""

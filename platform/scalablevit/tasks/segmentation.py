@@ -24,7 +24,7 @@ from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentor import Segmentor, head_configs
-from scalablevit.tasks.task import GREY
+from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 
 class SegmentationTask:
@@ -115,7 +115,7 @@ class SegmentationTask:
         side = self.data.crop_size
         images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
         masks = torch.zeros((samples, side, side), dtype=torch.uint8)
-        return {"image": images, "mask": masks, "samples": samples, "bad": []}
+        return {"image": images, "mask": masks, "samples": samples, **NOTHING_LEFT_OUT}
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """`loss` itself."""

@@ -15,6 +15,8 @@ from scalablevit.models.counting import Cost
 
 GREY = 128
 """Of blank images."""
+NOTHING_LEFT_OUT: Batch = {"bad": [], "changed": []}
+"""Of blank batches."""
 
 
 class Metric(Protocol):

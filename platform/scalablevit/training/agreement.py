@@ -1,16 +1,44 @@
 """What the ranks of a run settle together, so that none goes another way than the others."""
 
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Collection
+from typing import NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
 from scalablevit.config.errors import UserError
 from scalablevit.training.checkpoint import CheckpointStore
-from scalablevit.training.evaluate import world_size
 from scalablevit.training.state import Snapshot
 
 T = TypeVar("T")
+NAMED = 5
+
+
+def world_size() -> int:
+    """Ranks that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def end_with_changed_files(files: Collection[str]) -> NoReturn:
+    """End the run on all ranks because files have changed under it; every rank calls it.
+
+    Args:
+        files: that this rank met.
+
+    Raises:
+        UserError: with the names of all ranks.
+    """
+    gathered: list[Collection[str]] = [files]
+    if world_size() > 1:
+        gathered = [[]] * world_size()
+        dist.all_gather_object(gathered, list(files))
+    names = sorted({name for each in gathered for name in each})
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    raise UserError(
+        f"{len(names)} files have other contents than when the run began, and its digest names those: "
+        f"{', '.join(names[:NAMED])}{more}",
+        where="data",
+        fix="put them back and submit again: training resumes; or submit again with the changed data, as a new run",
+    )
 
 
 def together(action: Callable[[], T]) -> T:

@@ -58,7 +58,7 @@ def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
     for name, value in batch.items():
         if isinstance(value, Tensor):
             found.append((name, value.detach().cpu().contiguous()))
-        elif isinstance(value, list) and name != "bad":
+        elif isinstance(value, list) and name not in ("bad", "changed"):
             found += [(f"{name}/{number}", each.detach().cpu().contiguous()) for number, each in enumerate(value)]
     return found
 
@@ -68,7 +68,7 @@ def unflat(tensors: dict[str, Tensor]) -> list[Batch]:
     batches: dict[int, dict[str, Any]] = {}
     for path, tensor in tensors.items():
         number, name, *place = path.split("/")
-        batch = batches.setdefault(int(number), {"bad": []})
+        batch = batches.setdefault(int(number), {"bad": [], "changed": []})
         if place:
             batch.setdefault(name, {})[int(place[0])] = tensor
         else:

@@ -8,11 +8,7 @@ from torch import nn
 
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
-
-
-def world_size() -> int:
-    """Ranks that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+from scalablevit.training.agreement import end_with_changed_files, world_size
 
 
 def rank0_buffers(model: nn.Module) -> None:
@@ -30,17 +26,21 @@ def evaluate(
 
     The model's mode is put back afterwards. Every rank calls it, also one whose share is empty. Samples that could not
     be decoded are left out, and counted as `val/bad_samples`.
+
+    Raises:
+        UserError: files have changed since the run began.
     """
     was_training = model.training
     model.eval()
     rank0_buffers(model)
     metric = task.metric()
-    bad = 0
+    bad, changed = 0, set[str]()
     predict = task.predict_augmented if augmented else task.predict
     # Autocast forgets its casts of the weights when the outermost region ends: with this one around they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
             bad += len(batch["bad"])
+            changed.update(batch["changed"])
             if batch["samples"] == 0:
                 continue
             prepared = task.prepare(batch, "val", ())
@@ -49,7 +49,10 @@ def evaluate(
             metric.update(predictions, prepared)
     metric.synchronize()
     model.train(was_training)
-    total_bad = torch.tensor(bad, dtype=torch.int64, device=next(model.parameters()).device)
+    totals = torch.tensor([bad, len(changed)], dtype=torch.int64, device=next(model.parameters()).device)
     if world_size() > 1:
-        dist.all_reduce(total_bad)
-    return {**metric.compute(), "val/bad_samples": float(total_bad.item())}
+        dist.all_reduce(totals)
+    total_bad, total_changed = totals.tolist()
+    if total_changed:
+        end_with_changed_files(changed)
+    return {**metric.compute(), "val/bad_samples": float(total_bad)}

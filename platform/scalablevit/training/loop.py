@@ -17,6 +17,7 @@ from scalablevit.config.schedule import learning_rate
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
 from scalablevit.training import optim, seeds
+from scalablevit.training.agreement import end_with_changed_files
 from scalablevit.training.state import Record, Running, TrainState
 
 FEW_SAMPLES = 1000
@@ -124,7 +125,7 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
                 batches = effects.batches(state.position)
                 micro = _take(batches, training.accumulation_steps)
                 continue
-        state.saw_step(figures, bad=[each for batch in micro for each in batch["bad"]])
+        state.saw_step(figures, micro)
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
@@ -326,18 +327,30 @@ def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> 
     """Averages since the last log point over all ranks (the only device synchronisation between evaluations).
 
     Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 holds what every rank goes on with.
+
+    Raises:
+        UserError: files have changed since the run began.
     """
     running = state.running
     names = sorted(running.sums)
     seconds, waited, steps = clock.window()
-    own = [float(save_failed), running.bad, seconds, waited, time.time() * 1000 if plan.rank == 0 else 0.0]
+    own = [
+        float(save_failed),
+        running.bad,
+        len(state.changed_files),
+        seconds,
+        waited,
+        time.time() * 1000 if plan.rank == 0 else 0.0,
+    ]
     sums = [running.sums[name].reshape(1) for name in names]
     values = torch.cat([*sums, torch.tensor(own, dtype=torch.float64).to(plan.device)])
     if plan.world > 1:
         dist.all_reduce(values)
     # the parts are shares of the global mean as DistributedDataParallel averages them: so are they
     running.sums = dict(zip(names, values[: len(names)] / plan.world, strict=True))
-    *totals, failed, bad, seconds, waited, time_ms = values.tolist()
+    *totals, failed, bad, changed, seconds, waited, time_ms = values.tolist()
+    if changed:
+        end_with_changed_files(state.changed_files)
     state.bad_samples, running.bad = state.bad_samples + int(bad), 0
     state.save_failed = failed > 0
     metrics = {name: total / plan.world / running.steps for name, total in zip(names, totals, strict=False)}

@@ -8,6 +8,8 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from scalablevit.data.loader import Batch
+
 Tensors = dict[str, Tensor]
 
 SPENT = ("data", "checkpoint", "evaluation")
@@ -86,6 +88,8 @@ class TrainState:
     """Of `bad_samples`, those whose files all ranks know."""
     bad_files: dict[str, str] = field(default_factory=dict)
     """Reason by path, of the undecodable files that this attempt met: this rank's own, and the others' as exchanged."""
+    changed_files: set[str] = field(default_factory=set)
+    """Files that this rank found to be others than those that the run began with."""
     save_failed: bool = False
     """Whether, at the last log point, a rank's last checkpoint had not been written."""
     seconds: float = 0.0
@@ -134,12 +138,14 @@ class TrainState:
         self.roll_backs = roll_backs
         self.skipped_in_row = 0
 
-    def saw_step(self, figures: dict[str, Tensor] | None, bad: list[tuple[str, str]]) -> None:
-        """Take in a step's scalars (None: skipped), and the undecodable samples that this rank met (path, reason)."""
+    def saw_step(self, figures: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
+        """Take in a step's scalars (None: skipped), and which samples were left out of this rank's batches."""
         if figures is not None:
             self.skipped_in_row = 0
-        self.running.add(figures, len(bad))
-        self.bad_files.update(bad)
+        self.running.add(figures, sum(len(batch["bad"]) for batch in micro_batches))
+        for batch in micro_batches:
+            self.bad_files.update(batch["bad"])
+            self.changed_files.update(batch["changed"])
 
     def saw_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
         """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is.

@@ -15,7 +15,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from scalablevit.config.data import SplitName
+from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.data.dataset import SampleDataset
@@ -27,6 +27,7 @@ from scalablevit.tasks.task import build_task
 from scalablevit.training import seeds
 from scalablevit.training.agreement import newest_for_all, together
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
+from scalablevit.training.data_listing import open_stored
 from scalablevit.training.effects import Instants, Send, Watch, WorkerEffects, eval_batches_of
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import Outcome, Plan, train
@@ -56,6 +57,8 @@ class Assignment:
     metric: str = ""
     """By which evaluations are compared; empty: the task's own."""
     lower_is_better: bool = False
+    data_listing: str = ""
+    """Folder in which the driver left what it listed (`training.data_listing`); empty: this process lists the data."""
     stored_first: bool = False
     """Hand an evaluation on only when its checkpoint is stored: whoever stops a run upon it can rely on that."""
 
@@ -208,11 +211,14 @@ def _open(
 ) -> tuple[Plan, dict[SplitName, Source]]:
     """The stage's data and task as this rank sees them."""
     root = Path(assignment.root)
-    train_source, val_source = open_source(stage.data, "train", root), open_source(stage.data, "val", root)
-    task = build_task(stage, train_source.classes)
-    length = Length.of(stage, len(train_source))
+    if assignment.data_listing:
+        sources = {split: open_stored(stage.data, split, root, assignment.data_listing) for split in SPLITS}
+    else:
+        sources = {split: open_source(stage.data, split, root) for split in SPLITS}
+    task = build_task(stage, sources["train"].classes)
+    length = Length.of(stage, len(sources["train"]))
     plan = Plan(stage, length, task, device, rank, world, assignment.metric, assignment.lower_is_better)
-    return plan, {"train": train_source, "val": val_source}
+    return plan, sources
 
 
 def _prepare_storage(plan: Plan, store: CheckpointStore, state: TrainState) -> None:

@@ -147,6 +147,7 @@ def _train(stage: Stage, folder: str, work: Work, reports: Reports) -> None:
         keep_head=work.keep_head,
         metric=space.metric,
         lower_is_better=space.mode == "min",
+        data_listing=work.folder,
         stored_first=True,
     )
     if stage.cluster.workers == 1:

@@ -1,29 +1,26 @@
 """What every source is: the samples of a split in a fixed order, how one is read, and a digest of all."""
 
 import hashlib
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.config.data import Data
+from scalablevit.config.data import Data, Split
 from scalablevit.data.coco import Annotations
-from scalablevit.data.decoding import read_image
+from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, look_at, stamp
+from scalablevit.data.decoding import ChangedSample, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.shards import Member
 from scalablevit.data.sources.listing import Listing, Names
 
-HASHED_BYTES = 2 * 1024**3
-"""Up to this total size a digest covers contents, above it names and sizes."""
-THREADS = 16
-"""For listing and hashing: waiting for storage, mostly."""
+CONTENTS = ("stamps", "sizes", "sums")
+"""Arrays of a listing: the fields of `Contents`."""
+CHANGED = "its contents are not those that the run began with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,24 @@ class Source(Sequence[Sample]):
         self.images = images
         self.listing = listing
         self.names = Names.in_listing(listing)
+        known = all(name in listing.arrays for name in CONTENTS)
+        self.contents = Contents(**{name: listing.arrays[name] for name in CONTENTS}) if known else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loading processes map the arrays of a listing that is on disk: nothing of it is copied."""
+        return type(self), (self.data, self.images, self.listing)
+
+    @classmethod
+    def of(cls, data: Data, base: Path, part: Split, listing: Listing) -> Self:
+        """Return the source of a listing that was made before.
+
+        Args:
+            data: the recipe's data section.
+            base: folder of the data set.
+            part: the split's section.
+            listing: what was found there.
+        """
+        return cls(data, base / part.images, listing)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,8 +116,10 @@ class Source(Sequence[Sample]):
 
         Raises:
             BadSample: one of its files is missing or cannot be decoded, or they do not fit each other.
+            ChangedSample: one of them has other contents than when the data was looked at.
         """
         sample = self[i]
+        self.refuse_changed(i)
         return Example(read_image(sample.image, self.data.max_pixels), sample.label)
 
     @abstractmethod
@@ -112,60 +129,79 @@ class Source(Sequence[Sample]):
         """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
-    def total_bytes(self) -> int:
-        """Of all files of the samples."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            return sum(max(0, size) for sizes in pool.map(self._sizes, self.parts()) for each in sizes for size in each)
+    def groups(self) -> list[tuple[Path, Names]]:
+        """The files that the samples are made of: folders and the names in them, one or more of the same length."""
+        return [(self.images, self.names)]
 
-    def damaged(self) -> list[str]:
-        """Files that are not what was packed, as far as sums tell; only shards have any. Reads all of them."""
-        return []
+    def rows(self, i: int) -> list[int]:
+        """Rows of `contents` that sample i is read from."""
+        return [len(self) * group + i for group in range(len(self.groups()))]
+
+    def file(self, row: int) -> str:
+        """Path of a row of `contents`."""
+        group, number = divmod(row, len(self.groups()[0][1]))
+        folder, names = self.groups()[group]
+        return f"{folder}/{names[number]}"
+
+    def look_at_contents(
+        self, cache: ContentCache | None = None, what: str = "data", deadline: float | None = None
+    ) -> Contents:
+        """Find out sizes, times and sums of all files; from then on `read` refuses a file that has changed.
+
+        Args:
+            cache: keeps sums, so that only new files are read.
+            what: begins lines on progress, as `data.train`.
+            deadline: `time.monotonic()`; None: as long as it takes.
+
+        Raises:
+            OutOfTime: the deadline has passed; what was read until then is kept in the cache.
+        """
+        found = self.contents
+        if found is None:
+            parts = [look_at(folder, names, cache, what, deadline) for folder, names in self.groups()]
+            found = self.contents = Contents.joined(parts)
+            self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}
+            self.listing.facts["digest"] = self._digest(found)
+        return found
 
     def digest(self) -> str:
-        """`content:<sha256>` of names, labels, sizes, contents and classes; above 2 GiB `listing:` without contents.
+        """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they lie."""
+        self.look_at_contents()
+        return str(self.listing.facts["digest"])
 
-        It does not depend on where the folders lie. Computed once for each object.
+    def image_sums(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image's file, (samples, 32); zeros where it cannot be read."""
+        return self.look_at_contents().sums[: len(self)]
+
+    def total_bytes(self) -> int:
+        """Of all files of the samples."""
+        return sum(max(0, stamp(f"{folder}/{name}")[0]) for folder, names in self.groups() for name in names)
+
+    def damaged(self) -> list[str]:
+        """Files that are not what was packed, as far as sums tell; only shards have any."""
+        return []
+
+    def refuse_changed(self, i: int) -> None:
+        """Refuse a sample of which a file has other contents than when the data was looked at.
+
+        Raises:
+            ChangedSample: with the file's name.
         """
-        return self._digest
+        if self.contents is None:
+            return
+        for row in self.rows(i):
+            if self.contents.changed(row, path := self.file(row)):
+                raise ChangedSample(path, CHANGED)
 
-    @cached_property
-    def _digest(self) -> str:
-        parts = self.parts()
-        labels = self.listing.arrays.get("labels")
-        with ThreadPoolExecutor(THREADS) as pool:
-            sizes = [size for sizes in pool.map(self._sizes, parts) for size in sizes]
-            whole = sum(map(sum, sizes)) <= HASHED_BYTES
-            total = hashlib.sha256(repr(self.classes).encode())
-            if self.annotations is not None:
-                total.update(self.annotations.digest.encode())
-            for i, size in enumerate(sizes):
-                label = -1 if labels is None else int(labels[i])
-                total.update(b"\0".join([self.names.encoded(i), str((label, *size)).encode(), b""]))
-            for content in pool.map(self._contents, parts if whole else []):
-                total.update(content)
-        return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
-
-    def _files(self, i: int) -> list[str]:
-        return [f"{self.images}/{self.names[i]}"]
-
-    def _sizes(self, part: range) -> list[tuple[int, ...]]:
-        return [tuple(_size(file) for file in self._files(i)) for i in part]
-
-    def _contents(self, part: range) -> bytes:
-        files = (file for i in part for file in self._files(i))
-        return b"".join(map(_content_hash, files))
-
-
-def _size(file: str) -> int:
-    """Bytes of a file, -1 for an annotated image that is not there: the check names it."""
-    try:
-        return os.stat(file).st_size  # noqa: PTH116  # a million of them
-    except OSError:  # absent, or a name that no file can have
-        return -1
-
-
-def _content_hash(file: str) -> bytes:
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).digest()
-    except OSError:
-        return b""
+    def _digest(self, contents: Contents) -> str:
+        total = hashlib.sha256(repr(self.classes).encode())
+        if self.annotations is not None:
+            total.update(self.annotations.digest.encode())
+        groups = len(self.groups())
+        labels = self.listing.arrays.get("labels", np.full(len(self), -1)).tolist()
+        sizes = contents.sizes.reshape(groups, -1).T.tolist()
+        for i, label in enumerate(labels):
+            total.update(b"%b\0%b\0" % (self.names.encoded(i), str((label, *sizes[i])).encode()))
+        sums = contents.sums.reshape(groups, -1, SUM_BYTES).swapaxes(0, 1).reshape(-1, SUM_BYTES)
+        total.update(sums[sums.any(axis=1)].tobytes())
+        return f"content:{total.hexdigest()}"

@@ -54,6 +54,7 @@ class CocoSource(Source):
     def read(self, i: int) -> Example:
         """Decode image i; its objects are those of the annotations."""
         path, objects = self.images / self.names[i], self.annotations.of_image(i)
+        self.refuse_changed(i)
         image = read_image(path, self.data.max_pixels)
         if image.shape[:2] != objects.size:
             raise BadSample(str(path), annotated_size_mismatch(image.shape, objects.size))

@@ -9,7 +9,8 @@ import numpy as np
 
 from scalablevit.config.data import ImageFolder, SplitName
 from scalablevit.config.errors import UserError
-from scalablevit.data.sources.base import THREADS, Sample, Source
+from scalablevit.data.contents import THREADS
+from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,

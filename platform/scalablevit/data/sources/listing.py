@@ -64,7 +64,7 @@ class Listing:
                     for name in archive.namelist()
                     if name != FACTS
                 }
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
             raise ValueError(f"not a listing: {error}") from error
         return cls(facts, arrays)
 
@@ -108,13 +108,13 @@ class Names(Sequence[str]):
         )
 
     @classmethod
-    def in_listing(cls, listing: Listing) -> Self:
+    def in_listing(cls, listing: Listing, kind: str = "") -> Self:
         """The names that `arrays` gave to a listing."""
-        return cls(listing.arrays["names"], listing.arrays["ends"])
+        return cls(listing.arrays[f"{kind}names"], listing.arrays[f"{kind}ends"])
 
-    def arrays(self) -> dict[str, Array]:
-        """For a listing."""
-        return {"names": self.block, "ends": self.ends}
+    def arrays(self, kind: str = "") -> dict[str, Array]:
+        """For a listing, which may have several kinds of names."""
+        return {f"{kind}names": self.block, f"{kind}ends": self.ends}
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.config.data import MaskPairs, SplitName
+from scalablevit.config.data import MaskPairs, Split, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, read_image, read_mask
 from scalablevit.data.labels import label_table, size_mismatch, to_labels
@@ -35,7 +35,17 @@ class MaskPairsSource(Source):
     def __init__(self, data: MaskPairs, images: Path, masks: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
         self.masks = masks
+        self.mask_names = Names.in_listing(listing, "mask_")
         self.table = label_table(data, self.classes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the base's."""
+        return type(self), (self.data, self.images, self.masks, self.listing)
+
+    @classmethod
+    def of(cls, data: MaskPairs, base: Path, part: Split, listing: Listing) -> Self:  # type: ignore[override]
+        """Return the source of a listing that was made before."""
+        return cls(data, base / part.images, base / (part.masks or ""), listing)
 
     @classmethod
     def find(cls, data: MaskPairs, split: SplitName, base: Path) -> Self:
@@ -58,12 +68,14 @@ class MaskPairsSource(Source):
             *(name for name in image_files.files if suffix(name) not in IMAGE_SUFFIXES),
             *(name for name in mask_files.files if not name.endswith(".png")),
         ]
-        listing = Listing({"classes": classes, "ignored": ignored}, Names.of(names).arrays())
+        arrays = Names.of(names).arrays() | Names.of(map(_mask_name, names)).arrays("mask_")
+        listing = Listing({"classes": classes, "ignored": ignored}, arrays)
         return cls(data, images, masks, listing)
 
     def read(self, i: int) -> Example:
         """Decode image i and its mask."""
         sample = self._sample(i)
+        self.refuse_changed(i)
         image = read_image(sample.image, self.data.max_pixels)
         return Example(image, mask=self._labels(str(sample.mask), image))
 
@@ -77,12 +89,11 @@ class MaskPairsSource(Source):
             raise BadSample(path, str(error)) from error
 
     def _sample(self, i: int) -> Sample:
-        name = self.names[i]
-        return Sample(image=self.images / name, label=None, mask=self.masks / _mask_name(name))
+        return Sample(image=self.images / self.names[i], label=None, mask=self.masks / self.mask_names[i])
 
-    def _files(self, i: int) -> list[str]:
-        name = self.names[i]
-        return [f"{self.images}/{name}", f"{self.masks}/{_mask_name(name)}"]
+    def groups(self) -> list[tuple[Path, Names]]:
+        """Images, then masks."""
+        return [(self.images, self.names), (self.masks, self.mask_names)]
 
 
 def _mask_name(image_name: str) -> str:

@@ -9,6 +9,7 @@ from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.coco import CocoSource
 from scalablevit.data.sources.image_folder import ImageFolderSource, find_class_folders, list_class_folders
+from scalablevit.data.sources.listing import Listing
 from scalablevit.data.sources.mask_pairs import MaskPairsSource
 from scalablevit.data.sources.tar_shards import TarShardsSource
 
@@ -37,6 +38,14 @@ def open_source(data: Data, split: SplitName, root: Path) -> Source:
         source: Source = SOURCES[type(data)].find(data, split, base)
     except OSError as error:  # a folder that may not be listed, a disk that fails
         raise _cannot_list(error, base, f"data.{split}") from error
+    return source
+
+
+def source_of(data: Data, split: SplitName, root: Path, listing: Listing) -> Source:
+    """Return the source that `open_source` listed before, from its listing; no folder is looked at."""
+    base = root / Path(data.root).expanduser()
+    part = data.train if split == "train" else data.val
+    source: Source = SOURCES[type(data)].of(data, base, part, listing)
     return source
 
 

@@ -2,16 +2,19 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scalablevit.config.data import SplitName, TarShards
-from scalablevit.data.shards import Shards, open_shards
-from scalablevit.data.sources.base import HASHED_BYTES, THREADS, Sample, Source
+from scalablevit.data.contents import SUM_BYTES, THREADS, Contents
+from scalablevit.data.shards import Member, Shards, open_shards
+from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import existing_folder
-from scalablevit.data.sources.listing import Listing
+from scalablevit.data.sources.listing import Listing, Names
 
 
 class TarShardsSource(Source):
@@ -36,18 +39,36 @@ class TarShardsSource(Source):
     def _sample(self, i: int) -> Sample:
         return Sample(image=self.shards[i], label=int(self.shards.labels[i]), mask=None)
 
-    def total_bytes(self) -> int:
-        """Of all shards."""
-        return self.shards.total_bytes
+    def groups(self) -> list[tuple[Path, Names]]:
+        """The shards."""
+        return [(self.images, self.shards.file_names)]
+
+    def rows(self, i: int) -> list[int]:
+        """The shard that holds image i."""
+        return [self.shards.number_of(i)]
+
+    def image_sums(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image inside the shards; reads all of them."""
+
+        def of(part: range) -> NDArray[np.uint8]:
+            return np.array([_member_sum(self.shards[i]) for i in part], np.uint8).reshape(-1, SUM_BYTES)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.concatenate(list(pool.map(of, self.parts())))
 
     def damaged(self) -> list[str]:
         """Shards whose SHA-256 is not the index's."""
-        return self.shards.damaged()
+        sums = self.look_at_contents().sums
+        return [str(self.images / name) for (name, _, packed), found in zip(self.shards.files, sums, strict=True)
+                if found.tobytes().hex() != packed]  # fmt: skip
 
-    @cached_property
-    def _digest(self) -> str:
-        whole = self.shards.total_bytes <= HASHED_BYTES
-        with ThreadPoolExecutor(THREADS) as pool:
-            sums = list(pool.map(self.shards.sum_of, range(len(self.shards.files)) if whole else []))
-        total = hashlib.sha256(" ".join([self.shards.index_sha256, *sums]).encode())
-        return f"{'content' if whole else 'listing'}:{total.hexdigest()}"
+    def _digest(self, contents: Contents) -> str:
+        sums = [each.tobytes().hex() if each.any() else "" for each in contents.sums]
+        return f"content:{hashlib.sha256(' '.join([self.shards.index_sha256, *sums]).encode()).hexdigest()}"
+
+
+def _member_sum(member: Member) -> NDArray[np.uint8]:
+    try:
+        return np.frombuffer(hashlib.sha256(member.read_bytes()).digest(), np.uint8)
+    except OSError:
+        return np.zeros(SUM_BYTES, np.uint8)

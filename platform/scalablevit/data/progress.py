@@ -1,0 +1,58 @@
+"""Lines on work that may take long: how far it is, how long it will take, and an end to it when time is up."""
+
+import time
+from threading import Lock
+
+EVERY_S = 10.0
+"""Between two lines; what ends sooner prints none."""
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; the message says how far the work is."""
+
+
+class Progress:
+    """Counts work in threads.
+
+    Args:
+        what: begins each line, as `data.train: hashing`.
+        total: of `unit`, in all.
+        unit: what is counted, as `files`.
+        deadline: `time.monotonic()` at which `add` raises; None: never.
+    """
+
+    def __init__(self, what: str, total: float, unit: str, deadline: float | None = None) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.deadline = deadline
+        self.done = 0.0
+        self.started = self._told = time.monotonic()
+        self._lock = Lock()
+
+    def add(self, amount: float) -> None:
+        """Count work that is done.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
+        with self._lock:
+            self.done += amount
+            now = time.monotonic()
+            if now - self._told >= EVERY_S:
+                self._told = now
+                print(self.line(), flush=True)
+            if self.deadline is not None and now > self.deadline:
+                raise OutOfTime(self.line())
+
+    def line(self) -> str:
+        """How far it is and how long it will take."""
+        share = self.done / self.total if self.total else 1.0
+        seconds = time.monotonic() - self.started
+        left = f", about {duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
+        return f"{self.what}: {self.done:,.4g} of {self.total:,.4g} {self.unit}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a short text."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

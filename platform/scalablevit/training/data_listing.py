@@ -1,0 +1,68 @@
+"""The data of a run as its driver listed it: stored beside the run, and opened by all who read samples of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.data import Data, SplitName
+from scalablevit.config.errors import UserError
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.node_cache import open_on_node
+from scalablevit.data.sources.opening import source_of
+from scalablevit.training import storage
+
+FOLDER = "data"
+LISTINGS = f"{FOLDER}/listings.json"
+"""In a run's folder: the SHA-256 of each split's listing, and of what it is one."""
+FIELDS = ("source", "root", "train", "val", "classes", "instance_masks")
+"""Of a recipe's data section: what a listing depends on."""
+
+
+def store_listings(location: str, sources: Mapping[SplitName, Source]) -> None:
+    """Write the listings of both splits below a folder.
+
+    Args:
+        location: of the run's folder: a path or an address.
+    """
+    filesystem, folder = storage.open_filesystem(location)
+    filesystem.create_dir(f"{folder}/{FOLDER}", recursive=True)
+    facts: dict[str, Any] = {"of": _depends_on(next(iter(sources.values())).data)}
+    for split, source in sources.items():
+        content = source.listing.pack()
+        facts[split] = hashlib.sha256(content).hexdigest()
+        storage.put(filesystem, f"{folder}/{FOLDER}/{split}.listing", content)
+    storage.put(filesystem, f"{folder}/{LISTINGS}", json.dumps(facts, indent=1).encode())
+
+
+def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Source:
+    """Return a split's source as `store_listings` left it, without looking at the data's folders.
+
+    Args:
+        data: the recipe's data section.
+        split: which of the two splits.
+        root: the platform's root folder; the data's own is relative to it.
+        location: of the run's folder.
+
+    Raises:
+        UserError: the listing is missing, damaged, or one of other data.
+    """
+    filesystem, folder = storage.open_filesystem(location)
+    file = f"{folder}/{FOLDER}/{split}.listing"
+    try:
+        facts = json.loads(storage.read(filesystem, f"{folder}/{LISTINGS}") or b"")
+        if facts["of"] != _depends_on(data):
+            raise ValueError(f"it is of {facts['of']}")
+        return source_of(data, split, root, open_on_node(facts[split], lambda: storage.read(filesystem, file) or b""))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the listing of the data cannot be used: {error}",
+            where=f"{location}/{FOLDER}",
+            fix="submit again: it is made anew",
+        ) from error
+
+
+def _depends_on(data: Data) -> dict[str, Any]:
+    plain = data.model_dump(mode="json")
+    return {name: plain[name] for name in FIELDS if name in plain}

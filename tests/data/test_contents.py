@@ -1,0 +1,156 @@
+"""Sums of files: nothing unchanged is read again, and no change is missed."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from scalablevit.data import contents
+from scalablevit.data.contents import ContentCache, look_at
+from scalablevit.data.progress import OutOfTime
+from scalablevit.data.sources.listing import Names
+
+NAMES = Names.of(["a", "b/c", "d"])
+
+
+class Reads:
+    """The files that were hashed since it was last asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        read = contents.content_sum
+
+        def counted(path: str) -> bytes | None:
+            self.names.append(Path(path).name)
+            return read(path)
+
+        monkeypatch.setattr(contents, "content_sum", counted)
+
+    def take(self) -> list[str]:
+        """Return them, sorted."""
+        found, self.names = sorted(self.names), []
+        return found
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are trusted at once."""
+    monkeypatch.setattr(contents, "SETTLED_NS", -(10**12))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in NAMES:
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"content of {name}")
+    return tmp_path / "data"
+
+
+def look(folder: Path, cache: ContentCache | None = None, names: Names = NAMES) -> list[str]:
+    found = look_at(folder, names, cache, "data.train", None)
+    assert found.sizes.tolist() == [contents.stamp(f"{folder}/{name}")[0] for name in names]
+    return [each.tobytes().hex() for each in found.sums]
+
+
+@pytest.mark.usefixtures("settled")
+def test_only_what_changed_is_read_again(folder: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = ContentCache.below(tmp_path)
+    first = look(folder, cache)
+    assert reads.take() == ["a", "c", "d"] and len(set(first)) == 3
+    assert look(folder, cache) == first and reads.take() == []
+    assert look(folder) == first and reads.take() == ["a", "c", "d"]
+
+    before = (folder / "a").stat()
+    (folder / "a").write_text("Content of a")  # same size, and its time put back
+    os.utime(folder / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = look(folder, cache)
+    assert reads.take() == ["a"] and second[0] != first[0] and second[1:] == first[1:]
+
+    (folder / "d").touch()
+    assert look(folder, cache) == second and reads.take() == ["d"]
+    assert look(folder, cache) == second and reads.take() == []
+
+
+@pytest.mark.usefixtures("settled")
+def test_files_that_come_and_go_leave_the_others_known(folder: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = ContentCache.below(tmp_path)
+    a, c, d = look(folder, cache)
+    reads.take()
+    (folder / "b/b").write_text("new")
+    more = Names.of(["a", "b/b", "b/c", "d"])
+    found = look(folder, cache, more)
+    assert reads.take() == ["b"] and [found[0], *found[2:]] == [a, c, d]
+    (folder / "a").unlink()
+    assert look(folder, cache, more) == ["0" * 64, *found[1:]] and reads.take() == []
+    assert look(folder, cache, Names.of(["d"])) == [d] and reads.take() == []
+
+
+def test_times_of_files_just_written_are_not_trusted(folder: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = ContentCache.below(tmp_path)
+    first = look(folder, cache)
+    reads.take()
+    assert look(folder, cache) == first
+    assert reads.take() == ["a", "c", "d"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_was_hashed_until_time_was_up_is_known(folder: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = ContentCache.below(tmp_path)
+    read = contents.content_sum
+
+    def slow(path: str) -> bytes | None:
+        time.sleep(0.05)
+        return read(path)
+
+    contents.content_sum = slow
+    with pytest.raises(OutOfTime, match=r"data.train: hashing 3 files: .* MiB, about \d+ s left"):
+        look_at(folder, NAMES, cache, "data.train", time.monotonic() + 0.02)
+    contents.content_sum = read
+    known = reads.take()
+    assert known == ["a"]
+    look(folder, cache)
+    assert reads.take() == ["c", "d"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_damaged_cache_is_said_and_costs_only_time(
+    folder: Path, tmp_path: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ContentCache.below(tmp_path)
+    first = look(folder, cache)
+    cache.file.write_bytes(b"no database" * 100)
+    assert look(folder, ContentCache.below(tmp_path)) == first and len(reads.take()) == 6
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(cache.file) in line and "not a database" in line and "hashed again" in line
+
+
+@pytest.mark.usefixtures("settled")
+def test_sums_of_another_node_are_not_taken(folder: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = ContentCache.below(tmp_path)
+    first = look(folder, cache)
+    with sqlite3.connect(cache.file) as connection:
+        connection.execute("update folders set node = 'elsewhere'")
+    assert look(folder, cache) == first and len(reads.take()) == 6
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_is_changed_by_its_contents_not_by_its_times(folder: Path, reads: Reads) -> None:
+    found = look_at(folder, NAMES, None, "data.train", None)
+    path = str(folder / "d")
+    reads.take()
+    assert not found.changed(2, path) and reads.take() == []
+    (folder / "d").touch()
+    assert not found.changed(2, path) and reads.take() == ["d"]
+    assert not found.changed(2, path) and reads.take() == []
+    (folder / "d").write_text("Content of d")
+    assert found.changed(2, path) and found.changed(2, path)
+    (folder / "d").unlink()
+    assert not found.changed(2, path), "its reader says that it is missing"
