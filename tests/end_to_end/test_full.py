@@ -1,7 +1,8 @@
-"""From `ray job submit` to registered models on a real head, and again after the head was killed."""
+"""From `ray job submit` to registered models on a real head, with a worker killed on the way; after other losses."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +12,22 @@ from typing import Any
 
 import pytest
 from harness.heads import JOB_S, ROOT, TINY, Head, output_of
+from harness.killing import sums_of
+from harness.ranks import Attempt, run_attempts
+
+from scalablevit.config.loading import load_recipe
+from scalablevit.jobs.resolve import resolve
+from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.worker import Assignment
 
 LOGGED = sorted({1, 5, *range(2, 41, 2)})
 """Steps of the segmentation stage with training metrics: its schedule, and the first steps."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+
+PRETRAIN = ["stages.pretrain.training.steps=60", "stages.pretrain.training.checkpoint_every.steps=2"]
+"""Long enough for a worker to be killed between its first checkpoint and its end."""
 
 
 class Place:
@@ -26,7 +38,8 @@ class Place:
         self.root = root
 
     def submit(self, *arguments: str, name: str | None = None) -> "subprocess.Popen[str]":
-        return self.head.submit(self.root, "full", "--recipe", str(TINY.relative_to(ROOT)), *arguments, name=name)
+        return self.head.submit(self.root, "full", "--recipe", str(TINY.relative_to(ROOT)), *PRETRAIN, *arguments,
+                                name=name)  # fmt: skip
 
     def finish(self) -> str:
         """Submit the job and return its output when it has ended well."""
@@ -45,7 +58,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Whole:
-    """A root on which the recipe ran undisturbed, and what the job printed."""
+    """A root on which the recipe ran, while one worker of its first stage was killed, and what the job printed."""
 
     root: Path
     output: str
@@ -55,7 +68,11 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     place = Place(head, tmp_path_factory.mktemp("whole"))
-    output = place.finish()
+    job = place.submit()
+    _wait_for_checkpoint(place, "pretrain", job)
+    os.kill(min(head.actors("RayTrainWorker")), signal.SIGKILL)
+    output = output_of(job)
+    assert job.returncode == 0, output
     return Whole(place.root, output, place.results())
 
 
@@ -81,6 +98,21 @@ def test_all_models_are_registered_with_their_lineage(whole):
     assert [point.step for point in losses] == LOGGED
     assert child.data.params["optimizer.lr"] == "0.001"
     assert any(name.startswith("system/node0/") for name in child.data.metrics)
+
+
+def test_a_lost_worker_changes_nothing(whole, tmp_path):
+    """Bit for bit the same run without Ray, in which nothing is lost."""
+    (lost,) = (whole.root / "runs").glob("tiny-pretrain-*")
+    starts = [each for each in read_attempts(lost / ATTEMPTS) if each["event"] == "started"]
+    assert [start["from_step"] > 0 for start in starts] == [False, True], starts
+    (resolved,) = resolve(load_recipe(TINY, PRETRAIN), whole.root, ["pretrain"])
+    assert resolved.run_name == lost.name
+    stage, folder = resolved.stage.model_dump_json(), tmp_path / "undisturbed"
+    run_attempts([Attempt(Assignment(stage, str(folder), str(whole.root), None))], 2, tmp_path)
+    assert sums_of(lost) == sums_of(folder)
+    lines = [json.loads(line) for line in (lost / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted({1, 5, *range(2, 61, 2)}), "a metric was lost or doubled"
 
 
 def test_each_run_left_a_folder_that_is_read_without_a_server(whole):
@@ -147,12 +179,10 @@ def test_the_table_names_what_came_out(whole):
 
 def test_a_registered_model_initialises_a_run_with_other_classes(whole):
     """`model.init: models:/...`: the backbone is kept, the head for other classes is new and named."""
-    from scalablevit.config.loading import load_recipe
-    from scalablevit.jobs.resolve import resolve
     from scalablevit.models.backbone import build_classifier
     from scalablevit.models.weights import load_initial
 
-    recipe = load_recipe(TINY, ["stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
+    recipe = load_recipe(TINY, [*PRETRAIN, "stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
     stage = resolve(recipe, whole.root, ["pretrain"])[0]
     initial = stage.initial
     assert initial is not None and initial.keep_head(stage.classes) and not initial.keep_head(("other",))

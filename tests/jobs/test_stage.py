@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -109,12 +110,18 @@ def with_requirements(names):
         if name in found:
             continue
         found.add(name)
-        try:
-            wanted = [Requirement(each) for each in metadata.requires(name) or ()]
-        except metadata.PackageNotFoundError:
-            continue
-        left += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+        left += requirements_of(name)
     return found
+
+
+@cache
+def requirements_of(name):
+    """Names of the distributions that one requires itself."""
+    try:
+        wanted = [Requirement(each) for each in metadata.requires(name) or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    return [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
 def test_a_registered_model_lists_what_it_imports():

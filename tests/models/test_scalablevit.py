@@ -390,7 +390,8 @@ def test_compiled_training_step_equals_eager() -> None:
         torch.testing.assert_close(compiled[1]["_orig_mod." + name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.rotating("inductor", 30)
 def test_both_kinds_of_blocks_compile_with_inductor() -> None:
     """In one graph, of one kind after the other."""
     blocks = nn.Sequential(*tiny().stages[0][:2])
