@@ -7,6 +7,7 @@ from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
 from scalablevit.config.task import Segmentation
+from scalablevit.jobs.machine import machine_warnings
 from scalablevit.jobs.older_runs import older_runs
 from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
@@ -41,6 +42,8 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
             print(f"  {'warning':<14}{warning}", flush=True)
         for note in older_runs(recipe, resolved, root):
             print(f"  {'note':<14}{note}", flush=True)
+    for warning in machine_warnings(stages):
+        print(f"\nwarning: {warning}", flush=True)
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:

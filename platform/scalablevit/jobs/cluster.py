@@ -42,7 +42,7 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
     if address is not None:
         _check_address(address)
     else:
-        _check_fit(stages, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}], "this machine")
+        _check_fit(stages, [local_resources()], "this machine")
     import ray
 
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
@@ -149,11 +149,12 @@ def _alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _local_gpus() -> int:
-    """GPUs that Ray would find here, without importing torch."""
+def local_resources() -> dict[str, float]:
+    """CPUs and GPUs that Ray would find on this machine; without importing torch."""
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
-    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
 
 
 def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:
