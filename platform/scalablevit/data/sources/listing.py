@@ -143,5 +143,6 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> No
 
 def _mapped(file: Path) -> Array:
     shared = file.stem in WRITABLE and os.access(file, os.W_OK)
-    array: Array = np.load(file, mmap_mode="r+" if shared else "c", allow_pickle=False)
+    mapped = np.load(file, mmap_mode="r+" if shared else "c", allow_pickle=False)
+    array: Array = mapped.view(np.ndarray)  # of the same memory: slices are plain arrays
     return array
