@@ -103,7 +103,7 @@ def test_all_models_are_registered_with_their_lineage(whole):
 def test_a_lost_worker_changes_nothing(whole, tmp_path):
     """Bit for bit the same run without Ray, in which nothing is lost."""
     (lost,) = (whole.root / "runs").glob("tiny-pretrain-*")
-    starts = [each for each in read_attempts(lost / ATTEMPTS) if each["event"] == "started"]
+    starts = [each for each in read_attempts(lost / ATTEMPTS)[0] if each["event"] == "started"]
     assert [start["from_step"] > 0 for start in starts] == [False, True], starts
     (resolved,) = resolve(load_recipe(TINY, PRETRAIN), whole.root, ["pretrain"])
     assert resolved.run_name == lost.name
