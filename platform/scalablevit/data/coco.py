@@ -262,7 +262,7 @@ def _is_id(value: Any) -> bool:
 
 def _read_whole(record: Record, key: str) -> bool:
     """Return whether a whole number is there; one given as text or with a fraction of zero becomes an int."""
-    value = record.get(key)
+    value: Any = record.get(key)
     if _is_id(value):
         return True
     text = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _DIGITS
