@@ -284,16 +284,17 @@ def test_names_that_may_mean_two_files_are_refused_with_both(tmp_path: Path) -> 
     [
         (("val/a.png",), "val/a.png: there is {root}/val/a.png, outside the folder of images"),
         (("x/a.png", "y/a.png"), "x/a.png: a.png would be the file of 2 names"),
-        (("..%2Ftrain/a.png",), "..%2Ftrain/a.png: a file of that base name is a.png"),
-        (("C:\\set/a.png",), "C:\\set/a.png: a file of that base name is a.png"),
-        (("\\\\host\\set\\a.png",), "\\\\host\\set\\a.png: a file of that base name is a.png"),
+        (("..%2Ftrain/a.png",), "..%2Ftrain/a.png: {out}; there, a file of that base name is a.png"),
+        (("C:\\set/a.png",), "C:\\set/a.png: {out}; there, a file of that base name is a.png"),
+        (("\\\\host\\set\\a.png",), "\\\\host\\set\\a.png: {out}; there, a file of that base name is a.png"),
+        (("..\\..\\absent.png",), "..\\..\\absent.png: {out}"),
     ],
 )
 def test_names_that_lead_elsewhere_are_never_changed(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:
     write(tmp_path, renamed(*names))
     with pytest.raises(UserError) as caught:
         opened(tmp_path)
-    assert reason.format(root=tmp_path) in caught.value.what
+    assert reason.format(root=tmp_path, out="it leads out of the folder of images") in caught.value.what
 
 
 def test_missing_images_do_not_keep_the_other_names_from_being_read(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ class ImageFiles:
     def _find(self, name: str, free: dict[str, list[str]]) -> tuple[str, str] | _Unmatched:
         """Return the one file that a name means and how the name was read, or why there is none."""
         if any(map(_leads_out, _forms(name))):
-            return self._unmatched(name, free)
+            places = self._unclaimed(name, free)
+            return _Unmatched(f"it leads out of the folder of images{f'; there, {places}' if places else ''}")
         outside = {
             str(parent / form)
             for form, _ in _forms(name)
@@ -102,11 +103,12 @@ class ImageFiles:
             return next(iter(fitting.items()))
         if fitting:
             return _Unmatched(f"it may be {' or '.join(map(shown, sorted(fitting)[:_SHOWN]))}")
-        return self._unmatched(name, free)
+        return _Unmatched(self._unclaimed(name, free))
 
-    def _unmatched(self, name: str, free: dict[str, list[str]]) -> _Unmatched:
-        unclaimed = [file for file in self.with_base_name(name) if file in free.get(_composed(file), [])]
-        return _Unmatched(f"a file of that base name is {first(unclaimed, 2)}" if unclaimed else "")
+    def _unclaimed(self, name: str, free: dict[str, list[str]]) -> str:
+        """Return what to say of files with a name's last part that no other name means; empty if there are none."""
+        files = [file for file in self.with_base_name(name) if file in free.get(_composed(file), [])]
+        return f"a file of that base name is {first(files, 2)}" if files else ""
 
     def _own_folders(self, form: str) -> list[int]:
         """Return how many leading parts may go: none, or as many as are the end of the folder's own path."""
