@@ -437,18 +437,13 @@ def _compact(
     boxes, owners = boxes[kept], owners[kept]
     given = [each.get("area") for each in annotations]
     spans = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    unmasked = np.array([masks and not _has_mask(each) for each in annotations], np.bool_)
+    texts, unmasked, lines = _masks_of(annotations, boxes) if masks else ([], np.zeros(len(annotations), np.bool_), 0)
     crowd = np.array([bool(each.get("iscrowd")) for each in annotations], np.bool_)
-    parts = zip(annotations, boxes, unmasked, strict=True)
-    texts = [_as_text(each.get("segmentation"), box, bare) for each, box, bare in parts] if masks else []
-    cut = sum(len(each["segmentation"]) - len(_polygons(each["segmentation"])) for each, bare in
-              zip(annotations, unmasked, strict=True)
-              if masks and not bare and isinstance(each["segmentation"], list))  # fmt: skip
     counts = (("boxes clipped to their image", int((clipped & kept).sum())),
               ("boxes without area in their image dropped", int((~kept).sum())),
               ("objects without a mask (segmentation) left out of training and ignored in evaluation, as crowds are",
                int(unmasked.sum())),
-              ("polygons of less than three points left out, of objects with other polygons", cut))  # fmt: skip
+              ("polygons of less than three points left out, of objects with other polygons", lines))  # fmt: skip
     return Annotations(
         categories=tuple((category["id"], category["name"]) for category in categories),
         names=Names.of(str(PurePosixPath(image["file_name"])) for image in images),
@@ -474,14 +469,20 @@ def _order(identifier: int | str) -> tuple[bool, int | str]:
     return isinstance(identifier, str), identifier
 
 
-def _as_text(segmentation: Any, box: NDArray[np.float64], bare: bool) -> bytes:
-    """Return a mask as JSON; the box itself for an object that has none."""
-    if bare:
-        x1, y1, x2, y2 = box.tolist()
-        segmentation = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-    elif isinstance(segmentation, list):
-        segmentation = _polygons(segmentation)
-    return json.dumps(segmentation, separators=(",", ":")).encode()
+def _masks_of(annotations: list[Record], boxes: NDArray[np.float64]) -> tuple[list[bytes], NDArray[np.bool_], int]:
+    """Return the masks as JSON, the box for an object that has none; which have none; polygons that were left out."""
+    texts, unmasked, left_out = [], np.zeros(len(annotations), np.bool_), 0
+    for number, (each, (x1, y1, x2, y2)) in enumerate(zip(annotations, boxes.tolist(), strict=True)):
+        segmentation = each.get("segmentation")
+        if not _has_mask(each):
+            unmasked[number] = True
+            segmentation = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        elif isinstance(segmentation, list):
+            polygons = _polygons(segmentation)
+            left_out += len(segmentation) - len(polygons)
+            segmentation = polygons
+        texts.append(json.dumps(segmentation, separators=(",", ":")).encode())
+    return texts, unmasked, left_out
 
 
 def _cleaned(
