@@ -273,8 +273,11 @@ def test_coco(case: CocoCase, tmp_path: Path):
     trained, evaluated = (SampleDataset(source, data, 0, train=train)[Key(0, 0, 0)] for train in (True, False))
     assert not isinstance(trained, Bad) and not isinstance(evaluated, Bad)
     assert (trained["image"] == PICTURE).all() and (evaluated["image"] == PICTURE).all()
-    assert trained["boxes"].tolist() == evaluated["instances"].boxes.tolist() == [list(box) for box in case.boxes]
-    assert len(trained["masks"]) == len(trained["labels"]) == len(case.boxes)
+    boxes = [list(box) for box in case.boxes]
+    assert evaluated["instances"].boxes.tolist() == boxes
+    assert evaluated["instances"].crowd.tolist() == [not case.masked] * len(boxes)
+    assert trained["boxes"].tolist() == (boxes if case.masked else [])
+    assert len(trained["masks"]) == len(trained["labels"]) == len(trained["boxes"])
 
 
 @pytest.mark.parametrize("name", COCO_FILES)

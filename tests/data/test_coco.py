@@ -16,6 +16,7 @@ from pycocotools import mask as reference
 from scalablevit.config.data import CocoInstances, Shapes, Split
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.check import check_split
+from scalablevit.data.coco import Annotations
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.instances import decoded
 from scalablevit.data.sampler import Key
@@ -95,25 +96,43 @@ def image(**changes: Any) -> Change:
 REFUSED: list[tuple[Change, str]] = [
     (annotation(0, bbox=[float("nan"), 0, 1, 1]), "bbox is not four finite numbers: number 0 (id 1)"),
     (annotation(0, bbox=[0, 0, float("inf"), 1]), "bbox is not four finite numbers"),
-    (annotation(0, bbox=["1", 0, 1, 1]), "bbox is not four finite numbers"),
-    (lambda content: content["annotations"][0].pop("bbox"), "bbox is not four finite numbers"),
-    (annotation(0, area=float("nan")), "area is no number in 0..4294836225"),
-    (annotation(0, iscrowd=2), "iscrowd is neither 0 nor 1"),
+    (annotation(0, bbox=["1", 0, 1, 1]), 'not four finite numbers: number 0 (id 1) has ["1", 0, 1, 1]'),
+    (lambda content: content["annotations"][0].pop("bbox"), "not four finite numbers: number 0 (id 1) has nothing"),
+    (
+        annotation(0, bbox=[0] * 99),
+        f"number 0 (id 1) has [{'0, ' * 19}0,...\n",
+    ),
+    (annotation(0, area=float("nan")), "area is no number in 0..4294836225: number 0 (id 1) has NaN"),
+    (annotation(0, iscrowd=2), "iscrowd is neither 0 nor 1: number 0 (id 1) has 2"),
     (annotation(0, id=2), "ids of annotations occur twice: 2"),
     (image(id=3), "ids of images occur twice: 3"),
     (lambda content: content["categories"][0].update(id=2), "ids of categories occur twice: 2"),
     (lambda content: content["categories"][0].update(name="cat"), "categories share a name: cat"),
     (annotation(0, category_id=5), "unknown category_id: 5"),
     (annotation(0, image_id=5), "annotations of images that are not there (image_id): 5"),
-    (image(file_name="/etc/passwd"), "file_name leaves the folder of images"),
-    (image(file_name="../train.json"), "file_name leaves the folder of images"),
+    (image(file_name="/etc/passwd"), 'file_name leads out of the folder of images: number 0 (id 7) has "/etc/passwd"'),
+    (image(file_name="../train.json"), 'leads out of the folder of images: number 0 (id 7) has "../train.json"'),
+    (
+        image(file_name="/home/me/set/a.png"),
+        'has "/home/me/set/a.png" (in the folder of images there is a.png)\n'
+        "  fix: write file names relative to the folder of images",
+    ),
+    (image(id=None), "of images id is neither a whole number nor a text: number 0 has null"),
+    (lambda content: content["images"][0].pop("id"), "id is neither a whole number nor a text: number 0 has nothing"),
+    (image(id=7.5), "of images id is neither a whole number nor a text: number 0 has 7.5"),
+    (lambda content: content["categories"][1].update(id="b2"), 'categories id is no whole number: number 1 has "b2"'),
+    (annotation(0, category_id="dog"), 'category_id is no whole number: number 0 (id 1) has "dog"'),
+    (annotation(0, id=" "), 'id is neither a whole number nor a text: number 0 has " "'),
+    (annotation(0, id="02"), "ids of annotations occur twice: 2"),
     (image(file_name="./b.png"), "images share a file_name: b.png"),
-    (image(width=0), "width or height is no whole number in 1..65535"),
-    (lambda content: content["images"][1].pop("file_name"), "of images file_name is missing: number 1 (id 3)"),
-    (annotation(0, segmentation=[[1, 2, 3, 4]]), "polygon of less than three points"),
-    (annotation(0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "or of half a point"),
+    (image(width=0), 'is no whole number in 1..65535: number 0 (id 7) has {"width": 0, "height": 20}'),
+    (lambda content: content["images"][1].pop("file_name"), "file_name is missing: number 1 (id 3) has nothing"),
+    (
+        annotation(0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+        "of half a point: number 0 (id 1) has [[1, 2, 3, 4, 5, 6, 7]]",
+    ),
     (annotation(0, segmentation=[[1, 2, 3, 1e9, 5, 6]]), "corners more than 1000000 pixels away"),
-    (lambda content: content["annotations"][0].pop("segmentation"), "segmentation is missing or empty"),
+    (annotation(0, segmentation="1"), 'segmentation is neither polygons nor run lengths: number 0 (id 1) has "1"'),
     (segmentation(1, size=[WIDTH, HEIGHT]), "another size than their image's: annotation 2"),
     (segmentation(1, counts=[3, 4]), "counts do not add up to its size"),
     (segmentation(2, counts="3:"), "counts do not add up to its size"),
@@ -149,6 +168,234 @@ def test_all_kinds_of_mistakes_are_named_at_once(tmp_path: Path) -> None:
     assert len(caught.value.errors) == 2
 
 
+def test_of_many_wrong_values_the_first_are_shown(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"] = [{**content["images"][0], "id": [number]} for number in range(9)]
+
+    with pytest.raises(UserError) as caught:
+        opened(write(tmp_path, change))
+    assert "number 0 has [0], number 1 has [1]" in caught.value.what
+    assert caught.value.what.endswith("number 4 has [4] and 4 more")
+
+
+def same(a: Source, b: Source) -> bool:
+    """Whether two sources hold the same objects of the same images."""
+    first, second = a.listing.arrays, b.listing.arrays
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def as_text(content: dict[str, Any]) -> None:
+    for table, keys in (("images", ("id", "width")), ("categories", ("id",)),
+                        ("annotations", ("id", "image_id", "category_id"))):  # fmt: skip
+        for record in content[table]:
+            record.update({key: f"0{record[key]}" for key in keys})
+
+
+def as_fractions(content: dict[str, Any]) -> None:
+    for record in content["annotations"]:
+        record.update({key: float(record[key]) for key in ("id", "image_id", "category_id")})
+
+
+def with_words(content: dict[str, Any]) -> None:
+    """Ids of images and annotations that are no numbers, in the same order."""
+    for record in content["images"]:
+        record["id"] = f"img{record['id']}"
+    for record in content["annotations"]:
+        record.update(id=f"a{record['id']}", image_id=f"img{record['image_id']}")
+
+
+def with_nulls(content: dict[str, Any]) -> None:
+    content["annotations"][0].update(iscrowd=None)
+    content["annotations"][2].update(area=None)
+
+
+@pytest.mark.parametrize("change", [as_text, as_fractions, with_words, with_nulls])
+def test_ids_and_nulls_that_mean_one_thing_are_read(tmp_path: Path, change: Change) -> None:
+    source = opened(write(tmp_path / "changed", change))
+    assert same(source, opened(write(tmp_path / "plain")))
+    assert source.notes == ()
+
+
+def test_numbers_as_ids_come_before_texts(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"][0]["id"] = content["annotations"][0]["image_id"] = content["annotations"][2]["image_id"] = "a"
+
+    assert [sample.image.name for sample in opened(write(tmp_path, change))] == ["b.png", "empty.png", "a.png"]
+
+
+def renamed(*names: str) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        for record, name in zip(content["images"], names, strict=False):
+            record["file_name"] = name
+
+    return change
+
+
+NAMES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+    (("train\\a.png", "train\\b.png"), ("2 file names were read with / for \\ and without the leading train/",)),
+    (("images/a.png", "images/b.png", "images/empty.png"), ("3 file names were read without the leading images/",)),
+    (("%61.png", "b%2Epng"), ("2 file names were read with their %-codes decoded",)),
+    (("x%5Ca.png",),
+     ("1 file names were read with their %-codes decoded and with / for \\ and without the leading x/",)),
+    (("one/a.png", "two/b.png"),
+     ("1 file names were read without the leading one/", "1 file names were read without the leading two/")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "notes"), NAMES)
+def test_names_that_mean_one_file_are_read(tmp_path: Path, names: tuple[str, ...], notes: tuple[str, ...]) -> None:
+    source = opened(write(tmp_path, renamed(*names)))
+    assert [sample.image.name for sample in source] == ["b.png", "a.png", "empty.png"]
+    assert source.notes == notes and source.ignored == ()
+    use(tmp_path)
+
+
+def test_a_name_that_a_file_has_is_not_read_in_another_way(tmp_path: Path) -> None:
+    write(tmp_path, renamed("x\\a.png", "%62.png"))
+    for name in ("x\\a.png", "%62.png"):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "train" / name)
+    source = opened(tmp_path)
+    assert list(source.names) == ["%62.png", "x\\a.png", "empty.png"] and source.notes == ()
+
+
+def test_names_in_another_unicode_form_are_read(tmp_path: Path) -> None:
+    write(tmp_path, renamed("u\u0308.png"))
+    (tmp_path / "train" / "a.png").rename(tmp_path / "train" / "\xfc.png")
+    source = opened(tmp_path)
+    assert source.names[1] == "\xfc.png" and source.notes == ("1 file names were read in another Unicode form",)
+
+
+def test_names_that_may_mean_two_files_are_refused_with_both(tmp_path: Path) -> None:
+    write(tmp_path, renamed("x/p/a.png"))
+    (tmp_path / "train" / "p").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "train" / "p" / "a.png")
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path)
+    assert "1 of 3 names (file_name) are of no file in" in caught.value.what
+    assert "x/p/a.png: it may be a.png or p/a.png" in caught.value.what
+    assert caught.value.where == "data.train.annotations" and caught.value.fix.startswith("correct the names")
+    assert "remove" not in caught.value.fix
+    (tmp_path / "train" / "a.png").unlink()
+    assert opened(tmp_path).names[1] == "p/a.png"
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("val/a.png",), "val/a.png: there is {root}/val/a.png, outside the folder of images"),
+        (("x/a.png", "y/a.png"), "x/a.png: a.png would be the file of 2 names"),
+        (("..%2Ftrain/a.png",), "..%2Ftrain/a.png: {out}; there, a file of that base name is a.png"),
+        (("C:\\set/a.png",), "C:\\set/a.png: {out}; there, a file of that base name is a.png"),
+        (("\\\\host\\set\\a.png",), "\\\\host\\set\\a.png: {out}; there, a file of that base name is a.png"),
+        (("..\\..\\absent.png",), "..\\..\\absent.png: {out}"),
+    ],
+)
+def test_names_that_lead_elsewhere_are_never_changed(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:
+    write(tmp_path, renamed(*names))
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path)
+    assert reason.format(root=tmp_path, out="it leads out of the folder of images") in caught.value.what
+
+
+def test_missing_images_do_not_keep_the_other_names_from_being_read(tmp_path: Path) -> None:
+    write(tmp_path, renamed("x/a.png", "x/b.png", "x/absent.png"))
+    source = opened(tmp_path)
+    assert source.notes == ("2 file names were read without the leading x/",)
+    assert list(source.names) == ["b.png", "a.png", "x/absent.png"]
+    report = check_split(source, section(tmp_path), 2)
+    assert [Path(problem.path).name for problem in report.unreadable] == ["absent.png"]
+
+
+def test_a_few_names_that_mean_no_single_file_are_left_to_the_check(tmp_path: Path) -> None:
+    write(tmp_path, renamed("val/a.png", "x/b.png"))
+    with pytest.raises(UserError, match="1 of 3 names"):
+        opened(tmp_path)
+    source = opened(tmp_path, max_bad_fraction=0.4)
+    assert list(source.names) == ["b.png", "val/a.png", "empty.png"]
+    assert len(check_split(source, section(tmp_path), 2).unreadable) == 1
+
+
+def without(*numbers: int) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        for number in numbers:
+            content["annotations"][number].update(segmentation=[])
+
+    return change
+
+
+NO_MASKS: list[Any] = [[], None, {}, [[]], [[1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize("segmentation", NO_MASKS, ids=map(str, NO_MASKS))
+def test_a_few_objects_without_a_mask_are_left_out_and_counted(tmp_path: Path, segmentation: Any) -> None:
+    source = opened(write(tmp_path, annotation(0, segmentation=segmentation)))
+    assert source.notes == (
+        "1 objects without a mask (segmentation) left out of training and ignored in evaluation, as crowds are",
+    )
+    assert source.annotations is not None and source.annotations.without_mask == 1
+    found = source.annotations.of_image(1)
+    assert found.crowd.tolist() == [True, False]
+    mask = decoded(found.masks or [], found.size)[0]
+    box = np.zeros((HEIGHT, WIDTH), np.uint8)
+    box[3:11, 2:12] = 1
+    np.testing.assert_array_equal(mask, box)
+    use(tmp_path)
+
+
+def test_a_missing_key_is_an_object_without_a_mask(tmp_path: Path) -> None:
+    source = opened(write(tmp_path, lambda content: content["annotations"][0].pop("segmentation")))
+    assert source.annotations is not None and source.annotations.without_mask == 1
+
+
+def test_a_line_among_an_objects_polygons_is_left_out(tmp_path: Path) -> None:
+    polygon = [2, 3, 12, 3, 12, 11]
+    source = opened(write(tmp_path, annotation(0, segmentation=[[1, 1, 20, 19], polygon])))
+    assert source.notes == ("1 polygons of less than three points left out, of objects with other polygons",)
+    assert source.annotations is not None
+    found = source.annotations.of_image(1)
+    expected = reference.decode(reference.merge(reference.frPyObjects([polygon], HEIGHT, WIDTH)))
+    np.testing.assert_array_equal(decoded(found.masks or [], found.size)[0], expected)
+
+
+def many(count: int, bare: int) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        model = content["annotations"][0]
+        content["annotations"] = [
+            {**model, "id": n, **({"segmentation": []} if n < bare else {})} for n in range(count)
+        ]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("count", "bare", "taken"),
+    [(12, 10, True), (12, 11, False), (400, 12, True), (400, 13, False), (3, 3, False), (1, 1, False)],
+)
+def test_objects_without_masks_are_refused_above_a_share_and_a_number(
+    tmp_path: Path, count: int, bare: int, taken: bool
+) -> None:
+    write(tmp_path, many(count, bare))
+    if taken:
+        assert opened(tmp_path, max_bad_fraction=0.03).notes[0].startswith(f"{bare} objects without a mask")
+        return
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, max_bad_fraction=0.03)
+    assert f"{bare} of {count} annotations have no mask" in caught.value.what and "ids 0" in caught.value.what
+    assert "polygons" in caught.value.fix
+    assert "task.head=retinanet with data.instance_masks=false" in caught.value.fix
+    assert len(opened(tmp_path, instance_masks=False)) == 3
+
+
+def test_masks_that_are_missing_are_named_with_the_other_mistakes(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        without(0, 1, 2)(content)
+        annotation(0, category_id=5)(content)
+
+    with pytest.raises(UserErrors) as caught:
+        opened(write(tmp_path, change))
+    assert len(caught.value.errors) == 2
+
+
 def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
     source = opened(write(tmp_path))
     assert source.classes == ("cat", "dog")
@@ -176,6 +423,24 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     assert source.notes == ("1 boxes clipped to their image", "3 boxes without area in their image dropped")
     assert source.annotations is not None
     assert source.annotations.of_image(1).boxes.tolist() == [[0, 3, 6, 11]]
+    facts = source.listing.facts
+    assert (facts["clipped"], facts["dropped"], facts["fractional"], facts["without_mask"]) == (1, 3, 0, 0)
+    again = Annotations.in_listing(source.listing)
+    assert (again.clipped, again.dropped, again.fractional) == (1, 3, 0)
+
+
+@pytest.mark.parametrize(("largest", "fractional"), [(1.0, 3), (1.5, 0)])
+def test_boxes_as_fractions_are_counted_where_no_coordinate_is_above_one(
+    tmp_path: Path, largest: float, fractional: int
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for number in range(3):
+            annotation(number, bbox=[0.1, 0.2, 0.3, 0.4])(content)
+        annotation(2, bbox=[0, 0, largest, 0.5])(content)
+
+    source = opened(write(tmp_path, change))
+    assert source.annotations is not None and source.annotations.fractional == fractional
+    assert opened(write(tmp_path, lambda content: content["annotations"].clear())).listing.facts["fractional"] == 0
 
 
 @pytest.mark.parametrize("box", [[5, 5, 1e-6, 5], [29.9999999, 5, 5, 5], [-1e308, 0, 1e308, 5], [0, 0, 1e-30, 1e-30]])

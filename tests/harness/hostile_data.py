@@ -465,6 +465,8 @@ class CocoCase:
     """What the refusal says; "" when the file is used."""
     boxes: tuple[tuple[float, ...], ...] = ((4, 6, 14, 14),)
     """Of the first image, when the file is used."""
+    masked: bool = True
+    """Whether the first object has a mask; without, it is a crowd."""
 
     def __str__(self) -> str:
         return self.name
@@ -520,20 +522,20 @@ COCO_CASES = [
     CocoCase("area_huge", _object(area=1e300), "area is no"),
     CocoCase("area_negative", _object(area=-4), "area is no"),
     CocoCase("crowd_of_two", _object(iscrowd=2), "iscrowd is neither 0 nor 1"),
-    CocoCase("crowd_null", _object(iscrowd=None), "iscrowd is neither 0 nor 1"),
+    CocoCase("crowd_null", _object(iscrowd=None)),
     CocoCase("crowd_list", _object(iscrowd=[]), "iscrowd is neither 0 nor 1"),
-    CocoCase("id_text", _object(id="11"), "id is no whole number"),
-    CocoCase("id_fraction", _object(image_id=1.5), "image_id is no whole number"),
+    CocoCase("id_text", _object(id="11")),
+    CocoCase("id_fraction", _object(image_id=1.5), "image_id is neither a whole number nor a text"),
     CocoCase("id_flag", _object(category_id=True), "category_id is no whole number"),
     CocoCase("id_huge", _object(id=10**30)),
     CocoCase("id_twice", _object(id=12), "ids of annotations occur twice: 12"),
     CocoCase("unknown_image", _object(image_id=77), "annotations of images that are not there"),
     CocoCase("unknown_category", _object(category_id=77), "unknown category_id"),
     # masks
-    CocoCase("mask_missing", _without("annotations", "segmentation"), "segmentation is missing"),
-    CocoCase("mask_null", _object(segmentation=None), "segmentation is missing"),
-    CocoCase("mask_empty", _object(segmentation=[]), "segmentation is missing"),
-    CocoCase("polygon_of_two_points", _object(segmentation=[[1, 1, 2, 2]]), "less than three points"),
+    CocoCase("mask_missing", _without("annotations", "segmentation"), masked=False),
+    CocoCase("mask_null", _object(segmentation=None), masked=False),
+    CocoCase("mask_empty", _object(segmentation=[]), masked=False),
+    CocoCase("polygon_of_two_points", _object(segmentation=[[1, 1, 2, 2]]), masked=False),
     CocoCase("polygon_nan", _object(segmentation=[[1, 1, 2, 2, float("nan"), 3]]), "no list of finite numbers"),
     CocoCase("polygon_far", _object(segmentation=[[1, 1, 2, 2, 1e300, 3]]), "corners more than"),
     CocoCase("polygon_flat", _object(segmentation=[1, 1, 2, 2, 3, 3]), "no list of finite numbers"),
@@ -549,16 +551,16 @@ COCO_CASES = [
     CocoCase("runs_size_text", _rle("32", [1]), "size is not two whole numbers"),
     # images
     CocoCase("image_twice", _image(id=2), "ids of images occur twice: 2"),
-    CocoCase("image_id_list", _image(id=[1]), "id is no whole number"),
+    CocoCase("image_id_list", _image(id=[1]), "id is neither a whole number nor a text"),
     CocoCase("image_without_height", _without("images", "height"), "width or height"),
     CocoCase("image_negative", _image(height=-32), "width or height"),
     CocoCase("image_huge", _image(height=10**9), "width or height"),
     CocoCase("same_file_twice", _image(file_name="./b.png"), "images share a file_name"),
-    CocoCase("file_absolute", _image(file_name="/etc/passwd"), "leaves the folder"),
-    CocoCase("file_above", _image(file_name="../train.json"), "leaves the folder"),
-    CocoCase("file_above_inside", _image(file_name="a/../../../x.png"), "leaves the folder"),
-    CocoCase("file_backslash", _image(file_name="..\\..\\a.png"), "leaves the folder"),
-    CocoCase("file_zero", _image(file_name="a.png\0.jpg"), "leaves the folder"),
+    CocoCase("file_absolute", _image(file_name="/etc/passwd"), "leads out of the folder"),
+    CocoCase("file_above", _image(file_name="../train.json"), "leads out of the folder"),
+    CocoCase("file_above_inside", _image(file_name="a/../../../x.png"), "leads out of the folder"),
+    CocoCase("file_backslash", _image(file_name="..\\..\\a.png"), "leads out of the folder"),
+    CocoCase("file_zero", _image(file_name="a.png\0.jpg"), "leads out of the folder"),
     CocoCase("file_empty", _image(file_name=" "), "file_name is missing"),
     CocoCase("file_list", _image(file_name=["a.png"]), "file_name is missing"),
     CocoCase("file_half_character", _image(file_name="\ud800.png"), "no possible name"),

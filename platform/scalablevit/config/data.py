@@ -79,7 +79,9 @@ class _Images(Section):
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
     max_bad_fraction: Probability = 0.01
-    """Training stops when more than this fraction of the samples seen could not be decoded."""
+    """Training stops when more than this fraction of the samples seen could not be decoded. With `coco`, also the
+    fraction of objects without a mask that are left out and counted where masks are read (10 in any case, but not all),
+    and of annotated names without a file; more are refused."""
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are refused before decoding (decompression bombs)."""
 

@@ -84,6 +84,8 @@ def _check(where: str, data: Data, split: SplitName, root: Path, options: argpar
         write_shapes(data.shapes, root / Path(data.root).expanduser())
     source = open_source(data, split, root)
     print(f"{where}: {len(source)} samples, {len(source.ignored)} other files left out", flush=True)
+    for note in source.notes:
+        print(f"{where}: {note}")
     processors = os.cpu_count() or 1
     if options.quick:
         report = check_split(source, data, 4 * processors, depth="headers")

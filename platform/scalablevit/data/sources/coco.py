@@ -8,6 +8,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations, read_annotations
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.labels import annotated_size_mismatch
+from scalablevit.data.sources.annotated_names import ImageFiles
 from scalablevit.data.sources.base import Example, Sample, Source
 from scalablevit.data.sources.class_names import refuse_alike
 from scalablevit.data.sources.files import existing_folder, is_special, lies_in, list_files, refuse_links
@@ -30,10 +31,13 @@ class CocoSource(Source):
         file = base / (part.annotations or "")
         if not lies_in(file, base.resolve()):
             raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
-        annotations = read_annotations(file, where, masks=data.instance_masks)
-        refuse_alike([name for _, name in annotations.categories], where)
         found = list_files(folder, base)
         refuse_links(found.links, base, f"data.{split}.images")
+        annotations = read_annotations(
+            file, where, masks=data.instance_masks, max_bad_fraction=data.max_bad_fraction,
+            files=ImageFiles(folder, base, found.files),
+        )  # fmt: skip
+        refuse_alike([name for _, name in annotations.categories], where)
         annotated = set(annotations.names)
         inside = base.resolve()
         unlisted = annotated.difference(found.files)  # absent or hidden: not looked at yet
@@ -48,7 +52,7 @@ class CocoSource(Source):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What cleaning the annotations did, a line each."""
+        """What cleaning the annotations and matching file names did, a line each."""
         return self.annotations.notes
 
     def read(self, i: int) -> Example:

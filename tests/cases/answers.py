@@ -1,0 +1,60 @@
+"""What the commands answer to a case's recipe or search space: their exit code and all that they print."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scalablevit.config.space_loading import load_search
+from scalablevit.jobs import announce, check_data, cli, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a command."""
+
+    code: int
+    text: str
+    """Standard output and standard error."""
+
+
+def dry_run(recipe: Path, root: Path, *overrides: str) -> Answer:
+    """Return the answer of `pipelines/full.py --dry-run`, without the cost of the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        _leave_models_out(patch)
+        options = ["--recipe", str(recipe), "--root", str(root), "--dry-run", *overrides]
+        return _answer(lambda: cli.main("full", "", options))
+
+
+def check(recipe: Path, root: Path, *overrides: str) -> Answer:
+    """Return the answer of `pipelines/check_data.py`."""
+    options = ["--recipe", str(recipe), "--root", str(root), *overrides]
+    return _answer(lambda: cli.guarded(lambda: check_data.run(check_data.parse(options))))
+
+
+def search(space: Path, root: Path) -> Answer:
+    """Return the answer of `pipelines/tune.py --dry-run` up to its plan, for which torch and Ray would be loaded."""
+
+    def check_search() -> int:
+        search = load_search(space, note=print)
+        resolve.check_metric(search, resolve.resolve(search.recipe, root, [search.stage])[-1])
+        return 0
+
+    return _answer(lambda: cli.guarded(check_search))
+
+
+def _leave_models_out(patch: pytest.MonkeyPatch) -> None:
+    """Loading torch takes seconds and building a model another one, and no case is about one."""
+    patch.setattr(announce, "model_cost", lambda *_: "")
+    patch.setattr(announce, "automatic", lambda *_: [])
+    patch.setattr(announce, "check_micro_batches", lambda *_: None)
+
+
+def _answer(command: Callable[[], int]) -> Answer:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = command()
+    return Answer(code, printed.getvalue())
