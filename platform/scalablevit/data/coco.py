@@ -15,6 +15,7 @@ from faster_coco_eval import mask_api_new_cpp
 from numpy.typing import NDArray
 
 from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.data.boxes import count_boxes
 from scalablevit.data.instances import Instances, to_run_lengths
 from scalablevit.data.names import shown
 from scalablevit.data.sources.listing import Listing, Names
@@ -50,6 +51,8 @@ class Annotations:
     """(images, 2) height and width."""
     notes: tuple[str, ...]
     """What cleaning did, a line each."""
+    box_counts: dict[str, float]
+    """Of `count_boxes`, over all boxes of the file."""
     digest: str
     """SHA-256 of the file."""
     ends: NDArray[np.int64]
@@ -64,7 +67,8 @@ class Annotations:
 
     def facts(self) -> dict[str, Any]:
         """What `in_listing` reads beside `arrays`."""
-        return {"categories": self.categories, "notes": self.notes, "annotations_sha256": self.digest}
+        return {"categories": self.categories, "notes": self.notes, "box_counts": self.box_counts,
+                "annotations_sha256": self.digest}  # fmt: skip
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a listing, where other arrays may have the same names."""
@@ -79,6 +83,7 @@ class Annotations:
             categories=tuple((number, name) for number, name in listing.facts["categories"]),
             names=Names.in_listing(listing),
             notes=tuple(listing.facts["notes"]),
+            box_counts=listing.facts["box_counts"],
             digest=listing.facts["annotations_sha256"],
             **arrays,
         )
@@ -292,8 +297,9 @@ def _compact(
     annotations = sorted(annotations, key=lambda each: (place[each["image_id"]], each["id"]))
     owners = np.array([place[each["image_id"]] for each in annotations], np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
-    boxes, clipped, kept = _cleaned(np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4),
-                                    sizes[owners])  # fmt: skip
+    given_boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
+    boxes, clipped, kept = _cleaned(given_boxes, sizes[owners])
+    box_counts = count_boxes(given_boxes, sizes[owners], clipped, kept)
     annotations = [each for each, keep in zip(annotations, kept, strict=True) if keep]
     boxes, owners = boxes[kept], owners[kept]
     given = [each.get("area") for each in annotations]
@@ -306,6 +312,7 @@ def _compact(
         names=Names.of(str(PurePosixPath(image["file_name"])) for image in images),
         sizes=sizes,
         notes=tuple(f"{count} {what}" for what, count in counts if count),
+        box_counts=box_counts,
         digest=digest,
         ends=np.cumsum(np.bincount(owners, minlength=len(images)), dtype=np.int64),
         boxes=boxes.astype(np.float32),

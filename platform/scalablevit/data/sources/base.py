@@ -5,6 +5,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +155,18 @@ class Source(Sequence[Sample]):
     def _contents(self, part: range) -> bytes:
         files = (file for i in part for file in self._files(i))
         return b"".join(map(_content_hash, files))
+
+    def image_sums(self) -> NDArray[np.uint8]:
+        """Return the SHA-256 of each image's bytes, (samples, 32); zeros where an image cannot be read."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.concatenate([np.zeros((0, 32), np.uint8), *pool.map(self._image_sums, self.parts())])
+
+    def _image_sums(self, part: range) -> NDArray[np.uint8]:
+        sums = np.zeros((len(part), 32), np.uint8)
+        for place, i in enumerate(part):
+            with suppress(OSError, ValueError):  # absent, or a name that no file can have
+                sums[place] = np.frombuffer(hashlib.sha256(self[i].image.read_bytes()).digest(), np.uint8)
+        return sums
 
 
 def _size(file: str) -> int:
