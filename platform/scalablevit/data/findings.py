@@ -117,13 +117,14 @@ def _no_object(split: SplitName, boxes: Boxes) -> UserError:
 
 def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
     total = max(1, boxes.annotations)
-    if boxes.corners >= CORNERS_SHARE * total and boxes.reach_out >= REACHING_SHARE * total:
+    corners = boxes.corners >= CORNERS_SHARE * total and boxes.reach_out >= REACHING_SHARE * total
+    if corners:
         yield (
             f"the boxes seem to be x1, y1, x2, y2: read as COCO's x, y, width, height {boxes.reach_out} of "
             f"{boxes.annotations} reach out of their image, read as corners {boxes.corners} fit; write [x1, y1, "
             "x2 - x1, y2 - y1] into the file"
         )
-    elif boxes.clipped + boxes.dropped > WORTH_A_WORD * total:
+    elif boxes.reach_out + boxes.dropped > WORTH_A_WORD * total:
         yield (
             f"{boxes.reach_out} of {boxes.annotations} boxes reach out of their image and were clipped, "
             f"{boxes.dropped} have no area in it and were dropped; compare the images' sizes with the file's"
@@ -138,7 +139,7 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
             f"{boxes.below_pixel} of {boxes.objects} objects are less than a pixel wide or high in the scaled image, "
             f"and training leaves them out; a larger data.short_side ({data.short_side}) keeps them"
         )
-    if boxes.loose is not None and boxes.loose > WORTH_A_WORD * boxes.objects:
+    if boxes.loose is not None and boxes.loose > WORTH_A_WORD * boxes.objects and not corners:
         yield (
             f"{boxes.loose} of {boxes.objects} boxes disagree with their polygons by more than 3 pixels, first in "
             f"{_first(boxes.loose_images)}; compute bbox from segmentation"
@@ -256,9 +257,11 @@ def _imbalance(statistics: DataStatistics) -> Iterator[str]:
         named = ", ".join(f"{shown(statistics.classes[number])} {count}" for count, number in rare[:_NAMED])
         more = f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
         frequent = statistics.classes[counts.index(most)]
+        val = statistics.val.samples_by_class or ()
+        constant = f"{max(val) / sum(val):.3g}" if sum(val) else "unknown"
         yield (
             f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of {shown(frequent)} "
-            f"({most} of {total}): {named}{more}; top1 counts every image alike, so the frequent classes decide it: "
+            f"({most} of {total}): {named}{more}; a constant prediction reaches a top1 of {constant} on validation: "
             "look at the confusion matrix of the report, or add images of the rare classes"
         )
 

@@ -268,5 +268,7 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
 
 
 def _by_size(areas: NDArray[np.floating]) -> dict[str, int]:
-    """Objects of each size; one whose area is a bound counts in both, as in COCO's metric."""
-    return {size: int(((areas >= low) & (areas <= high)).sum()) for size, (low, high) in SIZES.items()}
+    """Objects of each size, each counted once: one whose area is a bound is of the smaller size."""
+    highs = [high for _, high in SIZES.values()]
+    counts = np.bincount(np.searchsorted(highs, areas).clip(max=len(highs) - 1), minlength=len(highs))
+    return dict(zip(SIZES, counts.tolist(), strict=True))

@@ -60,13 +60,14 @@ def run(options: argparse.Namespace) -> int:
     path = options.recipe or RECIPES / DEMO
     recipe = load_recipe(path, options.overrides, Scope("check_data.py checks", note=print))
     root = platform_root(options.root)
-    bad, errors = 0, list[UserError]()
+    bad, warnings, errors = 0, 0, list[UserError]()
     for name, data in _data_sections(recipe):
         found = _inspect(data, root, options)
         bad += _print_inspection(name, data, found)
+        warnings += len(found.warnings)
         errors += found.errors
     raise_all(list({str(error): error for error in errors}.values()))
-    print(_advice(bad, path, options))
+    print(_advice(bad, warnings, path, options))
     return 1 if bad else 0
 
 
@@ -124,7 +125,7 @@ def _print_report(where: str, data: Data, report: Report) -> int:
     return len(report.unreadable) + len(report.wrong) + len(report.damaged)
 
 
-def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
+def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) -> str:
     """What to do next."""
     if bad:
         return (
@@ -132,5 +133,7 @@ def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
             "then run this check again."
         )
     if options.quick:
-        return "All headers are sound. Damage behind them is found without --quick."
-    return f"Nothing bad. Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"
+        warned = f" Warnings: {warnings}." if warnings else ""
+        return f"All headers are sound.{warned} Damage behind them is found without --quick."
+    sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
+    return f"{sound} Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"
