@@ -25,7 +25,8 @@ Without --quick every image and mask is decoded as training does it; JPEGs that 
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
 kept in <root>/cache/checks under the data's digest: the same command on the same data answers from there (up to 2 GiB
 the digest covers contents, above that names and sizes; --again looks anew). With --quick only headers are read: kind,
-size, and whether masks fit their images; nothing is kept.
+size, and whether masks fit their images; nothing is kept, and images are compared between the splits only if that takes
+seconds.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
