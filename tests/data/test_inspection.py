@@ -1,7 +1,6 @@
 """The one look at a recipe's data: both splits, all refusals at once, and what a deadline leaves open."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +124,20 @@ def test_a_split_that_cannot_be_listed_does_not_hide_the_other_where_that_is_wan
 # --- time ---
 
 
-def test_after_the_deadline_nothing_is_guessed_and_nothing_kept(folders: ImageFolder, tmp_path: Path) -> None:
+def test_writing_the_built_in_shapes_takes_none_of_the_time(
+    folders: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(inspection.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(inspection, "write_shapes", lambda *_: clock.__setitem__(0, 60.0))
+    shapes = Shapes(train_images=1, val_images=1)
+    found = looked(folders.model_copy(update={"shapes": shapes}), seconds=10.0)
+    assert found.statistics is not None and found.statistics.unknown == () and found.seconds == 0.0
+
+
+def test_without_time_nothing_is_guessed_and_nothing_kept(folders: ImageFolder, tmp_path: Path) -> None:
     (tmp_path / "val/dog/copy.png").write_bytes((tmp_path / "train/cat/1.png").read_bytes())
-    found = looked(folders, cache=tmp_path / "cache", deadline=time.monotonic() - 1)
+    found = looked(folders, cache=tmp_path / "cache", seconds=0.0)
     found.raise_errors()
     assert found.statistics is not None and found.statistics.shared is None
     assert found.statistics.unknown[0] == "files of 0 of 4 images of train were looked at"
@@ -136,8 +146,8 @@ def test_after_the_deadline_nothing_is_guessed_and_nothing_kept(folders: ImageFo
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_deadline_that_is_not_reached_changes_nothing(folders: ImageFolder) -> None:
-    assert looked(folders, deadline=time.monotonic() + 600).statistics == looked(folders).statistics
+def test_enough_time_changes_nothing(folders: ImageFolder) -> None:
+    assert looked(folders, seconds=600.0).statistics == looked(folders).statistics
 
 
 def test_headers_alone_leave_large_contents_and_masks_open(

@@ -1,18 +1,20 @@
 """Statistics of a stage's data on their way: plan, run folder, MLflow's records and the report."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from harness.html_page import HtmlPage
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
+from scalablevit.data.inspection import inspect_data
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs import announce, resolve
+from scalablevit.jobs.cli import main
 from scalablevit.jobs.report import gather
-from scalablevit.jobs.resolve import ResolvedStage, deadline_of
+from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import STATISTICS, Job, _begin
 from scalablevit.report.page import render
@@ -72,11 +74,31 @@ def test_the_plan_shows_them_shorter_with_the_warnings(pretrain, root, capsys, m
     assert "  warning       train: 3 things" in lines
 
 
-def test_only_a_dry_run_has_a_deadline_for_its_look_at_the_data(root):
-    assert deadline_of(dry_run=False) is None
-    deadline = deadline_of(dry_run=True)
-    assert deadline is not None and 0 < deadline - time.monotonic() <= 10
+def test_all_stages_together_have_the_time_of_a_dry_run(root, monkeypatch):
+    given = []
+
+    def look(data, root, threads, *, cache, seconds):
+        given.append(seconds)
+        return replace(inspect_data(data, root, threads, cache=cache, seconds=seconds), seconds=6.0)
+
+    monkeypatch.setattr(resolve, "inspect_data", look)
     recipe = load_recipe(TINY, [*SMALL, "data.max_pixels=1000000"])  # not what another test has looked at
-    late, later = resolve.resolve(recipe, root, ["pretrain"], time.monotonic() - 1), resolve.resolve(recipe, root)
-    assert late[0].statistics.unknown and not later[0].statistics.unknown
-    assert late[0].hash == later[0].hash
+    late = resolve.resolve(recipe, root, seconds=10.0)
+    assert given == [10.0, 4.0, 0.0] and late[2].statistics.unknown
+    monkeypatch.undo()
+    whole = resolve.resolve(recipe, root)
+    assert [stage.hash for stage in late] == [stage.hash for stage in whole]
+    assert not any(stage.statistics.unknown for stage in whole)
+
+
+def test_only_a_dry_run_is_short_of_time(root, monkeypatch, capsys):
+    given = []
+
+    def ended(_recipe, _root, _wanted, seconds):
+        given.append(seconds)
+        raise UserError("enough")
+
+    monkeypatch.setattr(resolve, "resolve", ended)
+    for arguments in ([], ["--dry-run"]):
+        assert main("full", "", ["--recipe", str(TINY), "--root", str(root), *arguments]) == 2
+    assert given == [None, 10.0] and "enough" in capsys.readouterr().err

@@ -34,6 +34,8 @@ class Inspection:
     """What is refused, other than single files."""
     unfit: tuple[UserError, ...]
     """Refusals of single files that `reports` name: masks that do not fit, too many that cannot be read."""
+    seconds: float = 0.0
+    """What it took."""
 
     def raise_errors(self) -> None:
         """Refuse the data if there is anything to refuse.
@@ -51,7 +53,7 @@ def inspect_data(
     *,
     cache: Path | None = None,
     depth: Depth = "masks",
-    deadline: float | None = None,
+    seconds: float | None = None,
     despite_errors: bool = False,
 ) -> Inspection:
     """Open and check both splits, and hold their statistics against what training needs.
@@ -62,7 +64,8 @@ def inspect_data(
         workers: threads or processes of the check.
         cache: folder that keeps reports; None: every file is looked at.
         depth: how much of each file is read.
-        deadline: of `time.monotonic()`, for all of it but the listing and the digest.
+        seconds: longest time for it, which listing and digest may exceed; None: as long as it takes. Writing the
+            built-in shapes does not count.
         despite_errors: check also where a split cannot be listed.
 
     Raises:
@@ -70,6 +73,8 @@ def inspect_data(
     """
     if data.shapes is not None:
         write_shapes(data.shapes, root / Path(data.root).expanduser())
+    began = time.monotonic()
+    deadline = None if seconds is None else began + seconds
     sources, errors = _opened(data, root)
     if errors and not despite_errors:
         return Inspection(sources, {}, None, (), tuple(errors), ())
@@ -82,7 +87,8 @@ def inspect_data(
     limit = None if deadline is None and depth != "headers" else READ_RATE * max(0.0, _rest(deadline))
     statistics = _statistics(sources, data, reports, depth, limit)
     found = find_problems(statistics, data)
-    return Inspection(sources, reports, statistics, tuple(found.warnings), tuple(found.errors), tuple(unfit))
+    spent = time.monotonic() - began
+    return Inspection(sources, reports, statistics, tuple(found.warnings), tuple(found.errors), tuple(unfit), spent)
 
 
 def raise_all(errors: list[UserError]) -> None:

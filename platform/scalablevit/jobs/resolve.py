@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.data.coco import SIZES
-from scalablevit.data.inspection import inspect_data, raise_all
+from scalablevit.data.inspection import Inspection, inspect_data, raise_all
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
@@ -66,7 +65,7 @@ class ResolvedStage:
 
 
 def resolve(
-    recipe: Recipe, root: Path, wanted: Sequence[str] | None = None, deadline: float | None = None
+    recipe: Recipe, root: Path, wanted: Sequence[str] | None = None, seconds: float | None = None
 ) -> list[ResolvedStage]:
     """Open and check the data of the wanted stages and of those they start from, in the recipe's order.
 
@@ -74,7 +73,8 @@ def resolve(
         recipe: the checked recipe.
         root: the platform's root.
         wanted: stage names; None: all.
-        deadline: of `time.monotonic()`, for the look at the data; `statistics` then say what is not known.
+        seconds: longest look at the data of all stages together; `statistics` then say what is not known. None: as
+            long as it takes, `DRY_RUN_S` in a dry run.
 
     Raises:
         UserErrors: all that is wrong with data and model names, over all stages.
@@ -85,18 +85,18 @@ def resolve(
     resolved: dict[str, ResolvedStage] = {}
     for name in needed:
         try:
-            resolved[name] = _resolve_stage(recipe, name, root, resolved, deadline)
+            stage = recipe.stages[name]
+            initial = _find_weights(stage, root)
+            threads = min(16, 4 * (os.cpu_count() or 1))
+            inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+            seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
+            resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
         except UserErrors as several:
             errors += [_in_stage(name, error) for error in several.errors]
         except UserError as error:
             errors.append(_in_stage(name, error))
     raise_all(errors)
     return list(resolved.values())
-
-
-def deadline_of(*, dry_run: bool) -> float | None:
-    """Return until when `resolve` may look at data (`time.monotonic()`): a dry run does not wait for all of it."""
-    return time.monotonic() + DRY_RUN_S if dry_run else None
 
 
 def check_metric(search: Search, searched: ResolvedStage) -> None:
@@ -208,15 +208,17 @@ def _parents(stage: Stage) -> tuple[str, ...]:
     return (init.removeprefix("stage:"),) if init.startswith("stage:") else ()
 
 
-def _resolve_stage(
-    recipe: Recipe, name: str, root: Path, earlier: dict[str, ResolvedStage], deadline: float | None
-) -> ResolvedStage:
-    stage = recipe.stages[name]
+def _find_weights(stage: Stage, root: Path) -> Initial | None:
+    """Hold the stage's names and addresses against what there is."""
     check_model_name(stage.model.name, dense=stage.task.kind != "classification")
     check_uri(tracking_uri(stage.tracking.uri, root))
-    initial = find_initial(stage, root)
-    threads = min(16, 4 * (os.cpu_count() or 1))
-    inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", deadline=deadline)
+    return find_initial(stage, root)
+
+
+def _resolve_stage(
+    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: Initial | None, inspection: Inspection
+) -> ResolvedStage:
+    stage = recipe.stages[name]
     inspection.raise_errors()
     sources = inspection.sources
     if stage.promotion.metric == "top5":
