@@ -479,7 +479,7 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     stage = stage_of(write(ONE_STAGE))
     part, whole = hashed_part(stage), stage.model_dump(mode="json")
     assert set(whole) - set(part) == {"cluster", "tracking", "promotion"}
-    assert set(whole["data"]) - set(part["data"]) == {"root"}
+    assert set(whole["data"]) - set(part["data"]) == {"root", "max_shared_fraction", "on_missing_class"}
     assert set(whole["training"]) - set(part["training"]) == {
         "checkpoint_every", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
         "ema_warmup",  # there is no average

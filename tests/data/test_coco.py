@@ -423,24 +423,8 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     assert source.notes == ("1 boxes clipped to their image", "3 boxes without area in their image dropped")
     assert source.annotations is not None
     assert source.annotations.of_image(1).boxes.tolist() == [[0, 3, 6, 11]]
-    facts = source.listing.facts
-    assert (facts["clipped"], facts["dropped"], facts["fractional"], facts["without_mask"]) == (1, 3, 0, 0)
     again = Annotations.in_listing(source.listing)
-    assert (again.clipped, again.dropped, again.fractional) == (1, 3, 0)
-
-
-@pytest.mark.parametrize(("largest", "fractional"), [(1.0, 3), (1.5, 0)])
-def test_boxes_as_fractions_are_counted_where_no_coordinate_is_above_one(
-    tmp_path: Path, largest: float, fractional: int
-) -> None:
-    def change(content: dict[str, Any]) -> None:
-        for number in range(3):
-            annotation(number, bbox=[0.1, 0.2, 0.3, 0.4])(content)
-        annotation(2, bbox=[0, 0, largest, 0.5])(content)
-
-    source = opened(write(tmp_path, change))
-    assert source.annotations is not None and source.annotations.fractional == fractional
-    assert opened(write(tmp_path, lambda content: content["annotations"].clear())).listing.facts["fractional"] == 0
+    assert (again.box_counts["clipped"], again.box_counts["dropped"], again.without_mask) == (1, 3, 0)
 
 
 @pytest.mark.parametrize("box", [[5, 5, 1e-6, 5], [29.9999999, 5, 5, 5], [-1e308, 0, 1e308, 5], [0, 0, 1e-30, 1e-30]])

@@ -1,5 +1,6 @@
 """The check of a recipe's data: every bad sample named with its reason, and what to do next."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import yaml
 from PIL import Image
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
 from scalablevit.data import check
 from scalablevit.jobs import check_data, pack
+from scalablevit.jobs.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 64
@@ -20,11 +23,12 @@ SIDE = 64
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A platform root with eight images in each split of an image folder."""
-    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    draws = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / "set" / split / name).mkdir(parents=True)
             for number in range(4):
+                noise = draws.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)  # no image twice
                 Image.fromarray(noise).save(tmp_path / "set" / split / name / f"{number}.jpg")
     return tmp_path
 
@@ -107,6 +111,37 @@ def test_what_keeps_a_split_from_being_listed_does_not_hide_the_other(root, reci
     with pytest.raises(UserError, match="1 class folders"):
         run(recipe, root)
     assert "train/cat/0.jpg\tthe file is cut short" in capsys.readouterr().out
+
+
+def test_what_the_splits_hold_is_a_table_and_warnings_are_lines(root, recipe, capsys):
+    shutil.copy(root / "set/train/cat/0.jpg", root / "set/train/cat/notes.txt")
+    for number in range(90):
+        file = root / f"set/train/dog/many{number}.png"
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file)
+    assert run(recipe, root) == 0
+    said = capsys.readouterr().out
+    rows = [line.split("  ") for line in said.splitlines()]
+    rows = [[cell.strip() for cell in row if cell] for row in rows]
+    for row in (["images", "98", "8"], ["images of cat", "4", "4"], ["images of dog", "94", "4"],
+                ["left out: .txt", "1 (cat/notes.txt)"], ["also in training", "0 of 8"]):  # fmt: skip
+        assert row in rows, said
+    assert "pretrain: warning: train: 1 of 2 classes have less than a tenth" in said
+    assert "Nothing is refused; warnings: 1. Next:" in said
+
+
+def test_what_a_dry_run_refuses_is_refused_with_the_same_words(root, recipe, capsys):
+    shutil.copy(root / "set/train/cat/0.jpg", root / "set/val/dog/copy.jpg")
+    cut(root / "set/val/dog/3.jpg")
+    with pytest.raises(UserError) as checked:
+        run(recipe, root)
+    said = capsys.readouterr().out
+    assert "dog/3.jpg\tthe file is cut short" in said and "1 of 9" in said, "all is printed before"
+    with pytest.raises(UserError) as planned:
+        resolve(load_recipe(recipe, ["data.max_bad_fraction=0.5"]), root)
+    assert "1 of 9 validation images are training images" in str(planned.value)
+    assert str(planned.value) == f"stage pretrain: {checked.value}"
+    assert run(recipe, root, "data.max_shared_fraction=0.2", "--quick") == 0
+    assert "Warnings: 1." in capsys.readouterr().out
 
 
 def test_tar_shards(root, recipe, capsys):

@@ -31,21 +31,21 @@ training: {epochs: 2, global_batch_size: 2}
 """
 
 
-def annotations(areas: list[tuple[float, int]], folder: Path) -> dict[str, Any]:
+def annotations(areas: list[tuple[float, int]], folder: Path, grey: int) -> dict[str, Any]:
     """One image for each area and `iscrowd`."""
     objects = []
     for number, (area, crowd) in enumerate(areas, 1):
-        Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(np.full((200, 200, 3), grey, np.uint8)).save(folder / f"{grey}_{number}.png")
         objects.append({"id": number, "image_id": number, "category_id": 1, "bbox": [0, 0, 50, 50], "area": area,
                         "iscrowd": crowd, "segmentation": [[0, 0, 50, 0, 50, 50]]})  # fmt: skip
-    images = [{"id": n + 1, "file_name": f"{n + 1}.png", "width": 200, "height": 200} for n in range(len(areas))]
+    images = [{"id": n + 1, "file_name": f"{grey}_{n + 1}.png", "width": 200, "height": 200} for n in range(len(areas))]
     return {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "thing"}]}
 
 
 def written(root: Path, areas: list[tuple[float, int]]) -> Path:
     (root / "set" / "images").mkdir(parents=True)
-    for split, given in (("train", [(2000.0, 0), (20000.0, 0)]), ("val", areas)):
-        content = annotations(given, root / "set" / "images")
+    for grey, (split, given) in enumerate((("train", [(2000.0, 0), (20000.0, 0)]), ("val", areas))):
+        content = annotations(given, root / "set" / "images", grey)
         (root / "set" / f"{split}.json").write_text(json.dumps(content))
     (root / "r.yaml").write_text(RECIPE)
     return root / "set" / "val.json"

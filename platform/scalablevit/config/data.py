@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalablevit.config.section import PositiveInt, Probability, Section, Triple
+from scalablevit.config.section import NOT_HASHED, PositiveInt, Probability, Section, Triple
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -84,6 +84,10 @@ class _Images(Section):
     and of annotated names without a file; more are refused."""
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are refused before decoding (decompression bombs)."""
+    max_shared_fraction: Annotated[Probability, Field(json_schema_extra=NOT_HASHED)] = 0.01
+    """More than this fraction of the validation images may not be training images, too (equal bytes): refused."""
+    on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
+    """What a class does that a split has nothing of. Of three classes or fewer it always stops."""
 
     @field_validator("root")
     @classmethod

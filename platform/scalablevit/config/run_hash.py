@@ -12,14 +12,15 @@ from scalablevit.config.recipe import Stage
 def hashed_part(stage: Stage) -> dict[str, Any]:
     """What makes a stage's run the same run.
 
-    All but cluster, tracking, promotion, logging, retention and the data's place. Keys that are younger than version 2
-    are left out where they change nothing, so that earlier runs keep their names.
+    All but cluster, tracking, promotion, logging, retention, the data's place and what its check refuses. Keys that are
+    younger than version 2 are left out where they change nothing, so that earlier runs keep their names.
     """
     part = stage.model_dump(mode="json", exclude={"cluster", "tracking", "promotion"})
     part["data"].pop("root")
-    for name, field in type(stage.training).model_fields.items():
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hashed") is False:
-            part["training"].pop(name)
+    for name in ("data", "training"):
+        for key, field in type(getattr(stage, name)).model_fields.items():
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hashed") is False:
+                part[name].pop(key)
     if stage.training.ema_decay is None or not stage.training.ema_warmup:
         part["training"].pop("ema_warmup")
     if not stage.optimizer.schedule.warmup_prefix:

@@ -61,6 +61,8 @@ NOT_SEARCHED = {
     "data.ignore_index": _OTHER_DATA,
     "data.instance_masks": _UNTRAINED,
     "data.max_bad_fraction": _UNTRAINED,
+    "data.max_shared_fraction": _UNTRAINED,
+    "data.on_missing_class": _UNTRAINED,
     "data.reduce_zero_label": _OTHER_DATA,
 }
 """Parts of a recipe that are no parameters of a search, and why."""

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import multiprocessing
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,16 +21,18 @@ from numpy.typing import NDArray
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.complaints import Complaints
-from scalablevit.data.decoding import BadSample, read_image, read_mask, read_mask_size, read_size
+from scalablevit.data.counts import Counter, Counts
+from scalablevit.data.decoding import BadSample, read_header, read_image, read_mask, read_mask_size
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.names import shown
+from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
 Kind = Literal["unreadable", "wrong", "damaged"]
 
-_VERSION = 3
+_VERSION = 4
 """Part of the cache's key: raise it when the checks change."""
 _SHOWN = 5
 
@@ -55,10 +58,24 @@ class Report:
     damaged: tuple[Problem, ...] = ()
     """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
     and learns from what comes out."""
+    counts: Counts = field(default_factory=Counts)
+    """Of what the samples hold."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample was looked at; false only after a deadline."""
+        return self.counts.looked_at == self.samples
 
 
-def check_split(source: Source, data: Data, workers: int, cache: Path | None = None, depth: Depth = "masks") -> Report:
-    """Look at every sample of a split.
+def check_split(
+    source: Source,
+    data: Data,
+    workers: int,
+    cache: Path | None = None,
+    depth: Depth = "masks",
+    deadline: float | None = None,
+) -> Report:
+    """Look at every sample of a split; work of more than 10 s prints how far it is.
 
     Args:
         source: the split.
@@ -66,12 +83,19 @@ def check_split(source: Source, data: Data, workers: int, cache: Path | None = N
         workers: threads; processes with `pixels`, one decoder in each so that what it says belongs to one file.
         cache: folder that keeps reports by the source's digest, so that the next check of the same data is quick.
         depth: how much of each file is read.
+        deadline: of `time.monotonic()`; samples that are not reached by then are left out, and nothing is kept. Not
+            with `pixels`.
     """
     file = cache / f"{_cache_key(source, data, depth)}.json" if cache else None
     if file and (report := _load(file)):
         return report
-    with _pool(source, data, workers, depth) as over_parts:
-        found = [problem for problems in over_parts(source.parts()) for problem in problems]
+    progress = Progress(f"{depth} of {shown(source.images)}", len(source), "images")
+    found, counts = list[tuple[Problem, Kind]](), Counts()
+    with _pool(source, data, workers, depth, deadline) as over_parts:
+        for problems, part_counts in over_parts(source.parts()):
+            found += problems
+            counts += part_counts
+            progress.add(part_counts.looked_at)
     if depth == "pixels":
         found += [(Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged()]
     report = Report(
@@ -79,8 +103,9 @@ def check_split(source: Source, data: Data, workers: int, cache: Path | None = N
         unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),
         wrong=tuple(problem for problem, kind in found if kind == "wrong"),
         damaged=tuple(problem for problem, kind in found if kind == "damaged"),
+        counts=counts,
     )
-    if file:
+    if file and report.complete:
         _save(report, file)
     return report
 
@@ -113,31 +138,46 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
         raise UserErrors(errors)
 
 
-Found = list[tuple[Problem, Kind]]
+Found = tuple[list[tuple[Problem, Kind]], Counts]
 
 
 class _Checker:
     """Looks at single samples."""
 
-    def __init__(self, source: Source, data: Data, depth: Depth, complaints: Complaints | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        data: Data,
+        depth: Depth,
+        complaints: Complaints | None = None,
+        deadline: float | None = None,
+    ) -> None:
         self.source = source
         self.depth = depth
         self.max_pixels = data.max_pixels
         self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
         self.complaints = complaints
+        self.deadline = deadline
 
     def part(self, part: range) -> Found:
-        """Problems of some samples."""
-        return [found for i in part if (found := self._sample(i)) is not None]
+        """Problems and counts of some samples, or of the first of them that a deadline leaves time for."""
+        counter, problems = Counter(), list[tuple[Problem, Kind]]()
+        for i in part:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                break
+            if (found := self._sample(i, counter)) is not None:
+                problems.append(found)
+            counter.looked_at += 1
+        return problems, counter.counts(self.source.annotations, part[: counter.looked_at])
 
-    def _sample(self, i: int) -> tuple[Problem, Kind] | None:
+    def _sample(self, i: int, counter: Counter) -> tuple[Problem, Kind] | None:
         sample, annotations = self.source[i], self.source.annotations
         try:
-            size = self._size(sample)
+            size = self._size(sample, counter)
             if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
                 # not of the kind `wrong`, since published sets hold a few of them
                 return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
-            if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table)):
+            if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table, counter)):
                 return Problem(shown(sample.mask), why), "wrong"
         except BadSample as bad:
             return Problem(bad.path, bad.reason), "unreadable"
@@ -145,14 +185,20 @@ class _Checker:
             return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
         return None
 
-    def _size(self, sample: Sample) -> tuple[int, ...]:
+    def _size(self, sample: Sample, counter: Counter) -> tuple[int, ...]:
         if self.depth != "pixels":
-            return read_size(sample.image, self.max_pixels)
-        if self.complaints:
-            self.complaints.take()
-        return read_image(sample.image, self.max_pixels).shape[:2]
+            header = read_header(sample.image, self.max_pixels)
+            size: tuple[int, ...] = header.size
+        else:
+            if self.complaints:
+                self.complaints.take()
+            size = read_image(sample.image, self.max_pixels).shape[:2]
+            header = read_header(sample.image, self.max_pixels)
+        if header.turned:
+            counter.turned.append(shown(sample.image))
+        return size
 
-    def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8]) -> str | None:
+    def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8], counter: Counter) -> str | None:
         """Why a mask does not fit its image and the recipe's classes."""
         if self.depth == "headers":
             found = read_mask_size(path, self.max_pixels)
@@ -164,6 +210,7 @@ class _Checker:
             to_labels(mask, table)
         except ValueError as error:
             return str(error)
+        counter.add_mask(mask)
         return None
 
 
@@ -173,10 +220,10 @@ _checker: _Checker
 
 
 @contextmanager
-def _pool(source: Source, data: Data, workers: int, depth: Depth) -> Iterator[OverParts]:
+def _pool(source: Source, data: Data, workers: int, depth: Depth, deadline: float | None) -> Iterator[OverParts]:
     if depth != "pixels":
         with ThreadPoolExecutor(max(1, workers)) as threads:
-            yield partial(threads.map, _Checker(source, data, depth).part)
+            yield partial(threads.map, _Checker(source, data, depth, deadline=deadline).part)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imported once, not in each process
@@ -218,12 +265,16 @@ def _cache_key(source: Source, data: Data, depth: Depth) -> str:
 
 def _load(file: Path) -> Report | None:
     try:
-        stored = json.loads(file.read_bytes())
+        stored: dict[str, Any] = json.loads(file.read_bytes())
+        counts: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in stored["counts"].items()
+        }
         return Report(
             samples=stored["samples"],
             unreadable=tuple(Problem(**each) for each in stored["unreadable"]),
             wrong=tuple(Problem(**each) for each in stored["wrong"]),
             damaged=tuple(Problem(**each) for each in stored["damaged"]),
+            counts=Counts(**counts),
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is made again
         return None

@@ -15,6 +15,7 @@ from faster_coco_eval import mask_api_new_cpp
 from numpy.typing import NDArray
 
 from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.data.boxes import count_boxes
 from scalablevit.data.instances import Instances, to_run_lengths
 from scalablevit.data.names import shown
 from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
@@ -40,8 +41,6 @@ _FIXES = {f"of images {_LEADS_OUT}": "write file names relative to the folder of
 
 _ARRAYS = ("sizes", "ends", "boxes", "labels", "crowd", "areas", "segmentations", "segmentation_ends")
 """Those of `Annotations`' fields that are arrays."""
-_COUNTS = ("clipped", "dropped", "fractional", "without_mask")
-"""Those that count what cleaning did."""
 
 Record = dict[str, Any]
 Problem = tuple[str, Any]
@@ -77,6 +76,8 @@ class Annotations:
     """(images, 2) height and width."""
     notes: tuple[str, ...]
     """What cleaning did, a line each."""
+    box_counts: dict[str, float]
+    """Of `count_boxes`, over all boxes of the file."""
     digest: str
     """SHA-256 of the file."""
     ends: NDArray[np.int64]
@@ -88,12 +89,6 @@ class Annotations:
     segmentations: NDArray[np.uint8] | None
     """JSON of all as bytes, one after another; None when masks are not read."""
     segmentation_ends: NDArray[np.int64]
-    clipped: int = 0
-    """Boxes that reached more than `CLIPPED_PIXELS` out of their image."""
-    dropped: int = 0
-    """Boxes without area in their image, which are not here."""
-    fractional: int = 0
-    """Boxes given as fractions of their image: all of a file, where no coordinate is above 1, or none."""
     without_mask: int = 0
     """Objects without a mask although masks are read; see `read_annotations`."""
 
@@ -102,8 +97,9 @@ class Annotations:
         return {
             "categories": self.categories,
             "notes": self.notes,
+            "box_counts": self.box_counts,
             "annotations_sha256": self.digest,
-            **{name: getattr(self, name) for name in _COUNTS},
+            "without_mask": self.without_mask,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -119,8 +115,9 @@ class Annotations:
             categories=tuple((number, name) for number, name in listing.facts["categories"]),
             names=Names.in_listing(listing),
             notes=tuple(listing.facts["notes"]),
+            box_counts=listing.facts["box_counts"],
             digest=listing.facts["annotations_sha256"],
-            **{name: listing.facts[name] for name in _COUNTS},
+            without_mask=listing.facts["without_mask"],
             **arrays,
         )
 
@@ -433,6 +430,7 @@ def _compact(
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
     given_boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
     boxes, clipped, kept = _cleaned(given_boxes, sizes[owners])
+    box_counts = count_boxes(given_boxes, sizes[owners], clipped, kept)
     annotations = [each for each, keep in zip(annotations, kept, strict=True) if keep]
     boxes, owners = boxes[kept], owners[kept]
     given = [each.get("area") for each in annotations]
@@ -449,6 +447,7 @@ def _compact(
         names=Names.of(str(PurePosixPath(image["file_name"])) for image in images),
         sizes=sizes,
         notes=tuple(f"{count} {what}" for what, count in counts if count),
+        box_counts=box_counts,
         digest=digest,
         ends=np.cumsum(np.bincount(owners, minlength=len(images)), dtype=np.int64),
         boxes=boxes.astype(np.float32),
@@ -457,9 +456,6 @@ def _compact(
         areas=np.array([s if a is None else a for a, s in zip(given, spans, strict=True)], np.float32),
         segmentations=np.frombuffer(b"".join(texts), np.uint8) if masks else None,
         segmentation_ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
-        clipped=int((clipped & kept).sum()),
-        dropped=int((~kept).sum()),
-        fractional=len(given_boxes) if len(given_boxes) and np.abs(given_boxes).max() <= 1 else 0,
         without_mask=int(unmasked.sum()),
     )
 

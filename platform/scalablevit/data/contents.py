@@ -197,7 +197,7 @@ def _known(
     if kept is None or not len(names):
         return stamps, sums
     old_names, old_stamps, old_sums = kept
-    if names.block.tobytes() == old_names.block.tobytes() and np.array_equal(names.ends, old_names.ends):
+    if names == old_names:
         new = old = np.arange(len(names))
     else:
         rows = {old_names.encoded(i): i for i in range(len(old_names))}

@@ -6,6 +6,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,9 +95,29 @@ def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     Raises:
         BadSample: as `read_image`, as far as the header tells.
     """
+    return read_header(path, max_pixels).size
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's header says."""
+
+    size: tuple[int, int]
+    """Height and width of the upright image."""
+    turned: bool
+    """Whether EXIF swaps the stored height and width."""
+
+
+def read_header(path: Path | Member, max_pixels: int) -> Header:
+    """Return size and orientation of an image without its pixels.
+
+    Raises:
+        BadSample: as `read_image`, as far as the header tells.
+    """
     with _explained(str(path)), path.open("rb") as file:
         image = _open(file, max_pixels, str(path))
-        return _upright_size(image)
+        size = _upright_size(image)
+        return Header(size, size != (image.height, image.width))
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:

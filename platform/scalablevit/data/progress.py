@@ -1,10 +1,11 @@
 """Lines on work that may take long: how far it is, how long it will take, and an end to it when time is up."""
 
+import sys
 import time
 from threading import Lock
 
 EVERY_S = 10.0
-"""Between two lines; what ends sooner prints none."""
+"""Between two lines on standard error; what ends sooner prints none."""
 
 
 class OutOfTime(Exception):
@@ -41,7 +42,7 @@ class Progress:
             now = time.monotonic()
             if now - self._told >= EVERY_S:
                 self._told = now
-                print(self.line(), flush=True)
+                print(self.line(), file=sys.stderr, flush=True)
             if self.deadline is not None and now > self.deadline:
                 raise OutOfTime(self.line())
 
@@ -55,4 +56,6 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Seconds as a short text."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -126,7 +126,8 @@ class Shards(Sequence[Member]):
         self.sizes: NDArray[np.int64] = listing.arrays["member_sizes"]
         self._names = Names.in_listing(listing)
         self._offsets: NDArray[np.int64] = listing.arrays["offsets"]
-        self._shard_ends: NDArray[np.int64] = listing.arrays["shard_ends"]
+        self.ends: NDArray[np.int64] = listing.arrays["shard_ends"]
+        """(shards,) where each shard's images end."""
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -137,7 +138,7 @@ class Shards(Sequence[Member]):
 
     def number_of(self, i: int) -> int:
         """Number of the shard that holds image i."""
-        return int(np.searchsorted(self._shard_ends, i, side="right"))
+        return int(np.searchsorted(self.ends, i, side="right"))
 
 
 def open_shards(folder: Path, where: str) -> Listing:

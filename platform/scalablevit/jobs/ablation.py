@@ -10,7 +10,7 @@ from scalablevit.config.ablation import ARMS, Arm, ablation, plan
 from scalablevit.config.checking import nearest
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
-from scalablevit.jobs.resolve import ResolvedStage, resolve
+from scalablevit.jobs.resolve import DRY_RUN_S, ResolvedStage, resolve
 from scalablevit.jobs.result import StageResult
 from scalablevit.report.tables import lined_up, save_note, save_rows
 
@@ -74,7 +74,7 @@ def run_ablation(
         print(f"not searched: every arm trains with the recipe's own values, not with what {recipe.tune} would find")
     planned = {each.name: each for each in plan(recipe, arms, seeds)}
     chosen = [name for name, each in planned.items() if not wanted or each.stage in wanted]
-    stages = resolve(whole, root, chosen)
+    stages = resolve(whole, root, chosen, DRY_RUN_S if dry_run else None)
     from scalablevit.jobs.announce import announce
 
     announce(whole.name, stages, root)

@@ -7,12 +7,16 @@ from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
 from scalablevit.config.task import Segmentation
+from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.jobs.machine import machine_warnings
 from scalablevit.jobs.older_runs import older_runs
 from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
+from scalablevit.report.tables import lined_up
 from scalablevit.tracking.connection import without_credentials
 
+SHORT = 6
+"""Classes in the table of statistics."""
 LEAST_SHARE = 0.9
 """Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
 
@@ -38,7 +42,13 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
         }
         for name, fact in facts.items():
             print(f"  {name:<14}{fact}", flush=True)
-        for warning in schedule_warnings(resolved):
+        if resolved.statistics is not None:
+            print("  statistics", flush=True)
+            for line in lined_up(table(resolved.statistics, SHORT), rule=False).splitlines():
+                print(f"    {line}", flush=True)
+            if resolved.statistics.unknown:
+                print(f"  {'not yet known':<14}{unknown_text(resolved.statistics)}", flush=True)
+        for warning in [*resolved.warnings, *schedule_warnings(resolved)]:
             print(f"  {'warning':<14}{warning}", flush=True)
         for note in older_runs(recipe, resolved, root):
             print(f"  {'note':<14}{note}", flush=True)

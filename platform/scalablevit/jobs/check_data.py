@@ -6,13 +6,17 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scalablevit.config.data import Data, SplitName
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.data import Data
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
+from scalablevit.data.check import Report
+from scalablevit.data.inspection import Inspection, inspect_data, raise_all
+from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.report.tables import lined_up
 
 EPILOG = """\
 Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.
@@ -21,7 +25,11 @@ Without --quick every image and mask is decoded as training does it; JPEGs that 
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
 kept in <root>/cache/checks under the data's digest: the same command on the same data answers from there (up to 2 GiB
 the digest covers contents, above that names and sizes; --again looks anew). With --quick only headers are read: kind,
-size, and whether masks fit their images; nothing is kept.
+size, and whether masks fit their images; nothing is kept, and images are compared between the splits only if that takes
+seconds.
+
+A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
+have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
 
 Samples that cannot be decoded are left out of training and counted, as long as they are at most data.max_bad_fraction
 of the split; masks that do not fit are refused in any number.
@@ -47,51 +55,58 @@ def run(options: argparse.Namespace) -> int:
     """Check and print; see `parse`.
 
     Raises:
-        UserErrors: of all splits, what keeps their samples from being listed; the others have been checked.
+        UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
+            other than bad samples; all that can be has been checked and printed.
     """
     path = options.recipe or RECIPES / DEMO
     recipe = load_recipe(path, options.overrides, Scope("check_data.py checks", note=print))
     root = platform_root(options.root)
-    bad, errors = 0, list[UserError]()
-    for where, data, split in _splits(recipe):
-        try:
-            bad += _check(where, data, split, root, options)
-        except UserError as error:
-            errors += error.errors if isinstance(error, UserErrors) else [error]
-    if errors:
-        raise UserErrors(list({str(error): error for error in errors}.values()))
-    print(_advice(bad, path, options))
+    bad, warnings, errors = 0, 0, list[UserError]()
+    for name, data in _data_sections(recipe):
+        found = _inspect(data, root, options)
+        bad += _print_inspection(name, data, found)
+        warnings += len(found.warnings)
+        errors += found.errors
+    raise_all(list({str(error): error for error in errors}.values()))
+    print(_advice(bad, warnings, path, options))
     return 1 if bad else 0
 
 
-def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, SplitName]]:
-    """Each split of different data once, with the name of its stage."""
+def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Data]]:
+    """Different data sections, each with the name of its first stage."""
     known: list[Data] = []
     for name, stage in recipe.stages.items():
         if stage.data not in known:
             known.append(stage.data)
-            yield f"{name}/train", stage.data, "train"
-            yield f"{name}/val", stage.data, "val"
+            yield name, stage.data
 
 
-def _check(where: str, data: Data, split: SplitName, root: Path, options: argparse.Namespace) -> int:
-    """Name the bad samples of a split; how many there are."""
-    from scalablevit.data.check import check_split
-    from scalablevit.data.shapes import write_shapes
-    from scalablevit.data.sources.opening import open_source
-
-    if data.shapes is not None:
-        write_shapes(data.shapes, root / Path(data.root).expanduser())
-    source = open_source(data, split, root)
-    print(f"{where}: {len(source)} samples, {len(source.ignored)} other files left out", flush=True)
-    for note in source.notes:
-        print(f"{where}: {note}")
+def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
     processors = os.cpu_count() or 1
     if options.quick:
-        report = check_split(source, data, 4 * processors, depth="headers")
-    else:
-        cache = None if options.again else root / "cache" / "checks"
-        report = check_split(source, data, processors, cache, depth="pixels")
+        return inspect_data(data, root, 4 * processors, depth="headers", despite_errors=True)
+    cache = None if options.again else root / "cache" / "checks"
+    return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
+
+
+def _print_inspection(name: str, data: Data, found: Inspection) -> int:
+    """Name the bad samples of both splits; how many there are."""
+    bad = 0
+    for split, source in found.sources.items():
+        print(f"{name}/{split}: {len(source)} samples, {len(source.ignored)} other files left out", flush=True)
+        for note in source.notes:
+            print(f"{name}/{split}: {note}")
+        bad += _print_report(f"{name}/{split}", data, found.reports[split])
+    if found.statistics is not None:
+        print(lined_up(table(found.statistics), rule=False))
+        if found.statistics.unknown:
+            print(f"not yet known: {unknown_text(found.statistics)}")
+    for warning in found.warnings:
+        print(f"{name}: warning: {warning}")
+    return bad
+
+
+def _print_report(where: str, data: Data, report: Report) -> int:
     for kind, problems in (("", report.unreadable), ("", report.wrong), ("damaged, ", report.damaged)):
         for problem in problems:
             print(f"{problem.path}\t{kind}{problem.reason}")
@@ -113,7 +128,7 @@ def _check(where: str, data: Data, split: SplitName, root: Path, options: argpar
     return len(report.unreadable) + len(report.wrong) + len(report.damaged)
 
 
-def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
+def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) -> str:
     """What to do next."""
     if bad:
         return (
@@ -121,5 +136,7 @@ def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
             "then run this check again."
         )
     if options.quick:
-        return "All headers are sound. Damage behind them is found without --quick."
-    return f"Nothing bad. Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"
+        warned = f" Warnings: {warnings}." if warnings else ""
+        return f"All headers are sound.{warned} Damage behind them is found without --quick."
+    sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
+    return f"{sound} Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"

@@ -137,7 +137,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
-    stages = resolve.resolve(recipe, root, wanted)
+    stages = resolve.resolve(recipe, root, wanted, resolve.DRY_RUN_S if options.dry_run else None)
     if search is not None:
         resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
     announce(recipe.name, stages, root)

@@ -31,7 +31,8 @@ SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes"
              "instance_masks")  # fmt: skip
 """Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
-              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+              "cluster.loader_workers", "data.max_bad_fraction", "data.max_shared_fraction", "data.on_missing_class",
+              *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
 EPILOG = """\

@@ -16,6 +16,8 @@ from scalablevit.config.recipe import Cluster
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import stored_stage
 from scalablevit.config.upgrade import upgrade
+from scalablevit.data.statistics import DataStatistics
+from scalablevit.data.statistics_table import table
 from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
@@ -23,7 +25,7 @@ from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, load_resu
 from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
-from scalablevit.jobs.stage import Job
+from scalablevit.jobs.stage import STATISTICS, Job
 from scalablevit.jobs.status import read_status, store_of
 from scalablevit.report.findings import load_findings
 from scalablevit.report.page import Page, Part, Search, Stage, render
@@ -189,7 +191,17 @@ def _stage(store: RunStore, registered: str) -> Stage:
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
         findings=load_findings(local / EXAMINATION),
         pictures=local / EXAMINATION,
+        statistics=_statistics(local),
     )
+
+
+def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
+    """The table of what the data holds; empty of runs that kept none."""
+    try:
+        statistics = DataStatistics.from_json((local / STATISTICS).read_bytes())
+    except (OSError, ValueError):  # a run of an earlier version, or a damaged file: the page is worth more
+        return ()
+    return tuple(table(statistics))
 
 
 def _recorded(local: Path) -> dict[str, str]:

@@ -18,19 +18,20 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
-from scalablevit.data.check import check_split, raise_if_fatal
 from scalablevit.data.coco import SIZES
-from scalablevit.data.contents import ContentCache
-from scalablevit.data.names import alike
-from scalablevit.data.shapes import write_shapes
+from scalablevit.data.inspection import Inspection, inspect_data, raise_all
 from scalablevit.data.sources.base import Source
-from scalablevit.data.sources.opening import open_source
+from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
 
 if TYPE_CHECKING:  # imports torch
     from scalablevit.tasks.task import Task
 
+UNKNOWN = "unknown"
+"""In a dry run: the digest of data, and the hash of a run, whose files could not all be summed up in its time."""
+DRY_RUN_S = 10.0
+"""Longest look of a dry run at the data of all stages."""
 KINDS = {script: kind for kind, script in STAGE_NAMES.items()}
 """Task that each single-stage script runs."""
 
@@ -56,6 +57,10 @@ class ResolvedStage:
     """What cleaning the annotations did."""
     absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
     """COCO's sizes that no annotated object of the validation split has."""
+    statistics: DataStatistics | None = field(default=None, kw_only=True)
+    """Of both splits."""
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
+    """What the statistics say against the data, and does not stop the training."""
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
@@ -65,13 +70,17 @@ class ResolvedStage:
     """Weights from outside the recipe that it starts from."""
 
 
-def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> list[ResolvedStage]:
+def resolve(
+    recipe: Recipe, root: Path, wanted: Sequence[str] | None = None, seconds: float | None = None
+) -> list[ResolvedStage]:
     """Open and check the data of the wanted stages and of those they start from, in the recipe's order.
 
     Args:
         recipe: the checked recipe.
         root: the platform's root.
         wanted: stage names; None: all.
+        seconds: longest look at the data of all stages together; `statistics` then say what is not known. None: as
+            long as it takes, `DRY_RUN_S` in a dry run.
 
     Raises:
         UserErrors: all that is wrong with data and model names, over all stages.
@@ -82,13 +91,17 @@ def resolve(recipe: Recipe, root: Path, wanted: Sequence[str] | None = None) -> 
     resolved: dict[str, ResolvedStage] = {}
     for name in needed:
         try:
-            resolved[name] = _resolve_stage(recipe, name, root, resolved)
+            stage = recipe.stages[name]
+            initial = _find_weights(stage, root)
+            threads = min(16, 4 * (os.cpu_count() or 1))
+            inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+            seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
+            resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
         except UserErrors as several:
             errors += [_in_stage(name, error) for error in several.errors]
         except UserError as error:
             errors.append(_in_stage(name, error))
-    if errors:
-        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+    raise_all(errors)
     return list(resolved.values())
 
 
@@ -201,43 +214,40 @@ def _parents(stage: Stage) -> tuple[str, ...]:
     return (init.removeprefix("stage:"),) if init.startswith("stage:") else ()
 
 
-def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, ResolvedStage]) -> ResolvedStage:
-    stage = recipe.stages[name]
+def _find_weights(stage: Stage, root: Path) -> Initial | None:
+    """Hold the stage's names and addresses against what there is."""
     check_model_name(stage.model.name, dense=stage.task.kind != "classification")
     check_uri(tracking_uri(stage.tracking.uri, root))
-    initial = find_initial(stage, root)
-    if stage.data.shapes is not None:
-        write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
-    threads = min(16, 4 * (os.cpu_count() or 1))
-    sources: dict[SplitName, Source] = {}
-    unreadable = ignored = 0
-    cache = ContentCache.below(root)
-    for split in SPLITS:
-        source = open_source(stage.data, split, root)
-        source.look_at_contents(cache, f"{name}: data.{split}")
-        report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
-        raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
-        sources[split], unreadable = source, unreadable + len(report.unreadable)
-        ignored += len(source.ignored)
-    _same_categories(sources["train"], sources["val"])
+    return find_initial(stage, root)
+
+
+def _resolve_stage(
+    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: Initial | None, inspection: Inspection
+) -> ResolvedStage:
+    stage = recipe.stages[name]
+    inspection.raise_errors()
+    sources = inspection.sources
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
-    digests = [sources[split].digest() for split in SPLITS]
-    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    known = all(source.contents is not None for source in sources.values())
+    digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
+    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
     origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
-    own_hash = stage_hash(stage, digest, origins)
+    own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
     return ResolvedStage(
         name=name,
         stage=stage,
         run_name=f"{recipe.name}-{name}-{own_hash}",
         hash=own_hash,
-        digest=f"{digests[0].partition(':')[0]}:{digest}",
+        digest=f"content:{digest}",
         classes=sources["train"].classes,
         train_samples=len(sources["train"]),
         val_samples=len(sources["val"]),
-        unreadable=unreadable,
-        ignored=ignored,
+        unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
+        ignored=sum(len(source.ignored) for source in sources.values()),
+        statistics=inspection.statistics,
+        warnings=inspection.warnings,
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),
@@ -253,26 +263,6 @@ def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
             f"top-5 accuracy is reported only where there are more than five classes; the data has {len(classes)}",
             where=where,
             fix=f"write {instead}",
-        )
-
-
-def _same_categories(train: Source, val: Source) -> None:
-    """COCO's splits name their categories each by itself."""
-    if train.annotations is None or val.annotations is None:
-        return
-    first, second = train.annotations.categories, val.annotations.categories
-    if first != second:
-        only = [
-            f"only {split} has {', '.join(f'{number} ({name})' for number, name in sorted(found))}"
-            for split, found in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
-            if found
-        ]
-        if twins := alike(name for _, name in (*first, *second)):
-            only.append(f"equal up to Unicode form (NFC): {', '.join(twins)}")
-        raise UserError(
-            f"the categories of the splits differ: {'; '.join(only)}",
-            where="data.val.annotations",
-            fix="give both files the same categories with the same ids",
         )
 
 

@@ -35,6 +35,8 @@ from scalablevit.tracking.shipper import REFUSED, Shipper
 from scalablevit.tracking.spool import Spool, Status, open_runs
 
 SERVING = "serving/model.py"
+STATISTICS = "statistics.json"
+"""In a stage's run folder: what its data holds (`data/statistics.py`)."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
 TASK_PACKAGES = {
@@ -206,6 +208,10 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
     (store.local / "recipe.yaml").write_text(recipe, encoding="utf-8")
     environment = environment_info(PACKAGE)
     (store.local / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    artifacts = ["recipe.yaml", "environment.json"]
+    if resolved.statistics is not None:
+        (store.local / STATISTICS).write_text(resolved.statistics.to_json(), encoding="utf-8")
+        artifacts.append(STATISTICS)
     facts = {
         tags.RECIPE_HASH: resolved.hash,
         tags.DATA_DIGEST: resolved.digest,
@@ -225,8 +231,8 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
     source = str(job.root / Path(stage.data.root).expanduser())
     for split in ("train", "val"):
         spool.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
-    spool.artifact(uid, store.local / "recipe.yaml")
-    spool.artifact(uid, store.local / "environment.json")
+    for name in artifacts:
+        spool.artifact(uid, store.local / name)
 
 
 def _launch(

@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     from scalablevit.jobs.search import check_begun, search_name, search_stage
     from scalablevit.jobs.search_summary import plan
 
-    stages = resolve.resolve(search.recipe, root, [search.stage])
+    stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
     resolve.check_metric(search, stages[-1])
     for note in older_searches(search, search_name(search, stages[-1]), root):
         print(f"note: {note}", flush=True)

@@ -58,6 +58,8 @@ class Stage:
     findings: Findings | None
     pictures: Path
     """Folder of the pictures that `findings` names."""
+    statistics: tuple[tuple[str, str, str], ...] = ()
+    """Rows on the data: name, training, validation; the first is the heading. Empty: not kept."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Source(Sequence[Sample]):
 
     annotations: Annotations | None = None
     """The images' instances (COCO)."""
+    cache: ContentCache | None = None
+    """Keeps what `look_at_contents` found."""
 
     def __init__(self, data: Data, images: Path, listing: Listing) -> None:
         self.data = data
@@ -158,6 +160,7 @@ class Source(Sequence[Sample]):
         """
         found = self.contents
         if found is None:
+            self.cache = cache
             parts = [look_at(folder, names, cache, what, deadline) for folder, names in self.groups()]
             found = self.contents = Contents.joined(parts)
             self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}

@@ -1,0 +1,89 @@
+"""Boxes held against their image, their polygons and the scaled image: what is counted of a file of annotations."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LOOSE_PIXELS = 3.0
+"""A box disagrees with its polygons when a side is further than this from their bounds."""
+_ROUNDING = 0.5  # pixels
+
+
+def count_boxes(
+    boxes: NDArray[np.float64], sizes: NDArray[np.int64], clipped: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Count boxes as a file gives them.
+
+    Args:
+        boxes: (n, 4) x, y, width, height in pixels, if the file is right.
+        sizes: (n, 2) height and width of the image of each.
+        clipped: whether a box reaches out of its image.
+        kept: whether a box has an area in its image.
+
+    Returns:
+        `annotations` (all), `clipped` (of those kept), `dropped`, `reach_out` (clipped, kept or not), `corners` (those
+        that fit into their image when read as x1, y1, x2, y2), `largest` (the largest number in all boxes).
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    corners = (
+        (low >= -_ROUNDING).all(axis=1) & (high > low).all(axis=1) & (high <= sizes[:, ::-1] + _ROUNDING).all(axis=1)
+    )
+    return {
+        "annotations": len(boxes),
+        "clipped": int((clipped & kept).sum()),
+        "dropped": int((~kept).sum()),
+        "reach_out": int(clipped.sum()),
+        "corners": int(corners.sum()),
+        "largest": float(np.abs(boxes).max(initial=0.0)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Polygons:
+    """What `compare_polygons` found, by object."""
+
+    loose: NDArray[np.bool_]
+    """Whether the box disagrees with the bounds of the polygons."""
+    flat: NDArray[np.bool_]
+    """Whether the polygons have no area."""
+
+
+def compare_polygons(segmentations: list[bytes], boxes: NDArray[np.float32], sizes: NDArray[np.int64]) -> Polygons:
+    """Hold the boxes of objects against their polygons; objects with run lengths, or without any, agree.
+
+    Args:
+        segmentations: JSON of each.
+        boxes: (n, 4) corners, clipped to the image.
+        sizes: (n, 2) height and width of the image of each.
+    """
+    count = len(segmentations)
+    loose, flat = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    parsed = json.loads(b"[" + b",".join(segmentations) + b"]")
+    polygons = [(number, polygon) for number, each in enumerate(parsed) if isinstance(each, list) for polygon in each]
+    if not polygons:
+        return Polygons(loose, flat)
+    owners = np.array([number for number, _ in polygons])
+    points = np.concatenate([np.asarray(polygon, np.float64) for _, polygon in polygons]).reshape(-1, 2)
+    lengths = np.array([len(polygon) // 2 for _, polygon in polygons])
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    following = np.arange(1, len(points) + 1)
+    following[ends - 1] = starts
+    cross = points[:, 0] * points[following, 1] - points[:, 1] * points[following, 0]
+    areas = np.bincount(owners, np.abs(np.add.reduceat(cross, starts)) / 2, minlength=count)
+    known, firsts = np.unique(owners, return_index=True)
+    limits = np.repeat(sizes[owners][:, ::-1], lengths, axis=0)
+    inside = np.clip(points, 0, limits)
+    bounds = np.concatenate(
+        [np.minimum.reduceat(inside, starts[firsts]), np.maximum.reduceat(inside, starts[firsts])], axis=1
+    )
+    loose[known] = (np.abs(bounds - boxes[known]) > LOOSE_PIXELS).any(axis=1)
+    flat[known] = areas[known] <= 0
+    return Polygons(loose, flat)
+
+
+def scale_factors(sizes: NDArray[np.int64], short_side: int, long_side: int) -> NDArray[np.float64]:
+    """Return by how much images of these sizes (n, 2) are scaled: until a side has its length, as in evaluation."""
+    return np.asarray(np.minimum(short_side / sizes.min(axis=1), long_side / sizes.max(axis=1)), np.float64)

@@ -1,0 +1,99 @@
+"""What the files of samples hold, counted by the pass that looks at each of them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.data.boxes import compare_polygons
+from scalablevit.data.coco import Annotations
+
+VALUES = 256
+"""Of a mask of 8 bits."""
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts over the samples that were looked at; `+` adds those of further samples."""
+
+    looked_at: int = 0
+    """Samples."""
+    turned: int = 0
+    """Images whose height and width EXIF swaps."""
+    turned_images: tuple[str, ...] = ()
+    """The first of them."""
+    pixels: tuple[int, ...] = ()
+    """By mask value, 0 to 255; empty: masks were not read."""
+    loose_boxes: int = 0
+    """Objects whose box disagrees with its polygons."""
+    loose_images: tuple[str, ...] = ()
+    """The first images with such an object."""
+    flat_polygons: int = 0
+    """Objects whose polygons have no area."""
+    flat_images: tuple[str, ...] = ()
+    """The first images with such an object."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        pixels = self.pixels or other.pixels
+        if self.pixels and other.pixels:
+            pixels = tuple(a + b for a, b in zip(self.pixels, other.pixels, strict=True))
+        return Counts(
+            looked_at=self.looked_at + other.looked_at,
+            turned=self.turned + other.turned,
+            turned_images=(self.turned_images + other.turned_images)[:_NAMED],
+            pixels=pixels,
+            loose_boxes=self.loose_boxes + other.loose_boxes,
+            loose_images=(self.loose_images + other.loose_images)[:_NAMED],
+            flat_polygons=self.flat_polygons + other.flat_polygons,
+            flat_images=(self.flat_images + other.flat_images)[:_NAMED],
+        )
+
+
+@dataclass
+class Counter:
+    """Counts on the way through some samples."""
+
+    pixels: NDArray[np.int64] | None = None
+    looked_at: int = 0
+    turned: list[str] = field(default_factory=list)
+
+    def add_mask(self, mask: NDArray[np.uint8]) -> None:
+        """Count the pixels of a mask by their value."""
+        counted = np.bincount(mask.ravel(), minlength=VALUES)
+        self.pixels = counted if self.pixels is None else self.pixels + counted
+
+    def counts(self, annotations: Annotations | None, part: range) -> Counts:
+        """Return the counts of samples `part`, with those of their objects if there are annotations."""
+        counts = Counts(
+            looked_at=self.looked_at,
+            turned=len(self.turned),
+            turned_images=tuple(self.turned[:_NAMED]),
+            pixels=() if self.pixels is None else tuple(self.pixels.tolist()),
+        )
+        if annotations is None or annotations.segmentations is None or not len(part):
+            return counts
+        return counts + _object_counts(annotations, part)
+
+
+def _object_counts(annotations: Annotations, part: range) -> Counts:
+    ends, text_ends = annotations.ends, annotations.segmentation_ends
+    first = int(ends[part.start - 1]) if part.start else 0
+    last = int(ends[part.stop - 1])
+    starts = [int(text_ends[k - 1]) if k else 0 for k in range(first, last)]
+    texts = [
+        annotations.segmentations[start : int(end)].tobytes()  # type: ignore[index]  # the caller has looked
+        for start, end in zip(starts, text_ends[first:last], strict=True)
+    ]
+    owners = np.searchsorted(ends, np.arange(first, last), side="right")
+    found = compare_polygons(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    return Counts(
+        loose_boxes=int(found.loose.sum()),
+        loose_images=_names(annotations, owners[found.loose]),
+        flat_polygons=int(found.flat.sum()),
+        flat_images=_names(annotations, owners[found.flat]),
+    )
+
+
+def _names(annotations: Annotations, images: NDArray[np.intp]) -> tuple[str, ...]:
+    return tuple(annotations.names[int(i)] for i in np.unique(images)[:_NAMED])
