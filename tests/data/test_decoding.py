@@ -10,7 +10,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from scalablevit.data.decoding import BadSample, decode_image, read_image, read_mask, read_size
+from scalablevit.data.decoding import SUFFIXES, BadSample, decode_image, read_image, read_mask, read_size
 
 LIMIT = 10_000
 
@@ -90,11 +90,29 @@ def test_exif_orientation_turns_the_image(tmp_path: Path, kind: str, orientation
     assert read_size(file, LIMIT) == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA"])
 def test_other_formats(kind: str) -> None:
-    flat = Image.new("RGB", (6, 4), (255, 0, 51))
+    flat = Image.new("RGB", (64, 40), (255, 0, 51))
     options = {"lossless": True} if kind == "WEBP" else {}
-    assert (decode_image(encoded(flat, kind, **options), LIMIT) == (255, 0, 51)).all()
+    made = decode_image(encoded(flat, kind, **options), LIMIT, f"photo.{SUFFIXES[kind][0].upper()}")
+    assert made.shape == (40, 64, 3)
+    assert np.abs(made.astype(int) - (255, 0, 51)).max() <= (2 if kind == "AVIF" else 0)
+
+
+def test_formats_without_a_signature_are_read_by_name_alone() -> None:
+    with pytest.raises(BadSample, match="not an image of a known format"):
+        decode_image(encoded(Image.new("RGB", (6, 4)), "TGA"), LIMIT, "photo.jpg")
+
+
+def test_avif_is_upright_by_its_exif_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((24, 40, 3), np.uint8)
+    picture[:, :20] = 255  # the stored left half is the upper one
+    Image.fromarray(picture).save(tmp_path / "a.avif", exif=exif.tobytes())
+    made = read_image(tmp_path / "a.avif", LIMIT)
+    assert made.shape[:2] == read_size(tmp_path / "a.avif", LIMIT) == (40, 24)
+    assert made[2:18].min() > 200 and made[22:38].max() < 50
 
 
 @pytest.mark.parametrize(
@@ -173,12 +191,12 @@ def test_data_after_the_end_of_a_jpeg_does_no_harm() -> None:
     assert (decode_image(data + b"trailer \xff\xda", LIMIT) == decode_image(data, LIMIT)).all()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA"])
 def test_other_cut_files_are_refused(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(BadSample):
-        decode_image(data[: len(data) // 2], LIMIT)
+        decode_image(data[: len(data) // 2], LIMIT, f"photo.{SUFFIXES[kind][0]}")
 
 
 def test_pixel_cap_holds_before_decoding(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources import base as samples
 from scalablevit.data.sources.base import Sample
+from scalablevit.data.sources.files import left_out, list_images
 from scalablevit.data.sources.opening import open_class_folders, open_source
 
 
@@ -202,6 +203,46 @@ def test_digest_of_much_data_covers_names_and_sizes(tmp_path: Path, monkeypatch:
     with (tmp_path / "set/train/cat/2.jpg").open("ab") as file:
         file.write(b"\0")
     assert open_source(folder(), "train", tmp_path).digest() != first
+
+
+def test_images_of_every_suffix_that_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    cat = tmp_path / "set/train/cat"
+    for name in ("a.jfif", "b.jpe", "c.avif", "d.jp2", "e.tga", "f.TIF", "g.v2.jpg"):
+        write_image(cat / f"{name}", 200)
+    for name in ("h.heic", "i.HEIC", "jpg", "more.v2/noext"):
+        (cat / name).parent.mkdir(exist_ok=True)
+        (cat / name).write_bytes((cat / "2.jpg").read_bytes())
+    source = open_source(folder(), "train", tmp_path)
+    assert [sample.image.name for sample in source if sample.label == 0] == [
+        "10.jpg", "2.jpg", "a.jfif", "b.jpe", "c.avif", "d.jp2", "e.tga", "f.TIF", "g.v2.jpg"]  # fmt: skip
+    assert {int(source.read(i).image.mean().round()) for i in range(2, 9)} == {200}
+    assert source.ignored == ("cat/h.heic", "cat/i.HEIC", "cat/jpg", "cat/more.v2/noext")
+    assert left_out(source.ignored) == (
+        "4 other files left out: 2 .heic (cat/h.heic, cat/i.HEIC), 2 without suffix (cat/jpg, cat/more.v2/noext)"
+    )
+
+
+def test_files_left_out_are_counted_by_suffix_and_the_first_named() -> None:
+    assert left_out(()) == "0 other files left out"
+    names = [*(f"{number}.heic" for number in range(9)), "README", ".bird/", "a\n.txt"]
+    assert left_out(names) == (
+        "12 other files left out: 9 .heic (0.heic, 1.heic, 2.heic and 6 more), 1 .txt (a\\n.txt), "
+        "1 hidden folders (.bird/), 1 without suffix (README)"
+    )
+    assert left_out([f"x.{number}" for number in range(10)]).endswith("1 .7 (x.7), 2 with 2 further suffixes")
+
+
+def test_folders_of_unread_files_say_what_is_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    for split in ("train", "val"):
+        for file in (tmp_path / "set" / split / "cat").iterdir():
+            file.rename(file.with_suffix(".heic"))
+    assert "hold no images: cat; 2 other files left out: 2 .heic (cat/10.heic, cat/2.heic)" in refused(
+        folder(), tmp_path
+    )
+    with pytest.raises(UserError, match=r"no images here; 2 other files left out: 2 .heic \(10.heic, 2.heic\)"):
+        list_images(tmp_path / "set/train/cat")
 
 
 def refused(data: Data, root: Path) -> str:

@@ -36,7 +36,7 @@ def resolved(tmp_path):
     classes = tuple(sorted(path.name for path in (tmp_path / "tiny-data/classification/train").iterdir()))
     return ResolvedStage(
         name="pretrain", stage=stage, run_name="tiny-pretrain-0", hash="0", digest="content:0", classes=classes,
-        train_samples=24, val_samples=8, unreadable=0, ignored=0, notes=(), length=Length.of(stage, 24),
+        train_samples=24, val_samples=8, unreadable=0, ignored=(), notes=(), length=Length.of(stage, 24),
     )  # fmt: skip
 
 

@@ -127,6 +127,22 @@ def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, 
     assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
 
 
+def test_every_file_left_out_is_named_with_its_reason(root, images, tmp_path, capsys):
+    (images / "2.jpg").rename(images / "2.heic")
+    (images / "sub" / "3.jpg").rename(images / "sub" / "noext")
+    for number in range(25):
+        (images / f"z{number:02}.txt").write_text("")
+    assert run(root, "pretrain", images, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "25 .txt (z00.txt, z01.txt, z02.txt and 22 more), 1 .heic (2.heic), 1 without suffix (sub/noext)" in said
+    assert said.count("is not the suffix of an image") == 20 - 2, "the first two of the 20 are others"
+    assert "2.heic\tleft out: .heic is not read; convert it to JPEG or PNG" in said and "and 7 more files" in said
+    reasons = {line["file"]: line["reason"] for line in table(tmp_path / "out" / "left_out.csv")}
+    assert len(reasons) == 27 and "no suffix" in reasons["sub/noext"]
+    assert run(root, "pretrain", images, tmp_path / "dry", "--dry-run") == 0
+    assert "2.heic\tleft out" in capsys.readouterr().out and not (tmp_path / "dry").exists()
+
+
 def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path):
     shutil.copy(images / "0.jpg", images / "0.png")  # a JPEG by its content
     (images / "2.jpg").rename(images / "\udce4\n.jpg")

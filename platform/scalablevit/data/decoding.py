@@ -12,13 +12,27 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from scalablevit.data.names import shown
 from scalablevit.data.shards import Member
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What is read; decided by content, not by name."""
+SUFFIXES = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    **({"AVIF": ("avif",)} if features.check("avif") else {}),
+    **({"JPEG2000": ("jp2", "j2k")} if features.check("jpg_2000") else {}),
+    "TGA": ("tga",),
+}
+"""What is read: Pillow's name of each format, as far as Pillow was built with it, and the suffixes of its files."""
+FORMATS = tuple(kind for kind in SUFFIXES if kind != "TGA")
+"""What is read whatever the file is named; decided by content."""
+_BY_NAME = (*FORMATS, "TGA")  # a TGA begins with no signature: other bytes must not be taken for one
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
@@ -134,14 +148,14 @@ def _explained(name: str) -> Iterator[None]:
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadSample(name, f"not an image of a known format ({', '.join(FORMATS)})") from error
+        raise BadSample(name, f"not an image of a known format ({', '.join(SUFFIXES)})") from error
     except Exception as error:  # decoders raise nearly anything on damaged data, from struct.error to cv2.error
         raise BadSample(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _open(file: BinaryIO, max_pixels: int, name: str, limit: str = "data.max_pixels") -> ImageFile.ImageFile:
     """Read the header only."""
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=_BY_NAME if name.lower().endswith(".tga") else FORMATS)
     if image.width * image.height > max_pixels:
         raise BadSample(name, f"{image.width} x {image.height} pixels are more than {limit} ({max_pixels})")
     return image

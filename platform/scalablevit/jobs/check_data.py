@@ -78,12 +78,13 @@ def _check(where: str, data: Data, split: SplitName, root: Path, options: argpar
     """Name the bad samples of a split; how many there are."""
     from scalablevit.data.check import check_split
     from scalablevit.data.shapes import write_shapes
+    from scalablevit.data.sources.files import left_out
     from scalablevit.data.sources.opening import open_source
 
     if data.shapes is not None:
         write_shapes(data.shapes, root / Path(data.root).expanduser())
     source = open_source(data, split, root)
-    print(f"{where}: {len(source)} samples, {len(source.ignored)} other files left out", flush=True)
+    print(f"{where}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
     processors = os.cpu_count() or 1
     if options.quick:
         report = check_split(source, data, 4 * processors, depth="headers")

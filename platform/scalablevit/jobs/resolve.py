@@ -22,6 +22,7 @@ from scalablevit.data.coco import SIZES
 from scalablevit.data.names import alike
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.files import left_out
 from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
@@ -48,7 +49,7 @@ class ResolvedStage:
     val_samples: int
     unreadable: int
     """Samples that training will skip."""
-    ignored: int
+    ignored: tuple[str, ...]
     """Files beside the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
     """What cleaning the annotations did."""
@@ -205,13 +206,13 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
     threads = min(16, 4 * (os.cpu_count() or 1))
-    sources, unreadable, ignored = {}, 0, 0
+    sources, unreadable, ignored = {}, 0, ()
     for split in ("train", "val"):
         source = open_source(stage.data, split, root)
         report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
         raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
         sources[split], unreadable = source, unreadable + len(report.unreadable)
-        ignored += len(source.ignored)
+        ignored += source.ignored
     _same_categories(sources["train"], sources["val"])
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
@@ -295,7 +296,7 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
         f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
-        f"{resolved.ignored} other files left out" + "".join(f"; {note}" for note in resolved.notes),
+        f"{left_out(resolved.ignored)}" + "".join(f"; {note}" for note in resolved.notes),
         "digest": resolved.digest,
         "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
         f"micro-batches x {per_worker:g}",
