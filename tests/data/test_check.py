@@ -9,8 +9,8 @@ from PIL import Image
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserErrors
 from scalablevit.data import check
-from scalablevit.data.check import Depth, Problem, Report, check_split, raise_if_fatal
-from scalablevit.data.decoding import read_size
+from scalablevit.data.check import Depth, Problem, Report, check_split, image_notes, raise_if_fatal
+from scalablevit.data.decoding import Header, inspect_image, read_header
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 
@@ -109,14 +109,56 @@ def test_both_kinds_are_reported_together_and_the_first_named() -> None:
     assert "5.png" not in str(caught.value)
 
 
+def folder_of(base: Path) -> ImageFolder:
+    """The images alone, the class being their folder."""
+    return ImageFolder(source="image_folder", root=str(base), train=Split(images="train"), val=Split(images="val"))
+
+
+@pytest.mark.parametrize(("depth", "what"), [("headers", "an alpha channel"), ("pixels", "transparent pixels")])
+def test_transparent_images_are_counted(base: Path, depth: Depth, what: str) -> None:
+    opaque, half = Image.new("RGBA", (20, 10), (0, 0, 0, 255)), Image.new("RGBA", (20, 10), (0, 0, 0, 128))
+    opaque.save(base / "train/i/a.png")
+    half.save(base / "train/i/b.png")
+    half.save(base / "train/m/c.png")
+    report = checked(folder_of(base), base / "cache", depth)
+    assert (report.transparent, report.low_range) == ({"headers": 3, "pixels": 2}[depth], 0)
+    (note,) = image_notes(report)
+    assert note.startswith(f"{report.transparent} of 15 images: {what}") and "train/i/" in note
+    assert checked(folder_of(base), base / "cache", depth) == report
+
+
+@pytest.mark.parametrize("depth", ["headers", "pixels"])
+def test_low_values_of_deep_images_are_counted_with_their_range(base: Path, depth: Depth) -> None:
+    ramp = np.linspace(0, 4095, 200).reshape(10, 20)
+    for name, values in (("a.png", ramp.astype(np.uint16)), ("b.tif", ramp.astype(np.int32)),
+                         ("c.png", (16 * ramp).astype(np.uint16))):  # fmt: skip
+        Image.fromarray(values).save(base / "train/i" / name)
+    report = checked(folder_of(base), depth=depth)
+    assert (report.low_range, report.deep, report.unreadable) == (2, 3, ())
+    (note,) = image_notes(report)
+    assert note.startswith("2 of 3 images of 16 or 32 bits that were looked at may become too dark")
+    assert "a.png: values up to 4095 in a 16-bit file: mean 8.0 of 255 after scaling by 65535" in note
+
+
+def test_where_headers_are_read_the_values_of_few_deep_images_are_looked_at(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        Image.fromarray(np.full((10, 20), 9, np.uint16)).save(base / f"train/i/deep{number}.png")
+    looked: list[Path] = []
+    monkeypatch.setattr(check, "inspect_image", lambda path, cap: looked.append(path) or inspect_image(path, cap))
+    report = checked(folder_of(base))
+    assert len(looked) == report.deep == report.low_range == 4
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     looked: list[Path] = []
 
-    def look(path: Path, max_pixels: int) -> tuple[int, int]:
+    def look(path: Path, max_pixels: int) -> Header:
         looked.append(path)
-        return read_size(path, max_pixels)
+        return read_header(path, max_pixels)
 
-    monkeypatch.setattr(check, "read_size", look)
+    monkeypatch.setattr(check, "read_header", look)
     return looked
 
 

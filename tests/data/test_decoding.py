@@ -1,6 +1,8 @@
 """Real files of every kind the platform reads or refuses."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from scalablevit.data.decoding import SUFFIXES, BadSample, decode_image, read_image, read_mask, read_size
+from scalablevit.data.decoding import SUFFIXES, BadSample, decode, decode_image, read_image, read_mask, read_size
 
 LIMIT = 10_000
 
@@ -24,6 +26,18 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, depth: int, color_type: int, row: bytes, *more: bytes) -> bytes:
+    """A PNG of one row, for kinds that Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, color_type, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"".join((b"\x89PNG\r\n\x1a\n", header, *more, pixels, chunk(b"IEND", b"")))
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:
@@ -119,8 +133,8 @@ def test_avif_is_upright_by_its_exif_orientation(tmp_path: Path) -> None:
     ("mode", "color", "rgb"),
     [
         ("L", 90, (90, 90, 90)),
-        ("LA", (90, 7), (90, 90, 90)),
-        ("RGBA", (10, 200, 30, 128), (10, 200, 30)),
+        ("LA", (90, 255), (90, 90, 90)),
+        ("RGBA", (10, 200, 30, 255), (10, 200, 30)),
         ("1", 1, (255, 255, 255)),
     ],
 )
@@ -128,10 +142,87 @@ def test_modes_become_rgb(mode: str, color: int | tuple[int, ...], rgb: tuple[in
     assert (decode_image(encoded(Image.new(mode, (6, 4), color), "PNG"), LIMIT) == rgb).all()
 
 
-def test_palette_with_transparency_becomes_its_colors() -> None:
-    image = Image.new("P", (6, 4), 1)
-    image.putpalette([0, 0, 0, 40, 50, 60])
-    assert (decode_image(encoded(image, "PNG", transparency=1), LIMIT) == (40, 50, 60)).all()
+BACKGROUND = (100, 150, 200)
+
+
+def made_of(mode: str, values: list[int | tuple[int, ...]]) -> Image.Image:
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+def palette() -> Image.Image:
+    image = made_of("P", [0, 1])
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("data", "opaque"),
+    [
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "PNG"), (10, 200, 30)),
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "WEBP", lossless=True), (10, 200, 30)),
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "TIFF"), (10, 200, 30)),
+        (encoded(made_of("LA", [(9, 0), (90, 255)]), "PNG"), (90, 90, 90)),
+        (encoded(palette(), "PNG", transparency=0), (40, 50, 60)),
+        (encoded(palette(), "PNG", transparency=bytes([0, 255])), (40, 50, 60)),
+        (encoded(palette(), "GIF", transparency=0), (40, 50, 60)),
+        (encoded(made_of("L", [7, 90]), "PNG", transparency=7), (90, 90, 90)),
+        (encoded(made_of("1", [1, 0]), "PNG", transparency=1), (0, 0, 0)),
+        (encoded(made_of("RGB", [(7, 8, 9), (7, 8, 10)]), "PNG", transparency=(7, 8, 9)), (7, 8, 10)),
+        (encoded(Image.fromarray(np.array([[9, 65535]], np.uint16)), "PNG", transparency=9), (255, 255, 255)),
+        (png(2, 16, 2, bytes([1, 2, 3, 4, 5, 6, 40, 0, 50, 0, 60, 0]), chunk(b"tRNS", bytes([1, 2, 3, 4, 5, 6]))),
+         (40, 50, 60)),
+    ],
+    ids=["RGBA", "WebP", "TIFF", "LA", "palette", "palette with an alpha each", "GIF", "grey", "1 bit", "RGB",
+         "16 bits", "RGB of 16 bits"],
+)  # fmt: skip
+def test_transparent_pixels_are_composed_onto_the_background(data: bytes, opaque: tuple[int, int, int]) -> None:
+    made = decode(data, LIMIT, background=BACKGROUND)
+    assert made.transparent
+    assert made.pixels[0].tolist() == [list(BACKGROUND), list(opaque)]
+    assert decode_image(data, LIMIT)[0, 0].tolist() == [124, 116, 104], "ImageNet's mean where no recipe is at hand"
+
+
+def test_half_transparent_pixels_are_mixed_and_opaque_images_stay_as_they_are() -> None:
+    image = made_of("RGBA", [(0, 255, 10, 51)])
+    assert decode_image(encoded(image, "PNG"), LIMIT, background=BACKGROUND)[0, 0].tolist() == [80, 171, 162]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 4), dtype=np.uint8)
+    noise[..., 3] = 255
+    made = decode(encoded(Image.fromarray(noise), "PNG"), LIMIT, background=BACKGROUND)
+    np.testing.assert_array_equal(made.pixels, noise[..., :3])
+    assert not made.transparent
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_transparent_value_of_grey_of_few_bits(bits: int) -> None:
+    row = bytes([(1 << (8 - bits)) | (2 << (8 - 2 * bits))])
+    data = png(2, bits, 0, row, chunk(b"tRNS", b"\0\1"))
+    grey = 2 * 255 // (2**bits - 1)
+    assert decode_image(data, LIMIT, background=BACKGROUND)[0].tolist() == [list(BACKGROUND), [grey] * 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "reason"),
+    [
+        (np.array([[0, 4095]], np.uint16), "PNG", "values up to 4095 in a 16-bit file: mean 8.0 of 255"),
+        (np.array([[0, 4095]], np.int32), "TIFF", "values up to 4095 in a 32-bit file: mean 8.0 of 255"),
+        (np.array([[0, 65535]], np.int32), "TIFF", "values up to 65535 in a 32-bit file: mean 127.5 of 255"),
+        (np.array([[0, 4096]], np.uint16), "PNG", ""),
+        (np.array([[0, 9]], np.uint8), "PNG", ""),
+    ],
+)
+def test_low_values_of_deep_files_are_told(values: NDArray[np.uint16], kind: str, reason: str) -> None:
+    made = decode(encoded(Image.fromarray(values), kind), LIMIT)
+    assert made.low_range.startswith(reason) and bool(made.low_range) == bool(reason)
+    assert made.deep == (values.dtype != np.uint8)
+
+
+@pytest.mark.parametrize(("highest", "low"), [(4095, True), (4096, False)])
+def test_low_values_of_deep_colour_are_told(highest: int, low: bool) -> None:
+    _, data = cv2.imencode(".png", np.full((4, 4, 3), highest, np.uint16))
+    made = decode(data.tobytes(), LIMIT)
+    assert made.deep and bool(made.low_range) == low
 
 
 def test_cmyk_and_grey_jpeg() -> None:

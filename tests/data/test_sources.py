@@ -1,5 +1,6 @@
 """Folders as users have them: listed in order, or refused with what is wrong."""
 
+import io
 import os
 import pickle
 import shutil
@@ -243,6 +244,30 @@ def test_folders_of_unread_files_say_what_is_there(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"no images here; 2 other files left out: 2 .heic \(10.heic, 2.heic\)"):
         list_images(tmp_path / "set/train/cat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transparent_pixels_become_the_recipes_mean(tmp_path: Path, kind: str) -> None:
+    data, write = KINDS[kind]
+    write(tmp_path / "set")
+    source = open_source(data.model_copy(update={"mean": (0.2, 0.4, 0.6)}), "train", tmp_path)
+    assert not (source.read(0).image == (51, 102, 153)).all()
+    file = source[0].image
+    clear = encoded_clear()
+    if isinstance(file, Path):
+        file.write_bytes(clear)
+    else:
+        content = bytearray(file.shard.read_bytes())
+        content[file.offset : file.offset + file.size] = clear + bytes(file.size - len(clear))
+        file.shard.write_bytes(content)
+    assert (source.read(0).image == (51, 102, 153)).all()
+
+
+def encoded_clear() -> bytes:
+    """A PNG of the images' size without an opaque pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 6)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def refused(data: Data, root: Path) -> str:

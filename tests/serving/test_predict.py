@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from faster_coco_eval import COCO
@@ -19,6 +21,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
+from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
 from scalablevit.serving.outputs import Detections
 
@@ -141,6 +144,31 @@ def test_every_file_left_out_is_named_with_its_reason(root, images, tmp_path, ca
     assert len(reasons) == 27 and "no suffix" in reasons["sub/noext"]
     assert run(root, "pretrain", images, tmp_path / "dry", "--dry-run") == 0
     assert "2.heic\tleft out" in capsys.readouterr().out and not (tmp_path / "dry").exists()
+
+
+def test_transparent_pixels_are_the_recipes_mean_wherever_a_model_sees_them(root, tmp_path):
+    mean = "stages.pretrain.data.mean=[0.9, 0.1, 0.5]"
+    shutil.copytree(root / "data", tmp_path / "root" / "data")
+    name = finished_run(tmp_path / "root", "pretrain", mean)
+    (tmp_path / "images").mkdir()
+    picture = Image.open(next(val_images(root, "pretrain").rglob("*.jpg"))).convert("RGB")
+    over = Image.new("RGB", picture.size, (230, 26, 128))
+    over.paste(picture.crop((0, 0, 20, SIDE)))
+    over.save(tmp_path / "images" / "composed.png")
+    picture.putalpha(Image.fromarray(np.where(np.arange(SIDE) < 20, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0)))
+    picture.save(tmp_path / "images" / "transparent.png")
+    assert run(tmp_path / "root", "pretrain", tmp_path / "images", tmp_path / "out") == 0
+    composed, transparent = ({**line, "file": ""} for line in table(tmp_path / "out" / "labels.csv"))
+    assert composed == transparent
+    model, folder = ImageModel(), tmp_path / "root" / "runs" / name / "model"
+    context = SimpleNamespace(artifacts={"config": folder / "config.json", "weights": folder / "weights.safetensors"})
+    model.load_context(context)
+    contents = [(tmp_path / "images" / f"{name}.png").read_bytes() for name in ("composed", "transparent")]
+    composed, transparent = model.predict(context, pd.DataFrame({"image": contents}))["probabilities"]
+    assert composed == transparent
+    assert composed[transparent_label := max(composed, key=composed.get)] == pytest.approx(
+        float(table(tmp_path / "out" / "labels.csv")[0]["probability"]), abs=1e-6
+    ), transparent_label
 
 
 def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path):

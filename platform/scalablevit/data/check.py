@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.complaints import Complaints
-from scalablevit.data.decoding import BadSample, read_image, read_mask, read_mask_size, read_size
+from scalablevit.data.decoding import DEEPEST, BadSample, inspect_image, read_header, read_mask, read_mask_size
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Sample, Source
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
-Kind = Literal["unreadable", "wrong", "damaged"]
+Kind = Literal["unreadable", "wrong", "damaged", "transparent", "deep", "low range"]
 
-_VERSION = 3
+_VERSION = 4
 """Part of the cache's key: raise it when the checks change."""
 _SHOWN = 5
 
@@ -40,6 +40,8 @@ class Problem:
 
     path: str
     reason: str
+    count: int = 1
+    """Files of its kind that this one stands for, itself included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,14 @@ class Report:
     damaged: tuple[Problem, ...] = ()
     """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
     and learns from what comes out."""
+    transparent: int = 0
+    """Images with transparent pixels; where only headers are read, with an alpha channel or a transparent colour."""
+    deep: int = 0
+    """Images of 16 or 32 bits a channel whose values were looked at: a sample of them where only headers are read."""
+    low_range: int = 0
+    """Those of them whose values do not tell that their range is 0..65535, by which they are scaled."""
+    examples: dict[str, Problem] = field(default_factory=dict)
+    """The first of `transparent` and of `low range`, by these words."""
 
 
 def check_split(source: Source, data: Data, workers: int, cache: Path | None = None, depth: Depth = "masks") -> Report:
@@ -79,6 +89,10 @@ def check_split(source: Source, data: Data, workers: int, cache: Path | None = N
         unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),
         wrong=tuple(problem for problem, kind in found if kind == "wrong"),
         damaged=tuple(problem for problem, kind in found if kind == "damaged"),
+        transparent=_count(found, "transparent"),
+        deep=_count(found, "deep"),
+        low_range=_count(found, "low range"),
+        examples={kind: problem for problem, kind in reversed(found) if kind in ("transparent", "low range")},
     )
     if file:
         _save(report, file)
@@ -113,7 +127,32 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
         raise UserErrors(errors)
 
 
+def image_notes(report: Report) -> tuple[str, ...]:
+    """Return warnings of images whose pixels may not become what was meant, with their number and an example."""
+    notes = []
+    if report.transparent:
+        first = report.examples["transparent"]
+        notes.append(
+            f"{report.transparent} of {report.samples} images: {first.reason} ({first.path}); transparent pixels "
+            "become the colour of data.mean, in training, evaluation and serving alike"
+        )
+    if report.low_range:
+        first = report.examples["low range"]
+        notes.append(
+            f"{report.low_range} of {report.deep} images of 16 or 32 bits that were looked at may become too dark: "
+            f"{first.path}: {first.reason}; spread their values over 0..{DEEPEST}, or convert them to 8 bits"
+        )
+    return tuple(notes)
+
+
 Found = list[tuple[Problem, Kind]]
+Notes = dict[Kind, list[Problem]]
+_DEEP_PARTS, _DEEP_IMAGES = 16, 4
+"""Where headers are read, values of deep images are looked at in so many parts all over the split, of so many each."""
+
+
+def _count(found: Found, wanted: Kind) -> int:
+    return sum(problem.count for problem, kind in found if kind == wanted)
 
 
 class _Checker:
@@ -125,15 +164,20 @@ class _Checker:
         self.max_pixels = data.max_pixels
         self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
         self.complaints = complaints
+        starts = [part.start for part in source.parts()]
+        self.looked_into = frozenset(starts[:: -(-len(starts) // _DEEP_PARTS)])
 
     def part(self, part: range) -> Found:
-        """Problems of some samples."""
-        return [found for i in part if (found := self._sample(i)) is not None]
+        """Problems of some samples, and for each kind of note its first sample with their number."""
+        notes: Notes = {}
+        look_at = _DEEP_IMAGES if part.start in self.looked_into else 0
+        found = [found for i in part if (found := self._sample(i, notes, look_at)) is not None]
+        return found + [(replace(noted[0], count=len(noted)), kind) for kind, noted in notes.items()]
 
-    def _sample(self, i: int) -> tuple[Problem, Kind] | None:
+    def _sample(self, i: int, notes: Notes, look_at: int) -> tuple[Problem, Kind] | None:
         sample, annotations = self.source[i], self.source.annotations
         try:
-            size = self._size(sample)
+            size = self._size(sample, notes, look_at)
             if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
                 # not of the kind `wrong`, since published sets hold a few of them
                 return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
@@ -145,12 +189,24 @@ class _Checker:
             return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
         return None
 
-    def _size(self, sample: Sample) -> tuple[int, ...]:
+    def _size(self, sample: Sample, notes: Notes, look_at: int) -> tuple[int, ...]:
+        """Height and width of an image; what its conversion to 8-bit RGB may change is noted."""
         if self.depth != "pixels":
-            return read_size(sample.image, self.max_pixels)
+            header = read_header(sample.image, self.max_pixels)
+            if header.transparency:
+                _note(notes, "transparent", sample, "an alpha channel or a transparent colour")
+            if not header.deep or len(notes.get("deep", ())) >= look_at:
+                return header.size
         if self.complaints:
             self.complaints.take()
-        return read_image(sample.image, self.max_pixels).shape[:2]
+        decoded = inspect_image(sample.image, self.max_pixels)
+        if decoded.transparent and self.depth == "pixels":
+            _note(notes, "transparent", sample, "transparent pixels")
+        if decoded.deep:
+            _note(notes, "deep", sample, "")
+        if decoded.low_range:
+            _note(notes, "low range", sample, decoded.low_range)
+        return decoded.pixels.shape[:2]
 
     def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8]) -> str | None:
         """Why a mask does not fit its image and the recipe's classes."""
@@ -165,6 +221,10 @@ class _Checker:
         except ValueError as error:
             return str(error)
         return None
+
+
+def _note(notes: Notes, kind: Kind, sample: Sample, reason: str) -> None:
+    notes.setdefault(kind, []).append(Problem(shown(sample.image), reason))
 
 
 OverParts = Callable[[list[range]], Iterator[Found]]
@@ -224,6 +284,8 @@ def _load(file: Path) -> Report | None:
             unreadable=tuple(Problem(**each) for each in stored["unreadable"]),
             wrong=tuple(Problem(**each) for each in stored["wrong"]),
             damaged=tuple(Problem(**each) for each in stored["damaged"]),
+            **{key: stored[key] for key in ("transparent", "deep", "low_range")},
+            examples={kind: Problem(**each) for kind, each in stored["examples"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is made again
         return None

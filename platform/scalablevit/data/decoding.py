@@ -6,16 +6,21 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from scalablevit.config.data import IMAGENET_MEAN
+from scalablevit.config.section import Triple
 from scalablevit.data.names import shown
 from scalablevit.data.shards import Member
+
+Color: TypeAlias = tuple[int, int, int]
 
 SUFFIXES = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
@@ -33,10 +38,14 @@ SUFFIXES = {
 FORMATS = tuple(kind for kind in SUFFIXES if kind != "TGA")
 """What is read whatever the file is named; decided by content."""
 _BY_NAME = (*FORMATS, "TGA")  # a TGA begins with no signature: other bytes must not be taken for one
+DEEPEST = 65535
+"""Value that 16 bits hold at most, by which values of 16 and 32 bits are scaled."""
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LOW = 4096  # what 12 bits hold, as cameras and scanners give them
+_KEYED = ("1", "L", "RGB")  # modes in which one colour may stand for transparency
 _PNG_GREY, _PNG_PALETTE = 0, 3
 _PNG_DEPTH = 24  # offset of the bit depth, before the colour type
 
@@ -58,16 +67,60 @@ class BadSample(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
+def mean_color(mean: Triple) -> Color:
+    """Return a mean in 0..1 per RGB channel (`data.mean`) as a colour in 0..255: normalizing turns it into about 0."""
+    red, green, blue = (max(0, min(255, round(255 * value))) for value in mean)
+    return red, green, blue
+
+
+IMAGENET_COLOR = mean_color(IMAGENET_MEAN)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image, and what its conversion to 8-bit RGB may have changed."""
+
+    pixels: NDArray[np.uint8]
+    """(height, width, 3), RGB."""
+    transparent: bool = False
+    """Some pixels are transparent."""
+    deep: bool = False
+    """The file has 16 or 32 bits a channel."""
+    low_range: str = ""
+    """Why scaling by 65535 may be wrong for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's header tells."""
+
+    size: tuple[int, int]
+    """Height and width of `read_image`."""
+    transparency: bool
+    """There is an alpha channel or a transparent colour; pixels may all be opaque."""
+    deep: bool
+    """16 or 32 bits a channel."""
+
+
+def read_image(path: Path | Member, max_pixels: int, background: Color = IMAGENET_COLOR) -> NDArray[np.uint8]:
     """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparency is dropped, and of an
-    animation the first frame is taken.
+    Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparent pixels are composed onto
+    `background`, and of an animation the first frame is taken.
 
     Raises:
         BadSample: the file is missing, no image, cut short, or has more than `max_pixels` pixels.
     """
-    return decode_image(_read(path), max_pixels, str(path))
+    return decode_image(_read(path), max_pixels, str(path), background=background)
+
+
+def inspect_image(path: Path | Member, max_pixels: int) -> Decoded:
+    """Read an image file as `read_image`, with what its conversion may have changed.
+
+    Raises:
+        BadSample: as `read_image`.
+    """
+    return decode(_read(path), max_pixels, str(path))
 
 
 def decode_image(
@@ -77,12 +130,26 @@ def decode_image(
     *,
     refuse_damage: bool = False,
     limit: str = "data.max_pixels",
+    background: Color = IMAGENET_COLOR,
 ) -> NDArray[np.uint8]:
     """`read_image` for bytes at hand; `name` stands for the path in errors, `limit` for what `max_pixels` comes from.
 
     With `refuse_damage` a JPEG with broken data is a BadSample, too, where TurboJPEG decodes it; otherwise what could
     not be decoded is grey, and a line on standard error says so.
     """
+    return decode(data, max_pixels, name, refuse_damage=refuse_damage, limit=limit, background=background).pixels
+
+
+def decode(
+    data: bytes,
+    max_pixels: int,
+    name: str = "image",
+    *,
+    refuse_damage: bool = False,
+    limit: str = "data.max_pixels",
+    background: Color = IMAGENET_COLOR,
+) -> Decoded:
+    """`decode_image` with what the conversion may have changed."""
     with _explained(name):
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
@@ -91,11 +158,24 @@ def decode_image(
             if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
-                return _upright(pixels, _orientation(image))
+                return Decoded(_upright(pixels, _orientation(image)))
         if image.format == "PNG":
             _check_png(data, name)
+        layout = _layout(image)
         orientation = _orientation(image)
-        return _upright(_to_rgb(image, name), orientation)
+        return _to_rgb(image, name, layout, background, orientation)
+
+
+def read_header(path: Path | Member, max_pixels: int) -> Header:
+    """Read what the header of an image tells.
+
+    Raises:
+        BadSample: as `read_image`, as far as the header tells.
+    """
+    with _explained(str(path)), path.open("rb") as file:
+        image = _open(file, max_pixels, str(path))
+        transparency, deep = image.has_transparency_data, _is_deep(image, _layout(image))
+        return Header(_upright_size(image), transparency, deep)
 
 
 def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
@@ -104,9 +184,7 @@ def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     Raises:
         BadSample: as `read_image`, as far as the header tells.
     """
-    with _explained(str(path)), path.open("rb") as file:
-        image = _open(file, max_pixels, str(path))
-        return _upright_size(image)
+    return read_header(path, max_pixels).size
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
@@ -244,15 +322,68 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise BadSample(name, "32-bit values have no known range")
-        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return how the file lays out a pixel, in Pillow's words ("RGB;16B"); known until the pixels are loaded."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    return arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+
+
+def _is_deep(image: Image.Image, layout: str) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16") or ";16" in layout
+
+
+def _to_rgb(image: Image.Image, name: str, layout: str, background: Color, orientation: int) -> Decoded:
     if image.mode == "F":
         raise BadSample(name, "floating-point values have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"), np.uint8)
+    deep, alpha, low_range = _is_deep(image, layout), None, ""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > DEEPEST:
+            raise BadSample(name, "32-bit values have no known range")
+        grey = ((values * 255 + 32767) // DEEPEST).astype(np.uint8)
+        low_range = _low_range(grey, int(values.max()), 32 if image.mode == "I" and image.format != "PPM" else 16)
+        if (key := image.info.get("transparency")) is not None:
+            alpha = np.where(values == key, 0, 255)
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    else:
+        if image.has_transparency_data and image.mode in _KEYED:
+            alpha = _keyed_alpha(image, layout)
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            alpha = np.asarray(image.getchannel("A"))
+        pixels = np.array(image.convert("RGB"), np.uint8)
+        if deep and (highest := int(pixels.max())) < _LOW // 256:  # Pillow gives the upper 8 bits
+            low_range = _low_range(pixels, highest * 256 + 255, 16)
+    if transparent := alpha is not None and int(alpha.min()) < 255:
+        pixels = _composed(pixels, np.asarray(alpha), background)
+    return Decoded(_upright(pixels, orientation), transparent, deep, low_range)
+
+
+def _low_range(pixels: NDArray[np.uint8], highest: int, bits: int) -> str:
+    """Return why an image may have become too dark by scaling, or an empty text."""
+    if highest >= _LOW and bits == 16:
+        return ""
+    return f"values up to {highest} in a {bits}-bit file: mean {pixels.mean():.1f} of 255 after scaling by {DEEPEST}"
+
+
+def _keyed_alpha(image: Image.Image, layout: str) -> NDArray[np.int64]:
+    """Return the opacity, 0 or 255, of an image in which one colour stands for transparency.
+
+    Pillow's own conversion compares that colour of the file with values that it has stretched from 2 or 4 bits.
+    """
+    key = np.asarray(image.info["transparency"], bool if image.mode == "1" else int)
+    values = np.asarray(image)
+    if layout in ("L;2", "L;4"):
+        values = values // (255 // (2 ** int(layout[-1]) - 1))
+    if ";16" in layout:  # of RGB; what Pillow keeps of the values is their upper 8 bits
+        key = key // 256
+    matches = values == key
+    return np.where(matches.all(axis=2) if matches.ndim == 3 else matches, 0, 255)
+
+
+def _composed(pixels: NDArray[np.uint8], alpha: NDArray[np.generic], background: Color) -> NDArray[np.uint8]:
+    """Return pixels over a background; those of opacity 255 stay as they are."""
+    over = alpha.astype(np.int32)[:, :, None]
+    return ((pixels * over + np.array(background, np.int32) * (255 - over) + 127) // 255).astype(np.uint8)

@@ -76,7 +76,7 @@ def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, SplitName]]:
 
 def _check(where: str, data: Data, split: SplitName, root: Path, options: argparse.Namespace) -> int:
     """Name the bad samples of a split; how many there are."""
-    from scalablevit.data.check import check_split
+    from scalablevit.data.check import check_split, image_notes
     from scalablevit.data.shapes import write_shapes
     from scalablevit.data.sources.files import left_out
     from scalablevit.data.sources.opening import open_source
@@ -91,6 +91,8 @@ def _check(where: str, data: Data, split: SplitName, root: Path, options: argpar
     else:
         cache = None if options.again else root / "cache" / "checks"
         report = check_split(source, data, processors, cache, depth="pixels")
+    for note in image_notes(report):
+        print(f"{where}: warning: {note}")
     for kind, problems in (("", report.unreadable), ("", report.wrong), ("damaged, ", report.damaged)):
         for problem in problems:
             print(f"{problem.path}\t{kind}{problem.reason}")

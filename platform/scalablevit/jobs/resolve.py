@@ -17,7 +17,7 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
-from scalablevit.data.check import check_split, raise_if_fatal
+from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.names import alike
 from scalablevit.data.shapes import write_shapes
@@ -52,7 +52,7 @@ class ResolvedStage:
     ignored: tuple[str, ...]
     """Files beside the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
-    """What cleaning the annotations did."""
+    """What cleaning the annotations did, and images whose pixels may not become what was meant."""
     absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
     """COCO's sizes that no annotated object of the validation split has."""
     length: Length
@@ -206,13 +206,16 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
     threads = min(16, 4 * (os.cpu_count() or 1))
-    sources, unreadable, ignored = {}, 0, ()
+    sources, unreadable = {}, 0
+    ignored: tuple[str, ...] = ()
+    pixel_notes: list[str] = []
     for split in ("train", "val"):
         source = open_source(stage.data, split, root)
         report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
         raise_if_fatal(report, stage.data.max_bad_fraction, where=f"data.{split}")
         sources[split], unreadable = source, unreadable + len(report.unreadable)
         ignored += source.ignored
+        pixel_notes += [f"{split}: {note}" for note in image_notes(report)]
     _same_categories(sources["train"], sources["val"])
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
@@ -233,7 +236,7 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
         unreadable=unreadable,
         ignored=ignored,
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
-        notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
+        notes=(*(f"{split}: {note}" for split, source in sources.items() for note in source.notes), *pixel_notes),
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,
         initial=initial,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import Data
 from scalablevit.data.coco import Annotations
-from scalablevit.data.decoding import read_image
+from scalablevit.data.decoding import mean_color, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.shards import Member
 from scalablevit.data.sources.listing import Listing, Names
@@ -103,7 +103,10 @@ class Source(Sequence[Sample]):
             BadSample: one of its files is missing or cannot be decoded, or they do not fit each other.
         """
         sample = self[i]
-        return Example(read_image(sample.image, self.data.max_pixels), sample.label)
+        return Example(self._image(sample.image), sample.label)
+
+    def _image(self, path: Path | Member) -> NDArray[np.uint8]:
+        return read_image(path, self.data.max_pixels, mean_color(self.data.mean))
 
     @abstractmethod
     def _sample(self, i: int) -> Sample: ...

@@ -6,7 +6,7 @@ from typing import Self
 from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations, read_annotations
-from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.decoding import BadSample
 from scalablevit.data.labels import annotated_size_mismatch
 from scalablevit.data.sources.base import Example, Sample, Source
 from scalablevit.data.sources.class_names import refuse_alike
@@ -54,7 +54,7 @@ class CocoSource(Source):
     def read(self, i: int) -> Example:
         """Decode image i; its objects are those of the annotations."""
         path, objects = self.images / self.names[i], self.annotations.of_image(i)
-        image = read_image(path, self.data.max_pixels)
+        image = self._image(path)
         if image.shape[:2] != objects.size:
             raise BadSample(str(path), annotated_size_mismatch(image.shape, objects.size))
         return Example(image, instances=objects)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import MaskPairs, SplitName
 from scalablevit.config.errors import UserError
-from scalablevit.data.decoding import BadSample, read_image, read_mask
+from scalablevit.data.decoding import BadSample, read_mask
 from scalablevit.data.labels import label_table, size_mismatch, to_labels
 from scalablevit.data.sources.base import Example, Sample, Source
 from scalablevit.data.sources.class_names import class_names
@@ -64,7 +64,7 @@ class MaskPairsSource(Source):
     def read(self, i: int) -> Example:
         """Decode image i and its mask."""
         sample = self._sample(i)
-        image = read_image(sample.image, self.data.max_pixels)
+        image = self._image(sample.image)
         return Example(image, mask=self._labels(str(sample.mask), image))
 
     def _labels(self, path: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
