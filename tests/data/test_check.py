@@ -75,6 +75,20 @@ def test_wrong_masks_are_fatal_whatever_the_fraction(
     assert str(caught.value).startswith("data.train: 1 of 6 masks")
 
 
+def test_masks_without_ids_are_wrong_with_true_advice(base: Path) -> None:
+    colors = Image.new("RGB", (20, 10), (128, 0, 0))
+    colors.save(base / "train/m/3.png")
+    Image.new("L", (20, 10), 1).convert("RGB").save(base / "train/m/2.png")
+    report = checked(pairs(base))
+    assert [Path(problem.path).name for problem in report.wrong] == ["3.png"] and report.unreadable == ()
+    with pytest.raises(UserErrors) as caught:
+        raise_if_fatal(report, 1.0)
+    assert "3.png: coded by colour: 1 distinct colours, (128, 0, 0)" in str(caught.value)
+    assert caught.value.errors[0].fix.startswith("write masks with one channel of class ids")
+    assert "ignore_index" not in caught.value.errors[0].fix
+    assert checked(pairs(base), depth="headers").wrong == (), "the header does not tell"
+
+
 def test_ids_follow_the_recipe(base: Path) -> None:
     assert checked(pairs(base, classes=["a", "b"])).wrong[0].reason.startswith("mask values 2 are no class")
     assert checked(pairs(base, classes=["a", "b"], reduce_zero_label=True)).wrong == ()
@@ -203,13 +217,14 @@ def test_the_other_depths_of_good_data(base: Path, depth: Depth) -> None:
 
 def test_headers_show_sizes_and_kinds_of_masks_but_not_their_ids(base: Path) -> None:
     Image.fromarray(np.zeros((20, 10), np.uint8)).save(base / "train/m/0.png")
-    Image.new("RGB", (20, 10)).save(base / "train/m/1.png")
+    Image.new("L", (20, 10)).save(base / "train/m/1.png", "JPEG")
     Image.fromarray(np.full((10, 20), 3, np.uint8)).save(base / "train/m/2.png")
     report = checked(pairs(base), depth="headers")
     assert [problem.reason for problem in report.wrong] == [
-        "the mask is 10 x 20 pixels, its image 20 x 10 (width x height)"
+        "the mask is 10 x 20 pixels, its image 20 x 10 (width x height)",
+        "a mask must be one of PNG, TIFF, BMP; JPEG changes class ids",
     ]
-    assert [Path(problem.path).name for problem in report.unreadable] == ["1.png"]
+    assert report.unreadable == ()
     assert len(checked(pairs(base), depth="masks").wrong) == 2
 
 

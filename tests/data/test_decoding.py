@@ -12,7 +12,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from scalablevit.data.decoding import SUFFIXES, BadSample, decode, decode_image, read_image, read_mask, read_size
+from scalablevit.data.decoding import (
+    SUFFIXES,
+    BadSample,
+    WrongMask,
+    decode,
+    decode_image,
+    read_image,
+    read_mask,
+    read_mask_size,
+    read_size,
+)
 
 LIMIT = 10_000
 
@@ -331,20 +341,77 @@ def test_grey_mask_of_8_bits(tmp_path: Path) -> None:
     assert (read_mask(tmp_path / "mask.png", LIMIT) == ids).all()
 
 
+IDS = np.array([[0, 1, 2, 255], [7, 7, 1, 0]], np.uint8)
+
+
 @pytest.mark.parametrize(
-    ("image", "kind", "reason"),
+    ("image", "kind"),
     [
-        (Image.new("RGB", (4, 4)), "PNG", "one 8-bit channel or a palette"),
-        (Image.new("LA", (4, 4)), "PNG", "one 8-bit channel or a palette"),
-        (Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG", "16 bits"),
-        (Image.new("1", (4, 4)), "PNG", "1 bits"),
-        (Image.new("L", (4, 4)), "JPEG", "must be a PNG, this is JPEG"),
+        (Image.fromarray(IDS), "TIFF"),
+        (Image.fromarray(IDS), "BMP"),
+        (Image.fromarray(IDS).convert("RGB"), "PNG"),
+        (Image.fromarray(IDS).convert("RGB"), "TIFF"),
+        (Image.fromarray(IDS).convert("RGBA"), "PNG"),
+        (Image.fromarray(IDS).convert("LA"), "PNG"),
+        (Image.fromarray(IDS.astype(np.uint16)), "PNG"),
+        (Image.fromarray(IDS.astype(np.uint16)), "TIFF"),
+        (Image.fromarray(IDS.astype(np.int32)), "TIFF"),
     ],
+    ids=lambda value: getattr(value, "mode", value),
 )
-def test_other_masks_are_refused(tmp_path: Path, image: Image.Image, kind: str, reason: str) -> None:
+def test_unambiguous_masks_of_other_kinds(tmp_path: Path, image: Image.Image, kind: str) -> None:
     image.save(tmp_path / "mask.png", kind)
-    with pytest.raises(BadSample, match=reason):
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == IDS.tolist()
+    assert read_mask_size(tmp_path / "mask.png", LIMIT) == (2, 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_masks_of_one_bit_hold_0_and_1(tmp_path: Path, kind: str) -> None:
+    bits = np.array([[0, 1, 1, 0, 1], [1, 0, 0, 0, 1]], np.uint8)
+    Image.fromarray(bits.astype(bool)).save(tmp_path / "mask.png", kind)
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == bits.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_keep_their_ids(tmp_path: Path, bits: int) -> None:
+    last = 2**bits - 1
+    (tmp_path / "mask.png").write_bytes(png(2, bits, 0, bytes([(1 << (8 - bits)) | (last << (8 - 2 * bits))])))
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == [[1, last]]
+
+
+COLORS = made_of("RGB", [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options", "reason"),
+    [
+        (COLORS, "PNG", {}, r"coded by colour: 3 distinct colours, \(128, 0, 0\), \(0, 0, 0\), \(0, 128, 0\)$"),
+        (made_of("RGB", [(i, 0, 0) for i in range(7)]), "PNG", {}, r"7 distinct colours, .*\(4, 0, 0\), ...$"),
+        (made_of("LA", [(1, 255), (1, 254)]), "PNG", {}, "transparent pixels"),
+        (Image.fromarray(np.array([[0, 256]], np.uint16)), "PNG", {}, r"of 16 or 32 bits are 0\.\.256"),
+        (Image.fromarray(np.array([[-1, 2]], np.int32)), "TIFF", {}, r"of 16 or 32 bits are -1\.\.2"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF", {}, "whole numbers or a palette; this is F"),
+        (Image.new("L", (16, 16)), "TIFF", {"compression": "jpeg"}, "compression of this TIFF"),
+        (Image.new("L", (4, 4)), "TIFF", {"tiffinfo": {262: 0}}, "WhiteIsZero"),
+        (Image.new("L", (4, 4)), "JPEG", {}, "one of PNG, TIFF, BMP; JPEG changes class ids"),
+        (Image.new("L", (4, 4)), "GIF", {}, "one of PNG, TIFF, BMP; this is GIF"),
+    ],
+    ids=["colours", "many colours", "transparent", "16 bits", "32 bits", "floats", "JPEG in TIFF", "inverted", "JPEG",
+         "GIF"],
+)  # fmt: skip
+def test_other_masks_are_refused(
+    tmp_path: Path, image: Image.Image, kind: str, options: dict[str, object], reason: str
+) -> None:
+    image.save(tmp_path / "mask.png", kind, **options)
+    with pytest.raises(WrongMask, match=reason):
         read_mask(tmp_path / "mask.png", LIMIT)
+
+
+def test_colours_of_16_bits_are_no_ids(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(png(1, 16, 2, bytes(6)))
+    for read in (read_mask, read_mask_size):
+        with pytest.raises(WrongMask, match="RGB with 16 bits a channel"):
+            read(tmp_path / "mask.png", LIMIT)
 
 
 def test_cut_mask_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.complaints import Complaints
-from scalablevit.data.decoding import DEEPEST, BadSample, inspect_image, read_header, read_mask, read_mask_size
+from scalablevit.data.decoding import (
+    CODED_BY_COLOR,
+    DEEPEST,
+    BadSample,
+    WrongMask,
+    inspect_image,
+    read_header,
+    read_mask,
+    read_mask_size,
+)
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Sample, Source
@@ -53,7 +62,8 @@ class Report:
     unreadable: tuple[Problem, ...]
     """Images and masks that cannot be decoded: training can leave a few out."""
     wrong: tuple[Problem, ...]
-    """Masks of another size than their image or with unknown ids: the data set is not what the recipe says."""
+    """Masks of another size than their image, with unknown ids or without ids: the data set is not what the recipe
+    says."""
     damaged: tuple[Problem, ...] = ()
     """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
     and learns from what comes out."""
@@ -111,7 +121,7 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
             UserError(
                 f"{len(report.wrong)} of {report.samples} masks do not fit: {_named(report.wrong)}",
                 where=where,
-                fix="correct the masks, or classes, ignore_index and reduce_zero_label",
+                fix=mask_advice(report),
             )
         )
     if len(report.unreadable) > max_bad_fraction * report.samples:
@@ -125,6 +135,14 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
         )
     if errors:
         raise UserErrors(errors)
+
+
+def mask_advice(report: Report) -> str:
+    """Return what to do about the wrong masks of a report."""
+    colored = [CODED_BY_COLOR in problem.reason for problem in report.wrong]
+    ids = "write masks with one channel of class ids, or a palette with them as indices, in place of colours"
+    others = "correct the masks, or classes, ignore_index and reduce_zero_label"
+    return "; ".join(advice for advice, given in ((ids, any(colored)), (others, not all(colored))) if given)
 
 
 def image_notes(report: Report) -> tuple[str, ...]:
@@ -184,7 +202,7 @@ class _Checker:
             if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table)):
                 return Problem(shown(sample.mask), why), "wrong"
         except BadSample as bad:
-            return Problem(bad.path, bad.reason), "unreadable"
+            return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
         if self.complaints and (said := self.complaints.take()):
             return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
         return None

@@ -38,6 +38,14 @@ SUFFIXES = {
 FORMATS = tuple(kind for kind in SUFFIXES if kind != "TGA")
 """What is read whatever the file is named; decided by content."""
 _BY_NAME = (*FORMATS, "TGA")  # a TGA begins with no signature: other bytes must not be taken for one
+MASK_FORMATS = ("PNG", "TIFF", "BMP")
+"""What masks are read from: formats without loss, whose values are what was written."""
+CODED_BY_COLOR = "coded by colour"
+"""Begins the reason against a mask that has colours in place of class ids."""
+_MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "LA", "RGB", "RGBA")
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")
+_LARGEST_ID = 255
+_SHOWN_COLORS = 5
 DEEPEST = 65535
 """Value that 16 bits hold at most, by which values of 16 and 32 bits are scaled."""
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
@@ -46,8 +54,6 @@ _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LOW = 4096  # what 12 bits hold, as cameras and scanners give them
 _KEYED = ("1", "L", "RGB")  # modes in which one colour may stand for transparency
-_PNG_GREY, _PNG_PALETTE = 0, 3
-_PNG_DEPTH = 24  # offset of the bit depth, before the colour type
 
 
 class BadSample(Exception):
@@ -65,6 +71,10 @@ class BadSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class WrongMask(BadSample):
+    """A mask that can be decoded, and does not hold class ids."""
 
 
 def mean_color(mean: Triple) -> Color:
@@ -188,17 +198,23 @@ def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Read a PNG of class ids as uint8 (height, width); the ids of a palette image are its indices.
+    """Read class ids as uint8 (height, width) from a PNG, TIFF or BMP.
+
+    Ids are the indices of a palette image and the values of a grey one, also where it is written as RGB, with 1 to 4
+    bits, or with 16 bits of which no value is above 255.
 
     Raises:
-        BadSample: missing, cut short, too large, or of a kind whose values are not ids of 8 bits.
+        WrongMask: the values are no ids of 8 bits, or a compression has changed them.
+        BadSample: the file is missing, cut short or too large.
     """
     data = _read(path)
     with _explained(str(path)):
         image = _open_mask(io.BytesIO(data), max_pixels, str(path))
-        _check_png(data, str(path))
+        if image.format == "PNG":
+            _check_png(data, str(path))
+        layout = _layout(image)
         orientation = _orientation(image)
-        return _upright(np.array(image, np.uint8), orientation)
+        return _upright(_ids(image, layout, str(path)), orientation)
 
 
 def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -240,18 +256,53 @@ def _open(file: BinaryIO, max_pixels: int, name: str, limit: str = "data.max_pix
 
 
 def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
+    """Read the header only, and refuse what it tells to hold no ids."""
     image = _open(file, max_pixels, name)
-    if image.format != "PNG":
-        raise BadSample(name, f"a mask must be a PNG, this is {image.format}")
-    # Bit depth and colour type from the header: Pillow stretches grey of fewer bits to 0..255, which spoils ids.
-    position = file.tell()
-    file.seek(_PNG_DEPTH)
-    depth, kind = file.read(2)
-    file.seek(position)
-    if kind != _PNG_PALETTE and (kind, depth) != (_PNG_GREY, 8):
-        found = f"colour type {kind} with {depth} bits"
-        raise BadSample(name, f"a mask must have one 8-bit channel or a palette; this PNG has {found}")
+    layout = _layout(image)
+    if image.format not in MASK_FORMATS:
+        lossy = "JPEG changes class ids" if image.format in ("JPEG", "MPO") else f"this is {image.format}"
+        raise WrongMask(name, f"a mask must be one of {', '.join(MASK_FORMATS)}; {lossy}")
+    if image.format == "TIFF" and image.info.get("compression") in _LOSSY:
+        raise WrongMask(name, f"the compression of this TIFF ({image.info['compression']}) changes class ids")
+    if ";I" in layout:
+        raise WrongMask(name, "its values are stored inverted (WhiteIsZero), so that ids are ambiguous")
+    deep_color = ";16" in layout and not image.mode.startswith("I")
+    if image.mode not in _MASK_MODES or deep_color:
+        bits = " with 16 bits a channel" if deep_color else ""
+        raise WrongMask(name, f"a mask must have one channel of whole numbers or a palette; this is {image.mode}{bits}")
     return image
+
+
+def _ids(image: Image.Image, layout: str, name: str) -> NDArray[np.uint8]:
+    """Return the class ids of a mask that `_open_mask` lets pass."""
+    if image.mode in ("P", "L", "1"):
+        ids = np.array(image, np.uint8)
+        # Pillow stretches grey of fewer bits to 0..255
+        return ids // np.uint8(255 // (2 ** int(layout[-1]) - 1)) if layout in ("L;2", "L;4") else ids
+    values = np.asarray(image)
+    if values.ndim == 2:
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest > _LARGEST_ID:
+            raise WrongMask(
+                name, f"its values of 16 or 32 bits are {lowest}..{highest}; class ids are 0..{_LARGEST_ID}"
+            )
+        return values.astype(np.uint8)
+    if image.mode in ("LA", "RGBA"):
+        if (values[..., -1] != _LARGEST_ID).any():
+            raise WrongMask(name, "it has transparent pixels, of which the class is unknown")
+        values = values[..., :-1]
+    if (values != values[..., :1]).any():
+        raise WrongMask(name, _told_colors(values))
+    return np.array(values[..., 0])
+
+
+def _told_colors(values: NDArray[np.uint8]) -> str:
+    """Say that a mask holds colours, how many, and the most frequent."""
+    packed = values.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)
+    colors, counts = np.unique(packed, return_counts=True)
+    first = [int(color) for color in colors[np.argsort(-counts, kind="stable")[:_SHOWN_COLORS]]]
+    named = ", ".join(f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in first)
+    return f"{CODED_BY_COLOR}: {len(colors)} distinct colours, {named}{', ...' if len(colors) > len(first) else ''}"
 
 
 def _check_png(data: bytes, name: str) -> None:

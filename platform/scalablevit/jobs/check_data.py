@@ -76,7 +76,7 @@ def _splits(recipe: Recipe) -> Iterator[tuple[str, Data, SplitName]]:
 
 def _check(where: str, data: Data, split: SplitName, root: Path, options: argparse.Namespace) -> int:
     """Name the bad samples of a split; how many there are."""
-    from scalablevit.data.check import check_split, image_notes
+    from scalablevit.data.check import check_split, image_notes, mask_advice
     from scalablevit.data.shapes import write_shapes
     from scalablevit.data.sources.files import left_out
     from scalablevit.data.sources.opening import open_source
@@ -105,7 +105,7 @@ def _check(where: str, data: Data, split: SplitName, root: Path, options: argpar
             f"training {'refuses them' if above else 'leaves them out and counts them'}"
         )
     if report.wrong:
-        print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them")
+        print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them; {mask_advice(report)}")
     if report.damaged:
         print(
             f"{where}: {len(report.damaged)} JPEGs or shards are damaged: training cannot tell and uses what they "
@@ -118,8 +118,8 @@ def _advice(bad: int, path: Path, options: argparse.Namespace) -> str:
     """What to do next."""
     if bad:
         return (
-            f"{bad} bad samples. Replace or remove the files named above (with their masks or annotations), "
-            "then run this check again."
+            f"{bad} bad samples. Correct or replace the files named above, or remove them (with their masks or "
+            "annotations), then run this check again."
         )
     if options.quick:
         return "All headers are sound. Damage behind them is found without --quick."
