@@ -315,10 +315,84 @@ def test_lonely_images_and_masks_are_counted_and_named(tmp_path: Path) -> None:
     write_image(tmp_path / "set/images/train/c.jpg")
     (tmp_path / "set/masks/train/sub/a.png").rename(tmp_path / "set/masks/train/a.png")
     message = refused(pairs(), tmp_path)
-    assert "2 images" in message
-    assert "c.jpg, sub/a.jpg" in message
-    assert "1 masks" in message
-    assert message.count("a.png") == 1
+    assert message.startswith("data.train.masks: 2 images")
+    assert "c.jpg, sub/a.jpg; 1 other files are there: 1 .png (a.png)" in message
+    assert "1 are named {stem}.png in another folder (a.png for sub/a.jpg)" in message
+    (tmp_path / "set/images/train/c.jpg").unlink()
+    (tmp_path / "set/images/train/sub/a.jpg").unlink()
+    assert "1 masks of" in (message := refused(pairs(), tmp_path)) and message.count(": a.png\n") == 1
+
+
+def rename_masks(base: Path, pattern: str) -> None:
+    for file in (base / "masks").rglob("*.png"):
+        file.rename(file.with_name(pattern.replace("{stem}", file.stem)))
+
+
+@pytest.mark.parametrize("ending", ["PNG", "tif", "TIFF", "bmp"])
+def test_masks_with_another_suffix_without_loss_are_read(tmp_path: Path, ending: str) -> None:
+    write_pairs(tmp_path / "set")
+    plain = open_source(pairs(), "train", tmp_path).digest()
+    rename_masks(tmp_path / "set", f"{{stem}}.{ending}")
+    source = open_source(pairs(), "train", tmp_path)
+    assert source.digest() == plain, "names of masks are no part of it"
+    if ending != "PNG":
+        for file in (tmp_path / "set/masks").rglob(f"*.{ending}"):
+            Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(file)
+    assert [sample.mask for sample in source] == [
+        tmp_path / f"set/masks/train/{name}.{ending}" for name in ("b", "sub/a")
+    ]
+    travelled = pickle.loads(pickle.dumps(source))  # noqa: S301  # as the loader does
+    assert travelled.read(1).mask.sum() == (0 if ending == "PNG" else 6) and source.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told", "fix"),
+    [
+        ("{stem}_mask.png", "2 are named {stem}_mask.png (b_mask.png for b.jpg)", "rename them: b_mask.png to b.png"),
+        ("{stem}_gtFine_labelIds.png", "2 are named {stem}_gtFine_labelIds.png", "rename them"),
+        ("mask_{stem}.tif", "2 are named mask_{stem}.tif (mask_b.tif for b.jpg)", "rename them: mask_b.tif to b.tif"),
+        ("{stem}.jpg", "2 are named {stem}.jpg (b.jpg for b.jpg)", "JPEG changes class ids: write the masks anew"),
+        ("{stem}_mask.jpeg", "2 are named {stem}_mask.jpeg", "JPEG changes class ids"),
+        ("{stem}.gif", "2 are named {stem}.gif", "convert them: b.gif to b.png"),
+        ("{stem}s.png", "2 other files are there: 2 .png (bs.png, sub/as.png)\n", "rename the masks as their images"),
+    ],
+)
+def test_masks_of_other_names_are_told(tmp_path: Path, pattern: str, told: str, fix: str) -> None:
+    write_pairs(tmp_path / "set")
+    rename_masks(tmp_path / "set", pattern)
+    message = refused(pairs(), tmp_path)
+    assert "2 images of" in message and "; 2 other files are there: 2 ." in message
+    assert told in message and f"fix: {fix}" in message
+
+
+def test_masks_that_are_missing_altogether(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    for file in (tmp_path / "set/masks/train").rglob("*.png"):
+        file.unlink()
+    assert "have no mask in" in (message := refused(pairs(), tmp_path)) and "no other files are there" in message
+
+
+def test_of_several_masks_png_is_taken_and_others_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    masks = tmp_path / "set/masks/train"
+    shutil.copy(masks / "b.png", masks / "b.tif")
+    source = open_source(pairs(), "train", tmp_path)
+    assert source[0].mask == masks / "b.png" and source.ignored == ("b.tif",)
+    (masks / "b.png").rename(masks / "b.bmp")
+    assert "1 images of" in (message := refused(pairs(), tmp_path)) and "b.bmp and b.tif" in message
+
+
+def test_an_image_is_not_its_own_mask(tmp_path: Path) -> None:
+    write_image(tmp_path / "set/b.png")
+    split = Split(images=".", masks=".")
+    data = MaskPairs(source="mask_pairs", root="set", classes=["a", "b"], train=split, val=split)
+    assert "1 images of" in (message := refused(data, tmp_path)) and "no other files are there" in message
+
+
+def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    message = refused(pairs(classes=["object"]), tmp_path)
+    assert "at least 2 classes, not 1 (object)" in message and "background" in message
 
 
 def test_two_images_for_one_mask(tmp_path: Path) -> None:

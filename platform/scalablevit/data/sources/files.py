@@ -107,6 +107,11 @@ def all_suffixes() -> str:
 def left_out(names: Sequence[str]) -> str:
     """Return how many files are left out, by suffix with the first names: `2 other files left out: 2 .heic (...)`."""
     total = f"{len(names)} other files left out"
+    return f"{total}: {by_suffix(names)}" if names else total
+
+
+def by_suffix(names: Sequence[str]) -> str:
+    """Return the number of files of each suffix with the first names: `2 .heic (a.heic, b.heic), 1 .txt (c.txt)`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_group(name), []).append(name)
@@ -115,7 +120,7 @@ def left_out(names: Sequence[str]) -> str:
     if len(ordered) > _SHOWN_GROUPS:
         rest = sum(len(found) for _, found in ordered[_SHOWN_GROUPS:])
         texts.append(f"{rest} with {len(ordered) - _SHOWN_GROUPS} further suffixes")
-    return f"{total}: {', '.join(texts)}" if texts else total
+    return ", ".join(texts)
 
 
 def why_left_out(name: str) -> str:
