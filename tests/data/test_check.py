@@ -225,7 +225,7 @@ def test_headers_show_sizes_and_kinds_of_masks_but_not_their_ids(base: Path) -> 
         "a mask must be one of PNG, TIFF, BMP; JPEG changes class ids",
     ]
     assert report.unreadable == ()
-    assert len(checked(pairs(base), depth="masks").wrong) == 2
+    assert len(checked(pairs(base), depth="masks").wrong) == 3
 
 
 def test_broken_data_inside_a_jpeg_is_found_by_decoding_and_remembered(base: Path) -> None:

@@ -56,7 +56,7 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
     """
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
-    source = open_source(stage.data, "val", Path(root))
+    source = open_source(stage.data, "val", Path(root), classes)
     tally = build_tally(figure, classes)
     bad = _add_all(trained, source, tally)
     latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")

@@ -53,6 +53,8 @@ class Assignment:
     """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
     evaluate_only: bool = False
     """Evaluate `init_weights`, all of them, and train nothing."""
+    classes: tuple[str, ...] = ()
+    """With `evaluate_only`: those of the weights, in their order."""
     metric: str = ""
     """By which evaluations are compared; empty: the task's own."""
     lower_is_better: bool = False
@@ -208,6 +210,10 @@ def _open(
 ) -> tuple[Plan, dict[SplitName, Source]]:
     """The stage's data and task as this rank sees them."""
     root = Path(assignment.root)
+    if assignment.evaluate_only:
+        source = open_source(stage.data, "val", root, assignment.classes)
+        task = build_task(stage, source.classes)
+        return Plan(stage, Length.of(stage, len(source)), task, device, rank, world), {"val": source}
     train_source, val_source = open_source(stage.data, "train", root), open_source(stage.data, "val", root)
     task = build_task(stage, train_source.classes)
     length = Length.of(stage, len(train_source))

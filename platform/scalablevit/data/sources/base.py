@@ -8,20 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalablevit.config.data import Data
+from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations
 from scalablevit.data.decoding import mean_color, read_image
 from scalablevit.data.instances import Instances
+from scalablevit.data.names import alike
 from scalablevit.data.shards import Member
+from scalablevit.data.sources.files import first
 from scalablevit.data.sources.listing import Listing, Names
 
 HASHED_BYTES = 2 * 1024**3
 """Up to this total size a digest covers contents, above it names and sizes."""
+_SHOWN_CLASSES = 20
 THREADS = 16
 """For listing and hashing: waiting for storage, mostly."""
 
@@ -108,6 +112,29 @@ class Source(Sequence[Sample]):
     def _image(self, path: Path | Member) -> NDArray[np.uint8]:
         return read_image(path, self.data.max_pixels, mean_color(self.data.mean))
 
+    def with_classes(self, classes: Sequence[str]) -> Self:
+        """Return the same samples with labels that count in the order of `classes`, as a model's outputs do.
+
+        Raises:
+            UserError: the classes of the data have other names.
+        """
+        if self.classes == tuple(classes):
+            return self
+        if set(self.classes) != set(classes):
+            raise _other_classes(self.classes, classes)
+        numbers = np.array([classes.index(name) for name in self.classes], np.int64)
+        return self._with_listing(self._relabelled(numbers, classes))
+
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        """Return the listing with `numbers[label]` in place of each label."""
+        arrays = dict(self.listing.arrays)
+        if "labels" in arrays:
+            arrays["labels"] = numbers[arrays["labels"]].astype(arrays["labels"].dtype)
+        return Listing({**self.listing.facts, "classes": list(classes)}, arrays)
+
+    def _with_listing(self, listing: Listing) -> Self:
+        return type(self)(self.data, self.images, listing)
+
     @abstractmethod
     def _sample(self, i: int) -> Sample: ...
 
@@ -157,6 +184,22 @@ class Source(Sequence[Sample]):
     def _contents(self, part: range) -> bytes:
         files = (file for i in part for file in self._files(i))
         return b"".join(map(_content_hash, files))
+
+
+def _other_classes(found: Sequence[str], wanted: Sequence[str]) -> UserError:
+    differences = [
+        f"only the {owner} has {first(sorted(names))}"
+        for owner, names in (("data", set(found) - set(wanted)), ("model", set(wanted) - set(found)))
+        if names
+    ]
+    if twins := alike({*found}.symmetric_difference(wanted)):
+        differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
+    return UserError(
+        f"the data has the classes {first(found, _SHOWN_CLASSES)}; the model has {first(wanted, _SHOWN_CLASSES)}: "
+        f"{'; '.join(differences)}",
+        where="data",
+        fix="name data with the model's classes, in any order",
+    )
 
 
 def _size(file: str) -> int:

@@ -1,7 +1,11 @@
 """Images with instances in COCO's json format."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
@@ -22,7 +26,7 @@ class CocoSource(Source):
         self.annotations: Annotations = Annotations.in_listing(listing)
 
     @classmethod
-    def find(cls, data: CocoInstances, split: SplitName, base: Path) -> Self:
+    def find(cls, data: CocoInstances, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
         """Read the annotations of a split and hold them against its folder of images."""
         part = data.train if split == "train" else data.val
         where = f"data.{split}.annotations"
@@ -45,6 +49,12 @@ class CocoSource(Source):
             **annotations.facts(),
         }
         return cls(data, folder, Listing(facts, annotations.arrays()))
+
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabelled(numbers, classes)
+        listing.arrays["objects_labels"] = numbers[self.annotations.labels]
+        listing.facts["categories"] = [self.annotations.categories[int(i)] for i in np.argsort(numbers)]
+        return listing
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -28,12 +28,12 @@ class ImageFolderSource(Source):
     """Images with one class each, that of their folder."""
 
     @classmethod
-    def find(cls, data: ImageFolder, split: SplitName, base: Path) -> Self:
-        """Find the images of a split; both splits must have the same class folders."""
+    def find(cls, data: ImageFolder, split: SplitName, base: Path, *, alone: bool = False) -> Self:
+        """Find the images of a split; both splits must have the same class folders, unless it is taken `alone`."""
         where = f"data.{split}.images"
         part = data.train if split == "train" else data.val
-        classes = _matching_classes(data, base)
         folder = existing_folder(base, part.images, where)
+        classes = find_class_folders(folder, where) if alone else _matching_classes(data, base)
         return cls(data, folder, list_class_folders(folder, base, classes, where))
 
     def _sample(self, i: int) -> Sample:

@@ -1,5 +1,6 @@
 """Images and masks under the same relative names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -34,14 +35,19 @@ class MaskPairsSource(Source):
         masks: folder of the masks.
     """
 
+    data: MaskPairs
+
     def __init__(self, data: MaskPairs, images: Path, masks: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
         self.masks = masks
         self.mask_names = Names.in_listing(listing, _MASKS)
         self.table = label_table(data, self.classes)
+        if (numbers := listing.facts.get("class_numbers")) is not None:
+            classes = self.table < len(numbers)
+            self.table[classes] = np.array(numbers, np.uint8)[self.table[classes]]
 
     @classmethod
-    def find(cls, data: MaskPairs, split: SplitName, base: Path) -> Self:
+    def find(cls, data: MaskPairs, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
         """Find the images of a split and the mask of each.
 
         Raises:
@@ -75,6 +81,15 @@ class MaskPairsSource(Source):
         ]
         arrays = {**Names.of(names).arrays(), **Names.of(matched).arrays(_MASKS)}
         return cls(data, images, masks, Listing({"classes": classes, "ignored": ignored}, arrays))
+
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabelled(numbers, classes)
+        earlier = self.listing.facts.get("class_numbers", range(len(classes)))
+        listing.facts["class_numbers"] = [int(numbers[number]) for number in earlier]
+        return listing
+
+    def _with_listing(self, listing: Listing) -> Self:
+        return type(self)(self.data, self.images, self.masks, listing)
 
     def read(self, i: int) -> Example:
         """Decode image i and its mask."""
