@@ -243,6 +243,64 @@ def _resolve_stage(recipe: Recipe, name: str, root: Path, earlier: dict[str, Res
     )
 
 
+def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    """Open and check the validation split of a recipe of one stage, for a model that is trained already.
+
+    Labels count in the order of the model's classes. The training split is looked at for the digest alone, and need not
+    be there: then the digest is that of the validation split.
+
+    Args:
+        recipe: of `jobs.evaluate.trained_recipe`.
+        root: the platform's root.
+        classes: of the model, in the order of its outputs.
+
+    Raises:
+        UserError, UserErrors: the data cannot be used, or has classes of other names.
+    """
+    (name,) = recipe.stages
+    try:
+        return _resolve_evaluation(recipe, name, root, classes)
+    except UserErrors as several:
+        raise UserErrors([_in_stage(name, error) for error in several.errors]) from None
+    except UserError as error:
+        raise _in_stage(name, error) from None
+
+
+def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    stage = recipe.stages[name]
+    check_uri(tracking_uri(stage.tracking.uri, root))
+    if stage.data.shapes is not None:
+        write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
+    source = open_source(stage.data, "val", root, classes)
+    threads = min(16, 4 * (os.cpu_count() or 1))
+    report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
+    raise_if_fatal(report, stage.data.max_bad_fraction, where="data.val")
+    if stage.promotion.metric == "top5":
+        _refuse_top5(source.classes, "promotion.metric", "promotion.metric=top1")
+    try:
+        train = open_source(stage.data, "train", root, classes)
+        digests = [train.digest(), source.digest()]
+        digest = f"{digests[0].partition(':')[0]}:{hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
+    except UserError:  # not there, or of no use: nothing is trained
+        train, digest = None, source.digest()
+    own_hash = stage_hash(stage, digest.partition(":")[2], [])
+    return ResolvedStage(
+        name=name,
+        stage=stage,
+        run_name=f"{recipe.name}-{name}-{own_hash}",
+        hash=own_hash,
+        digest=digest,
+        classes=source.classes,
+        train_samples=len(train or ()),
+        val_samples=len(source),
+        unreadable=len(report.unreadable),
+        ignored=source.ignored,
+        absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
+        notes=(*source.notes, *image_notes(report)),
+        length=Length.of(stage, len(train or source)),
+    )
+
+
 def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
     if len(classes) < TOP5_CLASSES:
         raise UserError(
