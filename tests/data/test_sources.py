@@ -263,6 +263,34 @@ def test_transparent_pixels_become_the_recipes_mean(tmp_path: Path, kind: str) -
     assert (source.read(0).image == (51, 102, 153)).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_models_order_of_classes_and_one_split_alone(tmp_path: Path, kind: str) -> None:
+    data, write = KINDS[kind]
+    write(tmp_path / "set")
+    if kind == "pairs":
+        ramp = np.tile(np.array([0, 1, 255, 0], np.uint8), (6, 2))
+        Image.fromarray(ramp).save(tmp_path / "set/masks/val/b.png")
+    plain = open_source(data, "val", tmp_path)
+    for folder_of in ("train", "images/train", "masks/train"):
+        shutil.rmtree(tmp_path / "set" / folder_of, ignore_errors=True)
+    wanted = plain.classes[::-1]
+    source = open_source(data, "val", tmp_path, wanted)
+    for found in (source, pickle.loads(pickle.dumps(source)), source.with_classes(wanted)):  # noqa: S301  # as the loader
+        assert found.classes == wanted
+        assert [sample.image for sample in found] == [sample.image for sample in plain]
+        for i in range(len(plain)):
+            ours, theirs = found.read(i), plain.read(i)
+            assert ours.label == (None if theirs.label is None else 1 - theirs.label)
+            if theirs.mask is not None:
+                np.testing.assert_array_equal(ours.mask, np.array([1, 0] + [255] * 254, np.uint8)[theirs.mask])
+    again = source.with_classes(plain.classes)
+    np.testing.assert_array_equal(again.read(0).mask, plain.read(0).mask)
+    assert [sample.label for sample in again] == [sample.label for sample in plain]
+    assert again.digest() == plain.digest()
+    with pytest.raises(UserError, match="only the model has emu"):
+        source.with_classes((*wanted, "emu"))
+
+
 def encoded_clear() -> bytes:
     """A PNG of the images' size without an opaque pixel."""
     buffer = io.BytesIO()
