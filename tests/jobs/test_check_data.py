@@ -167,7 +167,7 @@ def test_pixel_formats_are_warned_about_and_colour_masks_get_true_advice(root, r
         Image.new("RGB", (SIDE, SIDE), (128, 0, 0)).save(root / "set/masks" / f"{file.stem}.png")
     tree = yaml.safe_load(recipe.read_text())
     split = {"images": "val/cat", "masks": "masks"}
-    tree["data"] |= {"source": "mask_pairs", "classes": ["a", "b"], "train": split, "val": split}
+    tree["data"] |= {"source": "mask_pairs", "classes": ["a", "b"], "train": split, "val": dict(split)}
     tree["task"] = {"kind": "segmentation", "head": "semantic_fpn"}
     recipe.write_text(yaml.safe_dump(tree))
     assert run(recipe, root) == 1
