@@ -9,9 +9,9 @@ from PIL import Image
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserErrors
 from scalablevit.data import check
-from scalablevit.data.check import Depth, Problem, Report, check_split, raise_if_fatal
+from scalablevit.data.check import Depth, Problem, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.counts import Counts
-from scalablevit.data.decoding import Header, read_header
+from scalablevit.data.decoding import Header, inspect_image, read_header
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 
@@ -78,6 +78,20 @@ def test_wrong_masks_are_fatal_whatever_the_fraction(
         raise_if_fatal(report, 1.0, "data.train")
     assert f"{base}/train/m/4.png: {reason}" in str(caught.value)
     assert str(caught.value).startswith("data.train: 1 of 6 masks")
+
+
+def test_masks_without_ids_are_wrong_with_true_advice(base: Path) -> None:
+    colors = Image.new("RGB", (20, 10), (128, 0, 0))
+    colors.save(base / "train/m/3.png")
+    Image.new("L", (20, 10), 1).convert("RGB").save(base / "train/m/2.png")
+    report = checked(pairs(base))
+    assert [Path(problem.path).name for problem in report.wrong] == ["3.png"] and report.unreadable == ()
+    with pytest.raises(UserErrors) as caught:
+        raise_if_fatal(report, 1.0)
+    assert "3.png: coded by colour: 1 distinct colours, (128, 0, 0)" in str(caught.value)
+    assert caught.value.errors[0].fix.startswith("write masks with one channel of class ids")
+    assert "ignore_index" not in caught.value.errors[0].fix
+    assert checked(pairs(base), depth="headers").wrong == (), "the header does not tell"
 
 
 def test_ids_follow_the_recipe(base: Path) -> None:
@@ -158,6 +172,48 @@ def test_both_kinds_are_reported_together_and_the_first_named() -> None:
     assert "5.png" not in str(caught.value)
 
 
+def folder_of(base: Path) -> ImageFolder:
+    """The images alone, the class being their folder."""
+    return ImageFolder(source="image_folder", root=str(base), train=Split(images="train"), val=Split(images="val"))
+
+
+@pytest.mark.parametrize(("depth", "what"), [("headers", "an alpha channel"), ("pixels", "transparent pixels")])
+def test_transparent_images_are_counted(base: Path, depth: Depth, what: str) -> None:
+    opaque, half = Image.new("RGBA", (20, 10), (0, 0, 0, 255)), Image.new("RGBA", (20, 10), (0, 0, 0, 128))
+    opaque.save(base / "train/i/a.png")
+    half.save(base / "train/i/b.png")
+    half.save(base / "train/m/c.png")
+    report = checked(folder_of(base), base / "cache", depth)
+    assert (report.transparent, report.low_range) == ({"headers": 3, "pixels": 2}[depth], 0)
+    (note,) = image_notes(report)
+    assert note.startswith(f"{report.transparent} of 15 images: {what}") and "train/i/" in note
+    assert checked(folder_of(base), base / "cache", depth) == report
+
+
+@pytest.mark.parametrize("depth", ["headers", "pixels"])
+def test_low_values_of_deep_images_are_counted_with_their_range(base: Path, depth: Depth) -> None:
+    ramp = np.linspace(0, 4095, 200).reshape(10, 20)
+    for name, values in (("a.png", ramp.astype(np.uint16)), ("b.tif", ramp.astype(np.int32)),
+                         ("c.png", (16 * ramp).astype(np.uint16))):  # fmt: skip
+        Image.fromarray(values).save(base / "train/i" / name)
+    report = checked(folder_of(base), depth=depth)
+    assert (report.low_range, report.deep, report.unreadable) == (2, 3, ())
+    (note,) = image_notes(report)
+    assert note.startswith("2 of 3 images of 16 or 32 bits that were looked at may become too dark")
+    assert "a.png: values up to 4095 in a 16-bit file: mean 8.0 of 255 after scaling by 65535" in note
+
+
+def test_where_headers_are_read_the_values_of_few_deep_images_are_looked_at(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        Image.fromarray(np.full((10, 20), 9, np.uint16)).save(base / f"train/i/deep{number}.png")
+    looked: list[Path] = []
+    monkeypatch.setattr(check, "inspect_image", lambda path, cap: looked.append(path) or inspect_image(path, cap))
+    report = checked(folder_of(base))
+    assert len(looked) == report.deep == report.low_range == 4
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     looked: list[Path] = []
 
@@ -210,14 +266,15 @@ def test_the_other_depths_of_good_data(base: Path, depth: Depth) -> None:
 
 def test_headers_show_sizes_and_kinds_of_masks_but_not_their_ids(base: Path) -> None:
     Image.fromarray(np.zeros((20, 10), np.uint8)).save(base / "train/m/0.png")
-    Image.new("RGB", (20, 10)).save(base / "train/m/1.png")
+    Image.new("L", (20, 10)).save(base / "train/m/1.png", "JPEG")
     Image.fromarray(np.full((10, 20), 3, np.uint8)).save(base / "train/m/2.png")
     report = checked(pairs(base), depth="headers")
     assert [problem.reason for problem in report.wrong] == [
-        "the mask is 10 x 20 pixels, its image 20 x 10 (width x height)"
+        "the mask is 10 x 20 pixels, its image 20 x 10 (width x height)",
+        "a mask must be one of PNG, TIFF, BMP; JPEG changes class ids",
     ]
-    assert [Path(problem.path).name for problem in report.unreadable] == ["1.png"]
-    assert len(checked(pairs(base), depth="masks").wrong) == 2
+    assert report.unreadable == ()
+    assert len(checked(pairs(base), depth="masks").wrong) == 3
 
 
 def test_broken_data_inside_a_jpeg_is_found_by_decoding_and_remembered(base: Path) -> None:

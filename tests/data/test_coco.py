@@ -557,3 +557,19 @@ def test_any_value_anywhere_gives_a_source_or_a_message(
         use(root)
     except UserError as error:
         assert error.what
+
+
+def test_labels_count_in_a_models_order_of_classes(tmp_path: Path) -> None:
+    data = section(write(tmp_path))
+    source = open_source(data, "train", Path("/"), ["dog", "cat"])
+    plain = opened(tmp_path)
+    assert plain.classes == ("cat", "dog") and source.classes == ("dog", "cat")
+    assert [source.annotations.categories, plain.annotations.categories] == [
+        ((11, "dog"), (2, "cat")), ((2, "cat"), (11, "dog"))]  # fmt: skip
+    for i in range(3):
+        ours, theirs = source.read(i).instances, plain.read(i).instances
+        assert ours.labels.tolist() == (1 - theirs.labels).tolist()
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    assert plain.read(1).instances.labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match=r"the data has the classes cat, dog; the model has cat, emu"):
+        open_source(data, "train", Path("/"), ["cat", "emu"])

@@ -1,6 +1,8 @@
 """Real files of every kind the platform reads or refuses."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from scalablevit.data.decoding import BadSample, decode_image, read_image, read_mask, read_size
+from scalablevit.data.decoding import (
+    SUFFIXES,
+    BadSample,
+    WrongMask,
+    decode,
+    decode_image,
+    read_image,
+    read_mask,
+    read_mask_size,
+    read_size,
+)
 
 LIMIT = 10_000
 
@@ -24,6 +36,18 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, depth: int, color_type: int, row: bytes, *more: bytes) -> bytes:
+    """A PNG of one row, for kinds that Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, color_type, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"".join((b"\x89PNG\r\n\x1a\n", header, *more, pixels, chunk(b"IEND", b"")))
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:
@@ -90,19 +114,37 @@ def test_exif_orientation_turns_the_image(tmp_path: Path, kind: str, orientation
     assert read_size(file, LIMIT) == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA"])
 def test_other_formats(kind: str) -> None:
-    flat = Image.new("RGB", (6, 4), (255, 0, 51))
+    flat = Image.new("RGB", (64, 40), (255, 0, 51))
     options = {"lossless": True} if kind == "WEBP" else {}
-    assert (decode_image(encoded(flat, kind, **options), LIMIT) == (255, 0, 51)).all()
+    made = decode_image(encoded(flat, kind, **options), LIMIT, f"photo.{SUFFIXES[kind][0].upper()}")
+    assert made.shape == (40, 64, 3)
+    assert np.abs(made.astype(int) - (255, 0, 51)).max() <= (2 if kind == "AVIF" else 0)
+
+
+def test_formats_without_a_signature_are_read_by_name_alone() -> None:
+    with pytest.raises(BadSample, match="not an image of a known format"):
+        decode_image(encoded(Image.new("RGB", (6, 4)), "TGA"), LIMIT, "photo.jpg")
+
+
+def test_avif_is_upright_by_its_exif_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((24, 40, 3), np.uint8)
+    picture[:, :20] = 255  # the stored left half is the upper one
+    Image.fromarray(picture).save(tmp_path / "a.avif", exif=exif.tobytes())
+    made = read_image(tmp_path / "a.avif", LIMIT)
+    assert made.shape[:2] == read_size(tmp_path / "a.avif", LIMIT) == (40, 24)
+    assert made[2:18].min() > 200 and made[22:38].max() < 50
 
 
 @pytest.mark.parametrize(
     ("mode", "color", "rgb"),
     [
         ("L", 90, (90, 90, 90)),
-        ("LA", (90, 7), (90, 90, 90)),
-        ("RGBA", (10, 200, 30, 128), (10, 200, 30)),
+        ("LA", (90, 255), (90, 90, 90)),
+        ("RGBA", (10, 200, 30, 255), (10, 200, 30)),
         ("1", 1, (255, 255, 255)),
     ],
 )
@@ -110,10 +152,87 @@ def test_modes_become_rgb(mode: str, color: int | tuple[int, ...], rgb: tuple[in
     assert (decode_image(encoded(Image.new(mode, (6, 4), color), "PNG"), LIMIT) == rgb).all()
 
 
-def test_palette_with_transparency_becomes_its_colors() -> None:
-    image = Image.new("P", (6, 4), 1)
-    image.putpalette([0, 0, 0, 40, 50, 60])
-    assert (decode_image(encoded(image, "PNG", transparency=1), LIMIT) == (40, 50, 60)).all()
+BACKGROUND = (100, 150, 200)
+
+
+def made_of(mode: str, values: list[int | tuple[int, ...]]) -> Image.Image:
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+def palette() -> Image.Image:
+    image = made_of("P", [0, 1])
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("data", "opaque"),
+    [
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "PNG"), (10, 200, 30)),
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "WEBP", lossless=True), (10, 200, 30)),
+        (encoded(made_of("RGBA", [(9, 9, 9, 0), (10, 200, 30, 255)]), "TIFF"), (10, 200, 30)),
+        (encoded(made_of("LA", [(9, 0), (90, 255)]), "PNG"), (90, 90, 90)),
+        (encoded(palette(), "PNG", transparency=0), (40, 50, 60)),
+        (encoded(palette(), "PNG", transparency=bytes([0, 255])), (40, 50, 60)),
+        (encoded(palette(), "GIF", transparency=0), (40, 50, 60)),
+        (encoded(made_of("L", [7, 90]), "PNG", transparency=7), (90, 90, 90)),
+        (encoded(made_of("1", [1, 0]), "PNG", transparency=1), (0, 0, 0)),
+        (encoded(made_of("RGB", [(7, 8, 9), (7, 8, 10)]), "PNG", transparency=(7, 8, 9)), (7, 8, 10)),
+        (encoded(Image.fromarray(np.array([[9, 65535]], np.uint16)), "PNG", transparency=9), (255, 255, 255)),
+        (png(2, 16, 2, bytes([1, 2, 3, 4, 5, 6, 40, 0, 50, 0, 60, 0]), chunk(b"tRNS", bytes([1, 2, 3, 4, 5, 6]))),
+         (40, 50, 60)),
+    ],
+    ids=["RGBA", "WebP", "TIFF", "LA", "palette", "palette with an alpha each", "GIF", "grey", "1 bit", "RGB",
+         "16 bits", "RGB of 16 bits"],
+)  # fmt: skip
+def test_transparent_pixels_are_composed_onto_the_background(data: bytes, opaque: tuple[int, int, int]) -> None:
+    made = decode(data, LIMIT, background=BACKGROUND)
+    assert made.transparent
+    assert made.pixels[0].tolist() == [list(BACKGROUND), list(opaque)]
+    assert decode_image(data, LIMIT)[0, 0].tolist() == [124, 116, 104], "ImageNet's mean where no recipe is at hand"
+
+
+def test_half_transparent_pixels_are_mixed_and_opaque_images_stay_as_they_are() -> None:
+    image = made_of("RGBA", [(0, 255, 10, 51)])
+    assert decode_image(encoded(image, "PNG"), LIMIT, background=BACKGROUND)[0, 0].tolist() == [80, 171, 162]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 4), dtype=np.uint8)
+    noise[..., 3] = 255
+    made = decode(encoded(Image.fromarray(noise), "PNG"), LIMIT, background=BACKGROUND)
+    np.testing.assert_array_equal(made.pixels, noise[..., :3])
+    assert not made.transparent
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_transparent_value_of_grey_of_few_bits(bits: int) -> None:
+    row = bytes([(1 << (8 - bits)) | (2 << (8 - 2 * bits))])
+    data = png(2, bits, 0, row, chunk(b"tRNS", b"\0\1"))
+    grey = 2 * 255 // (2**bits - 1)
+    assert decode_image(data, LIMIT, background=BACKGROUND)[0].tolist() == [list(BACKGROUND), [grey] * 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "reason"),
+    [
+        (np.array([[0, 4095]], np.uint16), "PNG", "values up to 4095 in a 16-bit file: mean 8.0 of 255"),
+        (np.array([[0, 4095]], np.int32), "TIFF", "values up to 4095 in a 32-bit file: mean 8.0 of 255"),
+        (np.array([[0, 65535]], np.int32), "TIFF", "values up to 65535 in a 32-bit file: mean 127.5 of 255"),
+        (np.array([[0, 4096]], np.uint16), "PNG", ""),
+        (np.array([[0, 9]], np.uint8), "PNG", ""),
+    ],
+)
+def test_low_values_of_deep_files_are_told(values: NDArray[np.uint16], kind: str, reason: str) -> None:
+    made = decode(encoded(Image.fromarray(values), kind), LIMIT)
+    assert made.low_range.startswith(reason) and bool(made.low_range) == bool(reason)
+    assert made.deep == (values.dtype != np.uint8)
+
+
+@pytest.mark.parametrize(("highest", "low"), [(4095, True), (4096, False)])
+def test_low_values_of_deep_colour_are_told(highest: int, low: bool) -> None:
+    _, data = cv2.imencode(".png", np.full((4, 4, 3), highest, np.uint16))
+    made = decode(data.tobytes(), LIMIT)
+    assert made.deep and bool(made.low_range) == low
 
 
 def test_cmyk_and_grey_jpeg() -> None:
@@ -173,12 +292,12 @@ def test_data_after_the_end_of_a_jpeg_does_no_harm() -> None:
     assert (decode_image(data + b"trailer \xff\xda", LIMIT) == decode_image(data, LIMIT)).all()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA"])
 def test_other_cut_files_are_refused(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(BadSample):
-        decode_image(data[: len(data) // 2], LIMIT)
+        decode_image(data[: len(data) // 2], LIMIT, f"photo.{SUFFIXES[kind][0]}")
 
 
 def test_pixel_cap_holds_before_decoding(tmp_path: Path) -> None:
@@ -222,20 +341,77 @@ def test_grey_mask_of_8_bits(tmp_path: Path) -> None:
     assert (read_mask(tmp_path / "mask.png", LIMIT) == ids).all()
 
 
+IDS = np.array([[0, 1, 2, 255], [7, 7, 1, 0]], np.uint8)
+
+
 @pytest.mark.parametrize(
-    ("image", "kind", "reason"),
+    ("image", "kind"),
     [
-        (Image.new("RGB", (4, 4)), "PNG", "one 8-bit channel or a palette"),
-        (Image.new("LA", (4, 4)), "PNG", "one 8-bit channel or a palette"),
-        (Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG", "16 bits"),
-        (Image.new("1", (4, 4)), "PNG", "1 bits"),
-        (Image.new("L", (4, 4)), "JPEG", "must be a PNG, this is JPEG"),
+        (Image.fromarray(IDS), "TIFF"),
+        (Image.fromarray(IDS), "BMP"),
+        (Image.fromarray(IDS).convert("RGB"), "PNG"),
+        (Image.fromarray(IDS).convert("RGB"), "TIFF"),
+        (Image.fromarray(IDS).convert("RGBA"), "PNG"),
+        (Image.fromarray(IDS).convert("LA"), "PNG"),
+        (Image.fromarray(IDS.astype(np.uint16)), "PNG"),
+        (Image.fromarray(IDS.astype(np.uint16)), "TIFF"),
+        (Image.fromarray(IDS.astype(np.int32)), "TIFF"),
     ],
+    ids=lambda value: getattr(value, "mode", value),
 )
-def test_other_masks_are_refused(tmp_path: Path, image: Image.Image, kind: str, reason: str) -> None:
+def test_unambiguous_masks_of_other_kinds(tmp_path: Path, image: Image.Image, kind: str) -> None:
     image.save(tmp_path / "mask.png", kind)
-    with pytest.raises(BadSample, match=reason):
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == IDS.tolist()
+    assert read_mask_size(tmp_path / "mask.png", LIMIT) == (2, 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_masks_of_one_bit_hold_0_and_1(tmp_path: Path, kind: str) -> None:
+    bits = np.array([[0, 1, 1, 0, 1], [1, 0, 0, 0, 1]], np.uint8)
+    Image.fromarray(bits.astype(bool)).save(tmp_path / "mask.png", kind)
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == bits.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_keep_their_ids(tmp_path: Path, bits: int) -> None:
+    last = 2**bits - 1
+    (tmp_path / "mask.png").write_bytes(png(2, bits, 0, bytes([(1 << (8 - bits)) | (last << (8 - 2 * bits))])))
+    assert read_mask(tmp_path / "mask.png", LIMIT).tolist() == [[1, last]]
+
+
+COLORS = made_of("RGB", [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options", "reason"),
+    [
+        (COLORS, "PNG", {}, r"coded by colour: 3 distinct colours, \(128, 0, 0\), \(0, 0, 0\), \(0, 128, 0\)$"),
+        (made_of("RGB", [(i, 0, 0) for i in range(7)]), "PNG", {}, r"7 distinct colours, .*\(4, 0, 0\), ...$"),
+        (made_of("LA", [(1, 255), (1, 254)]), "PNG", {}, "transparent pixels"),
+        (Image.fromarray(np.array([[0, 256]], np.uint16)), "PNG", {}, r"of 16 or 32 bits are 0\.\.256"),
+        (Image.fromarray(np.array([[-1, 2]], np.int32)), "TIFF", {}, r"of 16 or 32 bits are -1\.\.2"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF", {}, "whole numbers or a palette; this is F"),
+        (Image.new("L", (16, 16)), "TIFF", {"compression": "jpeg"}, "compression of this TIFF"),
+        (Image.new("L", (4, 4)), "TIFF", {"tiffinfo": {262: 0}}, "WhiteIsZero"),
+        (Image.new("L", (4, 4)), "JPEG", {}, "one of PNG, TIFF, BMP; JPEG changes class ids"),
+        (Image.new("L", (4, 4)), "GIF", {}, "one of PNG, TIFF, BMP; this is GIF"),
+    ],
+    ids=["colours", "many colours", "transparent", "16 bits", "32 bits", "floats", "JPEG in TIFF", "inverted", "JPEG",
+         "GIF"],
+)  # fmt: skip
+def test_other_masks_are_refused(
+    tmp_path: Path, image: Image.Image, kind: str, options: dict[str, object], reason: str
+) -> None:
+    image.save(tmp_path / "mask.png", kind, **options)
+    with pytest.raises(WrongMask, match=reason):
         read_mask(tmp_path / "mask.png", LIMIT)
+
+
+def test_colours_of_16_bits_are_no_ids(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(png(1, 16, 2, bytes(6)))
+    for read in (read_mask, read_mask_size):
+        with pytest.raises(WrongMask, match="RGB with 16 bits a channel"):
+            read(tmp_path / "mask.png", LIMIT)
 
 
 def test_cut_mask_is_refused(tmp_path: Path) -> None:

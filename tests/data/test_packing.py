@@ -108,6 +108,15 @@ def test_unreadable_images_are_named_and_nothing_is_left(folder: Path, tmp_path:
     assert left(tmp_path) == ["plain"]
 
 
+def test_transparency_is_kept_since_the_recipe_says_what_is_behind_it(folder: Path, tmp_path: Path) -> None:
+    for alpha in (255, 128):
+        Image.new("RGBA", (120, 100), (9, 9, 9, alpha)).save(folder / f"dog/{alpha}.png")
+    packed(folder, tmp_path / "made", short_side=32)
+    found = dict(members(tmp_path / "made"))
+    assert found["000000002.png"] == (folder / "dog/128.png").read_bytes()
+    assert Image.open(io.BytesIO(found["000000003.jpg"])).size == (38, 32)
+
+
 def test_a_jpeg_with_broken_data_is_refused_before_it_would_become_a_sound_one(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

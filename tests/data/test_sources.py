@@ -1,5 +1,6 @@
 """Folders as users have them: listed in order, or refused with what is wrong."""
 
+import io
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample
+from scalablevit.data.sources.files import left_out, list_images
 from scalablevit.data.sources.opening import open_class_folders, open_source
 
 
@@ -193,6 +195,98 @@ def test_digest_sees_names_labels_and_classes(tmp_path: Path) -> None:
     assert len(set(digests)) == 4
 
 
+def test_images_of_every_suffix_that_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    cat = tmp_path / "set/train/cat"
+    for name in ("a.jfif", "b.jpe", "c.avif", "d.jp2", "e.tga", "f.TIF", "g.v2.jpg"):
+        write_image(cat / f"{name}", 200)
+    for name in ("h.heic", "i.HEIC", "jpg", "more.v2/noext"):
+        (cat / name).parent.mkdir(exist_ok=True)
+        (cat / name).write_bytes((cat / "2.jpg").read_bytes())
+    source = open_source(folder(), "train", tmp_path)
+    assert [sample.image.name for sample in source if sample.label == 0] == [
+        "10.jpg", "2.jpg", "a.jfif", "b.jpe", "c.avif", "d.jp2", "e.tga", "f.TIF", "g.v2.jpg"]  # fmt: skip
+    assert {int(source.read(i).image.mean().round()) for i in range(2, 9)} == {200}
+    assert source.ignored == ("cat/h.heic", "cat/i.HEIC", "cat/jpg", "cat/more.v2/noext")
+    assert left_out(source.ignored) == (
+        "4 other files left out: 2 .heic (cat/h.heic, cat/i.HEIC), 2 without suffix (cat/jpg, cat/more.v2/noext)"
+    )
+
+
+def test_files_left_out_are_counted_by_suffix_and_the_first_named() -> None:
+    assert left_out(()) == "0 other files left out"
+    names = [*(f"{number}.heic" for number in range(9)), "README", ".bird/", "a\n.txt"]
+    assert left_out(names) == (
+        "12 other files left out: 9 .heic (0.heic, 1.heic, 2.heic and 6 more), 1 .txt (a\\n.txt), "
+        "1 hidden folders (.bird/), 1 without suffix (README)"
+    )
+    assert left_out([f"x.{number}" for number in range(10)]).endswith("1 .7 (x.7), 2 with 2 further suffixes")
+
+
+def test_folders_of_unread_files_say_what_is_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    for split in ("train", "val"):
+        for file in (tmp_path / "set" / split / "cat").iterdir():
+            file.rename(file.with_suffix(".heic"))
+    assert "hold no images: cat; 2 other files left out: 2 .heic (cat/10.heic, cat/2.heic)" in refused(
+        folder(), tmp_path
+    )
+    with pytest.raises(UserError, match=r"no images here; 2 other files left out: 2 .heic \(10.heic, 2.heic\)"):
+        list_images(tmp_path / "set/train/cat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transparent_pixels_become_the_recipes_mean(tmp_path: Path, kind: str) -> None:
+    data, write = KINDS[kind]
+    write(tmp_path / "set")
+    source = open_source(data.model_copy(update={"mean": (0.2, 0.4, 0.6)}), "train", tmp_path)
+    assert not (source.read(0).image == (51, 102, 153)).all()
+    file = source[0].image
+    clear = encoded_clear()
+    if isinstance(file, Path):
+        file.write_bytes(clear)
+    else:
+        content = bytearray(file.shard.read_bytes())
+        content[file.offset : file.offset + file.size] = clear + bytes(file.size - len(clear))
+        file.shard.write_bytes(content)
+    assert (source.read(0).image == (51, 102, 153)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_models_order_of_classes_and_one_split_alone(tmp_path: Path, kind: str) -> None:
+    data, write = KINDS[kind]
+    write(tmp_path / "set")
+    if kind == "pairs":
+        ramp = np.tile(np.array([0, 1, 255, 0], np.uint8), (6, 2))
+        Image.fromarray(ramp).save(tmp_path / "set/masks/val/b.png")
+    plain = open_source(data, "val", tmp_path)
+    for folder_of in ("train", "images/train", "masks/train"):
+        shutil.rmtree(tmp_path / "set" / folder_of, ignore_errors=True)
+    wanted = plain.classes[::-1]
+    source = open_source(data, "val", tmp_path, wanted)
+    for found in (source, pickle.loads(pickle.dumps(source)), source.with_classes(wanted)):  # noqa: S301  # as the loader
+        assert found.classes == wanted
+        assert [sample.image for sample in found] == [sample.image for sample in plain]
+        for i in range(len(plain)):
+            ours, theirs = found.read(i), plain.read(i)
+            assert ours.label == (None if theirs.label is None else 1 - theirs.label)
+            if theirs.mask is not None:
+                np.testing.assert_array_equal(ours.mask, np.array([1, 0] + [255] * 254, np.uint8)[theirs.mask])
+    again = source.with_classes(plain.classes)
+    np.testing.assert_array_equal(again.read(0).mask, plain.read(0).mask)
+    assert [sample.label for sample in again] == [sample.label for sample in plain]
+    assert again.digest() == plain.digest()
+    with pytest.raises(UserError, match="only the model has emu"):
+        source.with_classes((*wanted, "emu"))
+
+
+def encoded_clear() -> bytes:
+    """A PNG of the images' size without an opaque pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 6)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def refused(data: Data, root: Path) -> str:
     with pytest.raises(UserError) as caught:
         open_source(data, "train", root)
@@ -238,10 +332,84 @@ def test_lonely_images_and_masks_are_counted_and_named(tmp_path: Path) -> None:
     write_image(tmp_path / "set/images/train/c.jpg")
     (tmp_path / "set/masks/train/sub/a.png").rename(tmp_path / "set/masks/train/a.png")
     message = refused(pairs(), tmp_path)
-    assert "2 images" in message
-    assert "c.jpg, sub/a.jpg" in message
-    assert "1 masks" in message
-    assert message.count("a.png") == 1
+    assert message.startswith("data.train.masks: 2 images")
+    assert "c.jpg, sub/a.jpg; 1 other files are there: 1 .png (a.png)" in message
+    assert "1 are named {stem}.png in another folder (a.png for sub/a.jpg)" in message
+    (tmp_path / "set/images/train/c.jpg").unlink()
+    (tmp_path / "set/images/train/sub/a.jpg").unlink()
+    assert "1 masks of" in (message := refused(pairs(), tmp_path)) and message.count(": a.png\n") == 1
+
+
+def rename_masks(base: Path, pattern: str) -> None:
+    for file in (base / "masks").rglob("*.png"):
+        file.rename(file.with_name(pattern.replace("{stem}", file.stem)))
+
+
+@pytest.mark.parametrize("ending", ["PNG", "tif", "TIFF", "bmp"])
+def test_masks_with_another_suffix_without_loss_are_read(tmp_path: Path, ending: str) -> None:
+    write_pairs(tmp_path / "set")
+    plain = open_source(pairs(), "train", tmp_path).digest()
+    rename_masks(tmp_path / "set", f"{{stem}}.{ending}")
+    source = open_source(pairs(), "train", tmp_path)
+    assert source.digest() == plain, "names of masks are no part of it"
+    if ending != "PNG":
+        for file in (tmp_path / "set/masks").rglob(f"*.{ending}"):
+            Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(file)
+    assert [sample.mask for sample in source] == [
+        tmp_path / f"set/masks/train/{name}.{ending}" for name in ("b", "sub/a")
+    ]
+    travelled = pickle.loads(pickle.dumps(source))  # noqa: S301  # as the loader does
+    assert travelled.read(1).mask.sum() == (0 if ending == "PNG" else 6) and source.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told", "fix"),
+    [
+        ("{stem}_mask.png", "2 are named {stem}_mask.png (b_mask.png for b.jpg)", "rename them: b_mask.png to b.png"),
+        ("{stem}_gtFine_labelIds.png", "2 are named {stem}_gtFine_labelIds.png", "rename them"),
+        ("mask_{stem}.tif", "2 are named mask_{stem}.tif (mask_b.tif for b.jpg)", "rename them: mask_b.tif to b.tif"),
+        ("{stem}.jpg", "2 are named {stem}.jpg (b.jpg for b.jpg)", "JPEG changes class ids: write the masks anew"),
+        ("{stem}_mask.jpeg", "2 are named {stem}_mask.jpeg", "JPEG changes class ids"),
+        ("{stem}.gif", "2 are named {stem}.gif", "convert them: b.gif to b.png"),
+        ("{stem}s.png", "2 other files are there: 2 .png (bs.png, sub/as.png)\n", "rename the masks as their images"),
+    ],
+)
+def test_masks_of_other_names_are_told(tmp_path: Path, pattern: str, told: str, fix: str) -> None:
+    write_pairs(tmp_path / "set")
+    rename_masks(tmp_path / "set", pattern)
+    message = refused(pairs(), tmp_path)
+    assert "2 images of" in message and "; 2 other files are there: 2 ." in message
+    assert told in message and f"fix: {fix}" in message
+
+
+def test_masks_that_are_missing_altogether(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    for file in (tmp_path / "set/masks/train").rglob("*.png"):
+        file.unlink()
+    assert "have no mask in" in (message := refused(pairs(), tmp_path)) and "no other files are there" in message
+
+
+def test_of_several_masks_png_is_taken_and_others_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    masks = tmp_path / "set/masks/train"
+    shutil.copy(masks / "b.png", masks / "b.tif")
+    source = open_source(pairs(), "train", tmp_path)
+    assert source[0].mask == masks / "b.png" and source.ignored == ("b.tif",)
+    (masks / "b.png").rename(masks / "b.bmp")
+    assert "1 images of" in (message := refused(pairs(), tmp_path)) and "b.bmp and b.tif" in message
+
+
+def test_an_image_is_not_its_own_mask(tmp_path: Path) -> None:
+    write_image(tmp_path / "set/b.png")
+    split = Split(images=".", masks=".")
+    data = MaskPairs(source="mask_pairs", root="set", classes=["a", "b"], train=split, val=split)
+    assert "1 images of" in (message := refused(data, tmp_path)) and "no other files are there" in message
+
+
+def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    message = refused(pairs(classes=["object"]), tmp_path)
+    assert "at least 2 classes, not 1 (object)" in message and "background" in message
 
 
 def test_two_images_for_one_mask(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def write_job(root: Path, *overrides: str) -> tuple[Job, list[ResolvedStage], di
         source = open_source(stage.data, "val", root)
         resolved = ResolvedStage(
             name=name, stage=stage, run_name=f"tiny-{name}-0", hash="0", digest="content:4711", classes=source.classes,
-            train_samples=8, val_samples=8, unreadable=0, ignored=0, notes=(), length=Length.of(stage, 8),
+            train_samples=8, val_samples=8, unreadable=0, ignored=(), notes=(), length=Length.of(stage, 8),
         )  # fmt: skip
         stages.append(resolved)
         results[name] = write_stage(resolved, root)

@@ -15,7 +15,7 @@ def resolved(name, *overrides, parents=()):
     stage = load_recipe(TINY, overrides).stages[name]
     return ResolvedStage(
         name=name, stage=stage, run_name=f"tiny-{name}-0", hash="0", digest="content:0", classes=("cat", "dog"),
-        train_samples=96, val_samples=25, unreadable=1, ignored=0, notes=(), length=Length.of(stage, 96),
+        train_samples=96, val_samples=25, unreadable=1, ignored=(), notes=(), length=Length.of(stage, 96),
         parents=parents,
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def test_every_bad_sample_is_named_with_its_reason(root, recipe, capsys):
         assert f"{root}/set/train/cat/{number}.jpg\tnot an image" in said
     assert f"{root}/set/val/dog/3.jpg\tthe file is cut short" in said
     assert "pretrain/train: 4 samples cannot be read (0.5 of them, above data.max_bad_fraction 0.01)" in said
-    assert "6 bad samples. Replace or remove" in said
+    assert "6 bad samples. Correct or replace" in said
 
 
 def test_below_the_threshold_is_said(root, recipe, capsys):
@@ -186,3 +186,26 @@ def test_a_users_mistake_is_exit_code_2(root, recipe, mistake):
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "fix:" in done.stderr
+
+
+def test_pixel_formats_are_warned_about_and_colour_masks_get_true_advice(root, recipe, capsys):
+    for number in range(4):
+        Image.fromarray(np.full((SIDE, SIDE), 4095, np.uint16)).save(root / f"set/train/cat/deep{number}.png")
+    Image.new("RGBA", (SIDE, SIDE)).save(root / "set/val/dog/clear.png")
+    assert run(recipe, root) == 0
+    said = capsys.readouterr().out
+    assert "pretrain/train: warning: 4 of 4 images of 16 or 32 bits that were looked at may become too dark" in said
+    assert "values up to 4095 in a 16-bit file: mean 16.0 of 255 after scaling by 65535" in said
+    assert "pretrain/val: warning: 1 of 9 images: transparent pixels" in said
+    (root / "set/masks").mkdir()
+    for file in (root / "set/val/cat").iterdir():
+        Image.new("RGB", (SIDE, SIDE), (128, 0, 0)).save(root / "set/masks" / f"{file.stem}.png")
+    tree = yaml.safe_load(recipe.read_text())
+    split = {"images": "val/cat", "masks": "masks"}
+    tree["data"] |= {"source": "mask_pairs", "classes": ["a", "b"], "train": split, "val": dict(split)}
+    tree["task"] = {"kind": "segmentation", "head": "semantic_fpn"}
+    recipe.write_text(yaml.safe_dump(tree))
+    assert run(recipe, root) == 1
+    said = capsys.readouterr().out
+    assert "coded by colour: 1 distinct colours, (128, 0, 0)" in said
+    assert "4 masks do not fit: training refuses them; write masks with one channel of class ids" in said

@@ -37,7 +37,7 @@ def resolved(tmp_path):
     sources = {split: open_source(stage.data, split, tmp_path) for split in SPLITS}
     return ResolvedStage(
         name="pretrain", stage=stage, run_name="tiny-pretrain-0", hash="0", digest="content:0",
-        classes=sources["train"].classes, train_samples=24, val_samples=8, unreadable=0, ignored=0, notes=(),
+        classes=sources["train"].classes, train_samples=24, val_samples=8, unreadable=0, ignored=(), notes=(),
         length=Length.of(stage, 24), sources=sources,
     )  # fmt: skip
 

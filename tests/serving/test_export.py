@@ -65,7 +65,7 @@ def page_predict() -> Callable[[str, str], Any]:
 
 
 def photos(folder: Path) -> list[Path]:
-    """Smooth pictures: larger than a model's input, smaller, and with EXIF's orientation."""
+    """Smooth pictures: larger than a model's input, smaller and half transparent, and with EXIF's orientation."""
     folder.mkdir()
     generator, files = np.random.default_rng(0), []
     for number, size in enumerate([(150, 97), (31, 44), (120, 241)]):
@@ -73,7 +73,10 @@ def photos(folder: Path) -> list[Path]:
         exif = Image.Exif()
         exif[0x0112] = 6 if number == 2 else 1
         files.append(folder / f"{number}.png")
-        small.resize(size, Image.Resampling.BICUBIC).save(files[-1], exif=exif)
+        picture = small.resize(size, Image.Resampling.BICUBIC)
+        if number == 1:
+            picture.putalpha(Image.linear_gradient("L").resize(size))
+        picture.save(files[-1], exif=exif)
     return files
 
 

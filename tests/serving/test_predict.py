@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from faster_coco_eval import COCO
@@ -19,6 +21,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.drawing import class_colors
+from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
 from scalablevit.serving.outputs import Detections
 
@@ -125,6 +128,47 @@ def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, 
     assert "bad: sub/1.jpg\tthe file is cut short" in said
     assert [line["file"] for line in table(tmp_path / "out" / "bad_images.csv")] == ["page.png", "sub/1.jpg"]
     assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
+
+
+def test_every_file_left_out_is_named_with_its_reason(root, images, tmp_path, capsys):
+    (images / "2.jpg").rename(images / "2.heic")
+    (images / "sub" / "3.jpg").rename(images / "sub" / "noext")
+    for number in range(25):
+        (images / f"z{number:02}.txt").write_text("")
+    assert run(root, "pretrain", images, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "25 .txt (z00.txt, z01.txt, z02.txt and 22 more), 1 .heic (2.heic), 1 without suffix (sub/noext)" in said
+    assert said.count("is not the suffix of an image") == 20 - 2, "the first two of the 20 are others"
+    assert "2.heic\tleft out: .heic is not read; convert it to JPEG or PNG" in said and "and 7 more files" in said
+    reasons = {line["file"]: line["reason"] for line in table(tmp_path / "out" / "left_out.csv")}
+    assert len(reasons) == 27 and "no suffix" in reasons["sub/noext"]
+    assert run(root, "pretrain", images, tmp_path / "dry", "--dry-run") == 0
+    assert "2.heic\tleft out" in capsys.readouterr().out and not (tmp_path / "dry").exists()
+
+
+def test_transparent_pixels_are_the_recipes_mean_wherever_a_model_sees_them(root, tmp_path):
+    mean = "stages.pretrain.data.mean=[0.9, 0.1, 0.5]"
+    shutil.copytree(root / "data", tmp_path / "root" / "data")
+    name = finished_run(tmp_path / "root", "pretrain", mean)
+    (tmp_path / "images").mkdir()
+    picture = Image.open(next(val_images(root, "pretrain").rglob("*.jpg"))).convert("RGB")
+    over = Image.new("RGB", picture.size, (230, 26, 128))
+    over.paste(picture.crop((0, 0, 20, SIDE)))
+    over.save(tmp_path / "images" / "composed.png")
+    picture.putalpha(Image.fromarray(np.where(np.arange(SIDE) < 20, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0)))
+    picture.save(tmp_path / "images" / "transparent.png")
+    assert run(tmp_path / "root", "pretrain", tmp_path / "images", tmp_path / "out") == 0
+    composed, transparent = ({**line, "file": ""} for line in table(tmp_path / "out" / "labels.csv"))
+    assert composed == transparent
+    model, folder = ImageModel(), tmp_path / "root" / "runs" / name / "model"
+    context = SimpleNamespace(artifacts={"config": folder / "config.json", "weights": folder / "weights.safetensors"})
+    model.load_context(context)
+    contents = [(tmp_path / "images" / f"{name}.png").read_bytes() for name in ("composed", "transparent")]
+    composed, transparent = model.predict(context, pd.DataFrame({"image": contents}))["probabilities"]
+    assert composed == transparent
+    assert composed[transparent_label := max(composed, key=composed.get)] == pytest.approx(
+        float(table(tmp_path / "out" / "labels.csv")[0]["probability"]), abs=1e-6
+    ), transparent_label
 
 
 def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path):

@@ -22,7 +22,7 @@ class Split(Section):
     images: str
     """Folder of images (`image_folder`: one folder per class; `tar_shards`: of shards and their index)."""
     masks: str | None = None
-    """Folder of PNG masks, same relative names as the images (`mask_pairs`)."""
+    """Folder of masks (PNG, or TIFF or BMP), same relative names as the images (`mask_pairs`)."""
     annotations: str | None = None
     """File of instances in COCO's json format, whose `file_name`s are relative to `images` (`coco`)."""
 
@@ -156,7 +156,7 @@ class TarShards(_LabelledImages):
 
 
 class MaskPairs(_Images):
-    """Images and PNG masks of class ids under the same relative names (the ADE20K layout)."""
+    """Images and masks of class ids under the same relative names (the ADE20K layout)."""
 
     source: Literal["mask_pairs"]
     classes: str | list[str]

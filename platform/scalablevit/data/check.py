@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,16 @@ from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.complaints import Complaints
 from scalablevit.data.counts import Counter, Counts
-from scalablevit.data.decoding import BadSample, read_header, read_image, read_mask, read_mask_size
+from scalablevit.data.decoding import (
+    CODED_BY_COLOR,
+    DEEPEST,
+    BadSample,
+    WrongMask,
+    inspect_image,
+    read_header,
+    read_mask,
+    read_mask_size,
+)
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
 from scalablevit.data.names import shown
 from scalablevit.data.progress import Progress
@@ -30,7 +39,7 @@ from scalablevit.data.sources.base import Sample, Source
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
-Kind = Literal["unreadable", "wrong", "damaged"]
+Kind = Literal["unreadable", "wrong", "damaged", "transparent", "deep", "low range"]
 
 _VERSION = 4
 """Part of the cache's key: raise it when the checks change."""
@@ -43,6 +52,8 @@ class Problem:
 
     path: str
     reason: str
+    count: int = 1
+    """Files of its kind that this one stands for, itself included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +65,19 @@ class Report:
     unreadable: tuple[Problem, ...]
     """Images and masks that cannot be decoded: training can leave a few out."""
     wrong: tuple[Problem, ...]
-    """Masks of another size than their image or with unknown ids: the data set is not what the recipe says."""
+    """Masks of another size than their image, with unknown ids or without ids: the data set is not what the recipe
+    says."""
     damaged: tuple[Problem, ...] = ()
     """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
     and learns from what comes out."""
+    transparent: int = 0
+    """Images with transparent pixels; where only headers are read, with an alpha channel or a transparent colour."""
+    deep: int = 0
+    """Images of 16 or 32 bits a channel whose values were looked at: a sample of them where only headers are read."""
+    low_range: int = 0
+    """Those of them whose values do not tell that their range is 0..65535, by which they are scaled."""
+    examples: dict[str, Problem] = field(default_factory=dict)
+    """The first of `transparent` and of `low range`, by these words."""
     counts: Counts = field(default_factory=Counts)
     """Of what the samples hold."""
 
@@ -103,6 +123,10 @@ def check_split(
         unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),
         wrong=tuple(problem for problem, kind in found if kind == "wrong"),
         damaged=tuple(problem for problem, kind in found if kind == "damaged"),
+        transparent=_count(found, "transparent"),
+        deep=_count(found, "deep"),
+        low_range=_count(found, "low range"),
+        examples={kind: problem for problem, kind in reversed(found) if kind in ("transparent", "low range")},
         counts=counts,
     )
     if file and report.complete:
@@ -122,7 +146,7 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
             UserError(
                 f"{len(report.wrong)} of {report.samples} masks do not fit: {_named(report.wrong)}",
                 where=where,
-                fix="correct the masks, or classes, ignore_index and reduce_zero_label",
+                fix=mask_advice(report),
             )
         )
     if len(report.unreadable) > max_bad_fraction * report.samples:
@@ -138,7 +162,41 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
         raise UserErrors(errors)
 
 
-Found = tuple[list[tuple[Problem, Kind]], Counts]
+def mask_advice(report: Report) -> str:
+    """Return what to do about the wrong masks of a report."""
+    colored = [CODED_BY_COLOR in problem.reason for problem in report.wrong]
+    ids = "write masks with one channel of class ids, or a palette with them as indices, in place of colours"
+    others = "correct the masks, or classes, ignore_index and reduce_zero_label"
+    return "; ".join(advice for advice, given in ((ids, any(colored)), (others, not all(colored))) if given)
+
+
+def image_notes(report: Report) -> tuple[str, ...]:
+    """Return warnings of images whose pixels may not become what was meant, with their number and an example."""
+    notes = []
+    if report.transparent:
+        first = report.examples["transparent"]
+        notes.append(
+            f"{report.transparent} of {report.samples} images: {first.reason} ({first.path}); transparent pixels "
+            "become the colour of data.mean, in training, evaluation and serving alike"
+        )
+    if report.low_range:
+        first = report.examples["low range"]
+        notes.append(
+            f"{report.low_range} of {report.deep} images of 16 or 32 bits that were looked at may become too dark: "
+            f"{first.path}: {first.reason}; spread their values over 0..{DEEPEST}, or convert them to 8 bits"
+        )
+    return tuple(notes)
+
+
+Problems = list[tuple[Problem, Kind]]
+Found = tuple[Problems, Counts]
+Notes = dict[Kind, list[Problem]]
+_DEEP_PARTS, _DEEP_IMAGES = 16, 4
+"""Where headers are read, values of deep images are looked at in so many parts all over the split, of so many each."""
+
+
+def _count(found: Problems, wanted: Kind) -> int:
+    return sum(problem.count for problem, kind in found if kind == wanted)
 
 
 class _Checker:
@@ -158,45 +216,60 @@ class _Checker:
         self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
         self.complaints = complaints
         self.deadline = deadline
+        starts = [part.start for part in source.parts()]
+        self.looked_into = frozenset(starts[:: -(-len(starts) // _DEEP_PARTS)])
 
     def part(self, part: range) -> Found:
-        """Problems and counts of some samples, or of the first of them that a deadline leaves time for."""
-        counter, problems = Counter(), list[tuple[Problem, Kind]]()
+        """Problems and counts of some samples, or of the first of them that a deadline leaves time for.
+
+        For each kind of note there is its first sample with their number.
+        """
+        counter, problems, notes = Counter(), list[tuple[Problem, Kind]](), dict[Kind, list[Problem]]()
+        look_at = _DEEP_IMAGES if part.start in self.looked_into else 0
         for i in part:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
-            if (found := self._sample(i, counter)) is not None:
+            if (found := self._sample(i, counter, notes, look_at)) is not None:
                 problems.append(found)
             counter.looked_at += 1
+        problems += [(replace(noted[0], count=len(noted)), kind) for kind, noted in notes.items()]
         return problems, counter.counts(self.source.annotations, part[: counter.looked_at])
 
-    def _sample(self, i: int, counter: Counter) -> tuple[Problem, Kind] | None:
+    def _sample(self, i: int, counter: Counter, notes: Notes, look_at: int) -> tuple[Problem, Kind] | None:
         sample, annotations = self.source[i], self.source.annotations
         try:
-            size = self._size(sample, counter)
+            size = self._size(sample, counter, notes, look_at)
             if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
                 # not of the kind `wrong`, since published sets hold a few of them
                 return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
             if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table, counter)):
                 return Problem(shown(sample.mask), why), "wrong"
         except BadSample as bad:
-            return Problem(bad.path, bad.reason), "unreadable"
+            return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
         if self.complaints and (said := self.complaints.take()):
             return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
         return None
 
-    def _size(self, sample: Sample, counter: Counter) -> tuple[int, ...]:
-        if self.depth != "pixels":
-            header = read_header(sample.image, self.max_pixels)
-            size: tuple[int, ...] = header.size
-        else:
-            if self.complaints:
-                self.complaints.take()
-            size = read_image(sample.image, self.max_pixels).shape[:2]
-            header = read_header(sample.image, self.max_pixels)
+    def _size(self, sample: Sample, counter: Counter, notes: Notes, look_at: int) -> tuple[int, ...]:
+        """Height and width of an image; what its conversion to 8-bit RGB may change is noted."""
+        header = read_header(sample.image, self.max_pixels)
         if header.turned:
             counter.turned.append(shown(sample.image))
-        return size
+        if self.depth != "pixels":
+            if header.transparency:
+                _note(notes, "transparent", sample, "an alpha channel or a transparent colour")
+            if not header.deep or len(notes.get("deep", ())) >= look_at:
+                return header.size
+        if self.complaints:
+            self.complaints.take()
+        decoded = inspect_image(sample.image, self.max_pixels)
+        if decoded.transparent and self.depth == "pixels":
+            _note(notes, "transparent", sample, "transparent pixels")
+        if decoded.deep:
+            _note(notes, "deep", sample, "")
+        if decoded.low_range:
+            _note(notes, "low range", sample, decoded.low_range)
+        return decoded.pixels.shape[:2]
 
     def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8], counter: Counter) -> str | None:
         """Why a mask does not fit its image and the recipe's classes."""
@@ -212,6 +285,10 @@ class _Checker:
             return str(error)
         counter.add_mask(mask)
         return None
+
+
+def _note(notes: Notes, kind: Kind, sample: Sample, reason: str) -> None:
+    notes.setdefault(kind, []).append(Problem(shown(sample.image), reason))
 
 
 OverParts = Callable[[list[range]], Iterator[Found]]
@@ -274,6 +351,8 @@ def _load(file: Path) -> Report | None:
             unreadable=tuple(Problem(**each) for each in stored["unreadable"]),
             wrong=tuple(Problem(**each) for each in stored["wrong"]),
             damaged=tuple(Problem(**each) for each in stored["damaged"]),
+            **{key: stored[key] for key in ("transparent", "deep", "low_range")},
+            examples={kind: Problem(**each) for kind, each in stored["examples"].items()},
             counts=Counts(**counts),
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is made again

@@ -8,24 +8,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from scalablevit.config.data import IMAGENET_MEAN
+from scalablevit.config.section import Triple
 from scalablevit.data.names import shown
 from scalablevit.data.shards import Member
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What is read; decided by content, not by name."""
+Color: TypeAlias = tuple[int, int, int]
+
+SUFFIXES = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    **({"AVIF": ("avif",)} if features.check("avif") else {}),
+    **({"JPEG2000": ("jp2", "j2k")} if features.check("jpg_2000") else {}),
+    "TGA": ("tga",),
+}
+"""What is read: Pillow's name of each format, as far as Pillow was built with it, and the suffixes of its files."""
+FORMATS = tuple(kind for kind in SUFFIXES if kind != "TGA")
+"""What is read whatever the file is named; decided by content."""
+_BY_NAME = (*FORMATS, "TGA")  # a TGA begins with no signature: other bytes must not be taken for one
+MASK_FORMATS = ("PNG", "TIFF", "BMP")
+"""What masks are read from: formats without loss, whose values are what was written."""
+CODED_BY_COLOR = "coded by colour"
+"""Begins the reason against a mask that has colours in place of class ids."""
+_MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "LA", "RGB", "RGBA")
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")
+_LARGEST_ID = 255
+_SHOWN_COLORS = 5
+DEEPEST = 65535
+"""Value that 16 bits hold at most, by which values of 16 and 32 bits are scaled."""
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY, _PNG_PALETTE = 0, 3
-_PNG_DEPTH = 24  # offset of the bit depth, before the colour type
+_LOW = 4096  # what 12 bits hold, as cameras and scanners give them
+_KEYED = ("1", "L", "RGB")  # modes in which one colour may stand for transparency
 
 
 class BadSample(Exception):
@@ -49,16 +77,66 @@ class ChangedSample(BadSample):
     """A file whose contents are no longer those that the run's digest names: it ends the run."""
 
 
-def read_image(path: Path | Member, max_pixels: int) -> NDArray[np.uint8]:
+class WrongMask(BadSample):
+    """A mask that can be decoded, and does not hold class ids."""
+
+
+def mean_color(mean: Triple) -> Color:
+    """Return a mean in 0..1 per RGB channel (`data.mean`) as a colour in 0..255: normalizing turns it into about 0."""
+    red, green, blue = (max(0, min(255, round(255 * value))) for value in mean)
+    return red, green, blue
+
+
+IMAGENET_COLOR = mean_color(IMAGENET_MEAN)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image, and what its conversion to 8-bit RGB may have changed."""
+
+    pixels: NDArray[np.uint8]
+    """(height, width, 3), RGB."""
+    transparent: bool = False
+    """Some pixels are transparent."""
+    deep: bool = False
+    """The file has 16 or 32 bits a channel."""
+    low_range: str = ""
+    """Why scaling by 65535 may be wrong for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's header tells."""
+
+    size: tuple[int, int]
+    """Height and width of `read_image`."""
+    turned: bool
+    """EXIF swaps the stored height and width."""
+    transparency: bool
+    """There is an alpha channel or a transparent colour; pixels may all be opaque."""
+    deep: bool
+    """16 or 32 bits a channel."""
+
+
+def read_image(path: Path | Member, max_pixels: int, background: Color = IMAGENET_COLOR) -> NDArray[np.uint8]:
     """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparency is dropped, and of an
-    animation the first frame is taken.
+    Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparent pixels are composed onto
+    `background`, and of an animation the first frame is taken.
 
     Raises:
         BadSample: the file is missing, no image, cut short, or has more than `max_pixels` pixels.
     """
-    return decode_image(_read(path), max_pixels, str(path))
+    return decode_image(_read(path), max_pixels, str(path), background=background)
+
+
+def inspect_image(path: Path | Member, max_pixels: int) -> Decoded:
+    """Read an image file as `read_image`, with what its conversion may have changed.
+
+    Raises:
+        BadSample: as `read_image`.
+    """
+    return decode(_read(path), max_pixels, str(path))
 
 
 def decode_image(
@@ -68,12 +146,26 @@ def decode_image(
     *,
     refuse_damage: bool = False,
     limit: str = "data.max_pixels",
+    background: Color = IMAGENET_COLOR,
 ) -> NDArray[np.uint8]:
     """`read_image` for bytes at hand; `name` stands for the path in errors, `limit` for what `max_pixels` comes from.
 
     With `refuse_damage` a JPEG with broken data is a BadSample, too, where TurboJPEG decodes it; otherwise what could
     not be decoded is grey, and a line on standard error says so.
     """
+    return decode(data, max_pixels, name, refuse_damage=refuse_damage, limit=limit, background=background).pixels
+
+
+def decode(
+    data: bytes,
+    max_pixels: int,
+    name: str = "image",
+    *,
+    refuse_damage: bool = False,
+    limit: str = "data.max_pixels",
+    background: Color = IMAGENET_COLOR,
+) -> Decoded:
+    """`decode_image` with what the conversion may have changed."""
     with _explained(name):
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
@@ -82,11 +174,25 @@ def decode_image(
             if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
-                return _upright(pixels, _orientation(image))
+                return Decoded(_upright(pixels, _orientation(image)))
         if image.format == "PNG":
             _check_png(data, name)
+        layout = _layout(image)
         orientation = _orientation(image)
-        return _upright(_to_rgb(image, name), orientation)
+        return _to_rgb(image, name, layout, background, orientation)
+
+
+def read_header(path: Path | Member, max_pixels: int) -> Header:
+    """Read what the header of an image tells.
+
+    Raises:
+        BadSample: as `read_image`, as far as the header tells.
+    """
+    with _explained(str(path)), path.open("rb") as file:
+        image = _open(file, max_pixels, str(path))
+        transparency, deep = image.has_transparency_data, _is_deep(image, _layout(image))
+        size = _upright_size(image)
+        return Header(size, size != (image.height, image.width), transparency, deep)
 
 
 def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
@@ -98,40 +204,24 @@ def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     return read_header(path, max_pixels).size
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What an image's header says."""
-
-    size: tuple[int, int]
-    """Height and width of the upright image."""
-    turned: bool
-    """Whether EXIF swaps the stored height and width."""
-
-
-def read_header(path: Path | Member, max_pixels: int) -> Header:
-    """Return size and orientation of an image without its pixels.
-
-    Raises:
-        BadSample: as `read_image`, as far as the header tells.
-    """
-    with _explained(str(path)), path.open("rb") as file:
-        image = _open(file, max_pixels, str(path))
-        size = _upright_size(image)
-        return Header(size, size != (image.height, image.width))
-
-
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Read a PNG of class ids as uint8 (height, width); the ids of a palette image are its indices.
+    """Read class ids as uint8 (height, width) from a PNG, TIFF or BMP.
+
+    Ids are the indices of a palette image and the values of a grey one, also where it is written as RGB, with 1 to 4
+    bits, or with 16 bits of which no value is above 255.
 
     Raises:
-        BadSample: missing, cut short, too large, or of a kind whose values are not ids of 8 bits.
+        WrongMask: the values are no ids of 8 bits, or a compression has changed them.
+        BadSample: the file is missing, cut short or too large.
     """
     data = _read(path)
     with _explained(str(path)):
         image = _open_mask(io.BytesIO(data), max_pixels, str(path))
-        _check_png(data, str(path))
+        if image.format == "PNG":
+            _check_png(data, str(path))
+        layout = _layout(image)
         orientation = _orientation(image)
-        return _upright(np.array(image, np.uint8), orientation)
+        return _upright(_ids(image, layout, str(path)), orientation)
 
 
 def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -159,32 +249,67 @@ def _explained(name: str) -> Iterator[None]:
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadSample(name, f"not an image of a known format ({', '.join(FORMATS)})") from error
+        raise BadSample(name, f"not an image of a known format ({', '.join(SUFFIXES)})") from error
     except Exception as error:  # decoders raise nearly anything on damaged data, from struct.error to cv2.error
         raise BadSample(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _open(file: BinaryIO, max_pixels: int, name: str, limit: str = "data.max_pixels") -> ImageFile.ImageFile:
     """Read the header only."""
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=_BY_NAME if name.lower().endswith(".tga") else FORMATS)
     if image.width * image.height > max_pixels:
         raise BadSample(name, f"{image.width} x {image.height} pixels are more than {limit} ({max_pixels})")
     return image
 
 
 def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
+    """Read the header only, and refuse what it tells to hold no ids."""
     image = _open(file, max_pixels, name)
-    if image.format != "PNG":
-        raise BadSample(name, f"a mask must be a PNG, this is {image.format}")
-    # Bit depth and colour type from the header: Pillow stretches grey of fewer bits to 0..255, which spoils ids.
-    position = file.tell()
-    file.seek(_PNG_DEPTH)
-    depth, kind = file.read(2)
-    file.seek(position)
-    if kind != _PNG_PALETTE and (kind, depth) != (_PNG_GREY, 8):
-        found = f"colour type {kind} with {depth} bits"
-        raise BadSample(name, f"a mask must have one 8-bit channel or a palette; this PNG has {found}")
+    layout = _layout(image)
+    if image.format not in MASK_FORMATS:
+        lossy = "JPEG changes class ids" if image.format in ("JPEG", "MPO") else f"this is {image.format}"
+        raise WrongMask(name, f"a mask must be one of {', '.join(MASK_FORMATS)}; {lossy}")
+    if image.format == "TIFF" and image.info.get("compression") in _LOSSY:
+        raise WrongMask(name, f"the compression of this TIFF ({image.info['compression']}) changes class ids")
+    if ";I" in layout:
+        raise WrongMask(name, "its values are stored inverted (WhiteIsZero), so that ids are ambiguous")
+    deep_color = ";16" in layout and not image.mode.startswith("I")
+    if image.mode not in _MASK_MODES or deep_color:
+        bits = " with 16 bits a channel" if deep_color else ""
+        raise WrongMask(name, f"a mask must have one channel of whole numbers or a palette; this is {image.mode}{bits}")
     return image
+
+
+def _ids(image: Image.Image, layout: str, name: str) -> NDArray[np.uint8]:
+    """Return the class ids of a mask that `_open_mask` lets pass."""
+    if image.mode in ("P", "L", "1"):
+        ids = np.array(image, np.uint8)
+        # Pillow stretches grey of fewer bits to 0..255
+        return ids // np.uint8(255 // (2 ** int(layout[-1]) - 1)) if layout in ("L;2", "L;4") else ids
+    values = np.asarray(image)
+    if values.ndim == 2:
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest > _LARGEST_ID:
+            raise WrongMask(
+                name, f"its values of 16 or 32 bits are {lowest}..{highest}; class ids are 0..{_LARGEST_ID}"
+            )
+        return values.astype(np.uint8)
+    if image.mode in ("LA", "RGBA"):
+        if (values[..., -1] != _LARGEST_ID).any():
+            raise WrongMask(name, "it has transparent pixels, of which the class is unknown")
+        values = values[..., :-1]
+    if (values != values[..., :1]).any():
+        raise WrongMask(name, _told_colors(values))
+    return np.array(values[..., 0])
+
+
+def _told_colors(values: NDArray[np.uint8]) -> str:
+    """Say that a mask holds colours, how many, and the most frequent."""
+    packed = values.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)
+    colors, counts = np.unique(packed, return_counts=True)
+    first = [int(color) for color in colors[np.argsort(-counts, kind="stable")[:_SHOWN_COLORS]]]
+    named = ", ".join(f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in first)
+    return f"{CODED_BY_COLOR}: {len(colors)} distinct colours, {named}{', ...' if len(colors) > len(first) else ''}"
 
 
 def _check_png(data: bytes, name: str) -> None:
@@ -255,15 +380,68 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise BadSample(name, "32-bit values have no known range")
-        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return how the file lays out a pixel, in Pillow's words ("RGB;16B"); known until the pixels are loaded."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    return arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+
+
+def _is_deep(image: Image.Image, layout: str) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16") or ";16" in layout
+
+
+def _to_rgb(image: Image.Image, name: str, layout: str, background: Color, orientation: int) -> Decoded:
     if image.mode == "F":
         raise BadSample(name, "floating-point values have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"), np.uint8)
+    deep, alpha, low_range = _is_deep(image, layout), None, ""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > DEEPEST:
+            raise BadSample(name, "32-bit values have no known range")
+        grey = ((values * 255 + 32767) // DEEPEST).astype(np.uint8)
+        low_range = _low_range(grey, int(values.max()), 32 if image.mode == "I" and image.format != "PPM" else 16)
+        if (key := image.info.get("transparency")) is not None:
+            alpha = np.where(values == key, 0, 255)
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    else:
+        if image.has_transparency_data and image.mode in _KEYED:
+            alpha = _keyed_alpha(image, layout)
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            alpha = np.asarray(image.getchannel("A"))
+        pixels = np.array(image.convert("RGB"), np.uint8)
+        if deep and (highest := int(pixels.max())) < _LOW // 256:  # Pillow gives the upper 8 bits
+            low_range = _low_range(pixels, highest * 256 + 255, 16)
+    if transparent := alpha is not None and int(alpha.min()) < 255:
+        pixels = _composed(pixels, np.asarray(alpha), background)
+    return Decoded(_upright(pixels, orientation), transparent, deep, low_range)
+
+
+def _low_range(pixels: NDArray[np.uint8], highest: int, bits: int) -> str:
+    """Return why an image may have become too dark by scaling, or an empty text."""
+    if highest >= _LOW and bits == 16:
+        return ""
+    return f"values up to {highest} in a {bits}-bit file: mean {pixels.mean():.1f} of 255 after scaling by {DEEPEST}"
+
+
+def _keyed_alpha(image: Image.Image, layout: str) -> NDArray[np.int64]:
+    """Return the opacity, 0 or 255, of an image in which one colour stands for transparency.
+
+    Pillow's own conversion compares that colour of the file with values that it has stretched from 2 or 4 bits.
+    """
+    key = np.asarray(image.info["transparency"], bool if image.mode == "1" else int)
+    values = np.asarray(image)
+    if layout in ("L;2", "L;4"):
+        values = values // (255 // (2 ** int(layout[-1]) - 1))
+    if ";16" in layout:  # of RGB; what Pillow keeps of the values is their upper 8 bits
+        key = key // 256
+    matches = values == key
+    return np.where(matches.all(axis=2) if matches.ndim == 3 else matches, 0, 255)
+
+
+def _composed(pixels: NDArray[np.uint8], alpha: NDArray[np.generic], background: Color) -> NDArray[np.uint8]:
+    """Return pixels over a background; those of opacity 255 stay as they are."""
+    over = alpha.astype(np.int32)[:, :, None]
+    return ((pixels * over + np.array(background, np.int32) * (255 - over) + 127) // 255).astype(np.uint8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalablevit.config.data import SPLITS, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.check import Depth, Report, check_split, raise_if_fatal
+from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.contents import ContentCache
 from scalablevit.data.findings import find_problems
 from scalablevit.data.names import alike
@@ -86,6 +86,7 @@ def inspect_data(
         return Inspection(sources, reports, None, (), tuple(errors), tuple(unfit))
     statistics = _statistics(sources, data, reports, depth, unread)
     found = find_problems(statistics, data)
+    found.warnings += [f"{split}: {note}" for split, report in reports.items() for note in image_notes(report)]
     spent = time.monotonic() - began
     return Inspection(sources, reports, statistics, tuple(found.warnings), tuple(found.errors), tuple(unfit), spent)
 

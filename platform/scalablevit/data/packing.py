@@ -16,7 +16,7 @@ from PIL import Image
 
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
-from scalablevit.data.decoding import BadSample, decode_image
+from scalablevit.data.decoding import BadSample, decode
 from scalablevit.data.shards import BLOCK, INDEX, Index, Shard
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.transforms import resize_antialiased, scaled_size
@@ -121,9 +121,10 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
         content = sample.image.read_bytes()
         if packing.short_side is not None:
             # encoded anew, the grey of a damaged image could no longer be told from the picture
-            pixels = decode_image(content, MAX_PIXELS, name, refuse_damage=True)
-            height, width = pixels.shape[:2]
-            if min(height, width) > packing.short_side:
+            decoded = decode(content, MAX_PIXELS, name, refuse_damage=True)
+            pixels, (height, width) = decoded.pixels, decoded.pixels.shape[:2]
+            # transparency is kept: onto what it is composed is up to the recipe
+            if min(height, width) > packing.short_side and not decoded.transparent:
                 size = scaled_size(height, width, packing.short_side, max(height, width))
                 file = io.BytesIO()
                 Image.fromarray(resize_antialiased(pixels, size)).save(file, "JPEG", quality=packing.quality)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs, RandAugment
+from scalablevit.data.decoding import mean_color
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.rand_augment import Color, rand_augment
 from scalablevit.data.sampler import Key
@@ -130,8 +131,7 @@ def _seed(transform: Transform, seed: int, key: Key) -> None:
 
 def fill_color(data: Data) -> Color:
     """The mean colour in 0..255, which normalizing turns into about zero."""
-    red, green, blue = (min(255, round(255 * mean)) for mean in data.mean)
-    return red, green, blue
+    return mean_color(data.mean)
 
 
 def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:

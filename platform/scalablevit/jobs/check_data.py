@@ -12,8 +12,9 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
-from scalablevit.data.check import Report
+from scalablevit.data.check import Report, mask_advice
 from scalablevit.data.inspection import Inspection, inspect_data, raise_all
+from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.jobs.cli import DEMO, RECIPES
 from scalablevit.report.tables import lined_up
@@ -23,8 +24,8 @@ Both splits of every stage are looked at, each once. A line is printed for each 
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
-kept in <root>/cache/checks under the data's digest: the same command on the same data answers from there (up to 2 GiB
-the digest covers contents, above that names and sizes; --again looks anew). With --quick only headers are read: kind,
+kept in <root>/cache/checks under the data's digest, which is of contents: the same command on the same data answers from
+there (--again looks anew). With --quick only headers are read: kind,
 size, and whether masks fit their images; nothing is kept, and images are compared between the splits only if that takes
 seconds.
 
@@ -93,7 +94,7 @@ def _print_inspection(name: str, data: Data, found: Inspection) -> int:
     """Name the bad samples of both splits; how many there are."""
     bad = 0
     for split, source in found.sources.items():
-        print(f"{name}/{split}: {len(source)} samples, {len(source.ignored)} other files left out", flush=True)
+        print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
         for note in source.notes:
             print(f"{name}/{split}: {note}")
         bad += _print_report(f"{name}/{split}", data, found.reports[split])
@@ -119,7 +120,7 @@ def _print_report(where: str, data: Data, report: Report) -> int:
             f"training {'refuses them' if above else 'leaves them out and counts them'}"
         )
     if report.wrong:
-        print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them")
+        print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them; {mask_advice(report)}")
     if report.damaged:
         print(
             f"{where}: {len(report.damaged)} JPEGs or shards are damaged: training cannot tell and uses what they "
@@ -132,8 +133,8 @@ def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) ->
     """What to do next."""
     if bad:
         return (
-            f"{bad} bad samples. Replace or remove the files named above (with their masks or annotations), "
-            "then run this check again."
+            f"{bad} bad samples. Correct or replace the files named above, or remove them (with their masks or "
+            "annotations), then run this check again."
         )
     if options.quick:
         warned = f" Warnings: {warnings}." if warnings else ""

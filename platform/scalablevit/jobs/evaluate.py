@@ -16,8 +16,9 @@ from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.stored import stored_config, to_store
+from scalablevit.data.sources.files import left_out
 from scalablevit.jobs import cluster
-from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve
+from scalablevit.jobs.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
 from scalablevit.jobs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
 from scalablevit.jobs.status import store_of
 from scalablevit.tracking.tags import WEIGHTS_SHA256
@@ -25,7 +26,8 @@ from scalablevit.tracking.weights import resolve_weights
 
 EPILOG = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its own recipe says
-what it is evaluated on; overrides change that: data.root=/other/data (laid out alike, both splits), cluster.workers=4,
+what it is evaluated on; overrides change that: data.root=/other/data (laid out alike; the validation split is enough,
+and its classes may stand in any order), cluster.workers=4,
 task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://..."""
 
 
@@ -48,17 +50,12 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     ungated = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
-    stage = resolve(trained_recipe("evaluate", ungated, options.overrides, options.model), root)[0]
-    classes = tuple(config["classes"])
-    if stage.classes != classes:
-        raise UserError(
-            f"the data has the classes {', '.join(stage.classes)}; the model answers {', '.join(classes)}",
-            where="data",
-            fix="name data with the model's classes",
-        )
-    for name, fact in {**describe(stage), "model": model_cost(stage.name, stage.stage, stage.classes)}.items():
-        if name in ("data", "digest", "resources", "model"):
-            print(f"  {name:<12}{fact}", flush=True)
+    recipe = trained_recipe("evaluate", ungated, options.overrides, options.model)
+    stage = resolve_evaluation(recipe, root, config["classes"])
+    facts = {**describe(stage), "data": _described_data(stage)}
+    for name in ("data", "digest", "resources"):
+        print(f"  {name:<12}{facts[name]}", flush=True)
+    print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
     if options.dry_run:
         shown = to_store(without_secrets(stage.stage))
         print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
@@ -69,6 +66,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0
+
+
+def _described_data(resolved: ResolvedStage) -> str:
+    data = resolved.stage.data
+    return "; ".join((
+        f"{data.source} {data.root}: {resolved.val_samples} validation samples, {len(resolved.classes)} classes, "
+        f"{resolved.unreadable} unreadable, {left_out(resolved.ignored)}",
+        *resolved.notes,
+    ))  # fmt: skip
 
 
 def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any], str]:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     # imported late: a mistake above is answered before anything slow is loaded
     import torch
 
-    from scalablevit.data.decoding import BadSample, read_image
+    from scalablevit.data.decoding import BadSample, mean_color, read_image
     from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
     from scalablevit.serving.network import load_trained
     from scalablevit.serving.preprocessing import describe_preprocessing
@@ -100,7 +100,8 @@ def run(options: argparse.Namespace) -> int:
         print("dry run: nothing was written")
         return 0
     try:
-        images = [read_image(folder / name, stage.data.max_pixels) for name in names[:IMAGES]]
+        data = stage.data
+        images = [read_image(folder / name, data.max_pixels, mean_color(data.mean)) for name in names[:IMAGES]]
     except BadSample as bad:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []

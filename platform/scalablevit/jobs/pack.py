@@ -43,6 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Pack and print; see `parse`."""
     from scalablevit.data.packing import Packing, pack, refuse_existing
+    from scalablevit.data.sources.files import left_out
     from scalablevit.data.sources.opening import open_class_folders
 
     folder, target = options.folder.expanduser(), options.target.expanduser()
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     total = source.total_bytes()
     print(
         f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
-        f"{len(source.ignored)} other files left out", flush=True,
+        + left_out(source.ignored), flush=True,
     )  # fmt: skip
     _note_too_high(folder, source.classes)
     if options.short_side is None:

@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import list_images
+from scalablevit.data.sources.files import left_out, list_images, why_left_out
 from scalablevit.jobs.evaluate import find_model, trained_recipe
 from scalablevit.jobs.out_folder import filled, refuse_unusable
 from scalablevit.jobs.result import without_secrets
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NOTE = "prediction.json"
 """What was predicted with what; also marks a folder as made by this script."""
 BAD = "bad_images.csv"
+LEFT_OUT = "left_out.csv"
+SHOWN = 20
+"""Files that are named on the screen, of the bad ones and of those left out each; the tables name all."""
 SAY_EVERY_S = 10.0
 EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
@@ -40,8 +43,9 @@ What comes out, by the model's task (file names are relative to IMAGES):
   detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg (of scores
                   of {SHOWN_SCORE} or more)
 and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
-named in {BAD} and left out of the rest. An interrupted prediction leaves nothing, and with --overwrite the
-earlier one; a killed one may leave a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.
+named in {BAD} and left out of the rest; files that are no images by their suffixes are named in
+{LEFT_OUT}. An interrupted prediction leaves nothing, and with --overwrite the earlier one; a killed one may leave
+a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process answers them all.
@@ -81,8 +85,9 @@ def run(options: argparse.Namespace) -> int:
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
-    print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
+    print(f"  images  {len(names)} in {shown(images)}, {left_out(ignored)}", flush=True)
     if options.dry_run:
+        print_left_out(ignored)
         print("dry run: nothing was written")
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
@@ -91,16 +96,18 @@ def run(options: argparse.Namespace) -> int:
     return deliver(
         out,
         len(names),
+        ignored,
         lambda folder: (_write(stage, tuple(config["classes"]), weights, (images, names), folder, root), facts),
     )
 
 
-def deliver(out: Path, count: int, write: Callable[[Path], tuple[int, dict[str, Any]]]) -> int:
+def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path], tuple[int, dict[str, Any]]]) -> int:
     """Fill the folder, add the note and say what became of `count` images.
 
     Args:
         out: see `check_out`.
         count: of the images.
+        ignored: files of the images' folder that are no images by their names.
         write: answers into a folder; gives how many images were bad, and facts for the note.
 
     Returns:
@@ -109,15 +116,30 @@ def deliver(out: Path, count: int, write: Callable[[Path], tuple[int, dict[str, 
     from scalablevit.serving.outputs import FILES
 
     started = time.monotonic()
-    with filled(out, (*FILES, BAD, NOTE)) as folder:
+    with filled(out, (*FILES, BAD, LEFT_OUT, NOTE)) as folder:
         bad, facts = write(folder)
+        with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("file", "reason"))
+            table.writerows((shown(name), why_left_out(name)) for name in ignored)
         note = {**facts, "answered": count - bad, "bad": bad}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     seconds = time.monotonic() - started
     print(f"answered {count - bad} of {count} images in {seconds:.1f} s; they are in {shown(out)}")
     if bad:
         print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
+    if ignored:
+        print_left_out(ignored)
+        print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
     return 1 if bad else 0
+
+
+def print_left_out(ignored: Sequence[str]) -> None:
+    """Name the first files that are no images by their names, with the reason."""
+    for name in ignored[:SHOWN]:
+        print(f"{shown(name)}\t{why_left_out(name)}")
+    if len(ignored) > SHOWN:
+        print(f"and {len(ignored) - SHOWN} more files left out")
 
 
 def check_out(out: Path, images: Path, overwrite: bool) -> None:
@@ -174,7 +196,8 @@ def tabulate(output: "Output", answers: Iterable[tuple[str, dict[str, Any]]], ou
             if "bad" in answer:
                 bad += 1
                 table.writerow((shown(name), answer["bad"]))
-                print(f"bad: {shown(name)}\t{answer['bad']}", flush=True)
+                if bad <= SHOWN:
+                    print(f"bad: {shown(name)}\t{answer['bad']}", flush=True)
             else:
                 output.add(name, answer)
             if time.monotonic() > said + SAY_EVERY_S:

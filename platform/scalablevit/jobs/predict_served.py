@@ -7,8 +7,8 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import list_images
-from scalablevit.jobs.predict import check_out, deliver, tabulate
+from scalablevit.data.sources.files import left_out, list_images
+from scalablevit.jobs.predict import check_out, deliver, print_left_out, tabulate
 from scalablevit.serving.outputs import Answer, Output, build_output, draw
 from scalablevit.serving.served import Declined, Description, Served, read_answer
 
@@ -25,14 +25,15 @@ def run_served(options: argparse.Namespace, images: Path, out: Path) -> int:
     model = server.describe()
     print(f"  model   served at {server.address}: images leave this machine for it")
     print(f"          {model.task}, {len(model.classes)} classes")
-    print(f"  images  {len(names)} in {shown(images)}, {len(ignored)} other files left out", flush=True)
+    print(f"  images  {len(names)} in {shown(images)}, {left_out(ignored)}", flush=True)
     if options.dry_run:
+        print_left_out(ignored)
         print("dry run: no image was sent, nothing was written")
         return 0
 
     facts = {"model": server.address, "task": model.task, "classes": model.classes, "images": shown(images),
              "ignored": len(ignored), "overrides": []}  # fmt: skip
-    return deliver(out, len(names), lambda folder: (_write(server, model, images, names, folder), facts))
+    return deliver(out, len(names), ignored, lambda folder: (_write(server, model, images, names, folder), facts))
 
 
 def _write(server: Served, model: Description, images: Path, names: Sequence[str], folder: Path) -> int:

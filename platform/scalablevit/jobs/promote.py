@@ -17,7 +17,7 @@ from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.jobs.evaluate import note_older, trained_recipe
-from scalablevit.jobs.resolve import ResolvedStage, resolve
+from scalablevit.jobs.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.jobs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
@@ -115,7 +115,11 @@ def run(options: argparse.Namespace) -> int:
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
     registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
-    if registered not in (None, resolved.digest):
+    if registered is not None and not resolved.train_samples:
+        print(
+            f"  note    without its training split it is not known if the candidate was trained with it: {registered}"
+        )
+    elif registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
     stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
     threads = options.latency_threads
@@ -137,13 +141,11 @@ def _refuse_without_effect(overrides: Sequence[str]) -> None:
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
     """The candidate's stage, its data checked."""
     recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
-    resolved = resolve(recipe, root)[0]
-    _same_classes(candidate, resolved.classes)
-    return resolved
+    return resolve_evaluation(recipe, root, candidate.config["classes"])
 
 
 def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
-    if tuple(version.config["classes"]) != classes:
+    if set(version.config["classes"]) != set(classes):
         raise UserError(
             f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} answers "
             f"{', '.join(version.config['classes'])}",

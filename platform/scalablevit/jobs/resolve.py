@@ -18,9 +18,14 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
+from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
+from scalablevit.data.contents import ContentCache
 from scalablevit.data.inspection import Inspection, inspect_data, raise_all
+from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.opening import open_source
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs.initial import Initial, find_initial
 from scalablevit.tracking.connection import check_uri
@@ -51,7 +56,7 @@ class ResolvedStage:
     val_samples: int
     unreadable: int
     """Samples that training will skip."""
-    ignored: int
+    ignored: tuple[str, ...]
     """Files beside the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
     """What cleaning the annotations did."""
@@ -245,7 +250,7 @@ def _resolve_stage(
         train_samples=len(sources["train"]),
         val_samples=len(sources["val"]),
         unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
-        ignored=sum(len(source.ignored) for source in sources.values()),
+        ignored=tuple(name for source in sources.values() for name in source.ignored),
         statistics=inspection.statistics,
         warnings=inspection.warnings,
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
@@ -254,6 +259,67 @@ def _resolve_stage(
         parents=parents,
         sources=sources,
         initial=initial,
+    )
+
+
+def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    """Open and check the validation split of a recipe of one stage, for a model that is trained already.
+
+    Labels count in the order of the model's classes. The training split is looked at for the digest alone, and need not
+    be there: then the digest is that of the validation split.
+
+    Args:
+        recipe: of `jobs.evaluate.trained_recipe`.
+        root: the platform's root.
+        classes: of the model, in the order of its outputs.
+
+    Raises:
+        UserError, UserErrors: the data cannot be used, or has classes of other names.
+    """
+    (name,) = recipe.stages
+    try:
+        return _resolve_evaluation(recipe, name, root, classes)
+    except UserErrors as several:
+        raise UserErrors([_in_stage(name, error) for error in several.errors]) from None
+    except UserError as error:
+        raise _in_stage(name, error) from None
+
+
+def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    stage = recipe.stages[name]
+    check_uri(tracking_uri(stage.tracking.uri, root))
+    if stage.data.shapes is not None:
+        write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
+    cache = ContentCache.below(root)
+    source = open_source(stage.data, "val", root, classes)
+    source.look_at_contents(cache, "data.val")
+    threads = min(16, 4 * (os.cpu_count() or 1))
+    report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
+    raise_if_fatal(report, stage.data.max_bad_fraction, where="data.val")
+    if stage.promotion.metric == "top5":
+        _refuse_top5(source.classes, "promotion.metric", "promotion.metric=top1")
+    try:
+        train = open_source(stage.data, "train", root, classes)
+        train.look_at_contents(cache, "data.train")
+        digest = f"content:{hashlib.sha256(f'{train.digest()} {source.digest()}'.encode()).hexdigest()}"
+    except UserError:  # not there, or of no use: nothing is trained
+        train, digest = None, source.digest()
+    own_hash = stage_hash(stage, digest.partition(":")[2], [])
+    return ResolvedStage(
+        name=name,
+        stage=stage,
+        run_name=f"{recipe.name}-{name}-{own_hash}",
+        hash=own_hash,
+        digest=digest,
+        classes=source.classes,
+        train_samples=len(train or ()),
+        val_samples=len(source),
+        unreadable=len(report.unreadable),
+        ignored=source.ignored,
+        absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
+        notes=(*source.notes, *image_notes(report)),
+        length=Length.of(stage, len(train or source)),
+        sources={"val": source},
     )
 
 
@@ -293,7 +359,7 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
         f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
-        f"{resolved.ignored} other files left out" + "".join(f"; {note}" for note in resolved.notes),
+        f"{left_out(resolved.ignored)}" + "".join(f"; {note}" for note in resolved.notes),
         "digest": resolved.digest,
         "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
         f"micro-batches x {per_worker:g}",

@@ -58,11 +58,11 @@ class ImageModel(PythonModel):
         """
         import torch
 
-        from scalablevit.data.decoding import BadSample, decode_image
+        from scalablevit.data.decoding import BadSample, decode_image, mean_color
         from scalablevit.serving.request import RefusedRequest, read_request, variable
 
         trained, limits = self.trained, self.limits
-        own = trained.stage.data.max_pixels
+        own, background = trained.stage.data.max_pixels, mean_color(trained.stage.data.mean)
         most, limit = min((limits.max_pixels, variable("max_pixels")), (own, "data.max_pixels"))
         try:
             contents = read_request(model_input, limits)
@@ -75,7 +75,7 @@ class ImageModel(PythonModel):
         answers = []
         for number, content in enumerate(contents):
             try:
-                image = decode_image(content, most, f"image {number}", limit=limit)
+                image = decode_image(content, most, f"image {number}", limit=limit, background=background)
             except BadSample as error:
                 raise BadRequest(f"image {number}: {error.reason}") from None
             with torch.inference_mode():

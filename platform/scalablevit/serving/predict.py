@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scalablevit.config.recipe import Stage
-from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.serving.network import load_trained
 from scalablevit.serving.outputs import Answer, build_output, draw
 from scalablevit.training.environment import worker_variables
@@ -62,7 +62,8 @@ class Predictor:
     def _answer(self, name: str) -> Answer:
         trained = self.trained
         try:
-            image = read_image(Path(self.job.images) / name, trained.stage.data.max_pixels)
+            data = trained.stage.data
+            image = read_image(Path(self.job.images) / name, data.max_pixels, mean_color(data.mean))
         except BadSample as bad:
             return {"bad": bad.reason}
         with torch.inference_mode():

@@ -35,7 +35,7 @@ def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[
         "format": FORMAT,
         "task": task.kind,
         "classes": list(classes),
-        "channels": "RGB, upright by EXIF",
+        "channels": "RGB, upright by EXIF, transparent pixels composed onto the colour of padding",
         "value_range": [0, 255],
         "normalization": "inside: the network takes values of value_range and computes (value / 255 - mean) / std",
         "mean": list(data.mean),

@@ -14,7 +14,7 @@ import torch
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
@@ -56,7 +56,7 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
     """
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
-    source = open_source(stage.data, "val", Path(root))
+    source = open_source(stage.data, "val", Path(root), classes)
     tally = build_tally(figure, classes)
     bad = _add_all(trained, source, tally)
     latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")
@@ -87,9 +87,10 @@ def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
 @torch.inference_mode()
 def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, str]:
     """Latency on the first image that can be decoded, and what kept the machine busy."""
+    data = trained.stage.data
     for sample in source:
         try:
-            image = read_image(sample.image, trained.stage.data.max_pixels)
+            image = read_image(sample.image, data.max_pixels, mean_color(data.mean))
             break
         except BadSample:
             continue

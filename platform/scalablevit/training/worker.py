@@ -211,12 +211,13 @@ def _open(
 ) -> tuple[Plan, dict[SplitName, Source]]:
     """The stage's data and task as this rank sees them."""
     root = Path(assignment.root)
+    splits: tuple[SplitName, ...] = ("val",) if assignment.evaluate_only else SPLITS
     if assignment.data_listing:
-        sources = {split: open_stored(stage.data, split, root, assignment.data_listing) for split in SPLITS}
+        sources = {split: open_stored(stage.data, split, root, assignment.data_listing) for split in splits}
     else:
-        sources = {split: open_source(stage.data, split, root) for split in SPLITS}
-    task = build_task(stage, sources["train"].classes)
-    length = Length.of(stage, len(sources["train"]))
+        sources = {split: open_source(stage.data, split, root) for split in splits}
+    task = build_task(stage, sources["val"].classes)
+    length = Length.of(stage, len(sources[splits[0]]))
     plan = Plan(stage, length, task, device, rank, world, assignment.metric, assignment.lower_is_better)
     return plan, sources
 

@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalablevit.config.data import Data, Split
+from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations
 from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, look_at, stamp
-from scalablevit.data.decoding import ChangedSample, read_image
+from scalablevit.data.decoding import ChangedSample, mean_color, read_image
 from scalablevit.data.instances import Instances
+from scalablevit.data.names import alike
 from scalablevit.data.shards import Member
+from scalablevit.data.sources.files import first
 from scalablevit.data.sources.listing import Listing, Names
 
 CONTENTS = ("stamps", "sizes", "sums")
 """Arrays of a listing: the fields of `Contents`."""
 CHANGED = "its contents are not those that the run began with"
+_SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,35 @@ class Source(Sequence[Sample]):
         """
         sample = self[i]
         self.refuse_changed(i)
-        return Example(read_image(sample.image, self.data.max_pixels), sample.label)
+        return Example(self._image(sample.image), sample.label)
+
+    def _image(self, path: Path | Member) -> NDArray[np.uint8]:
+        return read_image(path, self.data.max_pixels, mean_color(self.data.mean))
+
+    def with_classes(self, classes: Sequence[str]) -> Self:
+        """Return the same samples with labels that count in the order of `classes`, as a model's outputs do.
+
+        Raises:
+            UserError: the classes of the data have other names.
+        """
+        if self.classes == tuple(classes):
+            return self
+        if set(self.classes) != set(classes):
+            raise _other_classes(self.classes, classes)
+        numbers = np.array([classes.index(name) for name in self.classes], np.int64)
+        return self._with_listing(self._relabelled(numbers, classes))
+
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        """Return the listing with `numbers[label]` in place of each label."""
+        arrays = dict(self.listing.arrays)
+        if "labels" in arrays:
+            arrays["labels"] = numbers[arrays["labels"]].astype(arrays["labels"].dtype)
+        facts = {**self.listing.facts, "classes": list(classes)}
+        facts.pop("digest", None)
+        return Listing(facts, arrays)
+
+    def _with_listing(self, listing: Listing) -> Self:
+        return type(self)(self.data, self.images, listing)
 
     @abstractmethod
     def _sample(self, i: int) -> Sample: ...
@@ -164,12 +196,13 @@ class Source(Sequence[Sample]):
             parts = [look_at(folder, names, cache, what, deadline) for folder, names in self.groups()]
             found = self.contents = Contents.joined(parts)
             self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}
-            self.listing.facts["digest"] = self._digest(found)
         return found
 
     def digest(self) -> str:
         """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they lie."""
-        self.look_at_contents()
+        contents = self.look_at_contents()
+        if "digest" not in self.listing.facts:
+            self.listing.facts["digest"] = self._digest(contents)
         return str(self.listing.facts["digest"])
 
     def image_sums(self) -> NDArray[np.uint8]:
@@ -208,3 +241,19 @@ class Source(Sequence[Sample]):
         sums = contents.sums.reshape(groups, -1, SUM_BYTES).swapaxes(0, 1).reshape(-1, SUM_BYTES)
         total.update(sums[sums.any(axis=1)].tobytes())
         return f"content:{total.hexdigest()}"
+
+
+def _other_classes(found: Sequence[str], wanted: Sequence[str]) -> UserError:
+    differences = [
+        f"only the {owner} has {first(sorted(names))}"
+        for owner, names in (("data", set(found) - set(wanted)), ("model", set(wanted) - set(found)))
+        if names
+    ]
+    if twins := alike({*found}.symmetric_difference(wanted)):
+        differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
+    return UserError(
+        f"the data has the classes {first(found, _SHOWN_CLASSES)}; the model has {first(wanted, _SHOWN_CLASSES)}: "
+        f"{'; '.join(differences)}",
+        where="data",
+        fix="name data with the model's classes, in any order",
+    )

@@ -1,12 +1,16 @@
 """Images with instances in COCO's json format."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations, read_annotations
-from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.decoding import BadSample
 from scalablevit.data.labels import annotated_size_mismatch
 from scalablevit.data.sources.annotated_names import ImageFiles
 from scalablevit.data.sources.base import Example, Sample, Source
@@ -23,7 +27,7 @@ class CocoSource(Source):
         self.annotations: Annotations = Annotations.in_listing(listing)
 
     @classmethod
-    def find(cls, data: CocoInstances, split: SplitName, base: Path) -> Self:
+    def find(cls, data: CocoInstances, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
         """Read the annotations of a split and hold them against its folder of images."""
         part = data.train if split == "train" else data.val
         where = f"data.{split}.annotations"
@@ -50,6 +54,12 @@ class CocoSource(Source):
         }
         return cls(data, folder, Listing(facts, annotations.arrays()))
 
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabelled(numbers, classes)
+        listing.arrays["objects_labels"] = numbers[self.annotations.labels]
+        listing.facts["categories"] = [self.annotations.categories[int(i)] for i in np.argsort(numbers)]
+        return listing
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What cleaning the annotations and matching file names did, a line each."""
@@ -59,7 +69,7 @@ class CocoSource(Source):
         """Decode image i; its objects are those of the annotations."""
         path, objects = self.images / self.names[i], self.annotations.of_image(i)
         self.refuse_changed(i)
-        image = read_image(path, self.data.max_pixels)
+        image = self._image(path)
         if image.shape[:2] != objects.size:
             raise BadSample(str(path), annotated_size_mismatch(image.shape, objects.size))
         return Example(image, instances=objects)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
+from scalablevit.data.decoding import SUFFIXES
 from scalablevit.data.names import shown
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_SHOWN_GROUPS, _SHOWN_NAMES = 8, 3  # of files left out
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
@@ -31,7 +33,9 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     refuse_links(listing.links, folder, shown(folder))
     images = [name for name in listing.files if suffix(name) in IMAGE_SUFFIXES]
     if not images:
-        raise UserError("no images here", where=shown(folder), fix=f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(
+            f"no images here; {left_out(listing.files)}", where=shown(folder), fix=f"images end in {all_suffixes()}"
+        )
     return images, [name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
 
 
@@ -84,13 +88,55 @@ def is_special(path: Path) -> bool:
 
 
 def suffix(name: str) -> str:
-    """Return what follows the last dot, in lower case."""
-    return name.rpartition(".")[2].lower()
+    """Return what follows the last dot of a file's name, in lower case; empty without a dot."""
+    before, dot, after = name.rpartition(".")
+    return after.lower() if dot and before and "/" not in after else ""
 
 
 def stem(name: str) -> str:
     """Return a name without its suffix."""
-    return name.rpartition(".")[0]
+    before, dot, after = name.rpartition(".")
+    return before if dot and before and "/" not in after else name
+
+
+def all_suffixes() -> str:
+    """Return the suffixes of images, for messages."""
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return how many files are left out, by suffix with the first names: `2 other files left out: 2 .heic (...)`."""
+    total = f"{len(names)} other files left out"
+    return f"{total}: {by_suffix(names)}" if names else total
+
+
+def by_suffix(names: Sequence[str]) -> str:
+    """Return the number of files of each suffix with the first names: `2 .heic (a.heic, b.heic), 1 .txt (c.txt)`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_group(name), []).append(name)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    texts = [f"{len(found)} {shown(kind)} ({first(found, _SHOWN_NAMES)})" for kind, found in ordered[:_SHOWN_GROUPS]]
+    if len(ordered) > _SHOWN_GROUPS:
+        rest = sum(len(found) for _, found in ordered[_SHOWN_GROUPS:])
+        texts.append(f"{rest} with {len(ordered) - _SHOWN_GROUPS} further suffixes")
+    return ", ".join(texts)
+
+
+def why_left_out(name: str) -> str:
+    """Return the reason why a file is not taken for an image."""
+    kind = suffix(name)
+    if not kind:
+        return "left out: the name has no suffix, by which images are told from other files"
+    if kind in ("heic", "heif"):
+        return f"left out: .{kind} is not read; convert it to JPEG or PNG"
+    return f"left out: .{shown(kind)} is not the suffix of an image that is read"
+
+
+def _group(name: str) -> str:
+    if name.endswith("/"):
+        return "hidden folders"
+    return f".{kind}" if (kind := suffix(name)) else "without suffix"
 
 
 def existing_folder(base: Path, name: str, where: str) -> Path:

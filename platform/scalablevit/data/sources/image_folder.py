@@ -14,8 +14,10 @@ from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
+    all_suffixes,
     existing_folder,
     first,
+    left_out,
     list_files,
     refuse_links,
     suffix,
@@ -27,12 +29,12 @@ class ImageFolderSource(Source):
     """Images with one class each, that of their folder."""
 
     @classmethod
-    def find(cls, data: ImageFolder, split: SplitName, base: Path) -> Self:
-        """Find the images of a split; both splits must have the same class folders."""
+    def find(cls, data: ImageFolder, split: SplitName, base: Path, *, alone: bool = False) -> Self:
+        """Find the images of a split; both splits must have the same class folders, unless it is taken `alone`."""
         where = f"data.{split}.images"
         part = data.train if split == "train" else data.val
-        classes = _matching_classes(data, base)
         folder = existing_folder(base, part.images, where)
+        classes = find_class_folders(folder, where) if alone else _matching_classes(data, base)
         return cls(data, folder, list_class_folders(folder, base, classes, where))
 
     def _sample(self, i: int) -> Sample:
@@ -63,11 +65,9 @@ def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where
         listings = list(pool.map(lambda name: list_files(folder, base, (name,)), classes))
     refuse_links([link for listing in listings for link in listing.links], base, where)
     found = [[name for name in listing.files if suffix(name) in IMAGE_SUFFIXES] for listing in listings]
-    _refuse_empty([name for name, files in zip(classes, found, strict=True) if not files], folder, where)
-    ignored = [
-        *_hidden_folders(folder),
-        *(name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES),
-    ]
+    others = [name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
+    _refuse_empty([name for name, files in zip(classes, found, strict=True) if not files], others, folder, where)
+    ignored = [*_hidden_folders(folder), *others]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
     names = Names.of(name for files in found for name in files)
     return Listing({"classes": classes, "ignored": ignored}, {**names.arrays(), "labels": labels})
@@ -96,10 +96,10 @@ def _no_classes(folder: Path, where: str) -> UserError:
     return UserError(f"{folder} holds no class folders", where=where, fix="put the images into one folder per class")
 
 
-def _refuse_empty(empty: list[str], folder: Path, where: str) -> None:
+def _refuse_empty(empty: list[str], others: list[str], folder: Path, where: str) -> None:
     if empty:
         raise UserError(
-            f"{len(empty)} class folders of {folder} hold no images: {first(empty)}",
+            f"{len(empty)} class folders of {folder} hold no images: {first(empty)}; {left_out(others)}",
             where=where,
-            fix=f"add images ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders",
+            fix=f"add images ({all_suffixes()}) or remove the folders",
         )

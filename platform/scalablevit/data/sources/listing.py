@@ -108,13 +108,13 @@ class Names(Sequence[str]):
         )
 
     @classmethod
-    def in_listing(cls, listing: Listing, kind: str = "") -> Self:
+    def in_listing(cls, listing: Listing, prefix: str = "") -> Self:
         """The names that `arrays` gave to a listing."""
-        return cls(listing.arrays[f"{kind}names"], listing.arrays[f"{kind}ends"])
+        return cls(listing.arrays[f"{prefix}names"], listing.arrays[f"{prefix}ends"])
 
-    def arrays(self, kind: str = "") -> dict[str, Array]:
-        """For a listing, which may have several kinds of names."""
-        return {f"{kind}names": self.block, f"{kind}ends": self.ends}
+    def arrays(self, prefix: str = "") -> dict[str, Array]:
+        """For a listing; a prefix keeps several apart."""
+        return {f"{prefix}names": self.block, f"{prefix}ends": self.ends}
 
     def __len__(self) -> int:
         return len(self.ends)

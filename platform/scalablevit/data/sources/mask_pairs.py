@@ -1,6 +1,6 @@
 """Images and masks under the same relative names."""
 
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,34 +9,42 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import MaskPairs, Split, SplitName
 from scalablevit.config.errors import UserError
-from scalablevit.data.decoding import BadSample, read_image, read_mask
+from scalablevit.data.decoding import BadSample, read_mask
 from scalablevit.data.labels import label_table, size_mismatch, to_labels
 from scalablevit.data.sources.base import Example, Sample, Source
 from scalablevit.data.sources.class_names import class_names
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
     existing_folder,
-    first,
+    left_out,
     list_files,
     refuse_links,
-    stem,
     suffix,
 )
 from scalablevit.data.sources.listing import Listing, Names
+from scalablevit.data.sources.mask_names import match_masks
+
+_MASKS = "mask_"
+"""Before the names of the listing's arrays of mask names."""
 
 
 class MaskPairsSource(Source):
-    """Images with a PNG of class ids of the same relative name each.
+    """Images with a mask of class ids of the same relative name each.
 
     Args:
-        masks: folder of the PNGs.
+        masks: folder of the masks.
     """
+
+    data: MaskPairs
 
     def __init__(self, data: MaskPairs, images: Path, masks: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
         self.masks = masks
-        self.mask_names = Names.in_listing(listing, "mask_")
+        self.mask_names = Names.in_listing(listing, _MASKS)
         self.table = label_table(data, self.classes)
+        if (numbers := listing.facts.get("class_numbers")) is not None:
+            classes = self.table < len(numbers)
+            self.table[classes] = np.array(numbers, np.uint8)[self.table[classes]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As the base's."""
@@ -48,10 +56,20 @@ class MaskPairsSource(Source):
         return cls(data, base / part.images, base / (part.masks or ""), listing)
 
     @classmethod
-    def find(cls, data: MaskPairs, split: SplitName, base: Path) -> Self:
-        """Find the images of a split and the mask of each."""
+    def find(cls, data: MaskPairs, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
+        """Find the images of a split and the mask of each.
+
+        Raises:
+            UserError: there are fewer than two classes, no images, or images and masks do not match.
+        """
         part = data.train if split == "train" else data.val
         classes = class_names(data.classes, base)
+        if len(classes) < 2:
+            raise UserError(
+                f"masks need at least 2 classes, not {len(classes)} ({', '.join(classes)})",
+                where="data.classes",
+                fix="name the background too, as the class of the mask value that stands for it",
+            )
         label_table(data, classes)  # refuses impossible combinations of classes and ignored values
         images = existing_folder(base, part.images, f"data.{split}.images")
         masks = existing_folder(base, part.masks or "", f"data.{split}.masks")
@@ -60,23 +78,33 @@ class MaskPairsSource(Source):
         names = [name for name in image_files.files if suffix(name) in IMAGE_SUFFIXES]
         if not names:
             raise UserError(
-                f"no images in {images}", where=f"data.{split}.images", fix="name the folder that holds them"
+                f"no images in {images}; {left_out(image_files.files)}",
+                where=f"data.{split}.images",
+                fix="name the folder that holds them",
             )
-        pngs = [name for name in mask_files.files if name.endswith(".png")]
-        _check_pairs(names, pngs, images, masks, f"data.{split}")
+        matched = match_masks(names, mask_files.files, images, masks, f"data.{split}")
+        taken = set(matched)
         ignored = [
             *(name for name in image_files.files if suffix(name) not in IMAGE_SUFFIXES),
-            *(name for name in mask_files.files if not name.endswith(".png")),
+            *(name for name in mask_files.files if name not in taken),
         ]
-        arrays = Names.of(names).arrays() | Names.of(map(_mask_name, names)).arrays("mask_")
-        listing = Listing({"classes": classes, "ignored": ignored}, arrays)
-        return cls(data, images, masks, listing)
+        arrays = {**Names.of(names).arrays(), **Names.of(matched).arrays(_MASKS)}
+        return cls(data, images, masks, Listing({"classes": classes, "ignored": ignored}, arrays))
+
+    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabelled(numbers, classes)
+        earlier = self.listing.facts.get("class_numbers", range(len(classes)))
+        listing.facts["class_numbers"] = [int(numbers[number]) for number in earlier]
+        return listing
+
+    def _with_listing(self, listing: Listing) -> Self:
+        return type(self)(self.data, self.images, self.masks, listing)
 
     def read(self, i: int) -> Example:
         """Decode image i and its mask."""
         sample = self._sample(i)
         self.refuse_changed(i)
-        image = read_image(sample.image, self.data.max_pixels)
+        image = self._image(sample.image)
         return Example(image, mask=self._labels(str(sample.mask), image))
 
     def _labels(self, path: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -94,32 +122,3 @@ class MaskPairsSource(Source):
     def groups(self) -> list[tuple[Path, Names]]:
         """Images, then masks."""
         return [(self.images, self.names), (self.masks, self.mask_names)]
-
-
-def _mask_name(image_name: str) -> str:
-    return f"{stem(image_name)}.png"
-
-
-def _check_pairs(images: list[str], masks: list[str], image_folder: Path, mask_folder: Path, where: str) -> None:
-    """Every image has one mask and every mask one image."""
-    stems = {stem(name) for name in images}
-    if len(stems) < len(images):
-        counts = Counter(map(stem, images))
-        twice = [name for name in images if counts[stem(name)] > 1]
-        raise UserError(
-            f"images of {image_folder} share a name and so a mask: {first(twice)}",
-            where=f"{where}.images",
-            fix="rename or remove one of each",
-        )
-    mask_stems = {stem(name) for name in masks}
-    problems = []
-    if lonely := [name for name in images if stem(name) not in mask_stems]:
-        problems.append(f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {first(lonely)}")
-    if lonely := [name for name in masks if stem(name) not in stems]:
-        problems.append(f"{len(lonely)} masks of {mask_folder} have no image in {image_folder}: {first(lonely)}")
-    if problems:
-        raise UserError(
-            "; ".join(problems),
-            where=f"{where}.masks",
-            fix="a mask is a PNG with its image's relative name (a/b.jpg and a/b.png)",
-        )

@@ -1,5 +1,6 @@
 """From a recipe's data section to its source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ SOURCES: dict[type[Any], type[Any]] = {
 }
 
 
-def open_source(data: Data, split: SplitName, root: Path) -> Source:
+def open_source(data: Data, split: SplitName, root: Path, classes: Sequence[str] | None = None) -> Source:
     """List the samples of a split.
 
     Args:
         data: the recipe's data section; a relative `data.root` resolves against `root`.
         split: which of the two splits.
         root: the platform's root folder.
+        classes: of a model: labels count in this order, whatever the order of the data, and the other split is not
+            looked at. None: the order of the data.
 
     Raises:
         UserError: a folder is missing, empty or unreadable, classes or masks do not match, or a link leads out of
@@ -35,10 +38,10 @@ def open_source(data: Data, split: SplitName, root: Path) -> Source:
     """
     base = root / Path(data.root).expanduser()
     try:
-        source: Source = SOURCES[type(data)].find(data, split, base)
+        source: Source = SOURCES[type(data)].find(data, split, base, alone=classes is not None)
     except OSError as error:  # a folder that may not be listed, a disk that fails
         raise _cannot_list(error, base, f"data.{split}") from error
-    return source
+    return source if classes is None else source.with_classes(classes)
 
 
 def source_of(data: Data, split: SplitName, root: Path, listing: Listing) -> Source:

@@ -25,15 +25,16 @@ class TarShardsSource(Source):
         self.shards = Shards(images, listing)
 
     @classmethod
-    def find(cls, data: TarShards, split: SplitName, base: Path) -> Self:
-        """Read the indexes of both splits, which must have the same classes."""
+    def find(cls, data: TarShards, split: SplitName, base: Path, *, alone: bool = False) -> Self:
+        """Read the indexes of both splits, which must have the same classes, or of one `alone`."""
         folders = {name: existing_folder(base, part.images, f"data.{name}.images")
-                   for name, part in (("train", data.train), ("val", data.val))}  # fmt: skip
+                   for name, part in (("train", data.train), ("val", data.val))
+                   if not alone or name == split}  # fmt: skip
         listings = {name: open_shards(folder, f"data.{name}.images") for name, folder in folders.items()}
-        classes, val_classes = (listings[name].facts["classes"] for name in ("train", "val"))
-        if classes != val_classes:
-            raise classes_differ(folders["train"], folders["val"], classes, val_classes)
-        check_names(classes, "data.train.images")
+        classes = {name: listing.facts["classes"] for name, listing in listings.items()}
+        if not alone and classes["train"] != classes["val"]:
+            raise classes_differ(folders["train"], folders["val"], classes["train"], classes["val"])
+        check_names(classes[split], f"data.{split}.images")
         return cls(data, folders[split], listings[split])
 
     def _sample(self, i: int) -> Sample:

@@ -1,0 +1,133 @@
+"""Which file is the mask of an image, and what is there in its place where none is."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.decoding import MASK_FORMATS, SUFFIXES
+from scalablevit.data.names import shown
+from scalablevit.data.sources.files import by_suffix, first, stem, suffix
+
+MASK_SUFFIXES = frozenset(ending for kind in MASK_FORMATS for ending in SUFFIXES[kind])
+_SHOWN_PATTERNS = 3
+_SEPARATORS = "_-. "
+
+
+def match_masks(
+    images: Sequence[str], files: Sequence[str], image_folder: Path, mask_folder: Path, where: str
+) -> list[str]:
+    """Return the mask of each image: the file of its relative name with a mask's suffix.
+
+    Of several the one that ends in `.png` is taken.
+
+    Args:
+        images: relative names.
+        files: relative names of all files in the folder of masks.
+        image_folder: for messages.
+        mask_folder: for messages.
+        where: the split's key, for errors.
+
+    Raises:
+        UserError: images share a name or have no mask or several, or masks have no image; with what is there instead.
+    """
+    stems = Counter(map(stem, images))
+    if twice := [name for name in images if stems[stem(name)] > 1]:
+        raise UserError(
+            f"images of {image_folder} share a name and so a mask: {first(twice)}",
+            where=f"{where}.images",
+            fix="rename or remove one of each",
+        )
+    if image_folder == mask_folder:
+        files = sorted(set(files).difference(images))
+    found: dict[str, list[str]] = {}
+    for name in files:
+        if suffix(name) in MASK_SUFFIXES:
+            found.setdefault(stem(name), []).append(name)
+    masks = {name: _one_of(found.get(stem(name), []), f"{stem(name)}.png") for name in images}
+    _refuse_unmatched(masks, found, files, image_folder, mask_folder, where)
+    return [str(mask) for mask in masks.values()]
+
+
+def _one_of(names: Sequence[str], preferred: str) -> str | None:
+    return preferred if preferred in names else names[0] if len(names) == 1 else None
+
+
+def _refuse_unmatched(
+    masks: dict[str, str | None],
+    found: dict[str, list[str]],
+    files: Sequence[str],
+    image_folder: Path,
+    mask_folder: Path,
+    where: str,
+) -> None:
+    problems, fixes = [], []
+    several = [found[stem(name)] for name, mask in masks.items() if mask is None and stem(name) in found]
+    if several:
+        named = first([" and ".join(names) for names in several])
+        problems.append(f"{len(several)} images of {image_folder} have several masks in {mask_folder}: {named}")
+        fixes.append("remove all but one of each")
+    if lonely := [name for name, mask in masks.items() if mask is None and stem(name) not in found]:
+        others, advice = _what_is_there(lonely, sorted(set(files).difference(filter(None, masks.values()))))
+        problems.append(
+            f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {first(lonely)}; {others}"
+        )
+        fixes.append(advice)
+    stems = {stem(name) for name in masks}
+    used = {"png", *(suffix(mask) for mask in masks.values() if mask)}
+    extra = [name for key, names in found.items() if key not in stems for name in names if suffix(name) in used]
+    if extra and not lonely:  # else they are among the files that are there
+        problems.append(f"{len(extra)} masks of {mask_folder} have no image in {image_folder}: {first(sorted(extra))}")
+    if problems:
+        rule = "a mask is a PNG, TIFF or BMP with its image's relative name (a/b.jpg and a/b.png)"
+        raise UserError("; ".join(problems), where=f"{where}.masks", fix="; ".join(dict.fromkeys([*fixes, rule])))
+
+
+def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Say what is in a folder of masks that lacks some, which files are named after their images, and what to do."""
+    if not others:
+        return "no other files are there", "add the masks, or correct the folders"
+    patterns = Counter[str]()
+    examples: dict[str, tuple[str, str]] = {}
+    by_stem = {stem(name): name for name in lonely}
+    by_base = {_split(name)[1]: name for name in lonely}
+    for name in others:
+        for pattern, image in _patterns(name, by_stem, by_base):
+            patterns[pattern] += 1
+            examples.setdefault(pattern, (name, image))
+    text = f"{len(others)} other files are there: {by_suffix(others)}"
+    if not patterns:
+        return text, "rename the masks as their images, or correct the folders"
+    common = patterns.most_common(_SHOWN_PATTERNS)
+    for pattern, count in common:
+        name, image = examples[pattern]
+        text += f"; {count} are named {shown(pattern)} ({shown(name)} for {shown(image)})"
+    name, image = examples[common[0][0]]
+    if suffix(name) in SUFFIXES["JPEG"]:
+        return text, "JPEG changes class ids: write the masks anew as PNG, from what they were made of"
+    ending = suffix(name) if suffix(name) in MASK_SUFFIXES else "png"
+    change = "rename" if ending == suffix(name) else "convert"
+    return text, f"{change} them: {shown(name)} to {shown(stem(image))}.{ending}"
+
+
+def _patterns(name: str, by_stem: dict[str, str], by_base: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """How a file may be named after an image that has no mask, and that image."""
+    folder, base, ending = _split(name)
+    if image := by_stem.get(folder + base):
+        yield f"{{stem}}{ending}", image
+        return
+    if image := by_base.get(base):
+        yield f"{{stem}}{ending} in another folder", image
+        return
+    for at in (i for i, letter in enumerate(base) if letter in _SEPARATORS):
+        if image := by_stem.get(folder + base[:at]):
+            yield f"{{stem}}{base[at:]}{ending}", image
+        if image := by_stem.get(folder + base[at + 1 :]):
+            yield f"{base[: at + 1]}{{stem}}{ending}", image
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Folder with its slash, name without suffix, and suffix with its dot."""
+    folder, slash, _ = name.rpartition("/")
+    whole = stem(name)
+    return folder + slash, whole[len(folder + slash) :], name[len(whole) :]
