@@ -101,7 +101,7 @@ DATA_CASES: dict[str, Right] = {
     "mask-names[suffix]": refused(r"8 images .*no mask", there("_mask.png"), unsaid=(REMOVE,)),
     "mask-names[tif]": Right(EITHER, (rf"{READ_8}|{there('.tif')}",), (REMOVE,)),
     "mask-names[upper]": Right(EITHER, (rf"{READ_8}|{there('.PNG')}",), (REMOVE,)),
-    "mask-names[single]": refused(r"(?i)(only|at most|a single|one) class", r"object", unsaid=(REMOVE,)),
+    "mask-names[single]": refused(r"at least 2 classes, not 1 \(object\)", unsaid=(REMOVE,)),
     "ids-and-nulls[strid]": read(8, 4),
     "ids-and-nulls[nulls]": read(8, 4),
     "ids-and-nulls[minimal]": read(8, 4),

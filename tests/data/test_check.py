@@ -126,9 +126,10 @@ def test_images_that_exif_turns_are_counted(base: Path) -> None:
 def test_a_deadline_ends_the_look_and_keeps_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pairs(base)
     (base / "train/i/5.jpg").write_bytes(b"spoilt")
+    source = open_source(data, "train", Path("/"))
+    source.look_at_contents()
     times = iter(range(100))  # one for each look at the clock
     monkeypatch.setattr(check.time, "monotonic", lambda: next(times))
-    source = open_source(data, "train", Path("/"))
     report = check_split(source, data, 1, base / "cache", deadline=5)
     assert 0 < report.counts.looked_at < FILES and not report.complete and report.unreadable == ()
     assert report.counts.pixels and not (base / "cache").exists()

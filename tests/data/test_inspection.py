@@ -141,9 +141,13 @@ def test_without_time_nothing_is_guessed_and_nothing_kept(folders: ImageFolder, 
     found.raise_errors()
     assert found.statistics is not None and found.statistics.shared is None
     assert found.statistics.unknown[0] == "files of 0 of 4 images of train were looked at"
-    assert found.statistics.unknown[2] == "images were not compared between the splits"
+    assert found.statistics.unknown[2:] == tuple(
+        f"data.{split}: names and sizes: {count} of {count} files: the digest and whether the splits share images are "
+        "not known"
+        for split, count in (("train", 4), ("val", 5))
+    )
     assert found.statistics.train.samples_by_class == (2, 2), "known from the names"
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache").exists(), "no report"
 
 
 def test_enough_time_changes_nothing(folders: ImageFolder) -> None:
@@ -155,19 +159,19 @@ def test_headers_alone_leave_large_contents_and_masks_open(
 ) -> None:
     small = looked(folders, depth="headers").statistics
     assert small is not None and small.shared is not None and small.unknown == ()
-    monkeypatch.setattr(inspection, "READ_RATE", 1.0)
+    monkeypatch.setattr(inspection, "QUICK_S", 0.0)
     large = looked(folders, depth="headers").statistics
-    assert large is not None and large.shared is None and len(large.unknown) == 1
+    assert large is not None and large.shared is None and len(large.unknown) == 2
 
 
 def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    line = Progress("headers of /data", 12_000)
-    for at, done in ((9.0, 2000), (10.0, 3000), (15.0, 4000), (20.0, 6000)):
+    line = Progress("headers of /data", 12_000, "images")
+    for at, more in ((9.0, 2000), (10.0, 1000), (15.0, 1000), (20.0, 2000)):
         clock[0] = at
-        line.update(done)
+        line.add(more)
     assert capsys.readouterr().err.splitlines() == [
-        "headers of /data: 3,000 of 12,000 looked at, about 30 s left",
-        "headers of /data: 6,000 of 12,000 looked at, about 20 s left",
+        "headers of /data: 3,000 of 12,000 images, about 30 s left",
+        "headers of /data: 6,000 of 12,000 images, about 20 s left",
     ]

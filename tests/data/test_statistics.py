@@ -181,6 +181,8 @@ def test_shared_images_are_those_of_equal_bytes_whatever_their_name_and_class(tm
     assert shared_images(train, val) == expected
     for file in ("train/cat/0.png", "val/cat/0.png"):  # both unreadable: that is nothing shared
         (tmp_path / file).unlink()
+    for source in (train, val):
+        source.contents = None  # looked at again
     assert shared_images(train, val) == SharedImages(2, 4, expected.names)
 
 

@@ -194,9 +194,9 @@ def test_pixel_formats_are_warned_about_and_colour_masks_get_true_advice(root, r
     Image.new("RGBA", (SIDE, SIDE)).save(root / "set/val/dog/clear.png")
     assert run(recipe, root) == 0
     said = capsys.readouterr().out
-    assert "pretrain/train: warning: 4 of 4 images of 16 or 32 bits that were looked at may become too dark" in said
+    assert "pretrain: warning: train: 4 of 4 images of 16 or 32 bits that were looked at may become too dark" in said
     assert "values up to 4095 in a 16-bit file: mean 16.0 of 255 after scaling by 65535" in said
-    assert "pretrain/val: warning: 1 of 9 images: transparent pixels" in said
+    assert "pretrain: warning: val: 1 of 9 images: transparent pixels" in said
     (root / "set/masks").mkdir()
     for file in (root / "set/val/cat").iterdir():
         Image.new("RGB", (SIDE, SIDE), (128, 0, 0)).save(root / "set/masks" / f"{file.stem}.png")

@@ -87,7 +87,7 @@ def test_all_stages_together_have_the_time_of_a_dry_run(root, monkeypatch):
     assert given == [10.0, 4.0, 0.0] and late[2].statistics.unknown
     monkeypatch.undo()
     whole = resolve.resolve(recipe, root)
-    assert [stage.hash for stage in late] == [stage.hash for stage in whole]
+    assert [stage.hash for stage in late] == [*(stage.hash for stage in whole[:2]), "unknown"]
     assert not any(stage.statistics.unknown for stage in whole)
 
 

@@ -14,8 +14,10 @@ from PIL import Image
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs import evaluate
 from scalablevit.serving.score import score
+from scalablevit.training.data_listing import store_listings
 from scalablevit.training.worker import Assignment, run
 
 SIZED = "stages.detect.task.score_threshold=0.0"
@@ -33,7 +35,11 @@ def config_of(root: Path, name: str) -> dict:
 def metrics(root: Path, stage: Stage, run_name: str, classes: list[str]) -> dict[str, float]:
     """What the workers of `evaluate.py` compute."""
     weights = str(root / "runs" / run_name / "model" / "weights.safetensors")
-    assignment = Assignment(stage.model_dump_json(), "", str(root), weights, evaluate_only=True, classes=tuple(classes))
+    listed = root / "listed"
+    store_listings(str(listed), {"val": open_source(stage.data, "val", root, classes)})
+    assignment = Assignment(
+        stage.model_dump_json(), "", str(root), weights, evaluate_only=True, data_listing=str(listed)
+    )
     result = run(assignment, 0, 1, torch.device("cpu"), lambda records, node: None)
     assert "error" not in result, result
     return result["metrics"]

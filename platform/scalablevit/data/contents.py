@@ -154,7 +154,7 @@ def look_at(folder: Path, names: Names, cache: ContentCache | None, what: str, d
     Raises:
         OutOfTime: the deadline has passed.
     """
-    progress = Progress(f"{what}: looking for {len(names):,} files", len(names), "files", deadline)
+    progress = Progress(f"{what}: names and sizes", len(names), "files", deadline)
     found = np.concatenate([np.zeros((0, 3), np.int64), *_stamps(folder, names, progress)])
     stamps, sums = _known(names, found, cache.load(str(folder)) if cache else None)
     unknown = np.flatnonzero((stamps[:, 2] == 0) & (found[:, 0] >= 0))

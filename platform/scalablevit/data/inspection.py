@@ -159,7 +159,7 @@ def _look_at_contents(
         try:
             source.look_at_contents(sums, f"data.{split}", deadline)
         except OutOfTime as over:
-            unread.append(f"{over}, so the digest and whether the splits share images are open")
+            unread.append(f"{over}: the digest and whether the splits share images are not known")
     return unread
 
 

@@ -51,7 +51,11 @@ class Progress:
         share = self.done / self.total if self.total else 1.0
         seconds = time.monotonic() - self.started
         left = f", about {duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
-        return f"{self.what}: {self.done:,.4g} of {self.total:,.4g} {self.unit}{left}"
+        return f"{self.what}: {_number(self.done)} of {_number(self.total)} {self.unit}{left}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -24,9 +24,9 @@ Both splits of every stage are looked at, each once. A line is printed for each 
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
-kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data answers from there
-(--again looks anew). With --quick only headers are read: kind, size, and whether masks fit their images; nothing is
-kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
+kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data answers from
+there (--again looks anew). With --quick only headers are read: kind, size, and whether masks fit their images; nothing
+is kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
