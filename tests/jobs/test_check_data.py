@@ -203,6 +203,7 @@ def test_pixel_formats_are_warned_about_and_colour_masks_get_true_advice(root, r
     tree = yaml.safe_load(recipe.read_text())
     split = {"images": "val/cat", "masks": "masks"}
     tree["data"] |= {"source": "mask_pairs", "classes": ["a", "b"], "train": split, "val": dict(split)}
+    tree["data"] |= {"max_shared_fraction": 1.0}
     tree["task"] = {"kind": "segmentation", "head": "semantic_fpn"}
     recipe.write_text(yaml.safe_dump(tree))
     assert run(recipe, root) == 1
