@@ -1,14 +1,17 @@
 """Listings: the same bytes for the same data, mapped by all processes of a node."""
 
 import hashlib
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scalablevit.data.sources import listing as listings
 from scalablevit.data.sources import node_cache
-from scalablevit.data.sources.listing import Listing, Names
+from scalablevit.data.sources.listing import FACTS, Listing, Names
 from scalablevit.data.sources.node_cache import VARIABLE, open_on_node
 
 NAMES = ["a.jpg", "b/\udcff.png", "ü"]
@@ -43,6 +46,54 @@ def test_packing_keeps_everything_and_is_repeatable(tmp_path: Path) -> None:
     for damaged in (b"", content[:-30], b"PK" + content[20:]):
         with pytest.raises(ValueError, match="not a listing"):
             Listing.unpack(damaged)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "a/b", "a\\b", "..", ".hidden", "", "A", "a.b", "a\n"])
+def test_a_name_that_would_lead_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    made = Listing({}, {"names": np.zeros(1), name: np.zeros(1)})
+    for write in (made.pack, lambda: made.save(tmp_path / "inner/kept")):
+        with pytest.raises(ValueError, match="is no name of an array"):
+            write()
+    with pytest.raises(ValueError, match=r"not a listing: .* is no name of an array"):
+        Listing.unpack(archive({f"{name}.npy": saved(np.zeros(1))}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_that_is_no_array_is_refused() -> None:
+    assert Listing.unpack(archive({"names.npy": saved(np.arange(3))})).arrays["names"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="'names' is no file of an array"):
+        Listing.unpack(archive({"names": saved(np.arange(3))}))
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        Listing.unpack(archive({"names.npy": saved(np.array([{}], object), allow_pickle=True)}))
+
+
+def test_a_listing_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Listing({}, {"zeros": np.zeros(10**6, np.uint8)})
+    content = made.pack()
+    size = len(saved(made.arrays["zeros"])) + len("{}")
+    assert len(content) < 10_000 < size
+    monkeypatch.setattr(listings, "LARGEST", size)
+    assert same(Listing.unpack(made.pack()), made)
+    monkeypatch.setattr(listings, "LARGEST", size - 1)
+    with pytest.raises(ValueError, match=f"not a listing: unpacked it has {size} bytes, more than {size - 1}"):
+        Listing.unpack(content)
+    with pytest.raises(ValueError, match=f"unpacked it has {size} bytes"):
+        made.pack()
+
+
+def archive(entries: dict[str, bytes]) -> bytes:
+    """As somebody else could write it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in {FACTS: b"{}", **entries}.items():
+            made.writestr(name, content)
+    return file.getvalue()
+
+
+def saved(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
 
 
 def test_a_mapped_listing_travels_as_a_name_and_shares_what_was_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ Array = NDArray[Any]
 FACTS = "facts.json"
 WRITABLE = frozenset({"stamps"})
 """Arrays that the processes of a node share for writing: what one has checked the others need not."""
+LARGEST = 8 * 2**30
+"""Bytes of a listing in memory, as much as a node keeps of all together; that of a million files is about 0.1 GiB."""
+_ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SUFFIX = ".npy"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same listing packs to the same bytes
 
 
@@ -39,14 +44,19 @@ class Listing:
         return Listing, (self.facts, self.arrays)
 
     def pack(self) -> bytes:
-        """Return facts and arrays as one compressed block; equal listings give equal bytes."""
+        """Return facts and arrays as one compressed block; equal listings give equal bytes.
+
+        Raises:
+            ValueError: an array's name could not be that of a file, or `unpack` would find them too large.
+        """
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             _add(archive, FACTS, json.dumps(self.facts, sort_keys=True).encode())
             for name in sorted(self.arrays):
                 content = io.BytesIO()
                 np.save(content, self.arrays[name], allow_pickle=False)
-                _add(archive, f"{name}.npy", content.getbuffer())
+                _add(archive, _file_name(name), content.getbuffer())
+            _refuse_large(archive)
         return buffer.getvalue()
 
     @classmethod
@@ -54,26 +64,32 @@ class Listing:
         """Read a packed listing into memory.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is none, an array's name could not be that of a file, or it takes more than `LARGEST` bytes.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                _refuse_large(archive)  # before any of it is decompressed
                 facts = json.loads(archive.read(FACTS))
                 arrays = {
-                    name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
-                    for name in archive.namelist()
-                    if name != FACTS
+                    _array_name(entry): np.load(io.BytesIO(archive.read(entry)), allow_pickle=False)
+                    for entry in archive.namelist()
+                    if entry != FACTS
                 }
         except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
             raise ValueError(f"not a listing: {error}") from error
         return cls(facts, arrays)
 
     def save(self, folder: Path) -> None:
-        """Write facts and arrays as files of a new folder that `open` maps."""
+        """Write facts and arrays as files of a new folder that `open` maps.
+
+        Raises:
+            ValueError: an array's name could not be that of a file; nothing is written.
+        """
+        files = {_file_name(name): array for name, array in self.arrays.items()}
         folder.mkdir(parents=True)
         (folder / FACTS).write_text(json.dumps(self.facts), encoding="utf-8")
-        for name, array in self.arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        for name, array in files.items():
+            np.save(folder / name, array, allow_pickle=False)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -83,7 +99,7 @@ class Listing:
             OSError, ValueError: it is not there, or damaged.
         """
         facts = json.loads((folder / FACTS).read_bytes())
-        arrays = {file.stem: _mapped(file) for file in folder.glob("*.npy")}
+        arrays = {file.stem: _mapped(file) for file in folder.glob(f"*{_SUFFIX}")}
         return cls(facts, arrays, folder)
 
 
@@ -140,6 +156,26 @@ class Names(Sequence[str]):
         if not 0 <= i < len(self):
             raise IndexError(f"name {i} of {len(self)}")
         return self.block[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])].tobytes()
+
+
+def _file_name(array: str) -> str:
+    """Return the name of an array's file, which leads nowhere but into its folder."""
+    if not _ARRAY_NAME.fullmatch(array):
+        raise ValueError(f"{array!r} is no name of an array; allowed are small letters, digits and _")
+    return f"{array}{_SUFFIX}"
+
+
+def _array_name(file: str) -> str:
+    name = file.removesuffix(_SUFFIX)
+    if _file_name(name) != file:
+        raise ValueError(f"{file!r} is no file of an array, which ends in {_SUFFIX}")
+    return name
+
+
+def _refuse_large(archive: zipfile.ZipFile) -> None:
+    """Refuse what would take too much memory: `ZipFile.read` returns no more bytes than an entry declares."""
+    if (size := sum(entry.file_size for entry in archive.infolist())) > LARGEST:
+        raise ValueError(f"unpacked it has {size} bytes, more than {LARGEST}")
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
