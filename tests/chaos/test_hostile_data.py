@@ -14,6 +14,7 @@ from harness.hostile_data import (
     COCO_FILES,
     JPEG_TOLERANCE,
     MAX_PIXELS,
+    MEAN,
     PICTURE,
     SIDE,
     TREE_CASES,
@@ -33,7 +34,7 @@ from harness.hostile_data import (
 
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.check import Depth, Report, check_split, raise_if_fatal
+from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
@@ -107,7 +108,7 @@ def judge(case: Case, file: Path, checked: Checked, key: str) -> None:
                 assert isinstance(item, Bad) and reason in item.reason and item.path.isprintable()
             assert train.path == shown(file)
             assert shown(file) not in damaged
-            for depth in ("headers", "masks", "pixels") if by_header else ("pixels",):
+            for depth in DEPTHS if by_header else DEPTHS[1:] if key == "mask" else DEPTHS[2:]:
                 assert reason in named[depth][shown(file)]
                 assert (shown(file) in checked.reasons(depth, "wrong")) == fatal
 
@@ -127,7 +128,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Checked:
         ImageFolder(
             source="image_folder", root=str(root), train=Split(images="train"), val=Split(images="val"),
             image_size=SIDE, eval_resize=SIDE, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0,
-            max_pixels=MAX_PIXELS,
+            max_pixels=MAX_PIXELS, mean=MEAN,
         ),
         root / "canary",
     )  # fmt: skip
@@ -150,12 +151,22 @@ def test_bad_images_stop_a_training_above_the_threshold_only(images: Checked):
         raise_if_fatal(report, (bad - 1) / report.samples)
 
 
+def test_images_that_become_other_than_meant_are_counted(images: Checked):
+    report = images.reports["pixels"]
+    assert report.transparent == sum(case.transparent for case in IMAGES)
+    assert report.low_range == sum(case.low_range for case in IMAGES)
+    transparent, dark = image_notes(report)
+    assert f"{report.transparent} of {report.samples} images: transparent pixels" in transparent
+    assert f"{report.low_range} of {report.deep} images of 16 or 32 bits" in dark
+
+
 # --- masks ---
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Checked:
     root = tmp_path_factory.mktemp("masks")
+    assert len({Path(case.name).stem for case in MASKS}) == len(MASKS), "of two masks of an image one is left out"
     for split in ("train", "val"):
         for case in MASKS:
             write(root / split / "i" / Path(case.name).with_suffix(".jpg"), jpeg(PICTURE))
@@ -177,9 +188,12 @@ def test_mask(case: Case, masks: Checked):
 
 
 def test_wrong_masks_stop_a_training_at_any_threshold(masks: Checked):
+    wrong = {case.name for case in MASKS if isinstance(case.outcome, Named) and case.outcome.fatal}
+    assert {Path(path).name for path in masks.reasons("masks", "wrong")} == wrong
     with pytest.raises(UserErrors) as caught:
         raise_if_fatal(masks.reports["masks"], 1.0)
-    assert "2 of" in str(caught.value) and "one_id_beyond.png" in str(caught.value)
+    assert f"{len(wrong)} of {len(MASKS)} masks do not fit" in str(caught.value)
+    assert "class ids, or a palette with them as indices, in place of colours; correct the masks" in str(caught.value)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -203,21 +217,25 @@ def test_an_upright_mask_fits_an_image_that_lies(tmp_path: Path, orientation: in
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda root: (root / "train/m/0.png").unlink(), "1 images of"),
-        (lambda root: (root / "train/m/0.png").rename(root / "train/m/0.PNG"), "have no mask"),
+        (lambda root: (root / "train/m/0.png").unlink(), "1 images of .* have no mask in .*no other files are there"),
+        (lambda root: (root / "train/m/0.png").rename(root / "train/m/0.jpg"), "1 .jpg .*JPEG changes class ids"),
+        (lambda root: (root / "train/m/0.png").rename(root / "train/m/0.gif"), "1 .gif .*convert them: 0.gif to 0.png"),
+        (lambda root: (root / "train/m/0.png").rename(root / "train/m/0_mask.png"), r"1 are named \{stem\}_mask.png"),
+        (lambda root: (root / "train/m/0.png").rename(write(root / "train/m/0.bmp").with_suffix(".tif")),
+         "1 images of .* have several masks in .*: 0.bmp and 0.tif"),
         (lambda root: ((root / "train/m/0.png").unlink(), (root / "train/m/0.png").mkdir()), "have no mask"),
         (lambda root: write(root / "train/m/1.png"), "have no image"),
         (lambda root: write(root / "train/i/0.png"), "share a name and so a mask"),
         (lambda root: ((root / "train/m/0.png").unlink(), (root / "train/m/0.png").symlink_to("/etc/passwd")), "links"),
     ],
-    ids=["no mask", "capital suffix", "folder", "no image", "two images", "link out"],
+    ids=["no mask", "JPEG", "GIF", "other name", "two masks", "folder", "no image", "two images", "link out"],
 )  # fmt: skip
 def test_pairs_that_do_not_match_are_refused(tmp_path: Path, change: Any, said: str):
     for split in ("train", "val"):
         write(tmp_path / split / "i/0.jpg")
         write(tmp_path / split / "m/0.png", png(np.zeros((SIDE, SIDE), np.uint8)))
     change(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"(?s){said}"):
         open_source(pairs(tmp_path), "train", Path("/"))
 
 

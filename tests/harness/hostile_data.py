@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 SIDE = 32
 """Of every image, so that the platform's transforms change nothing and pixels can be compared."""
 MAX_PIXELS = 100_000
 JPEG_TOLERANCE = 8
+MEAN = (0.2, 0.4, 0.8)
+"""Of the recipe that reads images; not ImageNet's, so that it shows which of them is taken."""
+MEAN_COLOR = (51, 102, 204)
 
 Pixels = NDArray[np.uint8]
 
@@ -57,6 +60,10 @@ class Case:
     """Of the file."""
     content: bytes
     outcome: Accepted | Named | Damaged
+    transparent: bool = False
+    """Whether the full check counts it among the images with transparent pixels."""
+    low_range: bool = False
+    """Whether the check counts it among the images that scaling may have made too dark."""
 
     def __str__(self) -> str:
         return self.name.encode("unicode_escape").decode()
@@ -175,6 +182,28 @@ def flat(*rgb: int) -> Pixels:
     return np.broadcast_to(np.array(rgb, np.uint8), (SIDE, SIDE, 3)).copy()
 
 
+def over_mean(pixels: Pixels, opacity: NDArray[Any]) -> Pixels:
+    """What is seen of pixels with an opacity of 0..255 before the mean colour."""
+    part = opacity[:, :, None] / 255
+    return np.rint(pixels * part + np.array(MEAN_COLOR) * (1 - part)).astype(np.uint8)
+
+
+def without(pixels: Pixels, gone: NDArray[np.bool_]) -> Pixels:
+    """Pixels with the mean colour in place of some."""
+    return np.where(gone[:, :, None], np.array(MEAN_COLOR, np.uint8), pixels)
+
+
+def packed_rows(values: Pixels, bits: int) -> bytes:
+    """Rows of a PNG whose pixels have fewer than 8 bits, each with its filter byte."""
+    each = np.unpackbits(values[:, :, None], axis=2)[:, :, -bits:].reshape(len(values), -1)
+    return b"".join(b"\0" + row.tobytes() for row in np.packbits(each, axis=1))
+
+
+def key_color(*values: int) -> bytes:
+    """The chunk of a PNG that names its transparent colour."""
+    return chunk(b"tRNS", struct.pack(f">{len(values)}H", *values))
+
+
 def palette(bits: int, **options: Any) -> tuple[bytes, Pixels]:
     """An image of 2^bits colours that are far from their numbers, and its RGB."""
     indices = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 2**bits).astype(np.uint8)
@@ -184,13 +213,14 @@ def palette(bits: int, **options: Any) -> tuple[bytes, Pixels]:
     return png(image, bits=bits, **options), colors[indices]
 
 
-def deep_grey() -> tuple[NDArray[np.uint16], Pixels]:
-    deep = (np.arange(SIDE * SIDE, dtype=np.uint32).reshape(SIDE, SIDE) * 64).astype(np.uint16)
+def scaled(deep: NDArray[np.uint16]) -> Pixels:
+    """The RGB of grey values of 16 bits."""
     shallow = np.array([[round(float(value) / 65535 * 255) for value in row] for row in deep], np.uint8)
-    return deep, shallow[:, :, None].repeat(3, axis=2)
+    return shallow[:, :, None].repeat(3, axis=2)
 
 
-DEEP, DEEP_RGB = deep_grey()
+DEEP = (np.arange(SIDE * SIDE, dtype=np.uint32).reshape(SIDE, SIDE) * 64).astype(np.uint16)
+DEEP_RGB = scaled(DEEP)
 
 
 def cmyk() -> tuple[Image.Image, Pixels]:
@@ -216,16 +246,22 @@ EXACT = Accepted(PICTURE)
 def image_cases() -> list[Case]:
     """Files of an image folder."""
     rgba = np.dstack([PICTURE, np.arange(SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint8)])
+    opacity = rgba[:, :, 3]
     two_bits = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 4).astype(np.uint8)
-    packed = b"".join(
-        b"\0" + bytes(int(r[0]) << 6 | int(r[1]) << 4 | int(r[2]) << 2 | int(r[3]) for r in row.reshape(-1, 4))
-        for row in two_bits
-    )
+    two_bits_rgb = (two_bits * 85)[:, :, None].repeat(3, 2)
+    one_bit_rgb = ((GREY_OF_RGB > 100) * 255).astype(np.uint8)
     deep_rgb = np.stack([DEEP, DEEP.T, 65535 - DEEP], axis=2)
     deep_rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep_rgb)
+    deep_alpha = np.dstack([deep_rgb, opacity.astype(np.uint16) * 257])
+    deep_alpha_rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep_alpha)
+    deep_grey_rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in DEEP)
     plain_rows = b"".join(b"\0" + row.tobytes() for row in PICTURE)
     palette_8, palette_8_rgb = palette(8)
     see_through, see_through_rgb = palette(4, transparency=3)
+    half, half_rgb = palette(4, transparency=bytes(range(0, 256, 17)))
+    indices = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 16
+    twelve_bits = (DEEP // 16).astype(np.uint16)
+    dark = scaled(GREY.astype(np.uint16))  # little is left of 8-bit values
     bomb = zlib.compress(bytes(50_000_000), 9)
     thin = np.full((1, 60_000, 3), (200, 10, 90), np.uint8)
     return [
@@ -241,6 +277,8 @@ def image_cases() -> list[Case]:
         Case("only_a_signature.png", b"\x89PNG\r\n\x1a\n", Named("", by_header=True)),
         Case("jpeg_2000.jpg", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64), NOT_AN_IMAGE),
         Case("icon.png", encoded(PICTURE, "ICO"), NOT_AN_IMAGE),
+        Case("targa.jpg", encoded(PICTURE, "TGA"), NOT_AN_IMAGE),  # has no signature, so only its name tells
+        Case("text.tga", b"hello, I am no picture\n", Named("", by_header=True)),
         # cut short
         Case("cut_in_header.jpg", PLAIN_JPEG[:40], Named("", by_header=True)),
         Case("cut_in_half.jpg", NOISY_JPEG[: len(NOISY_JPEG) * 2 // 3], Named("cut short")),
@@ -253,6 +291,8 @@ def image_cases() -> list[Case]:
         Case("cut.bmp", encoded(NOISE, "BMP")[:1500], BROKEN),
         Case("cut.tif", encoded(NOISE, "TIFF")[:1500], BROKEN),
         Case("cut.ppm", encoded(NOISE, "PPM")[:1500], BROKEN),
+        Case("cut.tga", encoded(NOISE, "TGA")[:1500], BROKEN),
+        *(Case(f"cut.{kind}", content[: len(content) // 2], Named("")) for kind, content, _ in modern(NOISE)),
         # damaged in the middle
         Case("damaged.jpg", zeroed(LARGE_JPEG, 0.5, 3000), Damaged("Corrupt JPEG data")),
         Case("damaged_header.jpg", zeroed(PLAIN_JPEG, 0.05, 200), Named("")),
@@ -298,17 +338,23 @@ def image_cases() -> list[Case]:
         Case("jpeg_named.png", PLAIN_JPEG, SAME),
         Case("interlaced.png", interlaced(PICTURE), EXACT),
         Case("grey.png", png(GREY), Accepted(GREY_OF_RGB)),
-        Case("grey_alpha.png", png(Image.fromarray(np.dstack([GREY, GREY.T]), "LA")), Accepted(GREY_OF_RGB)),
-        Case("alpha.png", png(rgba), EXACT),
-        Case("one_bit.png", png(Image.fromarray(GREY > 100)), Accepted(((GREY_OF_RGB > 100) * 255).astype("u1"))),
-        Case("two_bits.png", raw_png(SIDE, SIDE, 2, 0, packed), Accepted((two_bits * 85)[:, :, None].repeat(3, 2))),
+        Case("one_bit.png", png(Image.fromarray(GREY > 100)), Accepted(one_bit_rgb)),
+        Case("two_bits.png", raw_png(SIDE, SIDE, 2, 0, packed_rows(two_bits, 2)), Accepted(two_bits_rgb)),
         Case("sixteen_bits.png", png(Image.fromarray(DEEP)), Accepted(DEEP_RGB)),
         Case("sixteen_bits.tif", encoded(Image.fromarray(DEEP), "TIFF"), Accepted(DEEP_RGB)),
         Case("sixteen_bits_rgb.png", raw_png(SIDE, SIDE, 16, 2, deep_rows), Accepted((deep_rgb >> 8).astype("u1"), 1)),
         Case("palette.png", palette_8, Accepted(palette_8_rgb)),
-        Case("palette_see_through.png", see_through, Accepted(see_through_rgb)),
         Case("float.tif", encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), Named("no known range")),
         Case("integers.tif", encoded(Image.fromarray(GREY.astype(np.int32) * 10**6), "TIFF"), Named("no known range")),
+        Case("below_zero.tif", encoded(Image.fromarray(GREY.astype(np.int32) - 41), "TIFF"), Named("no known range")),
+        *(
+            Case(f"{name}.tif", encoded(Image.fromarray(values.astype(np.int32)), "TIFF"), outcome, low_range=True)
+            for name, values, outcome in (
+                ("deep_integers", DEEP, Accepted(DEEP_RGB)),
+                ("small_integers", GREY, Accepted(dark)),
+            )
+        ),
+        Case("twelve_bits.png", png(Image.fromarray(twelve_bits)), Accepted(scaled(twelve_bits)), low_range=True),
         Case("animated.gif", frames("GIF"), Accepted(flat(255, 0, 51))),
         Case("animated.webp", frames("WEBP", lossless=True), Accepted(flat(255, 0, 51))),
         Case("animated.png", frames("PNG"), Accepted(flat(255, 0, 51))),
@@ -316,6 +362,62 @@ def image_cases() -> list[Case]:
         Case("one_pixel.png", png(Image.new("RGB", (1, 1), (9, 80, 200))), Accepted(flat(9, 80, 200))),
         Case("wide.png", png(thin), Accepted(flat(200, 10, 90))),
         Case("high.png", png(thin.transpose(1, 0, 2)), Accepted(flat(200, 10, 90))),
+        Case("named.jfif", PLAIN_JPEG, SAME),
+        Case("named.JPE", PLAIN_JPEG, SAME),
+        Case("plain.tga", encoded(PICTURE, "TGA"), EXACT),
+        *(Case(f"plain.{kind}", content, Accepted(PICTURE, tolerance)) for kind, content, tolerance in modern(PICTURE)),
+        # transparency: what lies below a transparent pixel was never seen
+        *(
+            Case(name, content, Accepted(pixels), transparent=True)
+            for name, content, pixels in (
+                ("alpha.png", png(rgba), over_mean(PICTURE, opacity)),
+                ("alpha.webp", encoded(rgba, "WEBP", lossless=True, exact=True), over_mean(PICTURE, opacity)),
+                ("alpha.tif", encoded(rgba, "TIFF"), over_mean(PICTURE, opacity)),
+                ("alpha.tga", encoded(rgba, "TGA"), over_mean(PICTURE, opacity)),
+                ("alpha_0.png", png(np.dstack([PICTURE, np.zeros_like(GREY)])), flat(*MEAN_COLOR)),
+                (
+                    "alpha_turned.png",
+                    png(rgba, exif=exif(6)),
+                    turned(over_mean(PICTURE, opacity), 6),
+                ),
+                (
+                    "grey_alpha.png",
+                    png(Image.fromarray(np.dstack([GREY, GREY.T]), "LA")),
+                    over_mean(GREY_OF_RGB, GREY.T),
+                ),
+                ("palette_see_through.png", see_through, without(see_through_rgb, indices == 3)),
+                ("palette_half_see_through.png", half, over_mean(half_rgb, indices * 17)),
+                ("grey_see_through.png", png(GREY, transparency=100), without(GREY_OF_RGB, GREY == 100)),
+                (
+                    "colour_see_through.png",
+                    png(PICTURE, transparency=tuple(map(int, PICTURE[3, 5]))),
+                    without(PICTURE, (PICTURE[3, 5] == PICTURE).all(axis=2)),
+                ),
+                (
+                    "one_bit_see_through.png",
+                    raw_png(SIDE, SIDE, 1, 0, packed_rows((GREY > 100).astype(np.uint8), 1), key_color(1)),
+                    without(one_bit_rgb, GREY > 100),
+                ),
+                (
+                    "two_bits_see_through.png",
+                    raw_png(SIDE, SIDE, 2, 0, packed_rows(two_bits, 2), key_color(1)),
+                    without(two_bits_rgb, two_bits == 1),
+                ),
+                (
+                    "sixteen_bits_see_through.png",
+                    raw_png(SIDE, SIDE, 16, 0, deep_grey_rows, key_color(int(DEEP[3, 5]))),
+                    without(DEEP_RGB, DEEP[3, 5] == DEEP),
+                ),
+            )
+        ),
+        Case(
+            "sixteen_bits_alpha.png",
+            raw_png(SIDE, SIDE, 16, 6, deep_alpha_rows),
+            Accepted(over_mean((deep_rgb >> 8).astype(np.uint8), opacity), 1),
+            transparent=True,
+        ),
+        Case("alpha_opaque.png", png(np.dstack([PICTURE, np.full_like(GREY, 255)])), EXACT),
+        Case("key_that_no_pixel_has.png", png(PICTURE, transparency=(1, 2, 3)), EXACT),
         # orientation
         *(
             Case(
@@ -360,6 +462,16 @@ def image_cases() -> list[Case]:
     ]
 
 
+def modern(pixels: Pixels) -> list[tuple[str, bytes, int]]:
+    """Formats that Pillow may have been built without: suffix, file, and how far pixels may differ."""
+    made = []
+    if features.check("avif"):
+        made.append(("avif", encoded(pixels, "AVIF", quality=100, subsampling="4:4:4"), JPEG_TOLERANCE))
+    if features.check("jpg_2000"):
+        made.append(("jp2", encoded(pixels, "JPEG2000", irreversible=False), 0))
+    return made
+
+
 def interlaced(pixels: Pixels) -> bytes:
     """Adam7, which Pillow reads and does not write."""
     rows = b""
@@ -383,16 +495,30 @@ CLASSES = ("sky", "road", "car")
 IDS = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 50 % 3).astype(np.uint8)
 
 
-def palette_ids(bits: int, **options: Any) -> bytes:
+def bmp_header(width: int, height: int) -> bytes:
+    """Of a picture with 24 bits a pixel, none of which follows."""
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def palette_image(bits: int) -> Image.Image:
     image = Image.fromarray(IDS).convert("P")
     image.putpalette(np.random.default_rng(0).integers(0, 256, 3 * 2**bits).tolist())
-    return png(image, bits=bits, **options)
+    return image
+
+
+def palette_ids(bits: int, **options: Any) -> bytes:
+    return png(palette_image(bits), bits=bits, **options)
 
 
 def mask_cases() -> list[Case]:
-    """PNGs of class ids for images of `SIDE` x `SIDE`; labels are ids, and 255 is ignored."""
+    """Masks of class ids for images of `SIDE` x `SIDE`; labels are ids, and 255 is ignored."""
     wrong_size = Named("the mask is 16 x 32 pixels, its image 32 x 32", by_header=True, fatal=True)
-    channels = Named("one 8-bit channel or a palette", by_header=True)
+    see_through = Named("it has transparent pixels, of which the class is unknown", fatal=True)
+    grey_of_rgb = IDS[:, :, None].repeat(3, axis=2)
+    opaque, half = np.full_like(IDS, 255), np.where(IDS == 1, 128, 255).astype(np.uint8)
+    class_colors = np.array([(0, 0, 0), (128, 64, 128), (0, 0, 142)], np.uint8)[IDS]
+    deep_rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey_of_rgb)
+    noise = NOISE[:, :, 0]
     beyond = IDS.copy()
     beyond[3, 5] = 3
     edged = np.where(IDS == 2, 255, IDS).astype(np.uint8)
@@ -415,16 +541,58 @@ def mask_cases() -> list[Case]:
         ),
         Case("other_size.png", png(IDS[:, :16]), wrong_size),
         Case("one_id_beyond.png", png(beyond), Named("mask values 3 are no class", fatal=True)),
-        Case("colors.png", png(PICTURE), channels),
-        Case("grey_alpha.png", png(Image.fromarray(np.dstack([IDS, IDS]), "LA")), channels),
-        Case("sixteen_bits.png", png(Image.fromarray(IDS.astype(np.uint16))), channels),
-        Case("one_bit.png", png(Image.fromarray(IDS > 0)), channels),
-        Case("jpeg_inside.png", jpeg(IDS), Named("must be a PNG, this is JPEG", by_header=True)),
+        # as other tools write ids
+        Case("grey_as_rgb.png", png(grey_of_rgb), Accepted(IDS)),
+        Case("grey_as_rgba.png", png(np.dstack([grey_of_rgb, opaque])), Accepted(IDS)),
+        Case("grey_opaque.png", png(Image.fromarray(np.dstack([IDS, opaque]), "LA")), Accepted(IDS)),
+        Case("one_bit.png", png(Image.fromarray(IDS > 0)), Accepted((IDS > 0).astype(np.uint8))),
+        Case("two_bits.png", raw_png(SIDE, SIDE, 2, 0, packed_rows(IDS, 2)), Accepted(IDS)),
+        Case("four_bits.png", raw_png(SIDE, SIDE, 4, 0, packed_rows(IDS, 4)), Accepted(IDS)),
+        Case("sixteen_bits.png", png(Image.fromarray(edged.astype(np.uint16))), Accepted(edged)),
+        Case("capitals.PNG", png(IDS), Accepted(IDS)),
+        Case("grey.tif", encoded(IDS, "TIFF", compression="tiff_lzw"), Accepted(IDS)),
+        Case("palette.tiff", encoded(palette_image(8), "TIFF"), Accepted(IDS)),
+        Case("one_bit_too.TIF", encoded(Image.fromarray(IDS > 0), "TIFF"), Accepted((IDS > 0).astype(np.uint8))),
+        Case("sixteen_bits_too.tif", encoded(Image.fromarray(IDS.astype(np.uint16)), "TIFF"), Accepted(IDS)),
+        Case("integers.tif", encoded(Image.fromarray(edged.astype(np.int32)), "TIFF"), Accepted(edged)),
+        Case("turned_too.tif", encoded(IDS, "TIFF", exif=exif(6)), Accepted(turned(IDS, 6))),
+        Case("pages.tif", encoded(Image.fromarray(IDS), "TIFF", save_all=True, append_images=[Image.fromarray(edged)]),
+             Accepted(IDS)),
+        Case("grey_too.bmp", encoded(IDS, "BMP"), Accepted(IDS)),
+        Case("palette_too.bmp", encoded(palette_image(8), "BMP"), Accepted(IDS)),
+        # no ids
+        Case("colors.png", png(PICTURE), Named("coded by colour: 1024 distinct colours, (0, 0, 40), ", fatal=True)),
+        Case("class_colors.png", png(class_colors),
+             Named("coded by colour: 3 distinct colours, (0, 0, 0), (128, 64, 128), (0, 0, 142)", fatal=True)),
+        Case("colors_too.bmp", encoded(class_colors, "BMP"), Named("coded by colour: 3 distinct colours", fatal=True)),
+        Case("grey_alpha.png", png(Image.fromarray(np.dstack([IDS, half]), "LA")), see_through),
+        Case("grey_as_rgb_alpha.png", png(np.dstack([grey_of_rgb, half])), see_through),
+        Case("sixteen_bits_large.png", png(Image.fromarray(IDS.astype(np.uint16) * 1000)),
+             Named("its values of 16 or 32 bits are 0..2000; class ids are 0..255", fatal=True)),
+        Case("integers_below_zero.tif", encoded(Image.fromarray(IDS.astype(np.int32) - 1), "TIFF"),
+             Named("its values of 16 or 32 bits are -1..1; class ids are 0..255", fatal=True)),
+        Case("sixteen_bits_rgb.png", raw_png(SIDE, SIDE, 16, 2, deep_rows),
+             Named("this is RGB with 16 bits a channel", by_header=True, fatal=True)),
+        Case("float.tif", encoded(Image.fromarray(IDS.astype(np.float32)), "TIFF"),
+             Named("one channel of whole numbers or a palette; this is F", by_header=True, fatal=True)),
+        Case("cmyk.tif", encoded(CMYK, "TIFF"),
+             Named("one channel of whole numbers or a palette; this is CMYK", by_header=True, fatal=True)),
+        Case("inverted.tif", encoded(IDS, "TIFF", tiffinfo={262: 0}),
+             Named("stored inverted (WhiteIsZero)", by_header=True, fatal=True)),
+        Case("jpeg_inside.tif", encoded(IDS, "TIFF", compression="jpeg"),
+             Named("the compression of this TIFF (jpeg) changes class ids", by_header=True, fatal=True)),
+        Case("jpeg_named.png", jpeg(IDS), Named("JPEG changes class ids", by_header=True, fatal=True)),
+        Case("webp_named.png", encoded(IDS, "WEBP", lossless=True), Named("this is WEBP", by_header=True, fatal=True)),
+        Case("gif_named.png", encoded(IDS, "GIF"), Named("this is GIF", by_header=True, fatal=True)),
+        Case("cut_bmp.bmp", encoded(noise, "BMP")[:1500], BROKEN),
+        Case("cut_tif.tif", encoded(noise, "TIFF")[:600], BROKEN),
+        Case("damaged_too.tif", zeroed(encoded(noise, "TIFF", compression="tiff_adobe_deflate"), 0.3, 200), BROKEN),
+        Case("bomb_header.bmp", bmp_header(4000, 4000), TOO_LARGE),
         Case("zero_byte.png", b"", NOT_AN_IMAGE),
         Case("cut.png", png(NOISE[:, :, 0])[:700], NOT_ITS_SUM),
         Case("damaged.png", flipped(png(NOISE[:, :, 0]), 500), NOT_ITS_SUM),
         Case("bomb.png", raw_png(4000, 4000, 8, 0, bytes(4001 * 4000)), TOO_LARGE),
-    ]
+    ]  # fmt: skip
 
 
 # --- COCO annotations ---
