@@ -14,17 +14,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from harness.hostile_data import png
 from harness.refusals import lines_of, record, written_in
 
 from scalablevit.config import model_names
 from scalablevit.config.data import Shapes
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
-from scalablevit.data import coco, labels, shapes, sources
+from scalablevit.data import coco, labels, shapes
+from scalablevit.data.sources import (
+    annotated_names,
+    base,
+    class_names,
+    files,
+    image_folder,
+    mask_names,
+    mask_pairs,
+    opening,
+    tar_shards,
+)
+from scalablevit.data.sources import coco as coco_source
 from scalablevit.jobs import cluster, initial
 from scalablevit.jobs import resolve as second_gate
-from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, model_cost, resolve, wanted_stages
+from scalablevit.jobs.resolve import (
+    ResolvedStage,
+    check_micro_batches,
+    model_cost,
+    resolve,
+    resolve_evaluation,
+    wanted_stages,
+)
 from scalablevit.tracking import connection
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,6 +139,25 @@ def annotations(change: Callable[[dict[str, Any]], Any], split: str = "train") -
     return apply
 
 
+def two_names_for_one_file(content: dict[str, Any]) -> None:
+    """Both may stand for the file of the first image, which no image names as it is."""
+    first, second = content["images"][:2]
+    second["file_name"] = f"b/{first['file_name']}"
+    first["file_name"] = f"a/{first['file_name']}"
+
+
+def without_polygons(content: dict[str, Any]) -> None:
+    for each in content["annotations"]:
+        del each["segmentation"]
+
+
+def two_masks(data: Path) -> None:
+    """Of one image, neither of them the PNG that would be preferred."""
+    mask = first_image(data / "segmentation/annotations/train")
+    shutil.copy(mask, mask.with_suffix(".bmp"))
+    mask.rename(mask.with_suffix(".tif"))
+
+
 def without_parent(stage: str) -> str:
     return f"stages.{stage}.model.init=null"
 
@@ -125,6 +165,9 @@ def without_parent(stage: str) -> str:
 TRAIN = "classification/train"
 INSTANCES = "detection/annotations/instances_train.json"
 SHAPES = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
+SOURCES = (
+    annotated_names, base, class_names, coco_source, files, image_folder, mask_names, mask_pairs, opening, tar_shards,
+)  # fmt: skip
 SECOND = [
     # jobs/resolve.py
     Case("recipe cifar10 has no segmentation stage; it has pretrain (classification)", "segment",
@@ -156,7 +199,7 @@ SECOND = [
     Case("exists and was not made by data.shapes", "pretrain", (SHAPES,)),
     Case("the recipe asks for", "pretrain", (SHAPES,),
          lambda data: (shutil.rmtree(data), shapes.write_shapes(Shapes(train_images=9, val_images=9), data))),
-    # data/sources.py: all sources
+    # data/sources, opening.py and files.py: all sources
     Case("cannot list", "pretrain", change=lambda data: too_deep(next((data / TRAIN).iterdir()))),
     Case("does not exist; ", "pretrain", ("stages.pretrain.data.train.images=clasification/train",)),
     Case("is a link that leads out of", "pretrain", change=lambda data: link_away(data, TRAIN)),
@@ -171,6 +214,10 @@ SECOND = [
          change=lambda data: write(first_image(data / "segmentation/images/train").with_suffix(".gif"), b"")),
     Case("have no mask in", "segment",
          change=lambda data: first_image(data / "segmentation/annotations/train").unlink()),
+    Case("have several masks in", "segment", change=two_masks),
+    Case("1 masks of", "segment",
+         change=lambda data: first_image(data / "segmentation/images/train").unlink()),
+    Case("masks need at least 2 classes, not 1 (road)", "segment", ("stages.segment.data.classes=[road]",)),
     Case("no file", "segment", change=lambda data: (data / "segmentation/classes.txt").unlink()),
     Case("is no UTF-8", "segment", change=named("a\nb\xe9\n")),
     Case("line 2 is empty", "segment", change=named("a\n\nb\n")),
@@ -189,6 +236,8 @@ SECOND = [
         bbox=[1, 2, float("nan"), 4]))),
     Case("unknown category_id", "detect", change=annotations(lambda content: content["annotations"][0].update(
         category_id=99, image_id=10**9))),
+    Case("2 of 18 names (file_name) are of no file in", "detect", change=annotations(two_names_for_one_file)),
+    Case("annotations have no mask (segmentation missing", "detect", change=annotations(without_polygons)),
 ]  # fmt: skip
 
 
@@ -215,12 +264,33 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             if case.said not in said or "\n  fix: " not in said:
                 wrong.append(f"{case.said}: {said}")
     assert not wrong, "\n".join(wrong)
-    written = written_in(second_gate, initial, connection, model_names, shapes, sources, labels, coco)
+    refused_evaluations(data, tmp_path / "evaluated")
+    written = written_in(second_gate, initial, connection, model_names, shapes, labels, coco, *SOURCES)
     # what other scripts than training's list: tests/jobs/test_pack.py, tests/serving/test_predict.py
-    written -= lines_of(sources.open_class_folders, sources.list_images)
+    written -= lines_of(opening.open_class_folders, files.list_images)
     written -= lines_of(second_gate.check_metric)  # of searches: tests/jobs/test_metric_never_reported.py
-    assert len(written) >= 35
+    assert len(written) >= 45
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
+
+
+def refused_evaluations(data: Path, root: Path) -> None:
+    """Of a trained model on data with other classes, and on data with two kinds of bad files: both are said."""
+    shutil.copytree(data, root)
+    recipe = load_recipe(TINY, [*SMALL, without_parent("segment")])
+    recipe = recipe.model_copy(update={"stages": {"segment": recipe.stages["segment"]}})
+    classes = (root / "data/segmentation/classes.txt").read_text().split()
+    with pytest.raises(UserError) as caught:
+        resolve_evaluation(recipe, root, [*classes[:-1], "emu"])
+    said = str(caught.value)
+    assert f"stage segment: data: the data has the classes {', '.join(classes)}; the model has " in said
+    assert f"only the data has {classes[-1]}; only the model has emu" in said and "\n  fix: " in said
+    write(first_image(root / "data/segmentation/images/val"), b"")
+    write(max((root / "data/segmentation/annotations/val").iterdir()), png(np.full((48, 48), 99, np.uint8)))
+    with pytest.raises(UserErrors) as several:
+        resolve_evaluation(recipe, root, classes)
+    masks, images = map(str, several.value.errors)
+    assert "stage segment: data.val: 1 of 12 masks do not fit: " in masks and "mask values 99 are no class" in masks
+    assert "stage segment: data.val: 1 of 12 samples cannot be read" in images
 
 
 # --- the third gate: the cluster ---

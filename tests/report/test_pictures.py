@@ -151,12 +151,12 @@ def test_a_training_image_is_put_back_into_its_colours(shapes):
 def test_a_split_that_cannot_be_read_is_said(shapes, tmp_path, monkeypatch):
     stage = stage_of("pretrain")
     task, source = opened(stage, shapes, "val")
-    monkeypatch.setattr("scalablevit.data.dataset.read_image", unreadable)
+    monkeypatch.setattr("scalablevit.data.sources.base.read_image", unreadable)
     with pytest.raises(ValueError, match="none of 6 images could be read"):
         save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
 
 
-def unreadable(path, limit):
+def unreadable(path, limit, background):
     raise BadSample(str(path), "cut short")
 
 
