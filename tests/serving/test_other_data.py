@@ -91,7 +91,7 @@ def test_another_order_of_the_datas_classes_gives_the_same_metrics(
         assert metrics(root, stage, made, classes[::-1]) != wanted, "the order matters"
     weights = str(root / "runs" / made / "model" / "weights.safetensors")
     figure = {"segment": "miou", "detect": "box_ap"}[name]
-    scored = score(stage.model_dump_json(), classes, weights, str(root), figure, 1)
+    scored = score(stage.model_dump_json(), classes, weights, str(root), figure, 1, str(root / "listed"))
     assert len(scored.tally.numbers) == 12
 
 

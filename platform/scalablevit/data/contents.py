@@ -26,7 +26,7 @@ times are not trusted, and it is hashed again when it is looked at next."""
 SAVE_EVERY_S = 20.0
 """While hashing: so much work is lost at most when it is interrupted."""
 KEPT_DAYS = 180
-"""Sums of folders in which nothing was hashed for so long are forgotten."""
+"""Sums of folders that nobody looked at for so long are forgotten."""
 
 _TABLE = """create table if not exists folders (
     folder text, node text, used real, names blob, ends blob, stamps blob, sums blob, primary key (folder, node))"""
@@ -87,6 +87,7 @@ class ContentCache:
 
     def load(self, folder: str) -> tuple[Names, NDArray[np.int64], NDArray[np.uint8]] | None:
         """Names, trusted stamps and sums of a folder's files on this node."""
+        self._run("update folders set used = ? where folder = ? and node = ?", (time.time(), folder, platform.node()))
         rows = self._run("select names, ends, stamps, sums from folders where folder = ? and node = ?",
                          (folder, platform.node()))  # fmt: skip
         if not rows:
@@ -141,7 +142,9 @@ def content_sum(path: str) -> bytes | None:
         return None
 
 
-def look_at(folder: Path, names: Names, cache: ContentCache | None, what: str, deadline: float | None) -> Contents:
+def look_at(
+    folder: Path, names: Names, cache: ContentCache | None, what: str, deadline: float | None, part: str = ""
+) -> Contents:
     """Find out sizes, times and sums of files; only those that the cache does not know by size and times are read.
 
     Args:
@@ -150,22 +153,24 @@ def look_at(folder: Path, names: Names, cache: ContentCache | None, what: str, d
         cache: where sums are kept; also when time is up or the work is interrupted.
         what: begins lines on progress, as `data.train`.
         deadline: `time.monotonic()`; None: as long as it takes.
+        part: of the data set; parts in the same folder are kept by themselves.
 
     Raises:
         OutOfTime: the deadline has passed.
     """
+    key = f"{folder}#{part}"
     progress = Progress(f"{what}: names and sizes", len(names), "files", deadline)
     found = np.concatenate([np.zeros((0, 3), np.int64), *_stamps(folder, names, progress)])
-    stamps, sums = _known(names, found, cache.load(str(folder)) if cache else None)
+    stamps, sums = _known(names, found, cache.load(key) if cache else None)
     unknown = np.flatnonzero((stamps[:, 2] == 0) & (found[:, 0] >= 0))
     if len(unknown):
         total = float(found[unknown, 0].sum()) / 2**20
         progress = Progress(f"{what}: hashing {len(unknown):,} files", total, "MiB", deadline)
         try:
-            _hash(folder, names, unknown, found, stamps, sums, progress, cache)
+            _hash(folder, names, unknown, found, stamps, sums, progress, cache, key)
         finally:
             if cache:
-                cache.save(str(folder), names, stamps, sums)
+                cache.save(key, names, stamps, sums)
         seconds = time.monotonic() - progress.started
         if seconds > 1:
             print(f"{what}: hashed {len(unknown):,} files, {total:,.4g} MiB, in {seconds:.1f} s", flush=True)
@@ -217,6 +222,7 @@ def _hash(
     sums: NDArray[np.uint8],
     progress: Progress,
     cache: ContentCache | None,
+    key: str,
 ) -> None:
     """Fill in sums, and stamps where they can be trusted."""
 
@@ -235,7 +241,7 @@ def _hash(
         try:
             for _ in pool.map(hash_part, _parts(len(unknown), 64)):
                 if cache and time.monotonic() - saved > SAVE_EVERY_S:
-                    cache.save(str(folder), names, stamps, sums)
+                    cache.save(key, names, stamps, sums)
                     saved = time.monotonic()
         except (OutOfTime, KeyboardInterrupt):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -243,4 +249,5 @@ def _hash(
 
 
 def _settled(found: tuple[int, ...], before_ns: int) -> bool:
-    return max(found[1], found[2]) < before_ns - SETTLED_NS
+    """By the time of the last change of the file itself, which nobody can set, as they can that of its contents."""
+    return found[2] < before_ns - SETTLED_NS

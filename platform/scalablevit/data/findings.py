@@ -23,9 +23,8 @@ CROWD_SHARE = 0.5
 """Of the instances: more crowds get a warning."""
 RARE = 0.1
 """A class with less than this fraction of the most frequent class's images gets a warning."""
-FOREIGN_IMAGES = frozenset({".heic", ".heif", ".avif", ".jfif", ".jpe", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw",
-                            ".tga", ".exr", ".dcm", ".svg"})  # fmt: skip
-"""Suffixes of images; where such files are left out a warning says so."""
+FOREIGN_IMAGES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm", ".svg"})
+"""Suffixes of images that are not read; where such files are left out a warning says so."""
 _NAMED = 5
 _WORDS: dict[SplitName, str] = {"train": "training", "val": "validation"}
 
@@ -64,6 +63,16 @@ def find_problems(statistics: DataStatistics, data: Data) -> Findings:
     if statistics.unit == "images":
         found.warnings += _imbalance(statistics)
     return found
+
+
+def find_evaluation_problems(statistics: DataStatistics, data: Data) -> tuple[list[UserError], list[str]]:
+    """Hold the validation split against what evaluation needs: what is refused, and warnings."""
+    boxes, classes, counts = Findings(), Findings(), statistics.val
+    if isinstance(data, CocoInstances) and counts.boxes is not None:
+        _check_boxes(boxes, "val", counts.boxes, data)
+    if not boxes.errors:
+        _check_classes(classes, "val", statistics, data)
+    return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings]
 
 
 def _check_boxes(found: Findings, split: SplitName, boxes: Boxes, data: CocoInstances) -> None:

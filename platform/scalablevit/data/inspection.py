@@ -9,13 +9,13 @@ from scalablevit.config.data import SPLITS, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.contents import ContentCache
-from scalablevit.data.findings import find_problems
+from scalablevit.data.findings import find_evaluation_problems, find_problems
 from scalablevit.data.names import alike
 from scalablevit.data.progress import OutOfTime
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
-from scalablevit.data.statistics import UNITS, DataStatistics, shared_images, split_statistics
+from scalablevit.data.statistics import UNITS, DataStatistics, SharedImages, shared_images, split_statistics
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def inspect_data(
     sources, errors = _opened(data, root)
     if errors and not despite_errors:
         return Inspection(sources, {}, None, (), tuple(errors), ())
-    unread = _look_at_contents(sources, root, cache, depth, deadline)
+    sums_deadline = began + QUICK_S if depth == "headers" and deadline is None else deadline
+    unread = _look_at_contents(sources, root, cache, depth, sums_deadline)
     reports = {
         split: check_split(source, data, workers, None if source.contents is None else cache, depth, deadline=deadline)
         for split, source in sources.items()
@@ -84,11 +85,27 @@ def inspect_data(
     unfit = [error for split, report in reports.items() for error in _unfit(report, data, split)]
     if errors:
         return Inspection(sources, reports, None, (), tuple(errors), tuple(unfit))
-    statistics = _statistics(sources, data, reports, depth, unread)
+    shared = None
+    if not unread:
+        try:
+            shared = shared_images(sources["train"], sources["val"], sums_deadline)
+        except OutOfTime as over:
+            unread.append(f"{over}: whether the splits share images is not known")
+    statistics = _statistics(sources, data, reports, depth, shared, unread)
     found = find_problems(statistics, data)
     found.warnings += [f"{split}: {note}" for split, report in reports.items() for note in image_notes(report)]
     spent = time.monotonic() - began
     return Inspection(sources, reports, statistics, tuple(found.warnings), tuple(found.errors), tuple(unfit), spent)
+
+
+def inspect_validation(source: Source, data: Data, report: Report) -> tuple[list[UserError], list[str]]:
+    """Hold a validation split by itself against what evaluation needs: what is refused, and warnings.
+
+    A class that it has nothing of is no error here: the metrics of the others are right.
+    """
+    split = split_statistics(source, data, report)
+    alone = DataStatistics(source.classes, UNITS[data.source], train=split, val=split, shared=None, unknown=())
+    return find_evaluation_problems(alone, data)
 
 
 def raise_all(errors: list[UserError]) -> None:
@@ -151,8 +168,6 @@ def _look_at_contents(
     sources: Mapping[SplitName, Source], root: Path, cache: Path | None, depth: Depth, deadline: float | None
 ) -> list[str]:
     """Sum up all files as far as there is time; what is not known then, a line each."""
-    if depth == "headers" and deadline is None:
-        deadline = time.monotonic() + QUICK_S
     sums = None if cache is None and depth == "pixels" else ContentCache.below(root)
     unread = []
     for split, source in sources.items():
@@ -168,9 +183,9 @@ def _statistics(
     data: Data,
     reports: Mapping[SplitName, Report],
     depth: Depth,
+    shared: SharedImages | None,
     unread: list[str],
 ) -> DataStatistics:
-    """Statistics of both splits; contents are compared where all of them are known."""
     splits = {split: split_statistics(source, data, reports[split]) for split, source in sources.items()}
     unknown = [
         f"{'headers' if depth == 'headers' else 'files'} of {report.counts.looked_at:,} of {report.samples:,} images "
@@ -185,7 +200,7 @@ def _statistics(
         unit=UNITS[data.source],
         train=splits["train"],
         val=splits["val"],
-        shared=None if unread else shared_images(sources["train"], sources["val"]),
+        shared=shared,
         unknown=(*unknown, *unread),
     )
 

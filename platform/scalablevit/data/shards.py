@@ -176,11 +176,11 @@ def _listed(index: Index, index_sha256: str) -> Listing:
     shards = index.shards
     facts = {
         "classes": index.classes,
-        "ignored": [],
         "index_sha256": index_sha256,
         "shards": [(shard.name, shard.size, shard.sha256) for shard in shards],
     }
     arrays = {
+        **Names.of(()).arrays("ignored_"),
         **Names.of(name for shard in shards for name in shard.names).arrays(),
         "labels": _joined([shard.labels for shard in shards], np.dtype(np.int32)),
         "member_sizes": _joined([shard.sizes for shard in shards], np.dtype(np.int64)),

@@ -197,9 +197,13 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
     )
 
 
-def shared_images(train: Source, val: Source) -> SharedImages:
-    """Find validation images whose bytes are those of a training image; reads all images of both splits."""
-    train_sums, val_sums = train.image_sums(), val.image_sums()
+def shared_images(train: Source, val: Source, deadline: float | None = None) -> SharedImages:
+    """Find validation images whose bytes are those of a training image.
+
+    Raises:
+        OutOfTime: shards have to be read for it, and the deadline (`time.monotonic()`) has passed.
+    """
+    train_sums, val_sums = train.image_sums(deadline), val.image_sums(deadline)
     heads, val_heads = _heads(train_sums), _heads(val_sums)
     readable = val_sums.any(axis=1)
     # few images are compared as Python objects: those of a million would take 100 MB

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
@@ -148,7 +149,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import Assignment
 
-    folder = root / "runs" / f"evaluate-{stage.hash}"
+    folder = root / "runs" / f"evaluate-{stage.hash}-{uuid.uuid4().hex[:8]}"
     assignment = Assignment(
         stage=without_secrets(stage.stage).model_dump_json(),
         run_folder="",

@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from scalablevit.jobs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
 from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
+from scalablevit.training.data_listing import store_listings
 
 if TYPE_CHECKING:
     from scalablevit.serving.gate import Gain
@@ -31,8 +34,7 @@ SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes"
              "instance_masks")  # fmt: skip
 """Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
-              "cluster.loader_workers", "data.max_bad_fraction", "data.max_shared_fraction", "data.on_missing_class",
-              *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
 EPILOG = """\
@@ -123,7 +125,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"  note    the candidate was trained with other data: {registered}")
     stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
     threads = options.latency_threads
-    contenders = {alias: _contend(found, stages[alias], root, threads) for alias, found in versions.items()}
+    listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
+    try:
+        store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
+        contenders = {
+            alias: _contend(found, stages[alias], root, threads, listing) for alias, found in versions.items()
+        }
+    finally:
+        shutil.rmtree(listing, ignore_errors=True)
     return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
 
 
@@ -181,14 +190,14 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     return without_secrets(alike.stages["promote"])
 
 
-def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int) -> Contender:
+def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> Contender:
     """Score a version.
 
     Raises:
         UserError: none of the validation samples can be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    found = _score(version, stage, root, latency_threads)
+    found = _score(version, stage, root, latency_threads, listing)
     if not found.tally.numbers:
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
@@ -198,12 +207,12 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
     return Contender(version, found)
 
 
-def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int) -> "Score":
+def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> "Score":
     """On a node of the cluster that RAY_ADDRESS names, else in this process."""
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
-                 _figure(stage), latency_threads)  # fmt: skip
+                 _figure(stage), latency_threads, str(listing))  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
         return score(*arguments)
     import ray

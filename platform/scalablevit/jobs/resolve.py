@@ -21,7 +21,7 @@ from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
-from scalablevit.data.inspection import Inspection, inspect_data, raise_all
+from scalablevit.data.inspection import Inspection, inspect_data, inspect_validation, raise_all
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
@@ -94,13 +94,18 @@ def resolve(
     needed = with_parents(recipe.stages if wanted is None else wanted, inits)
     errors: list[UserError] = []
     resolved: dict[str, ResolvedStage] = {}
+    looked_at: dict[str, Inspection] = {}
     for name in needed:
         try:
             stage = recipe.stages[name]
             initial = _find_weights(stage, root)
             threads = min(16, 4 * (os.cpu_count() or 1))
-            inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
-            seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
+            key = stage.data.model_dump_json()  # stages on the same data look at it once
+            if key not in looked_at:
+                found = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+                looked_at[key] = found
+                seconds = None if seconds is None else max(0.0, seconds - found.seconds)
+            inspection = looked_at[key]
             resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
         except UserErrors as several:
             errors += [_in_stage(name, error) for error in several.errors]
@@ -296,6 +301,8 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
     threads = min(16, 4 * (os.cpu_count() or 1))
     report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
     raise_if_fatal(report, stage.data.max_bad_fraction, where="data.val")
+    errors, warnings = inspect_validation(source, stage.data, report)
+    raise_all(errors)
     if stage.promotion.metric == "top5":
         _refuse_top5(source.classes, "promotion.metric", "promotion.metric=top1")
     try:
@@ -317,7 +324,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         unreadable=len(report.unreadable),
         ignored=source.ignored,
         absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
-        notes=(*source.notes, *image_notes(report)),
+        notes=(*source.notes, *image_notes(report), *warnings),
         length=Length.of(stage, len(train or source)),
         sources={"val": source},
     )

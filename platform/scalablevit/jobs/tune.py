@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     resolve.check_metric(search, stages[-1])
     for note in older_searches(search, search_name(search, stages[-1]), root):
         print(f"note: {note}", flush=True)
-    if options.resume:
+    if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
     announce(search.recipe.name, stages, root)
     print("\n" + plan(search, stages[-1].train_samples), flush=True)

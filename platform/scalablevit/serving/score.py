@@ -18,9 +18,10 @@ from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
-from scalablevit.data.sources.opening import open_source
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.tally import Tally, build_tally
+from scalablevit.training.agreement import end_with_changed_files
+from scalablevit.training.data_listing import open_stored
 
 WARM_UP, ANSWERS = 3, 20
 """Answers before the time is taken, and those whose median it is."""
@@ -42,7 +43,9 @@ class Score:
     """What else ran on the machine meanwhile; empty when a core was free for each thread."""
 
 
-def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int) -> Score:
+def score(
+    stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int, listing: str
+) -> Score:
     """Take the stage's validation split, each image once and in order, in the precision in which models are served.
 
     Args:
@@ -53,10 +56,14 @@ def score(stage_json: str, classes: Sequence[str], weights: str, root: str, figu
         figure: as the recipe's `promotion.metric`.
         latency_threads: of torch, while the time of a prediction is measured on a CPU. Two on two busy cores wait for
             each other: 600 ms in place of 46 ms with one.
+        listing: folder in which the split was left as it was listed (`training.data_listing`).
+
+    Raises:
+        UserError: files have changed since then.
     """
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
-    source = open_source(stage.data, "val", Path(root), classes)
+    source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
     tally = build_tally(figure, classes)
     bad = _add_all(trained, source, tally)
     latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")
@@ -77,6 +84,8 @@ def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
     )
     bad = 0
     for batch in prefetch(loader, trained.device):
+        if batch["changed"]:
+            end_with_changed_files(batch["changed"])
         bad += len(batch["bad"])
         if batch["samples"]:
             prepared = task.prepare(batch, "val", ())

@@ -20,7 +20,7 @@ from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.task import GREY
+from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 ANSWERED_CLASSES = 5
 """Classes that a served model names, most probable first."""
@@ -105,8 +105,7 @@ class ClassificationTask:
             "image": images,
             "label": torch.zeros(samples, dtype=torch.int64),
             "samples": samples,
-            "bad": [],
-            "changed": [],
+            **NOTHING_LEFT_OUT,
         }
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
-from scalablevit.tasks.task import GREY
+from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 COST_ASPECT = 1.6
 """Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
@@ -122,8 +122,7 @@ class DetectionTask:
         return {
             **{name: [tensor] * samples for name, tensor in each.items()},
             "samples": samples,
-            "bad": [],
-            "changed": [],
+            **NOTHING_LEFT_OUT,
         }
 
     def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -37,7 +37,7 @@ def end_with_changed_files(files: Collection[str]) -> NoReturn:
         f"{len(names)} files have other contents than when the run began, and its digest names those: "
         f"{', '.join(names[:NAMED])}{more}",
         where="data",
-        fix="put them back and submit again: training resumes; or submit again with the changed data, as a new run",
+        fix="put them back and give the same command again (a training resumes); with the changed data it is a new run",
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Sour
         facts = json.loads(storage.read(filesystem, f"{folder}/{LISTINGS}") or b"")
         if facts["of"] != _depends_on(data):
             raise ValueError(f"it is of {facts['of']}")
+        if not re.fullmatch("[0-9a-f]{64}", facts[split]):
+            raise ValueError(f"{LISTINGS} has no SHA-256 for {split}")
         return source_of(data, split, root, open_on_node(facts[split], lambda: storage.read(filesystem, file) or b""))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the listing of the data cannot be used: {error}",
             where=f"{location}/{FOLDER}",

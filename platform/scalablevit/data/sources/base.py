@@ -23,6 +23,8 @@ from scalablevit.data.sources.listing import Listing, Names
 
 CONTENTS = ("stamps", "sizes", "sums")
 """Arrays of a listing: the fields of `Contents`."""
+IGNORED = "ignored_"
+"""Prefix of the names of files that are left out, in a listing."""
 CHANGED = "its contents are not those that the run began with"
 _SHOWN_CLASSES = 20
 
@@ -96,7 +98,7 @@ class Source(Sequence[Sample]):
     @property
     def ignored(self) -> tuple[str, ...]:
         """Files left out because they are no images by their names, or not annotated."""
-        return tuple(self.listing.facts["ignored"])
+        return tuple(Names.in_listing(self.listing, IGNORED))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -193,7 +195,10 @@ class Source(Sequence[Sample]):
         found = self.contents
         if found is None:
             self.cache = cache
-            parts = [look_at(folder, names, cache, what, deadline) for folder, names in self.groups()]
+            parts = [
+                look_at(folder, names, cache, what, deadline, f"{what}.{number}")
+                for number, (folder, names) in enumerate(self.groups())
+            ]
             found = self.contents = Contents.joined(parts)
             self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}
         return found
@@ -205,8 +210,12 @@ class Source(Sequence[Sample]):
             self.listing.facts["digest"] = self._digest(contents)
         return str(self.listing.facts["digest"])
 
-    def image_sums(self) -> NDArray[np.uint8]:
-        """SHA-256 of each image's file, (samples, 32); zeros where it cannot be read."""
+    def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:  # shards have to be read
+        """SHA-256 of each image's file, (samples, 32); zeros where it cannot be read.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
         return self.look_at_contents().sums[: len(self)]
 
     def total_bytes(self) -> int:

@@ -13,10 +13,10 @@ from scalablevit.data.coco import Annotations, read_annotations
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.labels import annotated_size_mismatch
 from scalablevit.data.sources.annotated_names import ImageFiles
-from scalablevit.data.sources.base import Example, Sample, Source
+from scalablevit.data.sources.base import IGNORED, Example, Sample, Source
 from scalablevit.data.sources.class_names import refuse_alike
 from scalablevit.data.sources.files import existing_folder, is_special, lies_in, list_files, refuse_links
-from scalablevit.data.sources.listing import Listing
+from scalablevit.data.sources.listing import Listing, Names
 
 
 class CocoSource(Source):
@@ -49,10 +49,10 @@ class CocoSource(Source):
         refuse_links(sorted(str(folder / name) for name in strange), base, where)
         facts = {
             "classes": [name for _, name in annotations.categories],
-            "ignored": [name for name in found.files if name not in annotated],
             **annotations.facts(),
         }
-        return cls(data, folder, Listing(facts, annotations.arrays()))
+        ignored = Names.of(name for name in found.files if name not in annotated)
+        return cls(data, folder, Listing(facts, annotations.arrays() | ignored.arrays(IGNORED)))
 
     def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
         listing = super()._relabelled(numbers, classes)

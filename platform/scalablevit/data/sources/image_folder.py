@@ -10,7 +10,7 @@ import numpy as np
 from scalablevit.config.data import ImageFolder, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.contents import THREADS
-from scalablevit.data.sources.base import Sample, Source
+from scalablevit.data.sources.base import IGNORED, Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
@@ -70,7 +70,8 @@ def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where
     ignored = [*_hidden_folders(folder), *others]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
     names = Names.of(name for files in found for name in files)
-    return Listing({"classes": classes, "ignored": ignored}, {**names.arrays(), "labels": labels})
+    arrays = {**names.arrays(), **Names.of(ignored).arrays(IGNORED), "labels": labels}
+    return Listing({"classes": classes}, arrays)
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -87,20 +87,25 @@ class Listing:
         """
         files = {_file_name(name): array for name, array in self.arrays.items()}
         folder.mkdir(parents=True)
-        (folder / FACTS).write_text(json.dumps(self.facts), encoding="utf-8")
         for name, array in files.items():
             np.save(folder / name, array, allow_pickle=False)
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        (folder / FACTS).write_text(json.dumps({"facts": self.facts, "files": sizes}), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map what `save` wrote.
 
         Raises:
-            OSError, ValueError: it is not there, or damaged.
+            OSError: it is not there.
+            ValueError: a file of it is missing or cut short.
         """
-        facts = json.loads((folder / FACTS).read_bytes())
-        arrays = {file.stem: _mapped(file) for file in folder.glob(f"*{_SUFFIX}")}
-        return cls(facts, arrays, folder)
+        kept = json.loads((folder / FACTS).read_bytes())
+        for name, size in kept["files"].items():
+            if (found := (folder / name).stat().st_size) != size:
+                raise ValueError(f"{folder / name} has {found} bytes, not {size}")
+        arrays = {_array_name(name): _mapped(folder / name) for name in kept["files"]}
+        return cls(kept["facts"], arrays, folder)
 
 
 class Names(Sequence[str]):

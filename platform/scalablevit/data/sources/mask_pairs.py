@@ -11,7 +11,7 @@ from scalablevit.config.data import MaskPairs, Split, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, read_mask
 from scalablevit.data.labels import label_table, size_mismatch, to_labels
-from scalablevit.data.sources.base import Example, Sample, Source
+from scalablevit.data.sources.base import IGNORED, Example, Sample, Source
 from scalablevit.data.sources.class_names import class_names
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
@@ -89,7 +89,7 @@ class MaskPairsSource(Source):
             *(name for name in mask_files.files if name not in taken),
         ]
         arrays = {**Names.of(names).arrays(), **Names.of(matched).arrays(_MASKS)}
-        return cls(data, images, masks, Listing({"classes": classes, "ignored": ignored}, arrays))
+        return cls(data, images, masks, Listing({"classes": classes}, {**arrays, **Names.of(ignored).arrays(IGNORED)}))
 
     def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
         listing = super()._relabelled(numbers, classes)

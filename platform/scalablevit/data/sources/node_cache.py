@@ -37,7 +37,7 @@ def open_on_node(sha256: str, fetch: Callable[[], bytes]) -> Listing:
         ValueError: what was fetched is another one.
     """
     try:
-        return Listing.open(_unpacked(cache_folder(), sha256, fetch))
+        return _unpacked(cache_folder(), sha256, fetch)
     except OSError as error:
         content = _checked(fetch(), sha256)
         listing = Listing.unpack(content)
@@ -47,21 +47,32 @@ def open_on_node(sha256: str, fetch: Callable[[], bytes]) -> Listing:
         return listing
 
 
-def _unpacked(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Path:
+def _unpacked(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Listing:
     target = cache / "listings" / sha256
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, exist_ok=True)  # by itself: folders made on the way to another have the umask's mode
     _refuse_foreign(cache)
+    target.parent.mkdir(mode=0o700, exist_ok=True)
     with _locked(cache / "lock"):
-        if not target.is_dir():
+        try:
+            listing = Listing.open(target)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # not there yet, or a cleaner took files
+            shutil.rmtree(target, ignore_errors=True)
             made = target.with_name(f".{sha256}.{uuid.uuid4().hex}")
             try:
                 Listing.unpack(_checked(fetch(), sha256)).save(made)
                 made.rename(target)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
+            listing = Listing.open(target)
         os.utime(target)
         _remove_unused(target)
-    return target
+    return listing
 
 
 def _refuse_foreign(cache: Path) -> None:

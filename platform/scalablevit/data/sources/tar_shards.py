@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import SplitName, TarShards
 from scalablevit.data.contents import SUM_BYTES, THREADS, Contents
+from scalablevit.data.progress import Progress
 from scalablevit.data.shards import Member, Shards, open_shards
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
@@ -48,14 +49,17 @@ class TarShardsSource(Source):
         """The shard that holds image i."""
         return [self.shards.number_of(i)]
 
-    def image_sums(self) -> NDArray[np.uint8]:
+    def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:
         """SHA-256 of each image inside the shards; reads all of them, with a cache once."""
         stamps = self.look_at_contents().stamps[np.searchsorted(self.shards.ends, np.arange(len(self)), side="right")]
         kept = self.cache.load(f"{self.images}#images") if self.cache else None
-        if kept is not None and kept[0] == self.names and np.array_equal(kept[1], stamps) and stamps.all():
+        if kept is not None and kept[0] == self.names and np.array_equal(kept[1], stamps) and stamps[:, 2].all():
             return kept[2]
 
+        progress = Progress(f"images inside the shards of {self.images}", len(self), "images", deadline)
+
         def of(part: range) -> NDArray[np.uint8]:
+            progress.add(len(part))
             return np.array([_member_sum(self.shards[i]) for i in part], np.uint8).reshape(-1, SUM_BYTES)
 
         with ThreadPoolExecutor(THREADS) as pool:
