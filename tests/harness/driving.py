@@ -122,13 +122,20 @@ def predict_on_cluster(job: Any, names: list[str], workers: int) -> list[Any]:
 
 
 def score_on_cluster(model: str, root: Any) -> Any:
-    """Score of a registered version as the gate takes it on a cluster, from the database of a root."""
+    """`score_here` on a cluster."""
+    with _connected():
+        return score_here(model, root)
+
+
+def score_here(model: str, root: Any) -> Any:
+    """Score of a registered version as the gate takes it, from the database of a root."""
     from scalablevit.jobs import promote
+    from scalablevit.training.data_listing import store_listings
 
     found = promote.resolve_weights(model, f"sqlite:///{root}/mlflow.db", root / "cache")
-    stage = promote._on_same_data(found, promote._resolve(found, [], root))
-    with _connected():
-        return promote._contend(found, stage, root, 1).score
+    resolved = promote._resolve(found, [], root)
+    store_listings(str(root / "cache" / "listed"), resolved.sources)
+    return promote._contend(found, promote._on_same_data(found, resolved), root, 1, root / "cache" / "listed").score
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from harness.driving import score_here
 from harness.toys import stage_of
 
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs import promote
 from scalablevit.serving.gate import figure_of
 from scalablevit.serving.predict import Job, predict_here
 
@@ -30,8 +30,6 @@ def test_a_cluster_answers_as_this_process_does(driver, root, images, tmp_path):
 
 def test_a_cluster_scores_as_this_process_does(driver, registry):
     """On a node with the recipe's resources of one worker."""
-    found = promote.resolve_weights("models:/toy-segment/1", f"sqlite:///{registry}/mlflow.db", registry / "cache")
-    stage = promote._on_same_data(found, promote._resolve(found, [], registry))
-    here = promote._contend(found, stage, registry, 1)
+    here = score_here("models:/toy-segment/1", registry)
     there = driver.call("harness.driving", "score_on_cluster", "models:/toy-segment/1", registry)
-    assert figure_of(there) == figure_of(here.score)
+    assert figure_of(there) == figure_of(here)
