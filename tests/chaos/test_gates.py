@@ -23,7 +23,7 @@ from scalablevit.config import model_names
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
-from scalablevit.data import coco, labels, shapes
+from scalablevit.data import coco, coco_records, labels, shapes
 from scalablevit.data.sources import (
     annotated_names,
     base,
@@ -265,7 +265,7 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
                 wrong.append(f"{case.said}: {said}")
     assert not wrong, "\n".join(wrong)
     refused_evaluations(data, tmp_path / "evaluated")
-    written = written_in(second_gate, initial, connection, model_names, shapes, labels, coco, *SOURCES)
+    written = written_in(second_gate, initial, connection, model_names, shapes, labels, coco, coco_records, *SOURCES)
     # what other scripts than training's list: tests/jobs/test_pack.py, tests/serving/test_predict.py
     written -= lines_of(opening.open_class_folders, files.list_images)
     written -= lines_of(second_gate.check_metric)  # of searches: tests/jobs/test_metric_never_reported.py

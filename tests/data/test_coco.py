@@ -113,8 +113,8 @@ REFUSED: list[tuple[Change, str]] = [
     (image(file_name="/etc/passwd"), 'file_name leads out of the folder of images: number 0 (id 7) has "/etc/passwd"'),
     (image(file_name="../train.json"), 'leads out of the folder of images: number 0 (id 7) has "../train.json"'),
     (
-        image(file_name="/home/me/set/a.png"),
-        'has "/home/me/set/a.png" (in the folder of images there is a.png)\n'
+        image(file_name="/elsewhere/set/a.png"),
+        'has "/elsewhere/set/a.png" (in the folder of images there is a.png)\n'
         "  fix: write file names relative to the folder of images",
     ),
     (image(id=None), "of images id is neither a whole number nor a text: number 0 has null"),

@@ -18,10 +18,10 @@ from scalablevit.data.decoding import (
     WrongMask,
     decode,
     decode_image,
+    read_header,
     read_image,
     read_mask,
     read_mask_size,
-    read_size,
 )
 
 LIMIT = 10_000
@@ -111,7 +111,7 @@ def test_exif_orientation_turns_the_image(tmp_path: Path, kind: str, orientation
     upright = np.asarray(ImageOps.exif_transpose(Image.open(file)))
     made = read_image(file, LIMIT)
     assert np.abs(made.astype(int) - upright).max() <= 1
-    assert read_size(file, LIMIT) == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+    assert read_header(file, LIMIT).size == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA"])
@@ -135,7 +135,7 @@ def test_avif_is_upright_by_its_exif_orientation(tmp_path: Path) -> None:
     picture[:, :20] = 255  # the stored left half is the upper one
     Image.fromarray(picture).save(tmp_path / "a.avif", exif=exif.tobytes())
     made = read_image(tmp_path / "a.avif", LIMIT)
-    assert made.shape[:2] == read_size(tmp_path / "a.avif", LIMIT) == (40, 24)
+    assert made.shape[:2] == read_header(tmp_path / "a.avif", LIMIT).size == (40, 24)
     assert made[2:18].min() > 200 and made[22:38].max() < 50
 
 
@@ -303,7 +303,7 @@ def test_other_cut_files_are_refused(kind: str) -> None:
 def test_pixel_cap_holds_before_decoding(tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     file.write_bytes(jpeg(Image.new("RGB", (101, 100)))[:700])  # the header is whole, the pixels are not
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(BadSample, match=r"101 x 100 pixels.*max_pixels \(10000\)") as caught:
             read(file, LIMIT)
         assert caught.value.path == str(file)
@@ -317,11 +317,11 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> 
         read_image(file, LIMIT)
     assert str(caught.value).startswith(str(file))
     with pytest.raises(BadSample):
-        read_size(file, LIMIT)
+        read_header(file, LIMIT)
 
 
 def test_missing_file_is_a_bad_sample(tmp_path: Path) -> None:
-    for read in (read_image, read_mask, read_size):
+    for read in (read_image, read_mask, read_header):
         with pytest.raises(BadSample, match="No such file"):
             read(tmp_path / "gone.png", LIMIT)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scalablevit.config.data import Split, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.data.check import check_split
-from scalablevit.data.decoding import BadSample, read_image, read_size
+from scalablevit.data.decoding import BadSample, read_header, read_image
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_class_folders, open_source
@@ -129,7 +129,7 @@ def test_a_shard_that_changes_later_makes_bad_samples(root: Path) -> None:
     shard = sorted((root / "set/train").glob("*.tar"))[0]
     content = shard.read_bytes()
     shard.write_bytes(content[:2000])
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(BadSample, match="cut short") as caught:
             read(image, 10**6)
         assert caught.value.path == f"{shard}/000000000.jpg"

@@ -368,7 +368,7 @@ def test_masks_with_another_suffix_without_loss_are_read(tmp_path: Path, ending:
         ("{stem}_mask.png", "2 are named {stem}_mask.png (b_mask.png for b.jpg)", "rename them: b_mask.png to b.png"),
         ("{stem}_gtFine_labelIds.png", "2 are named {stem}_gtFine_labelIds.png", "rename them"),
         ("mask_{stem}.tif", "2 are named mask_{stem}.tif (mask_b.tif for b.jpg)", "rename them: mask_b.tif to b.tif"),
-        ("{stem}.jpg", "2 are named {stem}.jpg (b.jpg for b.jpg)", "JPEG changes class ids: write the masks anew"),
+        ("{stem}.jpg", "2 are named {stem}.jpg (b.jpg for b.jpg)", "JPEG changes class ids: write the masks again"),
         ("{stem}_mask.jpeg", "2 are named {stem}_mask.jpeg", "JPEG changes class ids"),
         ("{stem}.gif", "2 are named {stem}.gif", "convert them: b.gif to b.png"),
         ("{stem}s.png", "2 other files are there: 2 .png (bs.png, sub/as.png)\n", "rename the masks as their images"),

@@ -74,3 +74,14 @@ class TrainingFailed(Exception):
 
 class SearchFailed(Exception):
     """No trial of a search came to an evaluation; the message has their reasons."""
+
+
+def raise_all(errors: "list[UserError]") -> None:
+    """Raise errors together, if there are any.
+
+    Raises:
+        UserError: there is one.
+        UserErrors: there are several.
+    """
+    if errors:
+        raise UserErrors(errors) if len(errors) > 1 else errors[0]

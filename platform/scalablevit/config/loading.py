@@ -7,7 +7,7 @@ from typing import Any
 
 from scalablevit.config import strict_yaml, upgrade
 from scalablevit.config.checking import SECTIONS, Places, check
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.unused_keys import find_unused
@@ -75,8 +75,7 @@ def override_recipe(
         errors += error.errors if isinstance(error, UserErrors) else [error]
     unused, left_unused = find_unused(upgrade.convert(merged)[0]["stages"], parsed, places, origin)
     errors += unused
-    if errors:
-        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+    raise_all(errors)
     if scope.note is not None:
         for line in (*summary(parsed, list(recipe.stages), places), *left_unused):
             scope.note(line)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
 from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nearest, short, stage_advice
-from scalablevit.config.errors import UserError, UserErrors, masked
+from scalablevit.config.errors import UserError, masked, raise_all
 from scalablevit.config.hints import key_hint
 from scalablevit.config.recipe import SOURCES, Stage
 from scalablevit.config.section import sections_in
@@ -197,8 +197,7 @@ class Reach:
             )
             for name, what in misfits.items()
         ]
-        if errors:
-            raise UserErrors(errors) if len(errors) > 1 else errors[0]
+        raise_all(errors)
 
 
 def _misfit(stage: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from scalablevit.config import strict_yaml
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath
 from scalablevit.config.upgrade import VERSION, Rename, conflict, convert, version_problem
@@ -80,8 +80,7 @@ def _refuse_conflicts(renames: list[Rename], node: yaml.Node, name: str) -> None
         for each in renames
         if each.conflict
     ]
-    if errors:
-        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+    raise_all(errors)
 
 
 def _renamed(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Change]:

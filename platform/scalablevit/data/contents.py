@@ -73,7 +73,7 @@ class Contents:
 class ContentCache:
     """Sums of files by folder and node (copies on each node's disk have times of their own), in one SQLite file.
 
-    A file that cannot be used is said once; everything is then hashed again.
+    If the file cannot be used, one line reports it, and all contents are hashed again.
     """
 
     def __init__(self, file: Path) -> None:

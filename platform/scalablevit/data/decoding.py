@@ -195,15 +195,6 @@ def read_header(path: Path | Member, max_pixels: int) -> Header:
         return Header(size, size != (image.height, image.width), transparency, deep)
 
 
-def read_size(path: Path | Member, max_pixels: int) -> tuple[int, int]:
-    """Height and width of `read_image(path)`, from the header alone.
-
-    Raises:
-        BadSample: as `read_image`, as far as the header tells.
-    """
-    return read_header(path, max_pixels).size
-
-
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     """Read class ids as uint8 (height, width) from a PNG, TIFF or BMP.
 

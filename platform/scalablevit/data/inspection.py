@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.data import SPLITS, Data, MaskPairs, SplitName
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.contents import ContentCache
 from scalablevit.data.findings import find_evaluation_problems, find_problems
@@ -16,6 +16,9 @@ from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.data.statistics import UNITS, DataStatistics, SharedImages, shared_images, split_statistics
+
+QUICK_S = 10.0
+"""Longest time for summing up contents where only headers are asked for."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +111,6 @@ def inspect_validation(source: Source, data: Data, report: Report) -> tuple[list
     return find_evaluation_problems(alone, data)
 
 
-def raise_all(errors: list[UserError]) -> None:
-    """Raise errors together, if there are any.
-
-    Raises:
-        UserError: there is one.
-        UserErrors: there are several.
-    """
-    if errors:
-        raise UserErrors(errors) if len(errors) > 1 else errors[0]
-
-
 def _opened(data: Data, root: Path) -> tuple[dict[SplitName, Source], list[UserError]]:
     """The splits that can be listed, and what is against them."""
     sources: dict[SplitName, Source] = {}
@@ -203,7 +195,3 @@ def _statistics(
         shared=shared,
         unknown=(*unknown, *unread),
     )
-
-
-QUICK_S = 10.0
-"""Longest time for summing up contents where only headers are asked for."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from scalablevit.data.counts import Counts
 from scalablevit.data.labels import IGNORE, label_table
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.files import group_by_suffix
 
 NAMED = 5
 """Files of a kind that are named."""
@@ -216,11 +216,8 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
 
 def left_out(names: tuple[str, ...]) -> tuple[LeftOut, ...]:
     """Group files by suffix, the most frequent first."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault("/" if name.endswith("/") else PurePosixPath(name).suffix.lower(), []).append(name)
-    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    return tuple(LeftOut(shown(key), len(found), tuple(map(shown, found[:NAMED]))) for key, found in ordered)
+    groups = sorted(group_by_suffix(names).items(), key=lambda group: (-len(group[1]), group[0]))
+    return tuple(LeftOut(shown(kind), len(found), tuple(map(shown, found[:NAMED]))) for kind, found in groups)
 
 
 def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:

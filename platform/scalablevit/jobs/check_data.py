@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scalablevit.config.data import Data
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.data.check import Report, mask_advice
-from scalablevit.data.inspection import Inspection, inspect_data, raise_all
+from scalablevit.data.inspection import Inspection, inspect_data
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.jobs.cli import DEMO, RECIPES
@@ -25,8 +25,8 @@ Both splits of every stage are looked at, each once. A line is printed for each 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
 kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data answers from
-there (--again looks anew). With --quick only headers are read: kind, size, and whether masks fit their images; nothing
-is kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
+there (--again checks all files again). With --quick only headers are read: kind, size, and whether masks fit their
+images; nothing is kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".

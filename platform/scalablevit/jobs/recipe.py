@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.checking import check
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.loading import load_recipe, read_mapping
 from scalablevit.config.rewriting import Change, is_space, upgrade_text
 from scalablevit.config.space import Space
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             upgrades.append(_prepare(path))
         except UserError as error:
             errors.append(error)
-    _raise_together(errors)
+    raise_all(errors)
     for each in upgrades:
         for change in each.changes:
             print(f"{each.path}:{change.line}: {change.what}")
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    _raise_together([error for each in upgrades for error in _mistakes(each.path)])
+    raise_all([error for each in upgrades for error in _mistakes(each.path)])
     return 0
 
 
@@ -120,8 +120,3 @@ def _mistakes(path: Path) -> list[UserError]:
     except UserError as error:
         return error.errors if isinstance(error, UserErrors) else [error]
     return []
-
-
-def _raise_together(errors: Sequence[UserError]) -> None:
-    if errors:
-        raise UserErrors(list(errors)) if len(errors) > 1 else errors[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.data import SPLITS, SplitName
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.loading import STAGE_NAMES
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import with_parents
@@ -21,7 +21,7 @@ from scalablevit.config.space import Search
 from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
-from scalablevit.data.inspection import Inspection, inspect_data, inspect_validation, raise_all
+from scalablevit.data.inspection import Inspection, inspect_data, inspect_validation
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out

@@ -11,6 +11,7 @@ from scalablevit.data.decoding import SUFFIXES
 from scalablevit.data.names import shown
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_WORDS = {"/": "hidden folders", "": "without suffix"}
 _SHOWN_GROUPS, _SHOWN_NAMES = 8, 3  # of files left out
 
 
@@ -112,9 +113,7 @@ def left_out(names: Sequence[str]) -> str:
 
 def by_suffix(names: Sequence[str]) -> str:
     """Return the number of files of each suffix with the first names: `2 .heic (a.heic, b.heic), 1 .txt (c.txt)`."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_group(name), []).append(name)
+    groups = {_WORDS.get(kind, kind): found for kind, found in group_by_suffix(names).items()}
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     texts = [f"{len(found)} {shown(kind)} ({first(found, _SHOWN_NAMES)})" for kind, found in ordered[:_SHOWN_GROUPS]]
     if len(ordered) > _SHOWN_GROUPS:
@@ -133,10 +132,13 @@ def why_left_out(name: str) -> str:
     return f"left out: .{shown(kind)} is not the suffix of an image that is read"
 
 
-def _group(name: str) -> str:
-    if name.endswith("/"):
-        return "hidden folders"
-    return f".{kind}" if (kind := suffix(name)) else "without suffix"
+def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
+    """Group names by suffix (`.heic`, `/` for folders, empty where there is none)."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        kind = suffix(name)
+        groups.setdefault("/" if name.endswith("/") else f".{kind}" if kind else "", []).append(name)
+    return groups
 
 
 def existing_folder(base: Path, name: str, where: str) -> Path:

@@ -104,7 +104,7 @@ def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, s
         text += f"; {count} are named {shown(pattern)} ({shown(name)} for {shown(image)})"
     name, image = examples[common[0][0]]
     if suffix(name) in SUFFIXES["JPEG"]:
-        return text, "JPEG changes class ids: write the masks anew as PNG, from what they were made of"
+        return text, "JPEG changes class ids: write the masks again as PNG, from what they were made of"
     ending = suffix(name) if suffix(name) in MASK_SUFFIXES else "png"
     change = "rename" if ending == suffix(name) else "convert"
     return text, f"{change} them: {shown(name)} to {shown(stem(image))}.{ending}"

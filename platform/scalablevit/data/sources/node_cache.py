@@ -56,12 +56,8 @@ def _unpacked(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Listing:
     with _locked(cache / "lock"):
         try:
             listing = Listing.open(target)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # not there yet, or a cleaner took files
+        except (OSError, ValueError, KeyError, TypeError):
+            # not there yet, or what removes old temporary files took some of it
             shutil.rmtree(target, ignore_errors=True)
             made = target.with_name(f".{sha256}.{uuid.uuid4().hex}")
             try:

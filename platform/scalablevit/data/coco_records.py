@@ -1,0 +1,308 @@
+"""Records of a file in COCO's instances format: read as what they mean, or refused with the values received."""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from faster_coco_eval import mask_api_new_cpp
+
+from scalablevit.config.errors import UserError, raise_all
+from scalablevit.data.names import shown
+from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
+from scalablevit.data.sources.files import first
+
+TOLERATED_WITHOUT_MASK = 10
+"""So many objects of a file may lack a mask whatever `data.max_bad_fraction` says, as long as others have one."""
+_LARGEST_SIDE = 65_535  # of a JPEG; masks of larger ones would cost memory before the image is looked at
+_FAR = 10**6  # pixels; run lengths of a polygon are made from all points of its outline
+_SHOWN = 5
+_SHOWN_CHARACTERS = 60  # of a value in an error
+_DIGITS = 18  # of a number given as text: what an int64 holds
+_CORNERS = 6  # numbers of the smallest polygon
+_LEADS_OUT = "file_name leads out of the folder of images"
+_FIX = "correct the file"
+_FIXES = {f"of images {_LEADS_OUT}": "write file names relative to the folder of images (data.train.images, "
+          "data.val.images)"}  # fmt: skip
+
+Record = dict[str, Any]
+Problem = tuple[str, Any]
+"""What is wrong with a record, and the value received."""
+Problems = dict[str, list[str]]
+"""By what is wrong: the records; after the first few, empty texts that only count."""
+
+_NOTHING = object()
+"""Stands for the value of a key that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The tables of a file, each record sound and all of them together."""
+
+    images: list[Record]
+    categories: list[Record]
+    annotations: list[Record]
+    sha256: str
+    """Of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """A file name that is refused, and the files of its base name in the folder of images."""
+
+    name: str
+    places: list[str]
+
+
+def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float, files: ImageFiles | None) -> Records:
+    """Read the records of a file; numbers given as text become numbers.
+
+    The arguments are those of `coco.read_annotations`.
+
+    Raises:
+        UserError, UserErrors: the file cannot be read, or records contradict each other: all kinds at once.
+    """
+    content = _read(file, where)
+    tables = _tables(content, file, where)
+    problems: Problems = {}
+    images = _checked(tables["images"], "images", _image_problem(files), problems)
+    categories = _checked(tables["categories"], "categories", _category_problem, problems)
+    annotations = _checked(tables["annotations"], "annotations", _annotation_problem(masks), problems)
+    raise_all(_errors(problems, file, where))  # references mean something only between sound records
+    _contradictions(images, categories, annotations, problems, masks=masks)
+    missing = [each for each in annotations if not has_mask(each)] if masks else []
+    errors = _errors(problems, file, where)
+    if missing and len(missing) > _tolerated(len(annotations), max_bad_fraction):
+        errors.append(_without_masks(missing, len(annotations), file, where))
+    raise_all(errors)
+    return Records(images, categories, annotations, hashlib.sha256(content).hexdigest())
+
+
+def has_mask(annotation: Record) -> bool:
+    """Whether an annotation has run lengths, or a polygon of three points or more."""
+    segmentation = annotation.get("segmentation")
+    return bool(polygons_of(segmentation) if isinstance(segmentation, list) else segmentation)
+
+
+def polygons_of(polygons: list[Any]) -> list[Any]:
+    """Return the polygons of three points or more."""
+    return [polygon for polygon in polygons if len(polygon) >= _CORNERS]
+
+
+def _contradictions(
+    images: list[Record], categories: list[Record], annotations: list[Record], problems: Problems, *, masks: bool
+) -> None:
+    """Add what is wrong between records that are sound each by itself."""
+    for table, records in (("images", images), ("annotations", annotations), ("categories", categories)):
+        _twice((record["id"] for record in records), f"ids of {table} occur twice", problems)
+    _twice((str(PurePosixPath(each["file_name"])) for each in images), "images share a file_name", problems)
+    _twice((each["name"] for each in categories), "categories share a name", problems)
+    if not images:
+        problems["there are no images"] = [""]
+    if not categories:
+        problems["there are no categories"] = [""]
+    known_images, known_categories = {i["id"]: i for i in images}, {c["id"] for c in categories}
+    for each in annotations:
+        if each["image_id"] not in known_images:
+            problems.setdefault("annotations of images that are not there (image_id)", []).append(str(each["image_id"]))
+        elif masks and (problem := _size_problem(each.get("segmentation"), known_images[each["image_id"]])):
+            problems.setdefault(problem, []).append(f"annotation {each['id']}")
+        if each["category_id"] not in known_categories:
+            problems.setdefault("unknown category_id", []).append(str(each["category_id"]))
+
+
+def _read(file: Path, where: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}", where=where, fix="correct the path") from None
+
+
+def _tables(content: bytes, file: Path, where: str) -> dict[str, list[Any]]:
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} is no JSON: {error}", where=where, fix="name a file in COCO's instances format"
+        ) from None
+    names = ("images", "annotations", "categories")
+    missing = [name for name in names if not isinstance(tree, dict) or not isinstance(tree.get(name), list)]
+    if missing:
+        raise UserError(f"{file} has no list {' and no list '.join(missing)}", where=where,
+                        fix="name a file in COCO's instances format")  # fmt: skip
+    return {name: tree[name] for name in names}
+
+
+def _checked(
+    records: list[Any], table: str, problem_of: Callable[[Record], Problem | None], problems: Problems
+) -> list[Record]:
+    """Return the records, with what is wrong with each added to `problems`."""
+    for number, record in enumerate(records):
+        problem = problem_of(record) if isinstance(record, dict) else ("is no mapping", record)
+        if problem:
+            found = problems.setdefault(f"of {table} {problem[0]}", [])
+            shown_here = len(found) < _SHOWN
+            found.append(f"number {number}{_id_of(record)} has {_text(problem[1])}" if shown_here else "")
+    return records
+
+
+def _id_of(record: Any) -> str:
+    return f" (id {record['id']})" if isinstance(record, dict) and _is_id(record.get("id")) else ""
+
+
+def _text(value: Any) -> str:
+    """Return a value received as it is in the file, shortened."""
+    if isinstance(value, _Located):
+        return f"{_text(value.name)} (in the folder of images there is {first(value.places, 2)})"
+    text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_whole(record: Record, key: str) -> bool:
+    """Return whether a whole number is there; one given as text or with a fraction of zero becomes an int."""
+    value: Any = record.get(key)
+    if _is_id(value):
+        return True
+    text = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _DIGITS
+    if not text and not (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
+        return False
+    record[key] = int(value)
+    return True
+
+
+def _read_id(record: Record, key: str) -> bool:
+    """Return whether an id that means nothing by itself is there: a whole number or a text."""
+    return _read_whole(record, key) or (isinstance(record.get(key), str) and bool(record[key].strip()))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _image_problem(files: ImageFiles | None) -> Callable[[Record], Problem | None]:
+    def problem_of(image: Record) -> Problem | None:
+        if not _read_id(image, "id"):
+            return "id is neither a whole number nor a text", image.get("id", _NOTHING)
+        if any(not (_read_whole(image, side) and 0 < image[side] <= _LARGEST_SIDE) for side in ("width", "height")):
+            size = {side: image.get(side) for side in ("width", "height")}
+            return f"width or height is no whole number in 1..{_LARGEST_SIDE}", size
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            return "file_name is missing", image.get("file_name", _NOTHING)
+        try:
+            os.fsencode(name)
+        except UnicodeError:
+            return "file_name is no possible name of a file", name
+        if leads_out(name):
+            places = files.with_base_name(name) if files else []
+            return _LEADS_OUT, _Located(name, places) if places else name
+        return None
+
+    return problem_of
+
+
+def _category_problem(category: Record) -> Problem | None:
+    if not _read_whole(category, "id"):
+        return "id is no whole number", category.get("id", _NOTHING)
+    name = category.get("name", _NOTHING)
+    if not isinstance(name, str) or not name.strip():
+        return "name is missing", name
+    return None if name.isprintable() else ("name holds characters that cannot be printed", name)
+
+
+def _annotation_problem(masks: bool) -> Callable[[Record], Problem | None]:
+    def problem_of(each: Record) -> Problem | None:
+        for key in ("id", "image_id"):
+            if not _read_id(each, key):
+                return f"{key} is neither a whole number nor a text", each.get(key, _NOTHING)
+        if not _read_whole(each, "category_id"):
+            return "category_id is no whole number", each.get("category_id", _NOTHING)
+        box = each.get("bbox", _NOTHING)
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            return "bbox is not four finite numbers", box
+        area = each.get("area")
+        if area is not None and not (_is_number(area) and 0 <= area <= _LARGEST_SIDE**2):
+            return f"area is no number in 0..{_LARGEST_SIDE**2}", area
+        if each.get("iscrowd") not in (None, 0, 1):
+            return "iscrowd is neither 0 nor 1", each["iscrowd"]
+        problem = _segmentation_problem(each.get("segmentation")) if masks else None
+        return (problem, each["segmentation"]) if problem else None
+
+    return problem_of
+
+
+def _segmentation_problem(segmentation: Any) -> str | None:
+    """Return what is wrong with a mask; none at all, and polygons of too few points, are counted elsewhere."""
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
+                return "segmentation has a polygon that is no list of finite numbers"
+            if len(polygon) % 2:
+                return "segmentation has a polygon of half a point"
+            if polygon and max(map(abs, polygon)) > _FAR:
+                return f"segmentation has a polygon with corners more than {_FAR} pixels away"
+        return None
+    if segmentation is None or segmentation == {}:
+        return None
+    if not isinstance(segmentation, dict):
+        return "segmentation is neither polygons nor run lengths"
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_id, size)):
+        return "segmentation's size is not two whole numbers"
+    if isinstance(counts, list):
+        sound = all(_is_id(count) and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
+        return None if sound else "segmentation's counts do not add up to its size"
+    if not isinstance(counts, str):
+        return "segmentation's counts are neither list nor text"
+    try:
+        (plain,) = mask_api_new_cpp.toUncompressedRLE([{"size": size, "counts": counts.encode()}])
+    except (RuntimeError, ValueError):
+        return "segmentation's counts cannot be read"
+    return None if sum(plain["counts"]) == size[0] * size[1] else "segmentation's counts do not add up to its size"
+
+
+def _tolerated(objects: int, max_bad_fraction: float) -> float:
+    """Return how many of a file's objects may lack a mask."""
+    return min(max(max_bad_fraction * objects, TOLERATED_WITHOUT_MASK), objects - 1)
+
+
+def _without_masks(missing: list[Record], count: int, file: Path, where: str) -> UserError:
+    named = first([str(each["id"]) for each in missing], _SHOWN)
+    return UserError(
+        f"{file}: {len(missing)} of {count} annotations have no mask (segmentation missing, empty or without a polygon "
+        f"of three points), and data.instance_masks asks for them: ids {named}",
+        where=where,
+        fix="give the objects polygons; or learn boxes alone: task.head=retinanet with data.instance_masks=false",
+    )
+
+
+def _size_problem(segmentation: Any, image: Record) -> str | None:
+    if isinstance(segmentation, dict) and segmentation and segmentation["size"] != [image["height"], image["width"]]:
+        return "segmentations are for another size than their image's"
+    return None
+
+
+def _twice(values: Iterable[Any], what: str, problems: dict[str, list[str]]) -> None:
+    if found := [str(value) for value, count in Counter(values).items() if count > 1]:
+        problems[what] = found
+
+
+def _errors(problems: Problems, file: Path, where: str) -> list[UserError]:
+    errors = []
+    for what, found in problems.items():
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        named = f": {', '.join(map(shown, found[:_SHOWN]))}{more}" if found[0] else ""
+        errors.append(UserError(f"{file}: {what}{named}", where=where, fix=_FIXES.get(what, _FIX)))
+    return errors
