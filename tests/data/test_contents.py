@@ -2,12 +2,11 @@
 
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
 
-from scalablevit.data import contents
+from scalablevit.data import contents, progress
 from scalablevit.data.contents import ContentCache, look_at
 from scalablevit.data.progress import OutOfTime
 from scalablevit.data.sources.listing import Names
@@ -101,19 +100,33 @@ def test_times_of_files_just_written_are_not_trusted(folder: Path, tmp_path: Pat
     assert reads.take() == ["a", "c", "d"]
 
 
+class Clock:
+    """Stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+
 @pytest.mark.usefixtures("settled")
-def test_what_was_hashed_until_time_was_up_is_known(folder: Path, tmp_path: Path, reads: Reads) -> None:
+def test_what_was_hashed_until_time_was_up_is_known(
+    folder: Path, tmp_path: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
     cache = ContentCache.below(tmp_path)
     read = contents.content_sum
 
     def slow(path: str) -> bytes | None:
-        time.sleep(0.05)
+        clock.now += 1
         return read(path)
 
-    contents.content_sum = slow
+    monkeypatch.setattr(contents, "content_sum", slow)
     with pytest.raises(OutOfTime, match=r"data.train: hashing 3 files: .* MiB, about \d+ s left"):
-        look_at(folder, NAMES, cache, "data.train", time.monotonic() + 0.02)
-    contents.content_sum = read
+        look_at(folder, NAMES, cache, "data.train", clock.now + 0.5)
     known = reads.take()
     assert known == ["a"]
     look(folder, cache)
