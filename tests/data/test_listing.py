@@ -144,6 +144,18 @@ def test_a_folder_that_cannot_be_trusted_is_said_and_memory_taken(
     assert str(cache) in out and "MiB" in out and VARIABLE in out
 
 
+def test_a_storage_that_fails_is_not_taken_for_a_broken_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetched = []
+
+    def fetch() -> bytes:
+        fetched.append(1)
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    with pytest.raises(ValueError, match="it cannot be read: AWS Error"):
+        open_on_node("0" * 64, fetch)
+    assert len(fetched) == 1 and capsys.readouterr().out == ""
+
+
 def test_listings_of_long_ago_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [opened(listing(count)) for count in (10, 20, 30)]
     monkeypatch.setattr(node_cache, "LARGEST", 1)

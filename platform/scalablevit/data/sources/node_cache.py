@@ -34,13 +34,19 @@ def open_on_node(sha256: str, fetch: Callable[[], bytes]) -> Listing:
         fetch: reads it; called only where the node does not have it yet.
 
     Raises:
-        ValueError: what was fetched is another one.
+        ValueError: it cannot be fetched, or what was fetched is another one.
     """
+
+    def fetched() -> bytes:
+        try:
+            return _checked(fetch(), sha256)
+        except OSError as error:  # of the storage; those of this node's disk are the cache's
+            raise ValueError(f"it cannot be read: {error}") from error
+
     try:
-        return _unpacked(cache_folder(), sha256, fetch)
+        return _unpacked(cache_folder(), sha256, fetched)
     except OSError as error:
-        content = _checked(fetch(), sha256)
-        listing = Listing.unpack(content)
+        listing = Listing.unpack(fetched())
         size = sum(array.nbytes for array in listing.arrays.values()) / 2**20
         print(f"the cache {cache_folder()} cannot be used ({error}): this process keeps its own copy of the listing, "
               f"{size:.3g} MiB; {VARIABLE} names another folder", flush=True)  # fmt: skip
@@ -61,7 +67,7 @@ def _unpacked(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Listing:
             shutil.rmtree(target, ignore_errors=True)
             made = target.with_name(f".{sha256}.{uuid.uuid4().hex}")
             try:
-                Listing.unpack(_checked(fetch(), sha256)).save(made)
+                Listing.unpack(fetch()).save(made)
                 made.rename(target)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
