@@ -3,17 +3,15 @@
 import io
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from harness.pages import written
+from harness.exported import page_predict, photos
 from harness.toys import finished_run, stage_of, val_images
 from PIL import Image
 
@@ -54,30 +52,6 @@ def check_runs_for_other_counts(out: Path, note: dict) -> None:
             named = dict(zip(("H", "W"), sides, strict=False))
             assert answer.shape == (count, *(named.get(side, side) for side in tail))
             np.testing.assert_allclose(answer, theirs, atol=1e-3 * max(1.0, float(theirs.abs().max())))
-
-
-def page_predict() -> Callable[[str, str], Any]:
-    """The function that pipelines/README.md gives for exported files, taken from the page."""
-    (block,) = [block for block in written("python") if "custom_metadata_map" in block]
-    names: dict[str, Any] = {}
-    exec(block, names)  # noqa: S102  # our own page
-    return names["predict"]
-
-
-def photos(folder: Path) -> list[Path]:
-    """Smooth pictures: larger than a model's input, smaller and half transparent, and with EXIF's orientation."""
-    folder.mkdir()
-    generator, files = np.random.default_rng(0), []
-    for number, size in enumerate([(150, 97), (31, 44), (120, 241)]):
-        small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        exif = Image.Exif()
-        exif[0x0112] = 6 if number == 2 else 1
-        files.append(folder / f"{number}.png")
-        picture = small.resize(size, Image.Resampling.BICUBIC)
-        if number == 1:
-            picture.putalpha(Image.linear_gradient("L").resize(size))
-        picture.save(files[-1], exif=exif)
-    return files
 
 
 def test_the_page_predicts_a_class_as_we_do(root, tmp_path):

@@ -35,9 +35,10 @@ compared at four sizes, and what an exporter does not follow is refused: ask for
 Detection is always of one size.
   classification  network: logits (N, classes)
   segmentation    network: logits (N, classes, H, W)
-  detection       network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
-                  also box_head and mask_head, which take pooled regions. Anchors, decoding, pooling and suppression
-                  stay outside.
+  detection       detector.onnx: boxes (n, 4), scores, labels and, of Mask R-CNN, masks in their boxes (n, 28, 28) of
+                  one image, given with its height and width without padding; ONNX only.
+                  network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
+                  also box_head and mask_head, which take pooled regions: for those who select by themselves.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
 ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
 
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
     from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
+    from scalablevit.serving.export_detector import export_detector
     from scalablevit.serving.network import load_trained
     from scalablevit.serving.preprocessing import describe_preprocessing
 
@@ -108,15 +110,22 @@ def run(options: argparse.Namespace) -> int:
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
     with filled(out) as made:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
-        for part in parts_of(trained, images, size, fixed=fixed):
+        parts = parts_of(trained, images, size, fixed=fixed)
+        for part in parts:
             exported.append(export_part(part, made, f"{options.model} ({stage.model.name})", facts))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
                 "torch": torch.__version__, "preprocessing": facts,
                 "parts": [_facts(each) for each in exported]}  # fmt: skip
+        faithful = all(each.faithful for each in exported)
+        if stage.task.kind == "detection":
+            detector = export_detector(trained, parts[0], made, facts)
+            print(f"  {detector.summary()}", flush=True)
+            note["detector"] = detector.facts()
+            faithful = faithful and detector.faithful
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    if not all(each.faithful for each in exported):
+    if not faithful:
         print("an export answers otherwise than the model: do not use it")
         return 1
     return 0

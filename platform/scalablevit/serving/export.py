@@ -208,7 +208,7 @@ def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> lis
     expected = list(dense(normalized))
     levels = len(model.backbone(normalized[:1]))
     said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
-    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("scores", "offsets")))
+    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("logits", "offsets")))
     parts = [Part("network", FromPixels(dense, trained.stage.data, _as_it_is), pixels, "pixels", names, expected)]
     if dense.two_stages:
         for name, module, side, outputs in (

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, sigmoid_focal_loss
+from torchvision.ops import boxes as boxes_of_torchvision
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from scalablevit.config.task import Detection
@@ -159,6 +161,28 @@ def pasted_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterato
     count = max(1, PASTED_ELEMENTS // (size[0] * size[1]))
     for part, where in zip(masks.split(count), boxes.split(count), strict=True):
         yield paste_masks_in_image(part, where, size)[:, 0] >= 0.5
+
+
+def image_list(images: Tensor, size: Tensor) -> ImageList:
+    """Return images (1, 3, H, W) as torchvision's detectors take them, of a height and width that are computed."""
+    return ImageList(images, [(size[0], size[1])])
+
+
+@contextmanager
+def sizes_as_inputs() -> Iterator[None]:
+    """While a detector is traced, clip boxes to the image size that it is given: torchvision would fix the number."""
+    usual = boxes_of_torchvision.clip_boxes_to_image
+    boxes_of_torchvision.clip_boxes_to_image = _clipped
+    try:
+        yield
+    finally:
+        boxes_of_torchvision.clip_boxes_to_image = usual
+
+
+def _clipped(boxes: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
+    height, width = (side.to(boxes.dtype) for side in size)
+    limits = torch.stack([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 class CostProbe(nn.Module):

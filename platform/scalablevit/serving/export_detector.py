@@ -1,0 +1,249 @@
+"""A trained detector as one ONNX file, from pixels to boxes, held against the network itself on real images."""
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.mixing import normalize
+from scalablevit.data.transforms import fill_color
+from scalablevit.serving.export import OPSET, Part, Size
+from scalablevit.serving.network import Trained
+from scalablevit.serving.preprocessing import finish_graph
+from scalablevit.tasks.detector import first_label, image_list, sizes_as_inputs
+
+FILE = "detector.onnx"
+LEAST_SCORE = 0.05
+"""Of the detections that are compared."""
+MOST_PIXELS, MOST_SCORE = 1.0, 0.01
+"""Largest differences of a detection's corners, in pixels of the input, and of its score."""
+_STRIP = 11
+"""Rows of padding in the second comparison of each image, fewer than `tasks.detector.STRIDE`."""
+
+
+@dataclass(frozen=True)
+class ExportedDetector:
+    """What became of a detector."""
+
+    file: Path
+    compared: int
+    """Detections of the network with a score of `LEAST_SCORE` or more."""
+    unmatched: int
+    """Those that one of the two has alone."""
+    pixels: float
+    """Largest difference of a corner."""
+    score: float
+    """Largest difference of a score."""
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the file detects what the network does."""
+        return self.unmatched == 0 and self.pixels <= MOST_PIXELS and self.score <= MOST_SCORE
+
+    def facts(self) -> dict[str, float]:
+        """Return the comparison by name."""
+        return {"compared": self.compared, "unmatched": self.unmatched, "pixels": self.pixels, "score": self.score}
+
+    def summary(self) -> str:
+        """Return the comparison as a line."""
+        if not self.compared:
+            return (f"warning: {self.file.name} was not compared: the network detects nothing of score "
+                    f"{LEAST_SCORE:g} or more on these images; name others")  # fmt: skip
+        return (f"{self.file.name}: {self.compared} detections of score {LEAST_SCORE:g} or more compared, "
+                f"{self.unmatched} unmatched; corners differ by {self.pixels:.2g} pixels at most, scores by "
+                f"{self.score:.2g}")  # fmt: skip
+
+
+class Selection(nn.Module):
+    """What a detector does with its maps and its dense head's outputs: torchvision's own code, over given values.
+
+    Args:
+        model: of `tasks.detector.build_detector`, in evaluation mode; it is copied.
+        size: height and width of the network's input.
+        first: number of the first class.
+    """
+
+    def __init__(self, model: Any, size: Size, first: int) -> None:
+        super().__init__()
+        self.model: Any = copy.deepcopy(model)
+        self.size, self.first = size, first
+        self.two_stages = hasattr(model, "rpn")
+        self.model.transform, self.model.backbone, head = _Given(), _Given(), _Given()
+        if self.two_stages:
+            self.model.rpn.head = head
+        else:
+            self.model.head = head
+
+    def forward(self, outputs: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of `serving.export.PyramidAndHeads` for one image, and its height and width without padding.
+
+        Returns:
+            boxes (n, 4) in the input's pixels, scores (n,), labels (n,) from 0 and, of Mask R-CNN, masks (n, 28, 28):
+            probabilities within the boxes.
+        """
+        image = outputs[0].new_zeros((1, 3, *self.size))
+        if self.two_stages:
+            levels = len(outputs) // 3
+            head: Any = list(outputs[levels : 2 * levels]), list(outputs[2 * levels :])
+            self.model.rpn.head.value = head
+        else:
+            levels = len(outputs) - 2
+            self.model.head.value = {"cls_logits": outputs[-2], "bbox_regression": outputs[-1]}
+        self.model.backbone.value = OrderedDict((str(level), each) for level, each in enumerate(outputs[:levels]))
+        self.model.transform.value = image_list(image, size), None
+        found = self.model([image[0]])[0]
+        masks = (found["masks"][:, 0],) if "masks" in found else ()
+        return found["boxes"], found["scores"], found["labels"] - self.first, *masks
+
+
+class _Given(nn.Module):
+    """Stands for a part whose outputs are there already."""
+
+    value: Any = None
+
+    def forward(self, *_inputs: Any) -> Any:
+        return self.value
+
+    def postprocess(self, found: Any, *_sizes: Any) -> Any:
+        """Detections as they are."""
+        return found
+
+
+@torch.no_grad()
+def export_detector(trained: Trained, network: Part, folder: Path, facts: Mapping[str, Any]) -> ExportedDetector:
+    """Write `FILE`, for one image, and hold its boxes against the network's.
+
+    Args:
+        trained: on the CPU.
+        network: of `serving.export.parts_of`; its ONNX file is in `folder`.
+        folder: exists.
+        facts: written into the file, see `finish_graph`.
+
+    Raises:
+        UserError: the exporter refuses the detector.
+        OSError: the file cannot be written.
+    """
+    import onnx
+    import onnx.compose
+
+    size: Size = (network.inputs.shape[2], network.inputs.shape[3])
+    selection = Selection(trained.network, size, _first(trained)).eval()
+    selected, file = folder / ".selection.onnx", folder / FILE
+    _trace(selection, network, size, selected)
+    first, second = onnx.load(folder / f"{network.name}.onnx"), onnx.load(selected)
+    selected.unlink()
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    used = {each.name for each in second.graph.input}
+    whole = onnx.compose.merge_models(
+        first,
+        second,
+        io_map=[(name, name) for name in network.outputs if name in used],
+        outputs=[each.name for each in second.graph.output],
+    )
+    whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # regions of several images would be mixed up
+    onnx.save(whole, file)
+    finish_graph(file, {0: "detections"}, facts)
+    return _compared(trained, network.inputs, file)
+
+
+def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
+    """Write a selection as ONNX by torch's older exporter: the one that torch.export feeds refuses its loops."""
+    outputs = tuple(each[:1] for each in network.expected)
+    names = ["boxes", "scores", "labels", "masks"][: 4 if selection.two_stages else 3]
+    with warnings.catch_warnings(), sizes_as_inputs():
+        warnings.simplefilter("ignore")  # the exporter's, about itself and about sizes that are meant to be fixed
+        try:
+            torch.onnx.export(
+                selection,
+                (outputs, torch.tensor(size)),
+                str(file),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[*network.outputs, "size"],
+                output_names=names,
+                dynamic_axes={name: {0: "detections"} for name in names},
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the ONNX exporter refuses the detector: {type(error).__name__}: {str(error).splitlines()[0]}",
+                where="model.name",
+                fix="serve the registered model itself",
+            ) from error
+
+
+def _compared(trained: Trained, pixels: Tensor, file: Path) -> ExportedDetector:
+    """Hold the file against the network on each image whole, and with its last rows as padding."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    task: Any = trained.stage.task
+    most: int = task.max_detections
+    compared, alone, corners, scores = 0, 0, [0.0], [0.0]
+    for image, strip in ((image, strip) for image in pixels for strip in (0, _STRIP)):
+        height, width = image.shape[1] - strip, image.shape[2]
+        expected = _expected(trained, image[:, :height])
+        canvas = image.clone()
+        canvas[:, height:] = torch.tensor(fill_color(trained.stage.data))[:, None, None]
+        inputs = {"pixels": canvas[None].numpy(), "size": np.array([height, width])}
+        found = session.run(["boxes", "scores", "labels"], inputs)
+        for some, others in ((expected, found), (found, expected)):
+            by_corner, by_score = nearest(some, others, most)
+            matched = np.isfinite(by_corner)
+            alone += int((~matched).sum())
+            corners += by_corner[matched].tolist()
+            scores += by_score[matched].tolist()
+            compared += len(by_corner) if some is expected else 0
+    return ExportedDetector(file, compared, alone, max(corners), max(scores))
+
+
+def _expected(trained: Trained, image: Tensor) -> list[NDArray[Any]]:
+    """The network's own boxes, scores and labels from 0 of pixels (3, h, w)."""
+    data = trained.stage.data
+    (normalized,) = normalize(image.permute(1, 2, 0)[None].to(torch.uint8), data.mean, data.std)
+    (found,) = trained.network([normalized])
+    return [found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - _first(trained)]
+
+
+def nearest(
+    some: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], most: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how far detections are from the nearest of the same class in another list.
+
+    Args:
+        some: boxes (n, 4), scores (n,), labels (n,); those with a score below `LEAST_SCORE` are left out.
+        others: likewise, all of them.
+        most: detections of an image. Where the others are as many, those of `some` that are hardly better than the last
+            of them are left out too: which of nearly equal ones is the last is chance.
+
+    Returns:
+        The largest difference of a corner, in pixels, and that of the score, (k,) each; infinite where the other list
+        has none of the class.
+    """
+    least = LEAST_SCORE if len(others[1]) < most else max(LEAST_SCORE, others[1].min() + MOST_SCORE)
+    boxes, scores, labels = (np.asarray(each)[some[1] >= least] for each in some)
+    corners = np.abs(boxes[:, None] - others[0][None]).max(axis=2).astype(np.float64)
+    by_score = np.abs(scores[:, None] - others[1][None]).astype(np.float64)
+    apart = np.maximum(corners / MOST_PIXELS, by_score / MOST_SCORE)
+    apart[labels[:, None] != others[2][None]] = np.inf
+    apart = np.pad(apart, ((0, 0), (0, 1)), constant_values=np.inf)  # also where there are no others at all
+    corners, by_score = (np.pad(each, ((0, 0), (0, 1)), constant_values=np.inf) for each in (corners, by_score))
+    best = apart.argmin(axis=1)
+    best[np.isinf(apart.min(axis=1))] = -1
+    rows = np.arange(len(best))
+    return corners[rows, best], by_score[rows, best]
+
+
+def _first(trained: Trained) -> int:
+    task: Any = trained.stage.task
+    return first_label(task)
