@@ -10,7 +10,7 @@ from scalablevit.api.images import Images, decode_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
-from scalablevit.data.transforms import network_input
+from scalablevit.data.transforms import prepare_image
 from scalablevit.jobs.evaluate import find_model, find_run_model, trained_recipe
 from scalablevit.jobs.result import WEIGHTS
 from scalablevit.serving.network import Trained, load_trained
@@ -75,7 +75,7 @@ class Model(nn.Module):
             UserError: one is no image, there is none, or they come out in different sizes.
         """
         data = self.stage.data
-        prepared = [network_input(self.stage, image, self.device) for image in decode_images(images, data)]
+        prepared = [prepare_image(self.stage, image, self.device) for image in decode_images(images, data)]
         sizes = sorted({tuple(image.shape[-2:]) for image in prepared})
         if len(sizes) != 1:
             raise UserError(

@@ -10,7 +10,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.running import load_recipe_search, prepare, train
-from scalablevit.jobs.signals import handled_for_a_call
+from scalablevit.jobs.signals import handle_signals
 
 if TYPE_CHECKING:
     from scalablevit.jobs.result import StageResult
@@ -98,7 +98,7 @@ def run(
     resolved = prepare(recipe, search, place, wanted, dry_run=dry_run)
     if dry_run:
         return RunResults((), place)
-    with handled_for_a_call():
+    with handle_signals():
         from scalablevit.jobs import cluster
 
         try:

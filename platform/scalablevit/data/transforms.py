@@ -75,7 +75,7 @@ def eval_transform(data: Data) -> Transform:
     return A.Compose([MiddleOfStrip(), resize(data.eval_resize), A.CenterCrop(data.image_size, data.image_size)])
 
 
-def network_input(stage: Stage, image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Prepare a decoded image as evaluation does, for the stage's network.
 
     Args:

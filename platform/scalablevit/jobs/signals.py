@@ -22,7 +22,7 @@ _in_other_thread = threading.Event()
 
 
 @contextmanager
-def handled_for_a_call() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Around a job in a process that goes on afterwards, such as a notebook: its own handlers then come back.
 
     Signals of earlier calls do not count. Outside the main thread, where Python sets no handlers, signals stay as they

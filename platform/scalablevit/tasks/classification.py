@@ -18,7 +18,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
-from scalablevit.data.transforms import network_input
+from scalablevit.data.transforms import prepare_image
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
 from scalablevit.tasks.predictions import ClassificationPrediction
@@ -133,7 +133,7 @@ class ClassificationTask:
         self, model: nn.Module, image: NDArray[np.uint8], device: torch.device
     ) -> ClassificationPrediction:
         """Probabilities of all classes."""
-        logits = self.predict(model, {"image": network_input(self.stage, image, device)})
+        logits = self.predict(model, {"image": prepare_image(self.stage, image, device)})
         return ClassificationPrediction(self.classes, logits.softmax(dim=1)[0].cpu().numpy())
 
     def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:

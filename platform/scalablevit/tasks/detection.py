@@ -15,7 +15,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import fill_color, network_input
+from scalablevit.data.transforms import fill_color, prepare_image
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.coco_metric import CocoMetric
@@ -156,8 +156,8 @@ class DetectionTask:
 
     def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
         """The detections in one image, best first."""
-        seen = network_input(self.stage, image, device)[0]
-        found = self._in_original(model([seen])[0], seen, (image.shape[0], image.shape[1]))
+        prepared = prepare_image(self.stage, image, device)[0]
+        found = self._in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
         masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))
         return DetectionPrediction(
             self.classes,

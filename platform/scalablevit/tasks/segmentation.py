@@ -16,7 +16,7 @@ from scalablevit.config.task import Segmentation, TestTimeAugmentation
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import network_input, scaled_size
+from scalablevit.data.transforms import prepare_image, scaled_size
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.confusion import ConfusionMetric
@@ -156,8 +156,8 @@ class SegmentationTask:
 
     def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> SegmentationPrediction:
         """The label map of one image, at its own size."""
-        seen = network_input(self.stage, image, device)[0]
-        labels = self._labels(model, [seen], [(image.shape[0], image.shape[1])])[0]
+        prepared = prepare_image(self.stage, image, device)[0]
+        labels = self._labels(model, [prepared], [(image.shape[0], image.shape[1])])[0]
         return SegmentationPrediction(self.classes, labels.cpu().numpy())
 
     def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
