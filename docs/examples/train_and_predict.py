@@ -21,6 +21,7 @@ recipe = sv.load_recipe(
     "data.root=example-data",
     "data.shapes={train_images: 240, val_images: 60, image_size: 64}",
     "stages.pretrain.training.epochs=3",
+    "stages.pretrain.optimizer.schedule.warmup_epochs=0.5",
     "stages.pretrain.training.evaluate_every.epochs=1",
 )
 
