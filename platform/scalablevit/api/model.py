@@ -161,7 +161,7 @@ def predict(
 
 
 def _find(source: str | Path, overrides: tuple[str, ...], root: Path) -> tuple[str, dict[str, Any], str]:
-    """As `find_model`, also of a run's folder.
+    """Return the weights file, `config.json` and the weights' SHA-256 of a model by whatever names it.
 
     Raises:
         UserError: there is no such model.

@@ -98,7 +98,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
 
 
 def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
-    """The same of a run by its folder.
+    """Return the weights file, `config.json` in the current version, and the weights' SHA-256 of a finished run.
 
     Args:
         folder: of the run, on this disk.

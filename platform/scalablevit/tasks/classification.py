@@ -132,7 +132,7 @@ class ClassificationTask:
     def predict_image(
         self, model: nn.Module, image: NDArray[np.uint8], device: torch.device
     ) -> ClassificationPrediction:
-        """Probabilities of all classes."""
+        """Return the probabilities of all classes of one decoded image."""
         logits = self.predict(model, {"image": prepare_image(self.stage, image, device)})
         return ClassificationPrediction(self.classes, logits.softmax(dim=1)[0].cpu().numpy())
 

@@ -155,7 +155,7 @@ class DetectionTask:
         return CocoMetric(self.classes, masks=self.has_masks)
 
     def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
-        """The detections in one image, best first."""
+        """Return the detections in one decoded image, best first."""
         prepared = prepare_image(self.stage, image, device)[0]
         found = self._in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
         masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))

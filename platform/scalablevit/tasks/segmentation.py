@@ -155,7 +155,7 @@ class SegmentationTask:
         return ConfusionMetric(self.classes)
 
     def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> SegmentationPrediction:
-        """The label map of one image, at its own size."""
+        """Return the label map of one decoded image, at its own size."""
         prepared = prepare_image(self.stage, image, device)[0]
         labels = self._labels(model, [prepared], [(image.shape[0], image.shape[1])])[0]
         return SegmentationPrediction(self.classes, labels.cpu().numpy())

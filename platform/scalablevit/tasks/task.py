@@ -88,10 +88,10 @@ class Task(Protocol):
         """A fresh metric."""
 
     def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> Prediction:
-        """What the model says of one decoded RGB image (height, width, 3); called without gradients, in eval mode."""
+        """Return the prediction for a decoded RGB image (height, width, 3); without gradients, in eval mode."""
 
     def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        """What a registered model says of such an image: `predict_image` as plain values by output column."""
+        """Return `predict_image` as plain values by column, as a registered model gives them."""
 
 
 def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
