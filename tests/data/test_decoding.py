@@ -16,6 +16,7 @@ from scalablevit.data.decoding import (
     SUFFIXES,
     BadSample,
     WrongMask,
+    convert_image,
     decode,
     decode_image,
     read_header,
@@ -112,6 +113,33 @@ def test_exif_orientation_turns_the_image(tmp_path: Path, kind: str, orientation
     made = read_image(file, LIMIT)
     assert np.abs(made.astype(int) - upright).max() <= 1
     assert read_header(file, LIMIT).size == made.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_image_that_pillow_opened_is_converted_like_its_file(tmp_path: Path, kind: str, loaded: bool) -> None:
+    exif, path = Image.Exif(), tmp_path / "image"
+    exif[0x0112] = 6
+    picture = Image.fromarray(smooth_picture())
+    if kind != "JPEG":
+        picture.putalpha(Image.fromarray(np.arange(24, dtype=np.uint8).repeat(40).reshape(24, 40) * 10))
+    picture.save(path, kind, exif=exif)
+    opened = Image.open(io.BytesIO(path.read_bytes()))  # of a TIFF opened by its path, Pillow loses the orientation
+    if loaded:
+        opened.load()
+    info = dict(opened.info)
+    expected = read_image(path, LIMIT, (9, 90, 200))
+    assert expected.shape == (40, 24, 3)
+    for _ in range(2):
+        assert np.array_equal(convert_image(opened, LIMIT, background=(9, 90, 200)), expected)
+    assert kind == "TIFF" or opened.info.items() >= info.items()  # Pillow's loading adds some, and takes from a TIFF's
+
+
+def test_an_image_that_was_made_is_converted() -> None:
+    grey = Image.fromarray(np.full((3, 5), 65535 * 2 // 3, np.uint16))
+    assert np.array_equal(convert_image(grey, LIMIT), np.full((3, 5, 3), 170))
+    with pytest.raises(BadSample, match=r"photo: 5 x 3 pixels are more than data.max_pixels \(14\)"):
+        convert_image(grey, 14, "photo")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA"])

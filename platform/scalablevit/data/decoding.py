@@ -182,6 +182,29 @@ def decode(
         return _to_rgb(image, name, layout, background, orientation)
 
 
+def convert_image(
+    image: Image.Image, max_pixels: int, name: str = "image", background: Color = IMAGENET_COLOR
+) -> NDArray[np.uint8]:
+    """Convert an image that Pillow has opened or made to what `read_image` gives for its file.
+
+    Args:
+        image: stays as it is, but for its pixels being loaded.
+        max_pixels: most pixels.
+        name: stands for the path in errors.
+        background: that transparent pixels are composed onto.
+
+    Raises:
+        BadSample: as `read_image`.
+    """
+    with _explained(name):
+        _check_size(image, max_pixels, name, "data.max_pixels")
+        layout = _layout(image)
+        kept = dict(image.info)
+        orientation = _orientation(image)
+        image.info.update(kept)
+        return _to_rgb(image, name, layout, background, orientation).pixels
+
+
 def read_header(path: Path | Member, max_pixels: int) -> Header:
     """Read what the header of an image tells.
 
@@ -248,9 +271,13 @@ def _explained(name: str) -> Iterator[None]:
 def _open(file: BinaryIO, max_pixels: int, name: str, limit: str = "data.max_pixels") -> ImageFile.ImageFile:
     """Read the header only."""
     image = Image.open(file, formats=_BY_NAME if name.lower().endswith(".tga") else FORMATS)
+    _check_size(image, max_pixels, name, limit)
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int, name: str, limit: str) -> None:
     if image.width * image.height > max_pixels:
         raise BadSample(name, f"{image.width} x {image.height} pixels are more than {limit} ({max_pixels})")
-    return image
 
 
 def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
@@ -371,9 +398,9 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _layout(image: ImageFile.ImageFile) -> str:
+def _layout(image: Image.Image) -> str:
     """Return how the file lays out a pixel, in Pillow's words ("RGB;16B"); known until the pixels are loaded."""
-    if not image.tile:
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
     arguments = image.tile[0].args
     return arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""

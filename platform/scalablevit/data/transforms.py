@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs, RandAugment
+from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import mean_color
 from scalablevit.data.labels import IGNORE
+from scalablevit.data.mixing import normalize
 from scalablevit.data.rand_augment import Color, rand_augment
 from scalablevit.data.sampler import Key
 
@@ -71,6 +73,22 @@ def eval_transform(data: Data) -> Transform:
         return A.Compose([ScaleSides(data.short_side, data.long_side)])
     resize = AntialiasedSide if data.antialias else A.SmallestMaxSize
     return A.Compose([MiddleOfStrip(), resize(data.eval_resize), A.CenterCrop(data.image_size, data.image_size)])
+
+
+def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Prepare a decoded image as evaluation does, for the stage's network.
+
+    Args:
+        stage: the recipe's stage that the network was trained by.
+        image: RGB (height, width, 3).
+        device: where the result lies.
+
+    Returns:
+        Normalized float32 (1, 3, height, width), at the size that `eval_transform` gives.
+    """
+    data = stage.data
+    pixels = torch.from_numpy(eval_transform(data)(image=image)["image"])[None].to(device)
+    return normalize(pixels, data.mean, data.std, channels_last=stage.model.channels_last)
 
 
 def augment(

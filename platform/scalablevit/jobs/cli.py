@@ -14,9 +14,8 @@ from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.config.loading import STAGE_NAMES, load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.space_loading import load_search
-from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.config.unused_keys import without_unused
+from scalablevit.jobs.running import load_recipe_search, prepare, train
 from scalablevit.jobs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
@@ -128,46 +127,24 @@ def _run(script: str, options: argparse.Namespace) -> int:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
     kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
     recipe = load_recipe(path, options.overrides, Scope(f"{script}.py runs", kind, note=print))
-    tuned = script == "full" and recipe.tune is not None
-    search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
+    search = load_recipe_search(recipe, path.parent) if script == "full" else None
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.jobs import resolve
-    from scalablevit.jobs.announce import announce
     from scalablevit.jobs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
-    stages = resolve.resolve(recipe, root, wanted, resolve.DRY_RUN_S if options.dry_run else None)
-    if search is not None:
-        resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
-    announce(recipe.name, stages, root)
-    if search is not None:
-        from scalablevit.jobs.search_summary import plan
-
-        samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
-        print("\n" + plan(search, samples), flush=True)
+    stages = prepare(recipe, search, root, wanted, dry_run=options.dry_run)
     if options.dry_run:
         shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
         print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
         return 0
     print(flush=True)
-    from scalablevit.jobs import chain, cluster  # these load Ray
+    results = train(recipe, search, stages, root, wanted)
+    from scalablevit.jobs.chain import table
 
-    cluster.connect(stages, root, None if search is None else trial_gpus(search))
-    origins: dict[str, dict[str, str]] = {}
-    if search is not None:
-        from scalablevit.jobs.older_runs import older_searches
-        from scalablevit.jobs.search import search_name, search_stage
-
-        searched = resolve.resolve(recipe, root, [search.stage])
-        for note in older_searches(search, search_name(search, searched[-1]), root):
-            print(f"note: {note}", flush=True)
-        found = search_stage(search, searched, root)
-        recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
-        stages = resolve.resolve(recipe, root, wanted)
-    results = chain.run_chain(recipe, stages, root, origins)
-    print("\n" + chain.table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
+    print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return 0
 
 

@@ -94,6 +94,19 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
         known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
         raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
+    return find_run_model(folder, model)
+
+
+def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
+    """Return the weights file, `config.json` in the current version, and the weights' SHA-256 of a finished run.
+
+    Args:
+        folder: of the run, on this disk.
+        name: of the model in what is printed.
+
+    Raises:
+        UserError: the run has not finished, or its weights are not those that training left.
+    """
     store = store_of(folder)
     finished = load_result(store)
     kept = store.read_json(CONFIG)
@@ -107,7 +120,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
                 fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
             )
     config = stored_config(kept, str(folder / CONFIG))
-    note_older(model, config)
+    note_older(name, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 CHECK_S = 0.5
 """Between two looks at the note."""
@@ -16,18 +17,42 @@ GRACE_S = 30.0
 """Time to save and end after a SIGTERM, whose sender kills soon; then it is as if a second one had come."""
 
 _noted = threading.Event()
+_in_other_thread = threading.Event()
+"""A job runs outside the main thread."""
+
+
+@contextmanager
+def handle_signals() -> Iterator[None]:
+    """Around a job in a process that goes on afterwards, such as a notebook: its own handlers then come back.
+
+    Signals of earlier calls do not count. Outside the main thread, where Python sets no handlers, signals stay as they
+    are.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _noted.clear()
+    if not _in_main_thread():
+        _in_other_thread.set()
+    end_like_ctrl_c()
+    try:
+        yield
+    finally:
+        _noted.clear()
+        _in_other_thread.clear()
+        if _in_main_thread():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def end_like_ctrl_c() -> None:
     """Let SIGTERM and SIGINT raise KeyboardInterrupt; Ray puts its own handlers in place whenever it starts."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    _handle(_interrupt)
 
 
 def interrupt() -> None:
     """End this process's job at once, without saving; from any thread."""
     _noted.set()
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    if not _in_other_thread.is_set():  # else the main thread does something else, and the job's looks at the note
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def check() -> None:
@@ -80,8 +105,7 @@ def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool])
             limit = f", for {GRACE_S:.0f} s at most"
         print(f"\ninterrupted: saving first{limit}; once more ends at once", flush=True)
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    _handle(handle)
     try:
         for event in ended:
             while not event.wait(CHECK_S):
@@ -89,6 +113,17 @@ def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool])
     finally:
         timer.cancel()
         end_like_ctrl_c()
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Put a handler of both signals in place, in the main thread: Python refuses it in others."""
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import LabelledImages, SplitName
@@ -17,13 +18,11 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
-from scalablevit.data.transforms import eval_transform
+from scalablevit.data.transforms import prepare_image
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
+from scalablevit.tasks.predictions import ClassificationPrediction
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
-
-ANSWERED_CLASSES = 5
-"""Classes that a served model names, most probable first."""
 
 
 class ClassificationTask:
@@ -130,15 +129,16 @@ class ClassificationTask:
         """Top-1, of more than five classes top-5, and cross-entropy."""
         return AccuracyMetric(len(self.classes))
 
-    def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
-        """`class`, `probability`, and `probabilities` of the most probable classes by name."""
-        pixels = torch.from_numpy(eval_transform(self.data)(image=image)["image"])[None].to(device)
-        prepared = self.prepare({"image": pixels}, "val", ())
-        probabilities = self.predict(model, prepared).softmax(dim=1)[0]
-        values, indices = probabilities.topk(min(ANSWERED_CLASSES, len(self.classes)))
-        named = {self.classes[i]: p for i, p in zip(indices.tolist(), values.tolist(), strict=True)}
-        best = next(iter(named))
-        return {"class": best, "probability": named[best], "probabilities": named}
+    def predict_image(
+        self, model: nn.Module, image: NDArray[np.uint8], device: torch.device
+    ) -> ClassificationPrediction:
+        """Return the probabilities of all classes of one decoded image."""
+        logits = self.predict(model, {"image": prepare_image(self.stage, image, device)})
+        return ClassificationPrediction(self.classes, logits.softmax(dim=1)[0].cpu().numpy())
+
+    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+        """See `ClassificationPrediction.answer`."""
+        return self.predict_image(model, image, device).answer()
 
 
 class AccuracyMetric:

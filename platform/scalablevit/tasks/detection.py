@@ -15,12 +15,13 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import eval_transform, fill_color
+from scalablevit.data.transforms import fill_color, prepare_image
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
+from scalablevit.tasks.predictions import DetectionPrediction
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 COST_ASPECT = 1.6
@@ -153,24 +154,22 @@ class DetectionTask:
         """Average precision of boxes and, of Mask R-CNN, of masks."""
         return CocoMetric(self.classes, masks=self.has_masks)
 
-    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        """The detections in one image, best first.
+    def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
+        """Return the detections in one decoded image, best first."""
+        prepared = prepare_image(self.stage, image, device)[0]
+        found = self._in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
+        masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))
+        return DetectionPrediction(
+            self.classes,
+            boxes=found["boxes"].numpy(),
+            scores=found["scores"].numpy(),
+            labels=found["labels"].numpy(),
+            masks_rle=masks if self.has_masks else None,
+        )
 
-        Returns:
-            `boxes`: [x1, y1, x2, y2] in the image's pixels; `scores`; `labels`: names of the classes; of Mask R-CNN
-            also `masks`: COCO's compressed run lengths, {"size": [height, width], "counts": text}.
-        """
-        pixels = torch.from_numpy(eval_transform(self.data)(image=image)["image"]).to(device)
-        normalized = self._normalized(pixels)
-        found = self._in_original(model([normalized])[0], normalized, (image.shape[0], image.shape[1]))
-        answer: dict[str, Any] = {
-            "boxes": found["boxes"].tolist(),
-            "scores": found["scores"].tolist(),
-            "labels": [self.classes[label] for label in found["labels"].tolist()],
-        }
-        if self.has_masks:
-            answer["masks"] = [{"size": list(m["size"]), "counts": _text(m["counts"])} for m in found["masks"]]
-        return answer
+    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+        """See `DetectionPrediction.answer`."""
+        return self.predict_image(model, image, device).answer()
 
     def _normalized(self, image: Tensor) -> Tensor:
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,13 @@ from scalablevit.config.task import Segmentation, TestTimeAugmentation
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import eval_transform, scaled_size
+from scalablevit.data.transforms import prepare_image, scaled_size
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
+from scalablevit.tasks.predictions import SegmentationPrediction
 from scalablevit.tasks.segmentor import Segmentor, head_configs
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
@@ -154,23 +154,15 @@ class SegmentationTask:
         """mIoU, mean and pixel accuracy, IoU of each class."""
         return ConfusionMetric(self.classes)
 
-    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        """The label map of one image, and what it shows.
+    def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> SegmentationPrediction:
+        """Return the label map of one decoded image, at its own size."""
+        prepared = prepare_image(self.stage, image, device)[0]
+        labels = self._labels(model, [prepared], [(image.shape[0], image.shape[1])])[0]
+        return SegmentationPrediction(self.classes, labels.cpu().numpy())
 
-        Returns:
-            `mask_png`: bytes of an 8-bit greyscale PNG of the image's size, each pixel the number of its class in the
-            recipe's list, from 0; `classes`: names of the classes that occur, largest first; `shares`: the fraction of
-            the pixels of each, in the same order (in pandas, `answers.explode(["classes", "shares"])` is a tidy table).
-        """
-        pixels = torch.from_numpy(eval_transform(self.data)(image=image)["image"])[None].to(device)
-        labels = self._labels(model, [self._normalized(pixels)[0]], [(image.shape[0], image.shape[1])])[0]
-        counts = torch.bincount(labels.flatten(), minlength=len(self.classes))
-        order = [number for number in counts.argsort(descending=True, stable=True).tolist() if counts[number]]
-        return {
-            "mask_png": cv2.imencode(".png", labels.cpu().numpy())[1].tobytes(),
-            "classes": [self.classes[number] for number in order],
-            "shares": [counts[number].item() / labels.numel() for number in order],
-        }
+    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+        """See `SegmentationPrediction.answer`."""
+        return self.predict_image(model, image, device).answer()
 
     @property
     def _max_pixels(self) -> int:

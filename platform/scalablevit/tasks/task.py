@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs, SplitName
@@ -12,6 +13,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
+from scalablevit.tasks.predictions import Prediction
 
 GREY = 128
 """Of blank images."""
@@ -85,8 +87,11 @@ class Task(Protocol):
     def metric(self) -> Metric:
         """A fresh metric."""
 
-    def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
-        """What a registered model says of one decoded uint8 HWC RGB image, as plain values by output column."""
+    def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> Prediction:
+        """Return the prediction for a decoded RGB image (height, width, 3); without gradients, in eval mode."""
+
+    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+        """Return `predict_image` as plain values by column, as a registered model gives them."""
 
 
 def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:

@@ -1,0 +1,1 @@
+"""What `import scalablevit as sv` offers: recipes, training and trained models as Python functions."""

@@ -1,0 +1,198 @@
+"""A trained model as a torch module: from the registry or a run folder to predictions."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.api.images import Images, decode_images
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root
+from scalablevit.data.transforms import prepare_image
+from scalablevit.jobs.evaluate import find_model, find_run_model, trained_recipe
+from scalablevit.jobs.result import WEIGHTS
+from scalablevit.serving.network import Trained, load_trained
+from scalablevit.tasks.predictions import Prediction
+
+SCRIPT = "predict"
+"""The stage's name in errors, as `pipelines/predict.py` has it."""
+
+
+class Model(nn.Module):
+    """A trained network with its classes, its preparation of images and its predictions; made by `load_model`.
+
+    A torch module like any other: `to`, `eval`, `state_dict` and gradients through `forward` work. It is loaded in
+    evaluation mode, which `predict` needs.
+
+    Attributes:
+        network: the plain torch module of the task: a timm classifier, a segmentor or torchvision's detector.
+        classes: names, in the order of the network's outputs.
+        task: `classification`, `segmentation` or `detection`.
+        stage: the part of the recipe that it was trained by.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.network = trained.network
+        self.classes: tuple[str, ...] = trained.task.classes
+        self.task: str = trained.stage.task.kind
+        self.stage: Stage = trained.stage
+        self._task = trained.task
+        self.eval()  # a fresh module is in training mode
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.network.parameters()).device
+
+    def forward(self, images: Tensor) -> Any:
+        """Compute the network's outputs.
+
+        Args:
+            images: normalized float32 (N, 3, height, width), as `preprocess` gives them.
+
+        Returns:
+            Classification: logits (N, classes). Segmentation: logits (N, classes, h, w) at a quarter of the input's
+            height and width. Detection, in evaluation mode: for each image a dict of `boxes` (n, 4) in the input's
+            pixels, `scores` (n,), `labels` (n,) as the head numbers them and, of Mask R-CNN, `masks` (n, 1, 28, 28)
+            within the boxes.
+        """
+        return self.network(list(images) if self.task == "detection" else images)
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Prepare images as the model's evaluation does.
+
+        Args:
+            images: as for `predict`.
+
+        Returns:
+            Normalized float32 (N, 3, height, width) on the model's device. Of classification height and width are
+            `stage.data.image_size`; else each image is scaled to `short_side` and `long_side`, keeping its shape.
+
+        Raises:
+            UserError: one is no image, there is none, or they come out in different sizes.
+        """
+        data = self.stage.data
+        prepared = [prepare_image(self.stage, image, self.device) for image in decode_images(images, data)]
+        sizes = sorted({tuple(image.shape[-2:]) for image in prepared})
+        if len(sizes) != 1:
+            raise UserError(
+                f"{len(prepared)} images come out in {len(sizes)} sizes (height, width) {sizes}; a tensor has one",
+                where="images",
+                fix="prepare images of different shapes one by one; predict() takes them together",
+            )
+        return torch.cat(prepared)
+
+    def predict(self, images: Images) -> list[Prediction]:
+        """Predict, one image after another: the same as `pipelines/predict.py` on the same files and device.
+
+        Args:
+            images: one image or a list of them, each a file's path, an image of Pillow or an RGB array uint8
+                (height, width, 3), in any sizes; or an array uint8 (N, height, width, 3).
+
+        Returns:
+            For each image, by the task, a `ClassificationPrediction` (label, probability of each class), a
+            `SegmentationPrediction` (mask of class numbers) or a `DetectionPrediction` (boxes, scores, labels, masks).
+
+        Raises:
+            UserError: one is no image, by its path or number; or the model is in training mode.
+        """
+        if any(module.training for module in self.modules()):
+            raise UserError("the model is in training mode, in which it predicts otherwise", fix="call model.eval()")
+        device = self.device
+        with torch.inference_mode():
+            return [
+                self._task.predict_image(self.network, image, device)
+                for image in decode_images(images, self.stage.data)
+            ]
+
+
+def load_model(
+    source: str | Path, *overrides: str, root: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Model:
+    """Load a registered model or a finished run.
+
+    The weights come from safetensors and are held against the SHA-256 that training left, the rest from JSON: nothing
+    is unpickled, and no code of the registry runs.
+
+    Args:
+        source: `models:/<name>@<alias>`, `models:/<name>/<version>`, a run's folder (a `Path`, or text with a slash),
+            or the name of a run below `<root>/runs`.
+        overrides: of the model's own recipe, such as "task.score_threshold=0.5"; "tracking.uri=http://<server>" says
+            where the registry is (default: mlflow.db in the root).
+        root: the platform's root; None: SCALABLEVIT_ROOT, else ~/scalablevit.
+        device: of the weights, such as "cuda" or "cuda:1".
+
+    Raises:
+        UserError: there is no such model, its files differ from their sums, an override is wrong, or this machine has
+            no such device.
+    """
+    place = _check_device(device)
+    weights, config, _ = _find(source, overrides, platform_root(None if root is None else str(root), make=False))
+    stage = trained_recipe(SCRIPT, config, overrides, str(source)).stages[SCRIPT]
+    with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced, would move the user's random numbers on
+        return Model(load_trained(stage, config["classes"], weights, place))
+
+
+def predict(
+    source: str | Path,
+    images: Images,
+    *overrides: str,
+    root: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> list[Prediction]:
+    """Load a model and predict: `load_model(source, ...).predict(images)`.
+
+    For more than one call, load the model once.
+
+    Args:
+        source: as for `load_model`.
+        images: as for `Model.predict`.
+        overrides: as for `load_model`.
+        root: as for `load_model`.
+        device: as for `load_model`.
+
+    Raises:
+        UserError: as `load_model` and `Model.predict`.
+    """
+    return load_model(source, *overrides, root=root, device=device).predict(images)
+
+
+def _find(source: str | Path, overrides: tuple[str, ...], root: Path) -> tuple[str, dict[str, Any], str]:
+    """Return the weights file, `config.json` and the weights' SHA-256 of a model by whatever names it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    name = str(source)
+    if name.startswith("models:/") or (isinstance(source, str) and "/" not in name):
+        return find_model(name, overrides, root)
+    if "://" in name:
+        raise UserError(
+            f"{name!r} is an address",
+            where="source",
+            fix="give models:/<name>@<alias> with tracking.uri=<address>, or a run's folder on this machine",
+        )
+    folder = Path(source).expanduser().absolute()
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"there is no {WEIGHTS}: no run has finished in this folder",
+            where=str(folder),
+            fix="give a run's folder, <root>/runs/<run>, or models:/<name>@<alias>",
+        )
+    return find_run_model(folder, name)
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError) as error:  # the latter: torch built without it
+        raise UserError(
+            f"torch cannot use {str(device)!r} here: {str(error).splitlines()[0]}",
+            where="device",
+            fix='give "cpu", or "cuda" on a machine with a GPU',
+        ) from None
+    return checked

@@ -1,0 +1,30 @@
+"""Recipes from files."""
+
+from pathlib import Path
+
+from scalablevit.config.loading import load_recipe as read_recipe
+from scalablevit.config.recipe import Recipe
+
+
+def load_recipe(path: str | Path, *overrides: str) -> Recipe:
+    """Read and check a recipe; imports nothing heavy and looks at no data.
+
+    Args:
+        path: the recipe's YAML file.
+        overrides: dotted keys as on the command line, such as "optimizer.lr=1e-4" for all stages that have the key and
+            "stages.segment.training.epochs=3" for one stage.
+
+    Returns:
+        The checked recipe, which cannot be changed: its values are attributes
+        (`recipe.stages["pretrain"].optimizer.lr`), and other overrides make another one.
+
+    Raises:
+        UserError: the file is missing or no YAML, or everything that is wrong in it and in the overrides, each with
+            file and line or override, value and nearest key.
+    """
+    file = Path(path).expanduser()
+    recipe = read_recipe(file, overrides)
+    if recipe.tune is None:
+        return recipe
+    # the recipe itself does not know where its file lies
+    return recipe.model_copy(update={"tune": str((file.parent / recipe.tune).absolute())})

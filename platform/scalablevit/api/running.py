@@ -1,0 +1,157 @@
+"""Training a recipe from Python, as `pipelines/full.py` does."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.root import platform_root
+from scalablevit.jobs.running import load_recipe_search, prepare, train
+from scalablevit.jobs.signals import handle_signals
+
+if TYPE_CHECKING:
+    from scalablevit.jobs.result import StageResult
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """What came out of a stage."""
+
+    name: str
+    metric: str
+    """By which the best checkpoint was chosen, such as `val/top1`; larger is better."""
+    value: float
+    """Of that metric, on the validation split."""
+    step: int
+    """Of the best checkpoint."""
+    metrics: Mapping[str, float]
+    """All that were computed at that step, by name."""
+    run_folder: Path
+    """On this machine; `load_model` takes it."""
+    registered_as: str
+    """Name of the registered model in MLflow."""
+    version: str
+    """Registered version; empty while MLflow has not taken it: `tracking` then says why."""
+    tracking: str
+    """One line on what MLflow has and what it still lacks."""
+    skipped: bool
+    """The stage had been finished by an earlier run of the same recipe."""
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The stages of a run in their order: `for stage in results`, or `results["segment"]` by name."""
+
+    stages: tuple[FinishedStage, ...]
+    root: Path
+    """Folder below which runs, models and mlflow.db lie."""
+
+    def __iter__(self) -> Iterator[FinishedStage]:
+        return iter(self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, name: str) -> FinishedStage:
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(f"no stage {name!r} was run; there are {', '.join(stage.name for stage in self) or 'none'}")
+
+
+def run(
+    recipe: Recipe,
+    *,
+    root: str | Path | None = None,
+    stages: str | Sequence[str] | None = None,
+    dry_run: bool = False,
+) -> RunResults:
+    """Train, evaluate and register the stages of a recipe; prints the plan and the progress.
+
+    The same path as `pipelines/full.py`: finished stages are recognised, others go on from their last checkpoint, and
+    where the recipe names a search space (`tune`), the search comes first. Workers run on the cluster that the
+    environment's RAY_ADDRESS names, else on a Ray that is started on this machine; at the end this process leaves it,
+    so a notebook may call again. Ctrl-C lets the stages save and end, once more ends at once; the same call continues.
+
+    Args:
+        recipe: of `load_recipe`.
+        root: folder for runs, models and mlflow.db, against which relative paths of the recipe resolve; None:
+            SCALABLEVIT_ROOT, else ~/scalablevit.
+        stages: names of the stages to run, without a search; those that they start from are added. None: all.
+        dry_run: check everything and print the plan; nothing is started, and no results come back.
+
+    Raises:
+        UserError: something in the recipe, the data or the cluster has to be changed, or this process is already
+            connected to Ray: our code must be uploaded with the connection, which only this function does.
+        TrainingFailed: workers failed more often than `cluster.max_failures`.
+        SearchFailed: no trial of the search came to an evaluation.
+        KeyboardInterrupt: the stages have saved and recorded their end.
+    """
+    wanted = _wanted(recipe, stages)
+    if not dry_run:
+        _refuse_connected()
+    search = load_recipe_search(recipe, Path.cwd()) if stages is None else None
+    place = platform_root(None if root is None else str(root))
+    resolved = prepare(recipe, search, place, wanted, dry_run=dry_run)
+    if dry_run:
+        return RunResults((), place)
+    with handle_signals():
+        from scalablevit.jobs import cluster
+
+        try:
+            results = train(recipe, search, resolved, place, wanted)
+        finally:
+            cluster.disconnect()
+    return RunResults(tuple(_finished(result, place) for result in results), place)
+
+
+def _wanted(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:
+    """Return the names of the stages to run; None: all.
+
+    Raises:
+        UserError: one is no stage of the recipe, or none is named.
+    """
+    if stages is None:
+        return None
+    names = [stages] if isinstance(stages, str) else list(stages)
+    unknown = [name for name in names if name not in recipe.stages]
+    if unknown or not names:
+        raise UserError(
+            f"no stage {unknown[0]!r} in recipe {recipe.name}" if unknown else "no stage is named",
+            where="stages",
+            fix=f"name some of {', '.join(recipe.stages)}, or leave it out to run all",
+        )
+    return names
+
+
+def _refuse_connected() -> None:
+    """Refuse a process whose own code has connected to Ray: its workers do not have our package.
+
+    Raises:
+        UserError: it has.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise UserError(
+            "this process is already connected to Ray, and a connection cannot be given our code afterwards",
+            where="ray.init",
+            fix="call ray.shutdown() first; for a cluster, set RAY_ADDRESS and let run() connect",
+        )
+
+
+def _finished(result: "StageResult", root: Path) -> FinishedStage:
+    return FinishedStage(
+        name=result.name,
+        metric=result.metric,
+        value=result.value,
+        step=result.step,
+        metrics=dict(result.metrics),
+        run_folder=root / "runs" / result.run_name,
+        registered_as=result.registered_as,
+        version=result.version,
+        tracking=result.tracking,
+        skipped=result.skipped,
+    )
