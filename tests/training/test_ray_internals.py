@@ -19,13 +19,12 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.tune
-from ray.core.generated import gcs_pb2
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
 from scalablevit.tracking.callback import SpoolCallback
-from scalablevit.training import launch, ray_internals
+from scalablevit.training import ray_internals
 from scalablevit.training.attempts import AttemptsCallback
 from scalablevit.tuning.draws import Proposals
 from scalablevit.tuning.search import Recorder
@@ -41,14 +40,32 @@ def broken(name: str, purpose: str) -> str:
     return f"Ray {ray.__version__}: {name} is not what it was in 2.60; it is used {purpose}"
 
 
+def private(module: str, name: str, purpose: str):
+    """A private name of Ray, or a failure that says what it is used for."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(broken(f"{module}.{name} ({error})", purpose))
+
+
+def launch():
+    """Our module, which cannot be imported without the classes that it derives from."""
+    for name, module in ray_internals._CLASSES.items():
+        private(module, name, "to start, watch and stop workers: nothing trains without it")
+    return importlib.import_module("scalablevit.training.launch")
+
+
 def parameters(function) -> list[tuple[str, object]]:
     return [(each.name, each.kind) for each in inspect.signature(function).parameters.values()]
 
 
 def source_of(module: str) -> str:
     """Text of a module, which is not imported."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, broken(module, "by its name in this test")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
+    assert spec is not None and spec.origin is not None, broken(module, "to see in this test what it reads")
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
@@ -56,30 +73,31 @@ def source_of(module: str) -> str:
 
 
 HOOKS = [
-    ("WorkerGroupCallback", launch._Release, "before_init_train_context", "to know what a group of workers holds"),
-    ("ControllerCallback", launch._Release, "before_controller_shutdown", "to give back what a lost group held"),
-    ("WorkerGroupCallback", launch._SaveAndEnd, "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),
-    ("WorkerGroupCallback", launch._SaveAndEnd, "after_worker_group_poll_status", "to look for a Ctrl-C"),
+    ("WorkerGroupCallback", "_Release", "before_init_train_context", "to know what a group of workers holds"),
+    ("ControllerCallback", "_Release", "before_controller_shutdown", "to give back what a lost group held"),
+    ("WorkerGroupCallback", "_SaveAndEnd", "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),
+    ("WorkerGroupCallback", "_SaveAndEnd", "after_worker_group_poll_status", "to look for a Ctrl-C"),
 ]
 
 
 @pytest.mark.parametrize(("base", "ours", "hook", "purpose"), HOOKS, ids=[hook for _, _, hook, _ in HOOKS])
 def test_hooks_of_the_controller(base, ours, hook, purpose):
-    theirs = getattr(getattr(ray_internals, base), hook, None)
+    theirs = getattr(private(ray_internals._CLASSES[base], base, purpose), hook, None)
+    mine = getattr(getattr(launch(), ours), hook)
     assert theirs is not None, broken(f"{base}.{hook}", purpose)
-    assert parameters(theirs) == parameters(getattr(ours, hook)), broken(f"the arguments of {base}.{hook}", purpose)
-    assert inspect.iscoroutinefunction(theirs) == inspect.iscoroutinefunction(getattr(ours, hook)), broken(
-        f"whether {base}.{hook} is awaited", purpose
-    )
+    assert parameters(theirs) == parameters(mine), broken(f"the arguments of {base}.{hook}", purpose)
+    awaited = inspect.iscoroutinefunction(theirs), inspect.iscoroutinefunction(mine)
+    assert awaited[0] == awaited[1], broken(f"whether {base}.{hook} is awaited", purpose)
 
 
 def test_every_hook_that_we_override_is_tested_above():
-    ours = {(each, name) for each in (launch._Release, launch._SaveAndEnd) for name in vars(each) if name[0] != "_"}
+    classes = [getattr(launch(), name) for name in ("_Release", "_SaveAndEnd")]
+    ours = {(each.__name__, name) for each in classes for name in vars(each) if name[0] != "_"}
     assert ours == {(each, hook) for _, each, hook, _ in HOOKS}
 
 
 def test_the_controller_gets_callbacks_that_are_no_user_callbacks(tmp_path):
-    given = launch._Release()
+    given = launch()._Release()
     config = ray.train.RunConfig(name="a", storage_path=str(tmp_path), callbacks=[given])
     trainer = TorchTrainer(print, run_config=config)
     purpose = "to hand our hooks to the controller; without it Ctrl-C does not save, and a lost group keeps its room"
@@ -88,54 +106,59 @@ def test_the_controller_gets_callbacks_that_are_no_user_callbacks(tmp_path):
 
 def test_reasons_why_workers_did_not_start():
     """They decide what is tried again, and how often."""
+    judge = launch()._judge
     timeout, failed = ray_internals.WorkerGroupStartupTimeoutError(2), ray_internals.WorkerGroupStartupFailedError("x")
     for cause, kind in ((timeout, "unplaced"), (failed, "lost"), (RuntimeError("x"), "final")):
         error = ray.train.ControllerError(cause)
         assert isinstance(error, ray.train.TrainingFailedError)
-        found = launch._judge(error)[0]
+        found = judge(error)[0]
         assert found == kind, broken(f"ControllerError of a {type(cause).__name__}", "to try again where that helps")
 
 
 def test_a_failed_health_check_says_what_failed():
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-
+    purpose = "to note in attempts.jsonl why a worker was lost"
+    wrapping = private("ray.train.v2._internal.exceptions", "WorkerHealthCheckFailedError", purpose)
     cause = ray.exceptions.RayActorError()
-    found = ray_internals.failed_health_check(WorkerHealthCheckFailedError("wrapped", cause))
-    assert found is cause, broken("WorkerHealthCheckFailedError", "to note in attempts.jsonl why a worker was lost")
+    found = ray_internals.failed_health_check(wrapping("wrapped", cause))
+    assert found is cause, broken("WorkerHealthCheckFailedError", purpose)
     assert ray_internals.failed_health_check(cause) is cause
 
 
-def test_a_worker_is_asked_for_its_placement_group(monkeypatch):
-    from ray.train.v2._internal.execution.worker_group.worker import Worker
+WORKER = "ray.train.v2._internal.execution.worker_group.worker"
 
-    inspect.signature(Worker.execute_async).bind("self", print)
+
+def test_a_worker_is_asked_for_its_placement_group(monkeypatch):
+    purpose = "to know what a group of workers holds, and to give it back when the group is lost"
+    execute = getattr(private(WORKER, "Worker", purpose), "execute_async", None)
+    assert execute is not None, broken("Worker.execute_async", purpose)
+    inspect.signature(execute).bind("self", print)
     asked = []
-    worker = SimpleNamespace(execute_async=asked.append)
     monkeypatch.setattr(ray, "get", lambda reference: "group")
-    assert ray_internals.placement_group_of([worker]) == "group"
-    assert len(asked) == 1 and callable(asked[0]), broken("Worker.execute_async", "to know what a group holds")
+    assert ray_internals.placement_group_of([SimpleNamespace(execute_async=asked.append)]) == "group"
+    assert len(asked) == 1 and callable(asked[0])
 
 
 def test_a_worker_is_told_to_save_and_finds_it(monkeypatch):
     """From `get_workers` by way of the actor to where `ray.train.get_preemption_info` looks."""
-    from ray.train.v2._internal.execution import train_fn_utils
-    from ray.train.v2._internal.execution.worker_group import worker as workers
-    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-
     purpose = "to have workers save at Ctrl-C and `runs.py stop`"
-    assert parameters(WorkerGroup.get_workers) == parameters(lambda self: None), broken("get_workers", purpose)
-    assert "actor" in inspect.signature(workers.Worker).parameters, broken("Worker.actor", purpose)
+    group = private("ray.train.v2._internal.execution.worker_group.worker_group", "WorkerGroup", purpose)
+    assert parameters(group.get_workers) == parameters(lambda self: None), broken("WorkerGroup.get_workers", purpose)
+    assert "actor" in inspect.signature(private(WORKER, "Worker", purpose)).parameters, broken("Worker.actor", purpose)
+    actor_class = private(WORKER, "RayTrainWorker", purpose)
+    assert hasattr(actor_class, "mark_preempt"), broken("RayTrainWorker.mark_preempt", purpose)
+    assert callable(getattr(ray.train, "get_preemption_info", None)), broken("get_preemption_info", purpose)
+
     context = SimpleNamespace(get_world_rank=lambda: 0, preemption_context=SimpleNamespace(preemption_info=None))
-    monkeypatch.setattr(workers, "get_train_context", lambda: context)
-    actor = workers.RayTrainWorker.__new__(workers.RayTrainWorker)
+    monkeypatch.setattr(f"{WORKER}.get_train_context", lambda: context)
+    actor = actor_class.__new__(actor_class)
     remote = SimpleNamespace(mark_preempt=SimpleNamespace(remote=actor.mark_preempt))
     ray_internals.mark_preempted(SimpleNamespace(actor=remote))
 
-    monkeypatch.setattr(train_fn_utils, "get_internal_train_context", lambda: context)
-    monkeypatch.setattr(train_fn_utils.collective_impl, "broadcast_from_rank_zero", lambda info, **_: info)
-    found = train_fn_utils.DistributedTrainFnUtils.get_preemption_info(None)
-    assert isinstance(found, ray.train.PreemptionInfo), broken("RayTrainWorker.mark_preempt", purpose)
-    assert callable(ray.train.get_preemption_info), broken("ray.train.get_preemption_info", purpose)
+    utils = importlib.import_module("ray.train.v2._internal.execution.train_fn_utils")
+    monkeypatch.setattr(utils, "get_internal_train_context", lambda: context)
+    monkeypatch.setattr(utils.collective_impl, "broadcast_from_rank_zero", lambda info, **_: info)
+    found = utils.DistributedTrainFnUtils.get_preemption_info(None)
+    assert isinstance(found, ray.train.PreemptionInfo), broken("what mark_preempt leaves", purpose)
 
 
 def test_fit_puts_its_sigint_handler_in_place_by_one_method():
@@ -176,14 +199,14 @@ def test_gpus_are_counted_without_torch():
 
 def test_placement_groups_of_dead_creators_are_removed(monkeypatch):
     """Rows as Ray's table has them; tests/training/test_placement.py shows it on a Ray."""
-    from ray._private.state import GlobalState, state
-    from ray._raylet import GlobalStateAccessor
-
     purpose = "to free what a lost controller held; without it new workers find no room"
-    assert callable(getattr(GlobalStateAccessor, "get_placement_group_table", None)), broken("the table", purpose)
-    assert parameters(GlobalState._connect_and_get_accessor) == parameters(lambda self: None), broken("state", purpose)
-    with pytest.raises(ray.exceptions.RaySystemError):
+    accessor = private("ray._raylet", "GlobalStateAccessor", purpose)
+    assert callable(getattr(accessor, "get_placement_group_table", None)), broken("get_placement_group_table", purpose)
+    state = private("ray._private.state", "state", purpose)
+    assert hasattr(state, "_connect_and_get_accessor"), broken("state._connect_and_get_accessor", purpose)
+    with pytest.raises(ray.exceptions.RaySystemError):  # by these arguments it would be connected
         state._connect_and_get_accessor()
+    row = private("ray.core.generated.gcs_pb2", "PlacementGroupTableData", purpose)
 
     job, ids = bytes([1, 0, 0, 0]), [bytes([number] * 18) for number in range(1, 5)]
     fields = [
@@ -194,14 +217,13 @@ def test_placement_groups_of_dead_creators_are_removed(monkeypatch):
     ]
     try:  # protocol buffers refuse fields that they do not have
         rows = [
-            gcs_pb2.PlacementGroupTableData(placement_group_id=each, **given).SerializeToString()
-            for each, given in zip(ids, fields, strict=True)
+            row(placement_group_id=each, **given).SerializeToString() for each, given in zip(ids, fields, strict=True)
         ]
     except ValueError as error:
         pytest.fail(broken(f"PlacementGroupTableData ({error})", purpose))
     removed = []
-    accessor = SimpleNamespace(get_placement_group_table=lambda: rows)
-    monkeypatch.setattr(state, "_connect_and_get_accessor", lambda: accessor)
+    connected = SimpleNamespace(get_placement_group_table=lambda: rows)
+    monkeypatch.setattr(state, "_connect_and_get_accessor", lambda: connected)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=job.hex))
     groups = importlib.import_module("ray.util.placement_group")  # as an attribute it is a function of that name
     monkeypatch.setattr(groups, "remove_placement_group", lambda group: removed.append(group.id))
@@ -242,10 +264,9 @@ def test_every_variable_is_tested_above():
 
 
 def test_variables_of_train_reach_the_controller():
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-
-    missing = ray_internals.TRAIN_VARIABLES.keys() - ENV_VARS_TO_PROPAGATE
-    assert not missing, broken(f"{missing} as variables that the controller gets", "as settings")
+    passed = private(TRAIN_CONSTANTS, "ENV_VARS_TO_PROPAGATE", "to set what Ray Train has no arguments for")
+    missing = ray_internals.TRAIN_VARIABLES.keys() - passed
+    assert not missing, broken(f"the list of variables that the controller gets ({missing})", "for these settings")
 
 
 def test_a_variable_that_is_set_stays(monkeypatch):
@@ -255,10 +276,9 @@ def test_a_variable_that_is_set_stays(monkeypatch):
 
 
 def test_a_submitted_job_is_told_who_it_is():
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
     purpose = "to stop a run by its job, and not to set a variable twice"
-    assert RAY_JOB_CONFIG_JSON_ENV_VAR == ray_internals.JOB_VARIABLE, broken(ray_internals.JOB_VARIABLE, purpose)
+    name = private("ray._private.runtime_env.constants", "RAY_JOB_CONFIG_JSON_ENV_VAR", purpose)
+    assert name == ray_internals.JOB_VARIABLE, broken(ray_internals.JOB_VARIABLE, purpose)
     supervisor = source_of("ray.dashboard.modules.job.job_supervisor")
     assert '"runtime_env": ' in supervisor and '"metadata": ' in supervisor, broken("what the variable holds", purpose)
     assert '= "job_submission_id"' in source_of("ray.dashboard.modules.job.common"), broken("its metadata", purpose)
@@ -268,10 +288,9 @@ def test_a_submitted_job_is_told_who_it_is():
 
 
 def test_tune_marks_the_result_that_it_repeats():
-    from ray.tune.result import RESULT_DUPLICATE
-
     purpose = "to tell a finished trial from one that a scheduler stopped"
-    assert ray_internals.function_has_returned({RESULT_DUPLICATE: True}), broken("RESULT_DUPLICATE", purpose)
+    mark = private("ray.tune.result", "RESULT_DUPLICATE", purpose)
+    assert ray_internals.function_has_returned({mark: True}), broken("RESULT_DUPLICATE", purpose)
     assert not ray_internals.function_has_returned({"score": 1.0})
 
 

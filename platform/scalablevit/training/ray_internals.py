@@ -162,7 +162,7 @@ def keep_sigint_handler(trainer: "TorchTrainer") -> "TorchTrainer":
     Ray's handler asks the controller to end, which one that is not yet at work does not do, and swallows the next
     Ctrl-C. Missing: a setting; the handler is put in place whenever `fit` runs in the main thread.
     """
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[method-assign]  # noqa: SLF001
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # noqa: SLF001
     return trainer
 
 
