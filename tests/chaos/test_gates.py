@@ -358,7 +358,7 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     start(connect(None))
     try:
         assert "cannot connect to the cluster: Maybe you called ray.init twice" in said(connect("local"))
-        here = [node["NodeID"] for node in cluster._alive_nodes()]
+        here = [node.id for node in cluster.alive_nodes()]
         blind = [replace(stages[0], stage=load_recipe(TINY, ["data.root=nowhere"]).stages["pretrain"])]
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
         assert f"1 of 1 nodes do not see what lies here ({here[0]})" in message

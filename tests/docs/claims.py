@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PAGES = ("README.md", "pipelines/*.md", "platform/*.md", "tune_spaces/*.md", "infra/*.md", "docs/**/*.md")
+PAGES = ("*.md", "pipelines/*.md", "platform/*.md", "tune_spaces/*.md", "infra/*.md", "docs/**/*.md")
 SUITES = ("test-long", "test-real", "test-browser", "test-gpu", "chaos", "overfit-coco", "bench", "bench-quick",
           "tune-demo", "full")  # fmt: skip
 WORDS = 12

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = [REPOSITORY / "README.md",
+PAGES = [*sorted(REPOSITORY.glob("*.md")),
          *(page for top in ("pipelines", "platform", "tune_spaces", "infra")
            for page in sorted((REPOSITORY / top).glob("*.md")))]  # fmt: skip
 PROGRAMS = ("bash", "cd", "chromium", "curl", "docker", "eval", "export", "git", "kubectl", "make", "mlflow", "pip",

@@ -6,11 +6,11 @@ import sys
 import threading
 
 import pytest
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.torch import TorchTrainer
 
 from scalablevit.jobs import signals
 from scalablevit.jobs.signals import check, interrupt, interruptible_start, wait_saving_first
-from scalablevit.training.launch import _Trainer
+from scalablevit.training.ray_internals import keep_sigint_handler
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])
@@ -71,7 +71,7 @@ def test_a_lost_run_is_not_saved_first():
 
 def test_ray_train_leaves_handlers_alone():
     """Its own would wait for a controller that does not end, and swallow the second Ctrl-C."""
-    assert callable(DataParallelTrainer._register_sigint_handler), "launch._Trainer overrides what is no longer there"
+    assert callable(TorchTrainer._register_sigint_handler), "keep_sigint_handler replaces what is no longer there"
     before = signal.getsignal(signal.SIGINT)
-    _Trainer(print)._register_sigint_handler(None)
+    keep_sigint_handler(TorchTrainer(print))._register_sigint_handler(None)
     assert signal.getsignal(signal.SIGINT) == before

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from scalablevit.training.placement import remove_orphans
+from scalablevit.training.ray_internals import remove_orphans
 
 pytestmark = pytest.mark.ray
 GONE_S = 20

@@ -7,13 +7,13 @@ import secrets
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.signals import interruptible_start
 from scalablevit.training.environment import worker_variables
+from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The package's folder: the uploaded copy when running as a job."""
@@ -63,17 +63,17 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
             where=f"RAY_ADDRESS={address}" if address else "",
             fix=HEAD if address else "try again when the machine is less busy",
         ) from None
-    nodes = _alive_nodes()
-    _check_fit(stages, [node["Resources"] for node in nodes], f"the cluster of {len(nodes)} node(s)")
+    nodes = alive_nodes()
+    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
-        _check_reach(stages, root, [node["NodeID"] for node in nodes])
+        _check_reach(stages, root, [node.id for node in nodes])
 
 
 def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:
     """Variables for the processes of trials, where nothing of the job computes on a GPU."""
     if trial_gpus != 0 or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
         return {}
-    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     # what the job was submitted with every process has, and Ray refuses it again
     submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
     return {name: value for name, value in worker_variables(0).items() if name not in submitted}
@@ -112,7 +112,7 @@ def disconnect() -> None:
 
 def has_room(stages: Sequence[ResolvedStage]) -> bool:
     """Whether the connected cluster, were it empty, holds all workers of all these stages at once."""
-    return fit_together([stage.stage for stage in stages], [node["Resources"] for node in _alive_nodes()])
+    return fit_together([stage.stage for stage in stages], [node.resources for node in alive_nodes()])
 
 
 def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
@@ -137,24 +137,15 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
 
 def copies(stage: Stage) -> int:
     """How many trainings like this one the connected cluster, were it empty, holds at once."""
-    nodes, count = [node["Resources"] for node in _alive_nodes()], 0
+    nodes, count = [node.resources for node in alive_nodes()], 0
     while fit_together([stage] * (count + 1), nodes):
         count += 1
     return count
 
 
-def _alive_nodes() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
 def local_resources() -> dict[str, float]:
     """CPUs and GPUs that Ray would find on this machine; without importing torch."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
-
-    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())}
 
 
 def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:
@@ -234,7 +225,7 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
     Raises:
         UserError: names the paths and the nodes that do not see them.
     """
-    node_ids = node_ids or [node["NodeID"] for node in _alive_nodes()]
+    node_ids = node_ids or [node.id for node in alive_nodes()]
     missing = unreadable_on(node_ids, list(wanted))
     blind = sorted(node for node, paths in missing.items() if paths)
     if blind:

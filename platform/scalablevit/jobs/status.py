@@ -18,13 +18,12 @@ from scalablevit.data.names import shown
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.tracking.connection import brief, without_credentials
+from scalablevit.training.ray_internals import JOB_VARIABLE
 from scalablevit.training.storage import put_text
 
 FILE = "status.json"
 WRITE_S = 5.0
 """Steps are written at most this often; a new state, stage or best value at once."""
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells the driver of a submitted job who it is."""
 
 State = Literal["started", "running", "finished", "failed", "killed"]
 ENDED = ("finished", "failed", "killed")

@@ -9,6 +9,8 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from scalablevit.training.ray_internals import failed_health_check
+
 ATTEMPTS = "attempts.jsonl"
 
 
@@ -58,7 +60,7 @@ def add_event(path: Path, event: dict[str, Any]) -> None:
 
 def reason_of(error: Exception) -> str:
     """One line of what Ray says of a worker: of a traceback the last line, of its own messages the first."""
-    error = getattr(error, "health_check_failure", error)
+    error = failed_health_check(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,6 +1,5 @@
 """From a stage to a Ray Train run: scaling, failures, reporting."""
 
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,24 +10,25 @@ import ray
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2.api.preemption import PreemptionInfo
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.training.environment import worker_variables
-from scalablevit.training.placement import remove_orphans
+from scalablevit.training.ray_internals import (
+    TRAIN_VARIABLES,
+    ControllerCallback,
+    WorkerGroupCallback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    keep_sigint_handler,
+    mark_preempted,
+    placement_group_of,
+    remove_orphans,
+    set_defaults,
+)
 
-# Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# a worker that does not answer is stopped or stuck: Ray's default lets the others wait for it for ten minutes
-os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
-# how soon workers know that their node is about to go: a grace period is often half a minute
-os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-# worker output appears once
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+set_defaults(TRAIN_VARIABLES)
 
 PLACING_RETRIES = 2
 """Worker groups that could not be placed are tried again so often; Ray's default is for ever."""
@@ -103,7 +103,7 @@ def _trainer(
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     train: Any = ray.train  # statically it has the types of Ray Train's first version
-    return _Trainer(
+    trainer = TorchTrainer(
         _on_worker,  # type: ignore[arg-type]
         train_loop_config=assignment,
         scaling_config=train.ScalingConfig(
@@ -123,16 +123,7 @@ def _trainer(
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
-
-
-class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to the job.
-
-    Ray's handler asks the controller to end, which one that is not yet at work does not do, and swallows the next one.
-    """
-
-    def _register_sigint_handler(self, controller: object) -> None:
-        """Ray calls it in the main thread before it waits for the controller."""
+    return keep_sigint_handler(trainer)
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):
@@ -147,7 +138,7 @@ class _Release(WorkerGroupCallback, ControllerCallback):
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Ray calls it with each new group's workers before it sets them up."""
-        self._held = ray.get(workers[0].execute_async(get_current_placement_group))
+        self._held = placement_group_of(workers)
         return {}
 
     async def before_controller_shutdown(self) -> None:
@@ -174,7 +165,7 @@ class _SaveAndEnd(WorkerGroupCallback):
         """Ray calls it a few times a second."""
         if self._workers and self._file.exists():
             for worker in self._workers:
-                worker.actor.mark_preempt.remote(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
+                mark_preempted(worker)
             self._workers = []
 
 

@@ -26,6 +26,7 @@ from scalablevit.config.space import Draw, Search
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.draws import Proposals, Values, listed
 from scalablevit.tuning.trial import Work, reason_of, run_trial
@@ -39,14 +40,7 @@ from scalablevit.tuning.trials import (
     write_result,
 )
 
-# Tune's own loggers write every result three times over; the spool has them. Its snapshots are never read.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-# the other of Tune's two reporters is silent when it is told to be
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# an interrupt is ours to handle
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+set_defaults(TUNE_VARIABLES)
 
 QUIET_S = 5.0
 """Evaluations of trials are printed at most this often; ends always."""
@@ -163,7 +157,7 @@ class Recorder(tune.Callback):
         if ours.ended():
             return
         length = self._work.total_steps(trial_stage(self._work.search, ours.values))
-        if max(ours.curve, default=0) >= length or _ended_itself(trial):
+        if max(ours.curve, default=0) >= length or function_has_returned(trial.last_result):
             self._end(ours, "finished", "")
         elif time.monotonic() >= self._deadline:
             ours.status = "unfinished"
@@ -217,11 +211,6 @@ class Recorder(tune.Callback):
     def _of(self, trial: TuneTrial) -> Trial:
         # in population-based training a trial takes over another's configuration, number and all
         return self.trials[self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])]
-
-
-def _ended_itself(trial: TuneTrial) -> bool:
-    """Tune repeats a function's last result, marked, when the function returns."""
-    return bool(trial.last_result.get("__duplicate__"))
 
 
 def run_trials(

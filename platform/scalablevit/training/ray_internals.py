@@ -1,0 +1,218 @@
+"""Every private name of Ray that the package uses, with the reason and the public way that is missing.
+
+`tests/training/test_ray_internals.py` holds each one against the installed Ray, says what breaks without it, and keeps
+such names out of all other files. Run it first when the version of Ray changes.
+
+Ray is imported where it is needed: a recipe and this machine are checked before Ray is loaded.
+
+`infra/head.py` has settings of Ray of its own: it starts Ray and must run where this package cannot be imported.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.util.placement_group import PlacementGroup
+
+__all__ = [
+    "JOB_VARIABLE",
+    "TRAIN_VARIABLES",
+    "TUNE_VARIABLES",
+    "ControllerCallback",
+    "Node",
+    "WorkerGroupCallback",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "alive_nodes",
+    "count_gpus",
+    "failed_health_check",
+    "function_has_returned",
+    "keep_sigint_handler",
+    "mark_preempted",
+    "placement_group_of",
+    "remove_orphans",
+    "set_defaults",
+]
+
+_CLASSES = {
+    # Hooks of Ray Train's controller: before new workers are set up, once they train, at each poll of them, before the
+    # controller ends. Missing: the public UserCallback is called for reports and failures only.
+    "ControllerCallback": "ray.train.v2._internal.execution.callback",
+    "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
+    # Why workers did not start: no room for them, or one was lost. The former is tried again less often. Missing: the
+    # public ControllerError carries them as its `controller_failure`, but their classes are not public.
+    "WorkerGroupStartupFailedError": "ray.train.v2._internal.exceptions",
+    "WorkerGroupStartupTimeoutError": "ray.train.v2._internal.exceptions",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type:
+        """Import a class of `_CLASSES` when it is first asked for."""
+        if name not in _CLASSES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_CLASSES[name]), name)
+
+
+# --- Environment variables. Missing: arguments of ray.train.RunConfig, tune.RunConfig and tune.TuneConfig. Ray ignores
+# --- names that it does not know, so nobody would notice that one was renamed.
+
+TRAIN_VARIABLES = {
+    # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # a worker that does not answer is stopped or stuck: Ray's default lets the others wait for it for ten minutes
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # how soon workers know that their node is about to go: a grace period is often half a minute
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # worker output appears once
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Settings of Ray Train, by environment variable."""
+
+TUNE_VARIABLES = {
+    # Tune's own loggers write every result three times over; the spool has them. Its snapshots are never read.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # the other of Tune's two reporters is silent when it is told to be
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # an interrupt is ours to handle
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+"""Settings of Ray Tune, by environment variable."""
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells the driver of a submitted job, as JSON, its submission id and its runtime environment.
+
+Missing: the public runtime context exists after `ray.init` only, and does not know the submission id.
+"""
+
+
+def set_defaults(variables: Mapping[str, str]) -> None:
+    """Set those of the environment variables that are not set."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+# --- The cluster
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node of the connected cluster."""
+
+    id: str
+    resources: dict[str, float]
+    """Everything that the node has, in use or not, by Ray's names: "CPU", "GPU", ..."""
+
+
+def alive_nodes() -> list[Node]:
+    """Return the living nodes of the connected cluster.
+
+    The keys of `ray.nodes` are not documented. Missing: `ray.cluster_resources` has sums only, and
+    `ray.util.state.list_nodes` asks the dashboard, which a cluster need not have.
+    """
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [Node(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs Ray would find on this machine, without importing torch.
+
+    Missing: the public ways ask a cluster that has been started.
+    """
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+
+
+def remove_orphans() -> None:
+    """Remove this job's placement groups whose creators have died.
+
+    Ray keeps them until the job ends, and Ray Train's own cleaner learns of a group only when all of its workers have
+    started. Missing: the public `placement_group_table` does not say which actor created a group, or that it is dead.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # made at run time
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for line in state._connect_and_get_accessor().get_placement_group_table():  # noqa: SLF001
+        group = PlacementGroupTableData.FromString(line)
+        if group.creator_job_id == job and group.creator_actor_dead and not group.is_detached:
+            # nothing happens where it is gone already
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+# --- Ray Train
+
+
+def keep_sigint_handler(trainer: "TorchTrainer") -> "TorchTrainer":
+    """Have `trainer.fit()` leave Ctrl-C to the job, and return the trainer.
+
+    Ray's handler asks the controller to end, which one that is not yet at work does not do, and swallows the next
+    Ctrl-C. Missing: a setting; the handler is put in place whenever `fit` runs in the main thread.
+    """
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # noqa: SLF001
+    return trainer
+
+
+def placement_group_of(workers: list[Any]) -> "PlacementGroup | None":
+    """Return what is reserved in the cluster for a group of Ray Train's workers.
+
+    Args:
+        workers: Ray's, as a `WorkerGroupCallback` gets them.
+
+    Missing: no callback, public or not, is told the group's placement before its workers are set up; so one of them is
+    asked, by its `execute_async`.
+    """
+    import ray
+    from ray.util.placement_group import get_current_placement_group
+
+    group: PlacementGroup | None = ray.get(workers[0].execute_async(get_current_placement_group))
+    return group
+
+
+def mark_preempted(worker: Any) -> None:
+    """Tell one of Ray Train's workers what it would be told if its node were about to go.
+
+    It then finds the public `ray.train.get_preemption_info` to be set. Missing: a public way to send a message from the
+    driver or the controller to workers that train.
+
+    Args:
+        worker: Ray's, as `get_workers` of a worker group lists them.
+    """
+    import ray.train
+
+    train: Any = ray.train  # statically it has the types of Ray Train's first version
+    worker.actor.mark_preempt.remote(train.PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
+
+
+def failed_health_check(error: Exception) -> Exception:
+    """Return what Ray Train found when it looked after a worker, or the error itself if that is not what happened.
+
+    Ray wraps it in a message of its own. Missing: the wrapping class is not public, though public callbacks get it.
+    """
+    found: Exception = getattr(error, "health_check_failure", error)
+    return found
+
+
+# --- Ray Tune
+
+
+def function_has_returned(last_result: Mapping[str, Any]) -> bool:
+    """Whether a trial's function ended by itself, by the last result that Tune has of the trial.
+
+    Tune repeats a function's last result, marked, when the function returns. Missing: a callback's `on_trial_complete`
+    is not told whether the function returned or a scheduler stopped it.
+    """
+    return bool(last_result.get("__duplicate__"))
