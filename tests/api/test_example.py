@@ -16,7 +16,7 @@ EXAMPLE_S = 900
 
 @pytest.mark.ray
 @pytest.mark.long
-@pytest.mark.rotating("python api", 90)
+@pytest.mark.rotating("python api", 120)
 @pytest.mark.timeout(1000)
 def test_the_example_trains_twice_and_predicts(tmp_path: Path) -> None:
     unset = ("RAY_ADDRESS", "RAY_AUTH_MODE")
