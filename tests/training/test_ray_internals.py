@@ -190,7 +190,10 @@ def test_gpus_are_counted_without_torch():
         "import sys; from scalablevit.training.ray_internals import count_gpus; assert 'ray' not in sys.modules; "
         "print(type(count_gpus()).__name__, 'torch' in sys.modules, 'ray.train' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
     purpose = "to refuse a job that does not fit on this machine before Ray is started"
     assert done.stdout.split() == ["int", "False", "False"], (
         broken("NvidiaGPUAcceleratorManager", purpose) + done.stderr
