@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.ablation import ARMS
+from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
@@ -31,8 +32,9 @@ EPILOGS = {
     "features": f"""\
 The paper's Figure 2: an image beside its feature maps after chosen blocks, a row for each model. A map shows how far
 each token lies from its map's mean token. Train models that differ in attention alone with
-`analyse.py ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are counted from 1
-through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as in the paper.
+`{short_name("analyse")} ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are
+counted from 1 through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as
+in the paper.
 
 {MODELS}
 
@@ -46,7 +48,7 @@ output depends on at all. Without MODEL: ScalableViT-S with fresh weights, the s
 {MODELS}
 
 {EXIT}""",
-    "ablation": """\
+    "ablation": f"""\
 The paper's Table 1 on any recipe: trains all of its stages once for each arm, alike in all but the attention, under one
 parent run, and sets parameters, FLOPs and best figures side by side. Arms:
   lim          the standard model: IWSA and SSA in turn
@@ -54,7 +56,7 @@ parent run, and sets parameters, FLOPs and best figures side by side. Arms:
   none         no convolution: plain windows (WSA) in IWSA's place
   wsa_for_ssa  plain windows (WSA) in SSA's place
 lim and lem start from the same random weights; the others have other layers, so only their data come alike.
-Overrides are dotted recipe keys, as for pipelines/full.py. The same command again continues where it stopped.
+Overrides are dotted recipe keys, as for {command_name("full")}. The same command again continues where it stopped.
 The paper's own: --recipe pipelines/recipes/ablation_scalablevit_small.yaml --arms lim,lem
 
 Exit codes: 0 done; 1 a failure while running; 2 something that you can mend; 130 interrupted.""",
@@ -162,7 +164,7 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: the demo, {path.name}", flush=True)
-    scope = Scope("analyse.py ablation trains", names=tuple(options.stages), note=print)
+    scope = Scope(f"{short_name('analyse')} ablation trains", names=tuple(options.stages), note=print)
     recipe = load_recipe(path, options.given, scope)
     from scalablevit.jobs.ablation import run_ablation
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.loading import load_recipe
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             other than bad samples; all that can be has been checked and printed.
     """
     path = options.recipe or RECIPES / DEMO
-    recipe = load_recipe(path, options.overrides, Scope("check_data.py checks", note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
     root = platform_root(options.root)
     bad, warnings, errors = 0, 0, list[UserError]()
     for name, data in _data_sections(recipe):
@@ -139,4 +140,4 @@ def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) ->
         warned = f" Warnings: {warnings}." if warnings else ""
         return f"All headers are sound.{warned} Damage behind them is found without --quick."
     sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
-    return f"{sound} Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"
+    return f"{sound} Next: {command_line('full')} --recipe {shlex.quote(str(path))} --dry-run"

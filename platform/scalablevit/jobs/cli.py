@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from scalablevit.config.commands import short_name
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.config.loading import STAGE_NAMES, load_recipe
 from scalablevit.config.overrides import Scope
@@ -127,7 +128,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
     kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
-    recipe = load_recipe(path, options.overrides, Scope(f"{script}.py runs", kind, note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name(script)} runs", kind, note=print))
     tuned = script == "full" and recipe.tune is not None
     search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
     root = platform_root(options.root)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe, override_recipe
@@ -162,7 +163,7 @@ def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe on the devices planned for, and the name of its stage."""
     path = options.recipe or RECIPES / DEMO
     chosen = (options.stage,) if options.stage else ()
-    recipe = load_recipe(path, options.overrides, Scope("plan.py plans", names=chosen, note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
     name = options.stage or next(iter(recipe.stages))
     if name not in recipe.stages or (options.stage is None and len(recipe.stages) > 1):
         what = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
@@ -202,7 +203,7 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
-            fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+            fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
         )
     return Contender(version, found)
 
@@ -249,7 +250,7 @@ def _decide(
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",
-                fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+                fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
             )
         gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
@@ -270,7 +271,7 @@ def _decide(
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
-    back = f"pipelines/promote.py {shlex.quote(name)} --rollback"
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
     print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
     return 0
 

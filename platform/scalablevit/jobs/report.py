@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Cluster
@@ -141,7 +142,7 @@ def gather(folder: Path) -> Page:
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
-        fix="name a folder below <root>/runs, as `python pipelines/runs.py list` shows them; is --root right?",
+        fix=f"name a folder below <root>/runs, as `{command_line('runs')} list` shows them; is --root right?",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.lease import claim_of, known_owners, lives, owned
@@ -235,7 +236,7 @@ def _refuse_elsewhere(found: Found) -> None:
         raise UserError(
             f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
             where=status.folder,
-            fix=f"there: python pipelines/runs.py stop {shlex.quote(status.run)}, with --root and its folder",
+            fix=f"there: {command_line('runs')} stop {shlex.quote(status.run)}, with --root and its folder",
         )
 
 
