@@ -23,6 +23,7 @@ import yaml
 from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
 from harness.toys import SIDE, finished_run, register
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
@@ -216,9 +217,7 @@ def check_pipeline(name: str, given: list[str]) -> None:
     """Run an entry script where it stands, without changing anything."""
     command = " ".join([name, *given[:1]])
     if name == "analyse.py" and given[0] != "ablation":  # tests/jobs/test_analyse.py runs them
-        from scalablevit.jobs import analyse
-
-        analyse.parse(given)
+        parse("analyse", given)
         return
     added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")

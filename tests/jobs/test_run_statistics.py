@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from harness.html_page import HtmlPage
 
+from scalablevit.cli import main
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.inspection import inspect_data
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs import announce, resolve
-from scalablevit.jobs.cli import main
 from scalablevit.jobs.report import gather
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore

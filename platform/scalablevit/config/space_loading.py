@@ -13,6 +13,7 @@ from scalablevit.config.loading import load_recipe, override_recipe, read_mappin
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
 from scalablevit.config.trial import shape, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
@@ -181,7 +182,7 @@ def _base_recipe(path: Path, named: Any, overrides: Sequence[str], scope: Scope,
         mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
     if not isinstance(named, str):
         return None
-    file = path.parent / named
+    file = recipe_file(named, path.parent)
     try:
         return load_recipe(file, overrides, scope)
     except UserError as error:

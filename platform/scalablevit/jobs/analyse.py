@@ -11,8 +11,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
+from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.names import shown
-from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.jobs.arguments import add_recipe
 from scalablevit.jobs.out_folder import refuse_unwritable
 
 FILES = {
@@ -28,6 +29,7 @@ task. key=value overrides a value of all their recipes: tracking.uri=http://...,
 data.eval_resize=224 data.image_size=224 (dense models: data.short_side=224 data.long_side=448).
 Without --images, four scenes of the built-in shapes are shown; else the first four images of the folder."""
 EXIT = "Exit codes: 0 done; 2 something that you can mend."
+EPILOG = "Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes."
 EPILOGS = {
     "features": f"""\
 The paper's Figure 2: an image beside its feature maps after chosen blocks, a row for each model. A map shows how far
@@ -57,7 +59,7 @@ parent run, and sets parameters, FLOPs and best figures side by side. Arms:
   wsa_for_ssa  plain windows (WSA) in SSA's place
 lim and lem start from the same random weights; the others have other layers, so only their data come alike.
 Overrides are dotted recipe keys, as for {command_name("full")}. The same command again continues where it stopped.
-The paper's own: --recipe pipelines/recipes/ablation_scalablevit_small.yaml --arms lim,lem
+The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 
 Exit codes: 0 done; 1 a failure while running; 2 something that you can mend; 130 interrupted.""",
     "table": f"""\
@@ -68,12 +70,8 @@ build them, and sets the paper's figures beside them. Trains nothing.
 }
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/analyse.py", description="The paper's analysis, as pictures and tables.",
-        epilog="Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes.",
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     features = _verb(verbs, "features", "Figure 2: images beside feature maps after chosen blocks")
     features.add_argument("given", nargs="+", metavar="MODEL|key=value")
@@ -87,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)")
     ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in attention alone, side by side")
     ablation.add_argument("given", nargs="*", metavar="key=value", help="override a value of the recipe")
-    ablation.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    add_recipe(ablation)
     ablation.add_argument("--arms", type=_names, default=["lim", "lem", "none"], metavar="A,B",
                           help=f"of {', '.join(ARMS)} (default: lim,lem,none)")  # fmt: skip
     ablation.add_argument("--seeds", type=_numbers, default=[], metavar="0,1,2",
@@ -96,12 +94,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                           help="of the recipe, with those that they start from (default: all)")  # fmt: skip
     ablation.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     _verb(verbs, "table", "parameters and FLOPs of all backbones and heads beside the paper's")
-    options, late = parser.parse_known_args(arguments)
-    if late and ("given" not in options or any(each.startswith("-") for each in late)):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
-    if late:  # subparsers take no values after options, as the other scripts do
-        options.given += late
-    return options
 
 
 def _verb(
@@ -133,7 +125,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, train or count; see `parse`."""
+    """Draw, train or count; see `add_arguments`."""
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
     root = platform_root(options.root, make=options.verb == "ablation")

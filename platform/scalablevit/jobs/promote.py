@@ -68,12 +68,8 @@ class Contender:
         return self.version.weights.stat().st_size / 1e6
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/promote.py", description="Make a candidate the champion if it passes the gate.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
@@ -81,7 +77,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
     parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
     parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
-    return parser.parse_intermixed_args(arguments)
 
 
 def _positive(text: str) -> int:
@@ -91,7 +86,7 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, decide and say why; see `parse`."""
+    """Evaluate, decide and say why; see `add_arguments`."""
     _refuse_without_effect(options.overrides)
     root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)

@@ -55,20 +55,15 @@ RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or
 lies there and replaces the folder's {PAGE}; nothing is computed anew, and MLflow is neither asked nor told."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/report.py", description="Make the report of a job, a stage or a search again.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the page and say where it is; see `parse`."""
+    """Make the page and say where it is; see `add_arguments`."""
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / "runs" / folder

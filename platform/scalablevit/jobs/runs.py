@@ -43,12 +43,8 @@ stop does what Ctrl-C does, to the whole job that the run belongs to; one that w
 Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/runs.py", description="List, show and stop runs.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -57,11 +53,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
     stop.add_argument("run")
     stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """List, show or stop; see `parse`.
+    """List, show or stop; see `add_arguments`.
 
     Raises:
         UserError: there is no such run, or it cannot be stopped from here.

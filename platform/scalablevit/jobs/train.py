@@ -1,32 +1,18 @@
-"""What the training scripts share: arguments, the gates in order, the dry run, and exit codes."""
+"""A training from its command line: arguments, the gates in order, the dry run, and the chain of stages."""
 
 import argparse
-import errno
-import os
-import select
-import sys
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from scalablevit.config.commands import short_name
-from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.config.loading import STAGE_NAMES, load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.shipped import DEMO, RECIPES, space_file
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.config.unused_keys import without_unused
-from scalablevit.jobs.signals import end_like_ctrl_c
-from scalablevit.tracking.connection import mask
+from scalablevit.jobs.arguments import add_recipe
 
-DEMO = "demo.yaml"
-UNREAD = 141
-"""Exit code where nobody reads the output any more (`| head`): 128 and SIGPIPE, as shells say it."""
-RECIPES = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
-
-OVERRIDES = """\
+EPILOG = """\
 Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. Each applies to the stages
 that have the key, of those that the script runs and those that they start from; a line names the stages when they are
 not all of the recipe. stages.<name>.<key>=value applies to one stage. Every key is described where it is defined: data
@@ -36,101 +22,30 @@ Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you 
 failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
 
 
-def main(script: str, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run the stages of a recipe that belong to a script.
-
-    Args:
-        script: `full`, or the name of a single-stage script.
-        description: for --help.
-        arguments: without the program's name; None: the process's own.
-    """
-    options = parse(script, description, arguments)
-    return guarded(lambda: _run(script, options))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C.
-
-    Where nobody reads standard output any more, the script ends without a word, with `UNREAD`.
-    """
-    end_like_ctrl_c()
-    try:
-        code = work()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except UserError as error:
-        return _ended(2, f"\n{error}")
-    except (TrainingFailed, SearchFailed) as error:
-        return _ended(1, f"\n{error}")
-    except KeyboardInterrupt:
-        return _ended(130, "\ninterrupted; submit the same command again to continue")
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            return UNREAD
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _ended(2, f"\n{_disk_full(error)}")
-        return _ended(1, mask(traceback.format_exc(), ""))
-    finally:
-        _is_unread()  # or the interpreter would fail on what is left
-
-
-def _ended(code: int, reason: str) -> int:
-    """The exit code; the reason goes to stderr, which may be a file on a full disk."""
-    with suppress(OSError):
-        print(reason, file=sys.stderr, flush=True)
-    return code
-
-
-def _disk_full(error: OSError) -> UserError:
-    return UserError(
-        str(error.strerror or error),
-        where=str(error.filename or ""),
-        fix="free some space, then give the same command again; a training goes on where it stopped",
-    )
-
-
-def _is_unread() -> bool:
-    """Whether nobody reads standard output any more; what is left to be printed then goes nowhere."""
-    try:
-        output = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # none, or no file
-        return False
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, output)
-    os.close(nowhere)
-    return True
-
-
-def parse(script: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments that all training scripts take."""
-    parser = argparse.ArgumentParser(
-        prog=f"pipelines/{script}.py",
-        description=description,
-        epilog=OVERRIDES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all trainings take."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    add_recipe(parser)
     parser.add_argument(
         "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    return parser.parse_intermixed_args(arguments)
 
 
-def _run(script: str, options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Check, train and print; see `add_arguments`.
+
+    Args:
+        options: with the verb as `command`: `full`, or that of a single stage.
+    """
+    script = options.command
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
     kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
     recipe = load_recipe(path, options.overrides, Scope(f"{short_name(script)} runs", kind, note=print))
     tuned = script == "full" and recipe.tune is not None
-    search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
+    search = load_search(space_file(str(recipe.tune), path.parent), (), recipe) if tuned else None
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.jobs import resolve
