@@ -181,6 +181,17 @@ def test_both_lists_of_secrets_are_the_same_and_hit_nothing_of_ours() -> None:
     assert ours and not [path for path in ours if hit(path)]
 
 
+def test_uploads_have_the_shipped_recipes_as_files(tmp_path: Path) -> None:
+    """In the package they are links, which Ray follows, for a job's working folder and for what workers get."""
+    for folder, below in ((REPOSITORY / "platform", "scalablevit/"), (REPOSITORY / "platform" / "scalablevit", "")):
+        packed = tmp_path / "packed.zip"
+        packaging._zip_files(str(folder), [], str(packed), include_gitignore=True)
+        with zipfile.ZipFile(packed) as archive:
+            for name, source in (("recipes", "pipelines/recipes"), ("tune_spaces", "tune_spaces")):
+                content = (REPOSITORY / source / "demo.yaml").read_bytes()
+                assert archive.read(f"{below}{name}/demo.yaml") == content
+
+
 def test_platform_is_no_package() -> None:
     """With an __init__.py it would hide the standard library's module of that name."""
     assert not (REPOSITORY / "platform" / "__init__.py").exists()
