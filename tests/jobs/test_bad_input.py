@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
-from scalablevit.cli import main
+from scalablevit.cli import main, report
 from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import analyse, plan, report, runs
+from scalablevit.jobs import analyse, plan, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "pipelines" / "recipes" / "imagenet_scalablevit_small.yaml"

@@ -11,9 +11,9 @@ from harness.html_page import HtmlPage
 from harness.job_folder import SEARCH, write_page, write_search
 from harness.toys import leave_status
 
+from scalablevit.cli import report
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import report
 from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import TABLE

@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from scalablevit.cli import report
 from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
@@ -21,7 +22,7 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import announce, evaluate, predict, promote, replay, report, runs, search
+from scalablevit.jobs import announce, evaluate, predict, promote, replay, runs, search
 from scalablevit.jobs.older_runs import older_runs, older_searches
 from scalablevit.jobs.resolve import check_metric, resolve
 from scalablevit.jobs.stored_models import load_subjects

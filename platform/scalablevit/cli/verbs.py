@@ -45,7 +45,7 @@ VERBS = {
         "Predict what a training takes: hours, images/s, decode cores, memory, checkpoint traffic and cost.",
     ),
     "replay": Verb(f"{_JOBS}.replay", "Take a captured step again, to see where it stops being finite."),
-    "report": Verb(f"{_JOBS}.report", "Make the report of a job, a stage or a search again."),
+    "report": Verb("scalablevit.cli.report", "Make the report of a job, a stage or a search again."),
     "recipe": Verb(
         f"{_JOBS}.recipe",
         "List the shipped recipes and search spaces, or rewrite files in the current version's keys.",
