@@ -34,6 +34,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     code, shown = ended(capsys, verb, "--help")
     assert code == 0
     assert " ".join(VERBS[verb].description.split()) in " ".join(shown.split())
+    assert "%(" not in shown
 
 
 def test_every_verb_has_its_script() -> None:
@@ -114,6 +115,17 @@ def test_shipped_recipes_and_spaces_are_found_from_any_folder(
     assert shown.out == "data.image_size=64 applies to: pretrain\n" and "session_latest" in shown.err
     assert main(None, ["tune", "--space", "pretrain_base", *refused]) == 2
     assert "session_latest" in capsys.readouterr().err
+
+
+def test_a_recipe_names_a_shipped_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text((REPOSITORY / "pipelines" / "recipes" / "cifar10.yaml").read_text() + "\ntune: cifar10\n")
+    arguments = ["full", "--recipe", str(own), "--root", "session_latest"]
+    assert main(None, arguments) == 2
+    assert "session_latest" in capsys.readouterr().err
+    own.write_text(own.read_text().replace("tune: cifar10", "tune: cifar11"))
+    assert main(None, arguments) == 2
+    assert f"{tmp_path}/cifar11: cannot read the space" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_shipped_leads_to_those_that_are(

@@ -12,8 +12,8 @@ _SHOWN = 5
 EPILOG = """\
 FOLDER holds one folder of images per class; pack each split by itself:
 
-  pipelines/pack.py mydata/train packed/train --short-side 256
-  pipelines/pack.py mydata/val packed/val --short-side 256
+  %(prog)s mydata/train packed/train --short-side 256
+  %(prog)s mydata/val packed/val --short-side 256
 
 A recipe reads them with data.source: tar_shards, data.root: packed, and train and val as the splits' images. Samples,
 their order and their augmentation are those of the folder; without --short-side their bytes are, too. The shards are
