@@ -100,5 +100,5 @@ def test_only_a_dry_run_is_short_of_time(root, monkeypatch, capsys):
 
     monkeypatch.setattr(resolve, "resolve", ended)
     for arguments in ([], ["--dry-run"]):
-        assert main("full", "", ["--recipe", str(TINY), "--root", str(root), *arguments]) == 2
+        assert main("full", ["--recipe", str(TINY), "--root", str(root), *arguments]) == 2
     assert given == [None, 10.0] and "enough" in capsys.readouterr().err
