@@ -7,8 +7,8 @@ UV_VERSION := 0.13.9
 LOCK := infra/requirements.lock
 # which Python this is, the same within its environments: an environment that another one began is not continued
 WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
-# one stamp per content of the lock file: set-up is done again when it changes, and only then
-STAMP := $(VENV)/installed-$(shell cat $(LOCK) | sha256sum | cut -c1-16)
+# one stamp per content of these files: set-up is done again when one changes, and only then
+STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 HEAD := $(BIN)/python infra/head.py
 # Arguments of pipelines/full.py, e.g. make full ARGS="--recipe pipelines/recipes/cifar10.yaml data.root=/data/cifar10"
 ARGS ?=
@@ -39,13 +39,13 @@ help:
 	@echo "make bench-quick  the same in ten minutes, with more noise"
 	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
 	@echo "make lint       ruff, mypy, import-linter"
-	@echo "make setup      the environment in $(VENV), from $(LOCK)"
+	@echo "make setup      the environment in $(VENV), from $(LOCK), with the command $(BIN)/scalablevit"
 	@echo "make head-stop  stop the local Ray head and its jobs"
 	@echo "make lock       resolve pyproject.toml into $(LOCK) anew"
 	@echo "make clean      remove the environment and caches; runs stay"
 
-# The project itself is not installed here: tests and jobs import the tree that they are given, so nothing can run stale
-# code by mistake. (`pip install .` works for those who want the package elsewhere.)
+# The tree itself is installed, editable, for the command $(BIN)/scalablevit. Tests and jobs import the tree that they are
+# given all the same: it goes before what is installed, and a job's workers get the driver's copy.
 setup: $(STAMP)
 
 $(STAMP):
@@ -56,6 +56,7 @@ $(STAMP):
 		$(PYTHON) -m venv $$anew $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
 	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	timeout 600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head. `exec`, so that a signal to make reaches the script.
@@ -123,5 +124,5 @@ head-stop:
 	@if [ -x $(BIN)/python ]; then $(HEAD) stop; else echo "no environment, so no head"; fi
 
 clean: head-stop
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find platform pipelines tests infra -name __pycache__ -prune -exec rm -rf {} +

@@ -1,11 +1,10 @@
-"""Name every bad sample of a recipe's data before training."""
+"""Name every bad sample of a recipe's data, without training."""
 
 import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs import check_data
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: check_data.run(check_data.parse(None))))
+    sys.exit(main("check-data"))

@@ -4,7 +4,7 @@ import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs.cli import main
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("detect", __doc__ or ""))
+    sys.exit(main("detect"))

@@ -1,11 +1,10 @@
-"""Evaluate a registered model or a finished run."""
+"""Evaluate a registered model, on the workers of the Ray cluster."""
 
 import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs import evaluate
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: evaluate.run(evaluate.parse(None))))
+    sys.exit(main("evaluate"))

@@ -1,11 +1,10 @@
-"""Write a model as ONNX and torch.export archives."""
+"""Write a model as ONNX and torch.export archives, checked."""
 
 import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs import export
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: export.run(export.parse(None))))
+    sys.exit(main("export"))

@@ -4,8 +4,7 @@ import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs import plan
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: plan.run(plan.parse(None))))
+    sys.exit(main("plan"))

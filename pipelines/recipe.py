@@ -1,11 +1,10 @@
-"""Rewrite recipes and search spaces in the current version's keys."""
+"""List the shipped recipes and search spaces, or rewrite files in the current version's keys."""
 
 import sys
 
 import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.jobs import recipe
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: recipe.run(recipe.parse(None))))
+    sys.exit(main("recipe"))

@@ -1,95 +1,10 @@
 """Send to MLflow what outages and killed jobs left in the runs' spools."""
 
-import argparse
 import sys
-from pathlib import Path
 
-import _path  # noqa: F401
+import _path  # noqa: F401  # makes scalablevit importable from this checkout or uploaded copy
 
-from scalablevit.config.errors import UserError
-from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.tracking.shipper import Pending, Shipper, refused_records, remembered
-from scalablevit.tracking.spool import open_runs, read_lines
-
-EPILOG = """
-Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
-sync.py last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
-MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
-last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own
-file is gone, or the server takes others but not them) are named with run, kind and reason, and sent again by --again.
-Exit code: 0 when nothing is left, 1 when something is, 2 for a mistake on the command line.
-"""
-
-
-def main() -> int:
-    """Ship every spool asked for, and say what became of it."""
-    arguments = _parse()
-    try:
-        root = platform_root(arguments.root, make=False)
-        shippers = {folder: _shipper(root, folder, arguments.uri) for folder in _spools(root, arguments.runs)}
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if not shippers:
-        print(f"no run below {root / 'runs'} has records to send: is --root right?", flush=True)
-    left = 0
-    for folder, shipper in shippers.items():
-        if arguments.dry_run:
-            print(f"{folder.parent.name}: {shipper.pending().records} records would be sent", flush=True)
-            continue
-        pending = shipper.ship_left(from_start=arguments.again)
-        print(f"{folder.parent.name}: {_tell(pending, len(open_runs(folder)))}", flush=True)
-        for refused in refused_records(folder):
-            print(f"  refused: {refused}", flush=True)
-        left += pending.records
-    return 1 if left else 0
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="*", metavar="run", help="run folders' names; default: all")
-    parser.add_argument("--root", help="the platform's root folder (default: SCALABLEVIT_ROOT, else ~/scalablevit)")
-    parser.add_argument("--uri", help="MLflow server or SQLite address")
-    parser.add_argument(
-        "--again", action="store_true", help="send every record from the start, also those that were refused"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say how much each run has left, send nothing")
-    return parser.parse_intermixed_args()
-
-
-def _spools(root: Path, names: list[str]) -> list[Path]:
-    """Folders of the runs' spools, oldest first: a parent run starts before its children, which need it there."""
-    found = {records.parent.parent.name: records.parent for records in (root / "runs").glob("*/spool/records.jsonl")}
-    unknown = [name for name in names if name not in found]
-    if unknown:
-        raise UserError(
-            f"no spool of run {', '.join(unknown)}",
-            where=str(root / "runs"),
-            fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
-        )
-    return sorted((found[name] for name in names or found), key=_begun)
-
-
-def _begun(folder: Path) -> int:
-    return next((line.record["time_ms"] for line in read_lines(folder) if line.record is not None), 0)
-
-
-def _shipper(root: Path, folder: Path, uri: str | None) -> Shipper:
-    last = remembered(folder)
-    return Shipper(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
-
-
-def _tell(pending: Pending, unended: int) -> str:
-    parts = [f"{pending.records} records left ({pending.error})" if pending.records else "everything sent"]
-    if unended and pending.error is None:
-        runs = "1 run" if unended == 1 else f"{unended} runs"
-        parts.append(f"{runs} without an end: if its job is dead, run this again in a minute")
-    if pending.refused:
-        parts.append(f"{pending.refused} refused, see refused.jsonl")
-    return "; ".join(parts)
-
+from scalablevit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("sync"))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         SegmentationPrediction,
     )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ClassificationPrediction",
     "DetectionPrediction",
@@ -35,6 +37,7 @@ __all__ = [
     "SegmentationPrediction",
     "TrainingFailed",
     "UserError",
+    "__version__",
     "load_model",
     "load_recipe",
     "predict",

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli import main
+from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.tree import parse
 from scalablevit.config.space_loading import load_search
-from scalablevit.jobs import announce, check_data, cli, resolve
+from scalablevit.jobs import announce, check_data, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,13 @@ def dry_run(recipe: Path, root: Path, *overrides: str) -> Answer:
     with pytest.MonkeyPatch.context() as patch:
         _leave_models_out(patch)
         options = ["--recipe", str(recipe), "--root", str(root), "--dry-run", *overrides]
-        return _answer(lambda: cli.main("full", "", options))
+        return _answer(lambda: main("full", options))
 
 
 def check(recipe: Path, root: Path, *overrides: str) -> Answer:
     """Return the answer of `pipelines/check_data.py`."""
     options = ["--recipe", str(recipe), "--root", str(root), *overrides]
-    return _answer(lambda: cli.guarded(lambda: check_data.run(check_data.parse(options))))
+    return _answer(lambda: guarded(lambda: check_data.run(parse("check-data", options))))
 
 
 def search(space: Path, root: Path) -> Answer:
@@ -43,7 +46,7 @@ def search(space: Path, root: Path) -> Answer:
         resolve.check_metric(search, resolve.resolve(search.recipe, root, [search.stage])[-1])
         return 0
 
-    return _answer(lambda: cli.guarded(check_search))
+    return _answer(lambda: guarded(check_search))
 
 
 def _leave_models_out(patch: pytest.MonkeyPatch) -> None:

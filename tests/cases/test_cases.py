@@ -17,10 +17,11 @@ from cases.answers import Answer, check, dry_run, search
 from cases.building import COUNTS, DATA, build, scenes
 from PIL import Image
 
+from scalablevit.cli import tree
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs import evaluate, predict
+from scalablevit.jobs import predict
 from scalablevit.tasks.figure_names import class_metric_names
 
 REFUSED, TAKEN, EITHER = "refused", "taken", "either"
@@ -259,7 +260,7 @@ def test_suffixes_that_predict_leaves_out_are_named(
     monkeypatch.setattr(predict, "trained_recipe", lambda *_: loaded)
     images = root / "cases/suffixes/mixed"
     arguments = ["run", str(images), "--out", str(tmp_path / "out"), "--root", str(root), "--dry-run"]
-    assert predict.run(predict.parse(arguments)) == 0
+    assert predict.run(tree.parse("predict", arguments)) == 0
     said = capsys.readouterr().out
     assert "4 in " in said and "2 other files left out" in said
     assert "i.heic" in said and "noext" in said and "a.avif" not in said
@@ -277,8 +278,8 @@ def test_keys_to_come(name: str, find: Find) -> None:
 @pytest.mark.parametrize(
     "parse",
     [
-        lambda: predict.parse(["run", "images", "--out", "out", "--annotations", "val.json"]),
-        lambda: evaluate.parse(["run", "--predictions", "results.json"]),
+        lambda: tree.parse("predict", ["run", "images", "--out", "out", "--annotations", "val.json"]),
+        lambda: tree.parse("evaluate", ["run", "--predictions", "results.json"]),
     ],
     ids=["coco-results[predict --annotations]", "coco-results[evaluate --predictions]"],
 )

@@ -22,9 +22,10 @@ import torch
 from harness.hostile_data import Evil
 from safetensors.torch import save as safetensors
 
+from scalablevit.cli import main
+from scalablevit.cli.exit_codes import guarded
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs import cli
 from scalablevit.jobs.initial import find_initial
 from scalablevit.jobs.resolve import ResolvedStage, resolve
 from scalablevit.jobs.result import export, without_secrets
@@ -451,7 +452,7 @@ def test_errors_show_no_secret(overrides: list[str], planted: None, tmp_path: Pa
             resolve(load_recipe(TINY, overrides), tmp_path, ["pretrain"])
         return 0
 
-    assert cli.guarded(work) == 2
+    assert guarded(work) == 2
     shown = "".join(capsys.readouterr())
     assert "fix" in shown or "tracking" in shown or "storage must" in shown or "is not read yet" in shown
     assert not leaks(shown + caplog.text), shown + caplog.text
@@ -537,9 +538,7 @@ def test_a_store_holds_no_secret(
 def test_the_dry_run_prints_no_secret(pretrain: tuple[Path, ResolvedStage], planted: None, capsys: Any):
     root, _ = pretrain
     uri = with_secrets("http://user:$uri password@127.0.0.1:9/")
-    assert (
-        cli.main("pretrain", "", ["--recipe", str(TINY), "--root", str(root), "--dry-run", f"tracking.uri={uri}"]) == 0
-    )
+    assert main("pretrain", ["--recipe", str(TINY), "--root", str(root), "--dry-run", f"tracking.uri={uri}"]) == 0
     shown = "".join(capsys.readouterr())
     assert "resolved recipe" in shown and not leaks(shown)
 
@@ -556,7 +555,7 @@ def test_a_traceback_shows_no_secret(planted: None, capsys: Any):
             with_secrets("API request to http://user:$uri password@host/api failed; tried $MLFLOW_TRACKING_TOKEN")
         )
 
-    assert cli.guarded(fails) == 1
+    assert guarded(fails) == 1
     shown = "".join(capsys.readouterr())
     assert "RuntimeError" in shown and not leaks(shown)
 

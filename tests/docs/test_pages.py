@@ -23,6 +23,8 @@ import yaml
 from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
 from harness.toys import SIDE, finished_run, register
 
+from scalablevit.cli.tree import parse
+from scalablevit.cli.verbs import VERBS
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
@@ -36,7 +38,7 @@ from scalablevit.tracking.champion import move_champion, write_tags
 MODEL, RUN = "my-pretrain", "toy-pretrain-0"
 LANGUAGES = {"sh", "console", "text", "yaml", "python"}
 TRAINS = ("full.py", "pretrain.py", "segment.py", "detect.py", "tune.py", "analyse.py ablation")
-CHANGES_NOTHING = ("check_data.py", "plan.py", "replay.py", "runs.py list", "runs.py show")
+CHANGES_NOTHING = ("check_data.py", "plan.py", "recipe.py list", "replay.py", "runs.py list", "runs.py show")
 """They have no `--dry-run`."""
 SMALL_DEMO = "data.shapes={train_images: 40, val_images: 20, image_size: 96}"
 WARMED_UP = {"full.py": ("segment", "detect"), "segment.py": ("segment",), "detect.py": ("detect",)}
@@ -216,9 +218,7 @@ def check_pipeline(name: str, given: list[str]) -> None:
     """Run an entry script where it stands, without changing anything."""
     command = " ".join([name, *given[:1]])
     if name == "analyse.py" and given[0] != "ablation":  # tests/jobs/test_analyse.py runs them
-        from scalablevit.jobs import analyse
-
-        analyse.parse(given)
+        parse("analyse", given)
         return
     added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
@@ -249,6 +249,20 @@ def run_script(script: str, *given: str) -> tuple[object, str]:
         except SystemExit as ended:
             return ended.code, said.getvalue()
     return "no exit code", said.getvalue()
+
+
+def check_scalablevit(arguments: list[str], place: Place) -> None:
+    """A verb does what its script does."""
+    verb, *given = arguments
+    assert verb in VERBS
+    parse(verb, given)
+    if verb != "completion":
+        check_pipeline(f"{verb.replace('-', '_')}.py", given)
+
+
+def check_pip(arguments: list[str], place: Place) -> None:
+    """tests/cli/test_wheel.py does it."""
+    assert arguments == ["install", "."]
 
 
 def check_pytest(arguments: list[str], place: Place) -> None:
@@ -322,7 +336,7 @@ def check_eval(arguments: list[str], place: Place) -> None:
 CHECKS: dict[str, Callable[[list[str], Place], None]] = {
     "make": check_make, "python": check_python, "pytest": check_pytest, "ray": check_ray, "mlflow": check_mlflow,
     "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
-    "source": check_source,
+    "source": check_source, "scalablevit": check_scalablevit, "pip": check_pip,
 }  # fmt: skip
 
 
@@ -348,7 +362,8 @@ def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
 @pytest.mark.parametrize(
     "command",
     ["python pipelines/full.py --recpie my.yaml", "python pipelines/evaluate.py models:/nobody@candidate",
-     "python pipelines/fill.py", "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
+     "python pipelines/fill.py", "scalablevit fill", "scalablevit full --recpie my.yaml", "pip install scalablevit",
+     "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
      "make ful", "pytest tests/nowhere", "docker run x", "kubectl delete secret", "curl localhost",
      "python tests/models/test_model_names.py",
      'make full ARGS="--recipe yours.yaml"'],

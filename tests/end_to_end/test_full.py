@@ -143,9 +143,12 @@ def test_fine_tunings_ran_beside_each_other(whole):
     assert max(first, second) < min(first_end, second_end), spans
 
 
-def test_driver_and_workers_ran_the_uploaded_snapshot(whole):
-    for run in (whole.root / "runs").glob("tiny-*-*/environment.json"):
-        assert "runtime_resources" in _json(run)["code"]["path"]
+def test_the_driver_ran_the_uploaded_snapshot(whole):
+    """Of its workers: tests/jobs/test_cluster.py."""
+    environments = list((whole.root / "runs").glob("tiny-*-*/environment.json"))
+    assert len(environments) == 3
+    for environment in environments:
+        assert "/runtime_resources/working_dir_files/" in _json(environment)["code"]["path"]
 
 
 def test_the_registered_models_answer_image_bytes_without_unpickling(whole, monkeypatch):

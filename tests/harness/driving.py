@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Driver:
         raise AssertionError(f"no result of {module}.{function} within {limit_s:.0f} s")
 
     def script(self, name: str, *arguments: str) -> Done:
-        """Run `pipelines/<name>.py` to its end."""
+        """Run `pipelines/<name>.py`, by its verb, to its end."""
         return Done(*self.call("harness.driving", "run_script", name, list(arguments)))
 
     def cluster_state(self) -> dict[str, Any]:
@@ -83,21 +83,12 @@ def _serve(calls: Connection, environment: dict[str, str]) -> None:
 
 def run_script(name: str, arguments: list[str]) -> tuple[int, str]:
     """Exit code and output of a script."""
+    from scalablevit.cli import main
+
     output = io.StringIO()
     with _disconnected_after(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        code = _main_of(name)(arguments)
+        code = main(name, arguments)
     return code, output.getvalue()
-
-
-def _main_of(name: str) -> Callable[[list[str]], int]:
-    from scalablevit.jobs import cli
-
-    if name == "tune":
-        from scalablevit.jobs import tune
-
-        return lambda arguments: tune.main("", arguments)
-    module = importlib.import_module(f"scalablevit.jobs.{name}")
-    return lambda arguments: cli.guarded(lambda: module.run(module.parse(arguments)))
 
 
 def cluster_state() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from harness.toys import stage_of
+from scalablevit.cli.tree import parse
 from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs import predict
 from scalablevit.serving.network import Trained, load_trained
@@ -11,7 +12,7 @@ ALL = "task.score_threshold=0.0"  # untrained detectors are sure of nothing
 
 
 def run(root: Path, name: str, images: Path, out: Path, *more: str) -> int:
-    return predict.run(predict.parse([f"toy-{name}-0", str(images), "--out", str(out), "--root", str(root), *more]))
+    return predict.run(parse("predict", [f"toy-{name}-0", str(images), "--out", str(out), "--root", str(root), *more]))
 
 
 def trained(root: Path, name: str) -> Trained:

@@ -22,11 +22,11 @@ LOCK = (INFRA / "requirements.lock").read_text(encoding="utf-8")
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+def make(*arguments: str, folder: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     # without the outer make's flags, when the tests are run by `make test`
     env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
     return subprocess.run(
-        ["make", *arguments], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False
+        ["make", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -181,6 +181,17 @@ def test_both_lists_of_secrets_are_the_same_and_hit_nothing_of_ours() -> None:
     assert ours and not [path for path in ours if hit(path)]
 
 
+def test_uploads_have_the_shipped_recipes_as_files(tmp_path: Path) -> None:
+    """In the package they are links, which Ray follows, for a job's working folder and for what workers get."""
+    for folder, below in ((REPOSITORY / "platform", "scalablevit/"), (REPOSITORY / "platform" / "scalablevit", "")):
+        packed = tmp_path / "packed.zip"
+        packaging._zip_files(str(folder), [], str(packed), include_gitignore=True)
+        with zipfile.ZipFile(packed) as archive:
+            for name, source in (("recipes", "pipelines/recipes"), ("tune_spaces", "tune_spaces")):
+                content = (REPOSITORY / source / "demo.yaml").read_bytes()
+                assert archive.read(f"{below}{name}/demo.yaml") == content
+
+
 def test_platform_is_no_package() -> None:
     """With an __init__.py it would hide the standard library's module of that name."""
     assert not (REPOSITORY / "platform" / "__init__.py").exists()
@@ -194,6 +205,21 @@ def test_make_targets_expand(target: str) -> None:
     done = make("--dry-run", target)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_set_up_is_done_again_when_what_it_installs_changes(tmp_path: Path) -> None:
+    (tmp_path / "infra").mkdir()
+    files = ["Makefile", "pyproject.toml", "infra/requirements.lock"]
+    for name in files:
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    stamps = set()
+    for name in files:  # the first one decides nothing
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        done = make("--dry-run", "setup", folder=tmp_path)
+        assert "uv pip install" in done.stdout and "--editable .\n" in done.stdout
+        stamps |= set(re.findall(r"^touch (\S+/installed-\w+)$", done.stdout, re.MULTILINE))
+    assert len(stamps) == 3
 
 
 def test_help_names_every_target() -> None:

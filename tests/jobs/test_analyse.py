@@ -9,11 +9,12 @@ import pytest
 import torch
 from harness.toys import finished_run, make_root, val_images
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.ablation import Arm
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
+from scalablevit.config.shipped import RECIPES
 from scalablevit.jobs import ablation, analyse, chain, cluster, costs
-from scalablevit.jobs.cli import RECIPES
 from scalablevit.jobs.result import StageResult
 from scalablevit.models.counting import Cost
 
@@ -46,7 +47,7 @@ def root(tmp_path_factory):
 
 
 def run(root, verb, *arguments):
-    return analyse.run(analyse.parse([verb, *map(str, arguments), "--root", str(root)]))
+    return analyse.run(parse("analyse", [verb, *map(str, arguments), "--root", str(root)]))
 
 
 def read(file):
@@ -119,18 +120,19 @@ def test_nothing_is_written_over_what_is_there(root, tmp_path):
 @pytest.mark.parametrize("verb", list(analyse.FILES))
 def test_every_verb_has_help_worth_reading(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
-        analyse.parse([verb, "--help"])
+        parse("analyse", [verb, "--help"])
     said = capsys.readouterr().out
     assert "--root" in said and "Exit codes" in said and all(name in said for name in analyse.FILES[verb])
 
 
 def test_overrides_may_stand_anywhere_and_other_words_nowhere(capsys):
-    options = analyse.parse(["ablation", "a.b=1", "--arms", "lim,lem", "--seeds", "0,2", "c.d=2", "--out", "o", "e=3"])
+    given = ["ablation", "a.b=1", "--arms", "lim,lem", "--seeds", "0,2", "c.d=2", "--out", "o", "e=3"]
+    options = parse("analyse", given)
     assert (options.given, options.arms, options.seeds) == (["a.b=1", "c.d=2", "e=3"], ["lim", "lem"], [0, 2])
     for wrong in (["table", "more"], ["field", "--bock", "1"], ["ablation", "--arms", "lim,lim"],
                   ["ablation", "--seeds", "0,-1"]):  # fmt: skip
         with pytest.raises(SystemExit, match="2"):
-            analyse.parse([*wrong, "--out", "o"])
+            parse("analyse", [*wrong, "--out", "o"])
 
 
 def test_the_ablation_trains_the_arms_under_one_parent_and_sets_them_side_by_side(root, tmp_path, monkeypatch, capsys):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
+from scalablevit.cli import main, report
+from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import analyse, plan, report, runs
-from scalablevit.jobs.cli import main, parse
+from scalablevit.jobs import analyse, plan, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "pipelines" / "recipes" / "imagenet_scalablevit_small.yaml"
@@ -161,7 +162,7 @@ def run(*arguments, timeout=280):
 def test_more_workers_than_the_machine_has_is_answered_with_the_arithmetic(recipe, root, capsys, monkeypatch):
     """In this process: what the model costs comes first, and takes ten seconds of imports."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    code = main("full", "", ["--recipe", str(recipe), "--root", str(root), "cluster.workers=8",
+    code = main("full", ["--recipe", str(recipe), "--root", str(root), "cluster.workers=8",
                              "cluster.cpus_per_worker=1000"])  # fmt: skip
     said = capsys.readouterr()
     assert code == 2, said.err
@@ -198,18 +199,18 @@ def test_every_script_has_help_worth_reading(script):
 
 
 @pytest.mark.parametrize(
-    ("job", "arguments"),
+    ("job", "verb", "arguments"),
     [
-        (runs, ["list"]),
-        (report, ["nobody"]),
-        (plan, ["--recipe", str(PAPER), "--step-s", "1", "data.root=nowhere"]),
-        (analyse, ["features", "nobody", "--out", "."]),
+        (runs, "runs", ["list"]),
+        (report, "report", ["nobody"]),
+        (plan, "plan", ["--recipe", str(PAPER), "--step-s", "1", "data.root=nowhere"]),
+        (analyse, "analyse", ["features", "nobody", "--out", "."]),
     ],
 )
-def test_scripts_that_only_look_make_no_root(job, arguments, tmp_path):
+def test_scripts_that_only_look_make_no_root(job, verb, arguments, tmp_path):
     mistyped = tmp_path / "mistyped"
     with suppress(UserError):
-        job.run(job.parse([*arguments, "--root", str(mistyped)]))
+        job.run(parse(verb, [*arguments, "--root", str(mistyped)]))
     assert not mistyped.exists()
 
 
@@ -239,5 +240,5 @@ def make_stages(recipe):
 
 
 def test_overrides_may_stand_anywhere_between_the_options():
-    options = parse("full", "", ["optimizer.lr=1e-3", "--dry-run", "data.root=/x", "--root", "/y", "training.seed=1"])
+    options = parse("full", ["optimizer.lr=1e-3", "--dry-run", "data.root=/x", "--root", "/y", "training.seed=1"])
     assert options.overrides == ["optimizer.lr=1e-3", "data.root=/x", "training.seed=1"] and options.root == "/y"

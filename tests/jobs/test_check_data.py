@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data import check
@@ -49,7 +50,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def run(recipe: Path, root: Path, *arguments: str) -> int:
-    return check_data.run(check_data.parse(["--recipe", str(recipe), "--root", str(root), *arguments]))
+    return check_data.run(parse("check-data", ["--recipe", str(recipe), "--root", str(root), *arguments]))
 
 
 def cut(file: Path) -> None:
@@ -146,7 +147,7 @@ def test_what_a_dry_run_refuses_is_refused_with_the_same_words(root, recipe, cap
 
 def test_tar_shards(root, recipe, capsys):
     for split in ("train", "val"):
-        assert pack.run(pack.parse([str(root / "set" / split), str(root / "packed" / split)])) == 0
+        assert pack.run(parse("pack", [str(root / "set" / split), str(root / "packed" / split)])) == 0
     shards = ["data.source=tar_shards", "data.root=packed"]
     assert run(recipe, root, "--quick", *shards) == 0
     assert "pretrain/train: 8 samples, 0 other files" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli.exit_codes import guarded
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import chain, cli, stage
@@ -63,7 +64,7 @@ def end(recipe, resolved, root):
         chain.run_chain(recipe, [resolved], root)
         return 0
 
-    return cli.guarded(work)
+    return guarded(work)
 
 
 def test_all_steps_are_taken_and_the_first_that_failed_is_raised(capsys):
@@ -167,12 +168,12 @@ def test_a_reason_that_cannot_be_printed_changes_no_exit_code(monkeypatch):
     def fails():
         raise UserError("wrong")
 
-    assert cli.guarded(fails) == 2
+    assert guarded(fails) == 2
 
 
 def test_other_system_errors_stay_failures(capsys):
     def fails():
         raise OSError(errno.EIO, "Input/output error")
 
-    assert cli.guarded(fails) == 1
+    assert guarded(fails) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def test_a_reader_that_goes_away_ends_a_script_quietly(name: str) -> None:
     program = f"""\
 import sys, time
 from scalablevit.config.errors import UserError
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli.exit_codes import guarded
 def work():
     {WORK[name]}
     return 0
@@ -43,7 +43,7 @@ sys.exit(guarded(work))
 def test_another_broken_pipe_is_a_failure(output: object) -> None:
     program = """\
 import sys
-from scalablevit.jobs.cli import guarded
+from scalablevit.cli.exit_codes import guarded
 def work():
     raise BrokenPipeError("a server's")
 sys.exit(guarded(work))

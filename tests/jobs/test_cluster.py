@@ -10,6 +10,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.jobs import cluster
 from scalablevit.jobs.resolve import resolve
+from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -50,6 +51,27 @@ def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_node
     seen = cluster.unreadable_on(nodes, [str(tmp_path), "/nowhere/runs"])
     assert seen == {node: ["/nowhere/runs"] for node in nodes}
     assert not list((tmp_path / "runs").glob(".probe-*"))
+
+
+def test_every_node_imports_the_uploaded_package(two_nodes, tmp_path):
+    """Not one that is installed there too: `make setup` makes this checkout importable for every process here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0)
+    def package() -> str:
+        import scalablevit
+
+        return str(Path(str(scalablevit.__file__)).parent)
+
+    ray.shutdown()
+    cluster.connect([], tmp_path)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+    packages = ray.get([package.options(scheduling_strategy=place).remote() for place in places], timeout=120)
+    assert len(packages) == 2
+    for uploaded in packages:
+        assert "/runtime_resources/py_modules_files/" in uploaded
+        assert code_digest(Path(uploaded)) == code_digest(cluster.PACKAGE)
 
 
 def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import pack
-from scalablevit.jobs.cli import guarded
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return pack.run(pack.parse([str(argument) for argument in arguments]))
+    return pack.run(parse("pack", [str(argument) for argument in arguments]))
 
 
 def test_dry_run_then_packing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

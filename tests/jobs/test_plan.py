@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
@@ -20,7 +21,7 @@ MEMORY = Footprint(weights=1000, gradients=900, moments=1800, average=1000, acti
 
 
 def run(root: Path, *arguments: str) -> int:
-    return plan.run(plan.parse(["--recipe", str(TINY), "--stage", "pretrain", "--root", str(root), *arguments]))
+    return plan.run(parse("plan", ["--recipe", str(TINY), "--stage", "pretrain", "--root", str(root), *arguments]))
 
 
 def test_arithmetic_by_hand():
@@ -53,7 +54,7 @@ def test_a_paper_recipe_without_its_data(tmp_path, capsys):
     arguments = ["--recipe", str(IMAGENET), "--root", str(tmp_path), "--devices", "16", "--step-s", "0.2",
                  "--step-images", "128", "--decode-rate", "700", "--price", "2", "--json", str(file),
                  "model.name=scalablevit_tiny", "model.options={}"]  # fmt: skip
-    assert plan.run(plan.parse(arguments)) == 0
+    assert plan.run(parse("plan", arguments)) == 0
     told, figures = capsys.readouterr().out, json.loads(file.read_text())
     assert told.startswith("prediction for imagenet_scalablevit_small, stage pretrain: nothing of this has been run")
     assert "1281167 training and 50000 validation images, 1000 classes: as imagenet is published" in told
@@ -100,7 +101,7 @@ def test_what_is_refused(arguments, said, tmp_path):
 
 def test_a_recipe_of_several_stages_needs_a_name(tmp_path):
     with pytest.raises(UserError, match="recipe tiny has several stages") as caught:
-        plan.run(plan.parse(["--recipe", str(TINY), "--root", str(tmp_path), "--step-s", "1"]))
+        plan.run(parse("plan", ["--recipe", str(TINY), "--root", str(tmp_path), "--step-s", "1"]))
     assert caught.value.fix == "name one of pretrain, segment, detect"
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.space_loading import load_search
-from scalablevit.jobs.recipe import parse, run
+from scalablevit.jobs.recipe import run
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = """\
@@ -38,7 +39,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 def upgrade(*arguments: str | Path) -> int:
-    return run(parse(["upgrade", *map(str, arguments)]))
+    return run(parse("recipe", ["upgrade", *map(str, arguments)]))
 
 
 def test_a_recipe_and_a_space_are_rewritten(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ from harness.html_page import HtmlPage
 from harness.job_folder import SEARCH, write_page, write_search
 from harness.toys import leave_status
 
+from scalablevit.cli import report
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import report
 from scalablevit.jobs.report import JOB, PAGE, gather, publish_job
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.search_summary import TABLE
@@ -99,17 +100,17 @@ def test_the_page_goes_to_mlflow_through_the_spool(job):
 def test_a_page_is_made_again_by_name_and_by_path(job, capsys):
     root = job[0]
     made = root / "runs" / "tiny-segment-0" / PAGE
-    assert report.run(report.parse(["tiny-segment-0", "--root", str(root), "--dry-run"])) == 0 and not made.exists()
-    assert report.run(report.parse([str(root / "runs" / "tiny-segment-0")])) == 0
+    assert report.run(parse("report", ["tiny-segment-0", "--root", str(root), "--dry-run"])) == 0 and not made.exists()
+    assert report.run(parse("report", [str(root / "runs" / "tiny-segment-0")])) == 0
     assert "tiny-segment-0" in HtmlPage(made.read_text()).text
     made.unlink()
-    assert report.run(report.parse([SEARCH, "--root", str(root)])) == 0
+    assert report.run(parse("report", [SEARCH, "--root", str(root)])) == 0
     assert "stage segment: finished" in capsys.readouterr().out
 
 
 def test_other_folders_are_refused(job):
     with pytest.raises(UserError, match="no job, stage or search"):
-        report.run(report.parse(["nothing", "--root", str(job[0])]))
+        report.run(parse("report", ["nothing", "--root", str(job[0])]))
 
 
 def test_a_failed_stage_is_shown_with_its_reason_and_without_figures(job, tmp_path):

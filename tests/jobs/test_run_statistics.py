@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from harness.html_page import HtmlPage
 
+from scalablevit.cli import main
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.inspection import inspect_data
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.jobs import announce, resolve
-from scalablevit.jobs.cli import main
 from scalablevit.jobs.report import gather
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
@@ -100,5 +100,5 @@ def test_only_a_dry_run_is_short_of_time(root, monkeypatch, capsys):
 
     monkeypatch.setattr(resolve, "resolve", ended)
     for arguments in ([], ["--dry-run"]):
-        assert main("full", "", ["--recipe", str(TINY), "--root", str(root), *arguments]) == 2
+        assert main("full", ["--recipe", str(TINY), "--root", str(root), *arguments]) == 2
     assert given == [None, 10.0] and "enough" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import lease as leases
 from scalablevit.jobs import runs, status
@@ -59,7 +60,7 @@ def leave(root, name, **changes):
 
 
 def run(capsys, *arguments):
-    code = runs.run(runs.parse(arguments))
+    code = runs.run(parse("runs", arguments))
     return code, capsys.readouterr().out
 
 

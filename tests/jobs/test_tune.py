@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.jobs import cli
-from scalablevit.jobs import tune as tune_job
+from scalablevit.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +38,7 @@ def test_a_mistake_is_named_before_anything_starts(arguments, expected, tmp_path
 def test_the_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
     """In this process, as below: what the model costs takes ten seconds of imports."""
     shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
-    code = tune_job.main("", ["--root", str(tmp_path), "--dry-run", shapes, "training.global_batch_size=4",
+    code = main("tune", ["--root", str(tmp_path), "--dry-run", shapes, "training.global_batch_size=4",
                               "stages.pretrain.data.image_size=32"])  # fmt: skip
     said = capsys.readouterr()
     assert code == 0, said.err
@@ -52,14 +51,14 @@ def test_resume_refuses_a_search_that_was_not_begun_before_anything_starts(tmp_p
     shapes = "data.shapes={train_images: 18, val_images: 12, image_size: 48}"
     arguments = ["--root", str(tmp_path), "--dry-run", "--resume", shapes, "training.global_batch_size=4",
                  "stages.pretrain.data.image_size=32"]  # fmt: skip
-    code, refused = tune_job.main("", arguments), capsys.readouterr().err
+    code, refused = main("tune", arguments), capsys.readouterr().err
     assert code == 2 and "there is nothing to resume" in refused, refused
     assert not (tmp_path / "runs").exists()
     folder = Path(refused.strip().partition(": ")[0])
     assert folder.parent == tmp_path / "runs"
     folder.mkdir(parents=True)
     (folder / "trials.json").write_text("[]")
-    code, said = tune_job.main("", arguments), capsys.readouterr()
+    code, said = main("tune", arguments), capsys.readouterr()
     assert code == 0 and "dry run" in said.out, said.err
 
 
@@ -84,9 +83,9 @@ def test_a_recipe_names_its_search(tmp_path, capsys):
     (tmp_path / "own.yaml").write_text(json.dumps(recipe))
     (tmp_path / "space.yaml").write_text(json.dumps(space))
     arguments = ["--recipe", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "root"), "--dry-run"]
-    code, said = cli.main("full", "", arguments), capsys.readouterr()
+    code, said = main("full", arguments), capsys.readouterr()
     assert code == 0, said.err
     assert "search space" in said.out and "3, searcher random" in said.out
     (tmp_path / "space.yaml").write_text(json.dumps({**space, "metric": "val/miou"}))
-    code, said = cli.main("full", "", arguments), capsys.readouterr()
+    code, said = main("full", arguments), capsys.readouterr()
     assert code == 2 and "space.yaml" in said.err and "val/miou" in said.err

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli import main
+from scalablevit.cli.tree import parse
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs import check_data, cli
+from scalablevit.jobs import check_data
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "pipelines" / "recipes"
@@ -55,7 +57,7 @@ def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
     def run(recipe: str, *arguments: str) -> str:
         place = ["--recipe", str(RECIPES / f"{recipe}.yaml"), "--root", str(tmp_path)]
-        code = cli.main("full", "", [*place, "--dry-run", *arguments])
+        code = main("full", [*place, "--dry-run", *arguments])
         said = capsys.readouterr()
         assert code == 0, said.out + said.err
         return said.out
@@ -118,7 +120,7 @@ def test_every_image_and_mask_is_sound(
 ) -> None:
     """All are decoded in full."""
     place = ["--recipe", str(RECIPES / f"{recipe}.yaml"), "--root", str(tmp_path)]
-    code = check_data.run(check_data.parse([*place, f"data.root={data / folder}"]))
+    code = check_data.run(parse("check-data", [*place, f"data.root={data / folder}"]))
     assert code == 0 and "Nothing bad" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from harness.exported import page_predict, photos
 from harness.toys import finished_run, stage_of, val_images
 from PIL import Image
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.jobs import export
@@ -29,7 +30,7 @@ SMALL_RESNET = ["model.name=test_resnet", "model.drop_path_rate=null"]
 
 def run(root: Path, name: str, model: str, out: Path, *more: str) -> int:
     images = val_images(root, name)
-    return export.run(export.parse([model, str(images), "--out", str(out), "--root", str(root), *more]))
+    return export.run(parse("export", [model, str(images), "--out", str(out), "--root", str(root), *more]))
 
 
 def facts(out: Path) -> dict:

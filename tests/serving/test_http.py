@@ -25,6 +25,7 @@ from harness.toys import SIDE, val_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
+from scalablevit.cli.tree import parse
 from scalablevit.jobs import predict
 from scalablevit.serving.encoding import image_bytes
 from scalablevit.tracking.connection import connect
@@ -88,10 +89,10 @@ def test_the_model_behind_an_address_is_that_of_the_registry(registry, root, ima
     (images / "page.png").write_text("<html>")
     (images / "bomb.png").write_bytes(png_of_zeros(13_000))
     with served(model_folder(registry, "segment"), monkeypatch) as url:
-        assert predict.run(predict.parse([url, str(images), "--out", str(tmp_path / "far")])) == 1
+        assert predict.run(parse("predict", [url, str(images), "--out", str(tmp_path / "far")])) == 1
     (images / "bomb.png").unlink()  # this process has the recipe's limit alone
     local = ["models:/toy-segment/1", str(images), "--out", str(tmp_path / "near"), "--root", str(registry)]
-    assert predict.run(predict.parse(local)) == 1
+    assert predict.run(parse("predict", local)) == 1
     masks = [sorted((tmp_path / out / "masks").rglob("*.png")) for out in ("near", "far")]
     assert len(masks[0]) == 4 and [each.read_bytes() for each in masks[0]] == [each.read_bytes() for each in masks[1]]
     assert (tmp_path / "near" / "classes.csv").read_bytes() == (tmp_path / "far" / "classes.csv").read_bytes()
@@ -164,7 +165,7 @@ def test_boxes(registry, root, monkeypatch, tmp_path):
     (tmp_path / "images").mkdir()
     shutil.copy(file, tmp_path / "images")
     with served(model_folder(registry, "detect"), monkeypatch) as url:
-        assert predict.run(predict.parse([url, str(tmp_path / "images"), "--out", str(tmp_path / "out")])) == 0
+        assert predict.run(parse("predict", [url, str(tmp_path / "images"), "--out", str(tmp_path / "out")])) == 0
         (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
     assert len(answer["boxes"]) == len(answer["scores"]) == len(answer["labels"]) > 0
     assert run_lengths.decode(answer["masks"][0]).shape == (SIDE, SIDE)

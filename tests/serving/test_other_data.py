@@ -12,6 +12,7 @@ import torch
 from harness.toys import finished_run, make_root, stage_of
 from PIL import Image
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.sources.opening import open_source
@@ -116,7 +117,7 @@ def test_the_command_needs_the_validation_split_alone(root: Path, capsys: pytest
     made = finished_run(root, "segment")
     reverse_masks(root)
     remove_training(root)
-    assert evaluate.run(evaluate.parse([made, "--root", str(root), "--dry-run"])) == 0
+    assert evaluate.run(parse("evaluate", [made, "--root", str(root), "--dry-run"])) == 0
     said = capsys.readouterr().out
     assert "12 validation samples" in said and "training" not in said.partition("resolved recipe")[0]
 
@@ -126,7 +127,7 @@ def test_other_class_names_are_refused_with_both_lists(root: Path) -> None:
     classes = config_of(root, made)["classes"]
     (root / "data/classification/val" / classes[0]).rename(root / "data/classification/val/zebra")
     with pytest.raises(UserError) as caught:
-        evaluate.run(evaluate.parse([made, "--root", str(root), "--dry-run"]))
+        evaluate.run(parse("evaluate", [made, "--root", str(root), "--dry-run"]))
     message = str(caught.value)
     assert f"the data has the classes {', '.join(classes[1:])}, zebra; the model has {', '.join(classes)}" in message
     assert f"only the data has zebra; only the model has {classes[0]}" in message

@@ -17,6 +17,7 @@ from harness.predicting import ALL, run, trained
 from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.jobs import evaluate, predict
@@ -223,7 +224,7 @@ def test_an_evaluation_is_of_the_network_that_was_trained(root):
     """LIM and LEM have the same tensors: the weights of one would fit the other."""
     override = "model.options.local_interaction=lem"
     with pytest.raises(UserError, match="network") as refused:
-        evaluate.run(evaluate.parse(["toy-pretrain-0", override, "--root", str(root), "--dry-run"]))
+        evaluate.run(parse("evaluate", ["toy-pretrain-0", override, "--root", str(root), "--dry-run"]))
     assert override in refused.value.where
 
 
@@ -270,7 +271,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_loaded(root, i
 def test_a_mistyped_root_is_named_and_not_made(images, tmp_path, model):
     missing = tmp_path / "mistyped"
     with pytest.raises(UserError, match="mistyped"):
-        predict.run(predict.parse([model, str(images), "--out", str(tmp_path / "out"), "--root", str(missing)]))
+        predict.run(parse("predict", [model, str(images), "--out", str(tmp_path / "out"), "--root", str(missing)]))
     assert not missing.exists()
 
 

@@ -15,6 +15,7 @@ import torch
 from harness.predicting import ALL, run, trained
 from mlflow.pyfunc import scoring_server
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.jobs import predict
@@ -88,7 +89,7 @@ def about_model(task: str, classes: Sequence[str]) -> tuple[int, str]:
 
 
 def ask(url: str, folder: Path, out: Path, *more: str) -> int:
-    return predict.run(predict.parse([url, str(folder), "--out", str(out), *more]))
+    return predict.run(parse("predict", [url, str(folder), "--out", str(out), *more]))
 
 
 def files(out: Path) -> dict[str, bytes]:

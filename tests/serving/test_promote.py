@@ -8,6 +8,7 @@ import pytest
 from harness.toys import SIDE, finished_run, register
 from mlflow import MlflowClient
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.jobs import pack, predict, promote
 from scalablevit.tracking import champion, tags
@@ -22,7 +23,7 @@ def client(registry: Path) -> MlflowClient:
 
 
 def run(registry: Path, name: str, *more: str) -> int:
-    return promote.run(promote.parse([name, "--root", str(registry), *more]))
+    return promote.run(parse("promote", [name, "--root", str(registry), *more]))
 
 
 def champion_of(client: MlflowClient, name: str) -> int | None:
@@ -107,7 +108,7 @@ def test_a_folder_and_its_shards_are_the_same_data(registry, client):
     """Whoever packs a data set does not start anew with a champion."""
     name, folder = "toy-packed", registry / "data" / "classification"
     for split in ("train", "val"):
-        pack.run(pack.parse([str(folder / split), str(registry / "packed" / split)]))
+        pack.run(parse("pack", [str(folder / split), str(registry / "packed" / split)]))
     values = ("source=tar_shards", "root=packed", "train.images=train", "val.images=val")
     packed = [f"stages.pretrain.data.{each}" for each in values]
     for seed, given in ((5, []), (6, packed), (7, [])):
@@ -185,5 +186,5 @@ def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, 
     assert run(registry, "toy-pretrain", *EVEN, "--dry-run") == 0
     images = root / "data" / "classification" / "val"
     given = ["models:/toy-pretrain@candidate", str(images), "--out", str(tmp_path / "out"), "--root", str(registry)]
-    assert predict.run(predict.parse(given)) == 0
+    assert predict.run(parse("predict", given)) == 0
     assert (tmp_path / "out" / "labels.csv").is_file()

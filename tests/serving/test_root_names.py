@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from harness.toys import register, val_images
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import predict
@@ -26,7 +27,7 @@ def test_a_model_goes_from_the_spool_to_a_prediction(root: Path, tmp_path: Path,
     assert found.weights.read_bytes() == (root / "runs/toy-pretrain-0/model/weights.safetensors").read_bytes()
     out = tmp_path / "out"
     asked = [MODEL, str(val_images(root, "pretrain")), "--out", str(out), "--root", str(place)]
-    assert predict.run(predict.parse(asked)) == 0
+    assert predict.run(parse("predict", asked)) == 0
     assert (out / "labels.csv").is_file()
     assert [path.name for path in place.parent.iterdir()] == [name]
     assert {path.name for path in place.iterdir()} == {"runs", "cache", "mlflow.db", "mlartifacts"}
@@ -40,6 +41,6 @@ def test_a_name_that_cannot_be_held_is_refused_before_anything_is_written(
     shutil.copytree(root / "runs" / "toy-pretrain-0", place / "runs" / "toy-pretrain-0")
     asked = [MODEL, str(val_images(root, "pretrain")), "--out", str(tmp_path / "out"), "--root", str(place)]
     with pytest.raises(UserError, match="means something else"):
-        predict.run(predict.parse(asked))
+        predict.run(parse("predict", asked))
     assert [path.name for path in place.parent.iterdir()] == [name]
     assert [path.name for path in place.iterdir()] == ["runs"]

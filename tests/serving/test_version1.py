@@ -13,6 +13,8 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from scalablevit.cli import report
+from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
@@ -20,7 +22,7 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import announce, evaluate, predict, promote, replay, report, runs, search
+from scalablevit.jobs import announce, evaluate, predict, promote, replay, runs, search
 from scalablevit.jobs.older_runs import older_runs, older_searches
 from scalablevit.jobs.resolve import check_metric, resolve
 from scalablevit.jobs.stored_models import load_subjects
@@ -97,7 +99,7 @@ def test_evaluated_up_to_the_cluster(
     root: Path, registry: MlflowClient, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also one whose gate compares top-5 accuracy of four classes, which version 1 took."""
-    assert evaluate.run(evaluate.parse([model, "--root", str(root), "--dry-run"])) == 0
+    assert evaluate.run(parse("evaluate", [model, "--root", str(root), "--dry-run"])) == 0
     out = capsys.readouterr().out
     assert "global_batch_size: 8" in out and "version: 2" in out and "patience: 5" in out
     assert "action: rollback" in out and "on_checkpoint_failure: continue" in out
@@ -107,14 +109,14 @@ def test_evaluated_up_to_the_cluster(
 def test_predicted(root: Path, registry: MlflowClient, model: str, tmp_path: Path) -> None:
     images = root / ("data4" if model == FOUR else "data") / "classification" / "val"
     arguments = [model, str(images), "--out", str(tmp_path / "out"), "--root", str(root)]
-    assert predict.run(predict.parse(arguments)) == 0
+    assert predict.run(parse("predict", arguments)) == 0
     lines = (tmp_path / "out" / "labels.csv").read_text().splitlines()
     assert lines[0] == "file,label,probability,top5"
     assert len(lines) == 1 + len(list(images.rglob("*.jpg")))
 
 
 def test_promoted(root: Path, registry: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
-    assert promote.run(promote.parse(["old-pretrain", "--root", str(root)])) == 0
+    assert promote.run(parse("promote", ["old-pretrain", "--root", str(root)])) == 0
     assert registry.get_model_version_by_alias("old-pretrain", "champion").version in (1, "1")
     evidence = json.loads(registry.get_model_version("old-pretrain", "1").tags[tags.PROMOTION_EVIDENCE])
     assert (evidence["gate"]["min_value"], evidence["gate"]["require_significance"]) == (0.0, False)
@@ -123,9 +125,9 @@ def test_promoted(root: Path, registry: MlflowClient, capsys: pytest.CaptureFixt
 
 def test_a_gate_of_top_5_of_four_classes(root: Path, registry: MlflowClient) -> None:
     with pytest.raises(UserError, match="more than five classes; the data has 4") as caught:
-        promote.run(promote.parse(["four-pretrain", "--root", str(root)]))
+        promote.run(parse("promote", ["four-pretrain", "--root", str(root)]))
     assert "promotion.metric=top1" in str(caught.value)
-    assert promote.run(promote.parse(["four-pretrain", "promotion.metric=top1", "--root", str(root)])) == 0
+    assert promote.run(parse("promote", ["four-pretrain", "promotion.metric=top1", "--root", str(root)])) == 0
 
 
 def test_served(root: Path) -> None:
@@ -143,21 +145,21 @@ def test_served(root: Path) -> None:
 def test_reported(root: Path, run: str) -> None:
     page = root / "runs" / run / "report.html"
     page.unlink(missing_ok=True)
-    assert report.run(report.parse([run, "--root", str(root)])) == 0
+    assert report.run(parse("report", [run, "--root", str(root)])) == 0
     text = page.read_text()
     assert "top1" in text
     assert ("top4" in text) == (run == FOUR)  # as it was recorded
 
 
 def test_listed_and_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert runs.run(runs.parse(["list", "--root", str(root)])) == 0
-    assert runs.run(runs.parse(["show", HALF, "--root", str(root)])) == 0
+    assert runs.run(parse("runs", ["list", "--root", str(root)])) == 0
+    assert runs.run(parse("runs", ["show", HALF, "--root", str(root)])) == 0
     assert "killed" in capsys.readouterr().out
 
 
 def test_replayed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = (root / "runs" / CAPTURED).glob("not_finite/step_*")
-    assert replay.run(replay.parse([str(folder)])) == 0
+    assert replay.run(parse("replay", [str(folder)])) == 0
     assert "step 8, 1 rank(s)" in capsys.readouterr().out
 
 
@@ -243,7 +245,7 @@ def test_a_later_version_is_refused(root: Path, tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"stage": upgrade(config["stage"]) | {"version": 3}}))
     with pytest.raises(UserError, match="version 3; this platform is too old") as caught:
-        evaluate.run(evaluate.parse([FINISHED, "--root", str(tmp_path), "--dry-run"]))
+        evaluate.run(parse("evaluate", [FINISHED, "--root", str(tmp_path), "--dry-run"]))
     assert str(path) in str(caught.value)
 
 

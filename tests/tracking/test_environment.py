@@ -29,6 +29,8 @@ def test_equal_code_has_an_equal_digest_wherever_it_lies(package: Path, tmp_path
     digest = code_digest(package)
     (package / "sub" / "__pycache__").mkdir()
     (package / "sub" / "__pycache__" / "a.pyc").write_bytes(b"byte code")
+    (package / "recipes").mkdir()  # a wheel and an upload have files where a checkout has a link
+    (package / "recipes" / "demo.yaml").write_text("name: demo\n")
     assert code_digest(package) == digest
     moved = tmp_path / "elsewhere"
     package.rename(moved)

@@ -5,7 +5,6 @@ import logging
 import math
 import multiprocessing
 import os
-import runpy
 import signal
 import socket
 import sqlite3
@@ -23,6 +22,7 @@ from mlflow.entities import DatasetInput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
+from scalablevit.cli import main
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, Pending, Shipper, remembered
 from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, now_ms
@@ -432,15 +432,9 @@ def test_no_secret_reaches_a_message_or_a_file(
 
 
 @pytest.fixture
-def sync(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """The script's main, in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
-
-    def main(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["sync.py", "--root", str(tmp_path), *arguments])
-        return int(runpy.run_path(str(ROOT / "pipelines" / "sync.py"))["main"]())
-
-    return main
+def sync(tmp_path: Path) -> Callable[..., int]:
+    """The command, in this process."""
+    return lambda *arguments: main("sync", ["--root", str(tmp_path), *arguments])
 
 
 def test_the_sync_script_says_that_there_are_no_runs_and_makes_no_root(

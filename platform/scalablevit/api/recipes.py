@@ -4,13 +4,14 @@ from pathlib import Path
 
 from scalablevit.config.loading import load_recipe as read_recipe
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.shipped import recipe_file, space_file
 
 
 def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     """Read and check a recipe; imports nothing heavy and looks at no data.
 
     Args:
-        path: the recipe's YAML file.
+        path: the recipe's YAML file, or the name of a shipped recipe, such as "demo".
         overrides: dotted keys as on the command line, such as "optimizer.lr=1e-4" for all stages that have the key and
             "stages.segment.training.epochs=3" for one stage.
 
@@ -22,9 +23,9 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
         UserError: the file is missing or no YAML, or everything that is wrong in it and in the overrides, each with
             file and line or override, value and nearest key.
     """
-    file = Path(path).expanduser()
+    file = recipe_file(str(Path(path).expanduser()))
     recipe = read_recipe(file, overrides)
     if recipe.tune is None:
         return recipe
     # the recipe itself does not know where its file lies
-    return recipe.model_copy(update={"tune": str((file.parent / recipe.tune).absolute())})
+    return recipe.model_copy(update={"tune": str(space_file(str(recipe.tune), file.parent).absolute())})

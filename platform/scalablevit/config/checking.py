@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scalablevit.config import upgrade
+from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
@@ -109,7 +110,7 @@ def _other_version(version: Any, places: Places, name: str) -> UserError:
 
 def _upgrade_command(place: str) -> str:
     file, colon, line = place.rpartition(":")
-    return f"python pipelines/recipe.py upgrade {shlex.quote(file if colon and line.isdecimal() else place)}"
+    return f"{command_line('recipe')} upgrade {shlex.quote(file if colon and line.isdecimal() else place)}"
 
 
 def together(errors: Sequence[UserError]) -> UserError:

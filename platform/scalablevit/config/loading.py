@@ -10,6 +10,7 @@ from scalablevit.config.checking import SECTIONS, Places, check
 from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.unused_keys import find_unused
 
 STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
@@ -94,21 +95,26 @@ def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no possible path
-        raise UserError(f"cannot read the {what}: {error}", where=str(path), fix=_available(path)) from None
+        raise UserError(f"cannot read the {what}: {error}", where=str(path), fix=_available(path, what)) from None
     raw, lines = strict_yaml.load(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"a {what} is a mapping of keys to values", where=str(path))
     return raw, {key_path: f"{path}:{line}" for key_path, line in lines.items()}
 
 
-def _available(path: Path) -> str:
+def _available(path: Path, what: str) -> str:
+    """Name files beside the missing one, and what is shipped, with names like it."""
     folder = path.parent
+    shipped = difflib.get_close_matches(path.stem, shipped_files(SPACES if what == "space" else RECIPES), n=3)
     try:
         names = [other.name for other in folder.iterdir() if other.suffix == ".yaml"]
     except (OSError, ValueError):
-        return "check the path"
+        names = []
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3)
-    return f"in {folder}: {', '.join(near)}" if near else "check the path"
+    hints = [f"in {folder}: {', '.join(near)}"] if near else []
+    if shipped and len(path.parts) == 1:
+        hints.append(f"shipped: {', '.join(shipped)}")
+    return "; ".join(hints) or "check the path"
 
 
 def _merge_stages(raw: dict[str, Any], name: str, places: Places) -> dict[str, Any]:

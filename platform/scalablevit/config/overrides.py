@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
 from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nearest, short, stage_advice
+from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, masked, raise_all
 from scalablevit.config.hints import key_hint
 from scalablevit.config.recipe import SOURCES, Stage
@@ -180,7 +181,7 @@ class Reach:
             what += f" (starting from {', '.join(parents)})"
         if override.stage is None:
             what += f"; {'.'.join(override.path)} is a key of {', '.join(having)}"
-        return UserError(what, where=override.where, fix="leave it out; pipelines/full.py runs all stages")
+        return UserError(what, where=override.where, fix=f"leave it out; {command_name('full')} runs all stages")
 
     def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
         """Refuse a source that the task of one of several stages cannot take: each of its keys would be wrong.

@@ -278,7 +278,8 @@ class Recipe(Section):
     """Version of the recipe's keys; files without it are read as this one. Part of a run's identity."""
     stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Stage]
     tune: str | None = None
-    """A search space, relative to the recipe's file: `full.py` searches before it trains, and trains what it found."""
+    """A search space, relative to the recipe's file, or a shipped one's name: `full.py` searches before it trains, and
+    trains what it found."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -112,7 +112,8 @@ class Space(Section):
     version: Literal[2] = 2
     """Version of the keys of recipes and search spaces; files without it are read as this one."""
     recipe: str | None = None
-    """The base recipe's file, relative to the space's own; not read where the recipe is given otherwise."""
+    """The base recipe: its file, relative to the space's own, or a shipped one's name; not read where it is given
+    otherwise."""
     stage: str | None = None
     """The stage that is searched; null: the recipe's only one."""
     metric: str

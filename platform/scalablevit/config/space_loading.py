@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalablevit.config.checking import Places, check, located, nearest, short, without_old_words
+from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe, override_recipe, read_mapping
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
 from scalablevit.config.trial import shape, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
@@ -48,7 +50,7 @@ NOT_SEARCHED = {
     "training.log_every_steps": _UNTRAINED,
     "training.nonfinite.capture": _UNTRAINED,
     "training.on_checkpoint_failure": _UNTRAINED,
-    "task.test_time_augmentation": "pipelines/evaluate.py alone uses it",
+    "task.test_time_augmentation": f"{command_name('evaluate')} alone uses it",
     "training.epochs": "the length of a trial is budget.epochs",
     "training.steps": "the length of a trial is budget.epochs",
     "training.evaluate_every": "how often a trial is evaluated is budget.evaluate_every_epochs",
@@ -111,7 +113,8 @@ def load_search(
     with mistakes.gathered():
         others = [override for override in overrides if not is_of_space(override)]
         stage = merged.get("stage")
-        scope = Scope("tune.py searches", names=(stage,) if isinstance(stage, str) else (), note=note)
+        names = (stage,) if isinstance(stage, str) else ()
+        scope = Scope(f"{short_name('tune')} searches", names=names, note=note)
         base = _base_recipe(path, merged.get("recipe") if recipe is None else recipe, others, scope, mistakes)
     stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
     if base and stage:
@@ -179,7 +182,7 @@ def _base_recipe(path: Path, named: Any, overrides: Sequence[str], scope: Scope,
         mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
     if not isinstance(named, str):
         return None
-    file = path.parent / named
+    file = recipe_file(named, path.parent)
     try:
         return load_recipe(file, overrides, scope)
     except UserError as error:

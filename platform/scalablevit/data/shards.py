@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
+from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.section import Section
 from scalablevit.data.names import shown
@@ -22,7 +23,7 @@ BLOCK = 512
 """Bytes: a tar file's headers have as many, and contents are filled up to multiples of it."""
 _NAME_BYTES = 100
 """Of a header, from its start."""
-_REPACK = "pack the folder again with pipelines/pack.py, or copy the shards again"
+_REPACK = f"pack the folder again with {command_name('pack')}, or copy the shards again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ def open_shards(folder: Path, where: str) -> Listing:
         index = Index.model_validate_json(content)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {INDEX}", where=where, fix="name a folder that pipelines/pack.py has finished"
+            f"{folder} holds no {INDEX}", where=where, fix=f"name a folder that {command_name('pack')} has finished"
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

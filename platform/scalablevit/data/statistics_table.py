@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from scalablevit.config.commands import command_name
 from scalablevit.data.names import shown
 from scalablevit.data.statistics import Boxes, DataStatistics, LeftOut, SplitStatistics
 
@@ -34,7 +35,7 @@ def table(statistics: DataStatistics, classes: int = CLASSES) -> list[Row]:
 
 def unknown_text(statistics: DataStatistics) -> str:
     """Return what was not looked at as one sentence; empty if nothing is."""
-    return "; ".join(statistics.unknown) + "; pipelines/check_data.py looks at all" if statistics.unknown else ""
+    return f"{'; '.join(statistics.unknown)}; {command_name('check-data')} looks at all" if statistics.unknown else ""
 
 
 def _class_rows(statistics: DataStatistics, most: int) -> Iterator[Row]:

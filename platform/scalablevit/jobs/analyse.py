@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.ablation import ARMS
+from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
+from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.names import shown
-from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.jobs.arguments import add_recipe
 from scalablevit.jobs.out_folder import refuse_unwritable
 
 FILES = {
@@ -27,12 +29,14 @@ task. key=value overrides a value of all their recipes: tracking.uri=http://...,
 data.eval_resize=224 data.image_size=224 (dense models: data.short_side=224 data.long_side=448).
 Without --images, four scenes of the built-in shapes are shown; else the first four images of the folder."""
 EXIT = "Exit codes: 0 done; 2 something that you can mend."
+EPILOG = "Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes."
 EPILOGS = {
     "features": f"""\
 The paper's Figure 2: an image beside its feature maps after chosen blocks, a row for each model. A map shows how far
 each token lies from its map's mean token. Train models that differ in attention alone with
-`analyse.py ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are counted from 1
-through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as in the paper.
+`{short_name("analyse")} ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are
+counted from 1 through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as
+in the paper.
 
 {MODELS}
 
@@ -46,7 +50,7 @@ output depends on at all. Without MODEL: ScalableViT-S with fresh weights, the s
 {MODELS}
 
 {EXIT}""",
-    "ablation": """\
+    "ablation": f"""\
 The paper's Table 1 on any recipe: trains all of its stages once for each arm, alike in all but the attention, under one
 parent run, and sets parameters, FLOPs and best figures side by side. Arms:
   lim          the standard model: IWSA and SSA in turn
@@ -54,8 +58,8 @@ parent run, and sets parameters, FLOPs and best figures side by side. Arms:
   none         no convolution: plain windows (WSA) in IWSA's place
   wsa_for_ssa  plain windows (WSA) in SSA's place
 lim and lem start from the same random weights; the others have other layers, so only their data come alike.
-Overrides are dotted recipe keys, as for pipelines/full.py. The same command again continues where it stopped.
-The paper's own: --recipe pipelines/recipes/ablation_scalablevit_small.yaml --arms lim,lem
+Overrides are dotted recipe keys, as for {command_name("full")}. The same command again continues where it stopped.
+The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 
 Exit codes: 0 done; 1 a failure while running; 2 something that you can mend; 130 interrupted.""",
     "table": f"""\
@@ -66,12 +70,8 @@ build them, and sets the paper's figures beside them. Trains nothing.
 }
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/analyse.py", description="The paper's analysis, as pictures and tables.",
-        epilog="Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes.",
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     features = _verb(verbs, "features", "Figure 2: images beside feature maps after chosen blocks")
     features.add_argument("given", nargs="+", metavar="MODEL|key=value")
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)")
     ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in attention alone, side by side")
     ablation.add_argument("given", nargs="*", metavar="key=value", help="override a value of the recipe")
-    ablation.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    add_recipe(ablation)
     ablation.add_argument("--arms", type=_names, default=["lim", "lem", "none"], metavar="A,B",
                           help=f"of {', '.join(ARMS)} (default: lim,lem,none)")  # fmt: skip
     ablation.add_argument("--seeds", type=_numbers, default=[], metavar="0,1,2",
@@ -94,12 +94,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                           help="of the recipe, with those that they start from (default: all)")  # fmt: skip
     ablation.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     _verb(verbs, "table", "parameters and FLOPs of all backbones and heads beside the paper's")
-    options, late = parser.parse_known_args(arguments)
-    if late and ("given" not in options or any(each.startswith("-") for each in late)):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
-    if late:  # subparsers take no values after options, as the other scripts do
-        options.given += late
-    return options
 
 
 def _verb(
@@ -131,7 +125,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, train or count; see `parse`."""
+    """Draw, train or count; see `add_arguments`."""
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
     root = platform_root(options.root, make=options.verb == "ablation")
@@ -162,7 +156,7 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: the demo, {path.name}", flush=True)
-    scope = Scope("analyse.py ablation trains", names=tuple(options.stages), note=print)
+    scope = Scope(f"{short_name('analyse')} ablation trains", names=tuple(options.stages), note=print)
     recipe = load_recipe(path, options.given, scope)
     from scalablevit.jobs.ablation import run_ablation
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.jobs import cluster
@@ -176,7 +177,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     uri = without_credentials(address)
     sqlite = uri.startswith("sqlite")
     programs = Path(sys.executable).parent
-    place, mlflow, python = (shlex.quote(str(each)) for each in (root, programs / "mlflow", programs / "python"))
+    place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
     where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
     return "\n".join(
@@ -187,9 +188,9 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             "",
             "next:",
             f"  look at runs and models   {look}",
-            f"  evaluate the model        {python} pipelines/evaluate.py {shlex.quote(model)} {where}",
+            f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {python} pipelines/runs.py list --root {place}",
+            f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
             f"  run folders               {root / 'runs'}",
         ]
     )

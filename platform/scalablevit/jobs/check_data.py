@@ -3,20 +3,22 @@
 import argparse
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
+from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.check import Report, mask_advice
 from scalablevit.data.inspection import Inspection, inspect_data
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
-from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.jobs.arguments import add_recipe
 from scalablevit.report.tables import lined_up
 
 EPILOG = """\
@@ -37,29 +39,24 @@ of the split; masks that do not fit are refused in any number.
 Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to mend."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/check_data.py", description="Name every bad sample of a recipe's data, without training.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    add_recipe(parser)
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--quick", action="store_true", help="headers only")
     parser.add_argument("--again", action="store_true", help="decode also what an earlier check has decoded")
-    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check and print; see `parse`.
+    """Check and print; see `add_arguments`.
 
     Raises:
         UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
             other than bad samples; all that can be has been checked and printed.
     """
     path = options.recipe or RECIPES / DEMO
-    recipe = load_recipe(path, options.overrides, Scope("check_data.py checks", note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
     root = platform_root(options.root)
     bad, warnings, errors = 0, 0, list[UserError]()
     for name, data in _data_sections(recipe):
@@ -139,4 +136,4 @@ def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) ->
         warned = f" Warnings: {warnings}." if warnings else ""
         return f"All headers are sound.{warned} Damage behind them is found without --quick."
     sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
-    return f"{sound} Next: python pipelines/full.py --recipe {shlex.quote(str(path))} --dry-run"
+    return f"{sound} Next: {command_line('full')} --recipe {shlex.quote(str(path))} --dry-run"

@@ -32,22 +32,17 @@ and its classes may stand in any order), cluster.workers=4,
 task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://..."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/evaluate.py", description="Evaluate a registered model, on the workers of the Ray cluster.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
-    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate and print; see `parse`."""
+    """Evaluate and print; see `add_arguments`."""
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     ungated = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate

@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +45,8 @@ Exit codes: 0 all written and alike; 1 an export answers otherwise than the mode
 a model that an exporter refuses."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/export.py", description="Write a model as ONNX and torch.export archives, checked.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
@@ -63,11 +58,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
     )
-    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, check and print; see `parse`."""
+    """Export, check and print; see `add_arguments`."""
     root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)

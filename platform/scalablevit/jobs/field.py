@@ -8,7 +8,7 @@ import torch
 from scalablevit.config.ablation import ablation
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs.cli import RECIPES
+from scalablevit.config.shipped import RECIPES
 from scalablevit.jobs.stored_models import Picture, Subject, load_subjects, pictures, seen
 from scalablevit.models.attention import WindowAttention
 from scalablevit.models.receptive_field import ReceptiveField, receptive_field

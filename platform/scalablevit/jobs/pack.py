@@ -12,8 +12,8 @@ _SHOWN = 5
 EPILOG = """\
 FOLDER holds one folder of images per class; pack each split by itself:
 
-  pipelines/pack.py mydata/train packed/train --short-side 256
-  pipelines/pack.py mydata/val packed/val --short-side 256
+  %(prog)s mydata/train packed/train --short-side 256
+  %(prog)s mydata/val packed/val --short-side 256
 
 A recipe reads them with data.source: tar_shards, data.root: packed, and train and val as the splits' images. Samples,
 their order and their augmentation are those of the folder; without --short-side their bytes are, too. The shards are
@@ -23,12 +23,8 @@ each sample lies. TARGET appears when it is whole: an interrupted run leaves at 
 Exit codes: 0 done; 2 something to mend, nothing was written; 130 interrupted."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/pack.py", description="Pack an image folder into tar shards.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
     parser.add_argument("--short-side", type=_between(16, 16_384), metavar="PIXELS",
@@ -37,11 +33,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-mib", type=_between(1, 2**20), default=256, metavar="MIB",
                         help="most MiB of a shard (default: 256)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list the folder, print the plan, write nothing")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Pack and print; see `parse`."""
+    """Pack and print; see `add_arguments`."""
     from scalablevit.data.packing import Packing, pack, refuse_existing
     from scalablevit.data.sources.files import left_out
     from scalablevit.data.sources.opening import open_class_folders

@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe, override_recipe
@@ -15,7 +15,8 @@ from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
-from scalablevit.jobs.cli import DEMO, RECIPES
+from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.jobs.arguments import add_recipe
 
 if TYPE_CHECKING:  # they import torch
     import torch
@@ -51,14 +52,10 @@ PUBLISHED: dict[str, tuple[int, int, int]] = {
 """Training images, validation images and classes of the shipped recipes' data sets, by the name of the root folder."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/plan.py", description="Predict what a stage's training takes; starts and changes nothing.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe (default: the built-in demo)")
+    add_recipe(parser)
     parser.add_argument("--stage", metavar="NAME", help="needed when the recipe has several")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--devices", type=int, metavar="N", help="devices (default: the recipe's cluster.workers)")
@@ -74,11 +71,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode-rate", type=float, metavar="R", help="images/s that one core decodes and augments")
     parser.add_argument("--price", type=float, metavar="P", help="of a device for an hour, in any currency")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
-    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `parse`."""
+    """Predict and print; see `add_arguments`."""
     _check(options)
     recipe, name = _planned(options)
     stage = recipe.stages[name]
@@ -162,7 +158,7 @@ def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe on the devices planned for, and the name of its stage."""
     path = options.recipe or RECIPES / DEMO
     chosen = (options.stage,) if options.stage else ()
-    recipe = load_recipe(path, options.overrides, Scope("plan.py plans", names=chosen, note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
     name = options.stage or next(iter(recipe.stages))
     if name not in recipe.stages or (options.stage is None and len(recipe.stages) > 1):
         what = (

@@ -53,12 +53,8 @@ every node sees); without, this process answers them all.
 Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can mend."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/predict.py", description="Answer a folder of images with a registered model.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, with its subfolders")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
@@ -68,11 +64,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
     )
-    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `parse`."""
+    """Predict and print; see `add_arguments`."""
     images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
     if "://" in options.model:
         from scalablevit.jobs.predict_served import run_served

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
@@ -67,12 +68,8 @@ class Contender:
         return self.version.weights.stat().st_size / 1e6
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/promote.py", description="Make a candidate the champion if it passes the gate.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
@@ -80,7 +77,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
     parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
     parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
-    return parser.parse_intermixed_args(arguments)
 
 
 def _positive(text: str) -> int:
@@ -90,7 +86,7 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, decide and say why; see `parse`."""
+    """Evaluate, decide and say why; see `add_arguments`."""
     _refuse_without_effect(options.overrides)
     root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
@@ -202,7 +198,7 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
-            fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+            fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
         )
     return Contender(version, found)
 
@@ -249,7 +245,7 @@ def _decide(
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",
-                fix="name the bad ones with pipelines/check_data.py, and mend or remove them",
+                fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
             )
         gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
@@ -270,7 +266,7 @@ def _decide(
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
-    back = f"pipelines/promote.py {shlex.quote(name)} --rollback"
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
     print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
     return 0
 

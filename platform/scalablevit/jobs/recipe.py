@@ -1,21 +1,26 @@
-"""Recipes and search spaces rewritten in the current version's keys, from the command line."""
+"""The shipped recipes and search spaces listed, and files rewritten in the current version's keys."""
 
 import argparse
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.loading import load_recipe, read_mapping
 from scalablevit.config.rewriting import Change, is_space, upgrade_text
+from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
 
 EPILOG = f"""\
+list names what can be given as --recipe NAME and --space NAME, with what each is for.
+
 upgrade rewrites the files of recipes and search spaces in place, in the keys of version {VERSION}; comments, order and
 formatting stay, and each change is printed with its line in the file as it was. When one of the files cannot be
 upgraded, none is changed. Afterwards all files are checked as they are before a training, and the mistakes that remain
@@ -25,7 +30,7 @@ Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes r
 
 
 @dataclass(frozen=True)
-class _Upgrade:
+class _Upgraded:
     """A file, what it will hold, and what changes."""
 
     path: Path
@@ -33,27 +38,43 @@ class _Upgrade:
     changes: list[Change]
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/recipe.py", description="Rewrite recipes and search spaces in the current version's keys.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", help="name the shipped recipes and search spaces")
     upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")
     upgrade.add_argument("--dry-run", action="store_true", help="print the changes, write nothing")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Upgrade the files and print the changes; see `parse`.
+    """List what is shipped, or upgrade files and print the changes; see `add_arguments`.
 
     Raises:
         UserError: a file cannot be upgraded, and none is changed; or mistakes remain in files.
     """
+    return _list() if options.verb == "list" else _upgrade(options.files, dry_run=options.dry_run)
+
+
+def _list() -> int:
+    for what, folder in (("recipe", RECIPES), ("space", SPACES)):
+        print(f"--{what} NAME, of the files in {folder}:")
+        files = shipped_files(folder)
+        width = max(map(len, files))
+        print("\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in files.items()))
+    return 0
+
+
+def _summary(file: Path) -> str:
+    """Return the comment that a file begins with, as far as its first full stop or the colon before an example."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    comment = "\n".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"\.\s|\.$|:\n", comment, maxsplit=1)[0].replace("\n", " ")
+
+
+def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
     upgrades, errors = [], list[UserError]()
-    for path in options.files:
+    for path in files:
         try:
             upgrades.append(_prepare(path))
         except UserError as error:
@@ -64,16 +85,16 @@ def run(options: argparse.Namespace) -> int:
             print(f"{each.path}:{change.line}: {change.what}")
         if not each.changes:
             print(f"{each.path}: already version {VERSION}")
-        elif not options.dry_run:
+        elif not dry_run:
             _replace(each.path, each.content)
-    if options.dry_run:
+    if dry_run:
         print("dry run: nothing was written")
         return 0
     raise_all([error for each in upgrades for error in _mistakes(each.path)])
     return 0
 
 
-def _prepare(path: Path) -> _Upgrade:
+def _prepare(path: Path) -> _Upgraded:
     """What becomes of a file.
 
     Raises:
@@ -84,7 +105,7 @@ def _prepare(path: Path) -> _Upgrade:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path), fix="check the path") from None
     changed, changes = upgrade_text(text, str(path))
-    return _Upgrade(path, changed.encode("utf-8"), changes)
+    return _Upgraded(path, changed.encode("utf-8"), changes)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,7 +1,6 @@
 """A captured step taken again, from the command line."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
@@ -16,16 +15,9 @@ outputs and gradients that are not finite, in the order in which they come.
 Exit codes: 0 the step was taken again; 2 the folder holds no whole captured step."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/replay.py",
-        description="Take a captured step again, to see where it stops being finite.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("folder", type=Path, help="<run>/nonfinite/step_<n>")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:

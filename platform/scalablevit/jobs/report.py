@@ -1,6 +1,5 @@
 """A job's report: gathered from run folders, written beside them, and handed to MLflow."""
 
-import argparse
 import csv
 import json
 from collections import Counter
@@ -10,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Cluster
-from scalablevit.config.root import platform_root
 from scalablevit.config.stored import stored_stage
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
@@ -49,37 +48,6 @@ PLOTS = {
 }
 COLUMNS = ("at_step", "epochs_trained")
 """Of a table of trials; the searched values' names stay as they are in recipes."""
-EPILOG = f"""\
-RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
-lies there and replaces the folder's {PAGE}; nothing is computed anew, and MLflow is neither asked nor told."""
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/report.py", description="Make the report of a job, a stage or a search again.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
-    parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Make the page and say where it is; see `parse`."""
-    folder = Path(options.run).expanduser()
-    if len(folder.parts) == 1:
-        folder = platform_root(options.root, make=False) / "runs" / folder
-    page = gather(folder.absolute())
-    print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
-                    + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
-    if options.dry_run:
-        print("dry run: nothing was written")
-        return 0
-    put_text(str(folder), PAGE, render(page))
-    print(f"report: {folder / PAGE}")
-    return 0
 
 
 def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> None:
@@ -141,7 +109,7 @@ def gather(folder: Path) -> Page:
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
-        fix="name a folder below <root>/runs, as `python pipelines/runs.py list` shows them; is --root right?",
+        fix=f"name a folder below <root>/runs, as `{command_line('runs')} list` shows them; is --root right?",
     )
 
 

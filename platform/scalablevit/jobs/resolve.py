@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.config.commands import command_name
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.loading import STAGE_NAMES
@@ -178,7 +179,7 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
         raise UserError(
             f"recipe {recipe.name} has no {KINDS[script]} stage; it has {kinds}",
             where="--recipe",
-            fix="choose another recipe, or run pipelines/full.py",
+            fix=f"choose another recipe, or run {command_name('full')}",
         )
     return names
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.shipped import space_file
 from scalablevit.config.space import Search
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
@@ -24,7 +25,7 @@ def load_recipe_search(recipe: Recipe, folder: Path) -> Search | None:
     Raises:
         UserError: as `load_search`.
     """
-    return None if recipe.tune is None else load_search(folder / recipe.tune, (), recipe)
+    return None if recipe.tune is None else load_search(space_file(str(recipe.tune), folder), (), recipe)
 
 
 def prepare(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.jobs.lease import claim_of, known_owners, lives, owned
@@ -42,12 +43,8 @@ stop does what Ctrl-C does, to the whole job that the run belongs to; one that w
 Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/runs.py", description="List, show and stop runs.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -56,11 +53,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
     stop.add_argument("run")
     stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
-    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    """List, show or stop; see `parse`.
+    """List, show or stop; see `add_arguments`.
 
     Raises:
         UserError: there is no such run, or it cannot be stopped from here.
@@ -235,7 +231,7 @@ def _refuse_elsewhere(found: Found) -> None:
         raise UserError(
             f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
             where=status.folder,
-            fix=f"there: python pipelines/runs.py stop {shlex.quote(status.run)}, with --root and its folder",
+            fix=f"there: {command_line('runs')} stop {shlex.quote(status.run)}, with --root and its folder",
         )
 
 

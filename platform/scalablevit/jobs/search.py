@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.errors import SearchFailed, UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import tracking_uri
@@ -265,7 +266,7 @@ def best_recipe(search: Search, found: Found) -> str:
     ]
     if search.space.scheduler.kind == "pbt":
         head.append("# Population-based training changed the values on the way: these are the last ones.")
-    head.append("# python pipelines/full.py --recipe <this file>")
+    head.append(f"# {command_line('full')} --recipe <this file>")
     return "\n".join(head) + "\n" + yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
 
 

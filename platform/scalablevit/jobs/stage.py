@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
@@ -290,7 +291,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
 
 def _registered(job: Job, finished: StageResult, store: RunStore, shipper: Shipper) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
-    sync = f"python pipelines/sync.py --root {shlex.quote(str(job.root))}"
+    sync = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
     pending = shipper.drain(DRAIN_S)
     if pending.records:
         return replace(finished, tracking=f"{shipper.status()}; they are kept, and `{sync}` sends them")

@@ -1,16 +1,11 @@
 """The search from its command line: gates, search, the best configuration trained in full, and the table."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.shipped import DEMO, SPACES, recipe_file, space_file
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
-from scalablevit.jobs.cli import guarded
-
-SPACES = Path(__file__).resolve().parents[3] / "tune_spaces"
-DEMO = "demo.yaml"
 
 EPILOG = """\
 Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
@@ -23,38 +18,25 @@ their checkpoints. --resume does the same and refuses to start a new search.
 Exit codes: 0 done; 2 something that you can mend (nothing was lost); 1 all trials failed; 130 interrupted."""
 
 
-def main(description: str, arguments: Sequence[str] | None = None) -> int:
-    """Search, retrain the best, and register it.
-
-    Args:
-        description: for --help.
-        arguments: without the program's name; None: the process's own.
-    """
-    options = parse(description, arguments)
-    return guarded(lambda: _run(options))
-
-
-def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The script's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pipelines/tune.py",
-        description=description,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe or the space")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="search space (default: the built-in demo)")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="search around this recipe, not the space's own")
+    parser.add_argument(
+        "--space", type=space_file, metavar="FILE",
+        help="search space, or the name of a shipped one (default: the built-in demo)",
+    )  # fmt: skip
+    parser.add_argument("--recipe", type=recipe_file, metavar="FILE",
+                        help="search around this recipe, not the space's own")  # fmt: skip
     parser.add_argument("--root", metavar="DIR", help="where searches, runs and mlflow.db are kept (SCALABLEVIT_ROOT, "
                         "~/scalablevit)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="only continue a search that was begun before")
     parser.add_argument("--retrain", action=argparse.BooleanOptionalAction, default=True,
                         help="train the best configuration in full and register it (default: yes)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    return parser.parse_intermixed_args(arguments)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Search, train the best in full, and print; see `add_arguments`."""
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)

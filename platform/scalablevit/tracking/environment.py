@@ -11,9 +11,12 @@ GIT_TIMEOUT_S = 10
 
 
 def code_files(package: Path) -> list[Path]:
-    """The files of a package that are code, sorted by relative path (no byte code)."""
-    files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return sorted(files, key=lambda path: path.relative_to(package).as_posix())
+    """The files of a package that are code, sorted by relative path: no byte code, and none of the shipped recipes."""
+    files = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".yaml")
+    return sorted(
+        (path for path in files if "__pycache__" not in path.parts),
+        key=lambda path: path.relative_to(package).as_posix(),
+    )
 
 
 def code_digest(package: Path) -> str:

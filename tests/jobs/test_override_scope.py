@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli import main
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import analyse, check_data, cli, plan, tune
+from scalablevit.jobs import analyse, check_data, plan
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def refused_root(tmp_path: Path) -> str:
 def test_the_stages_of_an_override_are_printed(
     script: str, override: str, expected: str, refused_root: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, shown = cli.main(script, "", [override, "--root", refused_root, "--dry-run"]), capsys.readouterr()
+    code, shown = main(script, [override, "--root", refused_root, "--dry-run"]), capsys.readouterr()
     assert code == 2 and refused_root in shown.err
     assert shown.out == f"no --recipe given: running the demo, demo.yaml\n{expected}"
 
@@ -45,7 +47,7 @@ def test_the_stages_of_an_override_are_printed(
 def test_an_override_without_effect_ends_with_code_2(
     script: str, override: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, shown = cli.main(script, "", [override, "--dry-run"]), capsys.readouterr()
+    code, shown = main(script, [override, "--dry-run"]), capsys.readouterr()
     assert code == 2 and "Traceback" not in shown.err
     assert f"override {override!r}" in shown.err and expected in shown.err
 
@@ -54,15 +56,15 @@ def test_scripts_of_chosen_stages_send_overrides_there(
     refused_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="nonesuch"):
-        plan.run(plan.parse(["--step-s", "1", "--stage", "segment", "model.name=nonesuch"]))
+        plan.run(parse("plan", ["--step-s", "1", "--stage", "segment", "model.name=nonesuch"]))
     assert "model.name=nonesuch applies to: pretrain, segment\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"plan.py plans pretrain; data.crop_size is a key of segment"):
-        plan.run(plan.parse(["--step-s", "1", "--stage", "pretrain", "data.crop_size=64"]))
+        plan.run(parse("plan", ["--step-s", "1", "--stage", "pretrain", "data.crop_size=64"]))
     with pytest.raises(UserError, match="session folder"):
-        check_data.run(check_data.parse(["--root", refused_root, "data.crop_size=64"]))
+        check_data.run(parse("check-data", ["--root", refused_root, "data.crop_size=64"]))
     assert "data.crop_size=64 applies to: segment\n" in capsys.readouterr().out
     arguments = ["ablation", "--stages", "pretrain", "--out", str(tmp_path), "data.crop_size=64"]
     with pytest.raises(UserError, match=r"analyse.py ablation trains pretrain; data.crop_size is a key of segment"):
-        analyse.run(analyse.parse(arguments))
-    assert tune.main("", ["--root", refused_root, "training.seed=7"]) == 2
+        analyse.run(parse("analyse", arguments))
+    assert main("tune", ["--root", refused_root, "training.seed=7"]) == 2
     assert "training.seed=7 applies to: pretrain\n" in capsys.readouterr().out

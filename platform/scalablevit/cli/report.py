@@ -1,0 +1,38 @@
+"""The report of a job, a stage or a search made again, from the command line."""
+
+import argparse
+from pathlib import Path
+
+from scalablevit.config.root import platform_root
+
+EPILOG = """\
+RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
+lies there and replaces the folder's report.html; nothing is computed anew, and MLflow is neither asked nor told."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the page and say where it is; see `add_arguments`."""
+    # imported late: they load Ray
+    from scalablevit.jobs.report import PAGE, gather
+    from scalablevit.report.page import render
+    from scalablevit.training.storage import put_text
+
+    folder = Path(options.run).expanduser()
+    if len(folder.parts) == 1:
+        folder = platform_root(options.root, make=False) / "runs" / folder
+    page = gather(folder.absolute())
+    print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
+                    + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    put_text(str(folder), PAGE, render(page))
+    print(f"report: {folder / PAGE}")
+    return 0
