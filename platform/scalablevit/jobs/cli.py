@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
-from scalablevit.config.loading import STAGE_NAMES, load_recipe
+from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.space_loading import load_search
+from scalablevit.config.task_info import kind_of_script
 from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.config.unused_keys import without_unused
 from scalablevit.jobs.signals import end_like_ctrl_c
@@ -126,8 +127,7 @@ def _run(script: str, options: argparse.Namespace) -> int:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
-    kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
-    recipe = load_recipe(path, options.overrides, Scope(f"{script}.py runs", kind, note=print))
+    recipe = load_recipe(path, options.overrides, Scope(f"{script}.py runs", kind_of_script(script), note=print))
     tuned = script == "full" and recipe.tune is not None
     search = load_search(path.parent / str(recipe.tune), (), recipe) if tuned else None
     root = platform_root(options.root)

@@ -15,6 +15,7 @@ from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.cli import DEMO, RECIPES
 
 if TYPE_CHECKING:  # they import torch
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     recipe, name = _planned(options)
     stage = recipe.stages[name]
     root = platform_root(options.root, make=False)
-    check_model_name(stage.model.name, dense=stage.task.kind != "classification")
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
     size = _data_size(stage, root, options)
     # imported late: what is wrong so far is answered before torch is loaded
     from scalablevit.jobs.prediction import Given, predict, told
@@ -211,7 +212,7 @@ def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
 
     data = stage.data
     if data.shapes is not None:
-        background = ("background",) if stage.task.kind == "segmentation" else ()
+        background = ("background",) if isinstance(data, MaskPairs) else ()
         said_by = "the built-in demo data"
         return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), said_by)
     if folder.is_dir():
