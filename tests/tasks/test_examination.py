@@ -6,8 +6,8 @@ import torch
 from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.examination import BoxExamination, ClassExamination, MaskExamination
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 NAMES = ("cat", "dog", "cow")
 

@@ -6,9 +6,9 @@ from faster_coco_eval import mask as run_lengths
 
 from scalablevit.config.task_info import task_info
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.classification import AccuracyMetric
-from scalablevit.tasks.coco_metric import CocoMetric
-from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.classification.task import AccuracyMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CLASSES = ("a", "b", "c", "d", "e")
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from harness.coco_scenes import CLASSES, Scene, figures_of, made_scenes
 
-from scalablevit.tasks.classification import AccuracyMetric
-from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.classification.task import AccuracyMetric
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 from scalablevit.tasks.tally import HitTally, PrecisionTally, build_tally
 
 CHOICES = [[0, 1, 2, 3, 4, 5], [5, 5, 0, 2, 2, 2], [3, 3, 3, 3, 3, 3]]

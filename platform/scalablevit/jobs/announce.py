@@ -92,7 +92,7 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
     if stage.model.drop_path_rate is None:
         made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
     if isinstance(stage.task, Segmentation) and stage.task.head_channels is None:
-        from scalablevit.tasks.segmentor import FPN_HEAD_CHANNELS, UPER_HEAD_CHANNELS
+        from scalablevit.tasks.segmentation.segmentor import FPN_HEAD_CHANNELS, UPER_HEAD_CHANNELS
 
         channels = FPN_HEAD_CHANNELS if stage.task.head == "semantic_fpn" else UPER_HEAD_CHANNELS
         made.append(f"task.head_channels: {channels}")

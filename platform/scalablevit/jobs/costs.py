@@ -103,9 +103,9 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
 
 def _size(task: "Task") -> str:
     """Of the image that a task's cost is given for."""
-    from scalablevit.tasks.classification import ClassificationTask
-    from scalablevit.tasks.detection import DetectionTask
-    from scalablevit.tasks.segmentation import SegmentationTask
+    from scalablevit.tasks.classification.task import ClassificationTask
+    from scalablevit.tasks.detection.task import DetectionTask
+    from scalablevit.tasks.segmentation.task import SegmentationTask
 
     match task:
         case ClassificationTask():

@@ -23,7 +23,7 @@ from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import finish_graph
-from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
+from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
 
 TOLERANCE = 1e-3
 """Largest difference from the network, as a fraction of its largest output."""

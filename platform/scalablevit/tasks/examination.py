@@ -12,8 +12,8 @@ from torch import Tensor
 
 from scalablevit.config.task import SHOWN_SCORE, Classification, Detection, Segmentation, Task
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.coco_metric import KINDS, CocoMetric, say_nothing
-from scalablevit.tasks.confusion import pixels_by_pair
+from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.segmentation.confusion import pixels_by_pair
 
 OVERLAP = 0.5
 """Intersection over union from which on a detection is right."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
 
 Choice = NDArray[np.int64]
 """Positions of images in the order in which they were added; an image may stand in it several times."""
@@ -77,7 +77,7 @@ class OverlapTally:
         return np.stack(self._counts).reshape(len(self._counts), -1).astype(np.float64)
 
     def figure(self, chosen: Choice) -> float:
-        """Of the counts summed over the images, as `tasks.confusion.ConfusionMetric` computes it."""
+        """Of the counts summed over the images, as `tasks.segmentation.confusion.ConfusionMetric` computes it."""
         times = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
         hits, labelled, predicted = (times @ self._flat).reshape(3, self.classes)
         if not labelled.sum():

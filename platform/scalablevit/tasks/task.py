@@ -93,14 +93,14 @@ def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
     """The stage's task; imports only what that task needs, since every worker pays for imports."""
     match stage.task:
         case Classification():
-            from scalablevit.tasks.classification import ClassificationTask
+            from scalablevit.tasks.classification.task import ClassificationTask
 
             return ClassificationTask(stage, classes)
         case Segmentation():
-            from scalablevit.tasks.segmentation import SegmentationTask
+            from scalablevit.tasks.segmentation.task import SegmentationTask
 
             return SegmentationTask(stage, classes)
         case Detection():
-            from scalablevit.tasks.detection import DetectionTask
+            from scalablevit.tasks.detection.task import DetectionTask
 
             return DetectionTask(stage, classes)

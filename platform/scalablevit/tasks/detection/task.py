@@ -18,9 +18,16 @@ from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
-from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
+from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.detector import (
+    STRIDE,
+    CostProbe,
+    build_detector,
+    countable_loss,
+    first_label,
+    pasted_masks,
+)
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 COST_ASPECT = 1.6

@@ -20,10 +20,10 @@ from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, scaled_size
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
-from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
-from scalablevit.tasks.segmentor import Segmentor, head_configs
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
+from scalablevit.tasks.segmentation.dense_inference import Size, View, averaged_labels, best_labels, see
+from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 
