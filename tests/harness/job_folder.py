@@ -22,7 +22,7 @@ from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import Job, identity
 from scalablevit.report.examination import examine
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
 from scalablevit.tracking.spool import Spool
 from scalablevit.training.storage import put_text

@@ -21,7 +21,7 @@ from scalablevit.jobs.result import CONFIG, WEIGHTS, StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import SERVING
 from scalablevit.jobs.status import Status, write_status
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.environment import pinned
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool

@@ -20,7 +20,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.report import overlays
 from scalablevit.report.curves import save_curves
 from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch, truth_of
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 

@@ -24,7 +24,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.detection.task import DetectionTask
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 
 MakeStage = Callable[..., Stage]
 CPU = torch.device("cpu")

@@ -126,7 +126,7 @@ def _drop_path(resolved: ResolvedStage) -> float:
     """The largest rate of the model's blocks; built without memory, as for counting."""
     import torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     with torch.device("meta"):
         model = build_task(resolved.stage, resolved.classes).build_model()

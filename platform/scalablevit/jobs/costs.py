@@ -87,7 +87,7 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
         recipes: the folder of the shipped recipes.
     """
     from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     paper = {("classifier", name): row for name, row in PAPER_CLASSIFICATION.items()}
     paper |= PAPER_SEGMENTATION | PAPER_DETECTION

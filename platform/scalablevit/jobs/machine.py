@@ -48,7 +48,7 @@ def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
     bound = workers * (PROCESS_BYTES + images * _pixels(stage) * IMAGE_BYTES_A_PIXEL)
     if bound <= available:
         return bound
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
     from scalablevit.training.footprint import footprint
 
     return workers * (PROCESS_BYTES + footprint(stage, build_task(stage, resolved.classes), images).total)

@@ -33,7 +33,7 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
         if target.exists():
             return
         from scalablevit.report.overlays import save_training_batch
-        from scalablevit.tasks.task import build_task
+        from scalablevit.tasks.registry import build_task
 
         task = build_task(resolved.stage, resolved.classes)
         save_training_batch(task, resolved.stage, resolved.sources["train"], target)
@@ -80,7 +80,7 @@ def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Modul
     """The task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     task = build_task(resolved.stage, resolved.classes)
     model = task.build_model()

@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     # imported late: what is wrong so far is answered before torch is loaded
     from scalablevit.jobs.prediction import Given, predict, told
     from scalablevit.jobs.resolve import model_cost
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
     from scalablevit.training.footprint import footprint
 
     model = model_cost(name, stage, size.classes)

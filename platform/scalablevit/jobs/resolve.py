@@ -150,7 +150,7 @@ def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> No
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     with torch.device("meta"):
         model = build_task(stage, classes).build_model()
@@ -191,7 +191,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     """
     import torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     torch.manual_seed(0)
     try:

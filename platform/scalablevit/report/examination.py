@@ -22,7 +22,8 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.report.findings import FILE, Case, Findings
 from scalablevit.report.overlays import answer_of, colour, save_pair, truth_of
-from scalablevit.tasks.examination import Judged, build_examination
+from scalablevit.tasks.examination import Judged
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
 
@@ -60,7 +61,7 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         ValueError: none of the images could be read.
     """
     started = time.monotonic()
-    examination = build_examination(stage.task, task.classes)
+    examination = task_kind(stage.task.kind).build_error_analysis(task.classes)
     seen: list[_Seen] = []
     worst: list[_Seen] = []
     images = bad = 0

@@ -1,4 +1,4 @@
-"""What a task is to the rest of the program, and how a recipe picks one."""
+"""What a task is to the rest of the program."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs, SplitName
-from scalablevit.config.recipe import Stage
-from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 
@@ -87,20 +85,3 @@ class Task(Protocol):
 
     def answer(self, model: nn.Module, image: np.ndarray, device: torch.device) -> dict[str, Any]:
         """What a registered model says of one decoded uint8 HWC RGB image, as plain values by output column."""
-
-
-def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
-    """The stage's task; imports only what that task needs, since every worker pays for imports."""
-    match stage.task:
-        case Classification():
-            from scalablevit.tasks.classification.task import ClassificationTask
-
-            return ClassificationTask(stage, classes)
-        case Segmentation():
-            from scalablevit.tasks.segmentation.task import SegmentationTask
-
-            return SegmentationTask(stage, classes)
-        case Detection():
-            from scalablevit.tasks.detection.task import DetectionTask
-
-            return DetectionTask(stage, classes)

@@ -1,1 +1,37 @@
 """Image classification."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scalablevit.tasks.registry import TaskKind
+
+if TYPE_CHECKING:
+    from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.task import Task
+
+
+class ClassificationKind(TaskKind):
+    """See `TaskKind`."""
+
+    def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
+        """Return the task of a stage."""
+        from scalablevit.tasks.classification.task import ClassificationTask
+
+        return ClassificationTask(stage, classes)
+
+    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+        """Return the confusions and the cross-entropy of each image."""
+        from scalablevit.tasks.classification.error_analysis import ClassExamination
+
+        return ClassExamination(classes)
+
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+        """Return the hits among the most probable classes of each image."""
+        from scalablevit.tasks.classification.bootstrap import HitTally
+
+        return HitTally(int(metric.removeprefix("top")))
+
+
+KIND: TaskKind = ClassificationKind()
