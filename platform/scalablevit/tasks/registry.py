@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from scalablevit.config.task_info import task_info
 
 if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server needs none of it
+    from pathlib import Path
+
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.tally import Tally
     from scalablevit.tasks.task import Task
 
@@ -19,6 +22,9 @@ class TaskKind(ABC):
 
     Each method imports what it needs by itself, since every worker pays for imports.
     """
+
+    class_column: str
+    """The column of an answer that names classes."""
 
     @abstractmethod
     def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
@@ -39,6 +45,22 @@ class TaskKind(ABC):
         Args:
             metric: one of the task's promotable metrics.
             classes: names, in the order of the network's outputs.
+        """
+
+    @abstractmethod
+    def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
+        """Return what writes the answers of batch prediction into a folder."""
+
+    @abstractmethod
+    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
+        """Return the answer of a server as the task gives it in the model's own process.
+
+        Args:
+            received: from a server.
+            size: height and width of the image.
+
+        Raises:
+            ValueError, TypeError, KeyError: this is no answer to an image of that size.
         """
 
 

@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING
 from scalablevit.tasks.registry import TaskKind
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.tally import Tally
     from scalablevit.tasks.task import Task
 
 
 class SegmentationKind(TaskKind):
     """See `TaskKind`."""
+
+    class_column = "classes"
 
     def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
         """Return the task of a stage."""
@@ -32,6 +37,18 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.bootstrap import OverlapTally
 
         return OverlapTally(len(classes), metric)
+
+    def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
+        """Return what writes masks, overlays and tables."""
+        from scalablevit.tasks.segmentation.outputs import Masks
+
+        return Masks(classes, folder)
+
+    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
+        """Return the plain values of an answer."""
+        from scalablevit.tasks.segmentation.outputs import read_answer
+
+        return read_answer(received, size)
 
 
 KIND: TaskKind = SegmentationKind()
