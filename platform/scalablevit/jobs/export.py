@@ -80,12 +80,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
-    from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
+    from scalablevit.serving.export import SMALLEST, any_size, default_size, export_part, parts_of
     from scalablevit.serving.network import load_trained
     from scalablevit.serving.preprocessing import describe_preprocessing
 
-    size = given or default_size(stage.data)
-    fixed = given is not None or stage.task.kind == "detection"
+    size = given or default_size(stage)
+    fixed = given is not None or not any_size(stage)
     print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
     if not fixed and min(size) < SMALLEST:
         raise UserError(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.task_info import task_info
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.tally import Tally
     from scalablevit.tasks.task import Task
@@ -62,6 +63,18 @@ class TaskKind(ABC):
         Raises:
             ValueError, TypeError, KeyError: this is no answer to an image of that size.
         """
+
+    @abstractmethod
+    def export(self) -> "Export":
+        """Return how networks are exported."""
+
+    @abstractmethod
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
+
+    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+        """Return values that the stage's recipe leaves open, by their dotted keys."""
+        return {}
 
 
 def task_kind(kind: str) -> TaskKind:

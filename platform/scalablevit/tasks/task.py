@@ -52,6 +52,10 @@ class Task(Protocol):
     def cost(self) -> Cost:
         """Parameters and multiply-accumulates at the task's evaluation size."""
 
+    @property
+    def cost_size(self) -> tuple[int, int]:
+        """Height and width of the image that `cost` is given for, pixels."""
+
     def cost_beside_paper(self) -> str:
         """One line with `cost`, and the paper's figures where the paper has this model."""
 

@@ -1,7 +1,7 @@
 """Object detection and instance segmentation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.tasks.registry import TaskKind
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.tally import Tally
     from scalablevit.tasks.task import Task
@@ -49,6 +50,18 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.outputs import read_answer
 
         return read_answer(received, size)
+
+    def export(self) -> "Export":
+        """Return how the parts of a detector are exported."""
+        from scalablevit.tasks.detection.export import EXPORT
+
+        return EXPORT
+
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image."""
+        from scalablevit.tasks.detection.export import describe_preprocessing
+
+        return describe_preprocessing(stage)
 
 
 KIND: TaskKind = DetectionKind()

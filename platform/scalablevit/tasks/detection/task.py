@@ -38,6 +38,17 @@ BLANK_OBJECTS = 5
 """In a blank image: one for each level of the pyramid."""
 
 
+def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
+    """Return a stage's sections of task and data.
+
+    Raises:
+        TypeError: it is a stage of another kind.
+    """
+    if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):
+        raise TypeError(f"not a detection stage: task {stage.task.kind}, source {stage.data.source}")
+    return stage.task, stage.data
+
+
 class DetectionTask:
     """See `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels."""
 
@@ -45,16 +56,15 @@ class DetectionTask:
     one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):
-            raise TypeError(f"not a detection stage: task {stage.task.kind}, source {stage.data.source}")
+        task, data = sections(stage)
         if not classes:
             raise UserError("detection needs at least 1 class", where="data.train.annotations", fix="add categories")
         self.stage = stage
-        self.task: Detection = stage.task
-        self.data: CocoInstances = stage.data
+        self.task = task
+        self.data = data
         self.classes = classes
-        self.has_masks = stage.task.head == "mask_rcnn"
-        self._first = first_label(stage.task)
+        self.has_masks = task.head == "mask_rcnn"
+        self._first = first_label(task)
 
     def build_model(self) -> nn.Module:
         """Backbone, neck and heads with fresh weights."""

@@ -1,7 +1,7 @@
 """Semantic segmentation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.tasks.registry import TaskKind
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.tally import Tally
     from scalablevit.tasks.task import Task
@@ -49,6 +50,26 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.outputs import read_answer
 
         return read_answer(received, size)
+
+    def export(self) -> "Export":
+        """Return how a segmentation model is exported."""
+        from scalablevit.tasks.segmentation.export import EXPORT
+
+        return EXPORT
+
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image."""
+        from scalablevit.tasks.segmentation.export import describe_preprocessing
+
+        return describe_preprocessing(stage)
+
+    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+        """Return the channels of the head."""
+        from scalablevit.tasks.segmentation.segmentor import head_channels
+        from scalablevit.tasks.segmentation.task import sections
+
+        task, _ = sections(stage)
+        return {"task.head_channels": head_channels(task)} if task.head_channels is None else {}
 
 
 KIND: TaskKind = SegmentationKind()
