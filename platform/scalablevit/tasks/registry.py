@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.examination import Examination
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
@@ -63,6 +64,10 @@ class TaskKind(ABC):
         Raises:
             ValueError, TypeError, KeyError: this is no answer to an image of that size.
         """
+
+    @abstractmethod
+    def drawing(self) -> "Drawing":
+        """Return how images with truth and predictions are drawn."""
 
     @abstractmethod
     def export(self) -> "Export":

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.examination import Examination
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
@@ -50,6 +51,12 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.outputs import read_answer
 
         return read_answer(received, size)
+
+    def drawing(self) -> "Drawing":
+        """Return how images are drawn with boxes and masks."""
+        from scalablevit.tasks.detection.drawing import BoxDrawing
+
+        return BoxDrawing()
 
     def export(self) -> "Export":
         """Return how the parts of a detector are exported."""

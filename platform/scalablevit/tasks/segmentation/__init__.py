@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.examination import Examination
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
@@ -50,6 +51,12 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.outputs import read_answer
 
         return read_answer(received, size)
+
+    def drawing(self) -> "Drawing":
+        """Return how images are drawn with label maps."""
+        from scalablevit.tasks.segmentation.drawing import MaskDrawing
+
+        return MaskDrawing()
 
     def export(self) -> "Export":
         """Return how a segmentation model is exported."""
