@@ -15,6 +15,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
+from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import eval_transform
@@ -40,7 +41,7 @@ def sections(stage: Stage) -> tuple[Classification, LabelledImages]:
 class ClassificationTask:
     """See `tasks.task.Task`."""
 
-    best_metric = "val/top1"
+    best_metric = task_info("classification").best_metric
     one_size = True
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:

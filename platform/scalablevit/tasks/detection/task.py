@@ -13,6 +13,7 @@ from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
+from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
@@ -52,7 +53,7 @@ def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
 class DetectionTask:
     """See `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels."""
 
-    best_metric = "val/box_ap"
+    best_metric = task_info("detection").best_metric
     one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:

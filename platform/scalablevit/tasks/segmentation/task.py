@@ -14,6 +14,7 @@ from scalablevit.config.data import MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation, TestTimeAugmentation
+from scalablevit.config.task_info import task_info
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
@@ -45,7 +46,7 @@ class SegmentationTask:
         UserError: fewer than 2 classes, or micro-batches too small for the head's batch norm.
     """
 
-    best_metric = "val/miou"
+    best_metric = task_info("segmentation").best_metric
     one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
