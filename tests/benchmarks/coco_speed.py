@@ -14,7 +14,7 @@ from harness.coco_scenes import made_scene
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scalablevit.tasks.coco_metric import KINDS, CocoMetric
+from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric
 
 CLASSES = tuple(f"class {number}" for number in range(80))
 OBJECTS, DETECTIONS = 7, 100

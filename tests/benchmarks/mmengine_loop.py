@@ -17,10 +17,10 @@ from benchmarks.rates import WINDOW
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
-import scalablevit.tasks.segmentor  # noqa: F401  registers the backbone
+import scalablevit.tasks.segmentation.segmentor  # noqa: F401  registers the backbone
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.models.backbone import build_pyramid
-from scalablevit.tasks.segmentor import BACKBONE, head_configs
+from scalablevit.tasks.segmentation.segmentor import BACKBONE, head_configs
 
 
 def main() -> int:

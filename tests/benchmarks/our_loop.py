@@ -13,7 +13,7 @@ import torch
 from benchmarks.rates import platform_rates
 
 from scalablevit.config.recipe import Stage
-from scalablevit.jobs.result import BEST_METRIC
+from scalablevit.config.task_info import task_info
 from scalablevit.training import worker
 from scalablevit.training.state import Record
 
@@ -29,7 +29,7 @@ def main() -> int:
     outcome = worker.run(worker.Assignment(content, folder, folder, None), 0, 1, torch.device("cpu"), send)
     if "error" in outcome:
         sys.exit(": ".join(outcome["error"]))
-    score = outcome["last_metrics"][BEST_METRIC[Stage.model_validate_json(content).task.kind]]
+    score = outcome["last_metrics"][task_info(Stage.model_validate_json(content).task.kind).best_metric]
     Path(result).write_text(json.dumps({"rates": platform_rates(lines), "score": score}))
     return 0
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from scalablevit.config.recipe import Keep, Length, Optimizer
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.opening import open_source
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.callback import LOG, SpoolCallback
 from scalablevit.training import worker
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore

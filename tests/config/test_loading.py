@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import STAGE_NAMES, load_recipe
+from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.run_hash import hashed_part, stage_hash
+from scalablevit.config.task_info import TASKS
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted((REPOSITORY / "pipelines" / "recipes").glob("*.yaml"))
@@ -107,7 +108,7 @@ def test_recipes_are_shipped() -> None:
 def test_a_file_without_stages_is_one_stage_named_by_its_task(write: Any) -> None:
     assert list(load_recipe(write(ONE_STAGE)).stages) == ["pretrain"]
     assert list(load_recipe(write(DETECTION)).stages) == ["detect"]
-    assert set(STAGE_NAMES.values()) == {"pretrain", "segment", "detect"}
+    assert {info.stage_name for info in TASKS.values()} == {"pretrain", "segment", "detect"}
 
 
 def test_stages_are_merged_over_the_shared_sections(write: Any) -> None:

@@ -15,7 +15,8 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.space import Budget, Draw, Resources, Scheduler, Search, Space, combinations, search_hash
-from scalablevit.config.space_loading import METRICS, load_search
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.task_info import TASKS
 from scalablevit.config.trial import trial_epochs, trial_stage, value_at, with_values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -349,8 +350,8 @@ parameters:
 
 
 def test_the_good_end_of_every_metric_is_a_mode() -> None:
-    assert {mode for names in METRICS.values() for mode in names.values()} == {"max", "min"}
-    assert METRICS["classification"]["val/loss"] == "min"
+    assert {metric.better for info in TASKS.values() for metric in info.metrics} == {"max", "min"}
+    assert [metric.name for metric in TASKS["classification"].metrics if metric.better == "min"] == ["loss"]
 
 
 # --- grid and pbt ---

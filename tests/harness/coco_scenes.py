@@ -7,7 +7,7 @@ import torch
 from faster_coco_eval import mask as run_lengths
 
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 CLASSES = ("sky, clear", "road", "car", "tree", "boat")
 Scene = tuple[int, Instances, dict[str, Any]]

@@ -12,16 +12,17 @@ from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.config.stored import to_store
+from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.report import PAGE, publish_job
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import BEST_METRIC, StageResult
+from scalablevit.jobs.result import StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import Job, identity
 from scalablevit.report.examination import examine
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
 from scalablevit.tracking.spool import Spool
 from scalablevit.training.storage import put_text
@@ -78,7 +79,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     facts |= {tags.SEARCH: SEARCH, tags.SEARCH_TRIAL: "1"} if name == "pretrain" else {}
     spool.run(uid, store.name, experiment="tiny", tags=facts)
     spool.params(uid, {"train_samples": 8, "val_samples": 8, "classes": len(resolved.classes)})
-    metric = BEST_METRIC[stage.task.kind]
+    metric = task_info(stage.task.kind).best_metric
     draws = np.random.default_rng(0)
     metrics = {metric: 2 / 3, **{f"val/{each}": draws.random() for each in FIGURES[name]}, "val/samples": 8.0}
     metrics |= {f"val/{each}/{kind}": draws.random() for each in OF_CLASSES[name] for kind in resolved.classes}

@@ -13,14 +13,15 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import to_store
+from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.jobs.cluster import PACKAGE
-from scalablevit.jobs.result import BEST_METRIC, CONFIG, WEIGHTS, StageResult
+from scalablevit.jobs.result import CONFIG, WEIGHTS, StageResult
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.jobs.stage import SERVING
 from scalablevit.jobs.status import Status, write_status
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.environment import pinned
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
@@ -61,7 +62,7 @@ def finished_run(root: Path, name: str, *overrides: str, seed: int = 0, run: str
     store = RunStore.open(run or f"toy-{name}-{seed}", None, root)
     store.write(WEIGHTS, weights)
     store.write(CONFIG, json.dumps(config).encode())
-    metric = BEST_METRIC[stage.task.kind]
+    metric = task_info(stage.task.kind).best_metric
     StageResult(
         name=name, run_name=store.name, uid=f"{seed:032x}", folder=store.location, metric=metric, value=0.5, step=1,
         metrics={metric: 0.5}, classes=classes, images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="",

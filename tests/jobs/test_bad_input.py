@@ -224,12 +224,12 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
 
 
 def test_results_hold_the_best_metric_that_tasks_report(make_stages):
-    """`jobs` knows each task's best metric without importing torch: both must say the same."""
-    from scalablevit.jobs.result import BEST_METRIC
-    from scalablevit.tasks.task import build_task
+    """`TaskInfo` knows each task's best metric without importing torch: both must say the same."""
+    from scalablevit.config.task_info import task_info
+    from scalablevit.tasks.registry import build_task
 
     for stage in make_stages:
-        assert build_task(stage, ("a", "b", "c")).best_metric == BEST_METRIC[stage.task.kind]
+        assert build_task(stage, ("a", "b", "c")).best_metric == task_info(stage.task.kind).best_metric
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.coco import SIZES, read_annotations
 from scalablevit.jobs.resolve import check_metric, resolve
-from scalablevit.tasks.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 RECIPE = """\
 name: r

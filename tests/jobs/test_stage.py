@@ -16,10 +16,11 @@ from packaging.requirements import Requirement
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
+from scalablevit.config.task_info import TASKS
 from scalablevit.jobs.resolve import resolve
 from scalablevit.jobs.result import StageResult, export, load_result
 from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import SERVING_PACKAGES, TASK_PACKAGES, Job, _registered, flat
+from scalablevit.jobs.stage import SERVING_PACKAGES, Job, _registered, flat
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
 from scalablevit.training.checkpoint import CheckpointStore
@@ -131,8 +132,8 @@ def test_a_registered_model_lists_what_it_imports():
     imported = {name for file in done.stdout.split() for name in imports_of(Path(file))}
     needed = {re.sub(r"[-_.]+", "-", owner).lower() for name in imported for owner in owners.get(name, ())}
     assert {"torch", "pillow", "simplejpeg"} <= needed
-    for kind, more in TASK_PACKAGES.items():
-        assert needed - with_requirements(SERVING_PACKAGES + more) == set(), kind
+    for kind, info in TASKS.items():
+        assert needed - with_requirements([*SERVING_PACKAGES, *info.serving_packages]) == set(), kind
 
 
 def imports_of(file: Path) -> set[str]:

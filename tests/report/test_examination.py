@@ -13,7 +13,7 @@ from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.report import examination
 from scalablevit.report.findings import load_findings
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 

@@ -19,8 +19,10 @@ from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.report import overlays
 from scalablevit.report.curves import save_curves
-from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch, truth_of
-from scalablevit.tasks.task import build_task
+from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch
+from scalablevit.tasks.detection import drawing as detection_drawing
+from scalablevit.tasks.registry import build_task, task_kind
+from scalablevit.viz.style import colour
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -45,7 +47,7 @@ def opened(stage, shapes, split):
 @pytest.mark.parametrize("name", ["pretrain", "segment", "detect"])
 def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
     """Of classes whose names would be wrong as matplotlib's mathematics."""
-    monkeypatch.setattr(overlays, "SHOWN_SCORE", 0.0)  # also what fresh weights detect
+    monkeypatch.setattr(detection_drawing, "SHOWN_SCORE", 0.0)  # also what fresh weights detect
     stage = stage_of(name)
     task, source = opened(stage, shapes, "train")
     task = build_task(stage, tuple(f"$^$ {each}" for each in source.classes))
@@ -90,7 +92,7 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
     labels = cv2.imread(str(scenes / "annotations" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
     for label in np.unique(labels[labels >= first]):
         here = labels == label
-        wanted[here] = (1 - share) * wanted[here] + share * np.array(overlays.colour(label - first))
+        wanted[here] = (1 - share) * wanted[here] + share * np.array(colour(label - first))
     rows, columns = np.indices(labels.shape)
     found = colours_at(figures[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
@@ -104,14 +106,14 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     found = Instances((1080, 1920), np.zeros((8, 4), np.float32), np.arange(8), np.zeros(8, bool),
                       np.full(8, 5e4, np.float32), run_lengths.encode(masks))  # fmt: skip
     tracemalloc.start()
-    truth = truth_of({"instances": [found]}, 0)
-    save_pair(np.full((90, 160, 3), 0.5, np.float32), truth, truth, tmp_path / "pair.png")
+    truth = task_kind("detection").drawing().truth_of({"instances": [found]}, 0)
+    save_pair("detection", np.full((90, 160, 3), 0.5, np.float32), truth, truth, tmp_path / "pair.png")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 10 * 1080 * 1920  # bytes; one mask as a layer of its own has 32 for each pixel
     points = [(200 * number + x, 500) for number in range(8) for x in (50, 150)]
     seen = colours_at(figures[0], figures[0].axes[1], points)
-    tinted = [0.55 * 0.5 + 0.45 * np.array(overlays.colour(number)) for number in range(8)]
+    tinted = [0.55 * 0.5 + 0.45 * np.array(colour(number)) for number in range(8)]
     assert np.abs(seen[::2] - tinted).max() < 0.02 and np.abs(seen[1::2] - 0.5).max() < 0.02
 
 
@@ -132,7 +134,7 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
             text.remove()
         middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
         found = colours_at(figures[0], axes, middles)
-        assert np.abs(found - overlays.colour(label)).max() < 0.01
+        assert np.abs(found - colour(label)).max() < 0.01
 
 
 def name_of(annotated, category):

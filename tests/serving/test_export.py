@@ -21,8 +21,9 @@ from scalablevit.data.decoding import read_image
 from scalablevit.jobs import export
 from scalablevit.models.backbone import build_classifier
 from scalablevit.serving.any_size import for_any_size
-from scalablevit.serving.export import Part, export_part
+from scalablevit.serving.export import export_part
 from scalablevit.serving.network import load_trained
+from scalablevit.tasks.export import Part
 
 RESNET = ["model.name=resnet18", "model.drop_path_rate=null"]
 SMALL_RESNET = ["model.name=test_resnet", "model.drop_path_rate=null"]

@@ -10,7 +10,7 @@ from scalablevit.config.promotion import Promotion
 from scalablevit.serving import score as scoring
 from scalablevit.serving.gate import Gain, failures, figure_of, paired_gain
 from scalablevit.serving.score import Score
-from scalablevit.tasks.tally import HitTally
+from scalablevit.tasks.classification.bootstrap import HitTally
 
 
 def tally(hits: np.ndarray, first: int = 0) -> HitTally:

@@ -21,10 +21,10 @@ from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.jobs import evaluate, predict
-from scalablevit.serving.drawing import class_colors
 from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
-from scalablevit.serving.outputs import Detections
+from scalablevit.tasks.detection.outputs import Detections
+from scalablevit.viz.drawing import class_colors
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 

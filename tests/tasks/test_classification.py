@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from scalablevit.config.recipe import Stage
-from scalablevit.tasks.classification import ClassificationTask, wilson_lower_bound
-from scalablevit.tasks.segmentation import SegmentationTask
+from scalablevit.tasks.classification.task import ClassificationTask, wilson_lower_bound
+from scalablevit.tasks.segmentation.task import SegmentationTask
 
 CLASSES = ("a", "b", "c")
 

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 

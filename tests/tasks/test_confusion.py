@@ -9,7 +9,7 @@ from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
 from scalablevit.config.errors import UserError
-from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CLASSES = ("sky", "road", "car", "tree", "boat")
 

@@ -5,8 +5,8 @@ import pytest
 from scalablevit.config.recipe import Stage
 from scalablevit.models.counting import Cost
 from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION, dense_cost_beside_paper
-from scalablevit.tasks.detection import DetectionTask
-from scalablevit.tasks.segmentation import SegmentationTask
+from scalablevit.tasks.detection.task import DetectionTask
+from scalablevit.tasks.segmentation.task import SegmentationTask
 
 ADE20K = tuple(f"class {number}" for number in range(150))
 # Parameters in millions as counted from the released backbones; S in both forms of its scalable attention.

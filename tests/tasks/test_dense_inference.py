@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation, Sliding
 from scalablevit.models.backbone import build_pyramid
-from scalablevit.tasks.dense_inference import View, averaged_labels, best_labels, see
-from scalablevit.tasks.segmentation import SegmentationTask
-from scalablevit.tasks.segmentor import Segmentor, head_configs
+from scalablevit.tasks.segmentation.dense_inference import View, averaged_labels, best_labels, see
+from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
+from scalablevit.tasks.segmentation.task import SegmentationTask
 
 CLASSES = 5
 

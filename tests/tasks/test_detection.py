@@ -23,8 +23,8 @@ from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.detection import DetectionTask
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.detection.task import DetectionTask
+from scalablevit.tasks.registry import build_task
 
 MakeStage = Callable[..., Stage]
 CPU = torch.device("cpu")

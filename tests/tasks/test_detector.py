@@ -21,8 +21,8 @@ from scalablevit.data.instances import Instances
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_pyramid
 from scalablevit.tasks import detector
-from scalablevit.tasks.detection import DetectionTask
-from scalablevit.tasks.detector import build_detector, pasted_masks
+from scalablevit.tasks.detection.detector import build_detector, pasted_masks
+from scalablevit.tasks.detection.task import DetectionTask
 
 MakeStage = Callable[..., Stage]
 CLASSES = ("cat", "dog", "bird")

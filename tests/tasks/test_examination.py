@@ -6,8 +6,10 @@ import torch
 from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.confusion import ConfusionMetric
-from scalablevit.tasks.examination import BoxExamination, ClassExamination, MaskExamination
+from scalablevit.tasks.classification.error_analysis import ClassExamination
+from scalablevit.tasks.detection.error_analysis import BoxExamination
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
+from scalablevit.tasks.segmentation.error_analysis import MaskExamination
 
 NAMES = ("cat", "dog", "cow")
 

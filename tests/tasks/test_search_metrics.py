@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
 
-from scalablevit.config.space_loading import METRICS
+from scalablevit.config.task_info import task_info
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.classification import AccuracyMetric
-from scalablevit.tasks.coco_metric import CocoMetric
-from scalablevit.tasks.confusion import ConfusionMetric
+from scalablevit.tasks.classification.task import AccuracyMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CLASSES = ("a", "b", "c", "d", "e")
 
@@ -18,11 +18,15 @@ def over_all_classes(figures: dict[str, float]) -> set[str]:
     return {name for name in figures if name.count("/") == 1} - {"val/samples"}
 
 
+def metrics_of(kind: str, head: str | None = None) -> set[str]:
+    return {each.reported_as for each in task_info(kind).metrics_with([head])}
+
+
 def test_classification() -> None:
     for classes in (5, 6):  # top-5 accuracy of five classes says nothing
         metric = AccuracyMetric(classes)
         metric.update(torch.eye(classes), {"label": torch.arange(classes)})
-        expected = set(METRICS["classification"]) - ({"val/top5"} if classes == 5 else set())
+        expected = metrics_of("classification") - ({"val/top5"} if classes == 5 else set())
         assert over_all_classes(metric.compute()) == expected
 
 
@@ -30,7 +34,7 @@ def test_segmentation() -> None:
     metric = ConfusionMetric(CLASSES)
     mask = torch.arange(5, dtype=torch.uint8).repeat(3, 1)
     metric.update([mask], {"mask": [mask]})
-    assert over_all_classes(metric.compute()) == set(METRICS["segmentation"])
+    assert over_all_classes(metric.compute()) == metrics_of("segmentation", "upernet")
 
 
 def test_detection() -> None:
@@ -48,5 +52,5 @@ def test_detection() -> None:
     for with_masks in (True, False):
         metric = CocoMetric(CLASSES, masks=with_masks)
         metric.update([found], {"index": torch.tensor([0]), "instances": [truth]})
-        expected = {name for name in METRICS["detection"] if with_masks or not name.startswith("val/mask_")}
+        expected = metrics_of("detection", "mask_rcnn" if with_masks else "retinanet")
         assert over_all_classes(metric.compute()) == expected

@@ -18,9 +18,9 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.segmentation import SegmentationTask
-from scalablevit.tasks.segmentor import Segmentor
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.segmentation.segmentor import Segmentor
+from scalablevit.tasks.segmentation.task import SegmentationTask
 
 CLASSES = ("red", "blue", "green")
 COLORS = np.array([[200, 30, 30], [30, 30, 200], [30, 200, 30]], np.uint8)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scalablevit.config.task import Segmentation
 from scalablevit.models.backbone import build_pyramid
-from scalablevit.tasks.segmentor import BACKBONE, Segmentor, head_configs
+from scalablevit.tasks.segmentation.segmentor import BACKBONE, Segmentor, head_configs
 
 CLASSES = 4
 SMALL = {
@@ -169,7 +169,7 @@ before = (torch.load, torch.save, list(warnings.filters))
 from scalablevit.config.task import Segmentation
 from scalablevit.models.backbone import build_pyramid
 filters = list(warnings.filters)
-from scalablevit.tasks.segmentor import Segmentor, head_configs
+from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 task = Segmentation(kind="segmentation", head="upernet")
 pyramid = build_pyramid("test_resnet")
 Segmentor(pyramid, head_configs(task, pyramid.channels, 2))(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64).byte())

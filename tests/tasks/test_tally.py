@@ -5,9 +5,11 @@ import pytest
 import torch
 from harness.coco_scenes import CLASSES, Scene, figures_of, made_scenes
 
-from scalablevit.tasks.classification import AccuracyMetric
-from scalablevit.tasks.confusion import ConfusionMetric
-from scalablevit.tasks.tally import HitTally, PrecisionTally, build_tally
+from scalablevit.tasks.classification.bootstrap import HitTally
+from scalablevit.tasks.classification.task import AccuracyMetric
+from scalablevit.tasks.detection.bootstrap import PrecisionTally
+from scalablevit.tasks.registry import task_kind
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CHOICES = [[0, 1, 2, 3, 4, 5], [5, 5, 0, 2, 2, 2], [3, 3, 3, 3, 3, 3]]
 
@@ -17,7 +19,7 @@ CHOICES = [[0, 1, 2, 3, 4, 5], [5, 5, 0, 2, 2, 2], [3, 3, 3, 3, 3, 3]]
 def test_accuracies(chosen, top):
     draws = torch.Generator().manual_seed(0)
     logits, labels = torch.rand((6, 7), generator=draws), torch.randint(7, (6,), generator=draws)
-    tally = build_tally(f"top{top}", CLASSES)
+    tally = task_kind("classification").build_sample_statistics(f"top{top}", CLASSES)
     assert isinstance(tally, HitTally)
     for part in ([0, 1, 2, 3], [4, 5]):
         tally.update(logits[part], {"label": labels[part], "index": torch.tensor(part)})
@@ -35,7 +37,7 @@ def test_overlaps(chosen, figure):
     sizes = draws.integers(3, 9, (6, 2))
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 4, size).astype(np.uint8)) for size in sizes]
-    tally = build_tally(figure, CLASSES)
+    tally = task_kind("segmentation").build_sample_statistics(figure, CLASSES)
     tally.update(found, {"mask": masks, "index": torch.arange(6)})
     metric = ConfusionMetric(CLASSES)
     metric.update([found[i] for i in chosen], {"mask": [masks[i] for i in chosen]})
@@ -43,13 +45,13 @@ def test_overlaps(chosen, figure):
 
 
 def test_overlap_without_a_labelled_pixel_is_no_number():
-    tally = build_tally("miou", CLASSES)
+    tally = task_kind("segmentation").build_sample_statistics("miou", CLASSES)
     tally.update([torch.zeros(2, 2)], {"mask": [torch.full((2, 2), 255)], "index": torch.arange(1)})
     assert np.isnan(tally.figure(np.array([0])))
 
 
 def _tally(scenes: list[Scene], figure: str) -> PrecisionTally:
-    tally = build_tally(figure, CLASSES)
+    tally = task_kind("detection").build_sample_statistics(figure, CLASSES)
     assert isinstance(tally, PrecisionTally)
     tally.update(
         [found for _, _, found in scenes],

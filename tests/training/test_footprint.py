@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from scalablevit.config.recipe import Length
-from scalablevit.tasks.task import Task, build_task
+from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.task import Task
 from scalablevit.training import worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.footprint import footprint, kept_bytes

@@ -5,7 +5,7 @@ import torch
 
 from scalablevit.config.recipe import Optimizer
 from scalablevit.models.backbone import build_classifier
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.training.optim import build_optimizer, clip_gradients, set_learning_rate
 
 BACKBONES = ["scalablevit_tiny", "resnet18", "swin_tiny_patch4_window7_224", "pvt_v2_b0"]

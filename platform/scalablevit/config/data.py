@@ -142,6 +142,11 @@ class _LabelledImages(_Images):
             raise ValueError(f"crop_ratio {list(self.crop_ratio)} must rise")
         return self
 
+    @property
+    def training_pixels(self) -> int:
+        """Return the pixels of a training image."""
+        return self.image_size**2
+
 
 class ImageFolder(_LabelledImages):
     """One folder of images per class."""
@@ -184,6 +189,11 @@ class MaskPairs(_Images):
             raise ValueError(f"scale_range {list(self.scale_range)} must rise")
         return self
 
+    @property
+    def training_pixels(self) -> int:
+        """Return the pixels of a training image."""
+        return self.crop_size**2
+
 
 class CocoInstances(_Images):
     """Images with boxes and instance masks in COCO's json format."""
@@ -211,6 +221,11 @@ class CocoInstances(_Images):
         if self.train_short_sides and self.train_short_sides[1] > self.long_side:
             raise ValueError(f"train_short_sides {list(self.train_short_sides)} end above long_side ({self.long_side})")
         return self
+
+    @property
+    def training_pixels(self) -> int:
+        """Return the pixels of a training image at the most, near enough."""
+        return self.short_side * self.long_side
 
 
 LabelledImages = ImageFolder | TarShards

@@ -11,10 +11,8 @@ from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
+from scalablevit.config.task_info import TASKS
 from scalablevit.config.unused_keys import find_unused
-
-STAGE_NAMES = {"classification": "pretrain", "segmentation": "segment", "detection": "detect"}
-"""Stage of a file without `stages`, and script that runs such stages, by kind of task."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
@@ -125,7 +123,8 @@ def _merge_stages(raw: dict[str, Any], name: str, places: Places) -> dict[str, A
     if stages is None:
         task = shared.get("task")
         kind = task.get("kind") if isinstance(task, dict) else None
-        stages = {STAGE_NAMES.get(str(kind), "stage"): {}}
+        info = TASKS.get(str(kind))
+        stages = {info.stage_name if info else "stage": {}}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise UserError("`stages` is a mapping of stage names to sections", where=places.get(("stages",), name))
     if len(stages) * len(places) > strict_yaml.MAX_VALUES:

@@ -14,9 +14,10 @@ from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nea
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, masked, raise_all
 from scalablevit.config.hints import key_hint
-from scalablevit.config.recipe import SOURCES, Stage
+from scalablevit.config.recipe import Stage
 from scalablevit.config.section import sections_in
 from scalablevit.config.strict_yaml import KeyPath
+from scalablevit.config.task_info import TASKS
 
 TOP_KEYS = ("name", "tune")
 """Keys of the recipe itself that an override may set."""
@@ -204,8 +205,8 @@ class Reach:
 def _misfit(stage: Mapping[str, Any]) -> str | None:
     """Why a task cannot learn from its source of data; None: it can, or one of the two is unknown."""
     kind, source = _at(stage, "task", "kind"), _at(stage, "data", "source")
-    fitting = next((sources for known, sources in SOURCES.items() if known == kind), ())
-    if not fitting or source in fitting or not any(source in sources for sources in SOURCES.values()):
+    fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
+    if not fitting or source in fitting or not any(source in info.sources for info in TASKS.values()):
         return None
     return f"task {kind} needs data.source {' or '.join(fitting)}, not {source}"
 

@@ -6,12 +6,6 @@ from pydantic import Field
 
 from scalablevit.config.section import Section
 
-FIGURES = {
-    "classification": ("top1", "top5"),
-    "segmentation": ("miou", "macc", "aacc"),
-    "detection": ("box_ap", "mask_ap"),
-}
-"""Figures that can be compared, by kind of task; the first one is meant when none is named."""
 TOP5_CLASSES = 6
 """Fewest classes with which top-5 accuracy is reported: of five or fewer, every prediction is a hit."""
 

@@ -5,19 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scalablevit.config.data import CocoInstances, Data
-from scalablevit.config.promotion import FIGURES, Promotion
+from scalablevit.config.data import Data
+from scalablevit.config.promotion import Promotion
 from scalablevit.config.section import NOT_HASHED, OptionValue, PositiveInt, Section
-from scalablevit.config.task import Detection, Task
+from scalablevit.config.task import Task, head_of
+from scalablevit.config.task_info import task_info
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
 """Steps reported and shown whatever the cadence of logging: whether training works at all shows in them."""
-SOURCES = {
-    "classification": ("image_folder", "tar_shards"),
-    "segmentation": ("mask_pairs",),
-    "detection": ("coco",),
-}
-"""Sources of data that each kind of task can learn from."""
 
 
 class Model(Section):
@@ -250,16 +245,13 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        wanted = SOURCES[self.task.kind]
-        if self.data.source not in wanted:
-            raise ValueError(f"task {self.task.kind} needs data.source {' or '.join(wanted)}, not {self.data.source}")
-        needs_masks = isinstance(self.task, Detection) and self.task.head == "mask_rcnn"
-        if needs_masks and isinstance(self.data, CocoInstances) and not self.data.instance_masks:
-            raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")
-        figures = FIGURES[self.task.kind]
-        if self.promotion.metric not in (None, *figures) or (self.promotion.metric == "mask_ap" and not needs_masks):
-            known = [figure for figure in figures if figure != "mask_ap" or needs_masks]
-            raise ValueError(f"promotion.metric must be {' or '.join(known)} here, not {self.promotion.metric}")
+        info = task_info(self.task.kind)
+        if self.data.source not in info.sources:
+            raise ValueError(f"task {info.kind} needs data.source {' or '.join(info.sources)}, not {self.data.source}")
+        self.task.check_data(self.data)
+        metrics = info.promotion_metrics(head_of(self.task))
+        if self.promotion.metric not in (None, *metrics):
+            raise ValueError(f"promotion.metric must be {' or '.join(metrics)} here, not {self.promotion.metric}")
         needed = self.cluster.workers * self.training.accumulation_steps
         if self.training.global_batch_size < needed:
             raise ValueError(

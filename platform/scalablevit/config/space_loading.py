@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scalablevit.config.checking import Places, check, located, nearest, short, without_old_words
 from scalablevit.config.commands import command_name, short_name
@@ -15,27 +15,13 @@ from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
+from scalablevit.config.task import head_of
+from scalablevit.config.task_info import task_info
 from scalablevit.config.trial import shape, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
 
 PREFIX = "space."
 """Overrides of the space begin with this; all others are the base recipe's."""
-
-METRICS: dict[str, dict[str, Literal["max", "min"]]] = {
-    "classification": {"val/top1": "max", "val/top5": "max", "val/top1_low95": "max", "val/loss": "min"},
-    "segmentation": {"val/miou": "max", "val/macc": "max", "val/aacc": "max"},
-    "detection": {
-        f"val/{kind}_{name}": "max"
-        for kind in ("box", "mask")
-        for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    },
-}
-"""The figures over all classes that each kind of task reports, and which end of them is the good one.
-
-`val/top5` only where there are more than five classes, which is known with the data (`jobs/resolve.py`).
-
-Known here without importing torch; a test compares.
-"""
 
 FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
@@ -283,7 +269,7 @@ def _reasons_against(
         put(changed["stages"][stage], path.split("."), value, "")
         found = check(Recipe, changed, {}, "").stages[stage]
         if path == "model.name":
-            check_model_name(found.model.name, dense=found.task.kind != "classification")
+            check_model_name(found.model.name, dense=task_info(found.task.kind).needs_pyramid)
     except UserError as error:
         return [_reason(each, path, stage) for each in _each(error)]
     return [(reason, "") for key, reason in _too_long(found, epochs).items() if key == path]
@@ -349,10 +335,9 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
 
 def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Draw], mistakes: _Mistakes) -> None:
     """Refuse a metric that some trial does not report, and the wrong end of one."""
-    names = METRICS[base.task.kind]
-    heads = draws["task.head"].corners() if "task.head" in draws else [getattr(base.task, "head", None)]
-    if base.task.kind == "detection" and any(head != "mask_rcnn" for head in heads):
-        names = {name: good for name, good in names.items() if not name.startswith("val/mask_")}
+    heads = draws["task.head"].corners() if "task.head" in draws else [head_of(base.task)]
+    reported = task_info(base.task.kind).metrics_with(heads)
+    names = {each.reported_as: each.better for each in reported}
     if metric not in names:
         mistakes.add(
             f"task {base.task.kind} reports no {short(metric)}{nearest(metric, names)}",

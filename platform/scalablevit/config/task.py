@@ -4,13 +4,25 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scalablevit.config.data import CocoInstances, Data
 from scalablevit.config.section import PositiveInt, Section
 
 SHOWN_SCORE = 0.3
 """Detections with less are neither drawn nor counted as found where single images are looked at."""
 
 
-class Classification(Section):
+class TaskSection(Section):
+    """What the sections of all tasks can do."""
+
+    def check_data(self, data: Data) -> None:
+        """Refuse data that the task cannot learn from although its source fits.
+
+        Raises:
+            ValueError: with what must be changed.
+        """
+
+
+class Classification(TaskSection):
     """Image classification."""
 
     kind: Literal["classification"]
@@ -44,7 +56,7 @@ class TestTimeAugmentation(Section):
     """Also the horizontal mirror image of each."""
 
 
-class Segmentation(Section):
+class Segmentation(TaskSection):
     """Semantic segmentation through MMSegmentation's heads."""
 
     kind: Literal["segmentation"]
@@ -63,7 +75,7 @@ class Segmentation(Section):
     """Multi-scale and flip evaluation by `evaluate`; null: off."""
 
 
-class Detection(Section):
+class Detection(TaskSection):
     """Object detection and instance segmentation through torchvision's detectors."""
 
     kind: Literal["detection"]
@@ -85,5 +97,16 @@ class Detection(Section):
     max_detections: PositiveInt = 100
     """Most detections of an image; COCO's figures count 100 of them at most."""
 
+    def check_data(self, data: Data) -> None:
+        """Refuse data without masks for Mask R-CNN."""
+        if self.head == "mask_rcnn" and isinstance(data, CocoInstances) and not data.instance_masks:
+            raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")
+
 
 Task = Annotated[Classification | Segmentation | Detection, Field(discriminator="kind")]
+
+
+def head_of(task: Task) -> str | None:
+    """Return a task's `head`; None of a task that has no choice of heads."""
+    head: str | None = getattr(task, "head", None)
+    return head

@@ -95,7 +95,7 @@ def run_ablation(
 
 
 def _cost(resolved: ResolvedStage) -> "Cost":
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     return build_task(resolved.stage, resolved.classes).cost()
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
-from scalablevit.config.task import Segmentation
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.jobs.machine import machine_warnings
 from scalablevit.jobs.older_runs import older_runs
 from scalablevit.jobs.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.report.tables import lined_up
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import without_credentials
 
 SHORT = 6
@@ -91,11 +91,7 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
     made = []
     if stage.model.drop_path_rate is None:
         made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
-    if isinstance(stage.task, Segmentation) and stage.task.head_channels is None:
-        from scalablevit.tasks.segmentor import FPN_HEAD_CHANNELS, UPER_HEAD_CHANNELS
-
-        channels = FPN_HEAD_CHANNELS if stage.task.head == "semantic_fpn" else UPER_HEAD_CHANNELS
-        made.append(f"task.head_channels: {channels}")
+    made += [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
     if stage.tracking.register_as is None:
         made.append(f"tracking.register_as: {recipe}-{resolved.name}")
     made.append(f"computes on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
@@ -126,7 +122,7 @@ def _drop_path(resolved: ResolvedStage) -> float:
     """The largest rate of the model's blocks; built without memory, as for counting."""
     import torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     with torch.device("meta"):
         model = build_task(resolved.stage, resolved.classes).build_model()

@@ -3,25 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.counting import PAPER_CLASSIFICATION, PaperRow
 from scalablevit.report.tables import save_note, save_rows
 
-if TYPE_CHECKING:
-    from scalablevit.tasks.task import Task
-
 HEADS = {
-    "classifier": "imagenet",
-    "semantic_fpn": "ade20k_semantic_fpn",
-    "upernet": "ade20k_upernet",
-    "retinanet": "coco_retinanet_1x",
-    "mask_rcnn": "coco_mask_rcnn_1x",
+    "classifier": ("imagenet", 1000),
+    "semantic_fpn": ("ade20k_semantic_fpn", 150),
+    "upernet": ("ade20k_upernet", 150),
+    "retinanet": ("coco_retinanet_1x", 80),
+    "mask_rcnn": ("coco_mask_rcnn_1x", 80),
 }
-"""Heads, and how the names of their recipes begin."""
-CLASSES = {"classification": 1000, "segmentation": 150, "detection": 80}
-"""Of ImageNet-1K, ADE20K and COCO."""
+"""Heads, how the names of their recipes begin, and how many classes ImageNet-1K, ADE20K and COCO have."""
 BACKBONES = (
     ("S", "scalablevit_small", ()),
     ("S, released form", "scalablevit_small", ("model.options.wide_value=false",)),
@@ -87,33 +82,16 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
         recipes: the folder of the shipped recipes.
     """
     from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     paper = {("classifier", name): row for name, row in PAPER_CLASSIFICATION.items()}
     paper |= PAPER_SEGMENTATION | PAPER_DETECTION
-    for head, beginning in HEADS.items():
+    for head, (beginning, count) in HEADS.items():
         for shown, name, overrides in BACKBONES:
             (stage,) = load_recipe(recipes / f"{beginning}_{name}.yaml", overrides).stages.values()
-            classes = tuple(str(number) for number in range(CLASSES[stage.task.kind]))
+            classes = tuple(str(number) for number in range(count))
             task = build_task(stage, classes)
             cost = task.cost()
-            yield CostRow(head, shown, _size(task), cost.parameters, cost.macs, cost.macs_with_attention,
+            size = "{} x {}".format(*task.cost_size)
+            yield CostRow(head, shown, size, cost.parameters, cost.macs, cost.macs_with_attention,
                           paper[head, name])  # fmt: skip
-
-
-def _size(task: "Task") -> str:
-    """Of the image that a task's cost is given for."""
-    from scalablevit.tasks.classification import ClassificationTask
-    from scalablevit.tasks.detection import DetectionTask
-    from scalablevit.tasks.segmentation import SegmentationTask
-
-    match task:
-        case ClassificationTask():
-            height = width = task.data.image_size
-        case SegmentationTask():
-            height, width = task.data.short_side, task.data.long_side
-        case DetectionTask():
-            height, width = task.cost_size
-        case _:
-            raise TypeError(f"no size is known for {type(task).__name__}")
-    return f"{height} x {width}"

@@ -75,13 +75,13 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
-    from scalablevit.serving.export import SMALLEST, default_size, export_part, parts_of
+    from scalablevit.serving.export import SMALLEST, any_size, default_size, export_part, parts_of, selects
     from scalablevit.serving.export_detector import export_detector
     from scalablevit.serving.network import load_trained
     from scalablevit.serving.preprocessing import describe_preprocessing
 
-    size = given or default_size(stage.data)
-    fixed = given is not None or stage.task.kind == "detection"
+    size = given or default_size(stage)
+    fixed = given is not None or not any_size(stage)
     print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
     if not fixed and min(size) < SMALLEST:
         raise UserError(
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
                 "torch": torch.__version__, "preprocessing": facts,
                 "parts": [_facts(each) for each in exported]}  # fmt: skip
         faithful = all(each.faithful for each in exported)
-        if stage.task.kind == "detection":
+        if selects(stage):
             detector = export_detector(trained, parts[0], made, facts)
             print(f"  {detector.summary()}", flush=True)
             note["detector"] = detector.facts()

@@ -16,7 +16,7 @@ from scalablevit.models.scalablevit import ScalableViT
 from scalablevit.report.features import attention_name, blocks_of, captured
 from scalablevit.report.field import said, save_fields
 from scalablevit.report.tables import save_note, save_rows
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 
 FRESH = "imagenet_scalablevit_small.yaml"
 FRESH_ARMS = ("lim", "lem", "none")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.config.recipe import Stage
 from scalablevit.jobs.cluster import least_workers, local_resources
 from scalablevit.jobs.resolve import ResolvedStage
 
@@ -45,21 +44,13 @@ def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
     """Memory of a stage's workers; counted only where a rough upper bound does not fit."""
     stage, workers = resolved.stage, resolved.stage.cluster.workers
     images = math.ceil(stage.training.global_batch_size / workers / stage.training.accumulation_steps)
-    bound = workers * (PROCESS_BYTES + images * _pixels(stage) * IMAGE_BYTES_A_PIXEL)
+    bound = workers * (PROCESS_BYTES + images * stage.data.training_pixels * IMAGE_BYTES_A_PIXEL)
     if bound <= available:
         return bound
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
     from scalablevit.training.footprint import footprint
 
     return workers * (PROCESS_BYTES + footprint(stage, build_task(stage, resolved.classes), images).total)
-
-
-def _pixels(stage: Stage) -> int:
-    """Of a training image."""
-    data = stage.data
-    if data.source == "coco":
-        return data.short_side * data.long_side
-    return int((data.crop_size if data.source == "mask_pairs" else data.image_size) ** 2)
 
 
 def _available_bytes() -> float:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.figures import by_step
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import BEST_METRIC, WEIGHTS
+from scalablevit.jobs.result import WEIGHTS
 from scalablevit.jobs.run_store import RunStore
 from scalablevit.tracking.connection import brief
 
@@ -32,7 +33,7 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
         if target.exists():
             return
         from scalablevit.report.overlays import save_training_batch
-        from scalablevit.tasks.task import build_task
+        from scalablevit.tasks.registry import build_task
 
         task = build_task(resolved.stage, resolved.classes)
         save_training_batch(task, resolved.stage, resolved.sources["train"], target)
@@ -50,7 +51,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
         from scalablevit.report.curves import save_curves
 
         rows = by_step(store.local / "spool", uid)
-        save_curves(rows, BEST_METRIC[resolved.stage.task.kind], store.local / CURVES)
+        save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
 
     _attempt(resolved, CURVES, draw)
 
@@ -79,7 +80,7 @@ def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Modul
     """The task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     task = build_task(resolved.stage, resolved.classes)
     model = task.build_model()

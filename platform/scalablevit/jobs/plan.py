@@ -16,6 +16,7 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.arguments import add_recipe
 
 if TYPE_CHECKING:  # they import torch
@@ -79,12 +80,12 @@ def run(options: argparse.Namespace) -> int:
     recipe, name = _planned(options)
     stage = recipe.stages[name]
     root = platform_root(options.root, make=False)
-    check_model_name(stage.model.name, dense=stage.task.kind != "classification")
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
     size = _data_size(stage, root, options)
     # imported late: what is wrong so far is answered before torch is loaded
     from scalablevit.jobs.prediction import Given, predict, told
     from scalablevit.jobs.resolve import model_cost
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
     from scalablevit.training.footprint import footprint
 
     model = model_cost(name, stage, size.classes)
@@ -207,7 +208,7 @@ def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
 
     data = stage.data
     if data.shapes is not None:
-        background = ("background",) if stage.task.kind == "segmentation" else ()
+        background = ("background",) if isinstance(data, MaskPairs) else ()
         said_by = "the built-in demo data"
         return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), said_by)
     if folder.is_dir():

@@ -13,6 +13,7 @@ from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import left_out, list_images, why_left_out
 from scalablevit.jobs.evaluate import find_model, trained_recipe
@@ -20,7 +21,7 @@ from scalablevit.jobs.out_folder import filled, refuse_unusable
 from scalablevit.jobs.result import without_secrets
 
 if TYPE_CHECKING:
-    from scalablevit.serving.outputs import Output
+    from scalablevit.tasks.output import Output
 
 NOTE = "prediction.json"
 """What was predicted with what; also marks a folder as made by this script."""
@@ -108,10 +109,9 @@ def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path
     Returns:
         The exit code.
     """
-    from scalablevit.serving.outputs import FILES
-
     started = time.monotonic()
-    with filled(out, (*FILES, BAD, LEFT_OUT, NOTE)) as folder:
+    written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
+    with filled(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
         bad, facts = write(folder)
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
@@ -172,11 +172,11 @@ def _write(
     root: Path,
 ) -> int:
     """Answer all images into `out`; how many were bad."""
-    from scalablevit.serving.outputs import build_output
     from scalablevit.serving.predict import Job
+    from scalablevit.tasks.registry import task_kind
 
     folder, names = images
-    output = build_output(stage.task.kind, classes, out)
+    output = task_kind(stage.task.kind).build_output(classes, out)
     job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
     return tabulate(output, _answers(job, names, root, stage), out, len(names))
 

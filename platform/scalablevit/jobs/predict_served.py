@@ -9,8 +9,9 @@ from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import left_out, list_images
 from scalablevit.jobs.predict import check_out, deliver, print_left_out, tabulate
-from scalablevit.serving.outputs import Answer, Output, build_output, draw
 from scalablevit.serving.served import Declined, Description, Served, read_answer
+from scalablevit.tasks.output import Answer, Output, draw
+from scalablevit.tasks.registry import task_kind
 
 
 def run_served(options: argparse.Namespace, images: Path, out: Path) -> int:
@@ -42,7 +43,7 @@ def _write(server: Served, model: Description, images: Path, names: Sequence[str
     Raises:
         UserError: the server fails, or answers no image at all.
     """
-    output = build_output(model.task, model.classes, folder)
+    output = task_kind(model.task).build_output(model.classes, folder)
     answers = ((name, _answer(server, model, images, name, output)) for name in names)
     bad = tabulate(output, answers, folder, len(names))
     if bad == len(names):

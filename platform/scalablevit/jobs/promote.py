@@ -16,9 +16,10 @@ from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
-from scalablevit.config.promotion import FIGURES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.task import head_of
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.evaluate import note_older, trained_recipe
 from scalablevit.jobs.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.jobs.result import without_secrets
@@ -229,7 +230,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
 
 
 def _figure(stage: Stage) -> str:
-    return stage.promotion.metric or FIGURES[stage.task.kind][0]
+    return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
 
 
 def _decide(

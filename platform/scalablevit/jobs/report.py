@@ -14,13 +14,14 @@ from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, masked
 from scalablevit.config.recipe import Cluster
 from scalablevit.config.stored import stored_stage
+from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.data.statistics_table import table
 from scalablevit.jobs.figures import Row, by_step
 from scalablevit.jobs.pictures import EXAMINATION
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, load_result
+from scalablevit.jobs.result import WEIGHTS, StageResult, load_result
 from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.jobs.screen import duration
 from scalablevit.jobs.search_summary import BEST, TABLE
@@ -149,7 +150,7 @@ def _stage(store: RunStore, registered: str) -> Stage:
         model=stage.model.name,
         state=state,
         why="" if result or status is None else status.why,
-        best_metric=BEST_METRIC[stage.task.kind],
+        best_metric=task_info(stage.task.kind).best_metric,
         rows=rows,
         recipe=masked(recipe),
         facts=_cost(local, stage.cluster, rows, result),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from scalablevit.config.commands import command_name
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError, UserErrors, raise_all
-from scalablevit.config.loading import STAGE_NAMES
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import with_parents
 from scalablevit.config.promotion import TOP5_CLASSES
@@ -19,6 +18,7 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
+from scalablevit.config.task_info import kind_of_script, task_info
 from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
@@ -38,8 +38,6 @@ UNKNOWN = "unknown"
 """In a dry run: the digest of data, and the hash of a run, whose files could not all be summed up in its time."""
 DRY_RUN_S = 10.0
 """Longest look of a dry run at the data of all stages."""
-KINDS = {script: kind for kind, script in STAGE_NAMES.items()}
-"""Task that each single-stage script runs."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def check_metric(search: Search, searched: ResolvedStage) -> None:
 def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> None:
     """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
 
-    Segmentation's task itself refuses those that its heads cannot take.
+    Some tasks refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
 
     Raises:
         UserError: with the smallest batch that would do.
@@ -147,12 +145,13 @@ def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> No
     training, cluster = stage.training, stage.cluster
     parts = cluster.workers * training.accumulation_steps
     synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
-    if stage.task.kind == "segmentation" or synchronized or training.global_batch_size >= 2 * parts:
+    checked = task_info(stage.task.kind).checks_micro_batches
+    if checked or synchronized or training.global_batch_size >= 2 * parts:
         return
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     with torch.device("meta"):
         model = build_task(stage, classes).build_model()
@@ -171,13 +170,14 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
     Raises:
         UserError: the recipe has no such stage.
     """
-    if script not in KINDS:
+    kind = kind_of_script(script)
+    if kind is None:
         return None
-    names = [name for name, stage in recipe.stages.items() if stage.task.kind == KINDS[script]]
+    names = [name for name, stage in recipe.stages.items() if stage.task.kind == kind]
     if not names:
         kinds = ", ".join(f"{name} ({stage.task.kind})" for name, stage in recipe.stages.items())
         raise UserError(
-            f"recipe {recipe.name} has no {KINDS[script]} stage; it has {kinds}",
+            f"recipe {recipe.name} has no {kind} stage; it has {kinds}",
             where="--recipe",
             fix=f"choose another recipe, or run {command_name('full')}",
         )
@@ -192,7 +192,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     """
     import torch
 
-    from scalablevit.tasks.task import build_task
+    from scalablevit.tasks.registry import build_task
 
     torch.manual_seed(0)
     try:
@@ -227,7 +227,7 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 
 def _find_weights(stage: Stage, root: Path) -> Initial | None:
     """Hold the stage's names and addresses against what there is."""
-    check_model_name(stage.model.name, dense=stage.task.kind != "classification")
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
     check_uri(tracking_uri(stage.tracking.uri, root))
     return find_initial(stage, root)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.stored import to_store
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.resolve import ResolvedStage
 from scalablevit.jobs.run_store import RunStore
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
 CONFIG = "model/config.json"
-BEST_METRIC = {"classification": "val/top1", "segmentation": "val/miou", "detection": "val/box_ap"}
-"""Each task's `best_metric`, known here without importing torch; a test compares."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ def export(
     from scalablevit.training.checkpoint import CheckpointStore
 
     stage = resolved.stage
-    last_value = outcome["last_metrics"][BEST_METRIC[stage.task.kind]]
+    metric = task_info(stage.task.kind).best_metric
+    last_value = outcome["last_metrics"][metric]
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()
     if best is None or best.value is None:
@@ -103,7 +103,7 @@ def export(
             where=checkpoints.folder,
             fix="set training.keep.best to at least 1 and submit again",
         )
-    replaced = replaced_best(outcome, best, BEST_METRIC[stage.task.kind])
+    replaced = replaced_best(outcome, best, metric)
     if replaced:
         print(f"[{resolved.name}] {replaced}", flush=True)
     averaged = stage.training.ema_decay is not None
@@ -125,7 +125,7 @@ def export(
         run_name=resolved.run_name,
         uid=uid,
         folder=store.location,
-        metric=BEST_METRIC[stage.task.kind],
+        metric=metric,
         value=best.value,
         step=best.step,
         metrics=metrics,

@@ -16,6 +16,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
+from scalablevit.config.task_info import task_info
 from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.cluster import PACKAGE
 from scalablevit.jobs.initial import Initial
@@ -23,7 +24,7 @@ from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.pictures import begin_training_batch, draw_curves, draw_validation
 from scalablevit.jobs.progress import Progress
 from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import BEST_METRIC, WEIGHTS, StageResult, export, load_result, without_secrets
+from scalablevit.jobs.result import WEIGHTS, StageResult, export, load_result, without_secrets
 from scalablevit.jobs.run_store import IDENTITY, RunStore
 from scalablevit.jobs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
@@ -40,12 +41,6 @@ STATISTICS = "statistics.json"
 """In a stage's run folder: what its data holds (`data/statistics.py`)."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
-TASK_PACKAGES = {
-    "classification": [],
-    "segmentation": ["onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"],
-    "detection": [],
-}
-"""What serving a task needs besides."""
 DRAIN_S = 120.0
 """Longest wait at a stage's end for MLflow to take what is left; nothing is lost after it."""
 FAILED_DRAIN_S = 20.0
@@ -254,7 +249,7 @@ def _launch(
         keep_head=initial is None or initial.keep_head(resolved.classes),
         data_listing=store.location,
     )
-    metric = BEST_METRIC[resolved.stage.task.kind]
+    metric = task_info(resolved.stage.task.kind).best_metric
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
         callbacks = [SpoolCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
         stop_file = store.local / STOP
@@ -278,7 +273,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
         folder=store.local / "model",
         package=PACKAGE,
         serving=SERVING,
-        requirements=pinned(SERVING_PACKAGES + TASK_PACKAGES[resolved.stage.task.kind]),
+        requirements=pinned([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
         tags={
             tags.RECIPE_HASH: resolved.hash,
             tags.DATA_DIGEST: resolved.digest,

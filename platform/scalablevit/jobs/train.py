@@ -3,10 +3,11 @@
 import argparse
 
 from scalablevit.config.commands import short_name
-from scalablevit.config.loading import STAGE_NAMES, load_recipe
+from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.config.task_info import kind_of_script
 from scalablevit.config.unused_keys import without_unused
 from scalablevit.jobs.arguments import add_recipe
 from scalablevit.jobs.running import load_recipe_search, prepare, train
@@ -41,8 +42,9 @@ def run(options: argparse.Namespace) -> int:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
-    kind = next((kind for kind, name in STAGE_NAMES.items() if name == script), None)
-    recipe = load_recipe(path, options.overrides, Scope(f"{short_name(script)} runs", kind, note=print))
+    recipe = load_recipe(
+        path, options.overrides, Scope(f"{short_name(script)} runs", kind_of_script(script), note=print)
+    )
     search = load_recipe_search(recipe, path.parent) if script == "full" else None
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded

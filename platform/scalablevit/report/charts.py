@@ -8,6 +8,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scalablevit.viz.style import plain
+
 SIZE = (4.4, 2.7)
 """Inches; pages scale it to their columns."""
 LINES = 8
@@ -20,11 +22,6 @@ _SPOTS = 3
 
 Line = tuple[Sequence[float], Sequence[float]]
 """Places across and values."""
-
-
-def plain(text: str) -> str:
-    """Such that matplotlib writes it as it is, and reads no mathematics between two `$`."""
-    return text.replace("$", r"\$")
 
 
 def line_chart(

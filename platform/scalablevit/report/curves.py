@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scalablevit.viz.style import DPI
+
 SIZE = (11.0, 6.5)
 """Inches."""
-DPI = 110
 
 Rows = Mapping[int, Mapping[str, float | str]]
 """Figures by step and name; NaN and infinities may be strings."""

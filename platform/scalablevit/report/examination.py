@@ -15,16 +15,18 @@ from torch import nn
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.report.findings import FILE, Case, Findings
-from scalablevit.report.overlays import answer_of, colour, save_pair, truth_of
-from scalablevit.tasks.examination import Judged, build_examination
+from scalablevit.report.overlays import save_pair
+from scalablevit.tasks.drawing import Drawing
+from scalablevit.tasks.examination import Judged
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
+from scalablevit.viz.style import colour
 
 IMAGES = 200
 """Looked at, at most."""
@@ -44,8 +46,9 @@ class _Seen:
     judged: Judged
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
-    truth: dict[str, Any]
-    answer: dict[str, Any]
+    truth: Any
+    prediction: Any
+    """As the kind of task draws them (`tasks.drawing.Drawing`)."""
 
 
 def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
@@ -60,7 +63,8 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         ValueError: none of the images could be read.
     """
     started = time.monotonic()
-    examination = build_examination(stage.task, task.classes)
+    kind = task_kind(stage.task.kind)
+    examination, drawing = kind.build_error_analysis(task.classes), kind.drawing()
     seen: list[_Seen] = []
     worst: list[_Seen] = []
     images = bad = 0
@@ -70,7 +74,7 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         if batch["samples"]:
             with torch.inference_mode():
                 predictions = task.predict(model, task.prepare(batch, "val", ()))
-            fresh = _seen(batch, predictions, examination.update(predictions, batch))
+            fresh = _seen(drawing, batch, predictions, examination.update(predictions, batch))
             images += len(fresh)
             seen = (seen + fresh)[:SHOWN]
             worst = sorted(worst + fresh, key=lambda each: -each.judged.error)[:WORST]
@@ -89,8 +93,8 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         macs=cost.macs,
         measure=examination.measure,
         details=examination.details(),
-        cases=tuple(_drawn(each, task, source, folder) for each in seen),
-        worst=tuple(_drawn(each, task, source, folder) for each in worst if each.judged.error > 0),
+        cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
+        worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.judged.error > 0),
     )
     put_text(str(folder), FILE, json.dumps(asdict(findings)))
     return findings
@@ -105,21 +109,23 @@ def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
         yield collate([dataset[Key(number, 0, 0)] for number in order[start : start + BATCH]])
 
 
-def _seen(batch: Batch, predictions: Any, judged: list[Judged]) -> list[_Seen]:
+def _seen(drawing: Drawing, batch: Batch, predictions: Any, judged: list[Judged]) -> list[_Seen]:
     found = []
     for place, verdict in enumerate(judged):
-        truth = truth_of(batch, place)
+        truth = drawing.truth_of(batch, place)
         image = batch["image"][place].numpy().copy()  # else the whole batch would stay
-        found.append(_Seen(verdict, image, truth, answer_of(predictions[place], truth)))
+        found.append(_Seen(verdict, image, truth, drawing.prediction_of(predictions[place], truth)))
     return found
 
 
-def _drawn(seen: _Seen, task: Task, source: Source, folder: Path) -> Case:
+def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
     picture = f"{seen.judged.number}.jpg"
     if not (folder / picture).exists():
-        save_pair(np.divide(seen.image, 255, dtype=np.float32), seen.truth, seen.answer, folder / picture)
-    numbers = sorted({number for each in (seen.truth, seen.answer) for number in _classes_in(each)})
+        image = np.divide(seen.image, 255, dtype=np.float32)
+        save_pair(stage.task.kind, image, seen.truth, seen.prediction, folder / picture)
+    classes_in = task_kind(stage.task.kind).drawing().classes_in
+    numbers = sorted({number for each in (seen.truth, seen.prediction) for number in classes_in(each)})
     return Case(
         file=_name(source[seen.judged.number]),
         picture=picture,
@@ -127,15 +133,6 @@ def _drawn(seen: _Seen, task: Task, source: Source, folder: Path) -> Case:
         error=seen.judged.error,
         classes={task.classes[number]: _hex(number) for number in numbers},
     )
-
-
-def _classes_in(drawn: dict[str, Any]) -> list[int]:
-    """The classes that a picture has colours of."""
-    if "class" in drawn:
-        return []
-    if "mask" in drawn:
-        return [number for number in np.unique(drawn["mask"]).tolist() if number != IGNORE]
-    return list(drawn["labels"])
 
 
 def _hex(number: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from scalablevit.config.task_info import TaskInfo, task_info
 from scalablevit.report.charts import LINES, Line, line_chart
 from scalablevit.report.curves import Rows, points
 from scalablevit.report.findings import Findings
@@ -60,6 +61,11 @@ class Stage:
     """Folder of the pictures that `findings` names."""
     statistics: tuple[tuple[str, str, str], ...] = ()
     """Rows on the data: name, training, validation; the first is the heading. Empty: not kept."""
+
+    @property
+    def task(self) -> TaskInfo:
+        """Return what is known of the kind of task."""
+        return task_info(self.kind)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scalablevit.models.attention import ScalableAttention, WindowAttention, attend_by_products
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.scalablevit import PatchEmbedding, PositionEncodingGenerator
-from scalablevit.tasks.segmentor import Upsample
+from scalablevit.tasks.segmentation.segmentor import Upsample
 
 
 def for_any_size(network: nn.Module) -> nn.Module:

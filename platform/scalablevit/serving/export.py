@@ -1,9 +1,8 @@
 """A trained network as ONNX and torch.export archives, each checked against the network itself on real images."""
 
 import io
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental import _config as symbolic_config
 
-from scalablevit.config.data import CocoInstances, Data, LabelledImages
+from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import finish_graph
-from scalablevit.tasks.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
+from scalablevit.tasks.export import FromPixels, Part, Size, flat
+from scalablevit.tasks.registry import task_kind
 
 TOLERANCE = 1e-3
 """Largest difference from the network, as a fraction of its largest output."""
@@ -32,25 +33,6 @@ TRACED = 256
 """Shortest side in pixels of what an open size is traced with."""
 SMALLEST = 33
 """Shortest side of an open size: torch's tracer tells maps of one token, at stride 32, from others."""
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of the network that is exported by itself."""
-
-    name: str
-    module: nn.Module
-    inputs: Tensor
-    """Real ones, at least two along the first dimension, which is left open; the others are fixed, or see `others`."""
-    input_name: str
-    outputs: tuple[str, ...]
-    expected: list[Tensor]
-    """The outputs by way of the task's own normalization."""
-    others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
-    """Inputs of other heights, widths and counts with their outputs. If there are some, height and width are open."""
 
 
 @dataclass(frozen=True)
@@ -79,109 +61,43 @@ class Exported:
         return all(max(by_inputs) <= TOLERANCE * max(self.largest, 1.0) for by_inputs in self.differences)
 
 
-class FromPixels(nn.Module):
-    """A network behind its normalization: takes RGB pixels, float32 (N, 3, H, W) from 0 to 255.
-
-    Args:
-        network: takes normalized images.
-        data: the recipe's data section, for mean and deviation.
-        finish: applied to the network's outputs and the pixels.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, data: Data, finish: Callable[[Any, Tensor], Any]) -> None:
-        super().__init__()
-        self.network = network
-        self.finish = finish
-        self.register_buffer("mean", 255 * torch.tensor(data.mean)[:, None, None])
-        self.register_buffer("std", 255 * torch.tensor(data.std)[:, None, None])
-
-    def forward(self, pixels: Tensor) -> Any:
-        """Pixels (N, 3, H, W) to the outputs."""
-        return self.finish(self.network((pixels - self.mean) / self.std), pixels)
+def default_size(stage: Stage) -> Size:
+    """Return the height and width of images as the stage's task usually gets them."""
+    return task_kind(stage.task.kind).export().usual_size(stage)
 
 
-class PyramidAndHeads(nn.Module):
-    """A detector up to where it selects: feature maps, and what its dense head says at every anchor of each level."""
-
-    def __init__(self, detector: Any) -> None:
-        super().__init__()
-        self.backbone = detector.backbone
-        self.two_stages = hasattr(detector, "rpn")
-        self.head = detector.rpn.head if self.two_stages else detector.head
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalized images (N, 3, H, W) to the maps, finest first, then scores and box offsets."""
-        maps = list(self.backbone(images).values())
-        if self.two_stages:
-            scores, offsets = self.head(maps)
-            return (*maps, *scores, *offsets)
-        said = self.head(maps)
-        return (*maps, said["cls_logits"], said["bbox_regression"])
+def any_size(stage: Stage) -> bool:
+    """Return whether the stage's network can be exported for inputs of any size."""
+    return task_kind(stage.task.kind).export().parts is None
 
 
-class MaskHead(nn.Module):
-    """Mask R-CNN's masks of regions."""
-
-    def __init__(self, heads: Any) -> None:
-        super().__init__()
-        self.head, self.predictor = heads.mask_head, heads.mask_predictor
-
-    def forward(self, regions: Tensor) -> Tensor:
-        """Pooled regions (R, C, 14, 14) to logits (R, classes + 1, 28, 28)."""
-        logits: Tensor = self.predictor(self.head(regions))
-        return logits
-
-
-class BoxHead(nn.Module):
-    """Mask R-CNN's classes and boxes of regions."""
-
-    def __init__(self, heads: Any) -> None:
-        super().__init__()
-        self.head, self.predictor = heads.box_head, heads.box_predictor
-
-    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled regions (R, C, 7, 7) to logits (R, classes + 1) and offsets (R, 4 * (classes + 1))."""
-        scores, offsets = self.predictor(self.head(regions))
-        return scores, offsets
-
-
-def default_size(data: Data) -> Size:
-    """The evaluation crop, the training crop, or for detection the sides that images are scaled to."""
-    if isinstance(data, LabelledImages):
-        return data.image_size, data.image_size
-    if isinstance(data, CocoInstances):
-        return math.ceil(data.short_side / STRIDE) * STRIDE, math.ceil(data.long_side / STRIDE) * STRIDE
-    return data.crop_size, data.crop_size
+def selects(stage: Stage) -> bool:
+    """Return whether the stage's network selects detections; see `serving.export_detector`."""
+    return task_kind(stage.task.kind).export().selects
 
 
 @torch.no_grad()
 def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True) -> list[Part]:
     """What is exported of a network, with inputs made of real images.
 
-    Classification: `network`, logits (N, classes). Segmentation: `network`, logits (N, classes, H, W) at the input's
-    size. Detection: `network`, pyramid and dense head; of Mask R-CNN also `box_head` and `mask_head`. Anchors, decoding
-    and suppression stay outside: torch.export refuses torchvision's detectors as a whole.
+    Classification and segmentation: `network`, logits. Detection: `network`, pyramid and dense head; of Mask R-CNN also
+    `box_head` and `mask_head`. Anchors, decoding and suppression stay outside: torch.export refuses torchvision's
+    detectors as a whole.
 
     Args:
         trained: on the CPU.
         images: decoded, at least one.
         size: of the exported input, or without `fixed` the usual one.
-        fixed: False leaves height and width open; detection has none of this.
+        fixed: False leaves height and width open, which `any_size` must allow.
     """
-    data, kind = trained.stage.data, trained.stage.task.kind
+    data, how = trained.stage.data, task_kind(trained.stage.task.kind).export()
     pixels = torch.stack([_fitted(eval_transform(data)(image=image)["image"], data, size) for image in images])
     pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
-    if kind == "detection":
-        normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
-        return _detector_parts(trained, pixels, normalized)
-    finish = _at_input_size if kind == "segmentation" else _as_it_is
+    if how.parts is not None:
+        return how.parts(trained.network, data, pixels, _normalized(pixels, data))
 
     def expected(pixels: Tensor) -> list[Tensor]:
-        normalized = normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
-        return [finish(trained.network(normalized), pixels)]
+        return [how.finish(trained.network(_normalized(pixels, data)), pixels)]
 
     network, traced = trained.network, pixels
     others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
@@ -189,7 +105,9 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
         network = for_any_size(network)
         traced, *rest = (_resized(pixels, other) for other in sizes_to_check(size))
         others = tuple((each, expected(each)) for each in (*rest, rest[0][:1]))
-    return [Part("network", FromPixels(network, data, finish), traced, "pixels", ("logits",), expected(traced), others)]
+    return [
+        Part("network", FromPixels(network, data, how.finish), traced, "pixels", ("logits",), expected(traced), others)
+    ]
 
 
 def sizes_to_check(size: Size) -> tuple[Size, ...]:
@@ -200,24 +118,6 @@ def sizes_to_check(size: Size) -> tuple[Size, ...]:
     height, width = size
     traced = max(height, TRACED), max(width, TRACED) + 32
     return traced, size, (max(height * 3 // 4, SMALLEST), width), (height + 37, width * 4 // 3)
-
-
-def _detector_parts(trained: Trained, pixels: Tensor, normalized: Tensor) -> list[Part]:
-    model: Any = trained.network
-    dense = PyramidAndHeads(model).eval()
-    expected = list(dense(normalized))
-    levels = len(model.backbone(normalized[:1]))
-    said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
-    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("logits", "offsets")))
-    parts = [Part("network", FromPixels(dense, trained.stage.data, _as_it_is), pixels, "pixels", names, expected)]
-    if dense.two_stages:
-        for name, module, side, outputs in (
-            ("box_head", BoxHead(model.roi_heads), ROI_SIZE, ("scores", "offsets")),
-            ("mask_head", MaskHead(model.roi_heads), MASK_ROI_SIZE, ("logits",)),
-        ):
-            regions = F.interpolate(expected[0], (side, side))
-            parts.append(Part(name, module.eval(), regions, "regions", outputs, _flat(module(regions))))
-    return parts
 
 
 @torch.no_grad()
@@ -259,7 +159,7 @@ def export_part(part: Part, folder: Path, whose: str, facts: Mapping[str, Any] |
     pairs = [(part.inputs, part.expected), *part.others]
     with _refused(f"{archive.name} of {whose} is not for {kind}"):
         program_again = torch.export.load(archive).module()
-        by_program = [_largest_difference(_flat(program_again(inputs)), expected) for inputs, expected in pairs]
+        by_program = [_largest_difference(flat(program_again(inputs)), expected) for inputs, expected in pairs]
     with _refused(f"{graph.name} of {whose} is not for {kind}"):
         by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
     largest = max(float(each.abs().max()) for _, expected in pairs for each in expected)
@@ -302,21 +202,14 @@ def _refused(what: str) -> Iterator[None]:
             ) from error
 
 
-def _flat(outputs: Any) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else [each for part in outputs for each in _flat(part)]
-
-
-def _as_it_is(outputs: Any, _pixels: Tensor) -> Any:
-    return outputs
+def _normalized(pixels: Tensor, data: Data) -> Tensor:
+    """Pixels (N, 3, H, W) from 0 to 255 as the task itself normalizes them."""
+    return normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
 
 
 def _resized(pixels: Tensor, size: Size) -> Tensor:
     """Images stretched to a size, whole values again."""
     return F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
-
-
-def _at_input_size(logits: Tensor, pixels: Tensor) -> Tensor:
-    return F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _fitted(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:

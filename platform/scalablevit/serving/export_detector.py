@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color
-from scalablevit.serving.export import OPSET, Part, Size
+from scalablevit.serving.export import OPSET
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import finish_graph
-from scalablevit.tasks.detector import first_label, image_list, sizes_as_inputs
+from scalablevit.tasks.detection.detector import first_label, image_list, sizes_as_inputs
+from scalablevit.tasks.export import Part, Size
 
 FILE = "detector.onnx"
 LEAST_SCORE = 0.05
@@ -27,7 +28,7 @@ LEAST_SCORE = 0.05
 MOST_PIXELS, MOST_SCORE = 1.0, 0.01
 """Largest differences of a detection's corners, in pixels of the input, and of its score."""
 _STRIP = 11
-"""Rows of padding in the second comparison of each image, fewer than `tasks.detector.STRIDE`."""
+"""Rows of padding in the second comparison of each image, fewer than `tasks.detection.detector.STRIDE`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Selection(nn.Module):
     """What a detector does with its maps and its dense head's outputs: torchvision's own code, over given values.
 
     Args:
-        model: of `tasks.detector.build_detector`, in evaluation mode; it is copied.
+        model: of `tasks.detection.detector.build_detector`, in evaluation mode; it is copied.
         size: height and width of the network's input.
         first: number of the first class.
     """
@@ -84,7 +85,7 @@ class Selection(nn.Module):
             self.model.head = head
 
     def forward(self, outputs: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of `serving.export.PyramidAndHeads` for one image, and its height and width without padding.
+        """Outputs of `tasks.detection.export.PyramidAndHeads` for one image, and its height and width without padding.
 
         Returns:
             boxes (n, 4) in the input's pixels, scores (n,), labels (n,) from 0 and, of Mask R-CNN, masks (n, 28, 28):

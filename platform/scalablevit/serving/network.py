@@ -10,7 +10,8 @@ from torch import nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.tasks.task import Task, build_task
+from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.task import Task
 
 SHOWN = 300
 """Characters of torch's list of what does not fit, which names every tensor."""

@@ -13,7 +13,8 @@ import torch
 from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.serving.network import load_trained
-from scalablevit.serving.outputs import Answer, build_output, draw
+from scalablevit.tasks.output import Answer, draw
+from scalablevit.tasks.registry import task_kind
 from scalablevit.training.environment import worker_variables
 
 BATCH = 16
@@ -46,7 +47,7 @@ class Predictor:
         self.job = Job(**job)
         stage = Stage.model_validate_json(self.job.stage)
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
-        self.output = build_output(stage.task.kind, self.job.classes, Path(self.job.out))
+        self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answer some images.

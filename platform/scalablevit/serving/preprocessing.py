@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.data import LabelledImages
 from scalablevit.config.recipe import Stage
-from scalablevit.config.task import Detection, Segmentation
-from scalablevit.data.transforms import MiddleOfStrip, fill_color
+from scalablevit.data.transforms import fill_color
+from scalablevit.tasks.registry import task_kind
 
 FORMAT = 1
 """Version of these keys."""
@@ -24,16 +23,10 @@ def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[
         classes: names, in the order of the network's outputs.
         size: height and width of the exported input; None: any.
     """
-    data, task = stage.data, stage.task
-    labelled = isinstance(data, LabelledImages)
-    if isinstance(data, LabelledImages):
-        sides: tuple[int, int | None] = data.eval_resize, None
-        shrink = "bilinear_antialiased" if data.antialias else "bilinear"
-    else:
-        sides, shrink = (data.short_side, data.long_side), "area"
-    return {
+    data, kind = stage.data, stage.task.kind
+    facts: dict[str, Any] = {
         "format": FORMAT,
-        "task": task.kind,
+        "task": kind,
         "classes": list(classes),
         "channels": "RGB, upright by EXIF, transparent pixels composed onto the colour of padding",
         "value_range": [0, 255],
@@ -41,18 +34,19 @@ def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[
         "mean": list(data.mean),
         "std": list(data.std),
         "size": "any" if size is None else list(size),
-        "short_side": sides[0],
-        "long_side": sides[1],
-        "rounding": "half_even" if labelled else "half_up",
-        "shrink_filter": shrink,
+        "short_side": None,
+        "long_side": None,
+        "rounding": "half_up",
+        "shrink_filter": "area",
         "enlarge_filter": "bilinear",
-        "antialias": shrink != "bilinear",
-        "longest_strip": MiddleOfStrip.LONGEST if labelled else None,
-        "center_crop": data.image_size if isinstance(data, LabelledImages) else None,
+        "antialias": True,
+        "longest_strip": None,
+        "center_crop": None,
         "padding": list(fill_color(data)),
-        "score_threshold": task.score_threshold if isinstance(task, Detection) else None,
-        "sliding": task.sliding.model_dump() if isinstance(task, Segmentation) and task.sliding else None,
+        "score_threshold": None,
+        "sliding": None,
     }
+    return facts | task_kind(kind).describe_preprocessing(stage)
 
 
 def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.serving.network import Trained, load_trained
-from scalablevit.tasks.tally import Tally, build_tally
+from scalablevit.tasks.registry import task_kind
+from scalablevit.tasks.tally import Tally
 from scalablevit.training.agreement import end_with_changed_files
 from scalablevit.training.data_listing import open_stored
 
@@ -64,7 +65,7 @@ def score(
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
     source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
-    tally = build_tally(figure, classes)
+    tally = task_kind(stage.task.kind).build_sample_statistics(figure, classes)
     bad = _add_all(trained, source, tally)
     latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")
     return Score(tally, bad, latency, _measured_on(trained.device, latency_threads), busy)

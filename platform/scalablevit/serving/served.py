@@ -2,7 +2,6 @@
 
 import base64
 import http.client
-import io
 import json
 import urllib.error
 import urllib.request
@@ -10,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from PIL import Image
-
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import shown
-from scalablevit.serving.outputs import Answer
+from scalablevit.tasks.output import Answer
+from scalablevit.tasks.registry import task_kind
 
 PING_S, ANSWER_S = 10.0, 120.0
 """Seconds that a server may keep silent."""
@@ -91,7 +90,7 @@ class Served:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
             max_pixels = min(MAX_PIXELS, int(about.get("max_pixels", MAX_PIXELS)))
-            if task not in _READ or not classes:
+            if task not in TASKS or not classes:
                 raise ValueError("another task")
         except (ValueError, TypeError, KeyError):
             raise UserError(
@@ -161,45 +160,11 @@ def read_answer(received: Answer, size: tuple[int, int], model: Description) -> 
     Raises:
         ValueError, TypeError, KeyError: this is no answer of that model to an image of that size.
     """
-    answer = _READ[model.task](received, size)
-    if unknown := set(answer[_NAMES[model.task]]) - set(model.classes):
+    kind = task_kind(model.task)
+    answer = kind.read_answer(received, size)
+    if unknown := set(answer[kind.class_column]) - set(model.classes):
         raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:SHOWN]}")
     return answer
-
-
-def _read_class(received: Answer, _size: tuple[int, int]) -> Answer:
-    probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
-    return {
-        "class": received["class"],
-        "probability": float(received["probability"]),
-        "probabilities": probabilities,
-    }
-
-
-def _read_mask(received: Answer, size: tuple[int, int]) -> Answer:
-    content = base64.b64decode(received["mask_png"])
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
-        if mask.size != size[::-1] or mask.mode != "L":
-            raise ValueError(f"a mask {mask.mode} of {mask.size}")
-        mask.load()
-    shares = [float(share) for share in received["shares"]]
-    return {"mask_png": content, "classes": list(received["classes"]), "shares": shares}
-
-
-def _read_boxes(received: Answer, size: tuple[int, int]) -> Answer:
-    columns: Answer = {
-        name: list(received[name]) for name in ("boxes", "scores", "labels", "masks") if name in received
-    }
-    if len({len(column) for column in columns.values()}) != 1 or not {"boxes", "scores", "labels"} <= set(columns):
-        raise ValueError("columns of different lengths")
-    if any(mask["size"] != list(size) for mask in columns.get("masks", ())):
-        raise ValueError("masks of another size")
-    return columns
-
-
-_READ = {"classification": _read_class, "segmentation": _read_mask, "detection": _read_boxes}
-_NAMES = {"classification": "probabilities", "segmentation": "classes", "detection": "labels"}
-"""The column of an answer that names classes."""
 
 
 def _body(*images: bytes) -> bytes:

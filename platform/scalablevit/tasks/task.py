@@ -1,4 +1,4 @@
-"""What a task is to the rest of the program, and how a recipe picks one."""
+"""What a task is to the rest of the program."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs, SplitName
-from scalablevit.config.recipe import Stage
-from scalablevit.config.task import Classification, Detection, Segmentation
 from scalablevit.data.loader import Batch
 from scalablevit.models.counting import Cost
 from scalablevit.tasks.predictions import Prediction
@@ -56,6 +54,10 @@ class Task(Protocol):
     def cost(self) -> Cost:
         """Parameters and multiply-accumulates at the task's evaluation size."""
 
+    @property
+    def cost_size(self) -> tuple[int, int]:
+        """Height and width of the image that `cost` is given for, pixels."""
+
     def cost_beside_paper(self) -> str:
         """One line with `cost`, and the paper's figures where the paper has this model."""
 
@@ -92,20 +94,3 @@ class Task(Protocol):
 
     def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
         """Return `predict_image` as plain values by column, as a registered model gives them."""
-
-
-def build_task(stage: Stage, classes: tuple[str, ...]) -> Task:
-    """The stage's task; imports only what that task needs, since every worker pays for imports."""
-    match stage.task:
-        case Classification():
-            from scalablevit.tasks.classification import ClassificationTask
-
-            return ClassificationTask(stage, classes)
-        case Segmentation():
-            from scalablevit.tasks.segmentation import SegmentationTask
-
-            return SegmentationTask(stage, classes)
-        case Detection():
-            from scalablevit.tasks.detection import DetectionTask
-
-            return DetectionTask(stage, classes)

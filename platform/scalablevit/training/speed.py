@@ -11,7 +11,8 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, to_device
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
-from scalablevit.tasks.task import Task, build_task
+from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.task import Task
 from scalablevit.training.loop import Plan, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
 

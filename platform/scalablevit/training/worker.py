@@ -23,7 +23,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 from scalablevit.training import seeds
 from scalablevit.training.agreement import newest_for_all, together
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore

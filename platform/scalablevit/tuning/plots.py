@@ -12,9 +12,9 @@ from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as views
 
 from scalablevit.config.space import Draw, Space
-from scalablevit.report.charts import plain
 from scalablevit.tuning.draws import as_category, distribution
 from scalablevit.tuning.trials import Trial, ranked
+from scalablevit.viz.style import plain
 
 SIZE = (9.0, 5.5)
 """Inches."""

@@ -13,14 +13,22 @@ from scalablevit.config.data import CocoInstances, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
+from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color, prepare_image
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.coco_metric import CocoMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
-from scalablevit.tasks.detector import STRIDE, CostProbe, build_detector, countable_loss, first_label, pasted_masks
+from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.detector import (
+    STRIDE,
+    CostProbe,
+    build_detector,
+    countable_loss,
+    first_label,
+    pasted_masks,
+)
 from scalablevit.tasks.predictions import DetectionPrediction
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
@@ -32,23 +40,33 @@ BLANK_OBJECTS = 5
 """In a blank image: one for each level of the pyramid."""
 
 
+def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
+    """Return a stage's sections of task and data.
+
+    Raises:
+        TypeError: it is a stage of another kind.
+    """
+    if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):
+        raise TypeError(f"not a detection stage: task {stage.task.kind}, source {stage.data.source}")
+    return stage.task, stage.data
+
+
 class DetectionTask:
     """See `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels."""
 
-    best_metric = "val/box_ap"
+    best_metric = task_info("detection").best_metric
     one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):
-            raise TypeError(f"not a detection stage: task {stage.task.kind}, source {stage.data.source}")
+        task, data = sections(stage)
         if not classes:
             raise UserError("detection needs at least 1 class", where="data.train.annotations", fix="add categories")
         self.stage = stage
-        self.task: Detection = stage.task
-        self.data: CocoInstances = stage.data
+        self.task = task
+        self.data = data
         self.classes = classes
-        self.has_masks = stage.task.head == "mask_rcnn"
-        self._first = first_label(stage.task)
+        self.has_masks = task.head == "mask_rcnn"
+        self._first = first_label(task)
 
     def build_model(self) -> nn.Module:
         """Backbone, neck and heads with fresh weights."""

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 BACKBONE = "TimmPyramid"
 """Name of `models.backbone.build_pyramid` in MMSegmentation's registry: with
-`custom_imports = dict(imports=["scalablevit.tasks.segmentor"])` a plain configuration of theirs says
+`custom_imports = dict(imports=["scalablevit.tasks.segmentation.segmentor"])` a plain configuration of theirs says
 `backbone=dict(type="TimmPyramid", name="scalablevit_small", drop_path_rate=0.2)`."""
 MODELS.register_module(name=BACKBONE, module=build_pyramid)
 
@@ -89,6 +89,11 @@ class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
         return lambda name: layers.get(name, math.inf)
 
 
+def head_channels(task: Segmentation) -> int:
+    """Return the channels of a head, the recipe's or its own."""
+    return task.head_channels or (FPN_HEAD_CHANNELS if task.head == "semantic_fpn" else UPER_HEAD_CHANNELS)
+
+
 def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int) -> dict[str, Any]:
     """Neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
 
@@ -116,7 +121,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
                 "type": "FPNHead",
                 "in_channels": [width] * 4,
                 "feature_strides": list(Pyramid.strides),
-                "channels": task.head_channels or FPN_HEAD_CHANNELS,
+                "channels": head_channels(task),
                 **levels,
                 **common,
             },
@@ -125,7 +130,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
         "decode_head": {
             "type": "UPerHead",
             "in_channels": list(channels),
-            "channels": task.head_channels or UPER_HEAD_CHANNELS,
+            "channels": head_channels(task),
             **levels,
             **common,
         }

@@ -13,18 +13,30 @@ from scalablevit.config.data import MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation, TestTimeAugmentation
+from scalablevit.config.task_info import task_info
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import prepare_image, scaled_size
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.confusion import ConfusionMetric
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
-from scalablevit.tasks.dense_inference import Size, View, averaged_labels, best_labels, see
 from scalablevit.tasks.predictions import SegmentationPrediction
-from scalablevit.tasks.segmentor import Segmentor, head_configs
+from scalablevit.tasks.segmentation.confusion import ConfusionMetric
+from scalablevit.tasks.segmentation.dense_inference import Size, View, averaged_labels, best_labels, see
+from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
+
+
+def sections(stage: Stage) -> tuple[Segmentation, MaskPairs]:
+    """Return a stage's sections of task and data.
+
+    Raises:
+        TypeError: it is a stage of another kind.
+    """
+    if not isinstance(stage.task, Segmentation) or not isinstance(stage.data, MaskPairs):
+        raise TypeError(f"not a segmentation stage: task {stage.task.kind}, source {stage.data.source}")
+    return stage.task, stage.data
 
 
 class SegmentationTask:
@@ -34,12 +46,11 @@ class SegmentationTask:
         UserError: fewer than 2 classes, or micro-batches too small for the head's batch norm.
     """
 
-    best_metric = "val/miou"
+    best_metric = task_info("segmentation").best_metric
     one_size = False
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        if not isinstance(stage.task, Segmentation) or not isinstance(stage.data, MaskPairs):
-            raise TypeError(f"not a segmentation stage: task {stage.task.kind}, source {stage.data.source}")
+        task, data = sections(stage)
         if len(classes) < 2:
             raise UserError(
                 f"segmentation needs at least 2 classes, not {len(classes)} ({', '.join(classes) or 'none'})",
@@ -47,8 +58,8 @@ class SegmentationTask:
                 fix="name the background too",
             )
         self.stage = stage
-        self.task: Segmentation = stage.task
-        self.data: MaskPairs = stage.data
+        self.task = task
+        self.data = data
         self.classes = classes
         cluster, training = stage.cluster, stage.training
         # the fewest images of a micro-batch, before bad ones are left out
@@ -83,12 +94,16 @@ class SegmentationTask:
         """At `short_side` x `long_side`; the auxiliary head counts as parameters, not as multiply-accumulates."""
         with torch.device("meta"):
             model = self.build_model()
-        return count_cost(model, (1, 3, self.data.short_side, self.data.long_side))
+        return count_cost(model, (1, 3, *self.cost_size))
+
+    @property
+    def cost_size(self) -> tuple[int, int]:
+        """Height and width of the image that `cost` is given for."""
+        return self.data.short_side, self.data.long_side
 
     def cost_beside_paper(self) -> str:
         """The segmentor's line."""
-        size = self.data.short_side, self.data.long_side
-        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost(), size)
+        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost(), self.cost_size)
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""

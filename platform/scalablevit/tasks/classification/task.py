@@ -16,6 +16,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
+from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.data.transforms import prepare_image
@@ -25,18 +26,28 @@ from scalablevit.tasks.predictions import ClassificationPrediction
 from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 
+def sections(stage: Stage) -> tuple[Classification, LabelledImages]:
+    """Return a stage's sections of task and data.
+
+    Raises:
+        TypeError: it is a stage of another kind.
+    """
+    if not isinstance(stage.task, Classification) or not isinstance(stage.data, LabelledImages):
+        raise TypeError(f"not a classification stage: task {stage.task.kind}, source {stage.data.source}")
+    return stage.task, stage.data
+
+
 class ClassificationTask:
     """See `tasks.task.Task`."""
 
-    best_metric = "val/top1"
+    best_metric = task_info("classification").best_metric
     one_size = True
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
-        if not isinstance(stage.task, Classification) or not isinstance(stage.data, LabelledImages):
-            raise TypeError(f"not a classification stage: task {stage.task.kind}, source {stage.data.source}")
+        task, data = sections(stage)
         self.stage = stage
-        self.data: LabelledImages = stage.data
-        self.smoothing = stage.task.label_smoothing
+        self.data = data
+        self.smoothing = task.label_smoothing
         self.classes = classes
 
     def build_model(self) -> nn.Module:
@@ -53,7 +64,12 @@ class ClassificationTask:
         """At the evaluation crop."""
         with torch.device("meta"):
             model = self.build_model()
-        return count_cost(model, (1, 3, self.data.image_size, self.data.image_size))
+        return count_cost(model, (1, 3, *self.cost_size))
+
+    @property
+    def cost_size(self) -> tuple[int, int]:
+        """Height and width of the evaluation crop."""
+        return self.data.image_size, self.data.image_size
 
     def cost_beside_paper(self) -> str:
         """The classifier's line."""

@@ -1,0 +1,146 @@
+"""What each kind of task is to the rest of the program: facts that are known without importing torch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scalablevit.config.errors import UserError
+
+Better = Literal["max", "min"]
+"""Which end of a metric is the good one."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A metric over all classes that a task reports."""
+
+    name: str
+    """As recipes' `promotion.metric` has it; evaluations report it as `val/<name>`."""
+    better: Better = "max"
+    promotable: bool = False
+    """Whether promotion can compare models by it, which takes per-sample statistics of it."""
+    heads: tuple[str, ...] = ()
+    """Values of `task.head` with which it is reported; empty: whatever the head."""
+
+    @property
+    def reported_as(self) -> str:
+        """Return its name in evaluations."""
+        return f"val/{self.name}"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A kind of task. What needs torch is found by `module`."""
+
+    kind: str
+    """The recipe's `task.kind`."""
+    module: str
+    """Name of the Python module whose `KIND` is the task's `tasks.registry.TaskKind`."""
+    stage_name: str
+    """Name of the stage of a recipe without `stages`, and of the script that runs such stages alone."""
+    sources: tuple[str, ...]
+    """Values of `data.source` that it learns from."""
+    metrics: tuple[MetricInfo, ...]
+    """Metrics over all classes. The first one decides which checkpoint is best; larger is better."""
+    class_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Metrics that are reported for each class, and what they are in words."""
+    needs_pyramid: bool = True
+    """Whether the backbone must have maps with strides 4, 8, 16 and 32."""
+    checks_micro_batches: bool = False
+    """Whether the task itself refuses micro-batches too small for its batch norms."""
+    serving_packages: tuple[str, ...] = ()
+    """Distributions that serving needs besides those of all tasks."""
+    output_files: tuple[str, ...] = ()
+    """Files and folders that batch prediction writes."""
+    confusion_unit: Literal["images", "pixels"] = "pixels"
+    """What confusions of two classes are counted in."""
+    drawn_in_pairs: bool = True
+    """Whether truth and prediction of an image are drawn next to each other; else the image is drawn once."""
+
+    @property
+    def best_metric(self) -> str:
+        """Return the reported name of the metric that decides which checkpoint is best."""
+        return self.metrics[0].reported_as
+
+    def metrics_with(self, heads: Iterable[object]) -> tuple[MetricInfo, ...]:
+        """Return the metrics that are reported with every one of some heads.
+
+        Args:
+            heads: values of `task.head`; None of a task without heads.
+        """
+        wanted = list(heads)
+        return tuple(each for each in self.metrics if not each.heads or all(head in each.heads for head in wanted))
+
+    def promotion_metrics(self, head: str | None) -> tuple[str, ...]:
+        """Return the names that `promotion.metric` can have; the first one is meant when none is given.
+
+        Args:
+            head: value of `task.head`; None of a task without heads.
+        """
+        return tuple(each.name for each in self.metrics_with([head]) if each.promotable)
+
+
+_AVERAGE_PRECISION = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+_ENTRIES = (
+    TaskInfo(
+        kind="classification",
+        module="scalablevit.tasks.classification",
+        stage_name="pretrain",
+        sources=("image_folder", "tar_shards"),
+        metrics=(
+            MetricInfo("top1", promotable=True),
+            # only where there are more than five classes, which is known with the data (jobs/resolve.py)
+            MetricInfo("top5", promotable=True),
+            MetricInfo("top1_low95"),
+            MetricInfo("loss", better="min"),
+        ),
+        needs_pyramid=False,
+        output_files=("labels.csv",),
+        confusion_unit="images",
+        drawn_in_pairs=False,
+    ),
+    TaskInfo(
+        kind="segmentation",
+        module="scalablevit.tasks.segmentation",
+        stage_name="segment",
+        sources=("mask_pairs",),
+        metrics=tuple(MetricInfo(name, promotable=True) for name in ("miou", "macc", "aacc")),
+        class_metrics={"iou": "Intersection over union"},
+        checks_micro_batches=True,
+        serving_packages=("onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"),
+        output_files=("shares.csv", "classes.csv", "masks", "overlays"),
+    ),
+    TaskInfo(
+        kind="detection",
+        module="scalablevit.tasks.detection",
+        stage_name="detect",
+        sources=("coco",),
+        metrics=tuple(
+            MetricInfo(f"{what}_{name}", promotable=name == "ap", heads=heads)
+            for what, heads in (("box", ()), ("mask", ("mask_rcnn",)))
+            for name in _AVERAGE_PRECISION
+        ),
+        class_metrics={"box_ap": "Average precision of boxes", "mask_ap": "Average precision of masks"},
+        output_files=("detections.json", "overlays"),
+    ),
+)
+
+TASKS: dict[str, TaskInfo] = {info.kind: info for info in _ENTRIES}
+"""Every kind of task that a recipe can name, by its `task.kind`."""
+
+
+def task_info(kind: str) -> TaskInfo:
+    """Return what is known of a kind of task.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in TASKS:
+        raise UserError(f"there is no task {kind!r}", where="task.kind", fix=f"write one of {', '.join(TASKS)}")
+    return TASKS[kind]
+
+
+def kind_of_script(script: str) -> str | None:
+    """Return the kind of task whose stages a script runs; None: it runs stages of all kinds."""
+    return next((info.kind for info in TASKS.values() if info.stage_name == script), None)

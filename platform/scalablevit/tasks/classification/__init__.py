@@ -1,0 +1,74 @@
+"""Image classification."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.tasks.registry import TaskKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
+    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
+    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.task import Task
+
+
+class ClassificationKind(TaskKind):
+    """See `TaskKind`."""
+
+    class_column = "probabilities"
+
+    def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
+        """Return the task of a stage."""
+        from scalablevit.tasks.classification.task import ClassificationTask
+
+        return ClassificationTask(stage, classes)
+
+    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+        """Return the confusions and the cross-entropy of each image."""
+        from scalablevit.tasks.classification.error_analysis import ClassExamination
+
+        return ClassExamination(classes)
+
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+        """Return the hits among the most probable classes of each image."""
+        from scalablevit.tasks.classification.bootstrap import HitTally
+
+        return HitTally(int(metric.removeprefix("top")))
+
+    def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
+        """Return what writes a table of labels."""
+        from scalablevit.tasks.classification.outputs import Labels
+
+        return Labels(classes, folder)
+
+    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
+        """Return the plain values of an answer."""
+        from scalablevit.tasks.classification.outputs import read_answer
+
+        return read_answer(received, size)
+
+    def drawing(self) -> "Drawing":
+        """Return how images are drawn with their class."""
+        from scalablevit.tasks.classification.drawing import ClassDrawing
+
+        return ClassDrawing()
+
+    def export(self) -> "Export":
+        """Return how a classifier is exported."""
+        from scalablevit.tasks.classification.export import EXPORT
+
+        return EXPORT
+
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image."""
+        from scalablevit.tasks.classification.export import describe_preprocessing
+
+        return describe_preprocessing(stage)
+
+
+KIND: TaskKind = ClassificationKind()

@@ -1,0 +1,26 @@
+"""What each image adds to an accuracy."""
+
+import numpy as np
+from torch import Tensor
+
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.tally import Choice
+
+
+class HitTally:
+    """Classification: whether the class is among the `top` most probable ones."""
+
+    def __init__(self, top: int) -> None:
+        self.top = top
+        self.numbers: list[int] = []
+        self._hits: list[bool] = []
+
+    def update(self, predictions: Tensor, batch: Batch) -> None:
+        """Add logits (N, classes) against labels (N,)."""
+        top = predictions.topk(self.top, dim=1).indices
+        self._hits += (top == batch["label"][:, None]).any(dim=1).tolist()
+        self.numbers += batch["index"].tolist()
+
+    def figure(self, chosen: Choice) -> float:
+        """The share of hits."""
+        return float(np.array(self._hits)[chosen].mean())

@@ -1,0 +1,42 @@
+"""What single images tell of a classifier: the loss of each, and which class is taken for which."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from scalablevit.data.loader import Batch
+from scalablevit.tasks.examination import Judged, triples
+
+
+class ClassExamination:
+    """Classification.
+
+    `details()["confusions"]`: [label, answer, images] by class numbers, those that occur.
+    """
+
+    measure = "by the cross-entropy of the label, the highest first"
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self._pairs: Counter[tuple[int, int]] = Counter()
+
+    def update(self, predictions: Tensor, batch: Batch) -> list[Judged]:
+        """Add logits (N, classes) against labels (N,)."""
+        labels = batch["label"]
+        losses = F.cross_entropy(predictions, labels, reduction="none").tolist()
+        shares, answers = predictions.softmax(dim=1).max(dim=1)
+        judged = []
+        for number, label, answer, share, loss in zip(
+            batch["index"].tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
+        ):
+            self._pairs[label, answer] += 1
+            words = f"label {self.classes[label]}, answer {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
+            judged.append(Judged(number, loss, words))
+        return judged
+
+    def details(self) -> dict[str, Any]:
+        """See the class."""
+        return {"confusions": triples(self._pairs)}

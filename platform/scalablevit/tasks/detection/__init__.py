@@ -1,0 +1,74 @@
+"""Object detection and instance segmentation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.tasks.registry import TaskKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
+    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
+    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.task import Task
+
+
+class DetectionKind(TaskKind):
+    """See `TaskKind`."""
+
+    class_column = "labels"
+
+    def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
+        """Return the task of a stage."""
+        from scalablevit.tasks.detection.task import DetectionTask
+
+        return DetectionTask(stage, classes)
+
+    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+        """Return the precision by recall, and the F1 of each image."""
+        from scalablevit.tasks.detection.error_analysis import BoxExamination
+
+        return BoxExamination(classes)
+
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+        """Return the matches of each image."""
+        from scalablevit.tasks.detection.bootstrap import PrecisionTally
+
+        return PrecisionTally(tuple(classes), "mask" if metric == "mask_ap" else "box")
+
+    def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
+        """Return what writes annotations and overlays."""
+        from scalablevit.tasks.detection.outputs import Detections
+
+        return Detections(classes, folder)
+
+    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
+        """Return the plain values of an answer."""
+        from scalablevit.tasks.detection.outputs import read_answer
+
+        return read_answer(received, size)
+
+    def drawing(self) -> "Drawing":
+        """Return how images are drawn with boxes and masks."""
+        from scalablevit.tasks.detection.drawing import BoxDrawing
+
+        return BoxDrawing()
+
+    def export(self) -> "Export":
+        """Return how the parts of a detector are exported."""
+        from scalablevit.tasks.detection.export import EXPORT
+
+        return EXPORT
+
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image."""
+        from scalablevit.tasks.detection.export import describe_preprocessing
+
+        return describe_preprocessing(stage)
+
+
+KIND: TaskKind = DetectionKind()

@@ -1,0 +1,90 @@
+"""A detector as it is exported: pyramid and dense head; of Mask R-CNN also its box head and mask head."""
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalablevit.config.data import Data
+from scalablevit.config.recipe import Stage
+from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
+from scalablevit.tasks.detection.task import sections
+from scalablevit.tasks.export import Export, FromPixels, Part, Size, flat, unchanged
+
+
+class PyramidAndHeads(nn.Module):
+    """A detector up to where it selects: feature maps, and what its dense head says at every anchor of each level."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.two_stages = hasattr(detector, "rpn")
+        self.head = detector.rpn.head if self.two_stages else detector.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalized images (N, 3, H, W) to the maps, finest first, then scores and box offsets."""
+        maps = list(self.backbone(images).values())
+        if self.two_stages:
+            scores, offsets = self.head(maps)
+            return (*maps, *scores, *offsets)
+        said = self.head(maps)
+        return (*maps, said["cls_logits"], said["bbox_regression"])
+
+
+class MaskHead(nn.Module):
+    """Mask R-CNN's masks of regions."""
+
+    def __init__(self, heads: Any) -> None:
+        super().__init__()
+        self.head, self.predictor = heads.mask_head, heads.mask_predictor
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Pooled regions (R, C, 14, 14) to logits (R, classes + 1, 28, 28)."""
+        logits: Tensor = self.predictor(self.head(regions))
+        return logits
+
+
+class BoxHead(nn.Module):
+    """Mask R-CNN's classes and boxes of regions."""
+
+    def __init__(self, heads: Any) -> None:
+        super().__init__()
+        self.head, self.predictor = heads.box_head, heads.box_predictor
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled regions (R, C, 7, 7) to logits (R, classes + 1) and offsets (R, 4 * (classes + 1))."""
+        scores, offsets = self.predictor(self.head(regions))
+        return scores, offsets
+
+
+def describe_preprocessing(stage: Stage) -> dict[str, Any]:
+    """Return how images are scaled, and which detections count."""
+    task, data = sections(stage)
+    return {"short_side": data.short_side, "long_side": data.long_side, "score_threshold": task.score_threshold}
+
+
+def _scaled_sides(stage: Stage) -> Size:
+    """Round the sides that images are scaled to up to whole strides."""
+    _, data = sections(stage)
+    return math.ceil(data.short_side / STRIDE) * STRIDE, math.ceil(data.long_side / STRIDE) * STRIDE
+
+
+def _parts(model: Any, data: Data, pixels: Tensor, normalized: Tensor) -> list[Part]:
+    dense = PyramidAndHeads(model).eval()
+    expected = list(dense(normalized))
+    levels = len(model.backbone(normalized[:1]))
+    said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
+    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("logits", "offsets")))
+    parts = [Part("network", FromPixels(dense, data, unchanged), pixels, "pixels", names, expected)]
+    if dense.two_stages:
+        for name, module, side, outputs in (
+            ("box_head", BoxHead(model.roi_heads), ROI_SIZE, ("scores", "offsets")),
+            ("mask_head", MaskHead(model.roi_heads), MASK_ROI_SIZE, ("logits",)),
+        ):
+            regions = F.interpolate(expected[0], (side, side))
+            parts.append(Part(name, module.eval(), regions, "regions", outputs, flat(module(regions))))
+    return parts
+
+
+EXPORT = Export(_scaled_sides, parts=_parts, selects=True)

@@ -1,0 +1,82 @@
+"""Semantic segmentation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.tasks.registry import TaskKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.drawing import Drawing
+    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.export import Export
+    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.task import Task
+
+
+class SegmentationKind(TaskKind):
+    """See `TaskKind`."""
+
+    class_column = "classes"
+
+    def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
+        """Return the task of a stage."""
+        from scalablevit.tasks.segmentation.task import SegmentationTask
+
+        return SegmentationTask(stage, classes)
+
+    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+        """Return the confusions and the mean IoU of each image."""
+        from scalablevit.tasks.segmentation.error_analysis import MaskExamination
+
+        return MaskExamination(classes)
+
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+        """Return the pixels of each class in each image."""
+        from scalablevit.tasks.segmentation.bootstrap import OverlapTally
+
+        return OverlapTally(len(classes), metric)
+
+    def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
+        """Return what writes masks, overlays and tables."""
+        from scalablevit.tasks.segmentation.outputs import Masks
+
+        return Masks(classes, folder)
+
+    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
+        """Return the plain values of an answer."""
+        from scalablevit.tasks.segmentation.outputs import read_answer
+
+        return read_answer(received, size)
+
+    def drawing(self) -> "Drawing":
+        """Return how images are drawn with label maps."""
+        from scalablevit.tasks.segmentation.drawing import MaskDrawing
+
+        return MaskDrawing()
+
+    def export(self) -> "Export":
+        """Return how a segmentation model is exported."""
+        from scalablevit.tasks.segmentation.export import EXPORT
+
+        return EXPORT
+
+    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+        """Return what is done to an image."""
+        from scalablevit.tasks.segmentation.export import describe_preprocessing
+
+        return describe_preprocessing(stage)
+
+    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+        """Return the channels of the head."""
+        from scalablevit.tasks.segmentation.segmentor import head_channels
+        from scalablevit.tasks.segmentation.task import sections
+
+        task, _ = sections(stage)
+        return {"task.head_channels": head_channels(task)} if task.head_channels is None else {}
+
+
+KIND: TaskKind = SegmentationKind()

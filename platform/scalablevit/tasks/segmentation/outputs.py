@@ -1,0 +1,65 @@
+"""What batch prediction leaves of a segmentation model: masks, overlays, and tables of shares and classes."""
+
+import base64
+import csv
+import io
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scalablevit.data.names import shown
+from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, place
+from scalablevit.viz.drawing import class_colors, draw_labels
+
+
+class Masks(Table):
+    """Segmentation: palette PNGs of class numbers, overlays, `shares.csv` and `classes.csv`."""
+
+    name = "shares.csv"
+    header = ("file", "class", "share")
+
+    def __enter__(self) -> Self:
+        with (self.folder / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(("number", "class", "color"))
+            for number, (name, color) in enumerate(zip(self.classes, class_colors(len(self.classes)), strict=True)):
+                lines.writerow((number, name, "#{:02x}{:02x}{:02x}".format(*color)))
+        return super().__enter__()
+
+    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+        """The mask as `masks/<file>.png`, and over its image as `overlays/<file>.jpg`."""
+        colors = class_colors(len(self.classes))
+        mask = Image.open(io.BytesIO(answer["mask_png"]))
+        labels = np.array(mask, np.uint8)
+        palette = Image.fromarray(labels)
+        palette.putpalette([part for color in colors for part in color])  # makes it a palette image, pixels unchanged
+        palette.save(place(self.folder, MASKS, name, ".png"))
+        legend = [
+            (colors[self.classes.index(label)], f"{label}  {share:.1%}")
+            for label, share in zip(answer["classes"], answer["shares"], strict=True)
+        ]
+        drawn = draw_labels(image, labels, legend, colors)
+        drawn.save(place(self.folder, OVERLAYS, name, ".jpg"), quality=90)
+        return {"classes": answer["classes"], "shares": answer["shares"]}
+
+    def add(self, name: str, answer: Answer) -> None:
+        """A line for each class in the image, largest first."""
+        for label, share in zip(answer["classes"], answer["shares"], strict=True):
+            self.write(shown(name), label, f"{share:.6f}")
+
+
+def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
+    """Return the answer of a server as the task gives it in the model's own process.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    content = base64.b64decode(received["mask_png"])
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
+        if mask.size != size[::-1] or mask.mode != "L":
+            raise ValueError(f"a mask {mask.mode} of {mask.size}")
+        mask.load()
+    shares = [float(share) for share in received["shares"]]
+    return {"mask_png": content, "classes": list(received["classes"]), "shares": shares}

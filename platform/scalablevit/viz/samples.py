@@ -1,0 +1,79 @@
+"""Images with label maps, masks and boxes of objects, drawn with matplotlib."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+
+from scalablevit.data.labels import IGNORE
+from scalablevit.viz.style import DPI, colour, plain
+
+CELL = 2.6
+"""Inches of a picture's side."""
+ACROSS = round(CELL * DPI)
+"""Pixels of a picture's width: what is wider is shrunk before it is drawn."""
+LABELS, OBJECTS = 0.55, 0.45
+"""Opacity of a label map and of an object's mask."""
+NAMED_CLASSES = 6
+"""Of a label map, the largest."""
+
+Image = NDArray[np.float32]
+"""(height, width, 3), RGB, 0 to 1."""
+
+
+def draw_image(axes: Axes, image: Image, size: Sequence[int]) -> None:
+    """An image, at the places of an image of `size` (height, width)."""
+    edges = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    axes.imshow((image * 255).round().astype(np.uint8), interpolation="nearest", extent=edges)
+
+
+def fitted(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> NDArray[Any]:
+    """An image in a size (height, width), or as much smaller as it is drawn."""
+    factor = min(1.0, ACROSS / size[1])
+    height, width = (max(1, round(side * factor)) for side in size)
+    return cv2.resize(image, (width, height), interpolation=interpolation)
+
+
+def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
+    """A label map over its image, with the names of its largest classes if any; ignored pixels stay clear."""
+    numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
+    seen = fitted(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
+    tinted = _tinted(fitted(image, mask.shape), (seen == number for number in numbers), numbers.tolist(), LABELS)
+    draw_image(axes, tinted, mask.shape)
+    largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
+    if largest and classes:
+        patches = [Patch(color=colour(number), label=plain(classes[number])) for number in largest]
+        axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
+
+
+def draw_objects(
+    axes: Axes, image: Image, size: Sequence[int], masks: Iterable[NDArray[np.uint8]], labels: Sequence[int]
+) -> None:
+    """Objects' masks of `size` (height, width), if there are any, over their image."""
+    seen = (fitted(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
+    draw_image(axes, _tinted(fitted(image, size), seen, labels, OBJECTS), size)
+
+
+def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[int], opacity: float) -> Image:
+    """An image with its classes' colours at their places, one over the other."""
+    tinted = image.copy()
+    for here, label in zip(places, labels, strict=False):  # without masks there are only labels
+        tinted[here] = (1 - opacity) * tinted[here] + opacity * np.array(colour(label), np.float32)
+    return tinted
+
+
+def draw_boxes(
+    axes: Axes, boxes: NDArray[np.float32], labels: Sequence[int], classes: Sequence[str], scores: Any = None
+) -> None:
+    """Boxes, with the names of their classes and scores if there are any names."""
+    for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        edge = colour(labels[number])
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=1.2))
+        if classes:
+            score = "" if scores is None else f" {scores[number]:.2f}"
+            axes.text(left, top, plain(f"{classes[labels[number]]}{score}"), fontsize="xx-small", color="white",
+                      va="bottom", bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip
