@@ -15,7 +15,7 @@ from scalablevit.serving.export import export_part, parts_of
 from scalablevit.serving.export_detector import ExportedDetector, export_detector, nearest
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import describe_preprocessing
-from scalablevit.tasks.task import build_task
+from scalablevit.tasks.registry import build_task
 
 CLASSES = ("a", "b", "c")
 SIZE = (64, 64)
