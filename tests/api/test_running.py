@@ -12,7 +12,8 @@ from harness.toys import RECIPE
 
 import scalablevit as sv
 from scalablevit.api import running as api_running
-from scalablevit.jobs import chain, cli, cluster
+from scalablevit.cli import tree
+from scalablevit.jobs import chain, cluster
 from scalablevit.jobs.result import load_result
 from scalablevit.jobs.run_store import RunStore
 
@@ -89,7 +90,7 @@ def test_an_unknown_stage_is_refused_with_the_known_ones(fake, recipe, root, sta
 def test_a_dry_run_prints_what_the_command_prints(fake, recipe, root, capsys):
     assert len(sv.run(recipe, root=root, dry_run=True)) == 0
     plan = capsys.readouterr().out
-    assert cli.main("full", "", ["--recipe", str(TINY), "--root", str(root), "--dry-run", *ON_TOYS]) == 0
+    assert tree.main("full", ["--recipe", str(TINY), "--root", str(root), "--dry-run", *ON_TOYS]) == 0
     printed = capsys.readouterr().out
     assert plan and printed.startswith(plan) and printed.endswith("dry run: nothing was started\n")
     assert fake.events == []

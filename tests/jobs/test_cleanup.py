@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli import exit_codes
 from scalablevit.cli.exit_codes import guarded
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs import chain, cli, stage
+from scalablevit.jobs import chain, stage
 from scalablevit.jobs.cleanup import clean_up
 from scalablevit.jobs.lease import Lease
 from scalablevit.jobs.resolve import resolve
@@ -163,7 +164,7 @@ def test_a_reason_that_cannot_be_printed_changes_no_exit_code(monkeypatch):
         def flush(self):
             pass
 
-    monkeypatch.setattr(cli.sys, "stderr", Full())
+    monkeypatch.setattr(exit_codes.sys, "stderr", Full())
 
     def fails():
         raise UserError("wrong")
