@@ -20,7 +20,7 @@ from scalablevit.config.task import Detection
 from scalablevit.data.instances import Instances
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_pyramid
-from scalablevit.tasks import detector
+from scalablevit.tasks.detection import detector
 from scalablevit.tasks.detection.detector import build_detector, pasted_masks
 from scalablevit.tasks.detection.task import DetectionTask
 
