@@ -13,9 +13,9 @@ from harness.toys import RECIPE
 import scalablevit as sv
 from scalablevit.api import running as api_running
 from scalablevit.cli import tree
-from scalablevit.jobs import chain, cluster
-from scalablevit.jobs.result import load_result
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.pipeline import chain, cluster
+from scalablevit.runs.result import load_result
+from scalablevit.runs.run_store import RunStore
 
 ON_TOYS = ("data.shapes=null", "data.root=data")
 """Overrides that let the tiny recipe read the toys' data."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.cli import main
+from scalablevit.cli import check_data, main
 from scalablevit.cli.exit_codes import guarded
 from scalablevit.cli.tree import parse
 from scalablevit.config.space_loading import load_search
-from scalablevit.jobs import announce, check_data, resolve
+from scalablevit.pipeline import announce, resolve
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,10 @@ from cases.answers import Answer, check, dry_run, search
 from cases.building import COUNTS, DATA, build, scenes
 from PIL import Image
 
-from scalablevit.cli import tree
+from scalablevit.cli import predict, tree
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs import predict
 from scalablevit.tasks.figure_names import class_metric_names
 
 REFUSED, TAKEN, EITHER = "refused", "taken", "either"

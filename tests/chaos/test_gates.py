@@ -36,9 +36,9 @@ from scalablevit.data.sources import (
     tar_shards,
 )
 from scalablevit.data.sources import coco as coco_source
-from scalablevit.jobs import cluster, initial
-from scalablevit.jobs import resolve as second_gate
-from scalablevit.jobs.resolve import (
+from scalablevit.pipeline import cluster, initial
+from scalablevit.pipeline import resolve as second_gate
+from scalablevit.pipeline.resolve import (
     ResolvedStage,
     check_micro_batches,
     model_cost,
@@ -169,7 +169,7 @@ SOURCES = (
     annotated_names, base, class_names, coco_source, files, image_folder, mask_names, mask_pairs, opening, tar_shards,
 )  # fmt: skip
 SECOND = [
-    # jobs/resolve.py
+    # pipeline/resolve.py
     Case("recipe cifar10 has no segmentation stage; it has pretrain (classification)", "segment",
          recipe=REPOSITORY / "pipelines/recipes/cifar10.yaml"),
     Case("stage detect: data.train.images: folder", "full", ("data.root=elsewhere",)),
@@ -186,7 +186,7 @@ SECOND = [
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
          ("model.name=regnety_002", "training.compile=blocks")),
-    # jobs/initial.py, tracking/connection.py
+    # pipeline/initial.py, tracking/connection.py
     Case("no such file", "pretrain", ("stages.pretrain.model.init=weights.pth",)),
     Case("there is no file", "pretrain", ("stages.pretrain.model.init=models:/nobody@candidate",)),
     Case("is relative to the current folder", "pretrain", ("tracking.uri='sqlite:///mlflow.db'",)),
@@ -266,9 +266,9 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not wrong, "\n".join(wrong)
     refused_evaluations(data, tmp_path / "evaluated")
     written = written_in(second_gate, initial, connection, model_names, shapes, labels, coco, coco_records, *SOURCES)
-    # what other scripts than training's list: tests/jobs/test_pack.py, tests/serving/test_predict.py
+    # what other scripts than training's list: tests/cli/test_pack.py, tests/serving/test_predict.py
     written -= lines_of(opening.open_class_folders, files.list_images)
-    written -= lines_of(second_gate.check_metric)  # of searches: tests/jobs/test_metric_never_reported.py
+    written -= lines_of(second_gate.check_metric)  # of searches: tests/pipeline/test_metric_never_reported.py
     assert len(written) >= 45
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from harness.heads import TINY, Head, output_of
 
-from scalablevit.jobs import lease
-from scalablevit.jobs.lease import FILE, LOCK, STALE_S
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.runs import lease
+from scalablevit.runs.lease import FILE, LOCK, STALE_S
+from scalablevit.runs.run_store import RunStore
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 60.0

@@ -26,13 +26,13 @@ from scalablevit.cli import main
 from scalablevit.cli.exit_codes import guarded
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs.initial import find_initial
-from scalablevit.jobs.resolve import ResolvedStage, resolve
-from scalablevit.jobs.result import export, without_secrets
-from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import Job, _begin
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.weights import load_initial, read_tensors
+from scalablevit.pipeline.initial import find_initial
+from scalablevit.pipeline.resolve import ResolvedStage, resolve
+from scalablevit.pipeline.stage import Job, _begin
+from scalablevit.runs.result import export, without_secrets
+from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import bounded_requests, connect
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool

@@ -23,6 +23,7 @@ import yaml
 from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, paths, prose, written
 from harness.toys import SIDE, finished_run, register
 
+from scalablevit.cli import evaluate
 from scalablevit.cli.tree import parse
 from scalablevit.cli.verbs import VERBS
 from scalablevit.config.data import Shapes
@@ -30,8 +31,8 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import announce, evaluate, resolve
-from scalablevit.jobs.status import Status
+from scalablevit.pipeline import announce, resolve
+from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
 
@@ -217,7 +218,7 @@ def check_python(arguments: list[str], place: Place) -> None:
 def check_pipeline(name: str, given: list[str]) -> None:
     """Run an entry script where it stands, without changing anything."""
     command = " ".join([name, *given[:1]])
-    if name == "analyse.py" and given[0] != "ablation":  # tests/jobs/test_analyse.py runs them
+    if name == "analyse.py" and given[0] != "ablation":  # tests/cli/test_analyse.py runs them
         parse("analyse", given)
         return
     added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]

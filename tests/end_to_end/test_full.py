@@ -16,7 +16,7 @@ from harness.killing import sums_of
 from harness.ranks import Attempt, run_attempts
 
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs.resolve import resolve
+from scalablevit.pipeline.resolve import resolve
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.worker import Assignment
 
@@ -144,7 +144,7 @@ def test_fine_tunings_ran_beside_each_other(whole):
 
 
 def test_the_driver_ran_the_uploaded_snapshot(whole):
-    """Of its workers: tests/jobs/test_cluster.py."""
+    """Of its workers: tests/pipeline/test_cluster.py."""
     environments = list((whole.root / "runs").glob("tiny-*-*/environment.json"))
     assert len(environments) == 3
     for environment in environments:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import lease
-from scalablevit.jobs.run_store import RunStore
+from scalablevit.runs import lease
+from scalablevit.runs.run_store import RunStore
 
 
 def say(**answer: Any) -> None:

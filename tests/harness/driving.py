@@ -120,7 +120,7 @@ def score_on_cluster(model: str, root: Any) -> Any:
 
 def score_here(model: str, root: Any) -> Any:
     """Score of a registered version as the gate takes it, from the database of a root."""
-    from scalablevit.jobs import promote
+    from scalablevit.cli import promote
     from scalablevit.training.data_listing import store_listings
 
     found = promote.resolve_weights(model, f"sqlite:///{root}/mlflow.db", root / "cache")
@@ -133,7 +133,7 @@ def score_here(model: str, root: Any) -> Any:
 def _connected() -> Iterator[None]:
     import ray
 
-    from scalablevit.jobs.cluster import PACKAGE
+    from scalablevit.pipeline.cluster import PACKAGE
 
     with _disconnected_after():
         ray.init(runtime_env={"py_modules": [str(PACKAGE)]}, logging_level="ERROR")

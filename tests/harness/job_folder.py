@@ -15,13 +15,13 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs.pictures import EXAMINATION
-from scalablevit.jobs.report import PAGE, publish_job
-from scalablevit.jobs.resolve import ResolvedStage
-from scalablevit.jobs.result import StageResult
-from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import Job, identity
+from scalablevit.pipeline.pictures import EXAMINATION
+from scalablevit.pipeline.report import PAGE, publish_job
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.stage import Job, identity
 from scalablevit.report.examination import examine
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
 from scalablevit.tracking.spool import Spool

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from harness.toys import stage_of
+from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs import predict
 from scalablevit.serving.network import Trained, load_trained
 
 ALL = "task.score_threshold=0.0"  # untrained detectors are sure of nothing

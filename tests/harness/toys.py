@@ -16,11 +16,11 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs.cluster import PACKAGE
-from scalablevit.jobs.result import CONFIG, WEIGHTS, StageResult
-from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.stage import SERVING
-from scalablevit.jobs.status import Status, write_status
+from scalablevit.pipeline.cluster import PACKAGE
+from scalablevit.pipeline.stage import SERVING
+from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.status import Status, write_status
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.environment import pinned
 from scalablevit.tracking.shipper import Shipper

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scalablevit.jobs import signals
+from scalablevit.runs import signals
 
 
 @pytest.fixture(autouse=True)

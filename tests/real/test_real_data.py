@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.cli import main
+from scalablevit.cli import check_data, main
 from scalablevit.cli.tree import parse
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.loading import load_recipe
-from scalablevit.jobs import check_data
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "pipelines" / "recipes"

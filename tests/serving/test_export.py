@@ -15,10 +15,10 @@ from harness.exported import page_predict, photos
 from harness.toys import finished_run, stage_of, val_images
 from PIL import Image
 
+from scalablevit.cli import export
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
-from scalablevit.jobs import export
 from scalablevit.models.backbone import build_classifier
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.export import export_part

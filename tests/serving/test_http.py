@@ -25,8 +25,8 @@ from harness.toys import SIDE, val_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
+from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
-from scalablevit.jobs import predict
 from scalablevit.serving.encoding import image_bytes
 from scalablevit.tracking.connection import connect
 

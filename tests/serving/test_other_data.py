@@ -12,11 +12,11 @@ import torch
 from harness.toys import finished_run, make_root, stage_of
 from PIL import Image
 
+from scalablevit.cli import evaluate
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.sources.opening import open_source
-from scalablevit.jobs import evaluate
 from scalablevit.serving.score import score
 from scalablevit.training.data_listing import store_listings
 from scalablevit.training.worker import Assignment, run

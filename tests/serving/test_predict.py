@@ -17,10 +17,10 @@ from harness.predicting import ALL, run, trained
 from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
 
+from scalablevit.cli import evaluate, predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
-from scalablevit.jobs import evaluate, predict
 from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
 from scalablevit.tasks.detection.outputs import Detections

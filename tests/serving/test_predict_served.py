@@ -15,10 +15,10 @@ import torch
 from harness.predicting import ALL, run, trained
 from mlflow.pyfunc import scoring_server
 
+from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
-from scalablevit.jobs import predict
 from scalablevit.serving.served import Served
 
 Answering = Callable[[bytes], tuple[int, str]]

@@ -8,9 +8,9 @@ import pytest
 from harness.toys import SIDE, finished_run, register
 from mlflow import MlflowClient
 
+from scalablevit.cli import pack, predict, promote
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
-from scalablevit.jobs import pack, predict, promote
 from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from harness.toys import register, val_images
 
+from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import tracking_uri
-from scalablevit.jobs import predict
 from scalablevit.tracking.weights import resolve_weights
 
 MODEL = "models:/toy@candidate"

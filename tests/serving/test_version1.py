@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from scalablevit.cli import report
+from scalablevit.cli import evaluate, predict, promote, replay, report, runs
 from scalablevit.cli.tree import parse
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
@@ -22,10 +22,10 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
-from scalablevit.jobs import announce, evaluate, predict, promote, replay, runs, search
-from scalablevit.jobs.older_runs import older_runs, older_searches
-from scalablevit.jobs.resolve import check_metric, resolve
-from scalablevit.jobs.stored_models import load_subjects
+from scalablevit.paper.stored_models import load_subjects
+from scalablevit.pipeline import announce, search
+from scalablevit.pipeline.older_runs import older_runs, older_searches
+from scalablevit.pipeline.resolve import check_metric, resolve
 from scalablevit.serving.model import ImageModel
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import connect

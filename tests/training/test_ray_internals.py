@@ -175,7 +175,7 @@ def test_fit_puts_its_sigint_handler_in_place_by_one_method():
 
 
 def test_living_nodes_are_listed(monkeypatch):
-    """That Ray's dictionaries have these keys, tests/jobs/test_cluster.py shows on a cluster."""
+    """That Ray's dictionaries have these keys, tests/pipeline/test_cluster.py shows on a cluster."""
     inspect.signature(ray.nodes).bind()
     known = [
         {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}},

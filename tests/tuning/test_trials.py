@@ -4,10 +4,10 @@ import csv
 import io
 import math
 
-from scalablevit.jobs.lease import Lease
-from scalablevit.jobs.run_store import RunStore
-from scalablevit.jobs.search import _tell
-from scalablevit.jobs.status import Best, StatusFile, read_status
+from scalablevit.pipeline.search import _tell
+from scalablevit.runs.lease import Lease
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.status import Best, StatusFile, read_status
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 from scalablevit.tuning.trials import (

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
-from scalablevit.jobs.running import load_recipe_search, prepare, train
-from scalablevit.jobs.signals import handle_signals
+from scalablevit.pipeline.running import load_recipe_search, prepare, train
+from scalablevit.runs.signals import handle_signals
 
 if TYPE_CHECKING:
-    from scalablevit.jobs.result import StageResult
+    from scalablevit.runs.result import StageResult
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(
     if dry_run:
         return RunResults((), place)
     with handle_signals():
-        from scalablevit.jobs import cluster
+        from scalablevit.pipeline import cluster
 
         try:
             results = train(recipe, search, resolved, place, wanted)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
-from scalablevit.jobs.signals import end_like_ctrl_c
+from scalablevit.runs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
 UNREAD = 141

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `add_arguments`."""
     # imported late: they load Ray
-    from scalablevit.jobs.report import PAGE, gather
+    from scalablevit.pipeline.report import PAGE, gather
     from scalablevit.report.page import render
     from scalablevit.training.storage import put_text
 

@@ -90,7 +90,7 @@ _ENTRIES = (
         sources=("image_folder", "tar_shards"),
         metrics=(
             MetricInfo("top1", promotable=True),
-            # only where there are more than five classes, which is known with the data (jobs/resolve.py)
+            # only where there are more than five classes, which is known with the data (pipeline/resolve.py)
             MetricInfo("top5", promotable=True),
             MetricInfo("top1_low95"),
             MetricInfo("loss", better="min"),

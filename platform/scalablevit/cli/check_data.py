@@ -1,0 +1,139 @@
+"""Every bad sample of a recipe's data, named with its reason before training."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalablevit.cli.arguments import add_recipe
+from scalablevit.config.commands import command_line, short_name
+from scalablevit.config.data import Data
+from scalablevit.config.errors import UserError, raise_all
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.overrides import Scope
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.root import platform_root
+from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.data.check import Report, mask_advice
+from scalablevit.data.inspection import Inspection, inspect_data
+from scalablevit.data.sources.files import left_out
+from scalablevit.data.statistics_table import table, unknown_text
+from scalablevit.report.tables import lined_up
+
+EPILOG = """\
+Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.
+
+Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
+named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
+kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data answers from
+there (--again checks all files again). With --quick only headers are read: kind, size, and whether masks fit their
+images; nothing is kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
+
+A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
+have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
+
+Samples that cannot be decoded are left out of training and counted, as long as they are at most data.max_bad_fraction
+of the split; masks that do not fit are refused in any number.
+
+Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to mend."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
+    add_recipe(parser)
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--quick", action="store_true", help="headers only")
+    parser.add_argument("--again", action="store_true", help="decode also what an earlier check has decoded")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check and print; see `add_arguments`.
+
+    Raises:
+        UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
+            other than bad samples; all that can be has been checked and printed.
+    """
+    path = options.recipe or RECIPES / DEMO
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
+    root = platform_root(options.root)
+    bad, warnings, errors = 0, 0, list[UserError]()
+    for name, data in _data_sections(recipe):
+        found = _inspect(data, root, options)
+        bad += _print_inspection(name, data, found)
+        warnings += len(found.warnings)
+        errors += found.errors
+    raise_all(list({str(error): error for error in errors}.values()))
+    print(_advice(bad, warnings, path, options))
+    return 1 if bad else 0
+
+
+def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Data]]:
+    """Different data sections, each with the name of its first stage."""
+    known: list[Data] = []
+    for name, stage in recipe.stages.items():
+        if stage.data not in known:
+            known.append(stage.data)
+            yield name, stage.data
+
+
+def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
+    processors = os.cpu_count() or 1
+    if options.quick:
+        return inspect_data(data, root, 4 * processors, depth="headers", despite_errors=True)
+    cache = None if options.again else root / "cache" / "checks"
+    return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
+
+
+def _print_inspection(name: str, data: Data, found: Inspection) -> int:
+    """Name the bad samples of both splits; how many there are."""
+    bad = 0
+    for split, source in found.sources.items():
+        print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
+        for note in source.notes:
+            print(f"{name}/{split}: {note}")
+        bad += _print_report(f"{name}/{split}", data, found.reports[split])
+    if found.statistics is not None:
+        print(lined_up(table(found.statistics), rule=False))
+        if found.statistics.unknown:
+            print(f"not yet known: {unknown_text(found.statistics)}")
+    for warning in found.warnings:
+        print(f"{name}: warning: {warning}")
+    return bad
+
+
+def _print_report(where: str, data: Data, report: Report) -> int:
+    for kind, problems in (("", report.unreadable), ("", report.wrong), ("damaged, ", report.damaged)):
+        for problem in problems:
+            print(f"{problem.path}\t{kind}{problem.reason}")
+    if report.unreadable:
+        share = len(report.unreadable) / report.samples
+        above = share > data.max_bad_fraction
+        print(
+            f"{where}: {len(report.unreadable)} samples cannot be read ({share:.4g} of them, "
+            f"{'above' if above else 'not above'} data.max_bad_fraction {data.max_bad_fraction:g}): "
+            f"training {'refuses them' if above else 'leaves them out and counts them'}"
+        )
+    if report.wrong:
+        print(f"{where}: {len(report.wrong)} masks do not fit: training refuses them; {mask_advice(report)}")
+    if report.damaged:
+        print(
+            f"{where}: {len(report.damaged)} JPEGs or shards are damaged: training cannot tell and uses what they "
+            "decode to"
+        )
+    return len(report.unreadable) + len(report.wrong) + len(report.damaged)
+
+
+def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) -> str:
+    """What to do next."""
+    if bad:
+        return (
+            f"{bad} bad samples. Correct or replace the files named above, or remove them (with their masks or "
+            "annotations), then run this check again."
+        )
+    if options.quick:
+        warned = f" Warnings: {warnings}." if warnings else ""
+        return f"All headers are sound.{warned} Damage behind them is found without --quick."
+    sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
+    return f"{sound} Next: {command_line('full')} --recipe {shlex.quote(str(path))} --dry-run"

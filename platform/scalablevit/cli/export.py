@@ -1,0 +1,165 @@
+"""A registered model or a finished run as ONNX and torch.export archives."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.cli.evaluate import find_model, trained_recipe
+from scalablevit.config.errors import UserError
+from scalablevit.config.root import platform_root
+from scalablevit.data.names import shown
+from scalablevit.data.sources.files import list_images
+from scalablevit.runs.out_folder import filled, refuse_unusable
+
+if TYPE_CHECKING:
+    from scalablevit.serving.export import Exported
+
+NOTE = "export.json"
+IMAGES = 4
+"""Real ones that the exports are checked on."""
+MOST_PIXELS = 4096 * 8192
+"""Of an input by --size: the largest that a recipe of detection may have."""
+EPILOG = f"""\
+MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
+recipe are read; nothing of the code in the registry is run.
+
+Each part is written as <part>.onnx and <part>.pt2 (torch.export), and its answers to images of IMAGES are compared with
+the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32 (N, 3, H, W) from 0 to 255, prepared as in
+evaluation (resized, and cropped for classification).
+
+N is open. So are H and W, from 33 pixels, for classification and segmentation without --size; the answers are then
+compared at four sizes, and what an exporter does not follow is refused: ask for one size by --size.
+Detection is always of one size.
+  classification  network: logits (N, classes)
+  segmentation    network: logits (N, classes, H, W)
+  detection       detector.onnx: boxes (n, 4), scores, labels and, of Mask R-CNN, masks in their boxes (n, 28, 28) of
+                  one image, given with its height and width without padding; ONNX only.
+                  network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
+                  also box_head and mask_head, which take pooled regions: for those who select by themselves.
+{NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
+ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
+
+Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can mend, as
+a model that an exporter refuses."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the exports")
+    parser.add_argument(
+        "--size", metavar="HxW", help="export for this size alone, in pixels (detection: default its evaluation size)"
+    )
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, check and print; see `add_arguments`."""
+    root = platform_root(options.root, make=False)
+    folder, out = options.images.expanduser(), options.out.expanduser()
+    names, _ = list_images(folder)
+    refuse_unusable(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
+    given = _size(options.size)
+    weights, config, sha256 = find_model(options.model, options.overrides, root)
+    stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
+    # imported late: a mistake above is answered before anything slow is loaded
+    import torch
+
+    from scalablevit.data.decoding import BadSample, mean_color, read_image
+    from scalablevit.serving.export import SMALLEST, any_size, default_size, export_part, parts_of, selects
+    from scalablevit.serving.export_detector import export_detector
+    from scalablevit.serving.network import load_trained
+    from scalablevit.serving.preprocessing import describe_preprocessing
+
+    size = given or default_size(stage)
+    fixed = given is not None or not any_size(stage)
+    print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
+    if not fixed and min(size) < SMALLEST:
+        raise UserError(
+            f"the model's inputs have {size[0]}x{size[1]} pixels; exports for any size begin at {SMALLEST}x{SMALLEST}",
+            where="--size",
+            fix=f"ask for one size: --size {size[0]}x{size[1]}",
+        )
+    shape = f"{size[0]}, {size[1]}" if fixed else "H, W"
+    sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
+    print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    try:
+        data = stage.data
+        images = [read_image(folder / name, data.max_pixels, mean_color(data.mean)) for name in names[:IMAGES]]
+    except BadSample as bad:
+        raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
+    exported = []
+    facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
+    with filled(out) as made:
+        trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
+        parts = parts_of(trained, images, size, fixed=fixed)
+        for part in parts:
+            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})", facts))
+            print(_line(exported[-1]), flush=True)
+        note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+                "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
+                "torch": torch.__version__, "preprocessing": facts,
+                "parts": [_facts(each) for each in exported]}  # fmt: skip
+        faithful = all(each.faithful for each in exported)
+        if selects(stage):
+            detector = export_detector(trained, parts[0], made, facts)
+            print(f"  {detector.summary()}", flush=True)
+            note["detector"] = detector.facts()
+            faithful = faithful and detector.faithful
+        (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    if not faithful:
+        print("an export answers otherwise than the model: do not use it")
+        return 1
+    return 0
+
+
+def _size(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    sides = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", given)
+    if sides is None:
+        raise UserError(f"{given!r} is no size", where="--size", fix="write height and width in pixels, as in 512x512")
+    height, width = int(sides[1]), int(sides[2])
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"{given} has more than {MOST_PIXELS} pixels",
+            where="--size",
+            fix="choose a size that the model was made for",
+        )
+    return height, width
+
+
+def _line(exported: "Exported") -> str:
+    lines = [f"  {exported.part.name}: largest output {exported.largest:.3g}"]
+    for file, by_inputs in exported.by_inputs().items():
+        compared = ", ".join(f"{shape} {difference:.2g}" for shape, difference in by_inputs.items())
+        lines.append(f"    {file} differs by {max(by_inputs.values()):.3g} at most ({compared})")
+    return "\n".join(lines)
+
+
+def _facts(exported: "Exported") -> dict[str, Any]:
+    part = exported.part
+    sides = ("H", "W") if part.others else tuple(part.inputs.shape[2:])
+    return {
+        "name": part.name,
+        "input": {part.input_name: ["N", part.inputs.shape[1], *sides]},
+        "outputs": {
+            name: ["N", *(("H", "W")[axis] if part.others and axis >= 0 else side
+                          for axis, side in enumerate(each.shape[1:], start=-1))]
+            for name, each in zip(part.outputs, part.expected, strict=True)
+        },
+        "largest_difference": exported.by_inputs(),
+        "largest_output": exported.largest,
+    }  # fmt: skip

@@ -1,0 +1,273 @@
+"""A stage's training on paper: what it would take on so many devices, without its data and without starting it."""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalablevit.cli.arguments import add_recipe
+from scalablevit.config.commands import short_name
+from scalablevit.config.data import MaskPairs
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe, override_recipe
+from scalablevit.config.model_names import check_model_name
+from scalablevit.config.overrides import Scope
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.root import platform_root
+from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.config.task_info import task_info
+
+if TYPE_CHECKING:  # they import torch
+    import torch
+
+    from scalablevit.tasks.task import Task
+
+EPILOG = """\
+A step time is needed: --step-s from a run's log or a benchmark, or --measure, which takes steps with blank images on
+this machine's device and, where the data is on this machine, times decoding too. It is that of one device by itself,
+without waiting for data or for other devices, and is scaled from --step-images to the device's share of the batch.
+
+How many images and classes there are is taken from the arguments, else from the data if it is on this machine, else
+from what the data set is published with (root folders named imagenet, ADEChallengeData2016 and coco).
+
+Memory is counted, not measured: bfloat16 and attention as on the devices that cluster.gpus_per_worker asks for."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much data there is, and who says so."""
+
+    train_images: int
+    val_images: int
+    classes: tuple[str, ...]
+    said_by: str
+
+
+PUBLISHED: dict[str, tuple[int, int, int]] = {
+    "imagenet": (1_281_167, 50_000, 1000),
+    "ADEChallengeData2016": (20_210, 2_000, 150),
+    "coco": (118_287, 5_000, 80),
+}
+"""Training images, validation images and classes of the shipped recipes' data sets, by the name of the root folder."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
+    add_recipe(parser)
+    parser.add_argument("--stage", metavar="NAME", help="needed when the recipe has several")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--devices", type=int, metavar="N", help="devices (default: the recipe's cluster.workers)")
+    parser.add_argument("--step-s", type=float, metavar="S", help="seconds of an optimizer step of one device")
+    parser.add_argument("--measure", action="store_true", help="take steps on this machine's device instead")
+    parser.add_argument("--step-images", type=int, metavar="N",
+                        help="images of that step (default: the device's share of the batch)")  # fmt: skip
+    parser.add_argument("--train-images", type=int, metavar="N", help="images of the training split")
+    parser.add_argument("--val-images", type=int, metavar="N", help="images of the validation split")
+    parser.add_argument("--classes", type=int, metavar="N", help="classes")
+    parser.add_argument("--bandwidth", type=float, default=10.0, metavar="GB/S",
+                        help="that a device exchanges gradients at (default: 10)")  # fmt: skip
+    parser.add_argument("--decode-rate", type=float, metavar="R", help="images/s that one core decodes and augments")
+    parser.add_argument("--price", type=float, metavar="P", help="of a device for an hour, in any currency")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict and print; see `add_arguments`."""
+    _check(options)
+    recipe, name = _planned(options)
+    stage = recipe.stages[name]
+    root = platform_root(options.root, make=False)
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
+    size = _data_size(stage, root, options)
+    # imported late: what is wrong so far is answered before torch is loaded
+    from scalablevit.pipeline.prediction import Given, predict, told
+    from scalablevit.pipeline.resolve import model_cost
+    from scalablevit.tasks.registry import build_task
+    from scalablevit.training.footprint import footprint
+
+    model = model_cost(name, stage, size.classes)
+    task = build_task(stage, size.classes)
+    share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
+    memory = footprint(stage, task, math.ceil(share / stage.training.accumulation_steps))
+    step_s, step_images, origin = _step(stage, task, options, share)
+    decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
+    given = Given(
+        devices=stage.cluster.workers, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
+        step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
+        price_per_hour=options.price,
+    )  # fmt: skip
+    found = predict(stage, given, memory)
+    facts = {
+        "model": model,
+        "data": f"{size.train_images} training and {size.val_images} validation images, {len(size.classes)} classes: "
+        f"{size.said_by}",
+        "step time": f"{step_s:.4g} s for {step_images} images, {origin}",
+        **told(stage, given, memory, found),
+    }
+    print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
+    print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
+    if options.json is not None:
+        figures = {
+            "recipe": recipe.name,
+            "stage": name,
+            "prediction": {**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
+            "memory_bytes": {**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
+            "given": {**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
+        }
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 0
+
+
+def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -> tuple[float, int, str]:
+    """Seconds of a step, of how many images, and who says so.
+
+    Args:
+        share: a device's images of a global batch.
+    """
+    images: int = options.step_images or share
+    if not options.measure:
+        return options.step_s, images, "given"
+    images = math.ceil(images / stage.training.accumulation_steps) * stage.training.accumulation_steps
+    seconds, origin = _measured_step(stage, task, images)
+    return seconds, images, origin
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing, and what is missing, before anything is read."""
+    for flag in ("devices", "step_s", "step_images", "train_images", "val_images", "classes",
+                 "bandwidth", "decode_rate", "price"):  # fmt: skip
+        value, where = getattr(options, flag), f"--{flag.replace('_', '-')}"
+        if value is None:
+            continue
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"must be at least 1, not {value}", where=where)
+        if not 0 < value < math.inf:
+            raise UserError(f"must be a number above 0, not {value:g}", where=where)
+    if options.step_s is None and not options.measure:
+        fix = "give the seconds of a step as --step-s, or take some on this machine with --measure"
+        raise UserError("no step time", where="--step-s", fix=fix)
+    if options.step_s is not None and options.measure:
+        raise UserError("given and to be measured at once", where="--step-s", fix="leave out --step-s or --measure")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"no folder {options.json.parent}", where="--json", fix="name a file in a folder that is there")
+
+
+def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
+    """The recipe on the devices planned for, and the name of its stage."""
+    path = options.recipe or RECIPES / DEMO
+    chosen = (options.stage,) if options.stage else ()
+    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
+    name = options.stage or next(iter(recipe.stages))
+    if name not in recipe.stages or (options.stage is None and len(recipe.stages) > 1):
+        what = (
+            f"no stage {name!r} in recipe {recipe.name}"
+            if options.stage
+            else f"recipe {recipe.name} has several stages"
+        )
+        raise UserError(what, where="--stage", fix=f"name one of {', '.join(recipe.stages)}")
+    if options.devices is not None:
+        cluster = f"stages.{name}.cluster"
+        fixed = [f"{cluster}.workers={options.devices}", f"{cluster}.min_workers=null"]
+        recipe = override_recipe(recipe.model_dump(mode="json"), fixed, {}, str(path))
+    return recipe, name
+
+
+def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSize:
+    """From the arguments, the data on this machine, or what is published of it; arguments come first.
+
+    Raises:
+        UserError: none of them knows.
+    """
+    data, train, val = stage.data, options.train_images, options.val_images
+    classes = _numbered(options.classes) if options.classes else None
+    if classes is None and isinstance(data, MaskPairs) and isinstance(data.classes, list):
+        classes = tuple(data.classes)
+    if train and val and classes:
+        return DataSize(train, val, classes, "as given")
+    folder = root / Path(data.root).expanduser()
+    known = _known_size(stage, root, folder)
+    if known is None:
+        unknown = {"--train-images": train, "--val-images": val, "--classes": classes}
+        raise UserError(
+            f"there is no {folder}, and how much data belongs there is not known",
+            where="data.root",
+            fix=f"give {', '.join(flag for flag, value in unknown.items() if not value)}",
+        )
+    changed = [name for name in ("train_images", "val_images", "classes") if getattr(options, name)]
+    said_by = f"{known.said_by}; {', '.join(changed)} as given" if changed else known.said_by
+    return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, said_by)
+
+
+def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
+    """What the recipe, the folder of the data or its publisher says."""
+    from scalablevit.data.shapes import CLASSES
+    from scalablevit.data.sources.opening import open_source
+
+    data = stage.data
+    if data.shapes is not None:
+        background = ("background",) if isinstance(data, MaskPairs) else ()
+        said_by = "the built-in demo data"
+        return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), said_by)
+    if folder.is_dir():
+        train, val = open_source(data, "train", root), open_source(data, "val", root)
+        return DataSize(len(train), len(val), train.classes, f"counted in {folder}")
+    if folder.name in PUBLISHED:
+        train_images, val_images, classes = PUBLISHED[folder.name]
+        said_by = f"as {folder.name} is published; {folder} is not there"
+        return DataSize(train_images, val_images, _numbered(classes), said_by)
+    return None
+
+
+def _numbered(classes: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(classes))
+
+
+def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
+    """Median seconds of a step on this machine's device, and where they are from.
+
+    Raises:
+        UserError: the recipe computes on GPUs and there is none, or its model cannot be compiled here.
+    """
+    import torch
+
+    from scalablevit.training.speed import STEPS
+
+    on_gpu = stage.cluster.gpus_per_worker > 0
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError(
+            f"the recipe computes on GPUs (cluster.gpus_per_worker: {stage.cluster.gpus_per_worker:g}) and this "
+            "machine has none",
+            where="--measure",
+            fix="give --step-s from a machine that has, or plan for CPUs with cluster.gpus_per_worker=0",
+        )
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{max(1, int(stage.cluster.cpus_per_worker))} CPU threads"
+    seconds = _step_s(stage, task, images, device)
+    return seconds, f"measured here on {name}: median of {STEPS}, blank images"
+
+
+def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> float:
+    """Median seconds of a step; on a CPU in a process that starts as a worker does."""
+    from scalablevit.training.environment import call_in_cpu_worker
+    from scalablevit.training.speed import cpu_step_s, median_step_s
+
+    if device.type != "cpu":
+        return median_step_s(stage, task, images, device)
+    found = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
+    if isinstance(found, tuple):
+        what, where, fix = found
+        raise UserError(what, where=where, fix=fix)
+    return found
+
+
+def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
+    """Training samples that a core decodes in a second here; None where there is no data."""
+    from scalablevit.data.sources.opening import open_source
+    from scalablevit.training.speed import decoded_per_s
+
+    if not (root / Path(stage.data.root).expanduser()).is_dir():
+        return None
+    return decoded_per_s(stage, task, open_source(stage.data, "train", root)) or None

@@ -1,0 +1,223 @@
+"""A folder of images, answered by a registered model or a finished run."""
+
+import argparse
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.cli.evaluate import find_model, trained_recipe
+from scalablevit.config.errors import UserError, masked
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root
+from scalablevit.config.task import SHOWN_SCORE
+from scalablevit.config.task_info import TASKS
+from scalablevit.data.names import shown
+from scalablevit.data.sources.files import left_out, list_images, why_left_out
+from scalablevit.runs.out_folder import filled, refuse_unusable
+from scalablevit.runs.result import without_secrets
+
+if TYPE_CHECKING:
+    from scalablevit.tasks.output import Output
+
+NOTE = "prediction.json"
+"""What was predicted with what; also marks a folder as made by this script."""
+BAD = "bad_images.csv"
+LEFT_OUT = "left_out.csv"
+SHOWN = 20
+"""Files that are named on the screen, of the bad ones and of those left out each; the tables name all."""
+SAY_EVERY_S = 10.0
+EPILOG = f"""\
+MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
+recipe are read; nothing of the code in the registry is run. Overrides change the recipe: task.score_threshold=0.5,
+tracking.uri=http://..., cluster.gpus_per_worker=1.
+
+MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
+THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
+
+What comes out, by the model's task (file names are relative to IMAGES):
+  classification  labels.csv: file, label, probability, top5
+  segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
+  detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg (of scores
+                  of {SHOWN_SCORE} or more)
+and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
+named in {BAD} and left out of the rest; files that are no images by their suffixes are named in
+{LEFT_OUT}. An interrupted prediction leaves nothing, and with --overwrite the earlier one; a killed one may leave
+a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.
+
+With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
+every node sees); without, this process answers them all.
+
+Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can mend."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, with its subfolders")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the answers")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict and print; see `add_arguments`."""
+    images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
+    if "://" in options.model:
+        from scalablevit.cli.predict_served import run_served
+
+        return run_served(options, images, out)
+    root = platform_root(options.root, make=False)
+    names, ignored = list_images(images)
+    check_out(out, images, options.overwrite)
+    weights, config, sha256 = find_model(options.model, options.overrides, root)
+    recipe = trained_recipe("predict", config, options.overrides, options.model)
+    stage = without_secrets(recipe.stages["predict"])
+    print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
+    print(f"  images  {len(names)} in {shown(images)}, {left_out(ignored)}", flush=True)
+    if options.dry_run:
+        print_left_out(ignored)
+        print("dry run: nothing was written")
+        return 0
+    facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
+             "images": shown(images), "ignored": len(ignored),
+             "overrides": [masked(each) for each in options.overrides]}  # fmt: skip
+    return deliver(
+        out,
+        len(names),
+        ignored,
+        lambda folder: (_write(stage, tuple(config["classes"]), weights, (images, names), folder, root), facts),
+    )
+
+
+def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path], tuple[int, dict[str, Any]]]) -> int:
+    """Fill the folder, add the note and say what became of `count` images.
+
+    Args:
+        out: see `check_out`.
+        count: of the images.
+        ignored: files of the images' folder that are no images by their names.
+        write: answers into a folder; gives how many images were bad, and facts for the note.
+
+    Returns:
+        The exit code.
+    """
+    started = time.monotonic()
+    written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
+    with filled(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
+        bad, facts = write(folder)
+        with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("file", "reason"))
+            table.writerows((shown(name), why_left_out(name)) for name in ignored)
+        note = {**facts, "answered": count - bad, "bad": bad}
+        (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+    seconds = time.monotonic() - started
+    print(f"answered {count - bad} of {count} images in {seconds:.1f} s; they are in {shown(out)}")
+    if bad:
+        print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
+    if ignored:
+        print_left_out(ignored)
+        print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
+    return 1 if bad else 0
+
+
+def print_left_out(ignored: Sequence[str]) -> None:
+    """Name the first files that are no images by their names, with the reason."""
+    for name in ignored[:SHOWN]:
+        print(f"{shown(name)}\t{why_left_out(name)}")
+    if len(ignored) > SHOWN:
+        print(f"and {len(ignored) - SHOWN} more files left out")
+
+
+def check_out(out: Path, images: Path, overwrite: bool) -> None:
+    """Refuse a folder in which something would be lost, or in which answers would be taken for images.
+
+    Raises:
+        UserError: it is no folder, cannot be written, lies in IMAGES or around them, or holds other things.
+    """
+    here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UserError(
+            f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
+        )
+    refuse_unusable(out)
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / NOTE).is_file():
+        raise UserError(
+            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) lies there",
+            where="--out",
+            fix="name a new or empty folder",
+        )
+    if not overwrite:
+        raise UserError(
+            f"{shown(out)} holds an earlier prediction", where="--out", fix="name another, or add --overwrite"
+        )
+
+
+def _write(
+    stage: Stage,
+    classes: tuple[str, ...],
+    weights: str,
+    images: tuple[Path, list[str]],
+    out: Path,
+    root: Path,
+) -> int:
+    """Answer all images into `out`; how many were bad."""
+    from scalablevit.serving.predict import Job
+    from scalablevit.tasks.registry import task_kind
+
+    folder, names = images
+    output = task_kind(stage.task.kind).build_output(classes, out)
+    job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
+    return tabulate(output, _answers(job, names, root, stage), out, len(names))
+
+
+def tabulate(output: "Output", answers: Iterable[tuple[str, dict[str, Any]]], out: Path, count: int) -> int:
+    """Tables of the answers, and of `bad` images; how many were bad."""
+    started, said, bad = time.monotonic(), time.monotonic(), 0
+    with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("file", "reason"))
+        for number, (name, answer) in enumerate(answers, start=1):
+            if "bad" in answer:
+                bad += 1
+                table.writerow((shown(name), answer["bad"]))
+                if bad <= SHOWN:
+                    print(f"bad: {shown(name)}\t{answer['bad']}", flush=True)
+            else:
+                output.add(name, answer)
+            if time.monotonic() > said + SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"  {number} of {count} images, {number / (said - started):.3g}/s", flush=True)
+    return bad
+
+
+def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, dict[str, Any]]]:
+    from scalablevit.serving.predict import predict_here, predict_on_ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return predict_here(job, names)
+    from scalablevit.pipeline import cluster
+
+    cluster.connect([], root)
+    cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
+    one = {"workers": 1, "min_workers": None}
+    processes = cluster.copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    if not processes:
+        raise UserError(
+            f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "
+            f"{stage.cluster.gpus_per_worker:g} GPU",
+            where="cluster.cpus_per_worker, cluster.gpus_per_worker",
+            fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to predict in this process",
+        )
+    print(f"  cluster room for {processes} processes", flush=True)
+    return predict_on_ray(job, names, processes)

@@ -1,0 +1,348 @@
+"""A candidate held against the champion on the same data; the alias moves only through the recipe's gate."""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalablevit.cli.evaluate import note_older, trained_recipe
+from scalablevit.config.commands import command_name
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import override_stage
+from scalablevit.config.overrides import path_in_stage
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.task import head_of
+from scalablevit.config.task_info import task_info
+from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
+from scalablevit.runs.result import without_secrets
+from scalablevit.tracking import tags
+from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
+from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
+from scalablevit.training.data_listing import store_listings
+
+if TYPE_CHECKING:
+    from scalablevit.serving.gate import Gain
+    from scalablevit.serving.score import Score
+
+SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
+             "instance_masks")  # fmt: skip
+"""Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
+              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+"""What overrides may change; all else belongs to each of the two models."""
+NONE = "none"
+EPILOG = """\
+NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
+validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
+(platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005
+promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
+with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
+of it are refused. Where there is no champion yet, the limits alone decide. Both versions' figures, the gain with its
+confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as tags,
+whatever comes out.
+
+Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
+machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU torch
+has one thread meanwhile (--latency-threads N: N), and a line says so when the machine had no core free for each.
+
+Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can mend."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A registered version and what it did."""
+
+    version: RegisteredWeights
+    score: "Score"
+
+    @property
+    def weights_mb(self) -> float:
+        """10^6 bytes."""
+        return self.version.weights.stat().st_size / 1e6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
+    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    parser.add_argument("--latency-threads", type=_positive, default=1, metavar="N",
+                        help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
+    parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
+    parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, decide and say why; see `add_arguments`."""
+    _refuse_without_effect(options.overrides)
+    root = platform_root(options.root, make=False)
+    given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
+    uri = tracking_uri(given, root)
+    known = aliases(uri, options.name)
+    if options.rollback:
+        return _roll_back(uri, options.name, known.get(CHAMPION), dry_run=options.dry_run)
+    if CANDIDATE not in known:
+        raise UserError(
+            f"no version of {options.name} has the alias {CANDIDATE}",
+            where=f"{options.name}@{CANDIDATE}",
+            fix="every finished run registers one; or set the alias on the version that you mean",
+        )
+    if known.get(CHAMPION) == known[CANDIDATE]:
+        print(f"{options.name} version {known[CANDIDATE]} is the champion already")
+        return 0
+    versions = {
+        alias: resolve_weights(f"models:/{options.name}/{known[alias]}", uri, root / "cache" / "models")
+        for alias in (CANDIDATE, CHAMPION)
+        if alias in known
+    }
+    for alias, found in versions.items():
+        note_older(f"the {alias}", found.config)
+    resolved = _resolve(versions[CANDIDATE], options.overrides, root)
+    print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
+    registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
+    if registered is not None and not resolved.train_samples:
+        print(
+            f"  note    without its training split it is not known if the candidate was trained with it: {registered}"
+        )
+    elif registered not in (None, resolved.digest):
+        print(f"  note    the candidate was trained with other data: {registered}")
+    stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
+    threads = options.latency_threads
+    listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
+    try:
+        store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
+        contenders = {
+            alias: _contend(found, stages[alias], root, threads, listing) for alias, found in versions.items()
+        }
+    finally:
+        shutil.rmtree(listing, ignore_errors=True)
+    return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
+
+
+def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        path = path_in_stage(override)
+        if not any(".".join(path[:length]) in CHANGEABLE for length in range(1, len(path) + 1)):
+            raise UserError(
+                "has no effect here: each model is scored by its own recipe",
+                where=f"override {override!r}",
+                fix=f"overrides may change {', '.join(CHANGEABLE)}",
+            )
+
+
+def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
+    """The candidate's stage, its data checked."""
+    recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
+    return resolve_evaluation(recipe, root, candidate.config["classes"])
+
+
+def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+    if set(version.config["classes"]) != set(classes):
+        raise UserError(
+            f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} answers "
+            f"{', '.join(version.config['classes'])}",
+            where="data",
+            fix="name data with the model's classes; models of different classes cannot be compared",
+        )
+
+
+def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
+    """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
+    _same_classes(version, resolved.classes)
+    stage = resolved.stage
+    stored = version.config["stage"]
+    if stored["task"]["kind"] != stage.task.kind:
+        raise UserError(
+            f"{version.name}/{version.version} is for {stored['task']['kind']}, the candidate for {stage.task.kind}",
+            where=version.name,
+            fix="register different tasks under different names (tracking.register_as)",
+        )
+    data = stage.data.model_dump(mode="json")
+    sections = {
+        "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
+        "model": {**stored["model"], "init": None},
+        # one process scores: the batch that one of its own workers had is what its device is known to hold
+        "training": {
+            **stored["training"],
+            "global_batch_size": stored["training"]["global_batch_size"] // stored["cluster"]["workers"],
+        },
+        "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
+        "promotion": stage.promotion.model_dump(mode="json"),
+    }
+    alike = override_stage("promote", {**stored, **sections}, (), f"{version.name}/{version.version}")
+    return without_secrets(alike.stages["promote"])
+
+
+def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> Contender:
+    """Score a version.
+
+    Raises:
+        UserError: none of the validation samples can be decoded, or the cluster cannot do it.
+    """
+    print(f"  scoring {version.name} version {version.version}", flush=True)
+    found = _score(version, stage, root, latency_threads, listing)
+    if not found.tally.numbers:
+        raise UserError(
+            f"none of the {found.bad} validation samples can be decoded",
+            where="data.val",
+            fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+        )
+    return Contender(version, found)
+
+
+def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> "Score":
+    """On a node of the cluster that RAY_ADDRESS names, else in this process."""
+    from scalablevit.serving.score import score
+
+    arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
+                 _figure(stage), latency_threads, str(listing))  # fmt: skip
+    if not os.environ.get("RAY_ADDRESS"):
+        return score(*arguments)
+    import ray
+
+    from scalablevit.pipeline import cluster
+    from scalablevit.training.environment import worker_variables
+
+    if not ray.is_initialized():
+        cluster.connect([], root)
+    data = str(root / Path(stage.data.root).expanduser())
+    cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
+    gpus = stage.cluster.gpus_per_worker
+    task = ray.remote(score).options(
+        num_cpus=stage.cluster.cpus_per_worker, num_gpus=gpus, runtime_env={"env_vars": worker_variables(gpus)}
+    )
+    found: Score = ray.get(task.remote(*arguments))
+    return found
+
+
+def _figure(stage: Stage) -> str:
+    return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
+
+
+def _decide(
+    uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
+) -> int:
+    """Show both, write why on the candidate, and move the alias if the gate passes."""
+    from scalablevit.serving.gate import failures, paired_gain
+
+    gate = resolved.stage.promotion
+    gain = None
+    if champion is not None:
+        if champion.score.tally.numbers != candidate.score.tally.numbers:
+            raise UserError(
+                "candidate and champion could not read the same samples",
+                where="data.val",
+                fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+            )
+        gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
+    missed = failures(gate, candidate.score, gain, candidate.weights_mb)
+    evidence = _evidence(candidate, champion, gain, resolved)
+    print(_table(evidence))
+    name, number = candidate.version.name, candidate.version.version
+    before = None if champion is None else champion.version.version
+    against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
+    verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
+    print(f"{name} version {number}: {verdict}")
+    if dry_run:
+        print("dry run: nothing was written or moved")
+        return 1 if missed else 0
+    written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(evidence)}
+    if missed:
+        write_tags(uri, name, number, written)
+        return 1
+    # before the move: a champion without the way back would be worse than a tag without its move
+    write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
+    move_champion(uri, name, before, number)
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
+    print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
+    return 0
+
+
+def _evidence(
+    candidate: Contender, champion: Contender | None, gain: "Gain | None", resolved: ResolvedStage
+) -> dict[str, Any]:
+    """Everything that the decision rests on, as plain values."""
+    gate = resolved.stage.promotion
+    return {
+        "at": _now(),
+        "figure": _figure(resolved.stage),
+        "images": len(candidate.score.tally.numbers),
+        "bad": candidate.score.bad,
+        "data_digest": resolved.digest,
+        "candidate": _facts(candidate),
+        "champion": None if champion is None else _facts(champion),
+        "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
+        "gate": gate.model_dump(mode="json", exclude={"metric"}),
+    }
+
+
+def _facts(contender: Contender) -> dict[str, Any]:
+    from scalablevit.serving.gate import figure_of
+
+    return {
+        "version": contender.version.version,
+        "value": figure_of(contender.score),
+        "latency_ms": contender.score.latency_ms,
+        "measured_on": contender.score.measured_on,
+        "busy": contender.score.busy,
+        "weights_mb": contender.weights_mb,
+        "weights_sha256": contender.version.tags[tags.WEIGHTS_SHA256],
+    }
+
+
+def _table(evidence: dict[str, Any]) -> str:
+    """Candidate and champion side by side, and the gain."""
+    columns = {alias: evidence[alias] for alias in (CANDIDATE, CHAMPION) if evidence[alias]}
+    heads = "".join(f"{alias + ' v' + str(facts['version']):>18}" for alias, facts in columns.items())
+    lines = [f"\n{'':<14}{heads}"]
+    for label, key, digits in ((evidence["figure"], "value", 4), ("latency, ms", "latency_ms", 2),
+                               ("weights, MB", "weights_mb", 2)):  # fmt: skip
+        lines.append(f"{label:<14}" + "".join(f"{facts[key]:>18.{digits}f}" for facts in columns.values()))
+    gain, gate = evidence["gain"], evidence["gate"]
+    if gain is not None:
+        lines.append(
+            f"gain {gain['value']:+.4f}, {100 * gate['confidence']:g}% interval "
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] "
+            f"(paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
+        )
+    places = dict.fromkeys(facts["measured_on"] for facts in columns.values())
+    lines.append(f"latency of one answer at a time on {' and '.join(places)}")
+    lines += [f"note, {alias}: {facts['busy']}" for alias, facts in columns.items() if facts["busy"]]
+    return "\n".join(lines)
+
+
+def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> int:
+    """Point champion at the version that it pointed at before."""
+    if champion is None:
+        raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
+    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NONE)
+    if not previous.isdecimal():
+        raise UserError(
+            f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"
+        )
+    tags_of(uri, name, int(previous))  # still there?
+    print(f"{name}: champion goes back from version {champion} to version {previous}")
+    if dry_run:
+        print("dry run: nothing was written or moved")
+        return 0
+    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
+    move_champion(uri, name, champion, int(previous))
+    return 0
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

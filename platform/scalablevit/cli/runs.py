@@ -1,0 +1,316 @@
+"""The runs below a root, from their `status.json` and leases: listed, shown, stopped."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalablevit.config.commands import command_line
+from scalablevit.config.errors import UserError
+from scalablevit.config.root import platform_root
+from scalablevit.report.tables import lined_up
+from scalablevit.runs.lease import claim_of, known_owners, lives, owned
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.screen import duration
+from scalablevit.runs.status import ENDED, Status, read_status
+
+STOP_S = 150.0
+"""Longest wait for a run to end: its stages tell MLflow of it."""
+POLL_S = 0.5
+HEAD = "head.json"
+"""In the root: the record that infra/head.py keeps of its head."""
+RAY_S = 60
+"""Longest wait for Ray to take the request to stop a job."""
+
+EPILOG = """\
+States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
+word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
+process on another machine its lease is watched for a sign of life, up to 30 s: list first shows such a run with a ?,
+as in running?, and a line for each at the end; one that was watched and is lost is not waited for again. Of an
+unreadable one the file status.json is damaged.
+
+stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
+`ray job stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the head of `make full` by
+<root>/head.json.
+
+Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", parents=[shared], help="a table of all runs")
+    verbs.add_parser("show", parents=[shared], help="one run in detail").add_argument("run")
+    stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
+    stop.add_argument("run")
+    stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, show or stop; see `add_arguments`.
+
+    Raises:
+        UserError: there is no such run, or it cannot be stopped from here.
+    """
+    root = platform_root(options.root, make=False)
+    if options.verb == "list":
+        return _list(root)
+    known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
+    found = _found(root / "runs" / options.run) if options.run in known else None
+    if found is None:
+        raise UserError(f"no run {options.run!r}", where=str(root / "runs"),
+                        fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
+    (found,) = _judged([found])
+    if options.verb == "show":
+        print(details(found))
+        return 0
+    return stop(found, root, dry_run=options.dry_run)
+
+
+def _list(root: Path) -> int:
+    """Print all that is known at once, then what only waiting tells."""
+    found, unreadable = found_runs(root)
+    print(table(found, unreadable, root), flush=True)
+    unclear = [each for each in found if each.unclear]
+    if unclear:
+        print("\n".join(f"{each.status.run}: {each.state}" for each in _judged(unclear)))
+    return 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run and what became of it."""
+
+    store: RunStore
+    """Where its lease lies."""
+    status: Status
+    lost: bool = False
+    """Whether its process ended without a word."""
+    unclear: bool = False
+    """Whether only watching its lease tells if its process lives."""
+
+    @property
+    def state(self) -> str:
+        """The state as it is, whatever the file says."""
+        return "lost" if self.lost else self.status.state + "?" * self.unclear
+
+
+def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
+    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read.
+
+    Nothing is waited for: of a run on another machine it may stay unclear whether its process lives.
+    """
+    found: list[Found] = []
+    unreadable: dict[str, UserError] = {}
+    for path in sorted((root / "runs").glob("*/status.json")):
+        try:
+            found += filter(None, [_found(path.parent)])
+        except UserError as error:
+            unreadable[path.parent.name] = error
+    alive = known_owners([each.store for each in found if each.status.state not in ENDED])
+    found = [
+        replace(each, unclear=True)
+        if alive.get(each.store.name, True) is None
+        else _as_it_is(each, alive=alive.get(each.store.name) is True)
+        for each in found
+    ]
+    return sorted(found, key=lambda each: each.status.started, reverse=True), unreadable
+
+
+def _found(folder: Path) -> Found | None:
+    """The run as its file says, None without one."""
+    status = read_status(folder)
+    return None if status is None else Found(RunStore(folder.name, status.folder, folder), status)
+
+
+def _judged(found: Sequence[Found]) -> list[Found]:
+    """Runs with what their leases say of them."""
+    owners = owned([each.store for each in found if each.status.state not in ENDED])
+    return [_as_it_is(each, alive=each.store.name in owners) for each in found]
+
+
+def _as_it_is(found: Found, *, alive: bool) -> Found:
+    """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
+    status = read_status(found.store.local) or found.status
+    same = (status.started, status.state) == (found.status.started, found.status.state)
+    return replace(found, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)
+
+
+def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:
+    """Runs by line; below them what is wrong with those whose status cannot be read."""
+    others = sum(not (path / "status.json").exists() for path in (root / "runs").glob("*/") if path.is_dir())
+    left_out = [f"folders without a status.json, left out: {others}"] if others else []
+    if not runs and not unreadable:
+        return "\n".join([f"no runs in {root / 'runs'}", *left_out])
+    rows = [("run", "state", "at", "best", "age")]
+    for each in runs:
+        status = each.status
+        rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
+                     duration(time.time() - status.started)))  # fmt: skip
+    rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
+    return "\n".join([lined_up(rows, rule=False), *left_out, *map(str, unreadable.values())])
+
+
+def details(found: Found) -> str:
+    """One run, a line for each fact."""
+    status = found.status
+    why = "its process ended without a word; the command that started it continues it" if found.lost else status.why
+    files = sorted(path.name + "/" * path.is_dir() for path in found.store.local.iterdir())
+    facts = {
+        "run": status.run,
+        "state": found.state,
+        "why": why,
+        "stage": status.stage,
+        "at": f"{status.step} of {status.total} {status.unit}",
+        "best": _best(status),
+        "started": _moment(status.started),
+        "updated": _moment(status.updated),
+        "ended": "" if status.ended is None else _moment(status.ended),
+        "process": f"{status.process} on {status.host}",
+        "job": status.job,
+        "folder": status.folder,
+        "tracking": status.tracking,
+        "files": ", ".join(files),
+    }
+    return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
+
+
+def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
+    """End a run as Ctrl-C does, and wait for it.
+
+    Args:
+        root: in which a local head may have its `head.json`.
+
+    Returns:
+        The exit code: 1 when it had not ended after `STOP_S`.
+
+    Raises:
+        UserError: it has ended already, or runs on another machine.
+    """
+    status = found.status
+    if found.state in (*ENDED, "lost"):
+        raise UserError(f"run {status.run} has ended already: {found.state}", where=status.folder,
+                        fix="nothing is left to stop")  # fmt: skip
+    how = f"`ray job stop {status.job}`" if status.job else f"an interrupt to process {status.process}"
+    print(f"{how} ends the job that run {status.run} belongs to", flush=True)
+    if not status.job:
+        _refuse_elsewhere(found)
+    if dry_run:
+        print("dry run: nothing was stopped")
+        return 0
+    if status.job:
+        _stop_job(status, _environment(os.environ, root), root)
+    else:
+        _interrupt(found)
+    end = time.monotonic() + STOP_S
+    while time.monotonic() < end:
+        time.sleep(POLL_S)
+        claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
+        now = read_status(found.store.local) or status
+        if claim is None or lives(claim) is False:
+            outcome = now.state if now.state in ENDED else "ended without a word"
+            print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
+            return 0
+    print(f"run {status.run} has not ended after {STOP_S:.0f} s; `show` says what became of it", file=sys.stderr)
+    return 1
+
+
+def _refuse_elsewhere(found: Found) -> None:
+    claim = claim_of(found.store)
+    if claim is None or lives(claim) is None:
+        status = found.status
+        raise UserError(
+            f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
+            where=status.folder,
+            fix=f"there: {command_line('runs')} stop {shlex.quote(status.run)}, with --root and its folder",
+        )
+
+
+def _interrupt(found: Found) -> None:
+    """SIGINT to the process that owns the lease: the status may be older than that."""
+    claim = claim_of(found.store)
+    if claim is None or not lives(claim):
+        return
+    try:
+        os.kill(claim["process"], signal.SIGINT)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise UserError(f"process {claim['process']} belongs to another user", where=found.status.folder,
+                        fix="stop it as that user") from None  # fmt: skip
+
+
+def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Variables for Ray's command: those given if they name a cluster, else those of the head recorded in the root.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if given.get("RAY_API_SERVER_ADDRESS") or given.get("RAY_ADDRESS"):
+        return dict(given)
+    try:
+        head = json.loads((root / HEAD).read_text(encoding="utf-8"))
+        # a token in the environment would win over the file
+        kept = {name: value for name, value in given.items() if name != "RAY_AUTH_TOKEN"}
+        return kept | {
+            "RAY_API_SERVER_ADDRESS": str(head["dashboard"]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(head["token_file"]),
+            "NO_PROXY": ",".join(filter(None, [given.get("NO_PROXY", ""), "127.0.0.1"])),
+        }
+    except FileNotFoundError:
+        return dict(given)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"not readable as the record of a head: {error!r}",
+            where=str(root / HEAD),
+            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265, or remove the file",
+        ) from None
+
+
+def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> None:
+    """Ask the cluster, by Ray's own command, which knows about addresses and tokens.
+
+    Raises:
+        UserError: no cluster is named, or it does not stop the job.
+    """
+    if not environment.get("RAY_API_SERVER_ADDRESS") and not environment.get("RAY_ADDRESS"):
+        raise UserError(
+            f"run {status.run} was submitted as job {status.job}, and no cluster is named to stop it: {root / HEAD} "
+            "is not there",
+            where="RAY_API_SERVER_ADDRESS",
+            fix="export RAY_API_SERVER_ADDRESS=http://<head>:8265; for a head of infra/head.py with another root: "
+            'eval "$(python infra/head.py env --root <its root>)"',
+        )
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "stop", "--no-wait", status.job]
+    try:
+        done = subprocess.run(
+            command, env=dict(environment), timeout=RAY_S, capture_output=True, text=True, check=False
+        )
+        said = (done.stderr or done.stdout).strip().splitlines() if done.returncode else []
+    except subprocess.TimeoutExpired:
+        said = [f"no answer within {RAY_S} s"]
+    if said:
+        cluster = environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
+        raise UserError(f"job {status.job} was not stopped: {said[-1]}", where=" ".join(command[1:]),
+                        fix=f"is {cluster} up, and the cluster that it was submitted to?")  # fmt: skip
+
+
+def _best(status: Status) -> str:
+    best = status.best
+    return "-" if best is None else f"{best.metric.removeprefix('val/')} {best.value:.4f} at step {best.step}"
+
+
+def _moment(seconds: float) -> str:
+    ago = duration(max(0.0, time.time() - seconds))
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))} ({ago} ago)"

@@ -1,0 +1,72 @@
+"""A training from its command line: arguments, the gates in order, the dry run, and the chain of stages."""
+
+import argparse
+
+from scalablevit.cli.arguments import add_recipe
+from scalablevit.config.commands import short_name
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.overrides import Scope
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.config.task_info import kind_of_script
+from scalablevit.config.unused_keys import without_unused
+from scalablevit.pipeline.running import load_recipe_search, prepare, train
+
+EPILOG = """\
+Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. Each applies to the stages
+that have the key, of those that the script runs and those that they start from; a line names the stages when they are
+not all of the recipe. stages.<name>.<key>=value applies to one stage. Every key is described where it is defined: data
+and task in platform/scalablevit/config/data.py and task.py, the other sections in recipe.py next to them.
+
+Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can mend (nothing was lost); 1 a
+failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all trainings take."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
+    add_recipe(parser)
+    parser.add_argument(
+        "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, train and print; see `add_arguments`.
+
+    Args:
+        options: with the verb as `command`: `full`, or that of a single stage.
+    """
+    script = options.command
+    path = options.recipe or RECIPES / DEMO
+    if options.recipe is None:
+        print(f"no --recipe given: running the demo, {path.name}", flush=True)
+    recipe = load_recipe(
+        path, options.overrides, Scope(f"{short_name(script)} runs", kind_of_script(script), note=print)
+    )
+    search = load_recipe_search(recipe, path.parent) if script == "full" else None
+    root = platform_root(options.root)
+    # imported late: a wrong recipe is answered before anything slow is loaded
+    from scalablevit.pipeline import resolve
+    from scalablevit.runs.result import without_secrets
+
+    wanted = resolve.wanted_stages(recipe, script)
+    stages = prepare(recipe, search, root, wanted, dry_run=options.dry_run)
+    if options.dry_run:
+        shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
+        print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
+        print("dry run: nothing was started")
+        return 0
+    print(flush=True)
+    results = train(recipe, search, stages, root, wanted)
+    from scalablevit.pipeline.chain import table
+
+    print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
+    return 0
+
+
+def _yaml(tree: object) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

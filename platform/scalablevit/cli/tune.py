@@ -1,0 +1,73 @@
+"""The search from its command line: gates, search, the best configuration trained in full, and the table."""
+
+import argparse
+
+from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.shipped import DEMO, SPACES, recipe_file, space_file
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import trial_gpus, with_values
+
+EPILOG = """\
+Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
+from, and keys of the space behind `space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is
+described in platform/scalablevit/config/space.py.
+
+The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
+their checkpoints. --resume does the same and refuses to start a new search.
+
+Exit codes: 0 done; 2 something that you can mend (nothing was lost); 1 all trials failed; 130 interrupted."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe or the space")
+    parser.add_argument(
+        "--space", type=space_file, metavar="FILE",
+        help="search space, or the name of a shipped one (default: the built-in demo)",
+    )  # fmt: skip
+    parser.add_argument("--recipe", type=recipe_file, metavar="FILE",
+                        help="search around this recipe, not the space's own")  # fmt: skip
+    parser.add_argument("--root", metavar="DIR", help="where searches, runs and mlflow.db are kept (SCALABLEVIT_ROOT, "
+                        "~/scalablevit)")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="only continue a search that was begun before")
+    parser.add_argument("--retrain", action=argparse.BooleanOptionalAction, default=True,
+                        help="train the best configuration in full and register it (default: yes)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Search, train the best in full, and print; see `add_arguments`."""
+    path = options.space or SPACES / DEMO
+    if options.space is None:
+        print(f"no --space given: running the demo, {path.name}", flush=True)
+    search = load_search(path, options.overrides, options.recipe, print)
+    root = platform_root(options.root)
+    # imported late: a wrong space is answered before anything slow is loaded
+    from scalablevit.pipeline import chain, cluster, resolve
+    from scalablevit.pipeline.announce import announce
+    from scalablevit.pipeline.older_runs import older_searches
+    from scalablevit.pipeline.search import check_begun, search_name, search_stage
+    from scalablevit.pipeline.search_summary import plan
+
+    stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
+    resolve.check_metric(search, stages[-1])
+    for note in older_searches(search, search_name(search, stages[-1]), root):
+        print(f"note: {note}", flush=True)
+    if options.resume and stages[-1].hash != resolve.UNKNOWN:
+        check_begun(search, stages[-1], root)
+    announce(search.recipe.name, stages, root)
+    print("\n" + plan(search, stages[-1].train_samples), flush=True)
+    if options.dry_run:
+        print("\ndry run: nothing was started")
+        return 0
+    print(flush=True)
+    cluster.connect(stages if options.retrain else stages[:-1], root, trial_gpus(search))
+    found = search_stage(search, stages, root)
+    if options.retrain:
+        print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
+        best = with_values(search.recipe, search.stage, found.best.values)
+        retrained = resolve.resolve(best, root, [search.stage])
+        results = chain.run_chain(best, retrained, root, {search.stage: found.origin()})
+        address = tracking_uri(stages[-1].stage.tracking.uri, root)
+        print("\n" + chain.table(results, root, address), flush=True)
+    return 0

@@ -1,1 +1,0 @@
-"""What an entry script does: gates, stages, chain, table."""

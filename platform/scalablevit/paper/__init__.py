@@ -1,0 +1,1 @@
+"""The paper's analysis: ablation, feature maps, receptive fields, costs."""

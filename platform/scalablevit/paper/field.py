@@ -1,0 +1,103 @@
+"""The paper's Figure 1, measured: the receptive field of one IWSA layer against WSA and LEM."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scalablevit.config.ablation import ablation
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.shipped import RECIPES
+from scalablevit.models.attention import WindowAttention
+from scalablevit.models.receptive_field import ReceptiveField, receptive_field
+from scalablevit.models.scalablevit import ScalableViT
+from scalablevit.paper.stored_models import Picture, Subject, load_subjects, pictures, seen
+from scalablevit.report.features import attention_name, blocks_of, captured
+from scalablevit.report.field import said, save_fields
+from scalablevit.report.tables import save_note, save_rows
+from scalablevit.tasks.registry import build_task
+
+FRESH = "imagenet_scalablevit_small.yaml"
+FRESH_ARMS = ("lim", "lem", "none")
+
+
+def draw_field(
+    models: Sequence[str], overrides: Sequence[str], block: int, images: Path | None, out: Path, root: Path
+) -> None:
+    """Measure one layer of each model, print the figures, and draw `field.png`.
+
+    Args:
+        models: registered models or finished runs; none: ScalableViT-S with fresh weights, the same in all arms.
+        overrides: of their recipes.
+        block: whose attention is measured, counted from 1.
+        images: folder of what the models are shown; None: built-in scenes.
+        out: folder for the files, among them `field.csv` and `field.json` with the figures.
+        root: the platform's root.
+
+    Raises:
+        UserError: a model or an image is not there, the block has no windows, or its map too few of them.
+    """
+    found = pictures(images)
+    subjects = load_subjects(models, overrides, root) if models else _fresh(overrides)
+    fields = {}
+    for subject in subjects:
+        layer = _layer(subject, block)
+        name = f"{attention_name(layer)}, block {block} of\n{subject.name}"
+        fields[name] = _measure(subject, layer, list(found.values()))
+        print(f"  {name}: {said(fields[name])}".replace("\n", " "), flush=True)
+    save_fields(fields, out / "field.png")
+    rows = [_record(name, field) for name, field in fields.items()]
+    save_rows(rows, out / "field.csv")
+    save_note({"images": list(found), "block": block, "layers": rows}, out / "field.json")
+
+
+def _fresh(overrides: Sequence[str]) -> list[Subject]:
+    """ScalableViT-S with LIM, with LEM and with neither, on the same random weights."""
+    recipe = ablation(load_recipe(RECIPES / FRESH, overrides), FRESH_ARMS)
+    subjects: list[Subject] = []
+    for arm, stage in zip(FRESH_ARMS, recipe.stages.values(), strict=True):
+        torch.manual_seed(stage.training.seed)
+        backbone = build_task(stage, ("any",)).build_model().eval()
+        if not isinstance(backbone, ScalableViT):
+            raise TypeError(f"{stage.model.name} is no ScalableViT")
+        if subjects:  # `none` lacks LIM's convolution; all others are there in each
+            first = subjects[0].backbone.state_dict()
+            backbone.load_state_dict({name: first[name] for name in backbone.state_dict()})
+        subjects.append(Subject(f"{stage.model.name}, fresh weights ({arm})", stage, backbone))
+    return subjects
+
+
+def _layer(subject: Subject, block: int) -> WindowAttention:
+    layers = [each.attn for each in blocks_of(subject.backbone)]
+    windowed = {number: each for number, each in enumerate(layers, start=1) if isinstance(each, WindowAttention)}
+    if block not in windowed:
+        raise UserError(f"block {block} of {subject.name} has no windows", where="--block",
+                        fix=f"choose one of {', '.join(map(str, windowed))}")  # fmt: skip
+    return windowed[block]
+
+
+def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Picture]) -> ReceptiveField:
+    given = [captured(subject.backbone, [layer], seen(subject, picture)[1])[0][0] for picture in shown]
+    if len({tokens.shape for tokens in given}) > 1:
+        raise UserError("the images come to different sizes, whose maps cannot be averaged", where="--images",
+                        fix="give images of one size")  # fmt: skip
+    try:
+        return receptive_field(layer, torch.cat(given))
+    except ValueError as error:
+        raise UserError(
+            str(error), where="--block", fix="choose an earlier block, or larger images (see --help)"
+        ) from None
+
+
+def _record(name: str, field: ReceptiveField) -> dict[str, str | float | int]:
+    low, high = field.reached()
+    height, width = field.energy.shape[2:]
+    return {
+        "layer": name.replace("\n", " "),
+        "share_outside_window": field.share_outside(),
+        "radius_95_tokens": field.radius(),
+        "reached_least": low,
+        "reached_most": high,
+        "map_tokens": height * width,
+    }

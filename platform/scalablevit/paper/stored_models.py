@@ -1,0 +1,96 @@
+"""Trained ScalableViTs, and pictures as they see them, for a look at what happens inside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scalablevit.cli.evaluate import find_model, trained_recipe
+from scalablevit.config.data import MAX_PIXELS
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
+from scalablevit.config.run_hash import hashed_part
+from scalablevit.data.decoding import BadSample, read_image
+from scalablevit.data.mixing import normalize
+from scalablevit.data.shapes import scene
+from scalablevit.data.sources.files import list_images
+from scalablevit.data.transforms import eval_transform
+from scalablevit.models.scalablevit import ScalableViT
+from scalablevit.serving.network import load_trained
+from scalablevit.tracking.params import flat
+
+IMAGES = 4
+"""Most that are looked at."""
+SCENE_SIDE = 256
+"""Pixels of the built-in pictures, which are then resized as any other."""
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to look into: its backbone, on the CPU and in evaluation mode, without neck and heads."""
+
+    name: str
+    stage: Stage
+    backbone: ScalableViT
+
+
+def load_subjects(names: Sequence[str], overrides: Sequence[str], root: Path) -> list[Subject]:
+    """Load registered models and finished runs.
+
+    Raises:
+        UserError: there is no such model, it is no ScalableViT, a name comes twice, or as `trained_recipe`.
+    """
+    if len(set(names)) < len(names):
+        raise UserError(f"a model is named twice in {' '.join(names)}", where="MODEL", fix="name each once")
+    return [_load(name, overrides, root) for name in names]
+
+
+def _load(name: str, overrides: Sequence[str], root: Path) -> Subject:
+    weights, config, sha256 = find_model(name, overrides, root)
+    stage = trained_recipe("analyse", config, overrides, name).stages["analyse"]
+    trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
+    backbone = trained.task.backbone(trained.network)
+    backbone = getattr(backbone, "body", backbone)
+    if not isinstance(backbone, ScalableViT):
+        raise UserError(f"{stage.model.name} is no ScalableViT", where=name, fix="name a model with one as backbone")
+    print(f"  model   {name}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}", flush=True)
+    return Subject(name, stage, backbone)
+
+
+def pictures(folder: Path | None) -> dict[str, Picture]:
+    """The first images of a folder, or scenes of the built-in shapes, uint8 (h, w, 3) by name.
+
+    Raises:
+        UserError: there are none, or one cannot be decoded.
+    """
+    if folder is None:
+        print(f"  images  {IMAGES} scenes of the built-in shapes")
+        return {f"scene {number}": scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
+    folder = folder.expanduser()
+    names, _ = list_images(folder)
+    print(f"  images  {', '.join(names[:IMAGES])}: {min(IMAGES, len(names))} of {len(names)}", flush=True)
+    try:
+        return {name: read_image(folder / name, MAX_PIXELS) for name in names[:IMAGES]}
+    except BadSample as bad:
+        raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
+
+
+def seen(subject: Subject, picture: Picture) -> tuple[Picture, Tensor]:
+    """A picture resized and cropped as in the model's evaluation, and normalised: (h, w, 3) and (1, 3, h, w)."""
+    data = subject.stage.data
+    image: Picture = eval_transform(data)(image=picture)["image"]
+    return image, normalize(torch.from_numpy(image)[None], data.mean, data.std)
+
+
+def differences(subjects: Sequence[Subject]) -> dict[str, list[str]]:
+    """Keys of the recipes that make the models' runs different ones, with each model's value as text."""
+    recipes = [flat(hashed_part(subject.stage)) for subject in subjects]
+    keys = sorted({key for recipe in recipes for key in recipe})
+    values = {key: [str(recipe.get(key, "not given")) for recipe in recipes] for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1}

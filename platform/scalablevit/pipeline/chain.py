@@ -1,0 +1,202 @@
+"""A recipe's stages in order, under one parent run, and the table at the end."""
+
+import hashlib
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from scalablevit.config.commands import command_line
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.root import tracking_uri
+from scalablevit.pipeline import cluster
+from scalablevit.pipeline.report import begin_job, publish_job
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, Job, delivered, identity, run_stage
+from scalablevit.report.tables import lined_up
+from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.lease import Lease
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.screen import duration, forgiving_output
+from scalablevit.runs.signals import wait_saving_first
+from scalablevit.runs.status import StatusFile
+from scalablevit.tracking.connection import without_credentials
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
+
+STOP_S = FAILED_DRAIN_S + 15
+"""Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
+
+
+def run_chain(
+    recipe: Recipe, stages: Sequence[ResolvedStage], root: Path, origins: dict[str, dict[str, str]] | None = None
+) -> list[StageResult]:
+    """Run the stages on the connected cluster; finished ones are recognised and skipped.
+
+    The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
+
+    Args:
+        origins: tags by stage: where its values come from.
+    """
+    together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
+    store = RunStore.open(f"{recipe.name}-{together}", None, root)
+    tracking = stages[0].stage.tracking
+    address = tracking_uri(tracking.uri, root)
+    names = ", ".join(stage.name for stage in stages)
+    with (
+        forgiving_output(),
+        Lease(store) as lease,
+        StatusFile(store, lease, names, len(stages), "stages", address) as status_file,
+    ):
+        job = Job(root, recipe.name, identity(store), address, origins or {})
+        spool = Spool(store.local / "spool")
+        shipper = Shipper(store.local / "spool", job.tracking_uri)
+        spool.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
+        shipper.start()
+        results: dict[str, StageResult] = {}
+        status: Status = "FAILED"
+        failure: BaseException | None = None
+        try:
+            begin_job(job, stages, store)
+            for group in groups(stages, cluster.has_room):
+                status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
+                results |= run_group(job, group, results)
+            status_file.update(stage=names, step=len(results))
+            spool.metrics(job.uid, [_headline(results)])
+            publish_job(job, stages, results, store, spool)
+            status = "FINISHED"
+        except KeyboardInterrupt as interrupt:
+            status, failure = "KILLED", interrupt
+            raise
+        except Exception as error:
+            failure = error
+            # how far it came, and how it came to that
+            clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, spool)))
+            raise
+        finally:
+            clean_up(
+                failure,
+                (f"recording the end of {store.name}", lambda: spool.end(job.uid, status)),
+                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+            )
+    return list(results.values())
+
+
+def groups(
+    stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
+) -> Iterator[list[ResolvedStage]]:
+    """The stages in the order of running: those of a group run beside each other.
+
+    A group holds stages whose parents are in earlier groups, in the recipe's order, as many as there is room for.
+    """
+    waiting, done = list(stages), set[str]()
+    while waiting:
+        group: list[ResolvedStage] = []
+        for stage in waiting:
+            if done.issuperset(stage.parents) and (not group or has_room([*group, stage])):
+                group.append(stage)
+        yield group
+        done |= {stage.name for stage in group}
+        waiting = [stage for stage in waiting if stage.name not in done]
+
+
+def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResult]) -> dict[str, StageResult]:
+    """Run a group of stages; when one fails, the others still come to their end before the failure is raised.
+
+    The first Ctrl-C lets those that train save at their next step and end.
+
+    Raises:
+        KeyboardInterrupt: at its end all stages have recorded theirs.
+    """
+    if len(group) > 1:
+        print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
+    results: dict[str, StageResult] = {}
+    failures: list[BaseException] = []
+    disconnecting = threading.Event()
+    # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
+    ended = {stage.name: threading.Event() for stage in group}
+
+    def run(stage: ResolvedStage) -> None:
+        try:
+            results[stage.name] = run_stage(job, stage, earlier)
+        except BaseException as failure:  # the first is raised below, in the main thread
+            others = len(group) > 1 or job.stopping.is_set()
+            if others and not isinstance(failure, KeyboardInterrupt) and not disconnecting.is_set():
+                print(f"[{stage.name}] failed: {failure}", flush=True)
+            failures.append(failure)
+        finally:
+            ended[stage.name].set()
+
+    try:
+        for stage in group:
+            # daemons: after an interrupt nothing waits for them for ever
+            threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
+        wait_saving_first(ended.values(), job.stop_training)
+    except BaseException:
+        job.stopping.set()
+        disconnecting.set()
+        cluster.disconnect()  # ends the trainings: Ray raises in the threads, which record their end
+        for event in ended.values():
+            event.wait(timeout=STOP_S)
+        raise
+    if job.stopping.is_set():
+        raise KeyboardInterrupt
+    if failures:
+        raise failures[0]
+    return {stage.name: results[stage.name] for stage in group}
+
+
+def _headline(results: dict[str, StageResult]) -> MetricRecord:
+    """The stages' best figures on the parent run, where jobs are compared."""
+    values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
+    return {"step": 0, "time_ms": now_ms(), "metrics": values}
+
+
+def table(results: Sequence[StageResult], root: Path, address: str) -> str:
+    """What came out, and what to do next."""
+    rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
+    for result in results:
+        version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
+        rows.append(
+            (
+                result.name + (" (done before)" if result.skipped else ""),
+                f"{result.metric.removeprefix('val/')} {result.value:.4f}",
+                str(result.step),
+                "-" if result.last_value is None else f"{result.last_value:.4f}",
+                str(result.last_step or "-"),
+                f"{result.images_per_s:.0f}",
+                f"{result.minutes:.1f}",
+                version,
+            )
+        )
+    spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
+    model = f"models:/{results[-1].registered_as}@candidate"
+    owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
+    uri = without_credentials(address)
+    sqlite = uri.startswith("sqlite")
+    programs = Path(sys.executable).parent
+    place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
+    look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
+    where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
+    return "\n".join(
+        [
+            lined_up(rows),
+            *spent,
+            *owed,
+            "",
+            "next:",
+            f"  look at runs and models   {look}",
+            f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
+            "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
+            f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
+            f"  run folders               {root / 'runs'}",
+        ]
+    )
+
+
+def _profile(seconds: dict[str, float]) -> str:
+    """Each part with its share, as `step 3.1 min (80 %)`."""
+    total = max(sum(seconds.values()), 1e-9)
+    return ", ".join(f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items())

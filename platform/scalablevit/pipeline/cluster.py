@@ -1,0 +1,261 @@
+"""The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
+
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.recipe import Stage
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.runs.signals import interruptible_start
+from scalablevit.training.environment import worker_variables
+from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
+
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The package's folder: the uploaded copy when running as a job."""
+PROBE_S = 120.0
+"""A node may first have to start a process for the question."""
+ANSWER_S = 10.0
+"""Longest wait for a cluster's address to take a connection; Ray itself tries for many minutes."""
+HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
+
+
+def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
+
+    The package travels as a py_module, so driver and workers run the same snapshot, installed or not.
+
+    Args:
+        stages: what is to be trained.
+        root: the platform's root.
+        trial_gpus: of each worker of a search's trials. Tune's processes take their environment from the job alone: it
+            is that of CPU workers where nothing of the job computes on a GPU.
+
+    Raises:
+        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
+    """
+    address = os.environ.get("RAY_ADDRESS") or None
+    if address is not None:
+        _check_address(address)
+    else:
+        _check_fit(stages, [local_resources()], "this machine")
+    import ray
+
+    variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
+    variables |= _trial_variables(stages, trial_gpus)
+    try:
+        with interruptible_start():
+            ray.init(
+                address=address or "local",
+                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
+                log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+    except Exception as error:  # plain ones too, as when a busy machine's node is not there after 30 s
+        raise UserError(
+            f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
+            f"{(str(error) or repr(error)).splitlines()[0]}",
+            where=f"RAY_ADDRESS={address}" if address else "",
+            fix=HEAD if address else "try again when the machine is less busy",
+        ) from None
+    nodes = alive_nodes()
+    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
+    if len(nodes) > 1:
+        _check_reach(stages, root, [node.id for node in nodes])
+
+
+def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:
+    """Variables for the processes of trials, where nothing of the job computes on a GPU."""
+    if trial_gpus != 0 or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
+        return {}
+    config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    # what the job was submitted with every process has, and Ray refuses it again
+    submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in worker_variables(0).items() if name not in submitted}
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that Ray would answer with a traceback, or only after many minutes.
+
+    Raises:
+        UserError: it is no cluster's, or nobody listens there.
+    """
+    where = f"RAY_ADDRESS={address}"
+    if "://" in address:
+        raise UserError(
+            "that is where jobs are submitted, or Ray Client; a script itself connects to the cluster",
+            where=where,
+            fix="submit it (ray job submit --working-dir . -- python ...), or give the head's own address, <host>:6379",
+        )
+    if address in ("auto", "local"):  # words of Ray's
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UserError("is no address of a cluster", where=where, fix="write <host>:<port>, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, UnicodeError) as error:  # the latter: a host's name that cannot be one
+        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=HEAD) from None
+
+
+def disconnect() -> None:
+    """Leave the cluster: everything that this driver started there ends."""
+    import ray
+
+    ray.shutdown()
+
+
+def has_room(stages: Sequence[ResolvedStage]) -> bool:
+    """Whether the connected cluster, were it empty, holds all workers of all these stages at once."""
+    return fit_together([stage.stage for stage in stages], [node.resources for node in alive_nodes()])
+
+
+def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
+    """Whether the workers of all stages fit on the nodes at once, each worker on one node.
+
+    Workers are placed largest first on the first node with room, which may miss a tight packing but never invents one.
+    """
+    free = [dict(node) for node in nodes]
+    wanted = [
+        {"GPU": stage.cluster.gpus_per_worker, "CPU": stage.cluster.cpus_per_worker}
+        for stage in stages
+        for _ in range(stage.cluster.workers)
+    ]
+    for worker in sorted(wanted, key=lambda each: (each["GPU"], each["CPU"]), reverse=True):
+        node = next((node for node in free if _workers_on(node, worker) >= 1), None)
+        if node is None:
+            return False
+        for kind, amount in worker.items():
+            node[kind] = node.get(kind, 0.0) - amount
+    return True
+
+
+def copies(stage: Stage) -> int:
+    """How many trainings like this one the connected cluster, were it empty, holds at once."""
+    nodes, count = [node.resources for node in alive_nodes()], 0
+    while fit_together([stage] * (count + 1), nodes):
+        count += 1
+    return count
+
+
+def local_resources() -> dict[str, float]:
+    """CPUs and GPUs that Ray would find on this machine; without importing torch."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())}
+
+
+def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:
+    errors = [error for stage in stages for error in _misfits(stage, nodes, what)]
+    if errors:
+        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+
+
+def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
+    """Resources of which the nodes have too few for the stage's least number of workers."""
+    cluster = resolved.stage.cluster
+    workers = least_workers(resolved.stage)
+    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    room = sum(_workers_on(node, wanted) for node in nodes)
+    if room >= workers:
+        return []
+    arithmetic = "; ".join(
+        f"{workers} x {amount:g} = {workers * amount:g} {kind} asked, "
+        f"{sum(node.get(kind, 0.0) for node in nodes):g} there"
+        for kind, amount in wanted.items()
+        if amount
+    )
+    return [
+        UserError(
+            f"{what} has room for {room} of {workers} workers ({arithmetic})",
+            where=f"stage {resolved.name}: cluster.workers",
+            fix=(f"set cluster.workers={room}, " if room else "") + "ask less for each worker, or add nodes",
+        )
+    ]
+
+
+def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """A worker takes all its resources from one node."""
+    return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
+
+
+def least_workers(stage: Stage) -> int:
+    """Fewest workers that the stage starts with."""
+    return stage.cluster.min_workers or stage.cluster.workers
+
+
+def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
+    """On several nodes: every one must read what the driver writes to run storage, the data and initial weights.
+
+    Raises:
+        UserError: names the folders and the nodes that do not see them.
+    """
+    wanted: dict[str, str] = {}
+    probes: dict[str, Path] = {}
+    for resolved in stages:
+        stage, keys = resolved.stage, f"stage {resolved.name}: "
+        storage = stage.cluster.storage or str(root / "runs")
+        if "://" not in storage:
+            folder = root / Path(storage).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            probes[keys] = folder / f".probe-{secrets.token_hex(8)}"
+            probes[keys].touch()
+            wanted[str(probes[keys])] = f"{keys}cluster.storage ({folder})"
+        data = str(root / Path(stage.data.root).expanduser())
+        wanted[data] = f"{keys}data.root ({data})"
+        if resolved.initial is not None and Path(resolved.initial.location).is_absolute():
+            wanted[resolved.initial.location] = f"{keys}model.init ({resolved.initial.location})"
+    try:
+        refuse_unseen(wanted, node_ids)
+    finally:
+        for probe in probes.values():
+            probe.unlink()
+
+
+def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
+    """Make sure that every node reads some paths of this machine.
+
+    Args:
+        wanted: by path, how errors name it.
+        node_ids: None: all that are alive.
+
+    Raises:
+        UserError: names the paths and the nodes that do not see them.
+    """
+    node_ids = node_ids or [node.id for node in alive_nodes()]
+    missing = unreadable_on(node_ids, list(wanted))
+    blind = sorted(node for node, paths in missing.items() if paths)
+    if blind:
+        paths = {path for node in blind for path in missing[node]}
+        raise UserError(
+            f"{len(blind)} of {len(node_ids)} nodes do not see what lies here ({', '.join(blind)})",
+            where=", ".join(place for path, place in wanted.items() if path in paths),
+            fix="use folders that every node mounts, such as --root /nfs/scalablevit, or cluster.storage=s3://...",
+        )
+
+
+def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
+    """By node: those of the paths that a process there does not see."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in node_ids:
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[node] = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here).remote(paths)
+    try:
+        answers: list[list[str]] = ray.get(list(asked.values()), timeout=PROBE_S)
+    except ray.exceptions.GetTimeoutError:
+        raise UserError(
+            f"not every node answered within {PROBE_S:.0f} s whether it sees the files",
+            where="cluster",
+            fix="look at `ray status`; remove nodes that do not work",
+        ) from None
+    return dict(zip(asked, answers, strict=True))
+
+
+def _unreadable(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.access(path, os.R_OK)]

@@ -1,0 +1,63 @@
+"""What a recipe asks for and this machine does not have, said before anything starts."""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.pipeline.cluster import least_workers, local_resources
+from scalablevit.pipeline.resolve import ResolvedStage
+
+PROCESS_BYTES = 1.2 * 2**30
+"""Of a worker with torch and its libraries, before it trains; measured on a CPU."""
+IMAGE_BYTES_A_PIXEL = 10_000
+"""Roughly what an image's activations take in training: only above it is memory counted, which takes seconds."""
+
+
+def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
+    """Name the cores, GPUs and memory that stages ask for and this machine lacks; nothing where a cluster is named."""
+    if os.environ.get("RAY_ADDRESS"):
+        return []
+    there, memory = local_resources(), _available_bytes()
+    found = []
+    for resolved in stages:
+        cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)
+        for kind, each in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
+            have = there["GPU" if kind == "GPU" else "CPU"]
+            if workers * each > have:
+                found.append(
+                    f"stage {resolved.name} asks for {workers} workers x {each:g} {kind}s = {workers * each:g}, and "
+                    f"this machine has {have:g}: it starts on a cluster only, or with other cluster.workers and "
+                    f"cluster.{'gpus' if kind == 'GPU' else 'cpus'}_per_worker"
+                )
+        if memory and not cluster.gpus_per_worker and (needed := _needed_bytes(resolved, memory)) > memory:
+            found.append(
+                f"stage {resolved.name} takes about {needed / 2**30:.3g} GiB of memory in {cluster.workers} workers, "
+                f"and {memory / 2**30:.3g} GiB are free on this machine: lower training.global_batch_size, raise "
+                "training.accumulation_steps, or take smaller images"
+            )
+    return found
+
+
+def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
+    """Memory of a stage's workers; counted only where a rough upper bound does not fit."""
+    stage, workers = resolved.stage, resolved.stage.cluster.workers
+    images = math.ceil(stage.training.global_batch_size / workers / stage.training.accumulation_steps)
+    bound = workers * (PROCESS_BYTES + images * stage.data.training_pixels * IMAGE_BYTES_A_PIXEL)
+    if bound <= available:
+        return bound
+    from scalablevit.tasks.registry import build_task
+    from scalablevit.training.footprint import footprint
+
+    return workers * (PROCESS_BYTES + footprint(stage, build_task(stage, resolved.classes), images).total)
+
+
+def _available_bytes() -> float:
+    """Memory that programs can still take; 0 where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return float(found[1]) * 1024 if found else 0.0

@@ -1,0 +1,105 @@
+"""Runs and searches of recipe version 1: named where the same command now makes new ones."""
+
+import glob
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalablevit.config.checking import check
+from scalablevit.config.errors import UserError
+from scalablevit.config.run_hash import hashed_part
+from scalablevit.config.space import Search, Space
+from scalablevit.config.stored import stored_recipe, stored_stage
+from scalablevit.config.upgrade import upgrade
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.search_summary import TABLE
+from scalablevit.runs.result import load_result
+from scalablevit.runs.status import store_of
+
+BEGUN = "{} was begun with recipe version 1 and is not continued: this is a new {}"
+FINISHED = "{} was finished with recipe version 1 and is not taken over: this is a new {}"
+
+
+def older_runs(recipe: str, resolved: ResolvedStage, root: Path) -> list[str]:
+    """Return a line for each run of the same stage that version 1 left; none once the new run has a folder.
+
+    Args:
+        recipe: the recipe's name.
+        resolved: what is to be trained; runs with other values are not named.
+        root: the platform's root.
+    """
+    if (root / "runs" / resolved.run_name).exists():
+        return []
+    wanted = hashed_part(resolved.stage)
+    return [
+        (FINISHED if _is_finished(folder) else BEGUN).format(folder, "run")
+        for folder, raw in _version_1(root, f"{recipe}-{resolved.name}-", "recipe.yaml")
+        if _hashed(raw) == wanted
+    ]
+
+
+def older_searches(search: Search, name: str, root: Path) -> list[str]:
+    """Return a line for each search with the same space and recipe that version 1 left.
+
+    Args:
+        search: what is to be searched.
+        name: of its run; none once that has a folder.
+        root: the platform's root.
+    """
+    if (root / "runs" / name).exists():
+        return []
+    return [
+        (FINISHED if (folder / TABLE).is_file() else BEGUN).format(folder, "search")
+        for folder, raw in _version_1(root, f"{search.recipe.name}-{search.stage}-search-", "space.yaml")
+        if _is_same_search(search, folder, raw)
+    ]
+
+
+def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Folders of runs named after a hash, and what version 1 stored in a file of each."""
+    for path in sorted((root / "runs").glob(f"{glob.escape(prefix)}*/{file}")):
+        if re.fullmatch("[0-9a-f]{12}", path.parent.name.removeprefix(prefix)):
+            raw = _read(path)
+            if raw and "version" not in raw:
+                yield path.parent, raw
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A stored YAML mapping; empty when it cannot be read."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _hashed(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What makes a stored stage's run the same run; None for values that are refused today."""
+    try:
+        return hashed_part(stored_stage(raw))
+    except UserError:
+        return None
+
+
+def _is_same_search(search: Search, folder: Path, raw: Mapping[str, Any]) -> bool:
+    try:
+        space = check(Space, upgrade(raw), {}, "")
+        base = stored_recipe(_read(folder / "base_recipe.yaml"))
+    except UserError:
+        return False
+    same = ("parameters", "metric", "mode", "searcher", "seed", "scheduler")
+    return (
+        all(getattr(space, key) == getattr(search.space, key) for key in same)
+        and search.stage in base.stages
+        and hashed_part(base.stages[search.stage]) == hashed_part(search.recipe.stages[search.stage])
+    )
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return load_result(store_of(folder)) is not None
+    except UserError:
+        return False

@@ -1,0 +1,95 @@
+"""Pictures in a run's folder, drawn by the driver beside the workers; one that fails is said and ends nothing."""
+
+import threading
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from scalablevit.config.task_info import task_info
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.runs.figures import by_step
+from scalablevit.runs.result import WEIGHTS
+from scalablevit.runs.run_store import RunStore
+from scalablevit.tracking.connection import brief
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scalablevit.data.sources.base import Source
+    from scalablevit.tasks.task import Task
+
+FOLDER = "plots"
+CURVES = f"{FOLDER}/curves.png"
+TRAINING = f"{FOLDER}/training_batch.png"
+VALIDATION = f"{FOLDER}/validation.png"
+EXAMINATION = "examination"
+"""Folder of what `report.examination` finds."""
+
+
+def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
+    """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
+
+    def draw() -> None:
+        if target.exists():
+            return
+        from scalablevit.report.overlays import save_training_batch
+        from scalablevit.tasks.registry import build_task
+
+        task = build_task(resolved.stage, resolved.classes)
+        save_training_batch(task, resolved.stage, resolved.sources["train"], target)
+
+    target = store.local / TRAINING
+    thread = threading.Thread(target=_attempt, args=(resolved, TRAINING, draw), name="pictures", daemon=True)
+    thread.start()
+    return thread
+
+
+def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
+    """Draw the run's figures so far."""
+
+    def draw() -> None:
+        from scalablevit.report.curves import save_curves
+
+        rows = by_step(store.local / "spool", uid)
+        save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
+
+    _attempt(resolved, CURVES, draw)
+
+
+def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
+    """Draw validation images with truth and the best weights' prediction, and look at single ones for the report."""
+    finished = cache(partial(_finished, resolved, store))
+
+    def draw() -> None:
+        from scalablevit.report.overlays import save_predictions
+
+        task, model, source = finished()
+        save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
+
+    def look() -> None:
+        from scalablevit.report.examination import examine
+
+        task, model, source = finished()
+        examine(task, resolved.stage, model, source, store.local / EXAMINATION)
+
+    _attempt(resolved, VALIDATION, draw)
+    _attempt(resolved, EXAMINATION, look)
+
+
+def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
+    """The task, the network with the best weights, and the validation split."""
+    import safetensors.torch
+
+    from scalablevit.tasks.registry import build_task
+
+    task = build_task(resolved.stage, resolved.classes)
+    model = task.build_model()
+    model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
+    return task, model, resolved.sources["val"]
+
+
+def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:
+    try:
+        draw()
+    except Exception as error:  # whatever a picture fails of, the training is worth more
+        print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)

@@ -1,0 +1,382 @@
+"""The second gate: a recipe held against its data and models, before anything is started."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalablevit.config.commands import command_name
+from scalablevit.config.data import SPLITS, SplitName
+from scalablevit.config.errors import UserError, UserErrors, raise_all
+from scalablevit.config.model_names import check_model_name
+from scalablevit.config.overrides import with_parents
+from scalablevit.config.promotion import TOP5_CLASSES
+from scalablevit.config.recipe import Length, Recipe, Stage
+from scalablevit.config.root import tracking_uri
+from scalablevit.config.run_hash import stage_hash
+from scalablevit.config.schedule import largest_rate, learning_rate
+from scalablevit.config.space import Search
+from scalablevit.config.task_info import kind_of_script, task_info
+from scalablevit.data.check import check_split, image_notes, raise_if_fatal
+from scalablevit.data.coco import SIZES
+from scalablevit.data.contents import ContentCache
+from scalablevit.data.inspection import Inspection, inspect_data, inspect_validation
+from scalablevit.data.shapes import write_shapes
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.opening import open_source
+from scalablevit.data.statistics import DataStatistics
+from scalablevit.pipeline.initial import Initial, find_initial
+from scalablevit.tracking.connection import check_uri
+
+if TYPE_CHECKING:  # imports torch
+    from scalablevit.tasks.task import Task
+
+UNKNOWN = "unknown"
+"""In a dry run: the digest of data, and the hash of a run, whose files could not all be summed up in its time."""
+DRY_RUN_S = 10.0
+"""Longest look of a dry run at the data of all stages."""
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """A stage with everything that its data decides."""
+
+    name: str
+    stage: Stage
+    run_name: str
+    hash: str
+    digest: str
+    """Of both splits."""
+    classes: tuple[str, ...]
+    train_samples: int
+    val_samples: int
+    unreadable: int
+    """Samples that training will skip."""
+    ignored: tuple[str, ...]
+    """Files beside the images that are no images by their names, or not annotated."""
+    notes: tuple[str, ...]
+    """What cleaning the annotations did."""
+    absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
+    """COCO's sizes that no annotated object of the validation split has."""
+    statistics: DataStatistics | None = field(default=None, kw_only=True)
+    """Of both splits."""
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
+    """What the statistics say against the data, and does not stop the training."""
+    length: Length
+    parents: tuple[str, ...] = field(default=())
+    """Names of the stages whose weights it starts from."""
+    sources: Mapping[SplitName, Source] = field(default_factory=dict, compare=False, repr=False)
+    """The splits as they were listed."""
+    initial: Initial | None = None
+    """Weights from outside the recipe that it starts from."""
+
+
+def resolve(
+    recipe: Recipe, root: Path, wanted: Sequence[str] | None = None, seconds: float | None = None
+) -> list[ResolvedStage]:
+    """Open and check the data of the wanted stages and of those they start from, in the recipe's order.
+
+    Args:
+        recipe: the checked recipe.
+        root: the platform's root.
+        wanted: stage names; None: all.
+        seconds: longest look at the data of all stages together; `statistics` then say what is not known. None: as
+            long as it takes, `DRY_RUN_S` in a dry run.
+
+    Raises:
+        UserErrors: all that is wrong with data and model names, over all stages.
+    """
+    inits = {name: stage.model.init for name, stage in recipe.stages.items()}
+    needed = with_parents(recipe.stages if wanted is None else wanted, inits)
+    errors: list[UserError] = []
+    resolved: dict[str, ResolvedStage] = {}
+    looked_at: dict[str, Inspection] = {}
+    for name in needed:
+        try:
+            stage = recipe.stages[name]
+            initial = _find_weights(stage, root)
+            threads = min(16, 4 * (os.cpu_count() or 1))
+            key = stage.data.model_dump_json()  # stages on the same data look at it once
+            if key not in looked_at:
+                found = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+                looked_at[key] = found
+                seconds = None if seconds is None else max(0.0, seconds - found.seconds)
+            inspection = looked_at[key]
+            resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
+        except UserErrors as several:
+            errors += [_in_stage(name, error) for error in several.errors]
+        except UserError as error:
+            errors.append(_in_stage(name, error))
+    raise_all(errors)
+    return list(resolved.values())
+
+
+def check_metric(search: Search, searched: ResolvedStage) -> None:
+    """Refuse to search by a metric that the stage does not report on its data.
+
+    Raises:
+        UserError: it is top-5 accuracy of five classes or fewer, or of objects of a size that validation has none of.
+    """
+    metric, where = search.space.metric, f"space {search.name}: metric"
+    if metric == "val/top5":
+        _refuse_top5(searched.classes, where, "metric: val/top1")
+    kind, _, size = metric.rpartition("_")
+    if size in searched.absent_sizes:
+        low, high = SIZES[size]
+        raise UserError(
+            f"{metric} is never reported: no annotated object of the validation split is {size} "
+            f"({low} to {high} pixels of area)",
+            where=where,
+            fix=f"write metric: {kind}",
+        )
+
+
+def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> None:
+    """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
+
+    Some tasks refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
+
+    Raises:
+        UserError: with the smallest batch that would do.
+    """
+    training, cluster = stage.training, stage.cluster
+    parts = cluster.workers * training.accumulation_steps
+    synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
+    checked = task_info(stage.task.kind).checks_micro_batches
+    if checked or synchronized or training.global_batch_size >= 2 * parts:
+        return
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from scalablevit.tasks.registry import build_task
+
+    with torch.device("meta"):
+        model = build_task(stage, classes).build_model()
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
+            f"micro-batches leave some with one image, of which the batch norm of {stage.model.name} has no statistics",
+            where=f"stage {name}: training.global_batch_size",
+            fix=f"at least {2 * parts}, fewer workers or accumulation steps, or a model with another norm",
+        )
+
+
+def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
+    """The stages that a script runs: all for `full`, else the one of its kind.
+
+    Raises:
+        UserError: the recipe has no such stage.
+    """
+    kind = kind_of_script(script)
+    if kind is None:
+        return None
+    names = [name for name, stage in recipe.stages.items() if stage.task.kind == kind]
+    if not names:
+        kinds = ", ".join(f"{name} ({stage.task.kind})" for name, stage in recipe.stages.items())
+        raise UserError(
+            f"recipe {recipe.name} has no {kind} stage; it has {kinds}",
+            where="--recipe",
+            fix=f"choose another recipe, or run {command_name('full')}",
+        )
+    return names
+
+
+def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
+    """One line on a stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
+
+    Raises:
+        UserError: the model cannot be built, or its blocks not compiled, as the recipe says.
+    """
+    import torch
+
+    from scalablevit.tasks.registry import build_task
+
+    torch.manual_seed(0)
+    try:
+        task = build_task(stage, classes)
+        compiled = _compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
+        return task.cost_beside_paper() + compiled
+    except UserError as error:
+        raise _in_stage(name, error) from None
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
+            where=f"stage {name}: model.name, model.options, data",
+            fix="choose another image size, or give the architecture its size by model.options",
+        ) from None
+
+
+def _compiled_blocks(task: "Task", name: str) -> str:
+    """Which blocks of an architecture `training.compile` compiles."""
+    import torch
+
+    from scalablevit.models.compilation import repeated_blocks
+
+    with torch.device("meta"):
+        blocks = repeated_blocks(task.backbone(task.build_model()), name)
+    return f"; compiled: {len(blocks)} x {type(blocks[0]).__name__}"
+
+
+def _parents(stage: Stage) -> tuple[str, ...]:
+    init = stage.model.init or ""
+    return (init.removeprefix("stage:"),) if init.startswith("stage:") else ()
+
+
+def _find_weights(stage: Stage, root: Path) -> Initial | None:
+    """Hold the stage's names and addresses against what there is."""
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
+    check_uri(tracking_uri(stage.tracking.uri, root))
+    return find_initial(stage, root)
+
+
+def _resolve_stage(
+    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: Initial | None, inspection: Inspection
+) -> ResolvedStage:
+    stage = recipe.stages[name]
+    inspection.raise_errors()
+    sources = inspection.sources
+    if stage.promotion.metric == "top5":
+        _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
+    known = all(source.contents is not None for source in sources.values())
+    digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
+    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
+    parents = tuple(parent for parent in _parents(stage) if parent in earlier)
+    origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
+    own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
+    return ResolvedStage(
+        name=name,
+        stage=stage,
+        run_name=f"{recipe.name}-{name}-{own_hash}",
+        hash=own_hash,
+        digest=f"content:{digest}",
+        classes=sources["train"].classes,
+        train_samples=len(sources["train"]),
+        val_samples=len(sources["val"]),
+        unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
+        ignored=tuple(name for source in sources.values() for name in source.ignored),
+        statistics=inspection.statistics,
+        warnings=inspection.warnings,
+        absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
+        notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
+        length=_checked_length(stage, len(sources["train"])),
+        parents=parents,
+        sources=sources,
+        initial=initial,
+    )
+
+
+def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    """Open and check the validation split of a recipe of one stage, for a model that is trained already.
+
+    Labels count in the order of the model's classes. The training split is looked at for the digest alone, and need not
+    be there: then the digest is that of the validation split.
+
+    Args:
+        recipe: of `cli.evaluate.trained_recipe`.
+        root: the platform's root.
+        classes: of the model, in the order of its outputs.
+
+    Raises:
+        UserError, UserErrors: the data cannot be used, or has classes of other names.
+    """
+    (name,) = recipe.stages
+    try:
+        return _resolve_evaluation(recipe, name, root, classes)
+    except UserErrors as several:
+        raise UserErrors([_in_stage(name, error) for error in several.errors]) from None
+    except UserError as error:
+        raise _in_stage(name, error) from None
+
+
+def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence[str]) -> ResolvedStage:
+    stage = recipe.stages[name]
+    check_uri(tracking_uri(stage.tracking.uri, root))
+    if stage.data.shapes is not None:
+        write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
+    cache = ContentCache.below(root)
+    source = open_source(stage.data, "val", root, classes)
+    source.look_at_contents(cache, "data.val")
+    threads = min(16, 4 * (os.cpu_count() or 1))
+    report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
+    raise_if_fatal(report, stage.data.max_bad_fraction, where="data.val")
+    errors, warnings = inspect_validation(source, stage.data, report)
+    raise_all(errors)
+    if stage.promotion.metric == "top5":
+        _refuse_top5(source.classes, "promotion.metric", "promotion.metric=top1")
+    try:
+        train = open_source(stage.data, "train", root, classes)
+        train.look_at_contents(cache, "data.train")
+        digest = f"content:{hashlib.sha256(f'{train.digest()} {source.digest()}'.encode()).hexdigest()}"
+    except UserError:  # not there, or of no use: nothing is trained
+        train, digest = None, source.digest()
+    own_hash = stage_hash(stage, digest.partition(":")[2], [])
+    return ResolvedStage(
+        name=name,
+        stage=stage,
+        run_name=f"{recipe.name}-{name}-{own_hash}",
+        hash=own_hash,
+        digest=digest,
+        classes=source.classes,
+        train_samples=len(train or ()),
+        val_samples=len(source),
+        unreadable=len(report.unreadable),
+        ignored=source.ignored,
+        absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
+        notes=(*source.notes, *image_notes(report), *warnings),
+        length=Length.of(stage, len(train or source)),
+        sources={"val": source},
+    )
+
+
+def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
+    if len(classes) < TOP5_CLASSES:
+        raise UserError(
+            f"top-5 accuracy is reported only where there are more than five classes; the data has {len(classes)}",
+            where=where,
+            fix=f"write {instead}",
+        )
+
+
+def _checked_length(stage: Stage, samples: int) -> Length:
+    length = Length.of(stage, samples)
+    if length.warmup >= length.total:
+        raise UserError(
+            f"the warm-up ({length.warmup} steps) is not shorter than the training ({length.total} steps: {samples} "
+            f"samples, global batch {stage.training.global_batch_size})",
+            where="optimizer.schedule",
+            fix="shorten the warm-up, or train longer",
+        )
+    return length
+
+
+def _in_stage(name: str, error: UserError) -> UserError:
+    return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
+
+
+def describe(resolved: ResolvedStage) -> dict[str, str]:
+    """The automatic values made concrete, by name."""
+    stage, length = resolved.stage, resolved.length
+    training, cluster = stage.training, stage.cluster
+    points = sorted({0, length.warmup, length.total // 2, length.total - 1})
+    per_worker = training.global_batch_size / cluster.workers / training.accumulation_steps
+    synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
+    return {
+        "run": resolved.run_name,
+        "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
+        f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
+        f"{left_out(resolved.ignored)}" + "".join(f"; {note}" for note in resolved.notes),
+        "digest": resolved.digest,
+        "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
+        f"micro-batches x {per_worker:g}",
+        "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
+        f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every}",
+        "learning rate": ", ".join(
+            f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
+        )
+        + f"; the largest is {largest_rate(stage.optimizer, length):.4g}, optimizer.lr is {stage.optimizer.lr:.4g}",
+        "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
+        "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
+    }

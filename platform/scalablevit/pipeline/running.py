@@ -1,0 +1,97 @@
+"""From a checked recipe to trained models: what the training scripts and the Python API share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.shipped import space_file
+from scalablevit.config.space import Search
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.trial import trial_gpus, with_values
+
+if TYPE_CHECKING:
+    from scalablevit.pipeline.resolve import ResolvedStage
+    from scalablevit.runs.result import StageResult
+
+
+def load_recipe_search(recipe: Recipe, folder: Path) -> Search | None:
+    """Return the search that a run of the whole recipe begins with; None: the recipe names none.
+
+    Args:
+        recipe: the checked recipe.
+        folder: that `tune` is relative to.
+
+    Raises:
+        UserError: as `load_search`.
+    """
+    return None if recipe.tune is None else load_search(space_file(str(recipe.tune), folder), (), recipe)
+
+
+def prepare(
+    recipe: Recipe, search: Search | None, root: Path, wanted: Sequence[str] | None, *, dry_run: bool = False
+) -> "list[ResolvedStage]":
+    """Check the data and the models of the stages, and print the plan.
+
+    Args:
+        recipe: the checked recipe.
+        search: that comes first.
+        root: the platform's root.
+        wanted: names of stages; those that they start from are added. None: all.
+        dry_run: look at the data for `DRY_RUN_S` at most.
+
+    Raises:
+        UserErrors: all that is wrong with data and model names, over all stages.
+    """
+    from scalablevit.pipeline import resolve
+    from scalablevit.pipeline.announce import announce
+
+    stages = resolve.resolve(recipe, root, wanted, resolve.DRY_RUN_S if dry_run else None)
+    if search is not None:
+        resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
+    announce(recipe.name, stages, root)
+    if search is not None:
+        from scalablevit.pipeline.search_summary import plan
+
+        samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
+        print("\n" + plan(search, samples), flush=True)
+    return stages
+
+
+def train(
+    recipe: Recipe,
+    search: Search | None,
+    stages: "Sequence[ResolvedStage]",
+    root: Path,
+    wanted: Sequence[str] | None,
+) -> "list[StageResult]":
+    """Connect to the cluster and run the search, if there is one, and the stages; Ray stays connected.
+
+    Args:
+        recipe: the checked recipe.
+        search: that comes first.
+        stages: what `prepare` gave for the same arguments.
+        root: the platform's root.
+        wanted: names of stages; None: all.
+
+    Raises:
+        UserError: the cluster does not answer or has too little room, or as `run_chain`.
+        SearchFailed: no trial came to an evaluation.
+        TrainingFailed: workers failed too often.
+        KeyboardInterrupt: all stages have recorded their end.
+    """
+    from scalablevit.pipeline import chain, cluster, resolve  # these load Ray
+
+    cluster.connect(stages, root, None if search is None else trial_gpus(search))
+    origins: dict[str, dict[str, str]] = {}
+    if search is not None:
+        from scalablevit.pipeline.older_runs import older_searches
+        from scalablevit.pipeline.search import search_name, search_stage
+
+        searched = resolve.resolve(recipe, root, [search.stage])
+        for note in older_searches(search, search_name(search, searched[-1]), root):
+            print(f"note: {note}", flush=True)
+        found = search_stage(search, searched, root)
+        recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
+        stages = resolve.resolve(recipe, root, wanted)
+    return chain.run_chain(recipe, stages, root, origins)

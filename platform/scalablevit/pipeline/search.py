@@ -1,0 +1,280 @@
+"""A search from its space to the best values: trials, one MLflow run with a child for each, a table and plots."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalablevit.config.commands import command_line
+from scalablevit.config.errors import SearchFailed, UserError
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.root import tracking_uri
+from scalablevit.config.space import Search, search_hash
+from scalablevit.config.trial import trial_stage, with_values
+from scalablevit.config.unused_keys import without_unused
+from scalablevit.pipeline import cluster
+from scalablevit.pipeline.chain import run_chain
+from scalablevit.pipeline.initial import Initial
+from scalablevit.pipeline.report import publish
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.search_summary import BEST, TABLE, summary
+from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, delivered, identity, initial_of
+from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.lease import Lease
+from scalablevit.runs.result import without_secrets
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.screen import forgiving_output
+from scalablevit.runs.signals import check
+from scalablevit.runs.status import Best, StatusFile
+from scalablevit.tracking import tags
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import Spool, Status, now_ms
+from scalablevit.training.data_listing import store_listings
+from scalablevit.tuning.plots import save_plots
+from scalablevit.tuning.search import Recorder, open_trials, run_trials
+from scalablevit.tuning.trial import Work
+from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    name: str
+    """Of the search's run."""
+    uid: str
+    folder: Path
+    """On the driver's disk: table, plots, `best_recipe.yaml`."""
+    trials: tuple[Trial, ...]
+    best: Trial
+    step: int
+    """Of the best trial's best evaluation."""
+    value: float
+
+    def origin(self) -> dict[str, str]:
+        """Tags for the run and the version that are trained with these values."""
+        return {tags.SEARCH: self.name, tags.SEARCH_UID: self.uid, tags.SEARCH_TRIAL: str(self.best.number)}
+
+
+def search_name(search: Search, resolved: ResolvedStage) -> str:
+    """Name of the search's run: the same search on the same data goes on, another one starts anew."""
+    return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
+
+
+def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
+    """Refuse a search of which nothing is there yet; nothing is made.
+
+    Raises:
+        UserError: where it would lie.
+    """
+    store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
+    if store.read(LIST) is None:
+        raise UserError(
+            "there is nothing to resume: this search was not begun",
+            where=store.location,
+            fix="start it without --resume; it is the same search only with the same space, recipe, overrides and data",
+        )
+
+
+def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> Found:
+    """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
+
+    Args:
+        stages: the searched stage, behind those that it needs.
+
+    Raises:
+        As `run_search` and `run_chain`.
+    """
+    *parents, searched = stages
+    earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
+    found = run_search(search, searched, initial_of(searched, earlier), root)
+    print("\n" + summary(search, found), flush=True)
+    return found
+
+
+def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None, root: Path) -> Found:
+    """Run a search on the connected cluster; trials that have ended are recognised, others go on.
+
+    Args:
+        resolved: the searched stage of the base recipe.
+        initial: weights that every trial starts from.
+
+    Raises:
+        UserError: another job owns the search, or the trials do not fit on the cluster.
+        SearchFailed: no trial came to an evaluation.
+    """
+    concurrency = _concurrency(search)
+    tracking = resolved.stage.tracking
+    store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
+    address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
+    with (
+        forgiving_output(),
+        Lease(store) as lease,
+        StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file,
+    ):
+        uid = identity(store)
+        spool = Spool(store.local / "spool")
+        shipper = Shipper(store.local / "spool", address)
+        _begin(search, store, spool, uid, resolved)
+        shipper.start()
+        store_listings(store.location, resolved.sources)
+        work = Work(
+            search=replace(search, recipe=_without_secrets(search.recipe)),
+            folder=store.location,
+            root=str(root),
+            train_samples=resolved.train_samples,
+            init_weights=initial.location if initial else None,
+            init_sha256=initial.sha256 if initial else "",
+            keep_head=initial is None or initial.keep_head(resolved.classes),
+        )
+        trials = open_trials(search, store.location)
+        told = partial(_tell, status_file, search, trials)
+        recorder = Recorder(work, trials, spool, uid, tracking.experiment, told)
+        status: Status = "FAILED"
+        failure: BaseException | None = None
+        try:
+            told()
+            _run(recorder, work, concurrency)
+            found = _found(search, store, uid, recorder.trials)
+            _write_down(work, found, spool)
+            publish(found.folder, spool, uid)
+            status = "FINISHED"
+        except KeyboardInterrupt as interrupt:
+            status, failure = "KILLED", interrupt
+            clean_up(failure, ("recording which trials go on", recorder.interrupt))
+            raise
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            clean_up(
+                failure,
+                (f"recording the end of {store.name}", lambda: spool.end(uid, status)),
+                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+            )
+    return found
+
+
+def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
+    """How far the search is, into its status; Tune comes by here whenever a trial has ended."""
+    check()
+    space = search.space
+    leading = next(iter(ranked(trials, space.mode)), None)
+    best = leading.best(space.mode) if leading else None
+    status_file.update(
+        step=sum(trial.ended() for trial in trials),
+        total=space.budget.trials or len(trials),
+        best=best and Best(space.metric, value=best[1], step=best[0]),
+    )
+
+
+def _run(recorder: Recorder, work: Work, concurrency: int) -> None:
+    space = work.search.space
+    wanted = space.budget.trials or len(recorder.trials)
+    if sum(trial.ended() for trial in recorder.trials) >= wanted:
+        print(f"[search] already finished: all {wanted} trials have ended ({work.folder})", flush=True)
+        return
+    minutes = space.budget.wall_minutes
+    run_trials(recorder, work, concurrency, None if minutes is None else minutes * 60)
+
+
+def _concurrency(search: Search) -> int:
+    """Trials at once on the connected cluster.
+
+    Raises:
+        UserError: fewer than the space asks for, with the arithmetic.
+    """
+    stage = trial_stage(search, {})
+    room, asked, each = cluster.copies(stage), search.space.concurrency, stage.cluster
+    if room < (asked or 1):
+        raise UserError(
+            f"the cluster has room for {room} trials at once, and {asked or 1} are asked for, each of {each.workers} "
+            f"worker(s) x ({each.cpus_per_worker:g} CPU, {each.gpus_per_worker:g} GPU)",
+            where=f"space {search.name}: concurrency, resources",
+            fix="ask for less, or add nodes",
+        )
+    return asked or room
+
+
+def _begin(search: Search, store: RunStore, spool: Spool, uid: str, resolved: ResolvedStage) -> None:
+    """Record what is about to run, in the search's folder and for MLflow."""
+    space = yaml.safe_dump(search.space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (store.local / "space.yaml").write_text(space, encoding="utf-8")
+    base = yaml.safe_dump(_plain(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
+    (store.local / "base_recipe.yaml").write_text(base, encoding="utf-8")
+    facts = {
+        tags.DATA_DIGEST: resolved.digest,
+        tags.RECIPE_HASH: resolved.hash,
+        "space": search.name,
+        "run_folder": store.location,
+    }
+    spool.run(uid, store.name, experiment=resolved.stage.tracking.experiment, tags=facts)
+    spool.params(uid, {f"space.{path}": draw.model_dump_json(exclude_none=True)
+                       for path, draw in search.space.parameters.items()})  # fmt: skip
+    for file in ("space.yaml", "base_recipe.yaml"):
+        spool.artifact(uid, store.local / file)
+
+
+def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> Found:
+    leading = next(iter(ranked(trials, search.space.mode)), None)
+    best = leading.best(search.space.mode) if leading else None
+    if leading is None or best is None:
+        raise SearchFailed(
+            f"none of {len(trials)} trials came to an evaluation:\n"
+            + "\n".join(f"  trial {trial.number}: {trial.status} {trial.reason}" for trial in trials)
+            + f"\ntheir folders are in {store.location}/trials"
+        )
+    return Found(store.name, uid, store.local, tuple(trials), leading, *best)
+
+
+def _write_down(work: Work, found: Found, spool: Spool) -> None:
+    """Table, plots and the best recipe: files in the search's folder, artifacts and figures in MLflow."""
+    space = work.search.space
+    per_epoch = {
+        trial.number: work.train_samples / trial_stage(work.search, trial.values).training.global_batch_size
+        for trial in found.trials
+    }
+    files = [found.folder / TABLE, found.folder / BEST]
+    files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
+    files[1].write_text(best_recipe(work.search, found), encoding="utf-8")
+    files += save_plots(found.trials, space, found.folder / "plots")
+    for file in files:
+        spool.artifact(found.uid, file, "plots" if file.suffix == ".png" else None)
+    spool.tags(found.uid, {
+        "best": f"{space.metric}={found.value:.6g} at step {found.step} of trial {found.best.number}",
+        "checkpoint": f"{trial_folder(work.folder, found.best.number)}/checkpoints",
+    })  # fmt: skip
+    counts = {f"trials/{status}": float(sum(trial.status == status for trial in found.trials))
+              for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
+    figures = {"search/best": found.value, **counts}
+    spool.metrics(found.uid, [{"step": len(found.trials), "time_ms": now_ms(), "metrics": figures}])
+
+
+def best_recipe(search: Search, found: Found) -> str:
+    """The base recipe with the best trial's values, as a file that runs; its head says where it came from."""
+    recipe = with_values(_without_secrets(search.recipe), search.stage, found.best.values)
+    values = ", ".join(f"{path}={value}" for path, value in found.best.values.items())
+    length = trial_stage(search, found.best.values).training
+    trained = f"{length.epochs:g} epochs" if length.epochs else f"{length.steps} steps"
+    head = [
+        f"# Recipe {recipe.name} with what search {found.name} found for stage {search.stage}: {values}.",
+        f"# Trial {found.best.number} of {len(found.trials)}: {search.space.metric} {found.value:.6g} at step "
+        f"{found.step}, in a training of {trained}.",
+    ]
+    if search.space.scheduler.kind == "pbt":
+        head.append("# Population-based training changed the values on the way: these are the last ones.")
+    head.append(f"# {command_line('full')} --recipe <this file>")
+    return "\n".join(head) + "\n" + yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    plain = recipe.model_dump(mode="json", exclude={"tune"})
+    return {**plain, "stages": {name: without_unused(stage) for name, stage in plain["stages"].items()}}
+
+
+def _without_secrets(recipe: Recipe) -> Recipe:
+    stages: dict[str, Stage] = {name: without_secrets(stage) for name, stage in recipe.stages.items()}
+    return recipe.model_copy(update={"stages": stages})

@@ -1,0 +1,56 @@
+"""What people read of a search: the plan before it, and what it found."""
+
+from typing import TYPE_CHECKING
+
+from scalablevit.config.recipe import Length
+from scalablevit.config.space import Search
+from scalablevit.config.trial import trial_stage
+
+if TYPE_CHECKING:
+    from scalablevit.pipeline.search import Found
+TABLE = "trials.csv"
+BEST = "best_recipe.yaml"
+"""Files in the search's folder."""
+
+
+def plan(search: Search, train_samples: int) -> str:
+    """The search made concrete."""
+    space, stage = search.space, trial_stage(search, {})
+    length = Length.of(stage, train_samples)
+    rules = {"none": "no trial is stopped early", "pbt": f"values change every {space.scheduler.perturb_epochs} epochs"}
+    stopping = rules.get(space.scheduler.kind, f"none is stopped before epoch {space.scheduler.grace_epochs:g}")
+    each = stage.cluster
+    facts = {
+        "stage": f"{search.stage} of recipe {search.recipe.name}",
+        "best": f"{space.mode} of {space.metric} over a trial's evaluations",
+        "trials": f"{space.budget.trials or 'all combinations'}, searcher {space.searcher}, seed {space.seed}",
+        "each": f"{length.total} steps ({length.total / length.steps_per_epoch:.4g} epochs), evaluation every "
+        f"{length.evaluate_every}, {each.workers} worker(s) x ({each.cpus_per_worker:g} CPU, "
+        f"{each.gpus_per_worker:g} GPU)",
+        "scheduler": f"{space.scheduler.kind}: {stopping}",
+        "at once": str(space.concurrency or "as many as fit"),
+        "wall time": f"at most {space.budget.wall_minutes:g} minutes" if space.budget.wall_minutes else "no limit",
+        **{path: draw.model_dump_json(exclude_none=True) for path, draw in space.parameters.items()},
+    }
+    width = max(map(len, facts)) + 2
+    return f"search {search.name}\n" + "\n".join(f"  {name:<{width}}{fact}" for name, fact in facts.items())
+
+
+def summary(search: Search, found: "Found") -> str:
+    """The best trials, what became of the others, and where everything lies."""
+    from scalablevit.tuning.trials import ranked  # here, since a dry run need not load what this loads
+
+    space = search.space
+    lines = [f"{space.metric}  trial"]
+    for trial in ranked(found.trials, space.mode)[:5]:
+        best = trial.best(space.mode)
+        values = ", ".join(f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+                           for path, value in trial.values.items())  # fmt: skip
+        lines.append(f"{best[1] if best else 0:.4f}    {trial.number} ({trial.status}): {values}")
+    failed = [f"failed: trial {trial.number}: {trial.reason}" for trial in found.trials if trial.status == "failed"]
+    counts = {status: sum(trial.status == status for trial in found.trials)
+              for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
+    lines += [", ".join(f"{count} {status}" for status, count in counts.items() if count), *failed]
+    lines += [f"table and plots   {found.folder / TABLE}, {found.folder / 'plots'}"]
+    lines += [f"best recipe       {found.folder / BEST}"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""A run: its folder, lease, status, metrics, console and result."""

@@ -1,0 +1,182 @@
+"""What is told of a running stage, read from its spool as it arrives: lines, `status.json` and its figures' files."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from scalablevit.config.recipe import FIRST_STEPS
+from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.figures import IS_BEST, MetricFiles
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.screen import Screen, duration
+from scalablevit.runs.status import Best, StatusFile
+from scalablevit.tracking.spool import RECORDS, now_ms, read_lines
+from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.storage import START_NOTE
+
+POLL_S = 0.5
+QUIET_S = 5.0
+"""Without a live line training lines are printed at most this often; evaluations and the first steps always."""
+
+
+class Progress:
+    """A thread that tells while its context lasts; nothing of it is on the path of a step."""
+
+    def __init__(
+        self, store: RunStore, uid: str, stage: str, total_steps: int, best_metric: str, status: StatusFile
+    ) -> None:
+        self._store = store
+        store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
+        self._noted = False
+        self._spool = spool = store.local / "spool"
+        self._uid = uid
+        self._screen = Screen(stage)
+        self._total = total_steps
+        self._files = MetricFiles(store, uid)
+        self._best_metric = best_metric
+        self._status = status
+        self._offset = (spool / RECORDS).stat().st_size
+        self._attempts = store.local / ATTEMPTS
+        _, self._attempts_offset = read_attempts(self._attempts)
+        self._printed = 0.0
+        self._memory = ""
+        self._pace = Pace(total_steps)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._files.read()
+        self._status.update(state="started", step=self._files.last_step, best=self._best())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+        clean_up(
+            error,
+            ("showing the last records", self._tell_new),
+            ("writing metrics.jsonl and results.csv", self._write_figures),
+            ("closing the screen", self._screen.close),
+        )
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(POLL_S):
+            with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
+                self._tell_new()
+
+    def _tell_new(self) -> None:
+        if not self._noted and (note := self._store.read(START_NOTE)):
+            self._noted = True
+            self._screen.say(note.decode())
+        events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
+        for event in events:
+            self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
+            if event["event"] == "lost":
+                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
+                self._screen.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
+                                 "goes on")  # fmt: skip
+        records = []
+        for line in read_lines(self._spool, self._offset):
+            self._offset = line.end
+            if line.record is not None and line.record["kind"] == "metrics" and line.record["uid"] == self._uid:
+                records.append(line.record)
+        for record in records:
+            self._memory = memory(record["metrics"]) or self._memory
+        for record in records:
+            self._tell(record["step"], record["time_ms"], record["metrics"])
+
+    def _tell(self, step: int, time_ms: int, metrics: Mapping[str, Any]) -> None:
+        if self._best_metric in metrics:
+            self._screen.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
+            self._write_figures()
+        elif "train/loss" in metrics:
+            self._pace.saw(step, time_ms)
+            # a narrow terminal cuts the end off
+            parts = (f"step {step}/{self._total}", self._pace.left(step), training_line(metrics), self._memory)
+            line = "  ".join(part for part in parts if part)
+            self._screen.show(line)
+            quiet = self._screen.is_live or time.monotonic() - self._printed < QUIET_S
+            if not quiet or step in FIRST_STEPS or step >= self._total:
+                self._printed = time.monotonic()
+                self._screen.say(line)
+            self._status.update(step=step)
+
+    def _write_figures(self) -> None:
+        """The run's files and its best value, from all that its spool holds."""
+        self._files.read()
+        if self._files.last_step:
+            self._status.update(step=self._files.last_step, best=self._best())
+        try:
+            self._files.write()
+        except OSError as error:  # a full disk must not end training
+            self._screen.say(f"metrics.jsonl and results.csv were not written: {error}")
+
+    def _best(self) -> Best | None:
+        if self._files.best is None:
+            return None
+        step, row = self._files.best
+        return Best(self._best_metric, float(row[self._best_metric]), step)
+
+
+class Pace:
+    """How long the rest takes, evaluations included, by the steps of this attempt so far."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total = total_steps
+        self._since_ms = now_ms()
+        self._first: tuple[int, int] | None = None
+        self._seconds_per_step = 0.0
+
+    def saw(self, step: int, time_ms: int) -> None:
+        """Take in a log point; those that were on their way since before this attempt are left out."""
+        if self._first is None and time_ms >= self._since_ms:
+            self._first = (step, time_ms)
+        if self._first is not None and step > self._first[0]:
+            self._seconds_per_step = (time_ms - self._first[1]) / 1000 / (step - self._first[0])
+
+    def left(self, step: int) -> str:
+        """Such as `ETA 3 h 20 min`; empty until two log points are known."""
+        return f"ETA {duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
+
+
+def memory(metrics: Mapping[str, Any]) -> str:
+    """Of the figures of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
+    for name, key in (("GPU memory", "gpu_peak_allocated_gib"), ("memory", "process_memory_gib")):
+        if f"system/node0/{key}" in metrics:
+            return f"{name} {float(metrics[f'system/node0/{key}']):.1f} GiB"
+    return ""
+
+
+def training_line(metrics: Mapping[str, Any]) -> str:
+    """The figures of a log point."""
+    return (
+        f"epoch {float(metrics['train/epoch']):.2f}  loss {float(metrics['train/loss']):.4f}  "
+        f"lr {float(metrics['train/lr']):.2e}  grad {float(metrics['train/grad_norm']):.2f}  "
+        f"{float(metrics['train/images_per_s']):.0f} images/s  "
+        f"data wait {100 * float(metrics['train/data_wait']):.0f} %{_remedies(metrics)}"
+    )
+
+
+def evaluation_line(metrics: Mapping[str, Any]) -> str:
+    """The figures of an evaluation."""
+    figures = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v))
+    return f"evaluation: {figures}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
+
+
+def _remedies(metrics: Mapping[str, Any]) -> str:
+    """What was done about steps that were not finite, if anything."""
+    told = {"skipped steps": "train/skipped_steps", "roll-backs": "train/roll_backs"}
+    return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))
+
+
+def _headline(name: str, value: float | str) -> bool:
+    """Figures for people, not those of single classes; bad samples when there are any."""
+    if name == "val/bad_samples":
+        return bool(value)
+    return name.startswith("val/") and name.count("/") == 1 and name not in (IS_BEST, "val/samples")

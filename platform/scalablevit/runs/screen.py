@@ -1,0 +1,93 @@
+"""Where lines go: of a stage one live line below them in a terminal, plain lines elsewhere."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from tqdm import tqdm
+
+from scalablevit.runs.status import submission_id
+
+
+class _Forgiving:
+    """A text stream whose writes never fail: what is told of a training is not worth its end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Nothing when there is no room for it (`> log` on a full disk), or nobody to read it (`| head`)."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As `write`; where nobody reads any more, the rest goes nowhere, also at the interpreter's end."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within, nothing fails for what cannot be printed."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class Screen:
+    """Lines of one stage; several stages may have one each at the same time.
+
+    Args:
+        stage: stands before each line.
+        out: where to; None: standard output.
+    """
+
+    def __init__(self, stage: str, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._stage = stage
+        self.is_live = self._out.isatty() and os.environ.get("TERM") != "dumb" and not submission_id()
+        # tqdm cuts the line to the terminal's width and keeps those of several stages below each other
+        self._bar = tqdm(bar_format="{desc}", file=self._out, leave=False, dynamic_ncols=True) if self.is_live else None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is None:
+            print(f"[{self._stage}] {text}", file=self._out, flush=True)
+        else:
+            tqdm.write(f"[{self._stage}] {text}", file=self._out)
+
+    def show(self, text: str) -> None:
+        """The live line's new text; nothing where there is none."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"[{self._stage}] {text}")
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as `45 s`, `3.2 min` or `5 h 10 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

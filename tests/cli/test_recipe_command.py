@@ -1,0 +1,130 @@
+"""`pipelines/recipe.py upgrade`: files rewritten in place, or left as they are."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scalablevit.cli.recipe import run
+from scalablevit.cli.tree import parse
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.space_loading import load_search
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = """\
+name: mine  # of me
+data: {source: image_folder, root: pictures, train: {images: train}, val: {images: val}}
+model: {name: scalablevit_tiny}
+task: {kind: classification}
+optimizer: {lr: 1e-3}
+training: {epochs: 2, global_batch: 8}  # small
+"""
+SPACE = """\
+recipe: my.yaml
+metric: val/top1
+budget: {trials: 2}
+parameters: {training.global_batch: {choice: [8, 16]}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "my.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def upgrade(*arguments: str | Path) -> int:
+    return run(parse("recipe", ["upgrade", *map(str, arguments)]))
+
+
+def test_a_recipe_and_a_space_are_rewritten(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = mine.with_name("space.yaml")
+    space.write_text(SPACE)
+    mine.chmod(0o640)
+    assert upgrade(space, mine) == 0  # in any order: both are rewritten before one is checked
+    assert capsys.readouterr().out.splitlines() == [
+        f"{space}:2: version: 2 is added",
+        f"{space}:4: parameters.training.global_batch -> training.global_batch_size",
+        f"{mine}:2: version: 2 is added",
+        f"{mine}:6: training.global_batch -> global_batch_size",
+    ]
+    assert mine.read_text() == RECIPE.replace("# of me\n", "# of me\nversion: 2\n").replace("batch:", "batch_size:")
+    assert load_recipe(mine).stages["pretrain"].training.global_batch_size == 8
+    assert load_search(space).space.version == 2
+    assert mine.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["my.yaml", "space.yaml"]
+    assert upgrade(mine) == 0
+    assert capsys.readouterr().out == f"{mine}: already version 2\n"
+
+
+def test_a_dry_run_writes_nothing(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upgrade("--dry-run", mine) == 0
+    assert mine.read_text() == RECIPE
+    out = capsys.readouterr().out
+    assert f"{mine}:6: training.global_batch -> global_batch_size" in out and "nothing was written" in out
+
+
+def test_when_one_file_cannot_be_upgraded_none_is(mine: Path) -> None:
+    both, broken = mine.with_name("both.yaml"), mine.with_name("broken.yaml")
+    both.write_text(RECIPE.replace("global_batch: 8", "global_batch: 8, global_batch_size: 8"))
+    broken.write_text("name: [\n")
+    with pytest.raises(UserError) as caught:
+        upgrade(mine, both, broken, mine.with_name("none.yaml"))
+    said = str(caught.value)
+    assert f"{both}:6: training.global_batch and its new name global_batch_size are both given" in said
+    assert f"{broken}:2: not readable as YAML" in said and f"{mine.with_name('none.yaml')}: cannot be read" in said
+    assert mine.read_text() == RECIPE
+
+
+def test_mistakes_that_remain_are_reported(mine: Path) -> None:
+    mine.write_text(RECIPE.replace("lr: 1e-3", "learning_rate: 1e-3"))
+    with pytest.raises(UserError) as caught:
+        upgrade(mine)
+    assert f"{mine}:6: optimizer.learning_rate: unknown key" in str(caught.value)
+    assert "global_batch_size: 8" in mine.read_text()
+
+
+def test_a_space_without_a_recipe_is_checked_by_itself(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE.replace("recipe: my.yaml\n", ""))
+    assert upgrade(space) == 0
+    space.write_text(space.read_text().replace("trials: 2", "trials: 0"))
+    with pytest.raises(UserError, match=r"budget\.trials"):
+        upgrade(space)
+
+
+def test_a_link_stays_a_link(mine: Path) -> None:
+    link = mine.with_name("link.yaml")
+    link.symlink_to(mine)
+    assert upgrade(link) == 0
+    assert link.is_symlink() and "version: 2" in mine.read_text()
+
+
+def test_a_disk_that_is_full(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a half-written file is left."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copymode", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        upgrade(mine)
+    assert mine.read_text() == RECIPE and list(mine.parent.iterdir()) == [mine]
+
+
+def test_the_script(mine: Path) -> None:
+    """Exit codes, without a traceback and without torch."""
+    command = [sys.executable, "-X", "importtime", "pipelines/recipe.py", "upgrade", str(mine)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "global_batch_size" in done.stdout
+    assert not {"torch", "ray", "mlflow"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    mine.write_text("[]\n")
+    done = subprocess.run([*command[:1], *command[3:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+                          check=False)  # fmt: skip
+    assert done.returncode == 2 and "neither a recipe nor a search space" in done.stderr
+    assert "Traceback" not in done.stderr and mine.read_text() == "[]\n"

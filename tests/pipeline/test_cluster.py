@@ -1,0 +1,109 @@
+"""The third gate on a real cluster of two nodes (both on this machine)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.pipeline import cluster
+from scalablevit.pipeline.resolve import resolve
+from scalablevit.tracking.environment import code_digest
+from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
+
+RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """Two nodes of one CPU each; the address is what a job would find in its environment."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = nodes.address
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    os.environ.pop("RAY_ADDRESS")
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_nodes, tmp_path):
+    stages = resolve(load_recipe(RECIPE), tmp_path)
+    cluster.connect(stages, tmp_path)  # 2 workers of 1 CPU on 2 nodes
+    greedy = resolve(load_recipe(RECIPE, ["cluster.workers=3"]), tmp_path)
+    with pytest.raises(UserError, match=r"room for 2 of 3 workers \(3 x 1 = 3 CPU asked, 2 there\)"):
+        cluster._check_fit(greedy, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
+    wide = resolve(load_recipe(RECIPE, ["cluster.cpus_per_worker=2"]), tmp_path)
+    with pytest.raises(UserError, match="room for 0 of 2 workers"):
+        cluster._check_fit(wide, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
+    import ray
+
+    nodes = [node["NodeID"] for node in ray.nodes()]
+    seen = cluster.unreadable_on(nodes, [str(tmp_path), "/nowhere/runs"])
+    assert seen == {node: ["/nowhere/runs"] for node in nodes}
+    assert not list((tmp_path / "runs").glob(".probe-*"))
+
+
+def test_every_node_imports_the_uploaded_package(two_nodes, tmp_path):
+    """Not one that is installed there too: `make setup` makes this checkout importable for every process here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0)
+    def package() -> str:
+        import scalablevit
+
+        return str(Path(str(scalablevit.__file__)).parent)
+
+    ray.shutdown()
+    cluster.connect([], tmp_path)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+    packages = ray.get([package.options(scheduling_strategy=place).remote() for place in places], timeout=120)
+    assert len(packages) == 2
+    for uploaded in packages:
+        assert "/runtime_resources/py_modules_files/" in uploaded
+        assert code_digest(Path(uploaded)) == code_digest(cluster.PACKAGE)
+
+
+def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path):
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")  # a user's own
+    submitted = {"MALLOC_MMAP_MAX_": "9"}
+    config = {"runtime_env": {"env_vars": submitted}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    cluster.connect([], tmp_path, trial_gpus=0.0)
+    found = ray.get(ray.remote(_allocator_variables).options(num_cpus=0).remote())
+    assert found == {**CPU_ALLOCATOR, "MALLOC_TOP_PAD_": "7", **submitted}
+    ray.shutdown()
+
+
+def _allocator_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+
+
+def test_only_jobs_without_a_gpu_have_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    on_cpu = resolve(load_recipe(RECIPE), tmp_path)
+    on_gpu = resolve(load_recipe(RECIPE, ["cluster.gpus_per_worker=1"]), tmp_path)
+    assert cluster._trial_variables(on_cpu, 0.0) == worker_variables(0)
+    assert cluster._trial_variables(on_cpu, None) == {}, "no search: Ray Train's workers have their own"
+    assert cluster._trial_variables(on_cpu, 1.0) == cluster._trial_variables(on_gpu, 0.0) == {}
+
+
+def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
+    stages = resolve(load_recipe(RECIPE), tmp_path)
+    monkeypatch.setattr(cluster, "unreadable_on", lambda nodes, paths: {"a": [], "b": paths[:1]})
+    with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
+        cluster._check_reach(stages, tmp_path, ["a", "b"])
+    assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)

@@ -1,0 +1,221 @@
+"""The report of a job: its HTML, held against the run folders that it is made of."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from harness.html_page import HtmlPage
+from harness.job_folder import SEARCH, write_page, write_search
+from harness.toys import leave_status
+
+from scalablevit.cli import report
+from scalablevit.cli.tree import parse
+from scalablevit.config.errors import UserError
+from scalablevit.pipeline.report import JOB, PAGE, gather, publish_job
+from scalablevit.pipeline.search_summary import TABLE
+from scalablevit.pipeline.stage import Job
+from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
+from scalablevit.runs.run_store import RunStore
+from scalablevit.tracking.spool import Spool, read_lines
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Root, stages and results of a job whose page is made."""
+    root = tmp_path_factory.mktemp("root")
+    _, stages, results = write_page(root)
+    return root, stages, results
+
+
+@pytest.fixture(scope="module")
+def page(job):
+    return HtmlPage((job[0] / "runs" / "tiny-0" / PAGE).read_text())
+
+
+def test_the_page_needs_nothing_besides_itself(job, page):
+    assert page.loads() == [] and page.all("script") == [] and page.all("iframe") == []
+    text = (job[0] / "runs" / "tiny-0" / PAGE).read_text()
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)", text)
+
+
+def test_whoever_does_not_see_the_page_is_told(page):
+    headings = page.headings()
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings))
+    assert page.all("img") and all(image["alt"].strip() for image in page.all("img"))
+    drawings = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(drawings) >= 3 * 4 and len(drawings) == len(page.all("svg"))
+    assert all(drawing["aria-label"] for drawing in drawings)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    wanted = [value.removeprefix("#") for value in page.values("href") if value.startswith("#")]
+    assert set(wanted + page.values("aria-labelledby")) <= set(ids)
+    assert page.all("html") == [{"lang": "en"}]
+
+
+def test_the_figures_are_those_of_the_results(job, page):
+    for name, result in job[2].items():
+        kept = json.loads((job[0] / "runs" / result.run_name / "result.json").read_text())
+        expected = {**kept["metrics"], "value": kept["value"], "last_value": kept["last_value"]}
+        expected |= {f"profile/{part}": seconds for part, seconds in kept["profile"].items()}
+        shown = {figure.partition(":")[2]: values for figure, values in page.figures.items()
+                 if figure.startswith(f"{name}:")}  # fmt: skip
+        assert shown == {figure: {value} for figure, value in expected.items()}
+
+
+def test_each_stage_has_its_kind_of_picture(job, page):
+    matrices = [each for each in page.all("table") if each.get("class") == "matrix"]
+    assert len(matrices) == 2  # classification and segmentation
+    labels = " ".join(page.values("aria-label"))
+    assert labels.count("Precision by recall") == 1 and "Loss by step: train/loss from 2 to 1.5" in labels
+    pictures = [image["src"] for image in page.all("img") if image["src"].startswith("data:image/jpeg")]
+    assert len(pictures) >= 3 * (6 + 4)
+
+
+def test_lineage_goes_from_the_data_to_the_version(page):
+    for fact in ("content:4711", "random weights (seed 0)", "2" * 64, "tiny-detect version 3", f"trial 1 of {SEARCH}",
+                 "8 training images", "step_000000012-0"):  # fmt: skip
+        assert fact in page.text
+    assert "nothing ignored" not in page.text
+
+
+def test_a_search_is_shown_with_the_stage_that_it_was_for(page):
+    assert f"Search {SEARCH}" in page.text
+    trials = page.text[page.text.index("optimizer.lr") :]
+    assert trials.index("0.75") < trials.index("0.001879") < trials.index("out of memory")
+    assert len([image for image in page.all("img") if image["src"].startswith("data:image/png")]) == 2
+
+
+def test_the_page_goes_to_mlflow_through_the_spool(job):
+    folder = job[0] / "runs" / "tiny-0"
+    records = [line.record for line in read_lines(folder / "spool") if line.record is not None]
+    assert [(each["kind"], each["uid"], each["path"]) for each in records] == [
+        ("artifact", "1" * 32, str(folder / PAGE))
+    ]
+
+
+def test_a_page_is_made_again_by_name_and_by_path(job, capsys):
+    root = job[0]
+    made = root / "runs" / "tiny-segment-0" / PAGE
+    assert report.run(parse("report", ["tiny-segment-0", "--root", str(root), "--dry-run"])) == 0 and not made.exists()
+    assert report.run(parse("report", [str(root / "runs" / "tiny-segment-0")])) == 0
+    assert "tiny-segment-0" in HtmlPage(made.read_text()).text
+    made.unlink()
+    assert report.run(parse("report", [SEARCH, "--root", str(root)])) == 0
+    assert "stage segment: finished" in capsys.readouterr().out
+
+
+def test_other_folders_are_refused(job):
+    with pytest.raises(UserError, match="no job, stage or search"):
+        report.run(parse("report", ["nothing", "--root", str(job[0])]))
+
+
+def test_a_failed_stage_is_shown_with_its_reason_and_without_figures(job, tmp_path):
+    """The first stage failed, of the others nothing is there yet; the root was moved."""
+    root = job[0]
+    local = tmp_path / "runs" / "tiny-pretrain-0"
+    shutil.copytree(root / "runs" / "tiny-pretrain-0", local, ignore=shutil.ignore_patterns("result.json"))
+    leave_status(local, state="failed", why="workers <died>")
+    folder = tmp_path / "runs" / "tiny-0"
+    folder.mkdir()
+    shutil.copy(root / "runs" / "tiny-0" / JOB, folder)
+    page = HtmlPage(render(gather(folder)))
+    assert "workers <died>" in page.text and "segment, detect" in page.text
+    assert page.figures == {} and "Best checkpoint" not in page.text
+
+
+def test_a_stage_whose_storage_is_elsewhere_is_shown_as_it_is(job, tmp_path):
+    """Its result, identity and start lie there."""
+    local, there = tmp_path / "runs" / "tiny-segment-0", tmp_path / "storage" / "tiny-segment-0"
+    shutil.copytree(job[0] / "runs" / "tiny-segment-0", local)
+    there.mkdir(parents=True)
+    for name in ("result.json", "run.json", "start.txt"):
+        (local / name).rename(there / name)
+    leave_status(local, state="finished", folder=str(there))
+    (stage,), (expected,) = gather(local).stages, gather(job[0] / "runs" / "tiny-segment-0").stages
+    assert (stage.state, stage.result, list(stage.rows)) == ("finished", expected.result, list(expected.rows))
+    assert stage.lineage["Start of the last attempt"] == "random weights (seed 0)"
+
+
+def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, capsys):
+    root, stages, results = job
+    (tmp_path / "runs").mkdir()
+    store = RunStore("tiny-0", "", tmp_path / "runs" / "absent" / "tiny-0")
+    store.local.parent.touch()  # no folder
+    spool = Spool(tmp_path / "spool")
+    publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, spool)
+    spool.close()
+    assert f"{PAGE} was not made: " in capsys.readouterr().out
+
+
+def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_path):
+    folder = tmp_path / "runs" / "tiny-segment-0"
+    shutil.copytree(job[0] / "runs" / "tiny-segment-0", folder)
+    evil = "'\"></pre><script>alert(1)</script>"
+    with (folder / "recipe.yaml").open("a") as file:
+        file.write(f"# {evil}\n# mirror: https://someone:canary-4711@host/?token=canary-4711\n")
+    shown = gather(folder)
+    stage = shown.stages[0]
+    classes = (evil, *stage.result["classes"][1:])
+    metrics = {**stage.result["metrics"], f"val/iou/{evil}": 0.5}
+    worst = tuple(replace(case, file=evil, words=evil) for case in stage.findings.worst)
+    hostile = replace(stage, result={**stage.result, "classes": classes, "metrics": metrics}, name=evil,
+                      findings=replace(stage.findings, worst=worst))  # fmt: skip
+    html = render(replace(shown, stages=(hostile,)))
+    page = HtmlPage(html)
+    assert page.all("script") == [] and page.text.count(evil) > 5
+    assert "canary-4711" not in html and "mirror: https://***@host/?token=***" in page.text
+
+
+def test_a_trial_that_failed_shows_no_password(tmp_path):
+    write_search(tmp_path / SEARCH)
+    with (tmp_path / SEARCH / TABLE).open("a") as file:
+        file.write("3,failed,,,0.0,0.5,OSError: s3://key:canary-4711@bucket/x: denied\n")
+    html = render(gather(tmp_path / SEARCH))
+    assert "canary-4711" not in html and "OSError: s3://***@bucket/x: denied" in HtmlPage(html).text
+
+
+def test_many_classes_are_told_by_their_most_frequent_confusions(job):
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    classes = tuple(f"class {number}" for number in range(MATRIX_CLASSES + 1))
+    details = {"confusions": [[0, 20, 3], [1, 1, 9], [7, 2, 5]]}
+    many = replace(stage, result={**stage.result, "classes": classes},
+                   findings=replace(stage.findings, details=details))  # fmt: skip
+    page = HtmlPage(render(replace(gather(job[0] / "runs" / "tiny-pretrain-0"), stages=(many,))))
+    assert not [each for each in page.all("table") if each.get("class") == "matrix"]
+    assert page.text.index("class 7") < page.text.index("class 20") and "class 1\n" not in page.text
+
+
+def test_a_class_called_mean_is_not_the_mean_of_all(job):
+    stage = gather(job[0] / "runs" / "tiny-detect-0").stages[0]
+    details = {"precision": {"mean": [1.0] * 101, "_$^$": [0.5] * 101}}
+    drawn = precision(replace(stage, findings=replace(stage.findings, details=details)), 1)
+    assert drawn.words == "Precision by recall; mean precision: mean of all 0.75, _$^$ 0.50, mean 1.00"
+    assert all(f">{name}<" in drawn.svg for name in ("mean of all", "_$^$", "mean"))
+
+
+def test_the_evaluation_is_marked_whose_weights_are_kept(job, monkeypatch):
+    """A best checkpoint that could not be written leaves an earlier one; without a result the best figure tells."""
+    marks = []
+    monkeypatch.setattr("scalablevit.report.page.line_chart", lambda *_, **options: marks.append(options.get("mark")))
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    for result in ({**stage.result, "step": 6}, None):
+        curves(replace(stage, result=result), 1)
+    assert [mark for mark in marks if mark is not None] == [6, 12]
+
+
+def test_damaged_findings_are_named(job, tmp_path):
+    folder = tmp_path / "tiny-detect-0"
+    shutil.copytree(job[0] / "runs" / "tiny-detect-0", folder)
+    (folder / "examination" / "findings.json").write_text('{"images": 1}')
+    with pytest.raises(UserError, match="not readable as findings"):
+        gather(folder)
+
+
+def test_a_search_that_has_not_ended_has_no_page(tmp_path):
+    (tmp_path / "space.yaml").write_text("metric: val/top1\n")
+    with pytest.raises(UserError, match="has not ended"):
+        gather(tmp_path)

@@ -1,0 +1,175 @@
+"""What a stage says when tracking is away, and where it starts from."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.task_info import TASKS
+from scalablevit.pipeline.resolve import resolve
+from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _registered, flat
+from scalablevit.runs.result import StageResult, export, load_result
+from scalablevit.runs.run_store import RunStore
+from scalablevit.tracking.shipper import Shipper
+from scalablevit.tracking.spool import Spool
+from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.state import Snapshot
+
+RESULT = StageResult(
+    name="pretrain",
+    run_name="run",
+    uid="0" * 32,
+    folder="/runs/run",
+    metric="val/top1",
+    value=0.5,
+    step=3,
+    metrics={"val/top1": 0.5},
+    classes=("a", "b"),
+    images_per_s=1.0,
+    minutes=1.0,
+    reason="finished",
+    checkpoint="step_000000003-00000000",
+    weights_sha256="1" * 64,
+    registered_as="model",
+    lineage={},
+)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small, tmp_path, capsys):
+    resolved = resolve(load_recipe(small), tmp_path, ["pretrain"])[0]
+    store = RunStore.open("run", None, tmp_path)
+    checkpoints = CheckpointStore(store.location)
+    stem = "model" if resolved.stage.training.ema_decay is None else "ema"
+    for step, value in ((4, 0.5), (8, 0.75)):
+        meta = {"step": step, "last_metrics": {"val/top1": value}}
+        name = checkpoints.write(Snapshot(step, {stem: {"w": torch.zeros(2)}}, meta), value)
+    if damaged:
+        (Path(checkpoints.folder) / name / f"{stem}.safetensors").write_bytes(b"x")
+    outcome = {"step": 8, "best_step": 8, "best_value": 0.75, "last_metrics": {"val/top1": 0.75}, "seconds": 1.0,
+               "reason": "finished", "detail": "",
+               "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}}  # fmt: skip
+    result = export("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
+    said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
+            "step 4 with val/top1 0.5000")  # fmt: skip
+    assert result.step == (4 if damaged else 8)
+    assert result.reason == (f"finished: {said}" if damaged else "finished")
+    assert capsys.readouterr().out.splitlines() == ([f"[pretrain] {said}"] if damaged else [])
+
+
+def test_an_outage_after_the_last_record_costs_no_finished_stage_and_shows_no_password(tmp_path):
+    """Port 9 refuses: the version cannot be looked up, and the stage is finished all the same."""
+    store = RunStore.open("run", None, tmp_path)
+    Spool(store.local / "spool").close()
+    uri = "http://someone:canary-4711@127.0.0.1:9"
+    shipper = Shipper(store.local / "spool", uri)
+    finished = _registered(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, store, shipper)
+    assert finished.version == "" and finished.value == 0.5
+    assert finished.tracking and "canary-4711" not in finished.tracking
+
+
+def test_results_are_read_back_as_they_were_saved(tmp_path):
+    store = RunStore.open("run", None, tmp_path)
+    assert load_result(store) is None
+    RESULT.save(store)
+    assert load_result(store) == replace(RESULT, skipped=True)
+
+
+def test_nested_settings_become_dotted_names():
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
+
+
+LOADED = """
+import sys
+import scalablevit.data.decoding, scalablevit.serving.network, scalablevit.tasks.task
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("scalablevit.")))
+"""
+"""Names the files of ours that a registered model imports, whatever its task."""
+
+
+def with_requirements(names):
+    """Normalized names of distributions and of all that they require, directly or not."""
+    found, left = set(), list(names)
+    while left:
+        name = re.sub(r"[-_.]+", "-", left.pop()).lower()
+        if name in found:
+            continue
+        found.add(name)
+        left += requirements_of(name)
+    return found
+
+
+@cache
+def requirements_of(name):
+    """Names of the distributions that one requires itself."""
+    try:
+        wanted = [Requirement(each) for each in metadata.requires(name) or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    return [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def test_a_registered_model_lists_what_it_imports():
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", LOADED], env=paths, capture_output=True, text=True, check=True)
+    owners = metadata.packages_distributions()
+    imported = {name for file in done.stdout.split() for name in imports_of(Path(file))}
+    imported.discard("scalablevit")  # travels with the model, installed or not
+    needed = {re.sub(r"[-_.]+", "-", owner).lower() for name in imported for owner in owners.get(name, ())}
+    assert {"torch", "pillow", "simplejpeg"} <= needed
+    for kind, info in TASKS.items():
+        assert needed - with_requirements([*SERVING_PACKAGES, *info.serving_packages]) == set(), kind
+
+
+def imports_of(file: Path) -> set[str]:
+    """Top-level names of what a module imports when it is itself imported."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def test_a_misspelt_registered_model_is_answered_before_anything_trains(small, tmp_path):
+    with pytest.raises(UserError) as caught:
+        resolve(load_recipe(small, ["stages.pretrain.model.init=models:/nobody@candidate"]), tmp_path, ["pretrain"])
+    assert "models:/nobody@candidate" in str(caught.value) and "stage pretrain" in str(caught.value)
+
+
+def test_a_timm_tag_that_is_not_cached_is_answered_before_anything_trains(small, tmp_path):
+    overrides = ["model.name=resnet18", "stages.pretrain.model.init=timm:resnet18.a1_in1k", "model.drop_path_rate=null"]
+    with pytest.raises(UserError, match="not in this machine's cache"):
+        resolve(load_recipe(small, overrides), tmp_path, ["pretrain"])
+
+
+def test_other_initial_weights_at_the_same_path_are_another_run(small, tmp_path):
+    weights = tmp_path / "weights.pth"
+    names = []
+    for content in (b"one", b"two"):
+        weights.write_bytes(content)
+        recipe = load_recipe(small, [f"stages.pretrain.model.init={weights}"])
+        names.append(resolve(recipe, tmp_path, ["pretrain"])[0].run_name)
+    assert names[0] != names[1]
+
+
+def test_a_tracking_address_that_would_lose_things_is_refused_early(small, tmp_path):
+    with pytest.raises(UserError, match="relative to the current folder"):
+        resolve(load_recipe(small, ["tracking.uri=sqlite:///mlflow.db"]), tmp_path)

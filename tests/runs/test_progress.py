@@ -1,0 +1,123 @@
+"""What is told of a running stage: lines for people, its status and its figures."""
+
+import io
+import json
+
+import pytest
+
+from scalablevit.runs.figures import METRICS
+from scalablevit.runs.lease import Lease
+from scalablevit.runs.progress import Pace, Progress
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.screen import Screen, duration
+from scalablevit.runs.status import JOB_VARIABLE, Best, StatusFile, read_status
+from scalablevit.tracking.callback import SpoolCallback
+from scalablevit.tracking.spool import Spool, now_ms
+from scalablevit.training.storage import START_NOTE
+
+UID = "0" * 32
+NODE = {"rank": 0, "process_memory_gib": 1.25}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def trained(step):
+    metrics = {"train/loss": 1 / step, "train/lr": 0.1, "train/epoch": step / 10, "train/grad_norm": 2.0,
+               "train/images_per_s": 80.0, "train/data_wait": 0.25}  # fmt: skip
+    return {"step": step, "time_ms": now_ms() + 1000 * step, "metrics": metrics}
+
+
+def evaluated(step, value, best):
+    metrics = {"val/top1": value, "val/is_best": float(best), "val/iou/cat": 0.5}
+    return {"step": step, "time_ms": now_ms() + 1000 * step, "metrics": metrics}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = RunStore.open("run", None, tmp_path)
+    Spool(store.local / "spool").close()
+    return store
+
+
+def follow(store, *reports, total=400):
+    """The reports come in while the stage is followed; then its status."""
+    callback = SpoolCallback(store.local / "spool", UID)
+    with (
+        Lease(store) as lease,
+        StatusFile(store, lease, "pretrain", total, "steps", "sqlite:////m.db") as status,
+        Progress(store, UID, "pretrain", total, "val/top1", status),
+    ):
+        store.write(START_NOTE, b"random weights (seed 0)")
+        for records in reports:
+            callback.after_report(None, [{"records": records, "node": NODE}], None)
+    return read_status(store.local)
+
+
+def test_the_first_steps_are_shown_however_fast_they_come(store, capsys):
+    follow(store, *([trained(step)] for step in (1, 2, 3, 5, 7, 10, 20, 50, 60, 100, 120, 400)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert [int(line.split("step ")[1].split("/")[0]) for line in lines] == [1, 2, 5, 10, 50, 100, 400]
+    for part in ("epoch 0.10", "loss 1.0000", "lr 1.00e-01", "grad 2.00", "80 images/s", "data wait 25 %",
+                 "memory 1.2 GiB"):  # fmt: skip
+        assert part in lines[0]
+    assert "ETA" in lines[1]
+
+
+def test_status_and_figures_are_those_of_the_spool(store, capsys):
+    status = follow(store, [trained(1), evaluated(4, 0.5, True)], [trained(6), evaluated(8, 0.25, False)])
+    assert (status.state, status.step, status.best) == ("finished", 8, Best("val/top1", 0.5, 4))
+    steps = [json.loads(line)["step"] for line in (store.local / METRICS).read_text().splitlines()]
+    assert steps == [1, 4, 6, 8]
+    out = capsys.readouterr().out
+    assert "[pretrain] random weights (seed 0)" in out
+    assert "step 4/400  evaluation: top1 0.5000  (best so far)" in out and "iou/cat" not in out
+
+
+def test_a_resumed_run_still_knows_its_best(store):
+    follow(store, [evaluated(4, 0.5, True)])
+    status = follow(store, [evaluated(8, 0.25, False)])
+    assert status.best == Best("val/top1", 0.5, 4)
+
+
+def test_figures_that_cannot_be_written_end_nothing_and_are_said(store, capsys):
+    (store.local / METRICS).mkdir()
+    follow(store, [evaluated(4, 0.5, True)], [evaluated(8, 0.6, True)])
+    out = capsys.readouterr().out
+    assert "were not written" in out and "step 8/400" in out
+
+
+def test_a_terminal_has_one_live_line_and_a_job_has_none(monkeypatch):
+    out = Terminal()
+    screen = Screen("pretrain", out)
+    screen.show("step 3/400")
+    screen.say("evaluation")
+    screen.show("step 4/400")
+    screen.close()
+    text = out.getvalue()
+    assert "\r[pretrain] step 3/400" in text and "[pretrain] evaluation\n" in text
+    assert "step 3/400\n" not in text, "the live line must not stay"
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
+    assert not Screen("pretrain", Terminal()).is_live
+    plain = io.StringIO()
+    screen = Screen("pretrain", plain)
+    screen.show("step 3/400")
+    screen.say("evaluation")
+    assert plain.getvalue() == "[pretrain] evaluation\n"
+
+
+def test_the_rest_is_reckoned_from_this_attempts_steps_only():
+    pace = Pace(1000)
+    start = now_ms() + 1000
+    pace.saw(90, start - 10**8)  # rode along in a checkpoint of the attempt before
+    pace.saw(100, start)
+    assert pace.left(100) == ""
+    pace.saw(110, start + 20_000)
+    assert pace.left(110) == "ETA 29.7 min"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1 h 30 min")])
+def test_durations_are_for_people(seconds, said):
+    assert duration(seconds) == said
