@@ -28,10 +28,11 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.weights import load_initial, read_tensors
+from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.initial import find_initial
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
 from scalablevit.pipeline.stage import Job, _begin
-from scalablevit.runs.result import export, without_secrets
+from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import bounded_requests, connect
 from scalablevit.tracking.shipper import Shipper
@@ -486,7 +487,7 @@ def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, S
         "step": 3, "seconds": 1.0, "reason": "finished", "detail": "", "last_metrics": {"val/top1": 0.5},
         "spent": {"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1},
     }  # fmt: skip
-    export("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
+    export_weights("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
     spool.artifact("1" * 32, store.local / "model" / "config.json")
     spool.end("1" * 32, "FINISHED")
     spool.end(job.uid, "FINISHED")

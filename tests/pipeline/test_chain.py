@@ -13,11 +13,12 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import chain
 from scalablevit.pipeline.chain import groups, run_group
 from scalablevit.pipeline.cluster import fit_together
+from scalablevit.pipeline.export_weights import time_profile
 from scalablevit.pipeline.report import PAGE, gather
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job
 from scalablevit.runs import signals
-from scalablevit.runs.result import StageResult, time_profile
+from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"

@@ -17,9 +17,10 @@ from packaging.requirements import Requirement
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.task_info import TASKS
+from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _registered, flat
-from scalablevit.runs.result import StageResult, export, load_result
+from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool
@@ -65,7 +66,7 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
     outcome = {"step": 8, "best_step": 8, "best_value": 0.75, "last_metrics": {"val/top1": 0.75}, "seconds": 1.0,
                "reason": "finished", "detail": "",
                "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}}  # fmt: skip
-    result = export("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
+    result = export_weights("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
     said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
             "step 4 with val/top1 0.5000")  # fmt: skip
     assert result.step == (4 if damaged else 8)

@@ -21,6 +21,7 @@ from scalablevit.cli import evaluate, predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
+from scalablevit.pipeline import trained_models
 from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
 from scalablevit.tasks.detection.outputs import Detections
@@ -244,9 +245,9 @@ def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
     shutil.copytree(root / "runs" / "toy-pretrain-0", there)
     shutil.copytree(there, local, ignore=shutil.ignore_patterns("result.json"))
     with pytest.raises(UserError, match="has not finished"):
-        evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+        trained_models.find_model("toy-pretrain-0", [], tmp_path / "root")
     leave_status(local, state="finished", folder=str(there))
-    weights, _, sha256 = evaluate.find_model("toy-pretrain-0", [], tmp_path / "root")
+    weights, _, sha256 = trained_models.find_model("toy-pretrain-0", [], tmp_path / "root")
     assert sha256 == json.loads((there / "result.json").read_text())["weights_sha256"]
     assert Path(weights).is_relative_to(local)
 

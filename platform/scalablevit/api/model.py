@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.api.images import Images, decode_images
-from scalablevit.cli.evaluate import find_model, find_run_model, trained_recipe
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.data.transforms import prepare_image
+from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
 from scalablevit.runs.result import WEIGHTS
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.predictions import Prediction

@@ -4,26 +4,17 @@ import argparse
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from scalablevit.config.errors import UserError
-from scalablevit.config.loading import override_stage
-from scalablevit.config.overrides import path_in_stage
-from scalablevit.config.recipe import Recipe
-from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.config.stored import stored_config, to_store
+from scalablevit.config.root import platform_root
+from scalablevit.config.stored import to_store
 from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
-from scalablevit.runs.result import CONFIG, RESULT, WEIGHTS, load_result, without_secrets
-from scalablevit.runs.status import store_of
-from scalablevit.tracking.tags import WEIGHTS_SHA256
-from scalablevit.tracking.weights import resolve_weights
+from scalablevit.pipeline.trained_models import find_model, trained_recipe
+from scalablevit.runs.result import without_secrets
 
 EPILOG = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its own recipe says
@@ -71,83 +62,6 @@ def _described_data(resolved: ResolvedStage) -> str:
         f"{resolved.unreadable} unreadable, {left_out(resolved.ignored)}",
         *resolved.notes,
     ))  # fmt: skip
-
-
-def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any], str]:
-    """Weights file, `config.json` in the current version, and the weights' SHA-256 of a registered version or a run.
-
-    Raises:
-        UserError: there is no such model, or its weights are not those that training left.
-    """
-    if model.startswith("models:/"):
-        uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
-        found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
-        note_older(model, found.config)
-        return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
-    folder = root / "runs" / Path(model).name
-    if not (folder / WEIGHTS).is_file():
-        known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
-        raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
-                        fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
-    return find_run_model(folder, model)
-
-
-def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
-    """Return the weights file, `config.json` in the current version, and the weights' SHA-256 of a finished run.
-
-    Args:
-        folder: of the run, on this disk.
-        name: of the model in what is printed.
-
-    Raises:
-        UserError: the run has not finished, or its weights are not those that training left.
-    """
-    store = store_of(folder)
-    finished = load_result(store)
-    kept = store.read_json(CONFIG)
-    if finished is None or kept is None:
-        raise UserError(f"run {folder.name} has not finished", where=store.location, fix="submit its job again")
-    with (folder / WEIGHTS).open("rb") as file:
-        if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
-            raise UserError(
-                f"{WEIGHTS} differs from the SHA-256 in {RESULT}: it was changed or damaged after training",
-                where=str(folder),
-                fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
-            )
-    config = stored_config(kept, str(folder / CONFIG))
-    note_older(name, config)
-    return str(folder / WEIGHTS), config, finished.weights_sha256
-
-
-def note_older(model: str, config: dict[str, Any]) -> None:
-    """Say it of a model whose `config.json` lacks a key and whose images were prepared as none of its values does."""
-    data = config["stage"]["data"]
-    if data["source"] == "image_folder" and "antialias" not in data:
-        print(f"  note    {model} was trained before data.antialias came, on images shrunk by OpenCV's area filter; "
-              "now the filter is the one that data.antialias names, and figures may differ a little")  # fmt: skip
-
-
-def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Recipe:
-    """The stage that a model was trained by, with overrides on top that leave its network alone.
-
-    Args:
-        script: name of the only stage, also in errors.
-        config: the model's `config.json`.
-        overrides: as written.
-        model: what stands in errors for values without a place.
-
-    Raises:
-        UserError: an override of the model's section, or as `override_stage`.
-    """
-    for override in overrides:
-        if path_in_stage(override)[:1] == ["model"]:
-            raise UserError(
-                "the weights are of the network that the model's own recipe describes",
-                where=f"override {override!r}",
-                fix="leave it out; another network has to be trained",
-            )
-    stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
-    return override_stage(script, stored, overrides, model)
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

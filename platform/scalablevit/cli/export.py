@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalablevit.cli.evaluate import find_model, trained_recipe
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import list_images
+from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.out_folder import filled, refuse_unusable
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.cli.predict import check_out, deliver, print_left_out, tabulate
+from scalablevit.cli.prediction_folder import check_out, deliver, print_left_out, tabulate
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalablevit.cli.evaluate import note_older, trained_recipe
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
@@ -22,6 +21,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
+from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags

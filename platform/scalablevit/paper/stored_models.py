@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scalablevit.cli.evaluate import find_model, trained_recipe
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
@@ -20,6 +19,7 @@ from scalablevit.data.shapes import scene
 from scalablevit.data.sources.files import list_images
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.scalablevit import ScalableViT
+from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.serving.network import load_trained
 from scalablevit.tracking.params import flat
 

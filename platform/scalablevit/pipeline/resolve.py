@@ -275,7 +275,7 @@ def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> Re
     be there: then the digest is that of the validation split.
 
     Args:
-        recipe: of `cli.evaluate.trained_recipe`.
+        recipe: of `pipeline.trained_models.trained_recipe`.
         root: the platform's root.
         classes: of the model, in the order of its outputs.
 

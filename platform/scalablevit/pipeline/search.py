@@ -91,7 +91,7 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) ->
     *parents, searched = stages
     earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
     found = run_search(search, searched, initial_of(searched, earlier), root)
-    print("\n" + summary(search, found), flush=True)
+    print("\n" + summary(search, found.trials, found.folder), flush=True)
     return found
 
 

@@ -1,5 +1,7 @@
 """What people read of a search: the plan before it, and what it found."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.recipe import Length
@@ -7,7 +9,8 @@ from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage
 
 if TYPE_CHECKING:
-    from scalablevit.pipeline.search import Found
+    from scalablevit.tuning.trials import Trial
+
 TABLE = "trials.csv"
 BEST = "best_recipe.yaml"
 """Files in the search's folder."""
@@ -36,21 +39,21 @@ def plan(search: Search, train_samples: int) -> str:
     return f"search {search.name}\n" + "\n".join(f"  {name:<{width}}{fact}" for name, fact in facts.items())
 
 
-def summary(search: Search, found: "Found") -> str:
+def summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
     """The best trials, what became of the others, and where everything lies."""
     from scalablevit.tuning.trials import ranked  # here, since a dry run need not load what this loads
 
     space = search.space
     lines = [f"{space.metric}  trial"]
-    for trial in ranked(found.trials, space.mode)[:5]:
+    for trial in ranked(trials, space.mode)[:5]:
         best = trial.best(space.mode)
         values = ", ".join(f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
                            for path, value in trial.values.items())  # fmt: skip
         lines.append(f"{best[1] if best else 0:.4f}    {trial.number} ({trial.status}): {values}")
-    failed = [f"failed: trial {trial.number}: {trial.reason}" for trial in found.trials if trial.status == "failed"]
-    counts = {status: sum(trial.status == status for trial in found.trials)
+    failed = [f"failed: trial {trial.number}: {trial.reason}" for trial in trials if trial.status == "failed"]
+    counts = {status: sum(trial.status == status for trial in trials)
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
     lines += [", ".join(f"{count} {status}" for status, count in counts.items() if count), *failed]
-    lines += [f"table and plots   {found.folder / TABLE}, {found.folder / 'plots'}"]
-    lines += [f"best recipe       {found.folder / BEST}"]
+    lines += [f"table and plots   {folder / TABLE}, {folder / 'plots'}"]
+    lines += [f"best recipe       {folder / BEST}"]
     return "\n".join(lines)

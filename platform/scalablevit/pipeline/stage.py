@@ -18,13 +18,14 @@ from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.cluster import PACKAGE
+from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.initial import Initial
 from scalablevit.pipeline.pictures import begin_training_batch, draw_curves, draw_validation
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.progress import Progress
-from scalablevit.runs.result import WEIGHTS, StageResult, export, load_result, without_secrets
+from scalablevit.runs.result import WEIGHTS, StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import IDENTITY, RunStore
 from scalablevit.runs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
@@ -166,7 +167,7 @@ def _train(
         outcome = _launch(job, resolved, initial, store, uid, status_file)
         minutes = (time.monotonic() - started) / 60
         lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
-        finished = export(job.recipe, resolved, lineage, store, uid, outcome, minutes)
+        finished = export_weights(job.recipe, resolved, lineage, store, uid, outcome, minutes)
         finished.save(store)
         status = "FINISHED"
     except BaseException as error:

@@ -1,22 +1,13 @@
-"""What a finished stage leaves behind: weights for inference, apart from resumable state, and `result.json`."""
+"""What a finished stage leaves in its run folder: `result.json` and the names of its files."""
 
-import hashlib
-import json
-import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.config.stored import to_store
-from scalablevit.config.task_info import task_info
-from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.run_store import RunStore
 
 if TYPE_CHECKING:
-    from scalablevit.training.checkpoint import Entry
+    pass
 
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"
@@ -50,7 +41,7 @@ class StageResult:
     """Of the last evaluation; None: not a number. Results of earlier versions lack this and the next two."""
     last_step: int = 0
     profile: dict[str, float] = field(default_factory=dict)
-    """Wall seconds by part (`time_profile`)."""
+    """Wall seconds by part (`pipeline.export_weights.time_profile`)."""
     skipped: bool = False
     version: str = ""
     """Registered version; empty while MLflow has not taken it."""
@@ -72,127 +63,3 @@ def load_result(store: RunStore) -> StageResult | None:
 def without_secrets(stage: Stage) -> Stage:
     """The stage without the tracking address, which may hold a password: what may be written down."""
     return stage.model_copy(update={"tracking": stage.tracking.model_copy(update={"uri": None})})
-
-
-def export(
-    recipe: str,
-    resolved: ResolvedStage,
-    lineage: dict[str, str],
-    store: RunStore,
-    uid: str,
-    outcome: dict[str, Any],
-    minutes: float,
-) -> StageResult:
-    """Copy the best checkpoint's weights to `model/` and say what came out.
-
-    Raises:
-        UserError: no checkpoint with an evaluation is there, or all are damaged.
-    """
-    # these load torch and Ray, which `--help` and errors do not need
-    from scalablevit.training.attempts import ATTEMPTS, read_attempts
-    from scalablevit.training.checkpoint import CheckpointStore
-
-    stage = resolved.stage
-    metric = task_info(stage.task.kind).best_metric
-    last_value = outcome["last_metrics"][metric]
-    checkpoints = CheckpointStore(store.location)
-    best = checkpoints.best()
-    if best is None or best.value is None:
-        raise UserError(
-            "no checkpoint of this run carries an evaluation",
-            where=checkpoints.folder,
-            fix="set training.keep.best to at least 1 and submit again",
-        )
-    replaced = replaced_best(outcome, best, metric)
-    if replaced:
-        print(f"[{resolved.name}] {replaced}", flush=True)
-    averaged = stage.training.ema_decay is not None
-    weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
-    metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
-    config = {
-        "format": 1,
-        "stage": to_store(without_secrets(stage)),
-        "classes": resolved.classes,
-        "metrics": metrics,
-        "step": best.step,
-    }
-    for file, content in ((WEIGHTS, weights), (CONFIG, json.dumps(config, indent=1).encode())):
-        store.write(file, content)
-        if store.location != str(store.local):
-            RunStore(store.name, str(store.local), store.local).write(file, content)
-    return StageResult(
-        name=resolved.name,
-        run_name=resolved.run_name,
-        uid=uid,
-        folder=store.location,
-        metric=metric,
-        value=best.value,
-        step=best.step,
-        metrics=metrics,
-        classes=resolved.classes,
-        images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
-        minutes=minutes,
-        reason=": ".join(filter(None, [outcome["reason"], "; ".join(filter(None, [outcome["detail"], replaced]))])),
-        checkpoint=best.name,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-        registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
-        lineage=lineage,
-        last_value=None if math.isnan(last_value) else last_value,
-        last_step=outcome["step"],
-        profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
-    )
-
-
-def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> str:
-    """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
-
-    Args:
-        outcome: what rank 0 returned; it knows the best evaluation, whatever is stored of it.
-        exported: the best of the checkpoints that are whole.
-        metric: by which evaluations are compared.
-    """
-    step, value = outcome.get("best_step"), outcome.get("best_value")
-    if step is None or value is None or step == exported.step:
-        return ""
-    return (
-        f"the best checkpoint, of step {step} with {metric} {value:.4f}, is damaged or missing; exported in its place: "
-        f"step {exported.step} with {metric} {exported.value:.4f}"
-    )
-
-
-def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
-    """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
-
-    `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
-    processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
-
-    Args:
-        outcome: what rank 0 returned.
-        attempts: events of the run's `attempts.jsonl`.
-        end: when the last job was done, seconds since the epoch.
-    """
-    start = wall = 0.0
-    submitted: float | None = None
-    asked: float | None = None
-    for event in attempts:
-        if event["event"] == "submitted":
-            if submitted is not None:  # by a job that was killed, or failed
-                wall += max(0.0, (event["last"] or submitted) - submitted)
-            submitted = asked = event["time"]
-        elif event["event"] == "lost":
-            asked = event.get("time")
-        elif event["event"] == "started":
-            # clocks of two nodes may differ
-            start += event["first_step"] - min(event["entered"], event["entered"] if asked is None else asked)
-            asked = None
-    if submitted is not None:
-        wall += end - submitted
-    spent = outcome["spent"]
-    parts = {
-        "start": start,
-        "data": spent["data"],
-        "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
-        "evaluation": spent["evaluation"],
-        "checkpoint": spent["checkpoint"],
-    }
-    return {**parts, "other": max(0.0, wall - sum(parts.values()))}

@@ -1,4 +1,4 @@
-"""What tests of jobs leave behind in the process."""
+"""Signals are handled after a test as before it."""
 
 import signal
 from collections.abc import Iterator

@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from harness.signal_handlers import handlers
+
+__all__ = ["handlers"]
