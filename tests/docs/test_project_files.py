@@ -10,6 +10,8 @@ import pytest
 import yaml
 from harness.pages import PAGES, REPOSITORY, blocks, spans
 
+import scalablevit
+
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """SHA-256 of the text that the Apache Software Foundation publishes."""
 SECURITY, CONTRIBUTING = REPOSITORY / "SECURITY.md", REPOSITORY / "CONTRIBUTING.md"
@@ -56,13 +58,11 @@ def test_every_picture_and_table_of_others_is_in_the_notice() -> None:
     assert left == set(), "say in NOTICE whose work these are"
 
 
-def test_the_citation_has_the_version_and_the_papers_seven_authors(
-    citation: dict[str, Any], project: dict[str, Any]
-) -> None:
+def test_the_citation_has_the_version_and_the_papers_seven_authors(citation: dict[str, Any]) -> None:
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys(), "what the format asks for"
     assert (citation["title"], citation["license"]) == ("scalablevit", "Apache-2.0")
-    assert citation["version"] == project["project"]["version"]
+    assert citation["version"] == scalablevit.__version__
     (paper,) = citation["references"]
     assert [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]] == [
         "Rui Yang", "Hailong Ma", "Jie Wu", "Yansong Tang", "Xuefeng Xiao", "Min Zheng", "Xiu Li"]  # fmt: skip
@@ -73,10 +73,10 @@ def test_the_citation_has_the_version_and_the_papers_seven_authors(
     assert [each["value"] for each in paper["identifiers"]] == ["arXiv:2203.10790"]
 
 
-def test_the_newest_version_heads_the_changelog(project: dict[str, Any]) -> None:
+def test_the_newest_version_heads_the_changelog() -> None:
     text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## \[([^\]]+)\] - (?:Unreleased|\d{4}-\d\d-\d\d)$", text, re.MULTILINE)
-    assert versions[0] == project["project"]["version"]
+    assert versions[0] == scalablevit.__version__
     assert len(versions) == len(re.findall(r"^## ", text, re.MULTILINE)) == len(set(versions))
     kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
