@@ -10,6 +10,7 @@ from scalablevit.api.images import Images, decode_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
+from scalablevit.config.task_info import task_info
 from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
 from scalablevit.runs.result import WEIGHTS
@@ -59,7 +60,7 @@ class Model(nn.Module):
             pixels, `scores` (n,), `labels` (n,) as the head numbers them and, of Mask R-CNN, `masks` (n, 1, 28, 28)
             within the boxes.
         """
-        return self.network(list(images) if self.task == "detection" else images)
+        return self.network(list(images) if task_info(self.task).takes_lists else images)
 
     def preprocess(self, images: Images) -> Tensor:
         """Prepare images as the model's evaluation does.

@@ -54,6 +54,8 @@ class TaskInfo:
     """Files and folders that batch prediction writes."""
     confusion_unit: Literal["images", "pixels"] = "pixels"
     """What confusions of two classes are counted in."""
+    takes_lists: bool = False
+    """Whether the network takes a list of images (3, height, width) in place of one tensor."""
     drawn_in_pairs: bool = True
     """Whether truth and prediction of an image are drawn next to each other; else the image is drawn once."""
 
@@ -116,6 +118,7 @@ _ENTRIES = (
         module="scalablevit.tasks.detection",
         stage_name="detect",
         sources=("coco",),
+        takes_lists=True,
         metrics=tuple(
             MetricInfo(f"{what}_{name}", promotable=name == "ap", heads=heads)
             for what, heads in (("box", ()), ("mask", ("mask_rcnn",)))

@@ -73,7 +73,7 @@ def any_size(stage: Stage) -> bool:
 
 def selects(stage: Stage) -> bool:
     """Return whether the stage's network selects detections; see `serving.export_detector`."""
-    return task_kind(stage.task.kind).export().selects
+    return task_kind(stage.task.kind).export().selection is not None
 
 
 @torch.no_grad()

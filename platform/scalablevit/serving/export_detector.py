@@ -1,8 +1,6 @@
 """A trained detector as one ONNX file, from pixels to boxes, held against the network itself on real images."""
 
-import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
@@ -19,8 +17,8 @@ from scalablevit.data.transforms import fill_color
 from scalablevit.serving.export import OPSET
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import finish_graph
-from scalablevit.tasks.detection.detector import first_label, image_list, sizes_as_inputs
-from scalablevit.tasks.export import Part, Size
+from scalablevit.tasks.export import Part, Selection, Size
+from scalablevit.tasks.registry import task_kind
 
 FILE = "detector.onnx"
 LEAST_SCORE = 0.05
@@ -64,61 +62,6 @@ class ExportedDetector:
                 f"{self.score:.2g}")  # fmt: skip
 
 
-class Selection(nn.Module):
-    """What a detector does with its maps and its dense head's outputs: torchvision's own code, over given values.
-
-    Args:
-        model: of `tasks.detection.detector.build_detector`, in evaluation mode; it is copied.
-        size: height and width of the network's input.
-        first: number of the first class.
-    """
-
-    def __init__(self, model: Any, size: Size, first: int) -> None:
-        super().__init__()
-        self.model: Any = copy.deepcopy(model)
-        self.size, self.first = size, first
-        self.two_stages = hasattr(model, "rpn")
-        self.model.transform, self.model.backbone, head = _Given(), _Given(), _Given()
-        if self.two_stages:
-            self.model.rpn.head = head
-        else:
-            self.model.head = head
-
-    def forward(self, outputs: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of `tasks.detection.export.PyramidAndHeads` for one image, and its height and width without padding.
-
-        Returns:
-            boxes (n, 4) in the input's pixels, scores (n,), labels (n,) from 0 and, of Mask R-CNN, masks (n, 28, 28):
-            probabilities within the boxes.
-        """
-        image = outputs[0].new_zeros((1, 3, *self.size))
-        if self.two_stages:
-            levels = len(outputs) // 3
-            head: Any = list(outputs[levels : 2 * levels]), list(outputs[2 * levels :])
-            self.model.rpn.head.value = head
-        else:
-            levels = len(outputs) - 2
-            self.model.head.value = {"cls_logits": outputs[-2], "bbox_regression": outputs[-1]}
-        self.model.backbone.value = OrderedDict((str(level), each) for level, each in enumerate(outputs[:levels]))
-        self.model.transform.value = image_list(image, size), None
-        found = self.model([image[0]])[0]
-        masks = (found["masks"][:, 0],) if "masks" in found else ()
-        return found["boxes"], found["scores"], found["labels"] - self.first, *masks
-
-
-class _Given(nn.Module):
-    """Stands for a part whose outputs are there already."""
-
-    value: Any = None
-
-    def forward(self, *_inputs: Any) -> Any:
-        return self.value
-
-    def postprocess(self, found: Any, *_sizes: Any) -> Any:
-        """Detections as they are."""
-        return found
-
-
 @torch.no_grad()
 def export_detector(trained: Trained, network: Part, folder: Path, facts: Mapping[str, Any]) -> ExportedDetector:
     """Write `FILE`, for one image, and hold its boxes against the network's.
@@ -137,7 +80,10 @@ def export_detector(trained: Trained, network: Part, folder: Path, facts: Mappin
     import onnx.compose
 
     size: Size = (network.inputs.shape[2], network.inputs.shape[3])
-    selection = Selection(trained.network, size, _first(trained)).eval()
+    how = task_kind(trained.stage.task.kind).export().selection
+    if how is None:
+        raise TypeError(f"{trained.stage.task.kind} selects nothing")
+    selection = how(trained.network, size, trained.stage)
     selected, file = folder / ".selection.onnx", folder / FILE
     _trace(selection, network, size, selected)
     first, second = onnx.load(folder / f"{network.name}.onnx"), onnx.load(selected)
@@ -153,14 +99,14 @@ def export_detector(trained: Trained, network: Part, folder: Path, facts: Mappin
     whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # regions of several images would be mixed up
     onnx.save(whole, file)
     finish_graph(file, {0: "detections"}, facts)
-    return _compared(trained, network.inputs, file)
+    return _compared(trained, network.inputs, file, selection.first)
 
 
 def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
     """Write a selection as ONNX by torch's older exporter: the one that torch.export feeds refuses its loops."""
     outputs = tuple(each[:1] for each in network.expected)
     names = ["boxes", "scores", "labels", "masks"][: 4 if selection.two_stages else 3]
-    with warnings.catch_warnings(), sizes_as_inputs():
+    with warnings.catch_warnings(), selection.tracing():
         warnings.simplefilter("ignore")  # the exporter's, about itself and about sizes that are meant to be fixed
         try:
             torch.onnx.export(
@@ -183,7 +129,7 @@ def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
             ) from error
 
 
-def _compared(trained: Trained, pixels: Tensor, file: Path) -> ExportedDetector:
+def _compared(trained: Trained, pixels: Tensor, file: Path, first: int) -> ExportedDetector:
     """Hold the file against the network on each image whole, and with its last rows as padding."""
     import onnxruntime
 
@@ -193,7 +139,7 @@ def _compared(trained: Trained, pixels: Tensor, file: Path) -> ExportedDetector:
     compared, alone, corners, scores = 0, 0, [0.0], [0.0]
     for image, strip in ((image, strip) for image in pixels for strip in (0, _STRIP)):
         height, width = image.shape[1] - strip, image.shape[2]
-        expected = _expected(trained, image[:, :height])
+        expected = _expected(trained, image[:, :height], first)
         canvas = image.clone()
         canvas[:, height:] = torch.tensor(fill_color(trained.stage.data))[:, None, None]
         inputs = {"pixels": canvas[None].numpy(), "size": np.array([height, width])}
@@ -208,12 +154,12 @@ def _compared(trained: Trained, pixels: Tensor, file: Path) -> ExportedDetector:
     return ExportedDetector(file, compared, alone, max(corners), max(scores))
 
 
-def _expected(trained: Trained, image: Tensor) -> list[NDArray[Any]]:
+def _expected(trained: Trained, image: Tensor, first: int) -> list[NDArray[Any]]:
     """The network's own boxes, scores and labels from 0 of pixels (3, h, w)."""
     data = trained.stage.data
     (normalized,) = normalize(image.permute(1, 2, 0)[None].to(torch.uint8), data.mean, data.std)
     (found,) = trained.network([normalized])
-    return [found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - _first(trained)]
+    return [found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - first]
 
 
 def nearest(
@@ -243,8 +189,3 @@ def nearest(
     best[np.isinf(apart.min(axis=1))] = -1
     rows = np.arange(len(best))
     return corners[rows, best], by_score[rows, best]
-
-
-def _first(trained: Trained) -> int:
-    task: Any = trained.stage.task
-    return first_label(task)

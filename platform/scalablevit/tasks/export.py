@@ -1,6 +1,7 @@
 """How a task's network is exported: as a whole, or in parts."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,19 @@ def unchanged(outputs: Any, _pixels: Tensor) -> Any:
     return outputs
 
 
+class Selection(nn.Module):
+    """Takes the first part's outputs for one image, and the image's size; gives boxes, scores and labels."""
+
+    first: int
+    """Number of the first class in the network's own labels."""
+    two_stages: bool
+    """Whether there are masks too."""
+
+    def tracing(self) -> AbstractContextManager[None]:
+        """Return what has to be entered while it is traced."""
+        return nullcontext()
+
+
 @dataclass(frozen=True)
 class Export:
     """How the networks of a kind of task are exported."""
@@ -70,8 +84,9 @@ class Export:
     parts: Callable[[nn.Module, Data, Tensor, Tensor], list[Part]] | None = None
     """Makes the parts, of one size only, from network, data section, pixels (N, 3, H, W) and the same normalized; None:
     the network is exported as a whole."""
-    selects: bool = False
-    """Whether the network selects detections from what the first part says, and is written from pixels to boxes too."""
+    selection: Callable[[nn.Module, Size, Stage], Selection] | None = None
+    """Makes the module that selects detections from the first part's outputs, in evaluation mode; None: nothing is
+    selected."""
 
 
 def flat(outputs: Any) -> list[Tensor]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from scalablevit.config.data import Data
 from scalablevit.config.recipe import Stage
-from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
+from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE, first_label
+from scalablevit.tasks.detection.selection import DetectorSelection
 from scalablevit.tasks.detection.task import sections
 from scalablevit.tasks.export import Export, FromPixels, Part, Size, flat, unchanged
 
@@ -87,4 +88,9 @@ def _parts(model: Any, data: Data, pixels: Tensor, normalized: Tensor) -> list[P
     return parts
 
 
-EXPORT = Export(_scaled_sides, parts=_parts, selects=True)
+def _selection(model: nn.Module, size: Size, stage: Stage) -> DetectorSelection:
+    selection = DetectorSelection(model, size, first_label(sections(stage)[0]))
+    return selection.eval()
+
+
+EXPORT = Export(_scaled_sides, parts=_parts, selection=_selection)
