@@ -9,12 +9,16 @@ from typing import Any
 
 GIT_TIMEOUT_S = 10
 
+SHIPPED = ("recipes", "tune_spaces")
+"""Folders of the package without code. In a checkout they are links, in an upload or an installed package copies."""
+
 
 def code_files(package: Path) -> list[Path]:
     """The files of a package that are code, sorted by relative path: no byte code, and none of the shipped recipes."""
-    files = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".yaml")
+    files = (path for path in package.rglob("*") if path.is_file())
+    left_out = {"__pycache__", *SHIPPED}
     return sorted(
-        (path for path in files if "__pycache__" not in path.parts),
+        (path for path in files if left_out.isdisjoint(path.relative_to(package).parts)),
         key=lambda path: path.relative_to(package).as_posix(),
     )
 
