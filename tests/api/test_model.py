@@ -217,6 +217,8 @@ def test_one_tensor_has_one_size(models):
     images = [np.zeros((40, 48, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)]
     with pytest.raises(sv.UserError, match="2 images come out in 2 sizes"):
         models["segment"].preprocess(images)
+    with pytest.raises(sv.UserError, match="there is no image"):
+        models["segment"].preprocess([])
 
 
 def test_a_model_in_training_mode_does_not_predict(root):

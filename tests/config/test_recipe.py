@@ -325,3 +325,9 @@ def test_a_stage_always_has_a_step_and_an_evaluation(samples: int, batch: int, e
     assert length.total >= 1
     assert length.evaluate_every >= 1
     assert abs(length.total - epochs * samples / batch) <= 1
+
+
+def test_a_shown_recipe_has_no_tracking_address() -> None:
+    """Notebooks keep what they show, and the address may hold a password."""
+    given = check(Recipe, changed("classification", ("tracking.uri", "http://bob:s3cret@host")), {}, "")
+    assert "host" not in repr(given) and given.stages["first"].tracking.uri == "http://bob:s3cret@host"

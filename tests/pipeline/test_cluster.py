@@ -12,6 +12,7 @@ from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
+from scalablevit.training.ray_internals import JOB_VARIABLE
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -72,6 +73,26 @@ def test_every_node_imports_the_uploaded_package(two_nodes, tmp_path):
     for uploaded in packages:
         assert "/runtime_resources/py_modules_files/" in uploaded
         assert code_digest(Path(uploaded)) == code_digest(cluster.PACKAGE)
+
+
+def test_another_copy_of_the_package_where_workers_or_users_expect_one_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    upload = tmp_path / "platform" / "scalablevit"
+    upload.mkdir(parents=True)
+    (upload / "__init__.py").touch()
+    cluster._refuse_other_package()
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    with pytest.raises(UserError, match="another copy of it is in") as error:
+        cluster._refuse_other_package()
+    assert str(upload) in str(error.value) and "python pipelines/<command>.py" in str(error.value)
+    monkeypatch.chdir(upload.parent)
+    monkeypatch.delenv(JOB_VARIABLE)
+    with pytest.raises(UserError, match="start it from another folder"):
+        cluster._refuse_other_package()
+    for own in (cluster.PACKAGE.parents[1], cluster.PACKAGE.parent):
+        monkeypatch.chdir(own)
+        cluster._refuse_other_package()
 
 
 def test_trials_on_a_cpu_start_with_the_allocators_variables(two_nodes, monkeypatch, tmp_path):

@@ -75,8 +75,8 @@ def test_the_page_detects_as_we_do(tmp_path, head):
         numbers = [np.array([CLASSES.index(name) for name in names]) for names in (labels, answer["labels"])]
         ours = [np.array(answer["boxes"]), np.array(answer["scores"]), numbers[1]]
         for some, others in ((ours, [boxes, scores, numbers[0]]), ([boxes, scores, numbers[0]], ours)):
-            corners, by_score = nearest(some, others, MOST)
-            assert len(corners) and corners.max() <= 1.0 and by_score.max() <= 0.01
+            near = nearest(some, others, MOST)
+            assert len(near.some) and near.corners.max() <= 1.0 and near.scores.max() <= 0.01
     Image.new("RGB", (100, 20)).save(tmp_path / "flat.png")
     with pytest.raises(ValueError, match="--size 32x64"):
         predict(str(found.file), str(tmp_path / "flat.png"))
@@ -91,23 +91,26 @@ def test_the_flagship(tmp_path):
 def test_detections_are_compared_with_the_nearest_of_their_class():
     some = [np.array([[0, 0, 9, 9], [5, 5, 9, 9], [1, 1, 2, 2.0]]), np.array([0.9, 0.5, 0.04]), np.array([0, 1, 0])]
     others = [np.array([[5, 5, 9, 9], [0, 0.5, 9, 9.0]]), np.array([0.5, 0.88]), np.array([0, 0])]
-    corners, scores = nearest(some, others, MOST)
-    assert corners.tolist() == [0.5, np.inf]
-    assert scores.tolist() == [pytest.approx(0.02), np.inf]
-    assert nearest(some, others, 2)[0].tolist() == [0.5], "0.5 is no better than the last of two"
+    near = nearest(some, others, MOST)
+    assert (near.some.tolist(), near.others.tolist()) == ([0, 1], [1, -1])
+    assert near.corners.tolist() == [0.5, np.inf]
+    assert near.scores.tolist() == [pytest.approx(0.02), np.inf]
+    assert nearest(some, others, 2).corners.tolist() == [0.5], "0.5 is no better than the last of two"
     nothing = [np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)]
-    assert nearest(some, nothing, MOST)[0].tolist() == [np.inf, np.inf]
-    assert nearest(nothing, some, MOST)[0].tolist() == []
+    assert nearest(some, nothing, MOST).corners.tolist() == [np.inf, np.inf]
+    assert nearest(nothing, some, MOST).corners.tolist() == []
 
 
 @pytest.mark.parametrize(
-    ("compared", "unmatched", "pixels", "score", "faithful"),
-    [(9, 0, 1.0, 0.01, True), (9, 1, 0.0, 0.0, False), (9, 0, 1.1, 0.0, False), (9, 0, 0.0, 0.02, False)],
-)
-def test_what_is_faithful(compared, unmatched, pixels, score, faithful):
-    assert ExportedDetector(Path("d.onnx"), compared, unmatched, pixels, score).faithful is faithful
+    ("unmatched", "pixels", "score", "mask", "faithful"),
+    [(0, 1.0, 0.01, 0.05, True), (1, 0, 0, 0, False), (0, 1.1, 0, 0, False), (0, 0, 0.02, 0, False),
+     (0, 0, 0, 0.06, False)],
+)  # fmt: skip
+def test_what_is_faithful(unmatched, pixels, score, mask, faithful):
+    assert ExportedDetector(Path("d.onnx"), 9, unmatched, pixels, score, mask).faithful is faithful
 
 
 def test_a_comparison_of_nothing_is_said():
     line = ExportedDetector(Path("d.onnx"), 0, 0, 0.0, 0.0).summary()
     assert line.startswith("warning: d.onnx was not compared") and "0.05" in line
+    assert ExportedDetector(Path("d.onnx"), 0, 2, 0.0, 0.0).summary().startswith("d.onnx: 0 detections")

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalablevit.api.images import Images, decode_images
+from scalablevit.api.images import GIVE, Images, decode_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task_info import task_info
 from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
-from scalablevit.runs.result import WEIGHTS
+from scalablevit.runs.result import WEIGHTS, without_secrets
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.predictions import Prediction
 
@@ -76,7 +76,10 @@ class Model(nn.Module):
             UserError: one is no image, there is none, or they come out in different sizes.
         """
         data = self.stage.data
-        prepared = [prepare_image(self.stage, image, self.device) for image in decode_images(images, data)]
+        decoded = list(decode_images(images, data))
+        if not decoded:
+            raise UserError("there is no image", where="images", fix=GIVE)
+        prepared = [prepare_image(self.stage, image, self.device) for image in decoded]
         sizes = sorted({tuple(image.shape[-2:]) for image in prepared})
         if len(sizes) != 1:
             raise UserError(
@@ -132,7 +135,7 @@ def load_model(
     """
     place = _check_device(device)
     weights, config, _ = _find(source, overrides, platform_root(None if root is None else str(root), make=False))
-    stage = trained_recipe(SCRIPT, config, overrides, str(source)).stages[SCRIPT]
+    stage = without_secrets(trained_recipe(SCRIPT, config, overrides, str(source)).stages[SCRIPT])
     with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced, would move the user's random numbers on
         return Model(load_trained(stage, config["classes"], weights, place))
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # they import torch
     from scalablevit.tasks.task import Task
 
 EPILOG = """\
+Nothing is started or changed.
+
 A step time is needed: --step-s from a run's log or a benchmark, or --measure, which takes steps with blank images on
 this machine's device and, where the data is on this machine, times decoding too. It is that of one device by itself,
 without waiting for data or for other devices, and is scaled from --step-images to the device's share of the batch.

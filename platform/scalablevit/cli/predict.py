@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scalablevit.cli.prediction_folder import BAD, LEFT_OUT, NOTE, check_out, deliver, print_left_out, tabulate
 from scalablevit.config.errors import UserError, masked
@@ -15,9 +15,6 @@ from scalablevit.data.names import shown
 from scalablevit.data.sources.files import left_out, list_images
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
-
-if TYPE_CHECKING:
-    pass
 
 EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its

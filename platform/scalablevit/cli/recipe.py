@@ -60,7 +60,7 @@ def _list() -> int:
     for what, folder in (("recipe", RECIPES), ("space", SPACES)):
         print(f"--{what} NAME, of the files in {folder}:")
         files = shipped_files(folder)
-        width = max(map(len, files))
+        width = max(map(len, files), default=0)
         print("\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in files.items()))
     return 0
 

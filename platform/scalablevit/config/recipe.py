@@ -223,7 +223,7 @@ class Cluster(Section):
 class Tracking(Section):
     """MLflow. Never part of a run's identity."""
 
-    uri: str | None = None
+    uri: str | None = Field(default=None, repr=False)  # it may hold a password, and notebooks keep what they show
     """Tracking server or database; null: `sqlite:///<root>/mlflow.db`."""
     experiment: Annotated[str, Field(min_length=1)] = "scalablevit"
     """MLflow experiment."""

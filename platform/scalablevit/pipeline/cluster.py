@@ -38,6 +38,7 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
     Raises:
         UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
     """
+    _refuse_other_package()
     address = os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         _check_address(address)
@@ -67,6 +68,27 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _check_reach(stages, root, [node.id for node in nodes])
+
+
+def _refuse_other_package() -> None:
+    """Refuse to train code of which the user does not know that it is meant.
+
+    A job's upload is imported only by the scripts in `pipelines/`; and Ray's workers look into the driver's current
+    folder before they look at what was sent to them.
+
+    Raises:
+        UserError: another copy of the package is in the job's upload or in the current folder.
+    """
+    here = Path.cwd()
+    upload = [here / "platform" / PACKAGE.name] if JOB_VARIABLE in os.environ else []
+    for other in (*upload, here / PACKAGE.name):
+        if (other / "__init__.py").is_file() and other.resolve() != PACKAGE:
+            raise UserError(
+                f"this program is {PACKAGE}, but another copy of it is in {other}",
+                where="current folder",
+                fix="submit `python pipelines/<command>.py`, which runs the uploaded copy" if other in upload
+                else "start it from another folder",
+            )  # fmt: skip
 
 
 def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:

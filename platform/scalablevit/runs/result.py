@@ -1,13 +1,9 @@
 """What a finished stage leaves in its run folder: `result.json` and the names of its files."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from scalablevit.config.recipe import Stage
 from scalablevit.runs.run_store import RunStore
-
-if TYPE_CHECKING:
-    pass
 
 RESULT = "result.json"
 WEIGHTS = "model/weights.safetensors"

@@ -36,6 +36,9 @@ def handle_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        if _in_main_thread():
+            for number in before:  # one that comes now would leave our handlers in place
+                signal.signal(number, signal.SIG_IGN)
         _noted.clear()
         _in_other_thread.clear()
         if _in_main_thread():

@@ -23,8 +23,10 @@ from scalablevit.tasks.registry import task_kind
 FILE = "detector.onnx"
 LEAST_SCORE = 0.05
 """Of the detections that are compared."""
-MOST_PIXELS, MOST_SCORE = 1.0, 0.01
-"""Largest differences of a detection's corners, in pixels of the input, and of its score."""
+MOST_PIXELS, MOST_SCORE, MOST_MASK = 1.0, 0.01, 0.05
+"""Largest differences of corners, in pixels of the input, of scores, and of probabilities in masks."""
+_MASKS = 3
+"""Place of the masks among the outputs."""
 _STRIP = 11
 """Rows of padding in the second comparison of each image, fewer than `tasks.detection.detector.STRIDE`."""
 
@@ -42,24 +44,27 @@ class ExportedDetector:
     """Largest difference of a corner."""
     score: float
     """Largest difference of a score."""
+    mask: float = 0.0
+    """Largest difference of a probability in a mask; 0 without masks."""
 
     @property
     def faithful(self) -> bool:
         """Whether the file detects what the network does."""
-        return self.unmatched == 0 and self.pixels <= MOST_PIXELS and self.score <= MOST_SCORE
+        limits = ((self.pixels, MOST_PIXELS), (self.score, MOST_SCORE), (self.mask, MOST_MASK))
+        return self.unmatched == 0 and all(found <= most for found, most in limits)
 
     def facts(self) -> dict[str, float]:
         """Return the comparison by name."""
-        return {"compared": self.compared, "unmatched": self.unmatched, "pixels": self.pixels, "score": self.score}
+        return {name: value for name, value in vars(self).items() if name != "file"}
 
     def summary(self) -> str:
         """Return the comparison as a line."""
-        if not self.compared:
+        if not self.compared and not self.unmatched:
             return (f"warning: {self.file.name} was not compared: the network detects nothing of score "
                     f"{LEAST_SCORE:g} or more on these images; name others")  # fmt: skip
         return (f"{self.file.name}: {self.compared} detections of score {LEAST_SCORE:g} or more compared, "
                 f"{self.unmatched} unmatched; corners differ by {self.pixels:.2g} pixels at most, scores by "
-                f"{self.score:.2g}")  # fmt: skip
+                f"{self.score:.2g}, masks by {self.mask:.2g}")  # fmt: skip
 
 
 @torch.no_grad()
@@ -89,11 +94,12 @@ def export_detector(trained: Trained, network: Part, folder: Path, facts: Mappin
     first, second = onnx.load(folder / f"{network.name}.onnx"), onnx.load(selected)
     selected.unlink()
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    first = onnx.compose.add_prefix(first, "network/", rename_inputs=False)  # both may have `scores`
     used = {each.name for each in second.graph.input}
     whole = onnx.compose.merge_models(
         first,
         second,
-        io_map=[(name, name) for name in network.outputs if name in used],
+        io_map=[(f"network/{name}", name) for name in network.outputs if name in used],
         outputs=[each.name for each in second.graph.output],
     )
     whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # regions of several images would be mixed up
@@ -136,35 +142,50 @@ def _compared(trained: Trained, pixels: Tensor, file: Path, first: int) -> Expor
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     task: Any = trained.stage.task
     most: int = task.max_detections
-    compared, alone, corners, scores = 0, 0, [0.0], [0.0]
+    compared, alone, corners, scores, masks = 0, 0, [0.0], [0.0], [0.0]
     for image, strip in ((image, strip) for image in pixels for strip in (0, _STRIP)):
         height, width = image.shape[1] - strip, image.shape[2]
         expected = _expected(trained, image[:, :height], first)
         canvas = image.clone()
         canvas[:, height:] = torch.tensor(fill_color(trained.stage.data))[:, None, None]
-        inputs = {"pixels": canvas[None].numpy(), "size": np.array([height, width])}
-        found = session.run(["boxes", "scores", "labels"], inputs)
+        found = session.run(None, {"pixels": canvas[None].numpy(), "size": np.array([height, width])})
         for some, others in ((expected, found), (found, expected)):
-            by_corner, by_score = nearest(some, others, most)
-            matched = np.isfinite(by_corner)
+            near = nearest(some, others, most)
+            matched = near.others >= 0
             alone += int((~matched).sum())
-            corners += by_corner[matched].tolist()
-            scores += by_score[matched].tolist()
-            compared += len(by_corner) if some is expected else 0
-    return ExportedDetector(file, compared, alone, max(corners), max(scores))
+            corners += near.corners[matched].tolist()
+            scores += near.scores[matched].tolist()
+            if len(some) > _MASKS and matched.any():
+                apart = some[_MASKS][near.some[matched]] - others[_MASKS][near.others[matched]]
+                masks.append(float(np.abs(apart).max()))
+            compared += len(matched) if some is expected else 0
+    return ExportedDetector(file, compared, alone, max(corners), max(scores), max(masks))
 
 
 def _expected(trained: Trained, image: Tensor, first: int) -> list[NDArray[Any]]:
-    """The network's own boxes, scores and labels from 0 of pixels (3, h, w)."""
+    """The network's own boxes, scores, labels from 0 and masks, if there are any, of pixels (3, h, w)."""
     data = trained.stage.data
     (normalized,) = normalize(image.permute(1, 2, 0)[None].to(torch.uint8), data.mean, data.std)
     (found,) = trained.network([normalized])
-    return [found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - first]
+    masks = [found["masks"][:, 0].numpy()] if "masks" in found else []
+    return [found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - first, *masks]
 
 
-def nearest(
-    some: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], most: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+@dataclass(frozen=True)
+class Nearest:
+    """Detections, and the nearest of each in another list; a row each."""
+
+    some: NDArray[np.int64]
+    """Numbers of the detections that are compared."""
+    others: NDArray[np.int64]
+    """Numbers in the other list; -1 where it has none of the class."""
+    corners: NDArray[np.float64]
+    """Largest difference of a corner, in pixels; infinite where there is no other."""
+    scores: NDArray[np.float64]
+    """Differences of the scores, likewise."""
+
+
+def nearest(some: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], most: int) -> Nearest:
     """Return how far detections are from the nearest of the same class in another list.
 
     Args:
@@ -172,20 +193,19 @@ def nearest(
         others: likewise, all of them.
         most: detections of an image. Where the others are as many, those of `some` that are hardly better than the last
             of them are left out too: which of nearly equal ones is the last is chance.
-
-    Returns:
-        The largest difference of a corner, in pixels, and that of the score, (k,) each; infinite where the other list
-        has none of the class.
     """
     least = LEAST_SCORE if len(others[1]) < most else max(LEAST_SCORE, others[1].min() + MOST_SCORE)
-    boxes, scores, labels = (np.asarray(each)[some[1] >= least] for each in some)
+    numbers = np.flatnonzero(np.asarray(some[1]) >= least)
+    boxes, scores, labels = (np.asarray(each)[numbers] for each in some[:3])
     corners = np.abs(boxes[:, None] - others[0][None]).max(axis=2).astype(np.float64)
     by_score = np.abs(scores[:, None] - others[1][None]).astype(np.float64)
     apart = np.maximum(corners / MOST_PIXELS, by_score / MOST_SCORE)
     apart[labels[:, None] != others[2][None]] = np.inf
-    apart = np.pad(apart, ((0, 0), (0, 1)), constant_values=np.inf)  # also where there are no others at all
-    corners, by_score = (np.pad(each, ((0, 0), (0, 1)), constant_values=np.inf) for each in (corners, by_score))
+    # also where there are no others at all
+    apart, corners, by_score = (
+        np.pad(each, ((0, 0), (0, 1)), constant_values=np.inf) for each in (apart, corners, by_score)
+    )
     best = apart.argmin(axis=1)
     best[np.isinf(apart.min(axis=1))] = -1
     rows = np.arange(len(best))
-    return corners[rows, best], by_score[rows, best]
+    return Nearest(numbers, best, corners[rows, best], by_score[rows, best])

@@ -76,7 +76,7 @@ def _parts(model: Any, data: Data, pixels: Tensor, normalized: Tensor) -> list[P
     expected = list(dense(normalized))
     levels = len(model.backbone(normalized[:1]))
     said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
-    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("logits", "offsets")))
+    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("scores", "offsets")))
     parts = [Part("network", FromPixels(dense, data, unchanged), pixels, "pixels", names, expected)]
     if dense.two_stages:
         for name, module, side, outputs in (
