@@ -195,7 +195,7 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
     found = _score(version, stage, root, latency_threads, listing)
-    if not found.tally.numbers:
+    if not found.per_sample.numbers:
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
@@ -242,13 +242,13 @@ def _decide(
     gate = resolved.stage.promotion
     gain = None
     if champion is not None:
-        if champion.score.tally.numbers != candidate.score.tally.numbers:
+        if champion.score.per_sample.numbers != candidate.score.per_sample.numbers:
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",
                 fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
             )
-        gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
+        gain = paired_gain(candidate.score.per_sample, champion.score.per_sample, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
     evidence = _evidence(candidate, champion, gain, resolved)
     print(_table(evidence))
@@ -280,7 +280,7 @@ def _evidence(
     return {
         "at": _now(),
         "figure": _figure(resolved.stage),
-        "images": len(candidate.score.tally.numbers),
+        "images": len(candidate.score.per_sample.numbers),
         "bad": candidate.score.bad,
         "data_digest": resolved.digest,
         "candidate": _facts(candidate),

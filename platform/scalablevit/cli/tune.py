@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.pipeline import chain, cluster, resolve
-    from scalablevit.pipeline.announce import announce
     from scalablevit.pipeline.older_runs import older_searches
+    from scalablevit.pipeline.plan_summary import print_plan
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
     from scalablevit.pipeline.search_summary import plan
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"note: {note}", flush=True)
     if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
-    announce(search.recipe.name, stages, root)
+    print_plan(search.recipe.name, stages, root)
     print("\n" + plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")

@@ -394,7 +394,7 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
         return None
     if refuse_damage:
         raise damage
-    print(damage, file=sys.stderr, flush=True)  # as native decoders say it: `Complaints` takes it from there
+    print(damage, file=sys.stderr, flush=True)  # as native decoders say it: `StderrCapture` takes it from there
     return pixels
 
 

@@ -22,8 +22,8 @@ FOLDER = "plots"
 CURVES = f"{FOLDER}/curves.png"
 TRAINING = f"{FOLDER}/training_batch.png"
 VALIDATION = f"{FOLDER}/validation.png"
-EXAMINATION = "examination"
-"""Folder of what `report.examination` finds."""
+ERROR_ANALYSIS = "examination"
+"""Folder of what `report.error_analysis` finds."""
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
@@ -67,13 +67,13 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
         save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
 
     def look() -> None:
-        from scalablevit.report.examination import examine
+        from scalablevit.report.error_analysis import analyse_errors
 
         task, model, source = finished()
-        examine(task, resolved.stage, model, source, store.local / EXAMINATION)
+        analyse_errors(task, resolved.stage, model, source, store.local / ERROR_ANALYSIS)
 
     _attempt(resolved, VALIDATION, draw)
-    _attempt(resolved, EXAMINATION, look)
+    _attempt(resolved, ERROR_ANALYSIS, look)
 
 
 def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":

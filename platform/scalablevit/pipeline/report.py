@@ -18,7 +18,7 @@ from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.data.statistics_table import table
-from scalablevit.pipeline.pictures import EXAMINATION
+from scalablevit.pipeline.pictures import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE
 from scalablevit.pipeline.stage import STATISTICS, Job
@@ -158,8 +158,8 @@ def _stage(store: RunStore, registered: str) -> Stage:
         result=None if result is None else {**vars(result), "reason": masked(result.reason)},
         registered=registered,
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
-        findings=load_findings(local / EXAMINATION),
-        pictures=local / EXAMINATION,
+        findings=load_findings(local / ERROR_ANALYSIS),
+        pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
     )
 

@@ -34,7 +34,7 @@ from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool, Status, now_ms
 from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.plots import save_plots
-from scalablevit.tuning.search import Recorder, open_trials, run_trials
+from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
 from scalablevit.tuning.trial import Work
 from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
 
@@ -132,19 +132,19 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         )
         trials = open_trials(search, store.location)
         told = partial(_tell, status_file, search, trials)
-        recorder = Recorder(work, trials, spool, uid, tracking.experiment, told)
+        callback = SearchCallback(work, trials, spool, uid, tracking.experiment, told)
         status: Status = "FAILED"
         failure: BaseException | None = None
         try:
             told()
-            _run(recorder, work, concurrency)
-            found = _found(search, store, uid, recorder.trials)
+            _run(callback, work, concurrency)
+            found = _found(search, store, uid, callback.trials)
             _write_down(work, found, spool)
             publish(found.folder, spool, uid)
             status = "FINISHED"
         except KeyboardInterrupt as interrupt:
             status, failure = "KILLED", interrupt
-            clean_up(failure, ("recording which trials go on", recorder.interrupt))
+            clean_up(failure, ("recording which trials go on", callback.interrupt))
             raise
         except Exception as error:
             failure = error
@@ -171,14 +171,14 @@ def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> N
     )
 
 
-def _run(recorder: Recorder, work: Work, concurrency: int) -> None:
+def _run(callback: SearchCallback, work: Work, concurrency: int) -> None:
     space = work.search.space
-    wanted = space.budget.trials or len(recorder.trials)
-    if sum(trial.ended() for trial in recorder.trials) >= wanted:
+    wanted = space.budget.trials or len(callback.trials)
+    if sum(trial.ended() for trial in callback.trials) >= wanted:
         print(f"[search] already finished: all {wanted} trials have ended ({work.folder})", flush=True)
         return
     minutes = space.budget.wall_minutes
-    run_trials(recorder, work, concurrency, None if minutes is None else minutes * 60)
+    run_trials(callback, work, concurrency, None if minutes is None else minutes * 60)
 
 
 def _concurrency(search: Search) -> int:

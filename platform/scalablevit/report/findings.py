@@ -40,14 +40,14 @@ class Findings:
     measure: str
     """By what the worst come first, in words."""
     details: dict[str, Any]
-    """Of `tasks.examination`."""
+    """Of `tasks.error_analysis`."""
     cases: tuple[Case, ...]
     worst: tuple[Case, ...]
     """The worst first."""
 
 
 def load_findings(folder: Path) -> Findings | None:
-    """What `examine` wrote; None where it did not.
+    """What `analyse_errors` wrote; None where it did not.
 
     Raises:
         UserError: the file is damaged.

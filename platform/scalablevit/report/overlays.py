@@ -19,7 +19,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.report.curves import save
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
-from scalablevit.training.effects import train_order
+from scalablevit.training.callbacks import train_order
 from scalablevit.viz.samples import CELL, Image
 from scalablevit.viz.style import plain
 

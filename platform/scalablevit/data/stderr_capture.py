@@ -5,7 +5,7 @@ import tempfile
 import warnings
 
 
-class Complaints:
+class StderrCapture:
     """Takes this process's standard error for itself, so that what a decoder writes can be told from file to file.
 
     For processes that do nothing but decode, one file at a time. Python's own warnings are silenced: they are about

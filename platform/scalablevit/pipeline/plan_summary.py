@@ -21,7 +21,7 @@ LEAST_SHARE = 0.9
 """Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
 
 
-def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
+def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
     """Print the facts of all stages; imports torch, to count parameters and FLOPs.
 
     Raises:
@@ -35,7 +35,7 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
             "model": model_cost(resolved.name, resolved.stage, resolved.classes),
             "starts from": starts_from(resolved),
             "automatic": "; ".join(automatic(recipe, resolved)),
-            "cadence": cadence(resolved),
+            "schedule": format_schedule(resolved),
             "run folder": RunStore.at(resolved.run_name, resolved.stage.cluster.storage, root).location,
             "tracking": f"{without_credentials(tracking_uri(resolved.stage.tracking.uri, root))}, experiment "
             f"{resolved.stage.tracking.experiment}",
@@ -106,7 +106,7 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
     return [*made, *([f"off: {', '.join(off)}"] if off else [])]
 
 
-def cadence(resolved: ResolvedStage) -> str:
+def format_schedule(resolved: ResolvedStage) -> str:
     """When figures are logged, when is evaluated and saved, and which checkpoints stay."""
     training, length = resolved.stage.training, resolved.length
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)

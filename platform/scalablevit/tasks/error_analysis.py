@@ -8,7 +8,7 @@ from scalablevit.data.loader import Batch
 
 
 @dataclass(frozen=True)
-class Judged:
+class SampleScore:
     """One image."""
 
     number: int
@@ -19,13 +19,13 @@ class Judged:
     """What is right and wrong, for people."""
 
 
-class Examination(Protocol):
+class ErrorAnalysis(Protocol):
     """Of one model, image by image."""
 
     measure: str
     """By what the worst come first, in words."""
 
-    def update(self, predictions: Any, batch: Batch) -> list[Judged]:
+    def update(self, predictions: Any, batch: Batch) -> list[SampleScore]:
         """Add one batch, as to the task's metric; its images in the batch's order."""
 
     def details(self) -> dict[str, Any]:

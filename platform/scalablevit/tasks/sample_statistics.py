@@ -11,7 +11,7 @@ Choice = NDArray[np.int64]
 """Positions of images in the order in which they were added; an image may stand in it several times."""
 
 
-class Tally(Protocol):
+class SampleStatistics(Protocol):
     """Of one figure of one model."""
 
     def update(self, predictions: Any, batch: Batch) -> None:
