@@ -53,7 +53,7 @@ Latency is the median time of 20 answers to one image (batch size 1), from decod
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU torch
 has one thread meanwhile (--latency-threads N: N), and a line says so when the machine had no core free for each.
 
-Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can mend."""
+Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can fix."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
-            fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+            fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
     return Contender(version, found)
 
@@ -246,7 +246,7 @@ def _decide(
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",
-                fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+                fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
             )
         gain = paired_gain(candidate.score.per_sample, champion.score.per_sample, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)

@@ -9,13 +9,13 @@ from scalablevit.config.trial import trial_gpus, with_values
 
 EPILOG = """\
 Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
-from, and keys of the space behind `space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is
-described in platform/scalablevit/config/space.py.
+from, and keys of the space with `space.` before them: space.budget.trials=40 space.concurrency=8. Every key of a
+space is described in platform/scalablevit/config/space.py.
 
 The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
 their checkpoints. --resume does the same and refuses to start a new search.
 
-Exit codes: 0 done; 2 something that you can mend (nothing was lost); 1 all trials failed; 130 interrupted."""
+Exit codes: 0 done; 2 something that you can fix (nothing was lost); 1 all trials failed; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

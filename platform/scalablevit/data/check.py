@@ -246,8 +246,8 @@ class _Checker:
                 return Problem(shown(sample.mask), why), "wrong"
         except BadSample as bad:
             return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
-        if self.stderr_capture and (said := self.stderr_capture.take()):
-            return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
+        if self.stderr_capture and (text := self.stderr_capture.take()):
+            return Problem(shown(sample.image), f"the decoder says: {text}"), "damaged"
         return None
 
     def _size(self, sample: Sample, counter: Counter, notes: Notes, look_at: int) -> tuple[int, ...]:

@@ -247,7 +247,7 @@ class MiddleOfStrip(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentatio
 
 
 class DrawnShortSide(ScaleSides):
-    """Scale the short side to a length drawn anew for each image, the long side to at most another.
+    """Scale the short side to a length drawn for each image, the long side to at most another.
 
     Args:
         short_sides: least and most pixels of the short side, each whole number alike.

@@ -1,4 +1,4 @@
-"""Pictures in a run's folder, drawn by the driver beside the workers; one that fails is said and ends nothing."""
+"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and ends nothing."""
 
 import threading
 from collections.abc import Callable
@@ -23,7 +23,7 @@ CURVES = f"{FOLDER}/curves.png"
 TRAINING = f"{FOLDER}/training_batch.png"
 VALIDATION = f"{FOLDER}/validation.png"
 ERROR_ANALYSIS = "examination"
-"""Folder of what `report.error_analysis` finds."""
+"""Folder of what `report.error_analysis` writes; runs of earlier versions have it, so the name stays."""
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:

@@ -1,4 +1,4 @@
-"""What is printed of each stage before anything starts: every automatic value made concrete, and where things lie."""
+"""The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +77,7 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
 
 
 def starts_from(resolved: ResolvedStage) -> str:
-    """The weights of the first step, unless the run goes on from a checkpoint of its own."""
+    """Return the weights of the first step, unless the run goes on from a checkpoint of its own."""
     if resolved.parents:
         return f"the best weights of stage {resolved.parents[0]}"
     if resolved.initial is not None:
@@ -86,7 +86,7 @@ def starts_from(resolved: ResolvedStage) -> str:
 
 
 def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
-    """What the recipe leaves open, as it will be."""
+    """Return what the recipe leaves open, as it will be."""
     stage = resolved.stage
     made = []
     if stage.model.drop_path_rate is None:
@@ -107,7 +107,7 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
 
 
 def format_schedule(resolved: ResolvedStage) -> str:
-    """When figures are logged, when is evaluated and saved, and which checkpoints stay."""
+    """Return when figures are logged, when the model is evaluated and saved, and which checkpoints stay."""
     training, length = resolved.stage.training, resolved.length
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)
     every = f" and every {length.checkpoint_every} steps" if length.checkpoint_every else ""

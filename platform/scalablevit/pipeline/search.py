@@ -60,7 +60,7 @@ class Found:
 
 
 def search_name(search: Search, resolved: ResolvedStage) -> str:
-    """Name of the search's run: the same search on the same data goes on, another one starts anew."""
+    """Return the name of the search's run: the same search on the same data goes on, another one is a new run."""
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
@@ -68,7 +68,7 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
     """Refuse a search of which nothing is there yet; nothing is made.
 
     Raises:
-        UserError: where it would lie.
+        UserError: it is not there; the error names the folder that would hold it.
     """
     store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
     if store.read(LIST) is None:
@@ -83,7 +83,7 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) ->
     """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
 
     Args:
-        stages: the searched stage, behind those that it needs.
+        stages: the searched stage, after those that it needs.
 
     Raises:
         As `run_search` and `run_chain`.

@@ -1,4 +1,4 @@
-"""A look at single validation images: what the model takes for what, some answers, and the worst of them."""
+"""Error analysis on validation images: which class is taken for which, some predictions, and the worst of them."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ from scalablevit.training.storage import put_text
 from scalablevit.viz.style import colour
 
 IMAGES = 200
-"""Looked at, at most."""
+"""Images of the sample, at most."""
 SECONDS = 30.0
 """After them no further batch is begun; the first one always is."""
 BATCH = 8
 SHOWN, WORST = 6, 8
-"""Answers that are drawn: the first ones, which are drawn by lot, and the worst."""
+"""Predictions that are drawn: the first ones of the random sample, and the worst."""
 KEPT_NAMES = 2
 """Parts of a file's path, from its end."""
 
@@ -52,7 +52,7 @@ class _Seen:
 
 
 def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
-    """Look at validation images drawn by lot, as many as `IMAGES` and `SECONDS` allow, and write it down.
+    """Analyse a random sample of validation images, as many as `IMAGES` and `SECONDS` allow, and write the findings.
 
     Args:
         model: with the weights to look at, on the CPU.
@@ -101,7 +101,7 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
 
 
 def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
-    """In the order of the lot: however early one stops, what was seen is spread over the split."""
+    """Yield the random sample: however early the caller stops, what was read is spread over the split."""
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
     order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
     collate = task.collate("val")

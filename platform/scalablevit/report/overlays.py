@@ -27,7 +27,7 @@ TRAINING_IMAGES = 12
 COLUMNS = 4
 VALIDATION_IMAGES = 6
 PAIRS = 2
-"""Of truth and prediction, beside each other."""
+"""Of truth and prediction, next to each other."""
 EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
 
 

@@ -80,7 +80,7 @@ def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _partial(place: Path) -> Path:
-    """How the paths of hidden folders begin: within a folder that is there, else beside it.
+    """How the paths of hidden folders begin: within a folder that is there, else next to it.
 
     What lies around a folder may not be writable, may be on another disk, or not be shared with other nodes.
     """
@@ -88,7 +88,7 @@ def _partial(place: Path) -> Path:
 
 
 def _exchange(partial: Path, place: Path, replaced: Sequence[str]) -> None:
-    """Move what lies in `partial` to `place`; what is replaced is removed when all of it is there."""
+    """Move the contents of `partial` to `place`; what they replace is removed when all of them are there."""
     made = list(partial.iterdir())
     old = partial / ".replaced"
     old.mkdir()

@@ -1,4 +1,4 @@
-"""What single images tell beyond a task's figures: how wrong each is, and what is taken for what."""
+"""Error analysis image by image: how wrong each prediction is, and which class is taken for which."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from scalablevit.data.loader import Batch
 
 @dataclass(frozen=True)
 class SampleScore:
-    """One image."""
+    """How wrong the prediction for one image is."""
 
     number: int
     """In its source."""
     error: float
     """The larger, the worse."""
     words: str
-    """What is right and wrong, for people."""
+    """What is right and wrong, for people to read."""
 
 
 class ErrorAnalysis(Protocol):
-    """Of one model, image by image."""
+    """The errors of one model, image by image."""
 
     measure: str
-    """By what the worst come first, in words."""
+    """How the worst are ranked, in words."""
 
     def update(self, predictions: Any, batch: Batch) -> list[SampleScore]:
-        """Add one batch, as to the task's metric; its images in the batch's order."""
+        """Add one batch, as to the task's metric; return a score for each image, in the batch's order."""
 
     def details(self) -> dict[str, Any]:
-        """What all images together tell, as plain values."""
+        """Return what all images together show, as plain values."""
 
 
 def triples(pairs: Counter[tuple[int, int]]) -> list[list[int]]:

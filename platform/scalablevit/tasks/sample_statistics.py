@@ -1,4 +1,4 @@
-"""What each image adds to a figure, kept apart, so that the figure of any choice of images can be told."""
+"""Per-sample statistics: what each image adds to a figure, kept apart for the bootstrap over images."""
 
 from typing import Any, Protocol
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from scalablevit.data.loader import Batch
 
 Choice = NDArray[np.int64]
-"""Positions of images in the order in which they were added; an image may stand in it several times."""
+"""Positions of images in the order in which they were added; an image may be in it several times."""
 
 
 class SampleStatistics(Protocol):
-    """Of one figure of one model."""
+    """The per-sample statistics of one figure of one model."""
 
     def update(self, predictions: Any, batch: Batch) -> None:
         """Add one batch, as to the task's metric."""
 
     @property
     def numbers(self) -> list[int]:
-        """Of the images in their source, in the order that `figure` chooses from."""
+        """Numbers of the images in their source, in the order that `figure` chooses from."""
 
     def figure(self, chosen: Choice) -> float:
-        """The figure of as many images as were added, some of them several times, as a fraction; nan without truth."""
+        """Return the figure of the chosen images as a fraction; one chosen twice counts twice; nan without truth."""

@@ -1,4 +1,4 @@
-"""What training does to the world, on each rank: batches in, figures and checkpoints out."""
+"""Callbacks of the training loop on each rank: batches in, figures and checkpoints out."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ REPORT_EVERY_MS = 1000
 LOOK_EVERY_S = 1.0
 """Between two questions whether a node is about to go: all ranks meet for one."""
 FIRST_LOOKS = 10
-"""Steps between two such questions until the first log point has told how long a step takes."""
+"""Steps between two such questions until the first log point shows how long a step takes."""
 
 
 Send = Callable[[list[Record], dict[str, float]], None]
@@ -41,7 +41,7 @@ Send = Callable[[list[Record], dict[str, float]], None]
 
 @dataclass
 class StartupTimings:
-    """When an attempt came how far on this rank, in seconds since the epoch."""
+    """Times at which an attempt reached its steps of starting on this rank, in seconds since the epoch."""
 
     entered: float
     imported: float = 0.0
@@ -177,7 +177,7 @@ class WorkerCallbacks:
 
 
 class PreemptionPoller:
-    """Asks every `LOOK_EVERY_S` or so whether a node is about to go, after equal numbers of steps on all ranks."""
+    """Asks about every `LOOK_EVERY_S` seconds whether a node is about to go, at the same steps on all ranks."""
 
     def __init__(self, about_to_go: Callable[[], bool], timings: StartupTimings) -> None:
         self.timings = timings

@@ -56,7 +56,7 @@ def launch(
         What rank 0 returned.
 
     Raises:
-        UserError: the workers found something that the user must mend.
+        UserError: the workers found something that the user must fix.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: they saved and ended because of `stop_file`.
     """
@@ -127,7 +127,7 @@ def _trainer(
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):
-    """Gives back at a controller's end what its last worker group held; runs in the controller.
+    """Releases at a controller's end what its last worker group held; runs in the controller.
 
     Ray forgets a group of which a worker is lost while the process group is set up: the others wait for the lost one,
     and the next group finds no room.

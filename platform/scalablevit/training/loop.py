@@ -61,7 +61,7 @@ class Plan:
 
 
 class TrainCallbacks(Protocol):
-    """What the loop does to the world. Every rank calls each of them at the same steps, but `save_failed`."""
+    """What the loop calls for input and output. Every rank calls each at the same steps, but `save_failed`."""
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Micro-batches on the device from a position (in steps) of the stream on, `accumulation_steps` a step."""
@@ -206,7 +206,7 @@ def distributed(plan: Plan, model: nn.Module) -> nn.Module:
 def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
     """Two passes that leave no trace, before the first step of every attempt.
 
-    DistributedDataParallel orders its buckets anew after its first backward pass. With three or more ranks sums then
+    DistributedDataParallel reorders its buckets after its first backward pass. With three or more ranks sums then
     round differently than in a run that was never stopped; after these passes both have the same order.
     """
     if not isinstance(model, DistributedDataParallel):
@@ -296,7 +296,7 @@ def _evaluate(plan: Plan, state: TrainState, callbacks: TrainCallbacks, clock: "
 def _remedy(plan: Plan, state: TrainState, callbacks: TrainCallbacks, micro: list[Batch]) -> Outcome | None:
     """Do with a step that is not finite what the recipe says; why training cannot go on, if so. Equal on all ranks.
 
-    A skipped step counts as done: its samples are passed over. A roll-back goes on behind the bad step's samples, with
+    A skipped step counts as done: its samples are passed over. A roll-back goes on after the bad step's samples, with
     other random numbers, or it would only arrive at the same step again.
     """
     wanted = plan.stage.training.nonfinite

@@ -38,12 +38,12 @@ from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, pu
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a rank is told; plain values, so that it travels anywhere."""
+    """The configuration of a rank, as plain values that can be sent anywhere."""
 
     stage: str
     """The stage as JSON."""
     run_folder: str
-    """Where the run's checkpoints lie: a path or an address."""
+    """Where the run's checkpoints are: a path or an address."""
     root: str
     """Relative data paths resolve against it."""
     init_weights: str | None
@@ -82,7 +82,7 @@ def run(
     Args:
         about_to_go: whether a node is about to be taken away; every rank asks at the same steps and gets the same
             answer.
-        timings: filled in as they come.
+        timings: filled in while the attempt starts.
 
     Returns:
         On rank 0 `reason` and `detail` of the outcome and the state's summary; on each rank `metrics` of an evaluation,
@@ -162,7 +162,7 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
             "checkpoint with training.nonfinite.action=skip or rollback",
-            "bad samples": f"mend or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
+            "bad samples": f"fix or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
         }[outcome.reason]
         return {"error": [outcome.detail, "", fix]}

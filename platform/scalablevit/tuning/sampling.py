@@ -42,7 +42,7 @@ def listed(space: Space) -> list[Values]:
 
 
 def distribution(parameter: Draw) -> BaseDistribution:
-    """A parameter in Optuna's terms; choices that are lists stand there as JSON text."""
+    """A parameter in Optuna's terms; choices that are lists become JSON text."""
     if parameter.uniform is not None:
         return FloatDistribution(*parameter.uniform)
     if parameter.loguniform is not None:

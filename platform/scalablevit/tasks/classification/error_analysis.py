@@ -1,4 +1,4 @@
-"""What single images tell of a classifier: the loss of each, and which class is taken for which."""
+"""Error analysis of a classifier: the loss of each image, and which class is taken for which."""
 
 from collections import Counter
 from collections.abc import Sequence

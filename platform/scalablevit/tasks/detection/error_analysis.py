@@ -1,4 +1,4 @@
-"""What single images tell of a detector: what it finds and misses in each, and precision by recall."""
+"""Error analysis of a detector: what it finds and misses in each image, and precision by recall."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +61,7 @@ class BoxErrorAnalysis(CocoMetric):
 
 
 def _score(number: int, evaluation: COCOeval_faster) -> SampleScore:
-    """One image of an evaluation; what lies in a crowd is neither right nor wrong."""
+    """Return the score of one image of an evaluation; what is in a crowd is neither right nor wrong."""
     objects = {each["id"]: each for each in evaluation.cocoGt.anns.values() if each["image_id"] == number + 1}
     shown = [each for each in evaluation.cocoDt.anns.values()
              if each["image_id"] == number + 1 and each["score"] >= SHOWN_SCORE]  # fmt: skip

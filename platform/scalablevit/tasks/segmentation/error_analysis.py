@@ -1,4 +1,4 @@
-"""What single images tell of a segmentation model: the IoU of each, and which class is taken for which."""
+"""Error analysis of a segmentation model: the IoU of each image, and which class is taken for which."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class MaskErrorAnalysis:
     `details()["confusions"]`: [label, answer, pixels] by class numbers, those that occur.
     """
 
-    measure = "by the mean IoU over the classes that an image shows or is said to show, the lowest first"
+    measure = "by the mean IoU over the classes that are labelled or predicted in an image, the lowest first"
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
@@ -39,7 +39,7 @@ class MaskErrorAnalysis:
         return {"confusions": triples(self._pairs)}
 
     def _score(self, number: int, pairs: Counter[tuple[int, int]]) -> SampleScore:
-        """From the pixels of each pair of label and answer."""
+        """Return the score of an image from the pixels of each pair of label and prediction."""
         overlaps = {}
         for number_of_class in {each for pair in pairs for each in pair}:
             whole = sum(count for pair, count in pairs.items() if number_of_class in pair)
