@@ -82,7 +82,7 @@ def check_out(out: Path, images: Path, overwrite: bool) -> None:
         return
     if not (out / NOTE).is_file():
         raise UserError(
-            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) lies there",
+            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) is there",
             where="--out",
             fix="name a new or empty folder",
         )

@@ -91,7 +91,7 @@ class Found:
     """A run and what became of it."""
 
     store: RunStore
-    """Where its lease lies."""
+    """Where its lease is."""
     status: Status
     lost: bool = False
     """Whether its process ended without a word."""

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, read through an index that says where every sample lies."""
+"""Tar shards in WebDataset's layout, read through an index that says where every sample is."""
 
 import hashlib
 import io

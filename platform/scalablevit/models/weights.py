@@ -167,7 +167,7 @@ def fit_tensors(
 
 
 def _inner_prefix(own: Mapping[str, Tensor]) -> str:
-    """`body.` for a Pyramid, whose timm model lies there; else nothing."""
+    """Return `body.` for a Pyramid, whose timm model is in its `body`; else nothing."""
     return "body." if all(name.startswith("body.") for name in own) else ""
 
 

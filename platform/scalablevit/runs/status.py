@@ -101,7 +101,7 @@ def read_status(local: Path) -> Status | None:
 def store_of(local: Path) -> RunStore:
     """A run by its folder on this disk.
 
-    What storage elsewhere holds lies where the status says. A run that keeps its `IDENTITY` here keeps all here, also
+    What storage elsewhere holds is where the status says. A run that keeps its `IDENTITY` here keeps all here, also
     after its root was moved or copied.
 
     Raises:

@@ -150,7 +150,7 @@ class _Release(WorkerGroupCallback, ControllerCallback):
 class _SaveAndEnd(WorkerGroupCallback):
     """Has the workers save and end once a file is there; runs in the controller, on the machine of who asks.
 
-    They are told as if a node were about to go, which they look for anyway: no step waits for anything more.
+    They get the notice of a node that is about to go, which they look for anyway: no step waits for anything more.
     """
 
     def __init__(self, file: Path) -> None:
