@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WINDOW = 20
-"""Steps; the recipes' default cadence of logging. The first window is left out: caches and allocators fill in it."""
+"""Steps; the recipes' default interval of logging. The first window is left out: caches and allocators fill in it."""
 
 
 def platform_rates(lines: Iterable[Mapping[str, Any]]) -> list[float]:

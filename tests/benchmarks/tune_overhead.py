@@ -20,7 +20,7 @@ from ray.util.state import list_actors, list_placement_groups
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.spool import Spool
-from scalablevit.tuning.search import Recorder, open_trials, run_trials
+from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
 from scalablevit.tuning.trial import Reports, Work
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,12 +45,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Work(search, folder, folder, 64 * EPOCHS, None, "", True)
         spool = Spool(Path(folder) / "spool")
-        recorder = Recorder(work, open_trials(search, folder), spool, "0" * 32, "overhead")
+        callback = SearchCallback(work, open_trials(search, folder), spool, "0" * 32, "overhead")
         begun = time.monotonic()
-        run_trials(recorder, work, concurrency=2, left_s=None, trainable=sleep_trial)
+        run_trials(callback, work, concurrency=2, left_s=None, trainable=sleep_trial)
         took = time.monotonic() - begun
         spool.close()
-    assert all(len(trial.curve) == EPOCHS for trial in recorder.trials), "a trial lost results"
+    assert all(len(trial.curve) == EPOCHS for trial in callback.trials), "a trial lost results"
     slept = TRIALS * EPOCHS * WORK_S / 2  # two at once
     each = (took - slept) / TRIALS
     left = leftovers()

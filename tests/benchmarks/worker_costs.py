@@ -21,8 +21,8 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.callback import LOG, SpoolCallback
 from scalablevit.training import worker
+from scalablevit.training.callbacks import eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
-from scalablevit.training.effects import eval_batches_of
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import Plan
 from scalablevit.training.optim import build_optimizer

@@ -12,7 +12,7 @@ from scalablevit.cli import check_data, main
 from scalablevit.cli.exit_codes import guarded
 from scalablevit.cli.tree import parse
 from scalablevit.config.space_loading import load_search
-from scalablevit.pipeline import announce, resolve
+from scalablevit.pipeline import plan_summary, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def search(space: Path, root: Path) -> Answer:
 
 def _leave_models_out(patch: pytest.MonkeyPatch) -> None:
     """Loading torch takes seconds and building a model another one, and no case is about one."""
-    patch.setattr(announce, "model_cost", lambda *_: "")
-    patch.setattr(announce, "automatic", lambda *_: [])
-    patch.setattr(announce, "check_micro_batches", lambda *_: None)
+    patch.setattr(plan_summary, "model_cost", lambda *_: "")
+    patch.setattr(plan_summary, "automatic", lambda *_: [])
+    patch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
 
 
 def _answer(command: Callable[[], int]) -> Answer:

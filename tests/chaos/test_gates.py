@@ -361,7 +361,7 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         here = [node.id for node in cluster.alive_nodes()]
         blind = [replace(stages[0], stage=load_recipe(TINY, ["data.root=nowhere"]).stages["pretrain"])]
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
-        assert f"1 of 1 nodes do not see what lies here ({here[0]})" in message
+        assert f"1 of 1 nodes do not see what is here ({here[0]})" in message
         assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
         monkeypatch.setattr(cluster, "PROBE_S", 0)
         assert "not every node answered within 0 s" in said(lambda: cluster.unreadable_on(here, ["/"]))

@@ -49,7 +49,7 @@ def test_what_cannot_be_packed(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["plain/made", "plain/cat/new/made", "alias/made"])
 def test_shards_do_not_get_among_the_images(folder: Path, tmp_path: Path, target: str) -> None:
     (tmp_path / "alias").symlink_to(folder)
-    with pytest.raises(UserError, match="lies in FOLDER") as caught:
+    with pytest.raises(UserError, match="is in FOLDER") as caught:
         run(folder, tmp_path / target)
     assert caught.value.where == "TARGET" and caught.value.fix
     assert sorted(path.name for path in folder.rglob("*")) == ["1.jpg", "1.jpg", "cat", "dog", "notes.txt"]

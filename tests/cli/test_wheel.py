@@ -69,7 +69,7 @@ def test_the_command_finds_what_is_shipped_and_names_itself(installed: Path, tmp
     )
     # the space names its recipe; the root is refused once both are read
     refused = scalablevit(installed, tmp_path, "tune", "--space", "pretrain", "--root", "session_latest")
-    assert refused.returncode == 2 and "lies in a Ray session folder" in refused.stderr
+    assert refused.returncode == 2 and "is in a Ray session folder" in refused.stderr
     wrong = scalablevit(installed, tmp_path, "segment", "--recipe", "demo", "stages.detect.training.seed=7")
     assert "has no effect here: scalablevit segment runs segment" in wrong.stderr
     assert "fix: leave it out; scalablevit full runs all stages" in wrong.stderr

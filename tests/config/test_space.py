@@ -211,7 +211,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
         ("training.evaluate_every.epochs: {uniform: [1, 2]}", ["budget.evaluate_every_epochs"]),
         ("data.train.images: {choice: [a]}", ["figures on different data cannot be compared"]),
         ("data.root: {choice: [a]}", ["figures on different data cannot be compared"]),
-        ("optimizer: {choice: [null]}", ["optimizer.lr lies within optimizer"]),
+        ("optimizer: {choice: [null]}", ["optimizer.lr is within optimizer"]),
         ("optimizer.eps: {uniform: [1, 0]}", ["the low end (1.0) must be less than the high end (0.0)"]),
         ("optimizer.eps: {uniform: [1, 1]}", ["the low end (1.0) must be less"]),
         ("optimizer.eps: {uniform: [1]}", ["parameters.optimizer.eps.uniform"]),

@@ -31,7 +31,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.shapes import write_shapes
-from scalablevit.pipeline import announce, resolve
+from scalablevit.pipeline import plan_summary, resolve
 from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
@@ -103,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
         model_cost = once_for_each_model(resolve.model_cost)
-        for module in (announce, evaluate, resolve):
+        for module in (plan_summary, evaluate, resolve):
             patch.setattr(module, "model_cost", model_cost)
         yield place
     torch.set_num_threads(threads)

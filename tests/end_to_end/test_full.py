@@ -132,7 +132,7 @@ def test_each_run_left_a_folder_that_is_read_without_a_server(whole):
 
 def test_fine_tunings_ran_beside_each_other(whole):
     """Both fit on the head's two CPUs at once."""
-    assert "running beside each other: segment, detect" in whole.output
+    assert "running in parallel: segment, detect" in whole.output
     spans = []
     for name in ("segment", "detect"):
         (run,) = (whole.root / "runs").glob(f"tiny-{name}-*")

@@ -15,11 +15,11 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.pictures import EXAMINATION
+from scalablevit.pipeline.pictures import ERROR_ANALYSIS
 from scalablevit.pipeline.report import PAGE, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, identity
-from scalablevit.report.examination import examine
+from scalablevit.report.error_analysis import analyse_errors
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import build_task
@@ -97,7 +97,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     result.save(store)
     torch.manual_seed(0)
     task = build_task(stage, resolved.classes)
-    examine(task, stage, task.build_model(), open_source(stage.data, "val", root), store.local / EXAMINATION)
+    analyse_errors(task, stage, task.build_model(), open_source(stage.data, "val", root), store.local / ERROR_ANALYSIS)
     return result
 
 

@@ -12,7 +12,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.pictures import EXAMINATION
+from scalablevit.pipeline.pictures import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _train, identity
 from scalablevit.report.findings import load_findings
@@ -98,7 +98,7 @@ def test_a_run_that_was_interrupted_and_resumed_has_every_step_once(resolved, tm
         "curves.png", "training_batch.png", "validation.png",
     }  # fmt: skip
     assert (folder / "model" / "weights.safetensors").exists()
-    assert load_findings(folder / EXAMINATION).images == 8
+    assert load_findings(folder / ERROR_ANALYSIS).images == 8
 
 
 @pytest.mark.usefixtures("in_process")

@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.inspection import inspect_data
 from scalablevit.data.statistics import DataStatistics
-from scalablevit.pipeline import announce, resolve
+from scalablevit.pipeline import plan_summary, resolve
 from scalablevit.pipeline.report import gather
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import STATISTICS, Job, _begin
@@ -54,11 +54,11 @@ def test_the_run_folder_and_mlflow_get_the_statistics_and_the_report_shows_them(
 
 
 def test_the_plan_shows_them_shorter_with_the_warnings(pretrain, root, capsys, monkeypatch):
-    monkeypatch.setattr(announce, "SHORT", 3)
-    monkeypatch.setattr(announce, "check_micro_batches", lambda *_: None)
-    monkeypatch.setattr(announce, "model_cost", lambda *_: "")
+    monkeypatch.setattr(plan_summary, "SHORT", 3)
+    monkeypatch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
+    monkeypatch.setattr(plan_summary, "model_cost", lambda *_: "")
     unknown = replace(pretrain.statistics, unknown=("files of 3 of 18 images of train were looked at",))
-    announce.announce("tiny", [replace(pretrain, statistics=unknown, warnings=("train: 3 things",))], root)
+    plan_summary.print_plan("tiny", [replace(pretrain, statistics=unknown, warnings=("train: 3 things",))], root)
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("  statistics")
     assert [line.split() for line in lines[at + 1 : at + 8]] == [

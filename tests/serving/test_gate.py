@@ -10,11 +10,11 @@ from scalablevit.config.promotion import Promotion
 from scalablevit.serving import score as scoring
 from scalablevit.serving.gate import Gain, failures, figure_of, paired_gain
 from scalablevit.serving.score import Score
-from scalablevit.tasks.classification.bootstrap import HitTally
+from scalablevit.tasks.classification.bootstrap import HitStatistics
 
 
-def tally(hits: np.ndarray, first: int = 0) -> HitTally:
-    made = HitTally(1)
+def per_sample(hits: np.ndarray, first: int = 0) -> HitStatistics:
+    made = HitStatistics(1)
     right = torch.eye(2)[torch.from_numpy(hits.astype(np.int64))]  # class 1 is true; predicted where there is a hit
     made.update(right, {"label": torch.ones(len(hits), dtype=torch.int64), "index": torch.arange(len(hits)) + first})
     return made
@@ -26,33 +26,33 @@ def hits(share: float, count: int = 400, seed: int = 0) -> np.ndarray:
 
 def test_a_gains_interval_is_that_of_paired_differences():
     ours, theirs = hits(0.8, seed=1), hits(0.7, seed=2)
-    gain = paired_gain(tally(ours), tally(theirs), 4000, 0.95)
+    gain = paired_gain(per_sample(ours), per_sample(theirs), 4000, 0.95)
     differences = ours.astype(float) - theirs
     half = 1.96 * differences.std() / len(differences) ** 0.5
     assert gain.value == pytest.approx(differences.mean())
     assert (gain.low, gain.high) == pytest.approx((gain.value - half, gain.value + half), abs=0.1 * half)
-    narrower = paired_gain(tally(ours), tally(theirs), 4000, 0.5)
+    narrower = paired_gain(per_sample(ours), per_sample(theirs), 4000, 0.5)
     assert gain.low < narrower.low < narrower.high < gain.high
 
 
 def test_the_same_answers_have_no_gain_however_images_are_drawn():
     """Unpaired resampling would give an interval around zero here."""
     same = hits(0.6)
-    gain = paired_gain(tally(same), tally(same), 200, 0.95)
+    gain = paired_gain(per_sample(same), per_sample(same), 200, 0.95)
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
 
 def test_the_interval_is_the_same_for_everybody_who_asks():
-    pair = tally(hits(0.8, seed=1)), tally(hits(0.7, seed=2))
+    pair = per_sample(hits(0.8, seed=1)), per_sample(hits(0.7, seed=2))
     assert paired_gain(*pair, 300, 0.9) == paired_gain(*pair, 300, 0.9)
 
 
 def test_different_images_are_not_compared():
     with pytest.raises(ValueError, match="different images"):
-        paired_gain(tally(hits(0.5)), tally(hits(0.5), first=1), 100, 0.95)
+        paired_gain(per_sample(hits(0.5)), per_sample(hits(0.5), first=1), 100, 0.95)
 
 
-SCORE = Score(tally(np.array([True, True, True, False])), 0, 20.0, "a machine")
+SCORE = Score(per_sample(np.array([True, True, True, False])), 0, 20.0, "a machine")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_mac
 
 
 def test_a_figure_that_is_no_number_never_passes():
-    nothing = HitTally(1)
+    nothing = HitStatistics(1)
     nothing.figure = lambda chosen: float("nan")
     score = Score(nothing, 0, 1.0, "a machine")
     assert np.isnan(figure_of(score)) and failures(Promotion(), score, None, 1.0)

@@ -278,7 +278,7 @@ def test_a_mistyped_root_is_named_and_not_made(images, tmp_path, model):
 
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])
 def test_answers_never_lie_among_the_images(root, images, out):
-    with pytest.raises(UserError, match="lie in each other"):
+    with pytest.raises(UserError, match="are in each other"):
         run(root, "pretrain", images, images / out, "--overwrite")
 
 

@@ -23,7 +23,7 @@ from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
 from scalablevit.paper.stored_models import load_subjects
-from scalablevit.pipeline import announce, search
+from scalablevit.pipeline import plan_summary, search
 from scalablevit.pipeline.older_runs import older_runs, older_searches
 from scalablevit.pipeline.resolve import check_metric, resolve
 from scalablevit.serving.model import ImageModel
@@ -198,7 +198,7 @@ def test_a_run_of_version_1_is_named_as_one_that_does_not_go_on(root: Path, caps
     recipe = load_recipe(root / "old.yaml", LATER)
     stages = resolve(recipe, root)
     torch.manual_seed(0)
-    announce.announce(recipe.name, stages, root)
+    plan_summary.print_plan(recipe.name, stages, root)
     assert f"  note          {begun}\n" in capsys.readouterr().out
     new = folder / stages[0].run_name
     new.mkdir()  # the new run has begun

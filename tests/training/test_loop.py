@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness.ranks import Attempt, newest, run_attempts
 
-from scalablevit.training import effects, worker
+from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import BAD_SAMPLES
 from scalablevit.training.worker import Assignment
@@ -47,7 +47,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(make_sta
     assert CheckpointStore(str(tmp_path)).entries() == []
 
 
-def test_the_first_steps_are_reported_besides_the_cadence(make_stage, tmp_path):
+def test_the_first_steps_are_reported_besides_the_schedule(make_stage, tmp_path):
     """Averages over the steps since the last report: the parts weigh as many steps as they are of."""
     every = make_stage(training={"steps": 12, "global_batch_size": 8, "log_every_steps": 1})
     seldom = make_stage(training={"steps": 12, "global_batch_size": 8, "log_every_steps": 4})
@@ -63,7 +63,7 @@ def losses(result):
 
 def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_stage, tmp_path, monkeypatch):
     """And what goes on from there ends as if nothing had been."""
-    monkeypatch.setattr(effects, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
+    monkeypatch.setattr(callbacks, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
     stage = make_stage(training={"steps": 6, "global_batch_size": 8, "evaluate_every": {"steps": 6}})
     given = Assignment(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
     asked = []
@@ -178,13 +178,13 @@ def test_a_full_disk_stops_training_or_does_not(make_stage, tmp_path, monkeypatc
         return write(self, snapshot, value)
 
     monkeypatch.setattr(CheckpointStore, "write", full)
-    save = effects.WorkerEffects.save
+    save = callbacks.WorkerCallbacks.save
 
     def save_and_wait(self, state, value):
         save(self, state, value)
         self.writer.wait()  # so that the next log point knows
 
-    monkeypatch.setattr(effects.WorkerEffects, "save", save_and_wait)
+    monkeypatch.setattr(callbacks.WorkerCallbacks, "save", save_and_wait)
     training = {"steps": 8, "global_batch_size": 8, "evaluate_every": {"steps": 8}, "checkpoint_every": {"steps": 2},
                 "log_every_steps": 1, "on_checkpoint_failure": action}  # fmt: skip
     result = run(make_stage(training=training), tmp_path)

@@ -26,8 +26,8 @@ from ray.tune.search.optuna import OptunaSearch
 from scalablevit.tracking.callback import SpoolCallback
 from scalablevit.training import ray_internals
 from scalablevit.training.attempts import AttemptsCallback
-from scalablevit.tuning.draws import Proposals
-from scalablevit.tuning.search import Recorder
+from scalablevit.tuning.sampling import TPESearcher
+from scalablevit.tuning.search import SearchCallback
 from scalablevit.tuning.trial import TrialCallback, reason_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -304,11 +304,11 @@ OVERRIDDEN = [
     (ray.train.UserCallback, AttemptsCallback, "after_report", "to note when workers start"),
     (ray.train.UserCallback, AttemptsCallback, "after_exception", "to note why workers were lost"),
     (TuneReportCallback, TrialCallback, "after_report", "to hand results of several workers to Tune"),
-    (OptunaSearch, Proposals, "suggest", "to number a search's trials"),
-    (OptunaSearch, Proposals, "save", "to write no snapshots of the searcher"),
-    (OptunaSearch, Proposals, "restore", "to read no snapshots of the searcher"),
+    (OptunaSearch, TPESearcher, "suggest", "to number a search's trials"),
+    (OptunaSearch, TPESearcher, "save", "to write no snapshots of the searcher"),
+    (OptunaSearch, TPESearcher, "restore", "to read no snapshots of the searcher"),
     *(
-        (ray.tune.Callback, Recorder, f"on_trial_{event}", "to record trials")
+        (ray.tune.Callback, SearchCallback, f"on_trial_{event}", "to record trials")
         for event in ("start", "result", "complete", "error")
     ),
 ]

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from scalablevit.models.backbone import build_classifier
 from scalablevit.training import loop, worker
+from scalablevit.training.callbacks import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
-from scalablevit.training.effects import Instants
 from scalablevit.training.storage import START_NOTE
 from scalablevit.training.worker import Assignment
 
@@ -53,9 +53,9 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
 
 
 def test_an_attempt_notes_when_it_came_how_far(make_stage, tmp_path):
-    given, instants = assignment(make_stage(training=SHORT), tmp_path / "run"), Instants(time.time())
-    worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, instants=instants)
-    assert instants.entered < instants.opened < instants.built < instants.first_step <= time.time()
+    given, timings = assignment(make_stage(training=SHORT), tmp_path / "run"), StartupTimings(time.time())
+    worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, timings=timings)
+    assert timings.entered < timings.opened < timings.built < timings.first_step <= time.time()
 
 
 @pytest.mark.parametrize("evaluate_only", [False, True])

@@ -45,7 +45,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Where the weights are."""
         return next(self.network.parameters()).device
 
     def forward(self, images: Tensor) -> Any:

@@ -27,5 +27,5 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     recipe = read_recipe(file, overrides)
     if recipe.tune is None:
         return recipe
-    # the recipe itself does not know where its file lies
+    # the recipe itself does not know where its file is
     return recipe.model_copy(update={"tune": str(space_file(str(recipe.tune), file.parent).absolute())})

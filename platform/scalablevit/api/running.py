@@ -47,7 +47,7 @@ class RunResults:
 
     stages: tuple[FinishedStage, ...]
     root: Path
-    """Folder below which runs, models and mlflow.db lie."""
+    """Folder of runs, models and mlflow.db."""
 
     def __iter__(self) -> Iterator[FinishedStage]:
         return iter(self.stages)

@@ -28,11 +28,11 @@ MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run u
 task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger pictures
 data.eval_resize=224 data.image_size=224 (dense models: data.short_side=224 data.long_side=448).
 Without --images, four scenes of the built-in shapes are shown; else the first four images of the folder."""
-EXIT = "Exit codes: 0 done; 2 something that you can mend."
+EXIT = "Exit codes: 0 done; 2 something that you can fix."
 EPILOG = "Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes."
 EPILOGS = {
     "features": f"""\
-The paper's Figure 2: an image beside its feature maps after chosen blocks, a row for each model. A map shows how far
+The paper's Figure 2: an image next to its feature maps after chosen blocks, a row for each model. A map shows how far
 each token lies from its map's mean token. Train models that differ in attention alone with
 `{short_name("analyse")} ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are
 counted from 1 through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as
@@ -44,7 +44,7 @@ in the paper.
     "field": f"""\
 The paper's Figure 1 claims that LIM makes the receptive field of one IWSA layer global. Measured here: the gradient
 energy (squared Jacobian) of the outputs of one window in the middle of the map, at every input token. The number is the
-share of energy from outside the window; beside it the radius that holds 95 % of the energy, and how many tokens an
+share of energy from outside the window; next to it the radius that holds 95 % of the energy, and how many tokens an
 output depends on at all. Without MODEL: ScalableViT-S with fresh weights, the same ones for WSA, LEM and IWSA.
 
 {MODELS}
@@ -61,10 +61,10 @@ lim and lem start from the same random weights; the others have other layers, so
 Overrides are dotted recipe keys, as for {command_name("full")}. The same command again continues where it stopped.
 The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 
-Exit codes: 0 done; 1 a failure while running; 2 something that you can mend; 130 interrupted.""",
+Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted.""",
     "table": f"""\
 Counts parameters and FLOPs of ScalableViT S, B and L as classifier and under every dense head, as the shipped recipes
-build them, and sets the paper's figures beside them. Trains nothing.
+build them, and sets the paper's figures next to them. Trains nothing.
 
 {EXIT}""",
 }
@@ -73,7 +73,7 @@ build them, and sets the paper's figures beside them. Trains nothing.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
-    features = _verb(verbs, "features", "Figure 2: images beside feature maps after chosen blocks")
+    features = _verb(verbs, "features", "Figure 2: images next to feature maps after chosen blocks")
     features.add_argument("given", nargs="+", metavar="MODEL|key=value")
     features.add_argument("--blocks", type=_numbers, default=[], metavar="2,4,24", help="counted from 1")
     field = _verb(verbs, "field", "Figure 1: the receptive field of one IWSA layer against WSA and LEM")
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ablation.add_argument("--stages", type=_names, default=[], metavar="A,B",
                           help="of the recipe, with those that they start from (default: all)")  # fmt: skip
     ablation.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    _verb(verbs, "table", "parameters and FLOPs of all backbones and heads beside the paper's")
+    _verb(verbs, "table", "parameters and FLOPs of all backbones and heads next to the paper's")
 
 
 def _verb(

@@ -36,7 +36,7 @@ have. What a training would be refused for is refused here, too, and what it wou
 Samples that cannot be decoded are left out of training and counted, as long as they are at most data.max_bad_fraction
 of the split; masks that do not fit are refused in any number.
 
-Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to mend."""
+Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to fix."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

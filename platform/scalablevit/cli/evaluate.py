@@ -19,7 +19,7 @@ from scalablevit.runs.result import without_secrets
 EPILOG = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its own recipe says
 what it is evaluated on; overrides change that: data.root=/other/data (laid out alike; the validation split is enough,
-and its classes may stand in any order), cluster.workers=4,
+and its classes may come in any order), cluster.workers=4,
 task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://..."""
 
 

@@ -41,7 +41,7 @@ Detection is always of one size.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
 ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
 
-Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can mend, as
+Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can fix, as
 a model that an exporter refuses."""
 
 

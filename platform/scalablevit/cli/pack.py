@@ -17,10 +17,10 @@ FOLDER holds one folder of images per class; pack each split by itself:
 
 A recipe reads them with data.source: tar_shards, data.root: packed, and train and val as the splits' images. Samples,
 their order and their augmentation are those of the folder; without --short-side their bytes are, too. The shards are
-WebDataset's (<key>.jpg and <key>.cls with the class number); index.json beside them holds classes, checksums and where
-each sample lies. TARGET appears when it is whole: an interrupted run leaves at most a hidden folder beside it.
+WebDataset's (<key>.jpg and <key>.cls with the class number); index.json next to them holds classes, checksums and where
+each sample is. TARGET appears when it is whole: an interrupted run leaves at most a hidden folder next to it.
 
-Exit codes: 0 done; 2 something to mend, nothing was written; 130 interrupted."""
+Exit codes: 0 done; 2 something to fix, nothing was written; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 def _refuse_inside(target: Path, folder: Path) -> None:
     """Shards among the images would be a class or files of one the next time, links on the way to them or not."""
     if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
-        raise UserError(f"{target} lies in FOLDER ({folder})", where="TARGET", fix="name a folder beside it")
+        raise UserError(f"{target} is in FOLDER ({folder})", where="TARGET", fix="name a folder next to it")
 
 
 def _note_too_high(folder: Path, classes: Sequence[str]) -> None:

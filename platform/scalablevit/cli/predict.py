@@ -32,12 +32,12 @@ What comes out, by the model's task (file names are relative to IMAGES):
 and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
 named in {BAD} and left out of the rest; files that are no images by their suffixes are named in
 {LEFT_OUT}. An interrupted prediction leaves nothing, and with --overwrite the earlier one; a killed one may leave
-a hidden folder .partial-... in DIR, or beside a new DIR, which the next one names.
+a hidden folder .partial-... in DIR, or next to a new DIR, which the next one names.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process answers them all.
 
-Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can mend."""
+Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can fix."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -70,19 +70,19 @@ def check_out(out: Path, images: Path, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or in which answers would be taken for images.
 
     Raises:
-        UserError: it is no folder, cannot be written, lies in IMAGES or around them, or holds other things.
+        UserError: it is no folder, cannot be written, is in IMAGES or around them, or holds other things.
     """
     here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UserError(
-            f"{shown(out)} and the images lie in each other", where="--out", fix="name a folder beside them"
+            f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
         )
     refuse_unusable(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / NOTE).is_file():
         raise UserError(
-            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) lies there",
+            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) is there",
             where="--out",
             fix="name a new or empty folder",
         )

@@ -53,7 +53,7 @@ Latency is the median time of 20 answers to one image (batch size 1), from decod
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU torch
 has one thread meanwhile (--latency-threads N: N), and a line says so when the machine had no core free for each.
 
-Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can mend."""
+Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can fix."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,11 @@ def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threa
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
     found = _score(version, stage, root, latency_threads, listing)
-    if not found.tally.numbers:
+    if not found.per_sample.numbers:
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
-            fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+            fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
     return Contender(version, found)
 
@@ -242,13 +242,13 @@ def _decide(
     gate = resolved.stage.promotion
     gain = None
     if champion is not None:
-        if champion.score.tally.numbers != candidate.score.tally.numbers:
+        if champion.score.per_sample.numbers != candidate.score.per_sample.numbers:
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",
-                fix=f"name the bad ones with {command_name('check-data')}, and mend or remove them",
+                fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
             )
-        gain = paired_gain(candidate.score.tally, champion.score.tally, gate.resamples, gate.confidence)
+        gain = paired_gain(candidate.score.per_sample, champion.score.per_sample, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
     evidence = _evidence(candidate, champion, gain, resolved)
     print(_table(evidence))
@@ -280,7 +280,7 @@ def _evidence(
     return {
         "at": _now(),
         "figure": _figure(resolved.stage),
-        "images": len(candidate.score.tally.numbers),
+        "images": len(candidate.score.per_sample.numbers),
         "bad": candidate.score.bad,
         "data_digest": resolved.digest,
         "candidate": _facts(candidate),

@@ -7,7 +7,7 @@ from scalablevit.config.root import platform_root
 
 EPILOG = """\
 RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
-lies there and replaces the folder's report.html; nothing is computed anew, and MLflow is neither asked nor told."""
+is there and replaces the folder's report.html; nothing is computed again, and MLflow is not contacted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

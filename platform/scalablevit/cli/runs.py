@@ -91,7 +91,7 @@ class Found:
     """A run and what became of it."""
 
     store: RunStore
-    """Where its lease lies."""
+    """Where its lease is."""
     status: Status
     lost: bool = False
     """Whether its process ended without a word."""
@@ -139,7 +139,7 @@ def _judged(found: Sequence[Found]) -> list[Found]:
 
 
 def _as_it_is(found: Found, *, alive: bool) -> Found:
-    """With the status as it is now: between the looks at status and lease the run may have ended, or begun anew."""
+    """Return the run with its status read again: between status and lease it may have ended, or started again."""
     status = read_status(found.store.local) or found.status
     same = (status.started, status.state) == (found.status.started, found.status.state)
     return replace(found, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)

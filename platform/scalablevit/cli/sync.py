@@ -9,7 +9,7 @@ from scalablevit.tracking.shipper import Pending, Shipper, refused_records, reme
 from scalablevit.tracking.spool import open_runs, read_lines
 
 EPILOG = """\
-Each run's records lie in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
+Each run's records are in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
 `sync` last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
 last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own

@@ -18,7 +18,7 @@ that have the key, of those that the script runs and those that they start from;
 not all of the recipe. stages.<name>.<key>=value applies to one stage. Every key is described where it is defined: data
 and task in platform/scalablevit/config/data.py and task.py, the other sections in recipe.py next to them.
 
-Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can mend (nothing was lost); 1 a
+Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can fix (nothing was lost); 1 a
 failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
 
 

@@ -34,7 +34,7 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> int
 
 
 def parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return a command's arguments; overrides may stand before, between and after the options.
+    """Return a command's arguments; overrides may come before, between and after the options.
 
     Raises:
         SystemExit: as `main`.

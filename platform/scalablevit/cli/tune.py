@@ -9,13 +9,13 @@ from scalablevit.config.trial import trial_gpus, with_values
 
 EPILOG = """\
 Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
-from, and keys of the space behind `space.`: space.budget.trials=40 space.concurrency=8. Every key of a space is
-described in platform/scalablevit/config/space.py.
+from, and keys of the space with `space.` before them: space.budget.trials=40 space.concurrency=8. Every key of a
+space is described in platform/scalablevit/config/space.py.
 
 The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
 their checkpoints. --resume does the same and refuses to start a new search.
 
-Exit codes: 0 done; 2 something that you can mend (nothing was lost); 1 all trials failed; 130 interrupted."""
+Exit codes: 0 done; 2 something that you can fix (nothing was lost); 1 all trials failed; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.pipeline import chain, cluster, resolve
-    from scalablevit.pipeline.announce import announce
     from scalablevit.pipeline.older_runs import older_searches
+    from scalablevit.pipeline.plan_summary import print_plan
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
     from scalablevit.pipeline.search_summary import plan
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"note: {note}", flush=True)
     if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
-    announce(search.recipe.name, stages, root)
+    print_plan(search.recipe.name, stages, root)
     print("\n" + plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")

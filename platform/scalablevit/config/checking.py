@@ -196,7 +196,7 @@ def _explain(
 
 
 def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
-    """Without `stages.<name>` where the file has no stages, or the value stands in a section that they share."""
+    """Return the path as written: without `stages.<name>` where the file has no stages, or they share the section."""
     if key_path[:1] != ("stages",) or len(key_path) < 3:
         return key_path
     return key_path[2:] if ("stages",) not in places or places.get(key_path[2:]) == place else key_path
@@ -256,17 +256,17 @@ def _is_override(place: str) -> bool:
 
 
 def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys allowed beside the last part of a pydantic location."""
+    """Return the names of the keys allowed next to the last part of a pydantic location."""
     types: list[Any] = [schema]
     for part in loc[:-1]:
         types = [inner for each in types for inner in _inside(each, part)]
     names = [name for each in types for model in sections_in(each) for name in model.model_fields]
-    # the sections of a recipe may also stand at its top
+    # the sections of a recipe may also be at its top level
     return [*names, *SECTIONS] if types == [Recipe] else names
 
 
 def _inside(annotation: Any, part: int | str) -> list[Any]:
-    """The types that may stand under one part of a pydantic location."""
+    """Return the types that may be under one part of a pydantic location."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if part in annotation.model_fields:
             return [annotation.model_fields[str(part)].annotation]

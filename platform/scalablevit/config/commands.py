@@ -7,7 +7,7 @@ from pathlib import Path
 PROGRAM = "scalablevit"
 """The command that the package installs."""
 SCRIPTS = Path(__file__).resolve().parents[3] / "pipelines"
-"""The scripts beside the package in a checkout and in the copy of it that a job runs; an installed package has none."""
+"""The scripts next to the package in a checkout and in a job's copy of it; an installed package has none."""
 
 
 def command_name(verb: str) -> str:

@@ -17,7 +17,7 @@ Side = Annotated[int, Field(ge=16, le=4096)]
 
 
 class Split(Section):
-    """Where one split lies, relative to `data.root`."""
+    """Where one split is, relative to `data.root`."""
 
     images: str
     """Folder of images (`image_folder`: one folder per class; `tar_shards`: of shards and their index)."""

@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and mend; it shows no credentials."""
+"""The one exception for what a user can cause and fix; it shows no credentials."""
 
 import re
 
@@ -67,7 +67,7 @@ class TrainingFailed(Exception):
             "\n".join(lines[-SHOWN_LINES:])
             + f"\n\ntraining failed; its checkpoints are kept in {run_folder}, and submitting "
             "the same command again "
-            "resumes.\nThe workers' own logs lie in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 "
+            "resumes.\nThe workers' own logs are in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 "
             "shows them here."
         )
 

@@ -75,7 +75,7 @@ KEYS = {
     "experiment_name": "tracking.experiment", "mlflow_uri": "tracking.uri", "tracking_uri": "tracking.uri",
     "registered_model_name": "tracking.register_as",
 }  # fmt: skip
-"""Recipe key for each name, whatever section the name stands in."""
+"""Recipe key for each name, whatever section the name is in."""
 
 NOTES = {
     "training.global_batch_size": "the samples of one optimizer step, over all workers",
@@ -150,7 +150,7 @@ AS_SECTION = {
     "training.nonfinite": "write training.nonfinite: {action: ...}",
     "data.rand_augment": "write data.rand_augment: {magnitude: ...}",
 }
-"""What to write where a single value stands in place of a section, by dotted path in the stage."""
+"""What to write where a single value is given in place of a section, by dotted path in the stage."""
 
 
 def key_hint(path: Sequence[str | int]) -> str:

@@ -51,10 +51,10 @@ def override_recipe(
     """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
 
     Args:
-        merged: `name`, `stages` and whatever else stands at the top of the recipe.
+        merged: `name`, `stages` and whatever else is at the top level of the recipe.
         overrides: as written.
-        places: where the values stand; the overrides are added.
-        origin: what stands in errors for values without a place.
+        places: where the values are; the overrides are added.
+        origin: what errors name for values without a place.
         scope: the stages that the script runs.
 
     Raises:
@@ -101,7 +101,7 @@ def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
 
 
 def _available(path: Path, what: str) -> str:
-    """Name files beside the missing one, and what is shipped, with names like it."""
+    """Name files next to the missing one, and what is shipped, with names like it."""
     folder = path.parent
     shipped = difflib.get_close_matches(path.stem, shipped_files(SPACES if what == "space" else RECIPES), n=3)
     try:

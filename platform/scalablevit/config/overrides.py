@@ -264,7 +264,7 @@ def _closeness(stage: Mapping[str, Any], path: Sequence[str]) -> float:
 
 
 def _keys(annotation: Any, values: Any) -> Iterator[str]:
-    """Dotted keys of all sections that may stand in a type, also those left out; `ANY_KEY`: every key is allowed."""
+    """Yield the dotted keys of all sections of a type, also those left out; `ANY_KEY`: every key is allowed."""
     if typing.get_origin(annotation) is dict:
         yield ANY_KEY
     for model in models_of_kind(annotation, values):

@@ -12,7 +12,7 @@ from scalablevit.config.task import Task, head_of
 from scalablevit.config.task_info import task_info
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
-"""Steps reported and shown whatever the cadence of logging: whether training works at all shows in them."""
+"""Steps reported and shown whatever `training.log_every_steps` says: whether training works at all shows in them."""
 
 
 class Model(Section):
@@ -202,7 +202,7 @@ class Cluster(Section):
     max_failures: Annotated[int, Field(ge=0, le=10**6)] = 3
     """Restarts from the last checkpoint after a worker was lost."""
     storage: str | None = None
-    """Where run folders lie: a path or an address such as s3://bucket/folder; null: `<root>/runs`."""
+    """Where run folders are: a path or an address such as s3://bucket/folder; null: `<root>/runs`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

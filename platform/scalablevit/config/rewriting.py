@@ -50,7 +50,7 @@ def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
 
     Raises:
         UserError: it is no YAML, no recipe and no search space, or of a version that this platform does not know; or
-            old and new keys stand in the same section.
+            old and new keys are in the same section.
     """
     raw, _, node = strict_yaml.load_with_nodes(text, name)
     if not isinstance(raw, dict) or not isinstance(node, yaml.MappingNode) or not _is_known(raw):

@@ -1,4 +1,4 @@
-"""The folder that everything lasting lies in."""
+"""The folder of everything that lasts."""
 
 import os
 import re
@@ -16,7 +16,7 @@ def platform_root(given: str | None, *, make: bool = True) -> Path:
         make: make it if it is not there; false in scripts that look for something in it.
 
     Raises:
-        UserError: it lies in a Ray session folder, which vanishes with the head, or cannot be printed.
+        UserError: it is in a Ray session folder, which vanishes with the head, or cannot be printed.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
@@ -34,7 +34,7 @@ def tracking_uri(given: str | None, root: Path) -> str:
         UserError: the root's name means another path in the address of a file.
     """
     if not given and (strange := re.search(r"\?|%[0-9a-fA-F]{2}", str(root))):
-        # quoted ones would not do: MLflow makes the folder as it stands in the address, SQLAlchemy opens the file
+        # quoted ones would not do: MLflow makes the folder as the address spells it, SQLAlchemy opens the file
         raise UserError(
             f"{root} has {strange[0]!r} in its name, which means something else in the address of MLflow's SQLite file",
             where="--root",
@@ -47,11 +47,11 @@ def refuse_session_folder(path: str, where: str) -> None:
     """Refuse to keep anything below a Ray session folder.
 
     Raises:
-        UserError: the path lies in one.
+        UserError: the path is in one.
     """
     if any(re.fullmatch(r"session_(latest|\d{4}-\d\d-\d\d_.*)", part) for part in Path(path).parts):
         raise UserError(
-            f"{path} lies in a Ray session folder, which vanishes with the head",
+            f"{path} is in a Ray session folder, which vanishes with the head",
             where=where,
             fix="name a folder that stays, e.g. --root ~/scalablevit",
         )

@@ -300,7 +300,7 @@ def _too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
     if epochs is not None and schedule.decay_epochs and start + schedule.decay_epochs[-1] >= epochs:
         after = f"{schedule.decay_epochs[-1]:g} epochs" + (f" after {start:g} of warm-up" if start else "")
         found["optimizer.schedule.decay_epochs"] = (
-            f"the decay after {after} lies beyond the end of a trial ({epochs:g} epochs)"
+            f"the decay after {after} is beyond the end of a trial ({epochs:g} epochs)"
         )
     return found
 
@@ -355,7 +355,7 @@ def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
     for path in space.parameters:
         for other in space.parameters:
             if path != other and _is_within(path, other):
-                mistakes.add(f"{path} lies within {other}, which is searched too", "parameters", path)
+                mistakes.add(f"{path} is within {other}, which is searched too", "parameters", path)
     if space.searcher != "grid":
         if space.budget.trials is None:
             mistakes.add(f"trials are needed by searcher {space.searcher}", "budget", fix="set budget.trials")

@@ -102,7 +102,7 @@ TIMM_WORDS = {
 
 
 def is_read(key: str, values: Values) -> bool:
-    """Whether a key, by its dotted path in the stage, has an effect beside some of the values."""
+    """Whether a key, by its dotted path in the stage, has an effect together with some of the values."""
     condition = CONDITIONS.get(key)
     if condition is None:
         return True

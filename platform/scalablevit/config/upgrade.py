@@ -99,7 +99,7 @@ def version_problem(version: Any) -> tuple[str, str] | None:
 
 
 def conflict(rename: Rename) -> str:
-    """What is wrong where the old and the new key stand in the same section."""
+    """Return what is wrong where the old and the new key are in the same section."""
     return f"{_dotted(rename.path)} and its new name {rename.new} are both given"
 
 

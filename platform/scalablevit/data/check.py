@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.complaints import Complaints
 from scalablevit.data.counts import Counter, Counts
 from scalablevit.data.decoding import (
     CODED_BY_COLOR,
@@ -36,6 +35,7 @@ from scalablevit.data.labels import annotated_size_mismatch, label_table, size_m
 from scalablevit.data.names import shown
 from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
+from scalablevit.data.stderr_capture import StderrCapture
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
@@ -207,14 +207,14 @@ class _Checker:
         source: Source,
         data: Data,
         depth: Depth,
-        complaints: Complaints | None = None,
+        stderr_capture: StderrCapture | None = None,
         deadline: float | None = None,
     ) -> None:
         self.source = source
         self.depth = depth
         self.max_pixels = data.max_pixels
         self.table = label_table(data, source.classes) if isinstance(data, MaskPairs) else None
-        self.complaints = complaints
+        self.stderr_capture = stderr_capture
         self.deadline = deadline
         starts = [part.start for part in source.parts()]
         self.looked_into = frozenset(starts[:: -(-len(starts) // _DEEP_PARTS)])
@@ -246,8 +246,8 @@ class _Checker:
                 return Problem(shown(sample.mask), why), "wrong"
         except BadSample as bad:
             return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
-        if self.complaints and (said := self.complaints.take()):
-            return Problem(shown(sample.image), f"the decoder says: {said}"), "damaged"
+        if self.stderr_capture and (text := self.stderr_capture.take()):
+            return Problem(shown(sample.image), f"the decoder says: {text}"), "damaged"
         return None
 
     def _size(self, sample: Sample, counter: Counter, notes: Notes, look_at: int) -> tuple[int, ...]:
@@ -260,8 +260,8 @@ class _Checker:
                 _note(notes, "transparent", sample, "an alpha channel or a transparent colour")
             if not header.deep or len(notes.get("deep", ())) >= look_at:
                 return header.size
-        if self.complaints:
-            self.complaints.take()
+        if self.stderr_capture:
+            self.stderr_capture.take()
         decoded = inspect_image(sample.image, self.max_pixels)
         if decoded.transparent and self.depth == "pixels":
             _note(notes, "transparent", sample, "transparent pixels")
@@ -319,7 +319,7 @@ def _pool(source: Source, data: Data, workers: int, depth: Depth, deadline: floa
 def _start_process(source: Source, data: Data) -> None:
     global _checker  # noqa: PLW0603  # the one thing that a process of the pool keeps
     cv2.setNumThreads(0)
-    _checker = _Checker(source, data, "pixels", Complaints())
+    _checker = _Checker(source, data, "pixels", StderrCapture())
 
 
 def _part_in_process(part: range) -> Found:

@@ -55,7 +55,7 @@ class Annotations:
     """Objects without a mask although masks are read; see `read_annotations`."""
 
     def facts(self) -> dict[str, Any]:
-        """What `in_listing` reads beside `arrays`."""
+        """What `in_listing` reads as well as `arrays`."""
         return {
             "categories": self.categories,
             "notes": self.notes,

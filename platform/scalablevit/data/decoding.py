@@ -356,7 +356,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # the pixels are whole, whatever stands beside them
+    except Exception:  # the pixels are whole, whatever is wrong in the metadata
         return 1
 
 
@@ -394,7 +394,7 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
         return None
     if refuse_damage:
         raise damage
-    print(damage, file=sys.stderr, flush=True)  # as native decoders say it: `Complaints` takes it from there
+    print(damage, file=sys.stderr, flush=True)  # as native decoders report it: `StderrCapture` reads it there
     return pixels
 
 

@@ -25,7 +25,7 @@ def label_table(data: MaskPairs, classes: Sequence[str]) -> NDArray[np.uint8]:
     first = int(data.reduce_zero_label)
     if len(classes) > _OUTSIDE - first:
         raise UserError(
-            f"{len(classes)} classes do not fit into 8-bit masks beside the ignored values",
+            f"{len(classes)} classes do not fit into 8-bit masks in addition to the ignored values",
             where="data.classes",
             fix=f"use at most {_OUTSIDE - first} classes",
         )

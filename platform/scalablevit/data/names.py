@@ -1,4 +1,4 @@
-"""Names of files as they can be shown (any bytes but `/` and zero may stand in one), and what Unicode makes alike."""
+"""Names of files as they can be shown (one may hold any bytes but `/` and zero), and what Unicode makes alike."""
 
 import unicodedata
 from collections.abc import Iterable

@@ -44,7 +44,7 @@ class Packing:
 def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], None]) -> Index:
     """Write the samples of an image folder as shards with an index.
 
-    Everything is written to a hidden folder beside `target`, which takes its name when it is whole.
+    Everything is written to a hidden folder next to `target`, which takes its name when it is whole.
 
     Args:
         source: of an image folder.
@@ -120,7 +120,7 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
     try:
         content = sample.image.read_bytes()
         if packing.short_side is not None:
-            # encoded anew, the grey of a damaged image could no longer be told from the picture
+            # encoded again, the grey of a damaged image could no longer be told from the picture
             decoded = decode(content, MAX_PIXELS, name, refuse_damage=True)
             pixels, (height, width) = decoded.pixels, decoded.pixels.shape[:2]
             # transparency is kept: onto what it is composed is up to the recipe

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, read through an index that says where every sample lies."""
+"""Tar shards in WebDataset's layout, read through an index that says where every sample is."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ class Shard(Section):
     """One tar file and the images in it, in order; a label (`<key>.cls`) follows each image."""
 
     name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+\.tar$")]
-    """File beside the index."""
+    """File next to the index."""
     size: Annotated[int, Field(ge=0, lt=2**63)]
     """Bytes of the file."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -86,7 +86,7 @@ class Shard(Section):
             raise ValueError(f"{self.name}: names, labels, offsets and sizes differ in length")
         for name, offset, size in zip(self.names, self.offsets, self.sizes, strict=True):
             if offset < BLOCK or offset % BLOCK or size < 0 or offset + size > self.size:
-                raise ValueError(f"{self.name}: {name} with {size} bytes from {offset} does not lie in {self.size}")
+                raise ValueError(f"{self.name}: {name} with {size} bytes from {offset} is not within {self.size}")
         return self
 
 
@@ -143,7 +143,7 @@ class Shards(Sequence[Member]):
 
 
 def open_shards(folder: Path, where: str) -> Listing:
-    """Read a folder's index and hold it against the sizes of the files beside it.
+    """Read a folder's index and hold it against the sizes of the files next to it.
 
     Args:
         folder: of `pipelines/pack.py`.

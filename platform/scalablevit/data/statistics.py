@@ -23,7 +23,7 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Files beside the images that are not read."""
+    """Files next to the images that are not read."""
 
     suffix: str
     """In lower case, with its dot; `/` for folders, empty where there is none."""

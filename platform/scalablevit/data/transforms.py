@@ -81,7 +81,7 @@ def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) 
     Args:
         stage: the recipe's stage that the network was trained by.
         image: RGB (height, width, 3).
-        device: where the result lies.
+        device: where the result is.
 
     Returns:
         Normalized float32 (1, 3, height, width), at the size that `eval_transform` gives.
@@ -247,7 +247,7 @@ class MiddleOfStrip(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentatio
 
 
 class DrawnShortSide(ScaleSides):
-    """Scale the short side to a length drawn anew for each image, the long side to at most another.
+    """Scale the short side to a length drawn for each image, the long side to at most another.
 
     Args:
         short_sides: least and most pixels of the short side, each whole number alike.

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a model at an input size, beside the paper's figures."""
+"""Parameters and multiply-accumulates of a model at an input size, next to the paper's figures."""
 
 from dataclasses import dataclass
 

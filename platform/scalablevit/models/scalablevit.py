@@ -110,10 +110,10 @@ class ScalableViT(nn.Module):
         window: (height, width) of IWSA's windows in tokens, or one number for both; None spans the side (stripes).
         local_interaction: `lim`, `lem` or `none` (plain windows), see `WindowAttention`.
         attention_pattern: kinds of attention that a stage's blocks take in turn: `window` (IWSA), `scalable` (SSA) or
-            `plain_window` (WSA whatever `local_interaction` says, as where it stands in SSA's place).
+            `plain_window` (WSA whatever `local_interaction` says, as where it replaces SSA).
         wide_value: form of SSA's values, see `ScalableAttention`.
         head: `released`: Linear to 4096, LayerNorm, GELU, Linear to the classes; `linear`: one Linear.
-        feature_norms: norms for the maps of the earlier stages beside the classifier's own norm of the last, used by
+        feature_norms: norms for the maps of the earlier stages, next to the classifier's own norm of the last, used by
             `forward_intermediates(norm=True)`; on for `features_only`.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.

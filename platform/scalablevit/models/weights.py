@@ -52,7 +52,7 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
     Args:
         model: a model of `build_classifier` or `build_pyramid`.
         source: a .safetensors, .pth or .pt file with a flat dict of tensors, at top level or under `model` or
-            `state_dict`, with any wrapper's prefix; or a timm tag such as `resnet18.a1_in1k`, whose weights lie in
+            `state_dict`, with any wrapper's prefix; or a timm tag such as `resnet18.a1_in1k`, whose weights are in
             timm's local cache (nothing is downloaded).
         keep_head: False leaves the classifier new although its shape fits, for another list of as many classes.
 
@@ -167,7 +167,7 @@ def fit_tensors(
 
 
 def _inner_prefix(own: Mapping[str, Tensor]) -> str:
-    """`body.` for a Pyramid, whose timm model lies there; else nothing."""
+    """Return `body.` for a Pyramid, whose timm model is in its `body`; else nothing."""
     return "body." if all(name.startswith("body.") for name in own) else ""
 
 

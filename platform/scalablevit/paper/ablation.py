@@ -75,9 +75,9 @@ def run_ablation(
     planned = {each.name: each for each in plan(recipe, arms, seeds)}
     chosen = [name for name, each in planned.items() if not wanted or each.stage in wanted]
     stages = resolve(whole, root, chosen, DRY_RUN_S if dry_run else None)
-    from scalablevit.pipeline.announce import announce
+    from scalablevit.pipeline.plan_summary import print_plan
 
-    announce(whole.name, stages, root)
+    print_plan(whole.name, stages, root)
     if dry_run:
         print("\ndry run: nothing was started")
         return

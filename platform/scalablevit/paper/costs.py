@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the paper's backbones and heads as the shipped recipes build them, beside the paper's."""
+"""Parameters and FLOPs of the paper's backbones and heads as the shipped recipes build them, next to the paper's."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -43,7 +43,7 @@ class CostRow:
     macs: int
     macs_with_attention: int
     paper: PaperRow
-    """The source is told where its tables are kept: models/counting.py and tasks/dense_cost.py."""
+    """Its source is named where the tables are: models/counting.py and tasks/dense_cost.py."""
 
     def __str__(self) -> str:
         return LINE.format(

@@ -1,4 +1,4 @@
-"""The paper's Figure 2: images beside the feature maps of models that differ in their attention."""
+"""The paper's Figure 2: images next to the feature maps of models that differ in their attention."""
 
 from collections.abc import Sequence
 from pathlib import Path

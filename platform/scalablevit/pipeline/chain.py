@@ -87,7 +87,7 @@ def run_chain(
 def groups(
     stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
 ) -> Iterator[list[ResolvedStage]]:
-    """The stages in the order of running: those of a group run beside each other.
+    """Yield the stages in the order of running: those of a group run in parallel.
 
     A group holds stages whose parents are in earlier groups, in the recipe's order, as many as there is room for.
     """
@@ -111,7 +111,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
         KeyboardInterrupt: at its end all stages have recorded theirs.
     """
     if len(group) > 1:
-        print(f"running beside each other: {', '.join(stage.name for stage in group)}", flush=True)
+        print(f"running in parallel: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
     disconnecting = threading.Event()

@@ -253,7 +253,7 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
     if blind:
         paths = {path for node in blind for path in missing[node]}
         raise UserError(
-            f"{len(blind)} of {len(node_ids)} nodes do not see what lies here ({', '.join(blind)})",
+            f"{len(blind)} of {len(node_ids)} nodes do not see what is here ({', '.join(blind)})",
             where=", ".join(place for path, place in wanted.items() if path in paths),
             fix="use folders that every node mounts, such as --root /nfs/scalablevit, or cluster.storage=s3://...",
         )

@@ -1,4 +1,4 @@
-"""Pictures in a run's folder, drawn by the driver beside the workers; one that fails is said and ends nothing."""
+"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and ends nothing."""
 
 import threading
 from collections.abc import Callable
@@ -22,8 +22,8 @@ FOLDER = "plots"
 CURVES = f"{FOLDER}/curves.png"
 TRAINING = f"{FOLDER}/training_batch.png"
 VALIDATION = f"{FOLDER}/validation.png"
-EXAMINATION = "examination"
-"""Folder of what `report.examination` finds."""
+ERROR_ANALYSIS = "examination"
+"""Folder of what `report.error_analysis` writes; runs of earlier versions have it, so the name stays."""
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
@@ -67,13 +67,13 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
         save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
 
     def look() -> None:
-        from scalablevit.report.examination import examine
+        from scalablevit.report.error_analysis import analyse_errors
 
         task, model, source = finished()
-        examine(task, resolved.stage, model, source, store.local / EXAMINATION)
+        analyse_errors(task, resolved.stage, model, source, store.local / ERROR_ANALYSIS)
 
     _attempt(resolved, VALIDATION, draw)
-    _attempt(resolved, EXAMINATION, look)
+    _attempt(resolved, ERROR_ANALYSIS, look)
 
 
 def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":

@@ -1,4 +1,4 @@
-"""A job's report: gathered from run folders, written beside them, and handed to MLflow."""
+"""A job's report: gathered from run folders, written next to them, and handed to MLflow."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.data.statistics_table import table
-from scalablevit.pipeline.pictures import EXAMINATION
+from scalablevit.pipeline.pictures import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE
 from scalablevit.pipeline.stage import STATISTICS, Job
@@ -37,7 +37,7 @@ from scalablevit.training.storage import START_NOTE, put_text
 
 PAGE = "report.html"
 JOB = "job.json"
-"""In a job's folder: `recipe` and `stages`, of each its `name`, the name of its `run` (a folder beside the job's), its
+"""In a job's folder: `recipe` and `stages`, of each its `name`, the name of its `run` (a folder next to the job's), its
 folder in run `storage` if that is another one, and what it is `registered` as, if it is."""
 SPACE = "space.yaml"
 RECIPE = "recipe.yaml"
@@ -80,7 +80,7 @@ def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, Stag
 
 
 def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None = None) -> None:
-    """Make the page of a job or a search and record it for MLflow; one that fails is said and ends nothing.
+    """Make the page of a job or a search and record it for MLflow; one that fails is reported and ends nothing.
 
     Args:
         job: content of a job's `job.json`, written first.
@@ -158,8 +158,8 @@ def _stage(store: RunStore, registered: str) -> Stage:
         result=None if result is None else {**vars(result), "reason": masked(result.reason)},
         registered=registered,
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
-        findings=load_findings(local / EXAMINATION),
-        pictures=local / EXAMINATION,
+        findings=load_findings(local / ERROR_ANALYSIS),
+        pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
     )
 

@@ -56,7 +56,7 @@ class ResolvedStage:
     unreadable: int
     """Samples that training will skip."""
     ignored: tuple[str, ...]
-    """Files beside the images that are no images by their names, or not annotated."""
+    """Files next to the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
     """What cleaning the annotations did."""
     absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
@@ -185,7 +185,7 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
 
 
 def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
-    """One line on a stage's model: parameters and multiply-accumulates, beside the paper's; imports torch.
+    """One line on a stage's model: parameters and multiply-accumulates, next to the paper's; imports torch.
 
     Raises:
         UserError: the model cannot be built, or its blocks not compiled, as the recipe says.

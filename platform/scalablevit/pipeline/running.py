@@ -44,12 +44,12 @@ def prepare(
         UserErrors: all that is wrong with data and model names, over all stages.
     """
     from scalablevit.pipeline import resolve
-    from scalablevit.pipeline.announce import announce
+    from scalablevit.pipeline.plan_summary import print_plan
 
     stages = resolve.resolve(recipe, root, wanted, resolve.DRY_RUN_S if dry_run else None)
     if search is not None:
         resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
-    announce(recipe.name, stages, root)
+    print_plan(recipe.name, stages, root)
     if search is not None:
         from scalablevit.pipeline.search_summary import plan
 

@@ -34,7 +34,7 @@ from scalablevit.tracking.shipper import Shipper
 from scalablevit.tracking.spool import Spool, Status, now_ms
 from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.plots import save_plots
-from scalablevit.tuning.search import Recorder, open_trials, run_trials
+from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
 from scalablevit.tuning.trial import Work
 from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
 
@@ -60,7 +60,7 @@ class Found:
 
 
 def search_name(search: Search, resolved: ResolvedStage) -> str:
-    """Name of the search's run: the same search on the same data goes on, another one starts anew."""
+    """Return the name of the search's run: the same search on the same data goes on, another one is a new run."""
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
@@ -68,7 +68,7 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
     """Refuse a search of which nothing is there yet; nothing is made.
 
     Raises:
-        UserError: where it would lie.
+        UserError: it is not there; the error names the folder that would hold it.
     """
     store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
     if store.read(LIST) is None:
@@ -83,7 +83,7 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) ->
     """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
 
     Args:
-        stages: the searched stage, behind those that it needs.
+        stages: the searched stage, after those that it needs.
 
     Raises:
         As `run_search` and `run_chain`.
@@ -132,19 +132,19 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         )
         trials = open_trials(search, store.location)
         told = partial(_tell, status_file, search, trials)
-        recorder = Recorder(work, trials, spool, uid, tracking.experiment, told)
+        callback = SearchCallback(work, trials, spool, uid, tracking.experiment, told)
         status: Status = "FAILED"
         failure: BaseException | None = None
         try:
             told()
-            _run(recorder, work, concurrency)
-            found = _found(search, store, uid, recorder.trials)
+            _run(callback, work, concurrency)
+            found = _found(search, store, uid, callback.trials)
             _write_down(work, found, spool)
             publish(found.folder, spool, uid)
             status = "FINISHED"
         except KeyboardInterrupt as interrupt:
             status, failure = "KILLED", interrupt
-            clean_up(failure, ("recording which trials go on", recorder.interrupt))
+            clean_up(failure, ("recording which trials go on", callback.interrupt))
             raise
         except Exception as error:
             failure = error
@@ -171,14 +171,14 @@ def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> N
     )
 
 
-def _run(recorder: Recorder, work: Work, concurrency: int) -> None:
+def _run(callback: SearchCallback, work: Work, concurrency: int) -> None:
     space = work.search.space
-    wanted = space.budget.trials or len(recorder.trials)
-    if sum(trial.ended() for trial in recorder.trials) >= wanted:
+    wanted = space.budget.trials or len(callback.trials)
+    if sum(trial.ended() for trial in callback.trials) >= wanted:
         print(f"[search] already finished: all {wanted} trials have ended ({work.folder})", flush=True)
         return
     minutes = space.budget.wall_minutes
-    run_trials(recorder, work, concurrency, None if minutes is None else minutes * 60)
+    run_trials(callback, work, concurrency, None if minutes is None else minutes * 60)
 
 
 def _concurrency(search: Search) -> int:

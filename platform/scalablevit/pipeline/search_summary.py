@@ -40,7 +40,7 @@ def plan(search: Search, train_samples: int) -> str:
 
 
 def summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
-    """The best trials, what became of the others, and where everything lies."""
+    """Return the best trials, what became of the others, and where everything is."""
     from scalablevit.tuning.trials import ranked  # here, since a dry run need not load what this loads
 
     space = search.space

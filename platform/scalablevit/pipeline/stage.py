@@ -80,7 +80,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
     """Bring a stage to its end, whatever state an earlier attempt left it in.
 
     Raises:
-        UserError: another job owns the run, or training found something that the user must mend.
+        UserError: another job owns the run, or training found something that the user must fix.
     """
     store = RunStore.open(resolved.run_name, resolved.stage.cluster.storage, job.root)
     with Lease(store) as lease:

@@ -78,7 +78,7 @@ def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[s
         script: name of the only stage, also in errors.
         config: the model's `config.json`.
         overrides: as written.
-        model: what stands in errors for values without a place.
+        model: what errors name for values without a place.
 
     Raises:
         UserError: an override of the model's section, or as `override_stage`.

@@ -24,7 +24,7 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
         best_metric: drawn among the evaluations, its best value marked.
         file: a PNG, replaced as a whole.
     """
-    figure = Figure(figsize=SIZE, layout="constrained")  # not pyplot: stages draw in threads beside each other
+    figure = Figure(figsize=SIZE, layout="constrained")  # not pyplot: stages draw in parallel threads
     loss, evaluation, rate, speed = figure.subplots(2, 2).flat
     for name in ("train/loss", "val/loss"):
         _line(loss, rows, name)

@@ -1,4 +1,4 @@
-"""Feature maps after chosen blocks of ScalableViT models, beside the image."""
+"""Feature maps after chosen blocks of ScalableViT models, next to the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Row:
     """An image as a model sees it, and what the model makes of it.
 
     Attributes:
-        name: of the model, as it stands beside the row.
+        name: of the model, as printed next to the row.
         image: (h, w, 3), uint8.
         maps: by what stands above each: (H, W), see `contrast`.
     """
@@ -86,7 +86,7 @@ def contrast(tokens: Tensor) -> NDArray[np.float32]:
 
 
 def save_features(rows: Sequence[Row], file: Path) -> None:
-    """Draw images beside their maps, a row each.
+    """Draw images next to their maps, a row each.
 
     Args:
         rows: all with as many maps.

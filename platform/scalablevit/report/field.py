@@ -1,4 +1,4 @@
-"""Receptive fields of attention layers as pictures beside each other."""
+"""Receptive fields of attention layers as plots next to each other."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -28,7 +28,7 @@ class Findings:
     """What `findings.json` holds."""
 
     images: int
-    """Looked at, drawn from the split by lot."""
+    """Analysed, a random sample of the split."""
     split: int
     """Images of the validation split."""
     bad: int
@@ -40,14 +40,14 @@ class Findings:
     measure: str
     """By what the worst come first, in words."""
     details: dict[str, Any]
-    """Of `tasks.examination`."""
+    """See `tasks.error_analysis.ErrorAnalysis.details`."""
     cases: tuple[Case, ...]
     worst: tuple[Case, ...]
     """The worst first."""
 
 
 def load_findings(folder: Path) -> Findings | None:
-    """What `examine` wrote; None where it did not.
+    """Return what `analyse_errors` wrote; None where it did not.
 
     Raises:
         UserError: the file is damaged.

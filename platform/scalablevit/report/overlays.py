@@ -19,7 +19,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.report.curves import save
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
-from scalablevit.training.effects import train_order
+from scalablevit.training.callbacks import train_order
 from scalablevit.viz.samples import CELL, Image
 from scalablevit.viz.style import plain
 
@@ -27,7 +27,7 @@ TRAINING_IMAGES = 12
 COLUMNS = 4
 VALIDATION_IMAGES = 6
 PAIRS = 2
-"""Of truth and prediction, beside each other."""
+"""Of truth and prediction, next to each other."""
 EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
 
 

@@ -41,7 +41,7 @@ Claim = dict[str, Any]
 
 
 class Lease:
-    """Held as a context; a second job on the same run is told who holds it."""
+    """Held as a context; a second job on the same run gets an error that names the holder."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store

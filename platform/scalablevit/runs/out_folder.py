@@ -17,7 +17,7 @@ def refuse_unwritable(out: Path) -> None:
     """Find out before anything is loaded that nothing can be written to a folder, as far as permissions tell.
 
     Raises:
-        UserError: it, or if it is not there what lies above it, is no folder or may not be written to.
+        UserError: it, or if it is not there the folder above it, is no folder or may not be written to.
     """
     place = Path(os.path.realpath(out))
     nearest = next(path for path in (place, *place.parents) if os.access(path, os.F_OK))
@@ -80,15 +80,15 @@ def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _partial(place: Path) -> Path:
-    """How the paths of hidden folders begin: within a folder that is there, else beside it.
+    """How the paths of hidden folders begin: within a folder that is there, else next to it.
 
-    What lies around a folder may not be writable, may be on another disk, or not be shared with other nodes.
+    The folder around a folder may not be writable, may be on another disk, or not be shared with other nodes.
     """
     return place / ".partial-" if os.access(place, os.F_OK) else place.with_name(f".{place.name}.partial-")
 
 
 def _exchange(partial: Path, place: Path, replaced: Sequence[str]) -> None:
-    """Move what lies in `partial` to `place`; what is replaced is removed when all of it is there."""
+    """Move the contents of `partial` to `place`; what they replace is removed when all of them are there."""
     made = list(partial.iterdir())
     old = partial / ".replaced"
     old.mkdir()

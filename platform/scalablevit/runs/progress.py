@@ -1,4 +1,4 @@
-"""What is told of a running stage, read from its spool as it arrives: lines, `status.json` and its figures' files."""
+"""Progress of a running stage, read from its spool as it arrives: lines, `status.json` and its figures' files."""
 
 import threading
 import time

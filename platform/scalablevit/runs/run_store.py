@@ -75,7 +75,7 @@ class RunStore:
             raise UserError(
                 f"not readable as JSON: {error}",
                 where=f"{self.location}/{file}",
-                fix="restore the file from a copy, or move the run's folder away to start anew",
+                fix="restore the file from a copy, or move the run's folder away to start again from the beginning",
             ) from None
         return dict(value)
 

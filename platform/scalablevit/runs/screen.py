@@ -12,7 +12,7 @@ from scalablevit.runs.status import submission_id
 
 
 class _Forgiving:
-    """A text stream whose writes never fail: what is told of a training is not worth its end."""
+    """A text stream whose writes never fail: a lost line must not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

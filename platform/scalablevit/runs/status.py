@@ -90,7 +90,7 @@ def read_status(local: Path) -> Status | None:
         raise UserError(
             f"not readable as a status: {': '.join([*map(str, first['loc']), shown(first['msg'])])}",
             where=str(local / FILE),
-            fix="remove the file; the run writes it anew when it goes on",
+            fix="remove the file; the run writes it again when it goes on",
         ) from None
     except OSError as error:
         raise UserError(
@@ -101,7 +101,7 @@ def read_status(local: Path) -> Status | None:
 def store_of(local: Path) -> RunStore:
     """A run by its folder on this disk.
 
-    What storage elsewhere holds lies where the status says. A run that keeps its `IDENTITY` here keeps all here, also
+    What storage elsewhere holds is where the status says. A run that keeps its `IDENTITY` here keeps all here, also
     after its root was moved or copied.
 
     Raises:
@@ -126,7 +126,8 @@ def finish_late(store: RunStore) -> None:
 class StatusFile:
     """Keeps `status.json` while its context lasts: `started`, then `running`, at the end what became of it.
 
-    A file that cannot be written is said once and ends nothing. Nothing is written once another process owns the run.
+    A file that cannot be written is reported once and ends nothing. Nothing is written after another process has taken
+    over the run.
 
     Args:
         store: the run.

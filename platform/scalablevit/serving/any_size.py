@@ -2,7 +2,7 @@
 
 In training a map is padded only where windows or reductions do not divide it, and windows are views of it: fast, but a
 tracer keeps what it saw, and the program is one for few sizes. Here windows are gathered by index, every map is padded
-(by nothing, where nothing is missing), and maps are laid out anew before convolutions, whose kernels a tracer else
+(by nothing, where nothing is missing), and maps are made contiguous before convolutions, whose kernels a tracer else
 chooses by strides. Slower in eager; `serving/export.py` holds each archive against the model itself.
 """
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from scalablevit.config.promotion import Promotion
 from scalablevit.serving.score import Score
-from scalablevit.tasks.tally import Tally
+from scalablevit.tasks.sample_statistics import SampleStatistics
 
 SEED = 0
 """Of the bootstrap: the same images drawn for everybody who asks again."""
@@ -22,13 +22,13 @@ class Gain:
     """Ends of the confidence interval."""
 
 
-def paired_gain(candidate: Tally, champion: Tally, resamples: int, confidence: float) -> Gain:
+def paired_gain(candidate: SampleStatistics, champion: SampleStatistics, resamples: int, confidence: float) -> Gain:
     """Gain and its percentile interval (Efron 1979), both models resampled by the same images.
 
     The interval is for other images of the same kind; what another training seed would do is not in it.
 
     Raises:
-        ValueError: the tallies are of different images.
+        ValueError: the statistics are of different images.
     """
     if candidate.numbers != champion.numbers:
         raise ValueError("candidate and champion were scored on different images")
@@ -46,7 +46,7 @@ def paired_gain(candidate: Tally, champion: Tally, resamples: int, confidence: f
 
 def figure_of(score: Score) -> float:
     """The figure on all images."""
-    return score.tally.figure(np.arange(len(score.tally.numbers)))
+    return score.per_sample.figure(np.arange(len(score.per_sample.numbers)))
 
 
 def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float) -> list[str]:

@@ -20,7 +20,7 @@ from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.registry import task_kind
-from scalablevit.tasks.tally import Tally
+from scalablevit.tasks.sample_statistics import SampleStatistics
 from scalablevit.training.agreement import end_with_changed_files
 from scalablevit.training.data_listing import open_stored
 
@@ -32,7 +32,7 @@ WARM_UP, ANSWERS = 3, 20
 class Score:
     """What one model did."""
 
-    tally: Tally
+    per_sample: SampleStatistics
     bad: int
     """Samples that could not be decoded and are left out."""
     latency_ms: float
@@ -65,15 +65,15 @@ def score(
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
     source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
-    tally = task_kind(stage.task.kind).build_sample_statistics(figure, classes)
-    bad = _add_all(trained, source, tally)
-    latency, busy = _latency_ms(trained, source, latency_threads) if tally.numbers else (math.nan, "")
-    return Score(tally, bad, latency, _measured_on(trained.device, latency_threads), busy)
+    per_sample = task_kind(stage.task.kind).build_sample_statistics(figure, classes)
+    bad = _add_all(trained, source, per_sample)
+    latency, busy = _latency_ms(trained, source, latency_threads) if per_sample.numbers else (math.nan, "")
+    return Score(per_sample, bad, latency, _measured_on(trained.device, latency_threads), busy)
 
 
 @torch.inference_mode()
-def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
-    """Add every image to the tally; how many could not be decoded."""
+def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> int:
+    """Add every image to the statistics; return how many could not be decoded."""
     task, stage = trained.task, trained.stage
     size = max(1, stage.training.global_batch_size // (stage.cluster.workers * stage.training.accumulation_steps))
     loader = build_loader(
@@ -90,7 +90,7 @@ def _add_all(trained: Trained, source: Source, tally: Tally) -> int:
         bad += len(batch["bad"])
         if batch["samples"]:
             prepared = task.prepare(batch, "val", ())
-            tally.update(task.predict(trained.network, prepared), prepared)
+            per_sample.update(task.predict(trained.network, prepared), prepared)
     return bad
 
 

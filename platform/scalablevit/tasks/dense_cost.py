@@ -1,4 +1,4 @@
-"""The cost of segmentation models and detectors beside the paper's figures."""
+"""The cost of segmentation models and detectors next to the paper's figures."""
 
 from scalablevit.models.counting import Cost, PaperRow, giga
 
@@ -24,7 +24,7 @@ PAPER_DETECTION = {
 
 
 def dense_cost_beside_paper(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
-    """One line with the cost of a head on a backbone for images of `size`, beside the paper's where it has them."""
+    """One line with the cost of a head on a backbone for images of `size`, next to the paper's where it has them."""
     line = (
         f"{name} with {head} at {size[0]}x{size[1]}: {cost.parameters / 1e6:.2f} M parameters, "
         f"{giga(cost.macs)} GFLOPs as the paper counts (multiply-accumulates of convolutions and linear layers), "

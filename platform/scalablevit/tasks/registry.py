@@ -12,10 +12,10 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.drawing import Drawing
-    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
-    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
 
@@ -37,11 +37,11 @@ class TaskKind(ABC):
         """
 
     @abstractmethod
-    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+    def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return what tells how wrong a model is on single images."""
 
     @abstractmethod
-    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
         """Return per-sample statistics of a metric that promotion may name, for its confidence interval.
 
         Args:

@@ -20,7 +20,7 @@ class SpoolCallback(UserCallback):
     (the other ranks none), one rank of each node its figures (the others none). Figures are recorded under
     `system/node<rank>/<figure>` at the step of the report's last record.
 
-    An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` beside the
+    An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` next to the
     spool and to stderr. Points that the disk did not take are kept and tried again at the next report.
 
     Args:

@@ -131,7 +131,7 @@ def brief(error: Exception, uri: str) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts: beside an SQLite file (MLflow's default is the current folder)."""
+    """Where a new experiment keeps its artifacts: next to an SQLite file (MLflow's default is the current folder)."""
     file = sqlite_file(uri)
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 

@@ -20,7 +20,7 @@ PARAMS_PER_CALL = 100
 DIGEST_LENGTH = 36
 CREATE_TIMEOUT_S = 60
 """Longest wait for a new run. A request that was given up may still be carried out, and the next one would make another
-run; MLflow itself gives up after 20 s on a locked SQLite file."""
+run; MLflow itself stops after 20 s on a locked SQLite file."""
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Delivery:
     Args:
         client: from `connection.connect(uri)`.
         uri: the server.
-        spool: the spool's folder, in which `code` of model records lies.
+        spool: the spool's folder, in which `code` of model records is.
         runs: MLflow run ids by uid, as far as known; new ones are added.
     """
 

@@ -48,7 +48,7 @@ class Line:
     """The record, or None where the line is not one (a damaged disk, a later format)."""
     raw: bytes
     end: int
-    """Byte offset just behind it: where reading goes on."""
+    """Byte offset just after it: where reading goes on."""
 
 
 def now_ms() -> int:
@@ -68,7 +68,7 @@ def read_lines(folder: Path, offset: int = 0) -> Iterator[Line]:
 
 
 def count_lines(folder: Path, offset: int) -> int:
-    """Complete lines behind a byte offset."""
+    """Return the complete lines after a byte offset."""
     with (folder / RECORDS).open("rb") as file:
         file.seek(offset)
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

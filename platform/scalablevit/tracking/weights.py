@@ -46,7 +46,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
     Args:
         model_uri: the registered version.
         tracking_uri: where the registry is.
-        cache: folder; files lie under the SHA-256 of the weights.
+        cache: folder; files are named by the SHA-256 of the weights.
 
     Raises:
         UserError: no such version, not one of ours, files that differ from its sums, or no answer.

@@ -17,8 +17,8 @@ ATTEMPTS = "attempts.jsonl"
 class AttemptsCallback(UserCallback):
     """Appends lines as Ray Train's controller, in which it runs on the driver's node, learns of them.
 
-    - `{"event": "started", ...}` with the fields of `effects.Instants` and `world`: rank 0 of a new group of workers
-      has taken a step.
+    - `{"event": "started", ...}` with the fields of `callbacks.StartupTimings` and `world`: rank 0 of a new group of
+      workers has taken a step.
     - `{"event": "lost", "time": seconds since the epoch, "ranks": {"<rank>": reason}}`: workers failed, were lost or
       did not answer.
 

@@ -118,7 +118,7 @@ class CheckpointStore:
         """The newest checkpoint that verifies; None when there never was one.
 
         Raises:
-            UserError: there are checkpoints and all are damaged: starting anew would hide the loss.
+            UserError: there are checkpoints and all are damaged: starting from the beginning would hide the loss.
         """
         reasons = []
         for entry in reversed(self.entries()):

@@ -1,4 +1,4 @@
-"""The data of a run as its driver listed it: stored beside the run, and opened by all who read samples of it."""
+"""The data of a run as its driver listed it: stored next to the run, and opened by all who read samples of it."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Sour
         raise UserError(
             f"the listing of the data cannot be used: {error}",
             where=f"{location}/{FOLDER}",
-            fix="submit again: it is made anew",
+            fix="submit again: it is made again",
         ) from error
 
 

@@ -56,7 +56,7 @@ def launch(
         What rank 0 returned.
 
     Raises:
-        UserError: the workers found something that the user must mend.
+        UserError: the workers found something that the user must fix.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: they saved and ended because of `stop_file`.
     """
@@ -127,7 +127,7 @@ def _trainer(
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):
-    """Gives back at a controller's end what its last worker group held; runs in the controller.
+    """Releases at a controller's end what its last worker group held; runs in the controller.
 
     Ray forgets a group of which a worker is lost while the process group is set up: the others wait for the lost one,
     and the next group finds no room.
@@ -150,7 +150,7 @@ class _Release(WorkerGroupCallback, ControllerCallback):
 class _SaveAndEnd(WorkerGroupCallback):
     """Has the workers save and end once a file is there; runs in the controller, on the machine of who asks.
 
-    They are told as if a node were about to go, which they look for anyway: no step waits for anything more.
+    They get the notice of a node that is about to go, which they look for anyway: no step waits for anything more.
     """
 
     def __init__(self, file: Path) -> None:

@@ -60,8 +60,8 @@ class Plan:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
 
 
-class Effects(Protocol):
-    """What the loop does to the world. Every rank calls each of them at the same steps, but `save_failed`."""
+class TrainCallbacks(Protocol):
+    """What the loop calls for input and output. Every rank calls each at the same steps, but `save_failed`."""
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Micro-batches on the device from a position (in steps) of the stream on, `accumulation_steps` a step."""
@@ -99,7 +99,7 @@ class Outcome:
     detail: str = ""
 
 
-def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
+def train(plan: Plan, state: TrainState, callbacks: TrainCallbacks) -> Outcome:
     """Train from `state.step` to the end of the recipe; `state` is changed in place.
 
     Read top to bottom: take the step's micro-batches, do the step, and at the steps that the recipe names report,
@@ -112,32 +112,32 @@ def train(plan: Plan, state: TrainState, effects: Effects) -> Outcome:
         return Outcome("stopped early", _gains(state))
     model = distributed(plan, state.model)
     model.train()
-    batches = effects.batches(state.position)
+    batches = callbacks.batches(state.position)
     micro = _take(batches, training.accumulation_steps)
     warm_up(plan, model, micro[0])
     clock = _Clock()
     while True:
         figures = train_step(plan, model, state, micro)
         if figures is None:
-            if refused := _remedy(plan, state, effects, micro):
+            if refused := _remedy(plan, state, callbacks, micro):
                 return refused
             if training.nonfinite.action == "rollback":
-                batches = effects.batches(state.position)
+                batches = callbacks.batches(state.position)
                 micro = _take(batches, training.accumulation_steps)
                 continue
         state.saw_step(figures, micro)
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
-        leaving = effects.after_step(state.step)
+        leaving = callbacks.after_step(state.step)
         saves = leaving or evaluates or _checkpoint_is_due(plan, state)
         logs = state.step % training.log_every_steps == 0 or state.step in FIRST_STEPS
-        if (saves or logs) and (refused := _log_point(plan, state, effects, clock, saves=saves, reports=logs)):
+        if (saves or logs) and (refused := _log_point(plan, state, callbacks, clock, saves=saves, reports=logs)):
             return refused
-        value = _evaluate(plan, state, effects, clock) if evaluates else None
+        value = _evaluate(plan, state, callbacks, clock) if evaluates else None
         if saves:
             with _counted(state, "checkpoint"):
-                effects.save(state, value)
+                callbacks.save(state, value)
         if done:
             return Outcome("finished")
         if evaluates and _no_gain(plan, state):
@@ -206,7 +206,7 @@ def distributed(plan: Plan, model: nn.Module) -> nn.Module:
 def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
     """Two passes that leave no trace, before the first step of every attempt.
 
-    DistributedDataParallel orders its buckets anew after its first backward pass. With three or more ranks sums then
+    DistributedDataParallel reorders its buckets after its first backward pass. With three or more ranks sums then
     round differently than in a run that was never stopped; after these passes both have the same order.
     """
     if not isinstance(model, DistributedDataParallel):
@@ -266,42 +266,42 @@ def _counted(state: TrainState, part: str) -> Iterator[None]:
 
 
 def _log_point(
-    plan: Plan, state: TrainState, effects: Effects, clock: "_Clock", *, saves: bool, reports: bool
+    plan: Plan, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock", *, saves: bool, reports: bool
 ) -> Outcome | None:
     """What all ranks tell each other now and then; why training cannot go on, if so."""
-    record = _log(plan, state, clock, save_failed=effects.save_failed())
+    record = _log(plan, state, clock, save_failed=callbacks.save_failed())
     if saves or _too_many_bad(plan, state):
-        _name_bad(plan, state, effects)
+        _name_bad(plan, state, callbacks)
     if refused := _refused(plan, state, record):
         return refused
     if reports:
-        _report(state, effects, record)
+        _report(state, callbacks, record)
         state.running = Running()
     return None
 
 
-def _evaluate(plan: Plan, state: TrainState, effects: Effects, clock: "_Clock") -> float:
+def _evaluate(plan: Plan, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock") -> float:
     """The score of the state as it is; its figures are reported."""
     clock.pause()
     with _counted(state, "evaluation"):
-        metrics = effects.evaluate(state.evaluated)
+        metrics = callbacks.evaluate(state.evaluated)
     value = plan.score(metrics)
     rule = plan.stage.training.early_stopping
     best = state.saw_evaluation(metrics, value, rule.min_delta if rule else 0.0)
-    _report(state, effects, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
+    _report(state, callbacks, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
     clock.resume()
     return value
 
 
-def _remedy(plan: Plan, state: TrainState, effects: Effects, micro: list[Batch]) -> Outcome | None:
+def _remedy(plan: Plan, state: TrainState, callbacks: TrainCallbacks, micro: list[Batch]) -> Outcome | None:
     """Do with a step that is not finite what the recipe says; why training cannot go on, if so. Equal on all ranks.
 
-    A skipped step counts as done: its samples are passed over. A roll-back goes on behind the bad step's samples, with
+    A skipped step counts as done: its samples are passed over. A roll-back goes on after the bad step's samples, with
     other random numbers, or it would only arrive at the same step again.
     """
     wanted = plan.stage.training.nonfinite
     if wanted.capture:
-        effects.capture(state, micro)
+        callbacks.capture(state, micro)
     bad = f"the loss or gradient of step {state.step + 1} is not finite"
     if wanted.action == "stop":
         return Outcome("not finite", f"{bad}; weights and checkpoints are those before it")
@@ -313,7 +313,7 @@ def _remedy(plan: Plan, state: TrainState, effects: Effects, micro: list[Batch])
     if state.roll_backs == wanted.limit:
         return Outcome("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
     position, roll_backs = state.position, state.roll_backs
-    effects.rollback(state)
+    callbacks.rollback(state)
     state.go_on_behind(position, roll_backs + 1)
     return None
 
@@ -364,7 +364,7 @@ def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> 
     return Record(state.step, int(time_ms), metrics)
 
 
-def _name_bad(plan: Plan, state: TrainState, effects: Effects) -> None:
+def _name_bad(plan: Plan, state: TrainState, callbacks: TrainCallbacks) -> None:
     """Exchange which files could not be decoded, if any rank met some since the last time."""
     if state.bad_named == state.bad_samples:
         return
@@ -374,7 +374,7 @@ def _name_bad(plan: Plan, state: TrainState, effects: Effects) -> None:
         for files in gathered:
             state.bad_files.update(files)
     state.bad_named = state.bad_samples
-    effects.name_bad(state.bad_files)
+    callbacks.name_bad(state.bad_files)
 
 
 def _agreed_time_ms(plan: Plan) -> int:
@@ -385,9 +385,9 @@ def _agreed_time_ms(plan: Plan) -> int:
     return int(now.item())
 
 
-def _report(state: TrainState, effects: Effects, record: Record) -> None:
+def _report(state: TrainState, callbacks: TrainCallbacks, record: Record) -> None:
     state.history.append(record)
-    effects.report(record)
+    callbacks.report(record)
 
 
 def _no_gain(plan: Plan, state: TrainState) -> bool:

@@ -80,7 +80,7 @@ TUNE_VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # the other of Tune's two reporters is silent when it is told to be
+    # the other of Tune's two reporters is silent when this says so
     "RAY_AIR_NEW_OUTPUT": "0",
     # an interrupt is ours to handle
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -172,7 +172,7 @@ def placement_group_of(workers: list[Any]) -> "PlacementGroup | None":
     Args:
         workers: Ray's, as a `WorkerGroupCallback` gets them.
 
-    Missing: no callback, public or not, is told the group's placement before its workers are set up; so one of them is
+    Missing: no callback, public or not, gets the group's placement before its workers are set up; so one of them is
     asked, by its `execute_async`.
     """
     import ray

@@ -26,9 +26,9 @@ from scalablevit.models.weights import load_initial
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import seeds
 from scalablevit.training.agreement import newest_for_all, together
+from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.data_listing import open_stored
-from scalablevit.training.effects import Instants, Send, Watch, WorkerEffects, eval_batches_of
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import Outcome, Plan, train
 from scalablevit.training.optim import build_optimizer
@@ -38,12 +38,12 @@ from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, pu
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a rank is told; plain values, so that it travels anywhere."""
+    """The configuration of a rank, as plain values that can be sent anywhere."""
 
     stage: str
     """The stage as JSON."""
     run_folder: str
-    """Where the run's checkpoints lie: a path or an address."""
+    """Where the run's checkpoints are: a path or an address."""
     root: str
     """Relative data paths resolve against it."""
     init_weights: str | None
@@ -75,14 +75,14 @@ def run(
     send: Send,
     *,
     about_to_go: Callable[[], bool] = lambda: False,
-    instants: Instants | None = None,
+    timings: StartupTimings | None = None,
 ) -> dict[str, Any]:
     """Train one stage on this rank, from the newest checkpoint if there is one.
 
     Args:
         about_to_go: whether a node is about to be taken away; every rank asks at the same steps and gets the same
             answer.
-        instants: filled in as they come.
+        timings: filled in while the attempt starts.
 
     Returns:
         On rank 0 `reason` and `detail` of the outcome and the state's summary; on each rank `metrics` of an evaluation,
@@ -91,41 +91,41 @@ def run(
     """
     try:
         with _nondeterminism() as said:
-            watch = Watch(about_to_go, instants or Instants(time.time()))
-            return {**_run(assignment, rank, world, device, send, watch), "nondeterministic": said}
+            poller = PreemptionPoller(about_to_go, timings or StartupTimings(time.time()))
+            return {**_run(assignment, rank, world, device, send, poller), "nondeterministic": said}
     except UserError as error:
         # returned, not raised: it is the same on every rank, and a restart would only repeat it
         return {"error": [error.what, error.where, error.fix]}
 
 
 def _run(
-    assignment: Assignment, rank: int, world: int, device: torch.device, send: Send, watch: Watch
+    assignment: Assignment, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
 ) -> dict[str, Any]:
     stage = Stage.model_validate_json(assignment.stage)
     configure_torch(stage)
     plan, source = together(lambda: _open(stage, assignment, device, rank, world))
-    watch.instants.opened = time.time()
+    poller.timings.opened = time.time()
     if assignment.evaluate_only:
         return _evaluate_only(plan, source["val"], assignment)
     store = CheckpointStore(assignment.run_folder)
     restored = newest_for_all(store, rank)
     state, start = together(lambda: _initial_or_restored(plan, restored, assignment))
-    watch.instants.built = time.time()
-    watch.instants.from_step = state.step
+    poller.timings.built = time.time()
+    poller.timings.from_step = state.step
     together(lambda: _prepare_storage(plan, store, state))
     if rank == 0:
         put_text(assignment.run_folder, START_NOTE, start)
-    effects = WorkerEffects(
-        plan, state, source, store, send, watch, assignment.run_folder, stored_first=assignment.stored_first
+    callbacks = WorkerCallbacks(
+        plan, state, source, store, send, poller, assignment.run_folder, stored_first=assignment.stored_first
     )
     try:
         if stage.training.nonfinite.action == "rollback" and restored is None:
-            effects.save(state, None)  # the first steps may be those to go back from
-        outcome = train(plan, state, effects)
+            callbacks.save(state, None)  # the first steps may be those to go back from
+        outcome = train(plan, state, callbacks)
     finally:  # a process that trains many runs must not be left with threads of those that ended early
-        effects.close()
-    effects.sender.flush()
-    return _result(outcome, state, effects.writer) if rank == 0 else {}
+        callbacks.close()
+    callbacks.sender.flush()
+    return _result(outcome, state, callbacks.writer) if rank == 0 else {}
 
 
 def _evaluate_only(plan: Plan, source: Source, assignment: Assignment) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> di
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
             "checkpoint with training.nonfinite.action=skip or rollback",
-            "bad samples": f"mend or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
+            "bad samples": f"fix or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
         }[outcome.reason]
         return {"error": [outcome.detail, "", fix]}
@@ -291,7 +291,7 @@ def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
     train: Any = ray.train  # statically it has the types of Ray Train's first version
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    instants = Instants(entered, imported=time.time())
+    timings = StartupTimings(entered, imported=time.time())
     told = False
 
     def send(records: list[Record], node: dict[str, float]) -> None:
@@ -300,8 +300,8 @@ def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
             "records": [record.as_dict() for record in records] if rank == 0 else [],
             "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
         }
-        if rank == 0 and instants.first_step and not told:
-            report["started"] = {**asdict(instants), "world": world}
+        if rank == 0 and timings.first_step and not told:
+            report["started"] = {**asdict(timings), "world": world}
             told = True
         ray.train.report(report)
 
@@ -312,6 +312,6 @@ def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
         ray.train.torch.get_device(),
         send,
         about_to_go=lambda: train.get_preemption_info() is not None,
-        instants=instants,
+        timings=timings,
     )
     return {**result, "world": world, "attempt_seconds": time.time() - entered}

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as views
 
 from scalablevit.config.space import Draw, Space
-from scalablevit.tuning.draws import as_category, distribution
+from scalablevit.tuning.sampling import as_category, distribution
 from scalablevit.tuning.trials import Trial, ranked
 from scalablevit.viz.style import plain
 

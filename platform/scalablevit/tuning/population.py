@@ -1,7 +1,7 @@
 """Population-based training: a trial that goes on from another's weights with other values.
 
-Whenever its values or its weights change, a trial goes on in a new folder, a segment, so that no checkpoint ever stands
-beside a recipe that it was not trained with. What Tune passes between trials is a pointer to a checkpoint, not weights.
+Whenever its values or its weights change, a trial goes on in a new folder, a segment, so that no checkpoint is ever
+next to a recipe that it was not trained with. Tune passes pointers to checkpoints between trials, not weights.
 """
 
 import json
@@ -23,7 +23,7 @@ RECIPE = "recipe.yaml"
 
 
 def write_recipe(folder: str, stage: Stage) -> None:
-    """Keep what is trained in a folder beside its checkpoints."""
+    """Keep what is trained in a folder next to its checkpoints."""
     put_text(folder, RECIPE, recipe_text(stage))
 
 

@@ -28,7 +28,7 @@ from scalablevit.tracking.params import flat
 from scalablevit.tracking.spool import Spool, read_lines
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
-from scalablevit.tuning.draws import Proposals, Values, listed
+from scalablevit.tuning.sampling import TPESearcher, Values, listed
 from scalablevit.tuning.trial import Work, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
@@ -60,7 +60,7 @@ def trial_name(trial: Trial) -> str:
     return f"{trial.number:03d} {' '.join(values)}"
 
 
-class Recorder(tune.Callback):
+class SearchCallback(tune.Callback):
     """Keeps the table of trials while Tune runs them: tracking, results, disk; runs in the driver.
 
     Args:
@@ -214,13 +214,13 @@ class Recorder(tune.Callback):
 
 
 def run_trials(
-    recorder: Recorder,
+    callback: SearchCallback,
     work: Work,
     concurrency: int,
     left_s: float | None,
     trainable: Callable[[dict[str, Any], Work], None] = run_trial,
 ) -> None:
-    """Run the trials that have not ended, and replay those that have; the recorder has the outcome.
+    """Run the trials that have not ended, and replay those that have; the callback has the outcome.
 
     Args:
         concurrency: trials at once.
@@ -229,28 +229,28 @@ def run_trials(
     """
     space = work.search.space
     params: dict[str, Any] = {}
-    proposals, samples = None, 1
+    searcher, samples = None, 1
     if space.searcher == "tpe":
-        samples = max(space.budget.trials or 0, len(recorder.trials))
+        samples = max(space.budget.trials or 0, len(callback.trials))
         numbers = iter(range(samples))
-        proposals = Proposals(
+        searcher = TPESearcher(
             space,
-            [trial.values for trial in recorder.trials],
-            lambda values: recorder.propose(values, next(numbers)),
+            [trial.values for trial in callback.trials],
+            lambda values: callback.propose(values, next(numbers)),
         )
     else:
-        configs = [recorder.propose(trial.values, trial.number)["trial"] for trial in recorder.trials]
+        configs = [callback.propose(trial.values, trial.number)["trial"] for trial in callback.trials]
         params = {"trial": tune.grid_search(configs)}
     if left_s is not None:
-        recorder.until(time.monotonic() + left_s)
-    stage = trial_stage(work.search, recorder.trials[0].values if recorder.trials else {})
+        callback.until(time.monotonic() + left_s)
+    stage = trial_stage(work.search, callback.trials[0].values if callback.trials else {})
     distributed = stage.cluster.workers > 1
     attempt = f"attempt-{time.time_ns():x}"
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, work=work), _resources(stage)),
         param_space=params,
         tune_config=tune.TuneConfig(
-            search_alg=proposals,
+            search_alg=searcher,
             scheduler=scheduler(work),
             num_samples=samples,
             max_concurrent_trials=None if space.scheduler.kind == "pbt" else concurrency,
@@ -261,7 +261,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=attempt,
             storage_path=f"{work.folder}/ray",
-            callbacks=[recorder],
+            callbacks=[callback],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),
@@ -275,7 +275,7 @@ def run_trials(
         with suppress(OSError):  # what is left there is of no use, and not worth the failure before
             filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
             filesystem.delete_dir(folder)  # Tune's snapshots
-    drop_checkpoints(work.folder, recorder.trials, space.mode, space.keep_best)
+    drop_checkpoints(work.folder, callback.trials, space.mode, space.keep_best)
 
 
 def _folder_name(trial: TuneTrial) -> str:

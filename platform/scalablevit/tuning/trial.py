@@ -13,8 +13,8 @@ from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.tracking.connection import mask
-from scalablevit.tuning.draws import Values
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
+from scalablevit.tuning.sampling import Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
 
 

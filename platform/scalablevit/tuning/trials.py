@@ -10,8 +10,8 @@ from typing import Literal
 
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import open_filesystem, put_text, read
-from scalablevit.tuning.draws import Values
 from scalablevit.tuning.population import segment_folders
+from scalablevit.tuning.sampling import Values
 
 LIST = "trials.json"
 RESULT = "result.json"

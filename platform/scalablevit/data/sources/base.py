@@ -204,7 +204,7 @@ class Source(Sequence[Sample]):
         return found
 
     def digest(self) -> str:
-        """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they lie."""
+        """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they are."""
         contents = self.look_at_contents()
         if "digest" not in self.listing.facts:
             self.listing.facts["digest"] = self._digest(contents)

@@ -79,7 +79,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _hidden_folders(folder: Path) -> list[str]:
-    """Folders beside the class folders that are no classes, since their names begin with a dot: `.cat/`."""
+    """Folders next to the class folders that are no classes, since their names begin with a dot: `.cat/`."""
     return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
 
 

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.drawing import Drawing
-    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
-    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
 
@@ -28,17 +28,17 @@ class ClassificationKind(TaskKind):
 
         return ClassificationTask(stage, classes)
 
-    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+    def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the confusions and the cross-entropy of each image."""
-        from scalablevit.tasks.classification.error_analysis import ClassExamination
+        from scalablevit.tasks.classification.error_analysis import ClassErrorAnalysis
 
-        return ClassExamination(classes)
+        return ClassErrorAnalysis(classes)
 
-    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
         """Return the hits among the most probable classes of each image."""
-        from scalablevit.tasks.classification.bootstrap import HitTally
+        from scalablevit.tasks.classification.bootstrap import HitStatistics
 
-        return HitTally(int(metric.removeprefix("top")))
+        return HitStatistics(int(metric.removeprefix("top")))
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
         """Return what writes a table of labels."""

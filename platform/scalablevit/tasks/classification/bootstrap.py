@@ -4,10 +4,10 @@ import numpy as np
 from torch import Tensor
 
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.tally import Choice
+from scalablevit.tasks.sample_statistics import Choice
 
 
-class HitTally:
+class HitStatistics:
     """Classification: whether the class is among the `top` most probable ones."""
 
     def __init__(self, top: int) -> None:

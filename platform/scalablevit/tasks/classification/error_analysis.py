@@ -1,4 +1,4 @@
-"""What single images tell of a classifier: the loss of each, and which class is taken for which."""
+"""Error analysis of a classifier: the loss of each image, and which class is taken for which."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.examination import Judged, triples
+from scalablevit.tasks.error_analysis import SampleScore, triples
 
 
-class ClassExamination:
+class ClassErrorAnalysis:
     """Classification.
 
     `details()["confusions"]`: [label, answer, images] by class numbers, those that occur.
@@ -23,19 +23,19 @@ class ClassExamination:
         self.classes = classes
         self._pairs: Counter[tuple[int, int]] = Counter()
 
-    def update(self, predictions: Tensor, batch: Batch) -> list[Judged]:
+    def update(self, predictions: Tensor, batch: Batch) -> list[SampleScore]:
         """Add logits (N, classes) against labels (N,)."""
         labels = batch["label"]
         losses = F.cross_entropy(predictions, labels, reduction="none").tolist()
         shares, answers = predictions.softmax(dim=1).max(dim=1)
-        judged = []
+        scores = []
         for number, label, answer, share, loss in zip(
             batch["index"].tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
         ):
             self._pairs[label, answer] += 1
             words = f"label {self.classes[label]}, answer {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
-            judged.append(Judged(number, loss, words))
-        return judged
+            scores.append(SampleScore(number, loss, words))
+        return scores
 
     def details(self) -> dict[str, Any]:
         """See the class."""

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.drawing import Drawing
-    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
-    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
 
@@ -28,17 +28,17 @@ class DetectionKind(TaskKind):
 
         return DetectionTask(stage, classes)
 
-    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+    def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the precision by recall, and the F1 of each image."""
-        from scalablevit.tasks.detection.error_analysis import BoxExamination
+        from scalablevit.tasks.detection.error_analysis import BoxErrorAnalysis
 
-        return BoxExamination(classes)
+        return BoxErrorAnalysis(classes)
 
-    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
         """Return the matches of each image."""
-        from scalablevit.tasks.detection.bootstrap import PrecisionTally
+        from scalablevit.tasks.detection.bootstrap import PrecisionStatistics
 
-        return PrecisionTally(tuple(classes), "mask" if metric == "mask_ap" else "box")
+        return PrecisionStatistics(tuple(classes), "mask" if metric == "mask_ap" else "box")
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
         """Return what writes annotations and overlays."""

@@ -7,10 +7,10 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
-from scalablevit.tasks.tally import Choice
+from scalablevit.tasks.sample_statistics import Choice
 
 
-class PrecisionTally(CocoMetric):
+class PrecisionStatistics(CocoMetric):
     """Detection: COCO's average precision.
 
     Detections are matched to truth once, image by image; only the accumulation over images is done for every choice.

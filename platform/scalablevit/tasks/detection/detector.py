@@ -98,7 +98,7 @@ class OverPyramid(nn.Module):
     backbone: FeaturePyramid
 
     def no_weight_decay(self) -> set[str]:
-        """The backbone's parameters that are kept from weight decay besides norms and biases."""
+        """The backbone's parameters that are kept from weight decay as well as norms and biases."""
         return {f"backbone.body.{name}" for name in self.backbone.body.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:

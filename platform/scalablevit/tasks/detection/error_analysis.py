@@ -1,4 +1,4 @@
-"""What single images tell of a detector: what it finds and misses in each, and precision by recall."""
+"""Error analysis of a detector: what it finds and misses in each image, and precision by recall."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from faster_coco_eval import COCO, COCOeval_faster
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
-from scalablevit.tasks.examination import Judged
+from scalablevit.tasks.error_analysis import SampleScore
 
 OVERLAP = 0.5
 """Intersection over union from which on a detection is right."""
 
 
-class BoxExamination(CocoMetric):
+class BoxErrorAnalysis(CocoMetric):
     """Detection, by boxes.
 
     `details()["precision"]`: by class name 101 precisions at recalls 0, 0.01, ... 1, at an overlap of `OVERLAP`;
@@ -27,13 +27,13 @@ class BoxExamination(CocoMetric):
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(tuple(classes), masks=False)
 
-    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> list[Judged]:  # type: ignore[override]
+    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> list[SampleScore]:  # type: ignore[override]
         """Add images, as to `CocoMetric`."""
         super().update(predictions, batch)
-        part = BoxExamination(self.classes)
+        part = BoxErrorAnalysis(self.classes)
         CocoMetric.update(part, predictions, batch)
         matched = part._matched(most=max(len(each["scores"]) for each in predictions))
-        return [_judged(number, matched) for number in batch["index"].tolist()]
+        return [_score(number, matched) for number in batch["index"].tolist()]
 
     def details(self) -> dict[str, Any]:
         """See the class."""
@@ -60,8 +60,8 @@ class BoxExamination(CocoMetric):
         return evaluation
 
 
-def _judged(number: int, evaluation: COCOeval_faster) -> Judged:
-    """One image of an evaluation; what lies in a crowd is neither right nor wrong."""
+def _score(number: int, evaluation: COCOeval_faster) -> SampleScore:
+    """Return the score of one image of an evaluation; what is in a crowd is neither right nor wrong."""
     objects = {each["id"]: each for each in evaluation.cocoGt.anns.values() if each["image_id"] == number + 1}
     shown = [each for each in evaluation.cocoDt.anns.values()
              if each["image_id"] == number + 1 and each["score"] >= SHOWN_SCORE]  # fmt: skip
@@ -70,4 +70,4 @@ def _judged(number: int, evaluation: COCOeval_faster) -> Judged:
     false = sum("gt_id" not in each for each in shown)
     words = f"{hits} of {there} objects found, {false} false"
     wrong = there - hits + false
-    return Judged(number, wrong / (2 * hits + wrong) if wrong else 0.0, words)
+    return SampleScore(number, wrong / (2 * hits + wrong) if wrong else 0.0, words)

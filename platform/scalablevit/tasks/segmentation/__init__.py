@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.drawing import Drawing
-    from scalablevit.tasks.examination import Examination
+    from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
-    from scalablevit.tasks.tally import Tally
+    from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
 
@@ -28,17 +28,17 @@ class SegmentationKind(TaskKind):
 
         return SegmentationTask(stage, classes)
 
-    def build_error_analysis(self, classes: Sequence[str]) -> "Examination":
+    def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the confusions and the mean IoU of each image."""
-        from scalablevit.tasks.segmentation.error_analysis import MaskExamination
+        from scalablevit.tasks.segmentation.error_analysis import MaskErrorAnalysis
 
-        return MaskExamination(classes)
+        return MaskErrorAnalysis(classes)
 
-    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "Tally":
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
         """Return the pixels of each class in each image."""
-        from scalablevit.tasks.segmentation.bootstrap import OverlapTally
+        from scalablevit.tasks.segmentation.bootstrap import OverlapStatistics
 
-        return OverlapTally(len(classes), metric)
+        return OverlapStatistics(len(classes), metric)
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
         """Return what writes masks, overlays and tables."""

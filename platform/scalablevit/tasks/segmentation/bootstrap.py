@@ -9,10 +9,10 @@ from torch import Tensor
 
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.tally import Choice
+from scalablevit.tasks.sample_statistics import Choice
 
 
-class OverlapTally:
+class OverlapStatistics:
     """Segmentation: of each image the pixels of each class that were right, labelled and predicted.
 
     That is all of its confusion matrix that mIoU and the accuracies need.

@@ -1,4 +1,4 @@
-"""What single images tell of a segmentation model: the IoU of each, and which class is taken for which."""
+"""Error analysis of a segmentation model: the IoU of each image, and which class is taken for which."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,46 +7,46 @@ from typing import Any
 from torch import Tensor
 
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.examination import Judged, triples
+from scalablevit.tasks.error_analysis import SampleScore, triples
 from scalablevit.tasks.segmentation.confusion import pixels_by_pair
 
 
-class MaskExamination:
+class MaskErrorAnalysis:
     """Segmentation.
 
     `details()["confusions"]`: [label, answer, pixels] by class numbers, those that occur.
     """
 
-    measure = "by the mean IoU over the classes that an image shows or is said to show, the lowest first"
+    measure = "by the mean IoU over the classes that are labelled or predicted in an image, the lowest first"
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
         self._pairs: Counter[tuple[int, int]] = Counter()
 
-    def update(self, predictions: list[Tensor], batch: Batch) -> list[Judged]:
+    def update(self, predictions: list[Tensor], batch: Batch) -> list[SampleScore]:
         """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
-        judged = []
+        scores = []
         for number, predicted, mask in zip(batch["index"].tolist(), predictions, batch["mask"], strict=True):
             pixels = pixels_by_pair(mask, predicted, len(self.classes))
             met = pixels.nonzero().tolist()
             pairs = Counter({(label, answer): int(pixels[label, answer]) for label, answer in met})
             self._pairs += pairs
-            judged.append(self._judged(number, pairs))
-        return judged
+            scores.append(self._score(number, pairs))
+        return scores
 
     def details(self) -> dict[str, Any]:
         """See the class."""
         return {"confusions": triples(self._pairs)}
 
-    def _judged(self, number: int, pairs: Counter[tuple[int, int]]) -> Judged:
-        """From the pixels of each pair of label and answer."""
+    def _score(self, number: int, pairs: Counter[tuple[int, int]]) -> SampleScore:
+        """Return the score of an image from the pixels of each pair of label and prediction."""
         overlaps = {}
         for number_of_class in {each for pair in pairs for each in pair}:
             whole = sum(count for pair, count in pairs.items() if number_of_class in pair)
             overlaps[number_of_class] = pairs[number_of_class, number_of_class] / whole
         if not overlaps:
-            return Judged(number, 0.0, "no labelled pixel")
+            return SampleScore(number, 0.0, "no labelled pixel")
         mean = sum(overlaps.values()) / len(overlaps)
         worst = min(overlaps, key=overlaps.__getitem__)
         words = f"mean IoU {mean:.2f} over {len(overlaps)} classes; lowest {self.classes[worst]} {overlaps[worst]:.2f}"
-        return Judged(number, 1 - mean, words)
+        return SampleScore(number, 1 - mean, words)

@@ -6,31 +6,31 @@ import torch
 from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.classification.error_analysis import ClassExamination
-from scalablevit.tasks.detection.error_analysis import BoxExamination
+from scalablevit.tasks.classification.error_analysis import ClassErrorAnalysis
+from scalablevit.tasks.detection.error_analysis import BoxErrorAnalysis
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
-from scalablevit.tasks.segmentation.error_analysis import MaskExamination
+from scalablevit.tasks.segmentation.error_analysis import MaskErrorAnalysis
 
 NAMES = ("cat", "dog", "cow")
 
 
 def test_a_class_image_is_as_wrong_as_its_loss():
     logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
-    examination = ClassExamination(NAMES)
-    judged = examination.update(logits, {"label": torch.tensor([0, 2]), "index": torch.tensor([7, 5])})
-    assert [each.number for each in judged] == [7, 5]
-    assert [each.error for each in judged] == pytest.approx([0.03596, 4.03596], abs=1e-4)
-    assert judged[1].words == "label cow, answer cat 0.96; loss 4.04"
-    assert examination.details() == {"confusions": [[0, 0, 1], [2, 0, 1]]}
+    analysis = ClassErrorAnalysis(NAMES)
+    scores = analysis.update(logits, {"label": torch.tensor([0, 2]), "index": torch.tensor([7, 5])})
+    assert [each.number for each in scores] == [7, 5]
+    assert [each.error for each in scores] == pytest.approx([0.03596, 4.03596], abs=1e-4)
+    assert scores[1].words == "label cow, answer cat 0.96; loss 4.04"
+    assert analysis.details() == {"confusions": [[0, 0, 1], [2, 0, 1]]}
 
 
 def test_a_mask_is_as_wrong_as_its_overlaps():
     """Of class 0 two of three pixels, of class 1 none of two; the ignored pixel does not count."""
     truth = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
     found = torch.tensor([[0, 0, 0, 2]], dtype=torch.uint8)
-    judged = MaskExamination(NAMES).update([found], {"mask": [truth], "index": torch.tensor([3])})
-    assert judged[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
-    assert judged[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
+    scores = MaskErrorAnalysis(NAMES).update([found], {"mask": [truth], "index": torch.tensor([3])})
+    assert scores[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
+    assert scores[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
 
 
 def test_pixels_are_counted_as_by_the_metric():
@@ -38,21 +38,21 @@ def test_pixels_are_counted_as_by_the_metric():
     sizes = draws.integers(3, 9, (5, 2))
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 3, size).astype(np.uint8)) for size in sizes]
-    examination, metric = MaskExamination(NAMES), ConfusionMetric(NAMES)
+    analysis, metric = MaskErrorAnalysis(NAMES), ConfusionMetric(NAMES)
     for part in (slice(0, 2), slice(2, 5)):
         batch = {"mask": masks[part], "index": torch.arange(5)[part]}
-        examination.update(found[part], batch)
+        analysis.update(found[part], batch)
         metric.update(found[part], batch)
     counts = np.zeros((3, 3), np.int64)
-    for label, answer, pixels in examination.details()["confusions"]:
+    for label, answer, pixels in analysis.details()["confusions"]:
         counts[label, answer] = pixels
     assert counts.tolist() == metric.counts.tolist()
 
 
 def test_an_image_without_a_labelled_pixel_is_not_wrong():
     truth = torch.full((2, 2), 255, dtype=torch.uint8)
-    judged = MaskExamination(NAMES).update([truth], {"mask": [truth], "index": torch.tensor([0])})
-    assert (judged[0].error, judged[0].words) == (0.0, "no labelled pixel")
+    scores = MaskErrorAnalysis(NAMES).update([truth], {"mask": [truth], "index": torch.tensor([0])})
+    assert (scores[0].error, scores[0].words) == (0.0, "no labelled pixel")
 
 
 def test_boxes_are_found_missed_and_false():
@@ -65,9 +65,9 @@ def test_boxes_are_found_missed_and_false():
         "scores": torch.tensor([0.9, 0.8, 0.2, 0.7, 0.6]),
         "labels": torch.tensor([0, 2, 0, 1, 1]),
     }
-    judged = BoxExamination(NAMES).update([found], {"instances": [truth], "index": torch.tensor([4])})
-    assert (judged[0].number, judged[0].words) == (4, "1 of 2 objects found, 1 false")
-    assert judged[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
+    scores = BoxErrorAnalysis(NAMES).update([found], {"instances": [truth], "index": torch.tensor([4])})
+    assert (scores[0].number, scores[0].words) == (4, "1 of 2 objects found, 1 false")
+    assert scores[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
 
 
 def test_every_detection_counts_however_many_there_are():
@@ -78,16 +78,16 @@ def test_every_detection_counts_however_many_there_are():
     truth = Instances((120, 120), boxes.numpy(), np.zeros(count, np.int64), np.zeros(count, bool),
                       np.full(count, 64, np.float32), None)  # fmt: skip
     found = {"boxes": boxes, "scores": torch.linspace(0.9, 0.5, count), "labels": torch.zeros(count, dtype=torch.int64)}
-    judged = BoxExamination(NAMES).update([found], {"instances": [truth], "index": torch.tensor([0])})
-    assert (judged[0].error, judged[0].words) == (0.0, "120 of 120 objects found, 0 false")
+    scores = BoxErrorAnalysis(NAMES).update([found], {"instances": [truth], "index": torch.tensor([0])})
+    assert (scores[0].error, scores[0].words) == (0.0, "120 of 120 objects found, 0 false")
 
 
 def test_precision_by_recall_has_the_metrics_area():
     scenes = made_scenes(1)
-    examination = BoxExamination(CLASSES)
+    analysis = BoxErrorAnalysis(CLASSES)
     for number, truth, found in scenes:
-        examination.update([found], {"instances": [truth], "index": torch.tensor([number])})
-    curves = examination.details()["precision"]
+        analysis.update([found], {"instances": [truth], "index": torch.tensor([number])})
+    curves = analysis.details()["precision"]
     expected = metric_of(scenes, masks=False).compute()
     assert np.mean(list(curves.values())) == pytest.approx(expected["val/box_ap50"])
     assert set(curves) == set(CLASSES[:4])  # of class 4 there is no object
@@ -97,7 +97,7 @@ def test_images_without_objects_or_detections_are_judged():
     empty = Instances((20, 20), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool),
                       np.zeros(0, np.float32), None)  # fmt: skip
     nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
-    examination = BoxExamination(NAMES)
-    judged = examination.update([nothing], {"instances": [empty], "index": torch.tensor([0])})
-    assert (judged[0].error, judged[0].words) == (0.0, "0 of 0 objects found, 0 false")
-    assert examination.details() == {"precision": {}}
+    analysis = BoxErrorAnalysis(NAMES)
+    scores = analysis.update([nothing], {"instances": [empty], "index": torch.tensor([0])})
+    assert (scores[0].error, scores[0].words) == (0.0, "0 of 0 objects found, 0 false")
+    assert analysis.details() == {"precision": {}}

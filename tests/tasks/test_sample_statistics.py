@@ -5,9 +5,9 @@ import pytest
 import torch
 from harness.coco_scenes import CLASSES, Scene, figures_of, made_scenes
 
-from scalablevit.tasks.classification.bootstrap import HitTally
+from scalablevit.tasks.classification.bootstrap import HitStatistics
 from scalablevit.tasks.classification.task import AccuracyMetric
-from scalablevit.tasks.detection.bootstrap import PrecisionTally
+from scalablevit.tasks.detection.bootstrap import PrecisionStatistics
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
@@ -19,14 +19,14 @@ CHOICES = [[0, 1, 2, 3, 4, 5], [5, 5, 0, 2, 2, 2], [3, 3, 3, 3, 3, 3]]
 def test_accuracies(chosen, top):
     draws = torch.Generator().manual_seed(0)
     logits, labels = torch.rand((6, 7), generator=draws), torch.randint(7, (6,), generator=draws)
-    tally = task_kind("classification").build_sample_statistics(f"top{top}", CLASSES)
-    assert isinstance(tally, HitTally)
+    per_sample = task_kind("classification").build_sample_statistics(f"top{top}", CLASSES)
+    assert isinstance(per_sample, HitStatistics)
     for part in ([0, 1, 2, 3], [4, 5]):
-        tally.update(logits[part], {"label": labels[part], "index": torch.tensor(part)})
+        per_sample.update(logits[part], {"label": labels[part], "index": torch.tensor(part)})
     metric = AccuracyMetric(7)
     metric.update(logits[chosen], {"label": labels[chosen]})
-    assert tally.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
-    assert tally.numbers == list(range(6))
+    assert per_sample.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
+    assert per_sample.numbers == list(range(6))
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
@@ -37,43 +37,43 @@ def test_overlaps(chosen, figure):
     sizes = draws.integers(3, 9, (6, 2))
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 4, size).astype(np.uint8)) for size in sizes]
-    tally = task_kind("segmentation").build_sample_statistics(figure, CLASSES)
-    tally.update(found, {"mask": masks, "index": torch.arange(6)})
+    per_sample = task_kind("segmentation").build_sample_statistics(figure, CLASSES)
+    per_sample.update(found, {"mask": masks, "index": torch.arange(6)})
     metric = ConfusionMetric(CLASSES)
     metric.update([found[i] for i in chosen], {"mask": [masks[i] for i in chosen]})
-    assert tally.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{figure}"])
+    assert per_sample.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{figure}"])
 
 
 def test_overlap_without_a_labelled_pixel_is_no_number():
-    tally = task_kind("segmentation").build_sample_statistics("miou", CLASSES)
-    tally.update([torch.zeros(2, 2)], {"mask": [torch.full((2, 2), 255)], "index": torch.arange(1)})
-    assert np.isnan(tally.figure(np.array([0])))
+    per_sample = task_kind("segmentation").build_sample_statistics("miou", CLASSES)
+    per_sample.update([torch.zeros(2, 2)], {"mask": [torch.full((2, 2), 255)], "index": torch.arange(1)})
+    assert np.isnan(per_sample.figure(np.array([0])))
 
 
-def _tally(scenes: list[Scene], figure: str) -> PrecisionTally:
-    tally = task_kind("detection").build_sample_statistics(figure, CLASSES)
-    assert isinstance(tally, PrecisionTally)
-    tally.update(
+def _per_sample(scenes: list[Scene], figure: str) -> PrecisionStatistics:
+    per_sample = task_kind("detection").build_sample_statistics(figure, CLASSES)
+    assert isinstance(per_sample, PrecisionStatistics)
+    per_sample.update(
         [found for _, _, found in scenes],
         {"index": torch.tensor([number for number, _, _ in scenes]), "instances": [truth for _, truth, _ in scenes]},
     )
-    return tally
+    return per_sample
 
 
 @pytest.mark.parametrize("figure", ["box_ap", "mask_ap"])
 def test_precisions(figure):
     """Against the metric given copies of images under other numbers, which matches every copy anew."""
     scenes = made_scenes(0)
-    tally = _tally(scenes, figure)
+    per_sample = _per_sample(scenes, figure)
     draws = np.random.default_rng(1)
     choices = [np.arange(len(scenes)), *(draws.integers(len(scenes), size=len(scenes)) for _ in range(4))]
     for chosen in choices:
         copies = [(slot, *scenes[i][1:]) for slot, i in enumerate(chosen)]
         expected = figures_of(copies)[f"val/{figure}"]
-        assert tally.figure(chosen) == pytest.approx(expected, abs=1e-12), chosen
-    assert tally.numbers == [number for number, _, _ in scenes]
+        assert per_sample.figure(chosen) == pytest.approx(expected, abs=1e-12), chosen
+    assert per_sample.numbers == [number for number, _, _ in scenes]
 
 
 def test_precision_without_an_object_is_no_number():
     scenes = made_scenes(0)
-    assert np.isnan(_tally(scenes, "box_ap").figure(np.full(len(scenes), 3)))  # the image with neither
+    assert np.isnan(_per_sample(scenes, "box_ap").figure(np.full(len(scenes), 3)))  # the image with neither

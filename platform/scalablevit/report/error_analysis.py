@@ -1,4 +1,4 @@
-"""A look at single validation images: what the model takes for what, some answers, and the worst of them."""
+"""Error analysis on validation images: which class is taken for which, some predictions, and the worst of them."""
 
 import json
 import shutil
@@ -22,19 +22,19 @@ from scalablevit.data.sources.base import Sample, Source
 from scalablevit.report.findings import FILE, Case, Findings
 from scalablevit.report.overlays import save_pair
 from scalablevit.tasks.drawing import Drawing
-from scalablevit.tasks.examination import Judged
+from scalablevit.tasks.error_analysis import SampleScore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
 from scalablevit.viz.style import colour
 
 IMAGES = 200
-"""Looked at, at most."""
+"""Images of the sample, at most."""
 SECONDS = 30.0
 """After them no further batch is begun; the first one always is."""
 BATCH = 8
 SHOWN, WORST = 6, 8
-"""Answers that are drawn: the first ones, which are drawn by lot, and the worst."""
+"""Predictions that are drawn: the first ones of the random sample, and the worst."""
 KEPT_NAMES = 2
 """Parts of a file's path, from its end."""
 
@@ -43,7 +43,7 @@ KEPT_NAMES = 2
 class _Seen:
     """An image that may be drawn."""
 
-    judged: Judged
+    score: SampleScore
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
     truth: Any
@@ -51,8 +51,8 @@ class _Seen:
     """As the kind of task draws them (`tasks.drawing.Drawing`)."""
 
 
-def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
-    """Look at validation images drawn by lot, as many as `IMAGES` and `SECONDS` allow, and write it down.
+def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
+    """Analyse a random sample of validation images, as many as `IMAGES` and `SECONDS` allow, and write the findings.
 
     Args:
         model: with the weights to look at, on the CPU.
@@ -64,7 +64,7 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
     """
     started = time.monotonic()
     kind = task_kind(stage.task.kind)
-    examination, drawing = kind.build_error_analysis(task.classes), kind.drawing()
+    analysis, drawing = kind.build_error_analysis(task.classes), kind.drawing()
     seen: list[_Seen] = []
     worst: list[_Seen] = []
     images = bad = 0
@@ -74,10 +74,10 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         if batch["samples"]:
             with torch.inference_mode():
                 predictions = task.predict(model, task.prepare(batch, "val", ()))
-            fresh = _seen(drawing, batch, predictions, examination.update(predictions, batch))
+            fresh = _seen(drawing, batch, predictions, analysis.update(predictions, batch))
             images += len(fresh)
             seen = (seen + fresh)[:SHOWN]
-            worst = sorted(worst + fresh, key=lambda each: -each.judged.error)[:WORST]
+            worst = sorted(worst + fresh, key=lambda each: -each.score.error)[:WORST]
         if time.monotonic() - started > SECONDS:
             break
     if not images:
@@ -91,17 +91,17 @@ def examine(task: Task, stage: Stage, model: nn.Module, source: Source, folder: 
         seconds=time.monotonic() - started,
         parameters=cost.parameters,
         macs=cost.macs,
-        measure=examination.measure,
-        details=examination.details(),
+        measure=analysis.measure,
+        details=analysis.details(),
         cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
-        worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.judged.error > 0),
+        worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.score.error > 0),
     )
     put_text(str(folder), FILE, json.dumps(asdict(findings)))
     return findings
 
 
 def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
-    """In the order of the lot: however early one stops, what was seen is spread over the split."""
+    """Yield the random sample: however early the caller stops, what was read is spread over the split."""
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
     order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
     collate = task.collate("val")
@@ -109,28 +109,28 @@ def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
         yield collate([dataset[Key(number, 0, 0)] for number in order[start : start + BATCH]])
 
 
-def _seen(drawing: Drawing, batch: Batch, predictions: Any, judged: list[Judged]) -> list[_Seen]:
+def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_Seen]:
     found = []
-    for place, verdict in enumerate(judged):
+    for place, score in enumerate(scores):
         truth = drawing.truth_of(batch, place)
         image = batch["image"][place].numpy().copy()  # else the whole batch would stay
-        found.append(_Seen(verdict, image, truth, drawing.prediction_of(predictions[place], truth)))
+        found.append(_Seen(score, image, truth, drawing.prediction_of(predictions[place], truth)))
     return found
 
 
 def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
-    picture = f"{seen.judged.number}.jpg"
+    picture = f"{seen.score.number}.jpg"
     if not (folder / picture).exists():
         image = np.divide(seen.image, 255, dtype=np.float32)
         save_pair(stage.task.kind, image, seen.truth, seen.prediction, folder / picture)
     classes_in = task_kind(stage.task.kind).drawing().classes_in
     numbers = sorted({number for each in (seen.truth, seen.prediction) for number in classes_in(each)})
     return Case(
-        file=_name(source[seen.judged.number]),
+        file=_name(source[seen.score.number]),
         picture=picture,
-        words=seen.judged.words,
-        error=seen.judged.error,
+        words=seen.score.words,
+        error=seen.score.error,
         classes={task.classes[number]: _hex(number) for number in numbers},
     )
 

@@ -1,4 +1,4 @@
-"""What training does to the world, on each rank: batches in, figures and checkpoints out."""
+"""Callbacks of the training loop on each rank: batches in, figures and checkpoints out."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ REPORT_EVERY_MS = 1000
 LOOK_EVERY_S = 1.0
 """Between two questions whether a node is about to go: all ranks meet for one."""
 FIRST_LOOKS = 10
-"""Steps between two such questions until the first log point has told how long a step takes."""
+"""Steps between two such questions until the first log point shows how long a step takes."""
 
 
 Send = Callable[[list[Record], dict[str, float]], None]
@@ -40,8 +40,8 @@ Send = Callable[[list[Record], dict[str, float]], None]
 
 
 @dataclass
-class Instants:
-    """When an attempt came how far on this rank, in seconds since the epoch."""
+class StartupTimings:
+    """Times at which an attempt reached its steps of starting on this rank, in seconds since the epoch."""
 
     entered: float
     imported: float = 0.0
@@ -54,8 +54,8 @@ class Instants:
     """Steps done before this attempt."""
 
 
-class WorkerEffects:
-    """The loop's `Effects` on one rank.
+class WorkerCallbacks:
+    """The loop's `TrainCallbacks` on one rank.
 
     Args:
         plan: what is trained.
@@ -63,7 +63,7 @@ class WorkerEffects:
         source: samples by split.
         store: the run's checkpoints.
         send: takes records.
-        watch: knows whether a node is about to go.
+        poller: knows whether a node is about to go.
         run_folder: path or address.
         stored_first: hand an evaluation on only when its checkpoint is stored.
     """
@@ -75,7 +75,7 @@ class WorkerEffects:
         source: Mapping[SplitName, Source],
         store: CheckpointStore,
         send: Send,
-        watch: "Watch",
+        poller: "PreemptionPoller",
         run_folder: str,
         *,
         stored_first: bool,
@@ -85,11 +85,11 @@ class WorkerEffects:
         self._state = state
         self._run_folder = run_folder
         self._stored_first = stored_first
-        self._watch = watch
+        self._poller = poller
         self._node = NodeSampler(plan.device)
         # records that a killed controller may not have passed on, at once: each report waits for all ranks
         # the spool drops doubles
-        self.sender = PacedSender(send, self._node, waiting=state.history, paced=not stored_first)
+        self.sender = ThrottledReporter(send, self._node, waiting=state.history, paced=not stored_first)
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
         self._order = train_order(stage, source["train"])
@@ -118,7 +118,7 @@ class WorkerEffects:
 
     def report(self, record: Record) -> None:
         """Hand a record on, soon."""
-        self._watch.learn(record, self._plan.stage.training.global_batch_size)
+        self._poller.learn(record, self._plan.stage.training.global_batch_size)
         self.sender.add(record)
 
     def save(self, state: TrainState, value: float | None) -> None:
@@ -144,7 +144,7 @@ class WorkerEffects:
 
     def after_step(self, step: int) -> bool:
         """Whether a node is about to go: what was trained until now must be saved, and the workers make way."""
-        return self._watch.after_step(step)
+        return self._poller.after_step(step)
 
     def rollback(self, state: TrainState) -> None:
         """Take on the newest checkpoint.
@@ -176,11 +176,11 @@ class WorkerEffects:
         self._node.stop()
 
 
-class Watch:
-    """Asks every `LOOK_EVERY_S` or so whether a node is about to go, after equal numbers of steps on all ranks."""
+class PreemptionPoller:
+    """Asks about every `LOOK_EVERY_S` seconds whether a node is about to go, at the same steps on all ranks."""
 
-    def __init__(self, about_to_go: Callable[[], bool], instants: Instants) -> None:
-        self.instants = instants
+    def __init__(self, about_to_go: Callable[[], bool], timings: StartupTimings) -> None:
+        self.timings = timings
         self._about_to_go = about_to_go
         self._every = FIRST_LOOKS
 
@@ -192,12 +192,12 @@ class Watch:
 
     def after_step(self, step: int) -> bool:
         """Whether a node is about to go; asked at some steps only."""
-        if not self.instants.first_step:
-            self.instants.first_step = time.time()
+        if not self.timings.first_step:
+            self.timings.first_step = time.time()
         return step % self._every == 0 and self._about_to_go()
 
 
-class PacedSender:
+class ThrottledReporter:
     """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times.
 
     Args:

@@ -42,7 +42,7 @@ def listed(space: Space) -> list[Values]:
 
 
 def distribution(parameter: Draw) -> BaseDistribution:
-    """A parameter in Optuna's terms; choices that are lists stand there as JSON text."""
+    """A parameter in Optuna's terms; choices that are lists become JSON text."""
     if parameter.uniform is not None:
         return FloatDistribution(*parameter.uniform)
     if parameter.loguniform is not None:
@@ -55,7 +55,7 @@ def as_category(choice: Any) -> Any:
     return json.dumps(choice) if isinstance(choice, list | tuple) else choice
 
 
-class Proposals(OptunaSearch):
+class TPESearcher(OptunaSearch):
     """Optuna's TPE, whose proposals are numbered and known to the caller before their trial starts.
 
     Args:
@@ -82,7 +82,7 @@ class Proposals(OptunaSearch):
         """Tune writes its searcher into snapshots, which are never read here."""
         return {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Proposals":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TPESearcher":
         """Tune copies its searcher before it runs: this one is used once, and has the caller's list of trials."""
         return self
 

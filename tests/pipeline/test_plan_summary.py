@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
-from scalablevit.pipeline.announce import announce, schedule_warnings, starts_from
+from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -23,7 +23,7 @@ def resolved(name, *overrides, parents=()):
 def test_every_automatic_value_is_made_concrete_and_no_password_shown(tmp_path, capsys):
     overrides = ["tracking.uri=http://someone:canary-4711@tracking.example:5000", "model.drop_path_rate=null",
                  "stages.pretrain.training.checkpoint_every={steps: 3}"]  # fmt: skip
-    announce("tiny", [resolved("pretrain", *overrides)], tmp_path)
+    print_plan("tiny", [resolved("pretrain", *overrides)], tmp_path)
     told = capsys.readouterr().out
     for part in (
         "96 training and 25 validation samples, 2 classes, 1 unreadable",
@@ -49,7 +49,7 @@ def test_a_stage_says_from_which_other_it_starts():
 def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
     long = ["stages.pretrain.optimizer.lr=1e-3", "stages.pretrain.optimizer.schedule={kind: cosine, warmup_steps: 6}",
             "stages.pretrain.training.epochs=null", "stages.pretrain.training.steps=12"]  # fmt: skip
-    announce("tiny", [resolved("pretrain", *long)], tmp_path)
+    print_plan("tiny", [resolved("pretrain", *long)], tmp_path)
     told = capsys.readouterr().out
     assert "; the largest is 0.0005, optimizer.lr is 0.001" in told
     assert (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalablevit.config.space import Space
-from scalablevit.tuning.draws import Proposals, as_category, draw, listed
+from scalablevit.tuning.sampling import TPESearcher, as_category, draw, listed
 
 
 def space(**changes):
@@ -46,7 +46,7 @@ def test_a_grid_lists_every_combination_once():
         (1e-3, 0), (1e-3, 1), (1e-3, 2), (1e-2, 0), (1e-2, 1), (1e-2, 2)]  # fmt: skip
 
 
-class TestProposals:
+class TestTPESearcher:
     def propose(self, searcher, count, score):
         found = []
         for number in range(count):
@@ -62,7 +62,7 @@ class TestProposals:
             kept.append(values)
             return {"values": values}
 
-        return Proposals(space(searcher="tpe", seed=seed), list(known), keep), kept
+        return TPESearcher(space(searcher="tpe", seed=seed), list(known), keep), kept
 
     def test_it_finds_the_good_end_of_the_range(self):
         searcher, kept = self.searcher()

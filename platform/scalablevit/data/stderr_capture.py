@@ -1,12 +1,12 @@
-"""What native decoders say of damage that they pass over: they write it to standard error, and nowhere else."""
+"""Capture of standard error, the only place where native decoders report damage that they pass over."""
 
 import os
 import tempfile
 import warnings
 
 
-class Complaints:
-    """Takes this process's standard error for itself, so that what a decoder writes can be told from file to file.
+class StderrCapture:
+    """Redirects this process's standard error to a file, so that a decoder's messages can be assigned to images.
 
     For processes that do nothing but decode, one file at a time. Python's own warnings are silenced: they are about
     metadata.
@@ -18,9 +18,9 @@ class Complaints:
         os.dup2(self._file.fileno(), 2)
 
     def take(self) -> str:
-        """What was written since the last call, on one line."""
+        """Return what was written since the last call, on one line."""
         self._file.seek(0)
-        said = " ".join(self._file.read().decode(errors="replace").split())
+        text = " ".join(self._file.read().decode(errors="replace").split())
         self._file.seek(0)
         self._file.truncate()
-        return said
+        return text

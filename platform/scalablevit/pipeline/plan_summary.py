@@ -1,4 +1,4 @@
-"""What is printed of each stage before anything starts: every automatic value made concrete, and where things lie."""
+"""The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ LEAST_SHARE = 0.9
 """Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
 
 
-def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
+def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
     """Print the facts of all stages; imports torch, to count parameters and FLOPs.
 
     Raises:
@@ -35,7 +35,7 @@ def announce(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
             "model": model_cost(resolved.name, resolved.stage, resolved.classes),
             "starts from": starts_from(resolved),
             "automatic": "; ".join(automatic(recipe, resolved)),
-            "cadence": cadence(resolved),
+            "schedule": format_schedule(resolved),
             "run folder": RunStore.at(resolved.run_name, resolved.stage.cluster.storage, root).location,
             "tracking": f"{without_credentials(tracking_uri(resolved.stage.tracking.uri, root))}, experiment "
             f"{resolved.stage.tracking.experiment}",
@@ -77,7 +77,7 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
 
 
 def starts_from(resolved: ResolvedStage) -> str:
-    """The weights of the first step, unless the run goes on from a checkpoint of its own."""
+    """Return the weights of the first step, unless the run goes on from a checkpoint of its own."""
     if resolved.parents:
         return f"the best weights of stage {resolved.parents[0]}"
     if resolved.initial is not None:
@@ -86,7 +86,7 @@ def starts_from(resolved: ResolvedStage) -> str:
 
 
 def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
-    """What the recipe leaves open, as it will be."""
+    """Return what the recipe leaves open, as it will be."""
     stage = resolved.stage
     made = []
     if stage.model.drop_path_rate is None:
@@ -106,8 +106,8 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
     return [*made, *([f"off: {', '.join(off)}"] if off else [])]
 
 
-def cadence(resolved: ResolvedStage) -> str:
-    """When figures are logged, when is evaluated and saved, and which checkpoints stay."""
+def format_schedule(resolved: ResolvedStage) -> str:
+    """Return when figures are logged, when the model is evaluated and saved, and which checkpoints stay."""
     training, length = resolved.stage.training, resolved.length
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)
     every = f" and every {length.checkpoint_every} steps" if length.checkpoint_every else ""

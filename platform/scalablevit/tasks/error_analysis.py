@@ -1,0 +1,37 @@
+"""Error analysis image by image: how wrong each prediction is, and which class is taken for which."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scalablevit.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """How wrong the prediction for one image is."""
+
+    number: int
+    """In its source."""
+    error: float
+    """The larger, the worse."""
+    words: str
+    """What is right and wrong, for people to read."""
+
+
+class ErrorAnalysis(Protocol):
+    """The errors of one model, image by image."""
+
+    measure: str
+    """How the worst are ranked, in words."""
+
+    def update(self, predictions: Any, batch: Batch) -> list[SampleScore]:
+        """Add one batch, as to the task's metric; return a score for each image, in the batch's order."""
+
+    def details(self) -> dict[str, Any]:
+        """Return what all images together show, as plain values."""
+
+
+def triples(pairs: Counter[tuple[int, int]]) -> list[list[int]]:
+    """Return [label, answer, count] by class numbers, sorted, of the pairs that occur."""
+    return [[label, answer, count] for (label, answer), count in sorted(pairs.items())]

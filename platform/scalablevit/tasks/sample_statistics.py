@@ -1,0 +1,25 @@
+"""Per-sample statistics: what each image adds to a figure, kept apart for the bootstrap over images."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalablevit.data.loader import Batch
+
+Choice = NDArray[np.int64]
+"""Positions of images in the order in which they were added; an image may be in it several times."""
+
+
+class SampleStatistics(Protocol):
+    """The per-sample statistics of one figure of one model."""
+
+    def update(self, predictions: Any, batch: Batch) -> None:
+        """Add one batch, as to the task's metric."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the images in their source, in the order that `figure` chooses from."""
+
+    def figure(self, chosen: Choice) -> float:
+        """Return the figure of the chosen images as a fraction; one chosen twice counts twice; nan without truth."""
