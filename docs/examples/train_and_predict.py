@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Train a model and use it, from Python
 #
-# Each `# %%` begins a cell (VS Code, Jupyter with jupytext, Spyder). From the repository's folder, with
-# `PYTHONPATH=platform`, it also runs as a script: about a minute on two CPU cores, nothing is downloaded. Runs, models
+# Each `# %%` begins a cell (VS Code, Jupyter with jupytext, Spyder). With the Python of `.venv`, and from the
+# repository's folder, it also runs as a script: about a minute on two CPU cores, nothing is downloaded. Runs, models
 # and MLflow's database lie below SCALABLEVIT_ROOT (`~/scalablevit`).
 
 # %%

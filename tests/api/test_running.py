@@ -87,6 +87,14 @@ def test_an_unknown_stage_is_refused_with_the_known_ones(fake, recipe, root, sta
     assert fake.events == []
 
 
+def test_a_file_in_place_of_a_recipe_is_refused(fake):
+    with pytest.raises(sv.UserError, match=r"recipe: is a str[\s\S]*load_recipe"):
+        sv.run("my.yaml")
+    with pytest.raises(sv.UserError, match=r"overrides: is a list[\s\S]*one after another"):
+        sv.load_recipe("demo", ["training.epochs=3"])
+    assert fake.events == []
+
+
 def test_a_dry_run_prints_what_the_command_prints(fake, recipe, root, capsys):
     assert len(sv.run(recipe, root=root, dry_run=True)) == 0
     plan = capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_sound_data_in_both_modes(root, recipe, capsys):
     assert run(recipe, root) == 0
     said = capsys.readouterr().out
     assert "r" in said and "pretrain/train: 8 samples" in said and "pretrain/val: 8 samples" in said
-    assert f"Nothing bad. Next: python pipelines/full.py --recipe {recipe} --dry-run" in said
+    assert f"Nothing bad. Next: python pipelines/full.py --recipe {recipe} --root {root} --dry-run" in said
     assert run(recipe, root, "--quick") == 0
     assert "without --quick" in capsys.readouterr().out
 

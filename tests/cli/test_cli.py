@@ -65,12 +65,25 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("fulll", "no command 'fulll'; did you mean 'full'?"),
         ("check_data", "no command 'check_data'; did you mean 'check-data'?"),
         ("qqq", "no command 'qqq'\n"),
-        ("--recipe", "the following arguments are required: VERB"),
+        ("--recipe", "the command comes first, as in scalablevit full --recipe"),
     ],
 )
 def test_an_unknown_verb(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, shown = ended(capsys, given, "full")
     assert code == 2 and expected in shown
+
+
+def test_options_before_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(None, ["--root", "runs", "full"])
+    assert ended.value.code == 2 and "scalablevit full --root runs" in capsys.readouterr().err
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, expected in ((["help"], "VERB"), (["help", "pack"], "TARGET")):
+        with pytest.raises(SystemExit) as ended:
+            main(None, given)
+        assert ended.value.code == 0 and expected in capsys.readouterr().out
 
 
 def test_no_verb(capsys: pytest.CaptureFixture[str]) -> None:

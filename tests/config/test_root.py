@@ -27,3 +27,13 @@ def test_a_root_that_cannot_be_printed_is_refused_and_not_made(tmp_path: Path, n
         platform_root(str(tmp_path / name))
     assert str(caught.value).isprintable() or "\n  fix:" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_is_a_file_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.touch()
+    for make in (True, False):
+        with pytest.raises(UserError, match=r"my\.yaml is no folder"):
+            platform_root(str(file), make=make)
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        platform_root(str(file / "root"))

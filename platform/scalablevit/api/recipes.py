@@ -1,7 +1,9 @@
 """Recipes from files."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe as read_recipe
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import recipe_file, space_file
@@ -23,9 +25,17 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
         UserError: the file is missing or no YAML, or everything that is wrong in it and in the overrides, each with
             file and line or override, value and nearest key.
     """
+    _refuse_other(overrides)
     file = recipe_file(str(Path(path).expanduser()))
     recipe = read_recipe(file, overrides)
     if recipe.tune is None:
         return recipe
     # the recipe itself does not know where its file is
     return recipe.model_copy(update={"tune": str(space_file(str(recipe.tune), file.parent).absolute())})
+
+
+def _refuse_other(overrides: Iterable[object]) -> None:
+    for each in overrides:
+        if not isinstance(each, str):
+            fix = 'give text, one after another: "training.epochs=3", "optimizer.lr=1e-4"'
+            raise UserError(f"is a {type(each).__name__}", where="overrides", fix=fix)

@@ -90,6 +90,7 @@ def run(
         SearchFailed: no trial of the search came to an evaluation.
         KeyboardInterrupt: the stages have saved and recorded their end.
     """
+    _refuse_other(recipe)
     wanted = _wanted(recipe, stages)
     if not dry_run:
         _refuse_connected()
@@ -106,6 +107,11 @@ def run(
         finally:
             cluster.disconnect()
     return RunResults(tuple(_finished(result, place) for result in results), place)
+
+
+def _refuse_other(recipe: object) -> None:
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"is a {type(recipe).__name__}", where="recipe", fix="give what load_recipe(path) returns")
 
 
 def _wanted(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:

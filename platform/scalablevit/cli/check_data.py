@@ -136,4 +136,6 @@ def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) ->
         warned = f" Warnings: {warnings}." if warnings else ""
         return f"All headers are sound.{warned} Damage behind them is found without --quick."
     sound = f"Nothing is refused; warnings: {warnings}." if warnings else "Nothing bad."
-    return f"{sound} Next: {command_line('full')} --recipe {shlex.quote(str(path))} --dry-run"
+    root = ["--root", options.root] if options.root else []
+    given = shlex.join(["--recipe", str(path), *options.overrides, *root, "--dry-run"])
+    return f"{sound} Next: {command_line('full')} {given}"

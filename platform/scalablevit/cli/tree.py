@@ -72,7 +72,11 @@ def _pick(arguments: Sequence[str]) -> tuple[str, list[str]]:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         verbs.add_parser(name, help=verb.description, add_help=False)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     first, rest = arguments[:1], arguments[1:]
+    if first and first[0].startswith("-") and first[0] not in ("-h", "--help", "--version"):
+        parser.error(f"the command comes first, as in {PROGRAM} full {' '.join(arguments[:2])}")
     if first and not first[0].startswith("-") and first[0] not in VERBS:
         near = difflib.get_close_matches(first[0], VERBS, n=1)
         parser.error(f"no command {first[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -1,10 +1,12 @@
 """Dotted overrides: which stages of a recipe each applies to, and how it gets there."""
 
 import difflib
+import shlex
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -292,7 +294,9 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise UserError("an override is written key.sub=value", where=where)
+        recipe = not equals and Path(override).suffix in (".yaml", ".yml")
+        fix = f"--recipe {shlex.quote(override)}" if recipe else "as in training.epochs=10"
+        raise UserError("an override is written key.sub=value", where=where, fix=fix)
     value, _ = strict_yaml.load(text, where)
     return path, value, where
 

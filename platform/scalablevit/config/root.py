@@ -16,14 +16,21 @@ def platform_root(given: str | None, *, make: bool = True) -> Path:
         make: make it if it is not there; false in scripts that look for something in it.
 
     Raises:
-        UserError: it is in a Ray session folder, which vanishes with the head, or cannot be printed.
+        UserError: it is in a Ray session folder, which vanishes with the head, is no folder, cannot be made, or cannot
+            be printed.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in str(root)):  # line ends, broken UTF-8
         raise UserError(f"{str(root)!a} cannot be printed", where="--root", fix="name another folder")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is no folder", where="--root", fix="name a folder")
     if make:
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{root} cannot be made: {error.strerror or error}"
+            raise UserError(what, where="--root", fix="name a folder that you may write to") from None
     return root
 
 
