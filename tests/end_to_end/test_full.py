@@ -238,6 +238,7 @@ def test_after_the_head_was_killed_the_job_goes_on_and_ends_the_same(whole, tmp_
 
 
 @pytest.mark.long
+@pytest.mark.rotating("stopped job", 70)
 def test_a_stopped_job_is_marked_killed(head, tmp_path):
     """`ray job stop` ends like Ctrl-C: it is saved, both MLflow runs say KILLED, the run's folder is released."""
     import mlflow

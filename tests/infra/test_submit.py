@@ -162,6 +162,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.long
+@pytest.mark.rotating("ctrl-c in make full", 170)
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
