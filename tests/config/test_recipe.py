@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from scalablevit.config.checking import check
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Length, Recipe, Stage
 
 
@@ -331,3 +331,16 @@ def test_a_shown_recipe_has_no_tracking_address() -> None:
     """Notebooks keep what they show, and the address may hold a password."""
     given = check(Recipe, changed("classification", ("tracking.uri", "http://bob:s3cret@host")), {}, "")
     assert "host" not in repr(given) and given.stages["first"].tracking.uri == "http://bob:s3cret@host"
+
+
+def test_a_key_under_another_name_is_one_mistake() -> None:
+    given = recipe()
+    given["stages"]["first"]["optimizer"] = {"learning_rate": 0.1}
+    given["stages"]["second"] = {**given["stages"]["first"], "optimizer": {}}
+    with pytest.raises(UserErrors) as caught:
+        check(Recipe, given, {}, "f")
+    shown = [str(error) for error in caught.value.errors]
+    assert len(shown) == 2, shown
+    unknown, missing = sorted(shown, key=lambda each: "is missing" in each)
+    assert "optimizer.learning_rate: unknown key" in unknown and "write optimizer.lr" in unknown
+    assert "optimizer.lr: is missing" in missing

@@ -1,5 +1,6 @@
 """What is printed of stages before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from scalablevit.config.loading import load_recipe
@@ -59,6 +60,14 @@ def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
     assert schedule_warnings(resolved("pretrain", *long, "stages.pretrain.optimizer.schedule.warmup_prefix=true")) == []
     nine_tenths = [*long, "stages.pretrain.optimizer.schedule={kind: cosine, warmup_steps: 2}"]
     assert schedule_warnings(resolved("pretrain", *nine_tenths)) == [], "93 % are enough"
+
+
+def test_a_batch_of_more_images_than_there_are_is_named_with_its_numbers():
+    few = replace(resolved("pretrain", "stages.pretrain.training.global_batch_size=128"), train_samples=12)
+    (warning,) = schedule_warnings(few)
+    assert warning.startswith("training.global_batch_size 128 is more than the 12 training images"), warning
+    assert "10.7 times" in warning
+    assert schedule_warnings(replace(few, train_samples=128)) == []
 
 
 def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers():

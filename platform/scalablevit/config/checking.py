@@ -22,6 +22,7 @@ from scalablevit.config.strict_yaml import KeyPath
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
 """Begins the place of what an override set."""
+MISSING = "is missing"
 EXPLAINED = 100
 """Mistakes whose cause is looked for; further ones are only named."""
 Places = dict[KeyPath, str]
@@ -48,7 +49,9 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
             # a union gives an error for each of its types at the same path
             found.setdefault(_key_path(detail, current), []).append(detail)
         several = list(found.items())
-        explained = {path: _explain(schema, path, details, places, name) for path, details in several[:EXPLAINED]}
+        explained = _without_renamed(
+            {path: _explain(schema, path, details, places, name) for path, details in several[:EXPLAINED]}
+        )
         overridden = any(map(_is_override, places.values()))
         errors += [_with_stage(path, explained, places) if overridden else explained[path] for path in explained]
         errors += [
@@ -164,6 +167,21 @@ def _key_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
     return tuple(path)
 
 
+def _without_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserError]:
+    """Leave out keys that are missing because they are there under another name, which has an error of its own."""
+    renamed = {
+        (path[:2] if path[:1] == ("stages",) else (), error.fix.removeprefix("write "))
+        for path, error in explained.items()
+        if error.fix.startswith("write ")
+    }
+
+    def is_renamed(path: KeyPath) -> bool:
+        stage = path[:2] if path[:1] == ("stages",) else ()
+        return (stage, ".".join(map(str, path[len(stage) :]))) in renamed
+
+    return {path: error for path, error in explained.items() if error.what != MISSING or not is_renamed(path)}
+
+
 def _explain(
     schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str
 ) -> UserError:
@@ -181,7 +199,7 @@ def _explain(
                 f"unknown key {short(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
             )
         case "missing":
-            return UserError("is missing", where=where, fix="add it")
+            return UserError(MISSING, where=where, fix="add it")
         case "union_tag_not_found":
             return UserError("is missing, and decides what else stands here", where=where, fix="add it")
         case "union_tag_invalid":

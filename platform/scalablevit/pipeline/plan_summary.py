@@ -57,9 +57,15 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:
-    """Name an average or a warm-up that is too long for the training."""
+    """Name a batch, an average or a warm-up that is too large for the data or the training."""
     training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
     found = []
+    batch, samples = training.global_batch_size, resolved.train_samples
+    if batch > samples:
+        found.append(
+            f"training.global_batch_size {batch} is more than the {samples} training images: a step takes each of them "
+            f"{batch / samples:.3g} times, and lengths in epochs are rounded to whole steps"
+        )
     largest, decay = largest_rate(optimizer, length), training.ema_decay
     if largest < LEAST_SHARE * optimizer.lr:
         found.append(
