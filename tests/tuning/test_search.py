@@ -150,7 +150,7 @@ def test_population_based_training_copies_from_others(driver, search, write_spac
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("trials", "kills"),
-    [(8, 2), (20, 5)],
+    [pytest.param(8, 2, marks=pytest.mark.rotating("killed search", 170)), (20, 5)],
 )
 def test_killed_again_and_again_it_ends_with_the_same_table(head, driver, search, write_space, tmp_path, trials, kills):
     """The driver of a seeded random search, killed with SIGKILL at random moments and resumed."""
