@@ -355,6 +355,13 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "the Ray cluster does not answer: [Errno 111] Connection refused" in message and "unset RAY_ADDRESS" in message
     )
 
+    other = tmp_path / "elsewhere" / "scalablevit"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    with monkeypatch.context() as moved:
+        moved.chdir(other.parent)
+        assert f"another copy of it is in {other}" in said(lambda: cluster.connect(stages, tmp_path / "root"))
+
     start(connect(None))
     try:
         assert "cannot connect to the cluster: Maybe you called ray.init twice" in said(connect("local"))

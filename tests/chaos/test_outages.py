@@ -405,7 +405,8 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         assert [step for step, _, _ in points(client, run, "train/loss")] == sorted({1, 5, *range(2, STEPS + 1, 2)})
         assert [step for step, _, _ in points(client, run, "val/top1")] == list(range(100, STEPS + 1, 100))
         assert run.data.params["training.steps"] == str(STEPS)
-        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["environment.json", "recipe.yaml"]
+        artifacts = [file.path for file in client.list_artifacts(run.info.run_id)]
+        assert artifacts == ["environment.json", "recipe.yaml", "statistics.json"]
         assert not any(root.glob(f"runs/*/spool/{REFUSED}"))
     finally:
         server.kill()
