@@ -3,7 +3,7 @@
 #
 # Each `# %%` begins a cell (VS Code, Jupyter with jupytext, Spyder). With the Python of `.venv`, and from the
 # repository's folder, it also runs as a script: about a minute on two CPU cores, nothing is downloaded. Runs, models
-# and MLflow's database lie below SCALABLEVIT_ROOT (`~/scalablevit`).
+# and MLflow's database are in SCALABLEVIT_ROOT (`~/scalablevit`).
 
 # %%
 import timm

@@ -25,6 +25,8 @@ LEAST_SCORE = 0.05
 """Of the detections that are compared."""
 MOST_PIXELS, MOST_SCORE, MOST_MASK = 1.0, 0.01, 0.05
 """Largest differences of corners, in pixels of the input, of scores, and of probabilities in masks."""
+PREFIX = "network/"
+"""Of the names inside the file that come from the network's own file: both may have `scores`."""
 _MASKS = 3
 """Place of the masks among the outputs."""
 _STRIP = 11
@@ -94,12 +96,12 @@ def export_detector(trained: Trained, network: Part, folder: Path, facts: Mappin
     first, second = onnx.load(folder / f"{network.name}.onnx"), onnx.load(selected)
     selected.unlink()
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
-    first = onnx.compose.add_prefix(first, "network/", rename_inputs=False)  # both may have `scores`
-    used = {each.name for each in second.graph.input}
+    first = onnx.compose.add_prefix(first, PREFIX, rename_inputs=False)
+    between = [each.name for each in second.graph.input if each.name.startswith(PREFIX)]  # those that are used
     whole = onnx.compose.merge_models(
         first,
         second,
-        io_map=[(f"network/{name}", name) for name in network.outputs if name in used],
+        io_map=[(name, name) for name in between],
         outputs=[each.name for each in second.graph.output],
     )
     whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # regions of several images would be mixed up
@@ -121,7 +123,7 @@ def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
                 str(file),
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[*network.outputs, "size"],
+                input_names=[*(PREFIX + name for name in network.outputs), "size"],
                 output_names=names,
                 dynamic_axes={name: {0: "detections"} for name in names},
             )
