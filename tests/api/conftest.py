@@ -1,25 +1,5 @@
-"""Untrained models over the built-in shapes, as finished runs."""
+"""Fixtures of this folder."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from harness.finished_runs import one_thread, root
 
-import pytest
-import torch
-from harness.toys import STAGES, finished_run, make_root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and the runs toy-pretrain-0, toy-segment-0 and toy-detect-0; not to be changed by tests."""
-    root = make_root(tmp_path_factory.mktemp("api"))
-    for name in STAGES:
-        finished_run(root, name)
-    return root
+__all__ = ["one_thread", "root"]

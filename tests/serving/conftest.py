@@ -1,29 +1,13 @@
 """Untrained models over the built-in shapes, as finished runs."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from harness.toys import STAGES, finished_run, make_root, register, val_images
+from harness.finished_runs import one_thread, root
+from harness.toys import STAGES, finished_run, register, val_images
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and the runs toy-pretrain-0, toy-segment-0 and toy-detect-0; not to be changed by tests."""
-    root = make_root(tmp_path_factory.mktemp("toys"))
-    for name in STAGES:
-        finished_run(root, name)
-    return root
+__all__ = ["one_thread", "root"]
 
 
 @pytest.fixture(scope="session")
