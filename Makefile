@@ -93,7 +93,7 @@ test-gpu: setup
 
 chaos: setup
 	@mkdir -p build && rm -f build/chaos.jsonl
-	SCALABLEVIT_FUZZED=10000 SCALABLEVIT_RACES=15 SCALABLEVIT_CHAOS_RESULTS=build/chaos.jsonl timeout 5400 \
+	SCALABLEVIT_FUZZED=10000 SCALABLEVIT_RACES=15 SCALABLEVIT_CHAOS_RESULTS=build/chaos.jsonl timeout 10800 \
 		$(BIN)/python -m pytest -m "" tests/chaos
 
 overfit-coco: setup

@@ -37,7 +37,7 @@ SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))
 BAR = 1.2
 """Recovery from a kill over the cold start of the same job, at the median: printed as met or missed."""
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
 random_kills = pytest.mark.row("Kills: worker or driver at a random moment, result bit for bit")
 controller_kills = pytest.mark.row("Kills: Ray Train's controller, result bit for bit")
 set_up_kills = pytest.mark.row("Kills: a worker while the process group is set up, result bit for bit")

@@ -28,7 +28,7 @@ from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
 from scalablevit.training.storage import START_NOTE
 
-WAIT_S = 400
+WAIT_S = 1200
 """Longest wait for the next moment or the end of a job: on a very busy machine a start takes minutes."""
 SET_UP = "ray::execute."
 """Title of a worker while Ray Train makes it a member of the process group."""
