@@ -1,4 +1,4 @@
-"""Send to MLflow what outages and killed jobs left in the runs' spools."""
+"""Send to MLflow what outages and killed jobs left in the runs' outboxes."""
 
 import sys
 

@@ -4,7 +4,7 @@
 
 Ours are `SampleDataset` and `collate_classification`, as a loading process runs them: uint8 NHWC, normalised later on
 the device. PIL + torchvision reads, decodes, cuts and shrinks as torchvision's own training recipe does and ends in the
-normalised float batch that its loop expects; a second figure leaves its conversion out. Both get the very same crops,
+normalised float batch that its loop expects; a second metric leaves its conversion out. Both get the very same crops,
 and the time of drawing them is counted on our side alone. Files are in the page cache.
 """
 
@@ -156,7 +156,7 @@ def main() -> int:
 
 
 def size_rows(name: str, bar: float | None, seconds: dict[str, list[float]]) -> list[Row]:
-    """The figures of one size of files."""
+    """The metrics of one size of files."""
     speed = IMAGES / float(np.median(seconds["ours"]))
     peer = f"PIL + torchvision, {IMAGES / float(np.median(seconds['torchvision'])):.0f} images/s"
     limit = f"{speed_up(seconds, 'decoding', 'torchvision'):.2f} x if nothing came after decoding"

@@ -95,7 +95,7 @@ def compare(peer: Peer, options: argparse.Namespace, settings: dict[str, Any]) -
                 scores[side].append(result["score"])
     settings |= {"epochs": epochs, "seeds": seeds, "stage": stage.model_dump(mode="json"), "scores": scores,
                  "images_per_s": quartiles(rates)}  # fmt: skip
-    return peer_figures(peer, epochs, rates, scores)
+    return peer_metrics(peer, epochs, rates, scores)
 
 
 def stage_for(peer: Peer, data: Path, epochs: int, seed: int) -> Stage:
@@ -129,7 +129,7 @@ def train_both(peer: Peer, stage: Stage, folder: Path) -> dict[str, dict[str, An
     return {side: json.loads((folder / f"{side}.json").read_text()) for side in commands}
 
 
-def peer_figures(
+def peer_metrics(
     peer: Peer, epochs: int, rates: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[float]]
 ) -> list[Row]:
     """Speed and score."""

@@ -1,4 +1,4 @@
-"""COCO's figures of made-up detections: the platform's metric beside pycocotools, on the same truth and detections."""
+"""COCO's metrics of made-up detections: the platform's metric beside pycocotools, on the same truth and detections."""
 
 import argparse
 import contextlib
@@ -18,12 +18,12 @@ from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric
 
 CLASSES = tuple(f"class {number}" for number in range(80))
 OBJECTS, DETECTIONS = 7, 100
-"""Of an image: about COCO's mean, and as many as its figures count."""
+"""Of an image: about COCO's mean, and as many as its metrics count."""
 BARS = {"box": 5.0, "mask": 2.5}
 
 
 def coco_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """From detections in memory to all figures."""
+    """From detections in memory to all metrics."""
     images, rounds = (60, 3) if options.quick else (300, 9)
     settings |= {"images": images, "objects": OBJECTS, "detections": DETECTIONS, "classes": len(CLASSES),
                  "clock": "process_time", "times": {}}  # fmt: skip
@@ -50,7 +50,7 @@ def coco_times(metric: CocoMetric, kind: str, rounds: int) -> dict[str, list[flo
     """Processor seconds of both.
 
     Raises:
-        RuntimeError: they come to different figures.
+        RuntimeError: they come to different metrics.
     """
     metric.kinds = (kind,)
     detections = metric._detections(kind)
@@ -62,7 +62,7 @@ def coco_times(metric: CocoMetric, kind: str, rounds: int) -> dict[str, list[flo
         theirs.append(pycocotools_ap(*given.pop(), KINDS[kind]))
 
     seconds = interleaved({"ours": metric.synchronize, "pycocotools": reference}, rounds, warm_up=1)
-    ours = metric.figures[f"val/{kind}_ap"]
+    ours = metric.metrics[f"val/{kind}_ap"]
     if any(abs(each - ours) > 1e-9 for each in theirs):
         raise RuntimeError(f"{kind}: the average precision is {ours}, pycocotools says {theirs}")
     return seconds

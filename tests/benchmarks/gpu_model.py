@@ -30,7 +30,7 @@ LIMIT_S = 1800
 
 PLAIN_EAGER = f"plain form, eager, bf16 autocast, batch {BATCH}"
 SWIN_COMPILED = f"timm's {SWIN}, compiled, bf16 autocast, batch {BATCH}"
-FIGURES = {
+METRICS = {
     "GPU training step": (2.0, PLAIN_EAGER),
     "GPU training step against Swin-T": (1.0, SWIN_COMPILED),
     "GPU inference": (2.5, PLAIN_EAGER),
@@ -47,13 +47,13 @@ SIDES: dict[str, Callable[[], nn.Module]] = {
 
 def gpu_rows(quick: bool, settings: dict[str, Any]) -> list[Row]:
     if not torch.cuda.is_available():
-        return [Row(name, bar, None, baseline, note="no GPU") for name, (bar, baseline) in FIGURES.items()]
+        return [Row(name, bar, None, baseline, note="no GPU") for name, (bar, baseline) in METRICS.items()]
     measured = {
         "GPU attention without the math backend": float(fused_only()),
         "GPU batch x windows above 65,535": float(many_windows()),
         **speeds(5 if quick else 20, settings),
     }
-    return [Row(name, bar, measured[name], baseline) for name, (bar, baseline) in FIGURES.items()]
+    return [Row(name, bar, measured[name], baseline) for name, (bar, baseline) in METRICS.items()]
 
 
 def speeds(rounds: int, settings: dict[str, Any]) -> dict[str, float]:

@@ -26,7 +26,7 @@ def main() -> int:
     def send(records: list[Record], _node: dict[str, float]) -> None:
         lines.extend({"step": record.step, **record.metrics} for record in records)
 
-    outcome = worker.run(worker.Assignment(content, folder, folder, None), 0, 1, torch.device("cpu"), send)
+    outcome = worker.run(worker.WorkerConfig(content, folder, folder, None), 0, 1, torch.device("cpu"), send)
     if "error" in outcome:
         sys.exit(": ".join(outcome["error"]))
     score = outcome["last_metrics"][task_info(Stage.model_validate_json(content).task.kind).best_metric]

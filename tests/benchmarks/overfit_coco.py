@@ -4,7 +4,7 @@
 
 The folder is laid out as the recipe says. The images are chosen by rule: the first 8 by id whose annotations are no
 crowds and all have sides of at least 32 pixels at the recipe's size. Trained and evaluated on them, without
-augmentation; the run's figures are printed, and the exit code is 1 when AP50 of boxes is not above 0.9.
+augmentation; the run's metrics are printed, and the exit code is 1 when AP50 of boxes is not above 0.9.
 """
 
 import json
@@ -53,9 +53,9 @@ def main() -> int:
         subprocess.run([*command, *OVERRIDES], cwd=REPOSITORY, check=True, timeout=3600)
         result = json.loads(next(root.glob("runs/*/result.json")).read_text())
         minutes = (time.monotonic() - begin) / 60
-    figures = {name: round(value, 4) for name, value in result["metrics"].items() if name.count("/") == 1}
-    print(json.dumps({"minutes": round(minutes, 1), **figures}, indent=1))
-    return int(figures["val/box_ap50"] <= BAR)
+    metrics = {name: round(value, 4) for name, value in result["metrics"].items() if name.count("/") == 1}
+    print(json.dumps({"minutes": round(minutes, 1), **metrics}, indent=1))
+    return int(metrics["val/box_ap50"] <= BAR)
 
 
 def choose(content: dict[str, Any], data: CocoInstances) -> list[dict[str, Any]]:

@@ -23,14 +23,14 @@ class Part:
 
     Attributes:
         name: for `--only`; the result is `build/bench/<benchmark>-<name>-<time>.json`.
-        figures: what it gives, in words.
+        metrics: what it gives, in words.
         minutes: expected on 2 cores.
         quick_minutes: the same with `--quick`.
         measure: does it.
     """
 
     name: str
-    figures: str
+    metrics: str
     minutes: float
     quick_minutes: float
     measure: Measure
@@ -51,7 +51,7 @@ def run_parts(benchmark: str, parts: Sequence[Part], options: argparse.Namespace
     chosen = [part for part in parts if part.name in options.only]
     for part in chosen:
         minutes = f"about {expected(part, options):.1f} min on 2 cores"
-        print(f"{benchmark} {part.name}: {minutes}: {part.figures}", flush=True)
+        print(f"{benchmark} {part.name}: {minutes}: {part.metrics}", flush=True)
     failed = False
     for part in chosen:
         settings: dict[str, Any] = {"quick": options.quick, "expected_minutes": expected(part, options)}
@@ -60,11 +60,11 @@ def run_parts(benchmark: str, parts: Sequence[Part], options: argparse.Namespace
             rows = part.measure(options, settings)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            rows, failed = [Row(part.figures, None, None, "", note=str(error).splitlines()[0])], True
-        except Exception as error:  # whatever happened: the other parts' figures are not lost with this one's
+            rows, failed = [Row(part.metrics, None, None, "", note=str(error).splitlines()[0])], True
+        except Exception as error:  # whatever happened: the other parts' metrics are not lost with this one's
             traceback.print_exc()
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            rows, failed = [Row(part.figures, None, None, "", note=why)], True
+            rows, failed = [Row(part.metrics, None, None, "", note=why)], True
         settings["minutes"] = round((time.monotonic() - begun) / 60, 2)
         report(f"{benchmark}-{part.name}", rows, settings)
     return int(failed)

@@ -43,10 +43,10 @@ def step_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row
                                           folder / "mlflow.db")  # fmt: skip
                     rates[side] += read_rates(run)
     settings |= {"rounds": rounds, "recipe": recipe(Path("data"), WORKERS, steps), "images_per_s": quartiles(rates)}
-    return step_figures(rates)
+    return step_metrics(rates)
 
 
-def step_figures(rates: Mapping[str, Sequence[float]]) -> list[Row]:
+def step_metrics(rates: Mapping[str, Sequence[float]]) -> list[Row]:
     """Both rows, from images a second by side."""
     speed = {side: f"{statistics.median(taken):.0f} images/s" for side, taken in rates.items()}
     return [
@@ -94,7 +94,7 @@ def start_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Ro
                                           environment, folder / "mlflow.db")  # fmt: skip
                 ours.append(start_parts(begun, run))
     settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty}
-    return start_figures(ours[warm_up:], empty[warm_up:])
+    return start_metrics(ours[warm_up:], empty[warm_up:])
 
 
 def empty_start(folder: Path, environment: Mapping[str, str]) -> float:
@@ -118,7 +118,7 @@ def start_parts(begun: float, run: Path) -> dict[str, float]:
     return {part: end - since for part, (since, end) in zip(PARTS, pairwise(reached), strict=True)}
 
 
-def start_figures(ours: Sequence[Mapping[str, float]], empty: Sequence[float]) -> list[Row]:
+def start_metrics(ours: Sequence[Mapping[str, float]], empty: Sequence[float]) -> list[Row]:
     """The ratio, and a row for each part."""
     whole = statistics.median(sum(parts.values()) for parts in ours)
     nothing = statistics.median(empty)

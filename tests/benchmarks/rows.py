@@ -29,11 +29,11 @@ DATA = Path(os.environ.get("SCALABLEVIT_DATA") or REPOSITORY.parent / "shared" /
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a benchmark.
+    """One metric of a benchmark.
 
     Attributes:
-        name: of the figure.
-        bar: what it is held against; None for a figure that is only reported.
+        name: of the metric.
+        bar: what it is held against; None for a metric that is only reported.
         measured: None if it was not run.
         baseline: what is compared with what, in words.
         at_most: the bar is an upper limit, not a lower one.
@@ -68,7 +68,7 @@ class Row:
         return self.name, bar, measured, verdict, self.baseline
 
 
-HEADINGS = ("figure", "bar", "measured", "", "baseline")
+HEADINGS = ("metric", "bar", "measured", "", "baseline")
 
 
 def benchmark_options(description: str) -> argparse.ArgumentParser:

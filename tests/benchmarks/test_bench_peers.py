@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import mmengine_loop, our_loop, timm_loop
-from benchmarks.bench_peers import MMENGINE, TIMM, compare, noise_of, peer_figures, stage_for
+from benchmarks.bench_peers import MMENGINE, TIMM, compare, noise_of, peer_metrics, stage_for
 from benchmarks.coco_speed import coco_times, made_metric
 from benchmarks.toy_stage import write_pictures
 
@@ -32,17 +32,17 @@ def test_a_score_is_held_against_the_noise_between_seeds():
     scores = {"ours": [0.50, 0.52, 0.54], "theirs": [0.53, 0.55, 0.57]}
     # standard error sqrt(2 * 0.02^2 / 3), t(0.975, 4) = 2.7764
     assert noise_of(scores) == pytest.approx(2.7764 * (2 * 0.02**2 / 3) ** 0.5, rel=1e-4)
-    speed, score = peer_figures(TIMM, 5, rates, scores)
+    speed, score = peer_metrics(TIMM, 5, rates, scores)
     assert speed.measured == 1.1 and speed.verdict == "met"
     assert score.measured == pytest.approx(-3.0) and score.bar == pytest.approx(-4.534, abs=1e-3)
     assert score.verdict == "met"
     assert "5 epochs, 3 seeds" in score.baseline
     scores["ours"] = [each - 0.03 for each in scores["ours"]]
-    assert peer_figures(TIMM, 5, rates, scores)[1].verdict == "missed"
+    assert peer_metrics(TIMM, 5, rates, scores)[1].verdict == "missed"
 
 
 def test_one_seed_is_not_judged():
-    _, score = peer_figures(TIMM, 1, {"ours": [2.0, 2], "theirs": [1.0, 1]}, {"ours": [0.5], "theirs": [0.7]})
+    _, score = peer_metrics(TIMM, 1, {"ours": [2.0, 2], "theirs": [1.0, 1]}, {"ours": [0.5], "theirs": [0.7]})
     assert (score.bar, score.verdict, score.measured) == (None, "", pytest.approx(-20.0))
     assert "one seed" in score.note
 
@@ -112,7 +112,7 @@ def test_mmengines_runner_and_ours_train_the_same_stage(monkeypatch, tmp_path, p
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
-def test_both_evaluations_come_to_the_same_figures(kind, monkeypatch):
+def test_both_evaluations_come_to_the_same_metrics(kind, monkeypatch):
     metric = made_metric(3)
     assert {way: len(taken) for way, taken in coco_times(metric, kind, 1).items()} == {"ours": 1, "pycocotools": 1}
     monkeypatch.setattr("benchmarks.coco_speed.pycocotools_ap", lambda *_: 0.123)

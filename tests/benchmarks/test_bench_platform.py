@@ -14,14 +14,14 @@ from benchmarks import bare_ddp
 from benchmarks.commands import CommandFailed, end, local_head, run_beside
 from benchmarks.parts import Part, part_options, run_parts
 from benchmarks.rates import WINDOW, platform_rates, ratio, read_rates
-from benchmarks.ray_jobs import PARTS, start_figures, start_parts, step_figures
+from benchmarks.ray_jobs import PARTS, start_metrics, start_parts, step_metrics
 from benchmarks.rows import Row
 from benchmarks.toy_stage import recipe, stage_of, write_pictures
 from benchmarks.worker_costs import (
-    checkpoint_figures,
+    checkpoint_metrics,
     checkpoint_times,
     evaluation_times,
-    tracking_figures,
+    tracking_metrics,
     tracking_times,
 )
 
@@ -45,15 +45,15 @@ def test_a_part_that_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_
 
     def sound(options, settings):
         settings["rounds"] = 7
-        return [Row("a figure", 2.0, 3.0, "another")]
+        return [Row("a metric", 2.0, 3.0, "another")]
 
     def without_data(options, settings):
         raise UserError("no folder", where="there", fix="name another")
 
     parts = (
-        Part("broken", "a broken figure", 9, 1, broken),
-        Part("sound", "a figure", 3, 2, sound),
-        Part("data", "a figure of data", 3, 2, without_data),
+        Part("broken", "a broken metric", 9, 1, broken),
+        Part("sound", "a metric", 3, 2, sound),
+        Part("data", "a metric of data", 3, 2, without_data),
     )
     assert run_parts("made", parts, part_options("", parts).parse_args(["--quick"])) == 1
     said, complained = capsys.readouterr()
@@ -144,7 +144,7 @@ def test_rates_are_those_of_the_log_points_after_the_first_window(tmp_path):
 
 
 def test_step_rows_compare_two_workers_with_torchrun_and_with_one():
-    rows = step_figures({"torchrun": [100.0, 101, 99], "two workers": [97.0, 97, 97], "one worker": [50.0, 49, 51]})
+    rows = step_metrics({"torchrun": [100.0, 101, 99], "two workers": [97.0, 97, 97], "one worker": [50.0, 49, 51]})
     assert measured(rows) == {"step through Ray Train": 0.97, "1 -> 2 workers, one thread each": 1.94}
     assert [row.verdict for row in rows] == ["missed", "met"]
 
@@ -157,18 +157,18 @@ def test_the_parts_of_a_start_sum_up_to_the_first_step(tmp_path):
     os.utime(tmp_path / "environment.json", (103.0, 103.0))
     parts = start_parts(100.0, tmp_path)
     assert parts == dict(zip(PARTS, (3.0, 4.0, 2.0, 0.5, 1.5, 0.25), strict=True))
-    rows = start_figures([parts, parts, {**parts, "Ray": 40.0}], [9.0, 7.5, 7.0])
+    rows = start_metrics([parts, parts, {**parts, "Ray": 40.0}], [9.0, 7.5, 7.0])
     assert rows[0].measured == 1.5 and rows[0].verdict == "met"
     assert measured(rows[1:]) == {f"start, of it: {name}": seconds for name, seconds in parts.items()}
 
 
 def test_shares_of_checkpoints_and_tracking():
     seconds = {"plain": [5.0, 5.1, 4.9], "saving": [6.2, 6.1, 9.0]}
-    rows = checkpoint_figures([0.3, 0.9, 0.2], seconds, 2**29)
+    rows = checkpoint_metrics([0.3, 0.9, 0.2], seconds, 2**29)
     shares = {"checkpoint, loop held": 0.5, "checkpoint, with steps beside the write": 2.0}
     assert measured(rows) == pytest.approx(shares)
     assert "512 MiB" in rows[0].baseline
-    assert measured(tracking_figures([0.002, 0.008], 5.0, 20)) == pytest.approx({"tracking, spool calls": 0.2})
+    assert measured(tracking_metrics([0.002, 0.008], 5.0, 20)) == pytest.approx({"tracking, outbox calls": 0.2})
 
 
 # --- the parts without Ray, at the smallest size ---

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalablevit.models import attention
-from scalablevit.training.footprint import autocast
+from scalablevit.training.memory_estimate import autocast
 
 # Memory without content, and views that their schemas do not name.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach", "device"}

@@ -1,8 +1,8 @@
-"""Seconds that a plain trial costs beyond its work, and what a search of 40 of them leaves behind.
+"""Seconds that a plain trial costs beyond its context, and what a search of 40 of them leaves behind.
 
     python tests/benchmarks/tune_overhead.py
 
-The work of a trial is slept: 4 epochs of 0.2 s, each with a result, as the platform's trials report. Run on a quiet
+The context of a trial is slept: 4 epochs of 0.2 s, each with a result, as the platform's trials report. Run on a quiet
 machine with a head of its own. The time is printed as met or missed; anything left behind ends with exit code 1.
 """
 
@@ -19,20 +19,20 @@ from ray.util.state import list_actors, list_placement_groups
 
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
-from scalablevit.tuning.trial import Reports, Work
+from scalablevit.tuning.trial import Reports, TrialContext
 
 REPOSITORY = Path(__file__).parents[2]
 TRIALS, EPOCHS, WORK_S, BAR_S = 40, 4, 0.2, 1.5
 
 
-def sleep_trial(config: dict[str, Any], work: Work) -> None:
+def sleep_trial(config: dict[str, Any], context: TrialContext) -> None:
     """A trial without training."""
-    reports = Reports(work, trial_stage(work.search, config["trial"]["values"]), {})
+    reports = Reports(context, trial_stage(context.search, config["trial"]["values"]), {})
     for epoch in range(EPOCHS):
         time.sleep(WORK_S)
-        metrics = {work.search.space.metric: epoch / EPOCHS}
+        metrics = {context.search.space.metric: epoch / EPOCHS}
         for result in reports.take([{"step": epoch + 1, "time_ms": int(time.time() * 1000), "metrics": metrics}]):
             tune.report(result)
 
@@ -43,13 +43,13 @@ def main() -> int:
     ray.init(address="local", num_cpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False,
              runtime_env={"py_modules": [str(REPOSITORY / "platform" / "scalablevit")]})  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(search, folder, folder, 64 * EPOCHS, None, "", True)
-        spool = Spool(Path(folder) / "spool")
-        callback = SearchCallback(work, open_trials(search, folder), spool, "0" * 32, "overhead")
+        context = TrialContext(search, folder, folder, 64 * EPOCHS, None, "", True)
+        outbox = Outbox(Path(folder) / "spool")
+        callback = SearchCallback(context, open_trials(search, folder), outbox, "0" * 32, "overhead")
         begun = time.monotonic()
-        run_trials(callback, work, concurrency=2, left_s=None, trainable=sleep_trial)
+        run_trials(callback, context, concurrency=2, left_s=None, trainable=sleep_trial)
         took = time.monotonic() - begun
-        spool.close()
+        outbox.close()
     assert all(len(trial.curve) == EPOCHS for trial in callback.trials), "a trial lost results"
     slept = TRIALS * EPOCHS * WORK_S / 2  # two at once
     each = (took - slept) / TRIALS

@@ -19,12 +19,12 @@ from scalablevit.config.recipe import Keep, Length, Optimizer
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.opening import open_source
 from scalablevit.tasks.registry import build_task
-from scalablevit.tracking.callback import LOG, SpoolCallback
+from scalablevit.tracking.callback import LOG, OutboxCallback
 from scalablevit.training import worker
 from scalablevit.training.callbacks import eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.evaluate import evaluate
-from scalablevit.training.loop import Plan
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, TrainState
 
@@ -44,7 +44,7 @@ def checkpoint_rows(options: argparse.Namespace, settings: dict[str, Any]) -> li
     rounds, name, side, batch = 3 if options.quick else 9, "scalablevit_small", 224, 4
     held, seconds, size = checkpoint_times(name, side, batch, rounds)
     settings |= {"model": name, "side": side, "batch": batch, "held_s": held, "times": spread(seconds)}
-    return checkpoint_figures(held, seconds, size)
+    return checkpoint_metrics(held, seconds, size)
 
 
 def checkpoint_times(name: str, side: int, batch: int, rounds: int) -> tuple[list[float], dict[str, list[float]], int]:
@@ -89,7 +89,7 @@ def step(state: TrainState, images: torch.Tensor, labels: torch.Tensor) -> None:
     state.step += 1
 
 
-def checkpoint_figures(held: list[float], seconds: dict[str, list[float]], size: int) -> list[Row]:
+def checkpoint_metrics(held: list[float], seconds: dict[str, list[float]], size: int) -> list[Row]:
     """Shares of a minute with one checkpoint."""
     whole = statistics.median(seconds["saving"]) - statistics.median(seconds["plain"])
     what = f"AdamW + EMA, {size / 2**20:.0f} MiB, one a minute, of wall time"
@@ -103,11 +103,11 @@ def checkpoint_figures(held: list[float], seconds: dict[str, list[float]], size:
 
 
 def tracking_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """Time in the spool, as if Ray Train's controller wrote it on the step's path, of the time of training."""
+    """Time in the outbox, as if Ray Train's controller wrote it on the step's path, of the time of training."""
     steps = 60 if options.quick else 240
     spent, seconds = tracking_times(steps)
     settings |= {"steps": steps, "recipe": recipe(Path("data"), 1, steps), "report_s": spent}
-    return tracking_figures(spent, seconds, steps)
+    return tracking_metrics(spent, seconds, steps)
 
 
 def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]:
@@ -116,7 +116,7 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write_pictures(folder, train=pictures)
-        callback = SpoolCallback(folder / "spool", UID)
+        callback = OutboxCallback(folder / "spool", UID)
 
         def send(records: list[Record], node: dict[str, float]) -> None:
             begun = time.perf_counter()
@@ -125,24 +125,24 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
             spent.append(time.perf_counter() - begun)
 
         stage = stage_of(recipe(folder, 1, steps))
-        assignment = worker.Assignment(stage.model_dump_json(), str(folder / "run"), str(folder), None)
-        result = worker.run(assignment, 0, 1, CPU, send)
+        worker_config = worker.WorkerConfig(stage.model_dump_json(), str(folder / "run"), str(folder), None)
+        result = worker.run(worker_config, 0, 1, CPU, send)
         if "error" in result or (folder / "spool" / LOG).exists():
             raise RuntimeError(f"the training failed, or a report was not recorded: {result}")
     return spent, result["seconds"]
 
 
-def tracking_figures(spent: list[float], seconds: float, steps: int) -> list[Row]:
+def tracking_metrics(spent: list[float], seconds: float, steps: int) -> list[Row]:
     """Share of the training's time."""
     each = f"{1000 * sum(spent) / steps:.2f} ms of a step of {1000 * seconds / steps:.0f} ms, {len(spent)} reports"
-    return [Row("tracking, spool calls", 0.5, 100 * sum(spent) / seconds, each, at_most=True, unit="%")]
+    return [Row("tracking, outbox calls", 0.5, 100 * sum(spent) / seconds, each, at_most=True, unit="%")]
 
 
 # --- evaluating ---
 
 
 def evaluation_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """Evaluation from JPEG files to figures, beside passes over the same batches that are ready in memory."""
+    """Evaluation from JPEG files to metrics, beside passes over the same batches that are ready in memory."""
     rounds, pictures, name, side = 3 if options.quick else 9, 16 if options.quick else 32, "scalablevit_small", 224
     seconds = evaluation_times(name, side, pictures, rounds)
     settings |= {"model": name, "side": side, "images": pictures, "clock": "process_time", "times": spread(seconds)}
@@ -162,13 +162,13 @@ def evaluation_times(name: str, side: int, pictures: int, rounds: int) -> dict[s
         stage = stage_of(sections)
         source = open_source(stage.data, "val", folder)
         task = build_task(stage, source.classes)
-        plan = Plan(stage, Length.of(stage, len(source)), task, CPU, rank=0, world=1)
+        context = TrainContext(stage, Length.of(stage, len(source)), task, CPU, rank=0, world=1)
         samples = SampleDataset(source, stage.data, stage.training.seed, train=False)
         model = task.build_model().eval()
-        ready = [task.prepare(batch, "val", ())["image"] for batch in eval_batches_of(plan, samples)]
+        ready = [task.prepare(batch, "val", ())["image"] for batch in eval_batches_of(context, samples)]
 
         def whole() -> None:
-            evaluate(task, model, eval_batches_of(plan, samples), plan.autocast())
+            evaluate(task, model, eval_batches_of(context, samples), context.autocast())
 
         @torch.no_grad()
         def passes() -> None:

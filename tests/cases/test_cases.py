@@ -21,7 +21,7 @@ from scalablevit.cli import predict, tree
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.sources.opening import open_source
-from scalablevit.tasks.figure_names import class_metric_names
+from scalablevit.tasks.metric_names import class_metric_names
 
 REFUSED, TAKEN, EITHER = "refused", "taken", "either"
 Find = Callable[[str], tuple[Path, Path]]

@@ -186,7 +186,7 @@ SECOND = [
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
          ("model.name=regnety_002", "training.compile=blocks")),
-    # pipeline/initial.py, tracking/connection.py
+    # pipeline/init_weights.py, tracking/connection.py
     Case("no such file", "pretrain", ("stages.pretrain.model.init=weights.pth",)),
     Case("there is no file", "pretrain", ("stages.pretrain.model.init=models:/nobody@candidate",)),
     Case("is relative to the current folder", "pretrain", ("tracking.uri='sqlite:///mlflow.db'",)),

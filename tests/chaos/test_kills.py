@@ -129,13 +129,13 @@ def killed(lab: Lab, recipe: dict[str, Any], name: str, root: Path, planned: lis
 
 
 def assert_as_undisturbed(job: Job, whole: Job) -> None:
-    """Tensors and figures bit for bit, every step told once, the MLflow run finished."""
+    """Tensors and metrics bit for bit, every step told once, the MLflow run finished."""
     assert job.folder.name == whole.folder.name
     assert sums(job) == sums(whole)
-    figures = [(step, name, value) for step, name, value, _ in points(job)]
-    assert sorted(figures) == sorted((step, name, value) for step, name, value, _ in points(whole))
+    metrics = [(step, name, value) for step, name, value, _ in points(job)]
+    assert sorted(metrics) == sorted((step, name, value) for step, name, value, _ in points(whole))
     every_step = list(range(1, job.total + 1))
-    assert [step for step, name, _ in figures if name == "train/loss"] == every_step
+    assert [step for step, name, _ in metrics if name == "train/loss"] == every_step
     run = mlflow_run(job)
     assert run.info.status == "FINISHED"
     assert mlflow_steps(job, run.info.run_id, "train/loss") == every_step
@@ -157,8 +157,8 @@ def test_killed_again_and_again_it_ends_the_same(lab, tmp_path, record_property,
     lab.kills += job.kills
     lab.ratios += [sum(kill.parts.values()) / sum(cold.values()) for kill in job.kills if kill.parts]
     print(f"cold start {seconds(cold)}", *job.kills, sep="\n")
-    for name, figure in summary(lab).items():
-        record_property(name, figure)
+    for name, metric in summary(lab).items():
+        record_property(name, metric)
 
 
 def summary(lab: Lab) -> dict[str, str]:

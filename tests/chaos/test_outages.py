@@ -1,4 +1,4 @@
-"""MLflow goes away while training runs, for longer than the shipper waits: nothing is slowed, lost or doubled.
+"""MLflow goes away while training runs, for longer than the sync waits: nothing is slowed, lost or doubled.
 
 SCALABLEVIT_OUTAGE_S sets the length of the outages, which all happen at the same time.
 """
@@ -31,8 +31,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run, ViewType
 
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.shipper import LIVE_WITHIN_MS, REFUSED, remembered
-from scalablevit.tracking.spool import count_lines, open_runs, read_lines
+from scalablevit.tracking.outbox import count_lines, open_runs, read_lines
+from scalablevit.tracking.sync import LIVE_WITHIN_MS, REFUSED, remembered
 from scalablevit.tracking.tags import UID
 
 OUTAGE_S = float(os.environ.get("SCALABLEVIT_OUTAGE_S", "45"))
@@ -106,7 +106,7 @@ class Case:
     ended: float = 0.0
     back: float = 0.0
     waiting: int = 0
-    """Records in the spool at the end of the outage that MLflow has not taken."""
+    """Records in the outbox at the end of the outage that MLflow has not taken."""
     synced: str = ""
     """What pipelines/sync.py said of the killed driver's run."""
 
@@ -413,7 +413,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
 
 
 def trained(root: Path) -> list[int]:
-    """Steps whose training loss is in a spool."""
+    """Steps whose training loss is in an outbox."""
     records = [line.record for folder in root.glob("runs/*/spool") for line in read_lines(folder)]
     return [each["step"] for each in records if each and "train/loss" in each.get("metrics", {})]
 

@@ -29,14 +29,14 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.models.backbone import build_classifier
 from scalablevit.models.weights import load_initial, read_tensors
 from scalablevit.pipeline.export_weights import export_weights
-from scalablevit.pipeline.initial import find_initial
+from scalablevit.pipeline.init_weights import find_init_weights
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
 from scalablevit.pipeline.stage import Job, _begin
 from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import bounded_requests, connect
-from scalablevit.tracking.shipper import Shipper
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.sync import OutboxSync
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore, DamagedCheckpoint, _own_sum
@@ -469,17 +469,17 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ResolvedSt
     return root, resolve(recipe, root, ["pretrain"])[0]
 
 
-def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, Spool]:
+def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, Outbox]:
     """What a job writes when a stage begins and when it ends, without training in between."""
     store = RunStore.open(resolved.run_name, None, root)
-    spool = Spool(store.local / "spool")
+    outbox = Outbox(store.local / "spool")
     job = Job(root, "tiny", "0" * 32, uri)
-    spool.run(job.uid, "tiny", experiment="secrets")
+    outbox.run(job.uid, "tiny", experiment="secrets")
     stage = resolved.stage.model_copy(
         update={"tracking": resolved.stage.tracking.model_copy(update={"experiment": "secrets"})}
     )
     resolved = replace(resolved, stage=stage)
-    _begin(job, resolved, None, store, spool, "1" * 32)
+    _begin(job, resolved, None, store, outbox, "1" * 32)
     CheckpointStore(store.location).write(
         Snapshot(3, {"model": {"w": torch.ones(2)}}, {"step": 3, "last_metrics": {"val/top1": 0.5}}), 0.5
     )
@@ -488,10 +488,10 @@ def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, S
         "spent": {"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1},
     }  # fmt: skip
     export_weights("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
-    spool.artifact("1" * 32, store.local / "model" / "config.json")
-    spool.end("1" * 32, "FINISHED")
-    spool.end(job.uid, "FINISHED")
-    return store, spool
+    outbox.artifact("1" * 32, store.local / "model" / "config.json")
+    outbox.end("1" * 32, "FINISHED")
+    outbox.end(job.uid, "FINISHED")
+    return store, outbox
 
 
 @pytest.mark.parametrize(
@@ -508,12 +508,12 @@ def test_an_outage_shows_and_keeps_no_secret(
     monkeypatch.setenv("http_proxy", with_secrets("http://user:$proxy@127.0.0.1:9"))
     _, resolved = pretrain
     uri = with_secrets(uri)
-    store, spool = recorded(tmp_path, resolved, uri)
-    spool.close()
-    shipper = Shipper(store.local / "spool", uri, request_timeout_s=1)
-    pending = shipper.ship_left()
+    store, outbox = recorded(tmp_path, resolved, uri)
+    outbox.close()
+    sync = OutboxSync(store.local / "spool", uri, request_timeout_s=1)
+    pending = sync.send_left()
     assert pending.records > 5 and pending.error
-    shown = f"{pending} {shipper.status()} {caplog.text}"
+    shown = f"{pending} {sync.status()} {caplog.text}"
     assert not leaks(shown), shown
     assert not leaks_in(tmp_path)
 
@@ -523,10 +523,10 @@ def test_a_store_holds_no_secret(
 ):
     caplog.set_level(logging.DEBUG)
     _, resolved = pretrain
-    store, spool = recorded(tmp_path, resolved, store_uri)
-    spool.close()
-    shipper = Shipper(store.local / "spool", store_uri)
-    pending = shipper.ship_left()
+    store, outbox = recorded(tmp_path, resolved, store_uri)
+    outbox.close()
+    sync = OutboxSync(store.local / "spool", store_uri)
+    pending = sync.send_left()
     assert pending.records == 0 and pending.refused == 0, pending
     assert (store.local / "recipe.yaml").is_file() and (store.local / "environment.json").is_file()
     folder = Path(store_uri.removeprefix("sqlite:///")).parent
@@ -567,7 +567,7 @@ def test_initial_weights_of_the_registry_are_asked_for_without_showing_a_secret(
     _, resolved = pretrain
     stage = resolved.stage.model_copy(update={"model": resolved.stage.model.model_copy(update={"init": "models:/x@y"})})
     with pytest.raises(UserError) as caught, bounded_requests(1, 0):
-        find_initial(stage, tmp_path)
+        find_init_weights(stage, tmp_path)
     shown = "".join(traceback.format_exception(caught.value))
     assert not leaks(shown), shown
 

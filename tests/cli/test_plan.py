@@ -1,4 +1,4 @@
-"""A training on paper: its arithmetic by hand, where its figures are from, and what it refuses."""
+"""A training on paper: its arithmetic by hand, where its metrics are from, and what it refuses."""
 
 import json
 from dataclasses import replace
@@ -13,11 +13,11 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.shapes import write_shapes
 from scalablevit.pipeline.prediction import Given, predict
-from scalablevit.training.footprint import Footprint
+from scalablevit.training.memory_estimate import MemoryEstimate
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 IMAGENET = Path(__file__).parents[2] / "pipelines" / "recipes" / "imagenet_scalablevit_small.yaml"
-MEMORY = Footprint(weights=1000, gradients=900, moments=1800, average=1000, activations=5000)
+MEMORY = MemoryEstimate(weights=1000, gradients=900, moments=1800, average=1000, activations=5000)
 
 
 def run(root: Path, *arguments: str) -> int:
@@ -55,16 +55,16 @@ def test_a_paper_recipe_without_its_data(tmp_path, capsys):
                  "--step-images", "128", "--decode-rate", "700", "--price", "2", "--json", str(file),
                  "model.name=scalablevit_tiny", "model.options={}"]  # fmt: skip
     assert plan.run(parse("plan", arguments)) == 0
-    told, figures = capsys.readouterr().out, json.loads(file.read_text())
+    told, metrics = capsys.readouterr().out, json.loads(file.read_text())
     assert told.startswith("prediction for imagenet_scalablevit_small, stage pretrain: nothing of this has been run")
     assert "1281167 training and 50000 validation images, 1000 classes: as imagenet is published" in told
     assert "16 x GPU, 64 images each in a step, 64 at a time" in told
     assert "assumes a ring at 10 GB/s" in told
-    assert figures["prediction"]["steps"] == 375_342
-    assert figures["prediction"]["compute_s"] == pytest.approx(0.1)
-    assert figures["prediction"]["images_per_s"] < 1024 / 0.1
-    assert figures["given"]["classes"] == 1000
-    assert figures["memory_bytes"]["total"] > figures["memory_bytes"]["checkpoint"] > 0
+    assert metrics["prediction"]["steps"] == 375_342
+    assert metrics["prediction"]["compute_s"] == pytest.approx(0.1)
+    assert metrics["prediction"]["images_per_s"] < 1024 / 0.1
+    assert metrics["given"]["classes"] == 1000
+    assert metrics["memory_bytes"]["total"] > metrics["memory_bytes"]["checkpoint"] > 0
 
 
 def test_measured_on_this_machine_where_the_data_is(tmp_path, capsys):
@@ -72,11 +72,11 @@ def test_measured_on_this_machine_where_the_data_is(tmp_path, capsys):
     file = tmp_path / "plan.json"
     overrides = ["data.root=data", "data.shapes=null", "training.global_batch_size=4", "cluster.workers=2"]
     assert run(tmp_path, "--measure", "--devices", "1", "--json", str(file), *overrides) == 0
-    told, figures = capsys.readouterr().out, json.loads(file.read_text())
+    told, metrics = capsys.readouterr().out, json.loads(file.read_text())
     assert f"12 training and 6 validation images, 6 classes: counted in {tmp_path / 'data'}" in told
     assert "measured here on 1 CPU threads: median of 10" in told
-    assert figures["prediction"]["compute_s"] == figures["given"]["step_s"] > 0
-    assert figures["prediction"]["decode_cores"] > 0
+    assert metrics["prediction"]["compute_s"] == metrics["given"]["step_s"] > 0
+    assert metrics["prediction"]["decode_cores"] > 0
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_the_named_starting_models_are_what_the_recipes_register(variant: str) -
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*_scalablevit_*.yaml")), ids=lambda path: path.stem)
 def test_every_value_says_where_it_comes_from(path: Path) -> None:
-    """Each setting of the sections that decide the result carries its source: C, cmd, ours, or the paper's figures."""
+    """Each setting of the sections that decide the result carries its source: C, cmd, ours, or the paper's metrics."""
     section = ""
     for line in path.read_text().splitlines():
         if line and not line.startswith((" ", "#")):

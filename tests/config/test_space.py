@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.run_hash import stage_hash
-from scalablevit.config.space import Budget, Draw, Resources, Scheduler, Search, Space, combinations, search_hash
+from scalablevit.config.space import (
+    Budget,
+    Distribution,
+    Resources,
+    Scheduler,
+    Search,
+    Space,
+    combinations,
+    search_hash,
+)
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.trial import trial_epochs, trial_stage, value_at, with_values
@@ -117,8 +126,8 @@ def test_overrides_go_to_the_space_or_to_the_recipe(write: Write) -> None:
     assert search.space.budget == Budget(trials=7, epochs=5.0)
     assert search.space.resources == Resources(cpus_per_worker=0.5)
     assert search.recipe.stages["pretrain"].optimizer.lr == 0.5
-    assert search.space.parameters["optimizer.lr"] == Draw(choice=[1e-3])
-    assert search.space.parameters["optimizer.weight_decay"] == Draw(uniform=(0.0, 1.0))
+    assert search.space.parameters["optimizer.lr"] == Distribution(choice=[1e-3])
+    assert search.space.parameters["optimizer.weight_decay"] == Distribution(uniform=(0.0, 1.0))
 
 
 def test_a_recipe_given_takes_the_place_of_the_one_named(write: Write) -> None:
@@ -209,8 +218,8 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
         ("training.keep.best: {choice: [2]}", ["does not change what is trained"]),
         ("training.epochs: {uniform: [1, 2]}", ["the length of a trial is budget.epochs"]),
         ("training.evaluate_every.epochs: {uniform: [1, 2]}", ["budget.evaluate_every_epochs"]),
-        ("data.train.images: {choice: [a]}", ["figures on different data cannot be compared"]),
-        ("data.root: {choice: [a]}", ["figures on different data cannot be compared"]),
+        ("data.train.images: {choice: [a]}", ["metrics on different data cannot be compared"]),
+        ("data.root: {choice: [a]}", ["metrics on different data cannot be compared"]),
         ("optimizer: {choice: [null]}", ["optimizer.lr is within optimizer"]),
         ("optimizer.eps: {uniform: [1, 0]}", ["the low end (1.0) must be less than the high end (0.0)"]),
         ("optimizer.eps: {uniform: [1, 1]}", ["the low end (1.0) must be less"]),
@@ -335,7 +344,7 @@ def test_the_recipes_own_schedule_is_its_own_business(write: Write) -> None:
     assert load_search(write(SPACE.replace("  epochs: 5\n", ""), recipe)).space.budget.epochs is None
 
 
-def test_mask_figures_need_a_head_with_masks(write: Write) -> None:
+def test_mask_metrics_need_a_head_with_masks(write: Write) -> None:
     space = """\
 stage: detect
 metric: val/mask_ap
@@ -691,9 +700,9 @@ def test_a_wrong_space_is_answered_without_torch(write: Write) -> None:
 
 
 def test_every_section_is_frozen_and_every_key_explained() -> None:
-    for section in (Space, Draw, Budget, Scheduler, Resources):
+    for section in (Space, Distribution, Budget, Scheduler, Resources):
         assert section.model_config["frozen"] and section.model_config["extra"] == "forbid"
-    for section in (Draw, Budget, Scheduler, Resources):
+    for section in (Distribution, Budget, Scheduler, Resources):
         assert all(field.description for field in section.model_fields.values()), section
     unexplained = {name for name, field in Space.model_fields.items() if not field.description}
     assert unexplained == {"scheduler", "budget"}  # sections of their own

@@ -18,7 +18,7 @@ from harness.ranks import Attempt, run_attempts
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 LOGGED = sorted({1, 5, *range(2, 41, 2)})
 """Steps of the segmentation stage with training metrics: its schedule, and the first steps."""
@@ -108,7 +108,7 @@ def test_a_lost_worker_changes_nothing(whole, tmp_path):
     (resolved,) = resolve(load_recipe(TINY, PRETRAIN), whole.root, ["pretrain"])
     assert resolved.run_name == lost.name
     stage, folder = resolved.stage.model_dump_json(), tmp_path / "undisturbed"
-    run_attempts([Attempt(Assignment(stage, str(folder), str(whole.root), None))], 2, tmp_path)
+    run_attempts([Attempt(WorkerConfig(stage, str(folder), str(whole.root), None))], 2, tmp_path)
     assert sums_of(lost) == sums_of(folder)
     lines = [json.loads(line) for line in (lost / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "train/loss" in line]
@@ -195,13 +195,13 @@ def test_a_registered_model_initialises_a_run_with_other_classes(whole):
     assert report.new and all(name.startswith("head") for name in report.new)
 
 
-def test_evaluate_gives_the_recorded_figures(whole, driver, tmp_path):
-    figures = tmp_path / "figures.json"
+def test_evaluate_gives_the_recorded_metrics(whole, driver, tmp_path):
+    metrics = tmp_path / "metrics.json"
     done = driver.script(
-        "evaluate", "models:/tiny-segment@candidate", "--root", str(whole.root), "--json", str(figures)
+        "evaluate", "models:/tiny-segment@candidate", "--root", str(whole.root), "--json", str(metrics)
     )
     assert done.code == 0, done.output
-    assert _json(figures)["val/miou"] == pytest.approx(whole.results["segment"]["value"], abs=1e-6)
+    assert _json(metrics)["val/miou"] == pytest.approx(whole.results["segment"]["value"], abs=1e-6)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Made-up objects and detections for the tests of COCO's figures."""
+"""Made-up objects and detections for the tests of COCO's metrics."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
     return metric
 
 
-def figures_of(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:
+def metrics_of(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:
     metric = metric_of(scenes, masks=masks)
     metric.synchronize()
     return metric.compute()

@@ -40,7 +40,7 @@ class Row:
     passed: int = 0
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class FaultTable:
@@ -64,8 +64,8 @@ class FaultTable:
         for name, row in sorted(self.rows.items()):
             verdict = f"{len(row.failed)} FAILED" if row.failed else "passed"
             count = row.passed + len(row.failed)
-            figures = ", ".join(f"{key} {value}" for key, value in row.figures.items())
-            line = f"{name:<{width}}  {count:>5} cases {row.seconds:>6.0f} s  {verdict}  {figures}"
+            metrics = ", ".join(f"{key} {value}" for key, value in row.metrics.items())
+            line = f"{name:<{width}}  {count:>5} cases {row.seconds:>6.0f} s  {verdict}  {metrics}"
             terminalreporter.line(line.rstrip())
             for test in row.failed:
                 terminalreporter.line(f"{'':<{width}}  {test}")
@@ -73,7 +73,7 @@ class FaultTable:
 
 def _count(row: Row, report: pytest.TestReport) -> None:
     row.seconds += report.duration
-    row.figures.update(report.user_properties)
+    row.metrics.update(report.user_properties)
     if report.failed:
         row.failed.append(report.nodeid)
     else:
@@ -88,7 +88,7 @@ def _write(name: str, report: pytest.TestReport) -> None:
         "test": report.nodeid,
         "outcome": report.outcome,
         "seconds": round(report.duration, 3),
-        "figures": dict(report.user_properties),
+        "metrics": dict(report.user_properties),
     }
     with Path(RESULTS).open("a") as file:
         file.write(json.dumps(line) + "\n")

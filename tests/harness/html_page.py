@@ -17,7 +17,7 @@ class HtmlPage(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
-        self.figures: dict[str, set[float]] = {}
+        self.metrics: dict[str, set[float]] = {}
         self.text = ""
         self._open: list[str] = []
         self.feed(html)
@@ -27,8 +27,8 @@ class HtmlPage(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = {name: value or "" for name, value in attrs}
         self.elements.append((tag, found))
-        if "data-figure" in found:
-            self.figures.setdefault(found["data-figure"], set()).add(float(found["value"]))
+        if "data-metric" in found:
+            self.metrics.setdefault(found["data-metric"], set()).add(float(found["value"]))
         if tag not in VOID:
             self._open.append(tag)
 

@@ -1,4 +1,4 @@
-"""A job's folders as stages leave them, made without training: fresh weights are looked at, figures are made up."""
+"""A job's folders as stages leave them, made without training: fresh weights are looked at, metrics are made up."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.pictures import ERROR_ANALYSIS
+from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.report import PAGE, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, identity
@@ -24,12 +24,12 @@ from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
 from scalablevit.training.storage import put_text
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 SEARCH = "tiny-pretrain-search-0"
-FIGURES = {"pretrain": ("loss", "top5"), "segment": ("macc", "aacc"), "detect": ("box_ap50", "mask_ap")}
+METRICS = {"pretrain": ("loss", "top5"), "segment": ("macc", "aacc"), "detect": ("box_ap50", "mask_ap")}
 OF_CLASSES = {"pretrain": (), "segment": ("iou",), "detect": ("box_ap", "mask_ap")}
 TRIALS = """\
 trial,status,best,at_step,epochs_trained,optimizer.lr,reason
@@ -60,9 +60,9 @@ def write_page(root: Path) -> tuple[Path, list[ResolvedStage], dict[str, StageRe
     """The page of the job of `write_job`, with its stages and results."""
     job, stages, results = write_job(root)
     store = RunStore.open("tiny-0", None, root)
-    spool = Spool(store.local / "spool")
-    publish_job(job, stages, results, store, spool)
-    spool.close()
+    outbox = Outbox(store.local / "spool")
+    publish_job(job, stages, results, store, outbox)
+    outbox.close()
     return store.local / PAGE, stages, results
 
 
@@ -74,19 +74,19 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     put_text(str(store.local), "recipe.yaml", recipe)
     put_text(str(store.local), "start.txt", "random weights (seed 0)\nnothing ignored")
     put_text(str(store.local), "attempts.jsonl", json.dumps({"event": "started"}) + "\n")
-    uid, spool = identity(store), Spool(store.local / "spool")
+    uid, outbox = identity(store), Outbox(store.local / "spool")
     facts = {"stage": name, tags.DATA_DIGEST: resolved.digest, tags.RECIPE_HASH: "0"}
     facts |= {tags.SEARCH: SEARCH, tags.SEARCH_TRIAL: "1"} if name == "pretrain" else {}
-    spool.run(uid, store.name, experiment="tiny", tags=facts)
-    spool.params(uid, {"train_samples": 8, "val_samples": 8, "classes": len(resolved.classes)})
+    outbox.run(uid, store.name, experiment="tiny", tags=facts)
+    outbox.params(uid, {"train_samples": 8, "val_samples": 8, "classes": len(resolved.classes)})
     metric = task_info(stage.task.kind).best_metric
     draws = np.random.default_rng(0)
-    metrics = {metric: 2 / 3, **{f"val/{each}": draws.random() for each in FIGURES[name]}, "val/samples": 8.0}
+    metrics = {metric: 2 / 3, **{f"val/{each}": draws.random() for each in METRICS[name]}, "val/samples": 8.0}
     metrics |= {f"val/{each}/{kind}": draws.random() for each in OF_CLASSES[name] for kind in resolved.classes}
     rows = {1: {"train/loss": 2.0, "train/lr": 1e-3, "train/grad_norm": 9.0}, 6: {"train/loss": 1.5, metric: 0.5},
             9: {"train/loss": float("nan"), "system/node0/process_memory_gib": 1.5}, 12: metrics}  # fmt: skip
-    spool.metrics(uid, [{"step": step, "time_ms": 1, "metrics": row} for step, row in rows.items()])
-    spool.close()
+    outbox.metrics(uid, [{"step": step, "time_ms": 1, "metrics": row} for step, row in rows.items()])
+    outbox.close()
     result = StageResult(
         name=name, run_name=store.name, uid=uid, folder=store.location, metric=metric, value=2 / 3, step=12,
         metrics=metrics, classes=resolved.classes, images_per_s=12.5, minutes=1.5, reason="finished",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.heads import ROOT, Head, title_of
-from scalablevit.tracking.shipper import PROGRESS
-from scalablevit.tracking.spool import read_lines
+from scalablevit.tracking.outbox import read_lines
+from scalablevit.tracking.sync import PROGRESS
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
 from scalablevit.training.storage import START_NOTE
@@ -33,7 +33,7 @@ WAIT_S = 1200
 SET_UP = "ray::execute."
 """Title of a worker while Ray Train makes it a member of the process group."""
 TIMED = ("train/images_per_s", "train/data_wait")
-"""Figures that measure time and may differ."""
+"""Metrics that measure time and may differ."""
 
 Target = Literal["worker", "driver", "controller"]
 Phase = Literal["start-up", "step", "save", "evaluation"]
@@ -324,7 +324,7 @@ def sums_of(folder: Path) -> dict[str, str]:
 
 
 def points(job: Job) -> list[tuple[int, str, float, float]]:
-    """Step, name, value and time (seconds since the epoch) of every figure in the spool that is no measure of time."""
+    """Step, name, value and time (seconds since the epoch) of every metric in the outbox that is no measure of time."""
     found = []
     for line in read_lines(job.folder / "spool"):
         assert line.record is not None, line.raw
@@ -336,7 +336,7 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
 
 
 def ends(job: Job) -> list[str]:
-    """How each start of the command ended the run, by the spool; a killed one is silent."""
+    """How each start of the command ended the run, by the outbox; a killed one is silent."""
     records = [line.record for line in read_lines(job.folder / "spool")]
     return [record["status"] for record in records if record is not None and record["kind"] == "end"]
 

@@ -31,7 +31,7 @@ RANK_LIMIT_S = 120.0
 class Attempt(NamedTuple):
     """One start of a run; `stop_at`: the step before which it is stopped."""
 
-    assignment: worker.Assignment
+    worker_config: worker.WorkerConfig
     stop_at: int | None = None
     poison: Mapping[int, tuple[int, str]] | None = None
     """By position in the stream: the rank whose step there is not finite, and how (a name of `POISONS`)."""
@@ -186,7 +186,7 @@ def _attempt(rank: int, world: int, attempt: Attempt) -> dict[str, Any]:
 
     loop.train_step = step_or_stop
     try:
-        result = worker.run(attempt.assignment, rank, world, torch.device(attempt.device), send)
+        result = worker.run(attempt.worker_config, rank, world, torch.device(attempt.device), send)
     except Stop:
         for thread in threading.enumerate():
             if thread.name == "checkpoint":  # a kill would end it; here it must not write into the next attempt

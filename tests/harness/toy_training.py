@@ -1,6 +1,6 @@
 """Toy trainings, each in one process that is worker, Ray Train's controller and driver at once.
 
-A step is real torch work and the report that the controller would get of it, and the driver's shipper is a thread
+A step is real torch work and the report that the controller would get of it, and the driver's sync is a thread
 beside it: what tracking costs a training, it costs here, and more, since in a job these are three processes.
 
 `python toy_training.py JSON`, a list of `{"folder": ..., "uri": ..., "uid": ..., "period_s": ...}`. Libraries are
@@ -16,13 +16,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # what the shippers import: once, and not while steps are timed
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # what the syncs import: once, and not while steps are timed
 import torch
 from torch import nn
 
-from scalablevit.tracking.callback import SpoolCallback
-from scalablevit.tracking.shipper import Shipper
-from scalablevit.tracking.spool import MetricRecord, Spool, now_ms
+from scalablevit.tracking.callback import OutboxCallback
+from scalablevit.tracking.outbox import MetricRecord, Outbox, now_ms
+from scalablevit.tracking.sync import OutboxSync
 
 EXPERIMENT = "outages"
 LOG = "steps.jsonl"
@@ -41,14 +41,14 @@ def train(folder: Path, uri: str | None, uid: str, period_s: float) -> None:
     """Steps, one in `period_s` seconds, until told to stop; then what a driver does at the end of a run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spool = Spool(folder / "spool")
-    callback = SpoolCallback(folder / "spool", uid)
-    shipper = None
+    outbox = Outbox(folder / "spool")
+    callback = OutboxCallback(folder / "spool", uid)
+    sync = None
     if uri is not None:
-        shipper = Shipper(folder / "spool", uri)
-        shipper.start()
-    spool.run(uid, folder.name, experiment=EXPERIMENT)
-    spool.params(uid, {"lr": 0.1})
+        sync = OutboxSync(folder / "spool", uri)
+        sync.start()
+    outbox.run(uid, folder.name, experiment=EXPERIMENT)
+    outbox.params(uid, {"lr": 0.1})
     step = Step()
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     while not (folder / STOP).exists():
@@ -59,13 +59,13 @@ def train(folder: Path, uri: str | None, uid: str, period_s: float) -> None:
         os.write(log, json.dumps(line).encode() + b"\n")
         if (folder / MORE).exists():
             (folder / MORE).unlink()
-            record_more(folder, spool, uid)
+            record_more(folder, outbox, uid)
         time.sleep(max(0.0, begun + period_s - time.monotonic()))
-    spool.end(uid, "FINISHED")
-    if shipper is not None:
+    outbox.end(uid, "FINISHED")
+    if sync is not None:
         ended = time.monotonic()
-        left = shipper.drain(DRAIN_S)
-        shipper.stop()
+        left = sync.drain(DRAIN_S)
+        sync.stop()
         (folder / LEFT).write_text(json.dumps({**vars(left), "seconds": time.monotonic() - ended}))
 
 
@@ -87,20 +87,20 @@ class Step:
         return {"step": self._step, "time_ms": now_ms(), "metrics": {"loss": loss.item()}}
 
 
-def record_more(folder: Path, spool: Spool, uid: str) -> None:
+def record_more(folder: Path, outbox: Outbox, uid: str) -> None:
     """A file, a folder, data, a tag, another parameter, and a run below this one."""
     child = child_of(uid)
     (folder / "note.txt").write_text(uid)
     (folder / "plots").mkdir()
     (folder / "plots" / "curve.txt").write_text(child)
-    spool.params(uid, {"during": "outage"})
-    spool.tags(uid, {"best": "loss"})
-    spool.dataset(uid, name="photos", digest="d" * 64, source="/data/photos", context="training")
-    spool.artifact(uid, folder / "note.txt")
-    spool.artifact(uid, folder / "plots", "plots")
-    spool.run(child, "child", experiment=EXPERIMENT, parent=uid)
-    spool.metrics(child, [{"step": n, "time_ms": 1_000 + n, "metrics": {"loss": n / 7}} for n in range(MORE_POINTS)])
-    spool.end(child, "FAILED")
+    outbox.params(uid, {"during": "outage"})
+    outbox.tags(uid, {"best": "loss"})
+    outbox.dataset(uid, name="photos", digest="d" * 64, source="/data/photos", context="training")
+    outbox.artifact(uid, folder / "note.txt")
+    outbox.artifact(uid, folder / "plots", "plots")
+    outbox.run(child, "child", experiment=EXPERIMENT, parent=uid)
+    outbox.metrics(child, [{"step": n, "time_ms": 1_000 + n, "metrics": {"loss": n / 7}} for n in range(MORE_POINTS)])
+    outbox.end(child, "FAILED")
 
 
 def child_of(uid: str) -> str:

@@ -23,8 +23,8 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status, write_status
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking.environment import pinned
-from scalablevit.tracking.shipper import Shipper
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.sync import OutboxSync
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 STAGES = ("pretrain", "segment", "detect")
@@ -74,14 +74,14 @@ def finished_run(root: Path, name: str, *overrides: str, seed: int = 0, run: str
 def register(root: Path, run: str, model: str) -> None:
     """Register a finished run's model as the stage's job does: a new version of `model`, with the alias candidate."""
     folder = root / "runs" / run
-    spool = Spool(folder / "spool")
+    outbox = Outbox(folder / "spool")
     uid = hashlib.md5(f"{run}{model}".encode(), usedforsecurity=False).hexdigest()
-    spool.run(uid, run, experiment="toys")
-    spool.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
+    outbox.run(uid, run, experiment="toys")
+    outbox.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
                 requirements=pinned(["mlflow", "torch"]), tags={})  # fmt: skip
-    spool.end(uid, "FINISHED")
-    spool.close()
-    left = Shipper(folder / "spool", tracking_uri(None, root)).ship_left()
+    outbox.end(uid, "FINISHED")
+    outbox.close()
+    left = OutboxSync(folder / "spool", tracking_uri(None, root)).send_left()
     assert (left.records, left.refused) == (0, 0), left
 
 

@@ -31,7 +31,7 @@ def test_classification_rows(
     assert sum(p.numel() for p in pyramid.parameters()) / 1e6 == pytest.approx(backbone, abs=0.05)
 
 
-def test_paper_figures() -> None:
+def test_paper_metrics() -> None:
     for name, wide in (("scalablevit_small", True), ("scalablevit_base", None)):
         with torch.device("meta"):
             cost = count_cost(timm.create_model(name, wide_value=wide), (1, 3, 224, 224))

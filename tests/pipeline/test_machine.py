@@ -29,7 +29,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_fits_is_passed_over_without_counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalablevit.training.footprint.footprint", None)
+    monkeypatch.setattr("scalablevit.training.memory_estimate.estimate_memory", None)
     assert machine_warnings([resolved()]) == []
 
 

@@ -34,7 +34,7 @@ def test_every_automatic_value_is_made_concrete_and_no_password_shown(tmp_path, 
         "model.drop_path_rate: 0.05, the architecture's own",
         "tracking.register_as: tiny-pretrain",
         "off: optimizer.layer_decay, optimizer.clip_norm",
-        "figures at steps 1, 2, 5, 10 and every 2; evaluation every 6 steps and at the end; checkpoint after each "
+        "metrics at steps 1, 2, 5, 10 and every 2; evaluation every 6 steps and at the end; checkpoint after each "
         "evaluation and every 3 steps, the last 2 and the best 1 are kept",
         f"run folder    {tmp_path}/runs/tiny-pretrain-0",
         "http://tracking.example:5000, experiment scalablevit",

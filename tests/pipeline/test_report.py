@@ -19,7 +19,7 @@ from scalablevit.pipeline.search_summary import TABLE
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.tracking.outbox import Outbox, read_lines
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def test_whoever_does_not_see_the_page_is_told(page):
     assert page.all("html") == [{"lang": "en"}]
 
 
-def test_the_figures_are_those_of_the_results(job, page):
+def test_the_metrics_are_those_of_the_results(job, page):
     for name, result in job[2].items():
         kept = json.loads((job[0] / "runs" / result.run_name / "result.json").read_text())
         expected = {**kept["metrics"], "value": kept["value"], "last_value": kept["last_value"]}
         expected |= {f"profile/{part}": seconds for part, seconds in kept["profile"].items()}
-        shown = {figure.partition(":")[2]: values for figure, values in page.figures.items()
-                 if figure.startswith(f"{name}:")}  # fmt: skip
-        assert shown == {figure: {value} for figure, value in expected.items()}
+        shown = {metric.partition(":")[2]: values for metric, values in page.metrics.items()
+                 if metric.startswith(f"{name}:")}  # fmt: skip
+        assert shown == {metric: {value} for metric, value in expected.items()}
 
 
 def test_each_stage_has_its_kind_of_picture(job, page):
@@ -89,7 +89,7 @@ def test_a_search_is_shown_with_the_stage_that_it_was_for(page):
     assert len([image for image in page.all("img") if image["src"].startswith("data:image/png")]) == 2
 
 
-def test_the_page_goes_to_mlflow_through_the_spool(job):
+def test_the_page_goes_to_mlflow_through_the_outbox(job):
     folder = job[0] / "runs" / "tiny-0"
     records = [line.record for line in read_lines(folder / "spool") if line.record is not None]
     assert [(each["kind"], each["uid"], each["path"]) for each in records] == [
@@ -113,7 +113,7 @@ def test_other_folders_are_refused(job):
         report.run(parse("report", ["nothing", "--root", str(job[0])]))
 
 
-def test_a_failed_stage_is_shown_with_its_reason_and_without_figures(job, tmp_path):
+def test_a_failed_stage_is_shown_with_its_reason_and_without_metrics(job, tmp_path):
     """The first stage failed, of the others nothing is there yet; the root was moved."""
     root = job[0]
     local = tmp_path / "runs" / "tiny-pretrain-0"
@@ -124,7 +124,7 @@ def test_a_failed_stage_is_shown_with_its_reason_and_without_figures(job, tmp_pa
     shutil.copy(root / "runs" / "tiny-0" / JOB, folder)
     page = HtmlPage(render(gather(folder)))
     assert "workers <died>" in page.text and "segment, detect" in page.text
-    assert page.figures == {} and "Best checkpoint" not in page.text
+    assert page.metrics == {} and "Best checkpoint" not in page.text
 
 
 def test_a_stage_whose_storage_is_elsewhere_is_shown_as_it_is(job, tmp_path):
@@ -145,9 +145,9 @@ def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, caps
     (tmp_path / "runs").mkdir()
     store = RunStore("tiny-0", "", tmp_path / "runs" / "absent" / "tiny-0")
     store.local.parent.touch()  # no folder
-    spool = Spool(tmp_path / "spool")
-    publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, spool)
-    spool.close()
+    outbox = Outbox(tmp_path / "spool")
+    publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, outbox)
+    outbox.close()
     assert f"{PAGE} was not made: " in capsys.readouterr().out
 
 
@@ -198,7 +198,7 @@ def test_a_class_called_mean_is_not_the_mean_of_all(job):
 
 
 def test_the_evaluation_is_marked_whose_weights_are_kept(job, monkeypatch):
-    """A best checkpoint that could not be written leaves an earlier one; without a result the best figure tells."""
+    """A best checkpoint that could not be written leaves an earlier one; without a result the best metric tells."""
     marks = []
     monkeypatch.setattr("scalablevit.report.page.line_chart", lambda *_, **options: marks.append(options.get("mark")))
     stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]

@@ -12,15 +12,15 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.pictures import ERROR_ANALYSIS
+from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _train, identity
 from scalablevit.report.findings import load_findings
-from scalablevit.runs.figures import METRICS, RESULTS
 from scalablevit.runs.lease import Lease
+from scalablevit.runs.metrics import METRICS, RESULTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import StatusFile, read_status
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
 from scalablevit.training import launch, loop, worker
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -46,13 +46,13 @@ def resolved(tmp_path):
 def in_process(monkeypatch):
     """Ray's part: calls the worker, and the callbacks with what it reports."""
 
-    def launched(stage, assignment, run_folder, callbacks, stop_file):
+    def launched(stage, worker_config, run_folder, callbacks, stop_file):
         def send(records, node):
             for callback in callbacks:
                 reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}
                 callback.after_report(None, [reported], None)
 
-        return worker.run(worker.Assignment(**assignment), 0, 1, torch.device("cpu"), send)
+        return worker.run(worker.WorkerConfig(**worker_config), 0, 1, torch.device("cpu"), send)
 
     monkeypatch.setattr(launch, "launch", launched)
 
@@ -60,9 +60,9 @@ def in_process(monkeypatch):
 def train(resolved, root):
     store = RunStore.open(resolved.run_name, None, root)
     job = Job(root, "tiny", "1" * 32, f"sqlite:///{root}/mlflow.db")
-    spool = Spool(store.local / "spool")
+    outbox = Outbox(store.local / "spool")
     with Lease(store) as lease, StatusFile(store, lease, "pretrain", 12, "steps", job.tracking_uri) as status:
-        return _train(job, resolved, {}, store, spool, identity(store), status, None)
+        return _train(job, resolved, {}, store, outbox, identity(store), status, None)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -18,7 +18,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import STATISTICS, Job, _begin
 from scalablevit.report.page import render
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.tracking.outbox import Outbox, read_lines
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 SMALL = ["data.shapes={train_images: 18, val_images: 12, image_size: 48}"]
@@ -36,9 +36,9 @@ def pretrain(root: Path) -> ResolvedStage:
 
 def test_the_run_folder_and_mlflow_get_the_statistics_and_the_report_shows_them(pretrain, root):
     store = RunStore.open("run", None, root)
-    spool = Spool(store.local / "spool")
-    _begin(Job(root, "tiny", "2" * 32, "sqlite://"), pretrain, None, store, spool, "1" * 32)
-    spool.close()
+    outbox = Outbox(store.local / "spool")
+    _begin(Job(root, "tiny", "2" * 32, "sqlite://"), pretrain, None, store, outbox, "1" * 32)
+    outbox.close()
     kept = DataStatistics.from_json((store.local / STATISTICS).read_bytes())
     assert kept == pretrain.statistics
     assert kept.train.samples_by_class == (3,) * 6 and kept.val.samples_by_class == (2,) * 6

@@ -20,7 +20,7 @@ from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import StatusFile, read_status
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
 from scalablevit.training import launch, storage
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -40,8 +40,8 @@ def fill(monkeypatch):
 
     def fill_disk():
         monkeypatch.setattr(storage, "put", full)
-        monkeypatch.setattr(Spool, "_write", full)
-        monkeypatch.setattr(Spool, "sync", full)
+        monkeypatch.setattr(Outbox, "_write", full)
+        monkeypatch.setattr(Outbox, "sync", full)
         monkeypatch.setattr(stage, "draw_curves", full)
 
     return fill_disk

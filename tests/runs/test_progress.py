@@ -1,18 +1,18 @@
-"""What is told of a running stage: lines for people, its status and its figures."""
+"""What is told of a running stage: lines for people, its status and its metrics."""
 
 import io
 import json
 
 import pytest
 
-from scalablevit.runs.figures import METRICS
+from scalablevit.runs.console import Console, duration
 from scalablevit.runs.lease import Lease
+from scalablevit.runs.metrics import METRICS
 from scalablevit.runs.progress import Pace, Progress
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.screen import Screen, duration
 from scalablevit.runs.status import JOB_VARIABLE, Best, StatusFile, read_status
-from scalablevit.tracking.callback import SpoolCallback
-from scalablevit.tracking.spool import Spool, now_ms
+from scalablevit.tracking.callback import OutboxCallback
+from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.storage import START_NOTE
 
 UID = "0" * 32
@@ -38,13 +38,13 @@ def evaluated(step, value, best):
 @pytest.fixture
 def store(tmp_path):
     store = RunStore.open("run", None, tmp_path)
-    Spool(store.local / "spool").close()
+    Outbox(store.local / "spool").close()
     return store
 
 
 def follow(store, *reports, total=400):
     """The reports come in while the stage is followed; then its status."""
-    callback = SpoolCallback(store.local / "spool", UID)
+    callback = OutboxCallback(store.local / "spool", UID)
     with (
         Lease(store) as lease,
         StatusFile(store, lease, "pretrain", total, "steps", "sqlite:////m.db") as status,
@@ -66,7 +66,7 @@ def test_the_first_steps_are_shown_however_fast_they_come(store, capsys):
     assert "ETA" in lines[1]
 
 
-def test_status_and_figures_are_those_of_the_spool(store, capsys):
+def test_status_and_metrics_are_those_of_the_outbox(store, capsys):
     status = follow(store, [trained(1), evaluated(4, 0.5, True)], [trained(6), evaluated(8, 0.25, False)])
     assert (status.state, status.step, status.best) == ("finished", 8, Best("val/top1", 0.5, 4))
     steps = [json.loads(line)["step"] for line in (store.local / METRICS).read_text().splitlines()]
@@ -82,7 +82,7 @@ def test_a_resumed_run_still_knows_its_best(store):
     assert status.best == Best("val/top1", 0.5, 4)
 
 
-def test_figures_that_cannot_be_written_end_nothing_and_are_said(store, capsys):
+def test_metrics_that_cannot_be_written_end_nothing_and_are_said(store, capsys):
     (store.local / METRICS).mkdir()
     follow(store, [evaluated(4, 0.5, True)], [evaluated(8, 0.6, True)])
     out = capsys.readouterr().out
@@ -91,20 +91,20 @@ def test_figures_that_cannot_be_written_end_nothing_and_are_said(store, capsys):
 
 def test_a_terminal_has_one_live_line_and_a_job_has_none(monkeypatch):
     out = Terminal()
-    screen = Screen("pretrain", out)
-    screen.show("step 3/400")
-    screen.say("evaluation")
-    screen.show("step 4/400")
-    screen.close()
+    console = Console("pretrain", out)
+    console.show("step 3/400")
+    console.say("evaluation")
+    console.show("step 4/400")
+    console.close()
     text = out.getvalue()
     assert "\r[pretrain] step 3/400" in text and "[pretrain] evaluation\n" in text
     assert "step 3/400\n" not in text, "the live line must not stay"
     monkeypatch.setenv(JOB_VARIABLE, json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
-    assert not Screen("pretrain", Terminal()).is_live
+    assert not Console("pretrain", Terminal()).is_live
     plain = io.StringIO()
-    screen = Screen("pretrain", plain)
-    screen.show("step 3/400")
-    screen.say("evaluation")
+    console = Console("pretrain", plain)
+    console.show("step 3/400")
+    console.say("evaluation")
     assert plain.getvalue() == "[pretrain] evaluation\n"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from scalablevit.config.promotion import Promotion
 from scalablevit.serving import score as scoring
-from scalablevit.serving.gate import Gain, failures, figure_of, paired_gain
+from scalablevit.serving.gate import Gain, failures, metric_of, paired_gain
 from scalablevit.serving.score import Score
 from scalablevit.tasks.classification.bootstrap import HitStatistics
 
@@ -67,7 +67,7 @@ SCORE = Score(per_sample(np.array([True, True, True, False])), 0, 20.0, "a machi
         ({"require_significance": True}, (0.05, 0.001, 0.1), []),
         ({"require_significance": True}, (0.05, float("nan"), float("nan")), ["interval"]),
         ({"min_value": 0.75}, None, []),
-        ({"min_value": 0.76}, None, ["the figure 0.7500 is below the least 0.7600"]),
+        ({"min_value": 0.76}, None, ["the metric 0.7500 is below the minimum 0.7600"]),
         ({"max_latency_ms": 20.0, "max_weights_mb": 3.0}, None, []),
         ({"max_latency_ms": 19.0, "max_weights_mb": 2.9}, None, ["takes 20 ms, more than 19", "3 MB, more than 2.9"]),
         ({"margin": 0.5}, None, []),  # without a champion there is nothing to gain on
@@ -99,8 +99,8 @@ def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_mac
     assert scoring._other_load() >= 0
 
 
-def test_a_figure_that_is_no_number_never_passes():
+def test_a_metric_that_is_no_number_never_passes():
     nothing = HitStatistics(1)
-    nothing.figure = lambda chosen: float("nan")
+    nothing.metric = lambda chosen: float("nan")
     score = Score(nothing, 0, 1.0, "a machine")
-    assert np.isnan(figure_of(score)) and failures(Promotion(), score, None, 1.0)
+    assert np.isnan(metric_of(score)) and failures(Promotion(), score, None, 1.0)

@@ -8,7 +8,7 @@ from harness.driving import score_here
 from harness.toys import stage_of
 
 from scalablevit.data.sources.opening import open_source
-from scalablevit.serving.gate import figure_of
+from scalablevit.serving.gate import metric_of
 from scalablevit.serving.predict import Job, predict_here
 
 pytestmark = pytest.mark.ray
@@ -32,4 +32,4 @@ def test_a_cluster_scores_as_this_process_does(driver, registry):
     """On a node with the recipe's resources of one worker."""
     here = score_here("models:/toy-segment/1", registry)
     there = driver.call("harness.driving", "score_on_cluster", "models:/toy-segment/1", registry)
-    assert figure_of(there) == figure_of(here)
+    assert metric_of(there) == metric_of(here)

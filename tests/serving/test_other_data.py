@@ -19,7 +19,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.sources.opening import open_source
 from scalablevit.serving.score import score
 from scalablevit.training.data_listing import store_listings
-from scalablevit.training.worker import Assignment, run
+from scalablevit.training.worker import WorkerConfig, run
 
 SIZED = "stages.detect.task.score_threshold=0.0"
 
@@ -38,10 +38,10 @@ def metrics(root: Path, stage: Stage, run_name: str, classes: list[str]) -> dict
     weights = str(root / "runs" / run_name / "model" / "weights.safetensors")
     listed = root / "listed"
     store_listings(str(listed), {"val": open_source(stage.data, "val", root, classes)})
-    assignment = Assignment(
+    worker_config = WorkerConfig(
         stage.model_dump_json(), "", str(root), weights, evaluate_only=True, data_listing=str(listed)
     )
-    result = run(assignment, 0, 1, torch.device("cpu"), lambda records, node: None)
+    result = run(worker_config, 0, 1, torch.device("cpu"), lambda records, node: None)
     assert "error" not in result, result
     return result["metrics"]
 
@@ -91,8 +91,8 @@ def test_another_order_of_the_datas_classes_gives_the_same_metrics(
     if name == "segment":  # an untrained detector finds nothing in any order: of that, tests/data/test_coco.py
         assert metrics(root, stage, made, classes[::-1]) != wanted, "the order matters"
     weights = str(root / "runs" / made / "model" / "weights.safetensors")
-    figure = {"segment": "miou", "detect": "box_ap"}[name]
-    scored = score(stage.model_dump_json(), classes, weights, str(root), figure, 1, str(root / "listed"))
+    metric = {"segment": "miou", "detect": "box_ap"}[name]
+    scored = score(stage.model_dump_json(), classes, weights, str(root), metric, 1, str(root / "listed"))
     assert len(scored.per_sample.numbers) == 12
 
 

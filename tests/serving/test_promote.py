@@ -39,7 +39,7 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     candidate(client, name, 1)
     assert run(registry, name, "promotion.min_value=1.0") == 1
     assert champion_of(client, name) is None
-    assert "below the least" in client.get_model_version(name, "1").tags[tags.PROMOTION]
+    assert "below the minimum" in client.get_model_version(name, "1").tags[tags.PROMOTION]
     assert run(registry, name) == 0
     assert "the limits alone: there was no champion" in capsys.readouterr().out
     assert champion_of(client, name) == 1
@@ -81,7 +81,7 @@ def test_dense_tasks_are_compared_image_by_image(registry, client, name, capsys)
         candidate(client, f"toy-{name}", version)
         assert run(registry, f"toy-{name}", *EVEN) == 0
     evidence = json.loads(client.get_model_version(f"toy-{name}", "2").tags[tags.PROMOTION_EVIDENCE])
-    assert evidence["figure"] == {"segment": "miou", "detect": "box_ap"}[name]
+    assert evidence["metric"] == {"segment": "miou", "detect": "box_ap"}[name]
     assert evidence["images"] == 12
     assert evidence["gain"]["low"] <= evidence["gain"]["value"] <= evidence["gain"]["high"]
 

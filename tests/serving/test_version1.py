@@ -22,7 +22,7 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
-from scalablevit.paper.stored_models import load_subjects
+from scalablevit.paper.loaded_models import load_subjects
 from scalablevit.pipeline import plan_summary, search
 from scalablevit.pipeline.older_runs import older_runs, older_searches
 from scalablevit.pipeline.resolve import check_metric, resolve

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.coco_scenes import CLASSES, Scene, figures_of, made_scene, made_scenes, metric_of
+from harness.coco_scenes import CLASSES, Scene, made_scene, made_scenes, metric_of, metrics_of
 from harness.ranks import call_on_ranks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -61,28 +61,28 @@ def _pycocotools(scenes: list[Scene], kind: str) -> COCOeval:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_figures_are_pycocotools(seed: int) -> None:
+def test_metrics_are_pycocotools(seed: int) -> None:
     scenes = made_scenes(seed)
-    figures = figures_of(scenes)
-    assert figures["val/samples"] == len(scenes)
+    metrics = metrics_of(scenes)
+    assert metrics["val/samples"] == len(scenes)
     named = 1
     for name, kind in (("box", "bbox"), ("mask", "segm")):
         reference = _pycocotools(scenes, kind)
         assert 0.02 < reference.stats[0] < 0.98
-        for figure, value in zip(SUMMARY, reference.stats, strict=False):
-            assert figures.get(f"val/{name}_{figure}", -1) == pytest.approx(value, abs=1e-12), figure
+        for metric, value in zip(SUMMARY, reference.stats, strict=False):
+            assert metrics.get(f"val/{name}_{metric}", -1) == pytest.approx(value, abs=1e-12), metric
             named += value != -1
         for number, class_name in enumerate(("sky_ clear", *CLASSES[1:])):
             precision = reference.eval["precision"][:, :, number, 0, 2]
             expected = precision[precision > -1].mean() if (precision > -1).any() else -1
-            assert figures.get(f"val/{name}_ap/{class_name}", -1) == pytest.approx(expected, abs=1e-12)
+            assert metrics.get(f"val/{name}_ap/{class_name}", -1) == pytest.approx(expected, abs=1e-12)
             named += expected != -1
-    assert len(figures) == named  # none besides those, and none without truth
-    assert "val/box_ap/boat" not in figures
+    assert len(metrics) == named  # none besides those, and none without truth
+    assert "val/box_ap/boat" not in metrics
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_all_twelve_figures_of_the_summary_are_pycocotools(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_all_twelve_metrics_of_the_summary_are_pycocotools(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Recalls too, which the metric does not report."""
     scenes, seen = made_scenes(11), []
     named = CocoMetric._named
@@ -92,7 +92,7 @@ def test_all_twelve_figures_of_the_summary_are_pycocotools(monkeypatch: pytest.M
         return named(metric, name, evaluation)
 
     monkeypatch.setattr(CocoMetric, "_named", spy)
-    figures_of(scenes)
+    metrics_of(scenes)
     (ours,) = [evaluation for evaluation in seen if evaluation.params.iouType == kind]
     theirs = _pycocotools(scenes, kind)
     np.testing.assert_allclose(ours.stats[:12], theirs.stats, atol=1e-12)
@@ -106,21 +106,21 @@ def test_boxes_alone_need_no_masks() -> None:
     ]
     for _, _, found in bare:
         found.pop("masks")
-    figures = figures_of(bare, masks=False)
-    assert not [name for name in figures if "mask" in name]
-    expected = figures_of(made_scenes(1))
-    assert figures == {name: value for name, value in expected.items() if "mask" not in name}
+    metrics = metrics_of(bare, masks=False)
+    assert not [name for name in metrics if "mask" in name]
+    expected = metrics_of(made_scenes(1))
+    assert metrics == {name: value for name, value in expected.items() if "mask" not in name}
 
 
 def test_the_order_of_images_and_batches_changes_nothing() -> None:
     scenes = made_scenes(2)
-    expected = figures_of(scenes)
+    expected = metrics_of(scenes)
     shuffled = metric_of(scenes[::-1], batch=5)
     shuffled.synchronize()
     assert shuffled.compute() == expected
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     """Two of class 1, one of them found; a wrong detection with a lower score takes nothing away."""
     boxes = np.array([[10, 10, 50, 50], [60, 60, 100, 100]], np.float32)
     nothing = np.zeros(2, bool)
@@ -131,7 +131,7 @@ def test_figures_by_hand() -> None:
         "labels": torch.tensor([1, 1]),
     }
     share = 51 / 101  # of 101 recalls those up to 0.5
-    assert figures_of([(4, truth, found)], masks=False) == pytest.approx(
+    assert metrics_of([(4, truth, found)], masks=False) == pytest.approx(
         {
             "val/samples": 1, "val/box_ap": share, "val/box_ap50": share, "val/box_ap75": share,
             "val/box_ap_medium": share, "val/box_ap/road": share,
@@ -142,9 +142,9 @@ def test_figures_by_hand() -> None:
 def test_no_detection_at_all_is_an_average_precision_of_zero() -> None:
     draws = np.random.default_rng(0)
     scenes = [made_scene(draws, number, objects=4, found=0) for number in range(2)]
-    figures = figures_of(scenes)
-    assert figures["val/box_ap"] == figures["val/mask_ap"] == 0
-    assert set(figures.values()) == {0.0, 2.0}
+    metrics = metrics_of(scenes)
+    assert metrics["val/box_ap"] == metrics["val/mask_ap"] == 0
+    assert set(metrics.values()) == {0.0, 2.0}
 
 
 def _crowds_only() -> list[Scene]:
@@ -165,7 +165,7 @@ def _crowds_only() -> list[Scene]:
 )
 def test_a_split_without_objects_is_the_users_to_mend(scenes: list[Scene]) -> None:
     with pytest.raises(UserError, match="validation split"):
-        figures_of(scenes)
+        metrics_of(scenes)
 
 
 def test_no_image_counts_twice() -> None:
@@ -176,7 +176,7 @@ def test_no_image_counts_twice() -> None:
 
 def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        figures_of(made_scenes(3))
+        metrics_of(made_scenes(3))
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
 
@@ -184,13 +184,13 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
 def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     """Also where one of them saw no image; the second rank starts from the last one."""
     scenes = made_scenes(4)
-    expected = figures_of(scenes)
+    expected = metrics_of(scenes)
     shares = (3, 0, len(scenes))
     last = len(scenes)
     results = call_on_ranks(
         [
-            lambda: [figures_of(scenes[: last - share]) for share in shares],
-            lambda: [figures_of(scenes[last - share :][::-1]) for share in shares],
+            lambda: [metrics_of(scenes[: last - share]) for share in shares],
+            lambda: [metrics_of(scenes[last - share :][::-1]) for share in shares],
         ],
         tmp_path,
     )
@@ -200,5 +200,5 @@ def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
 def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
     """Or the others would wait for the one that refuses."""
     scenes = [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
-    results = call_on_ranks([lambda: figures_of(scenes[:1]), lambda: figures_of(scenes[1:])], tmp_path)
+    results = call_on_ranks([lambda: metrics_of(scenes[:1]), lambda: metrics_of(scenes[1:])], tmp_path)
     assert all("UserError" in result and "validation split" in result for result in results)

@@ -26,7 +26,7 @@ def _images(seed: int, labelled: list[int], predicted: list[int]) -> tuple[list[
     return masks, predictions
 
 
-def _figures(masks: list[Tensor], predictions: list[Tensor]) -> dict[str, float]:
+def _metrics(masks: list[Tensor], predictions: list[Tensor]) -> dict[str, float]:
     metric = ConfusionMetric(CLASSES)
     for mask, predicted in zip(masks, predictions, strict=True):
         metric.update([predicted], {"mask": [mask]})
@@ -48,22 +48,22 @@ def _mmseg(masks: list[Tensor], predictions: list[Tensor]) -> dict[str, Tensor]:
 )
 def test_equals_mmsegs_metric(seed: int, labelled: set[int], predicted: set[int]) -> None:
     masks, predictions = _images(seed, sorted(labelled), sorted(predicted))
-    figures, theirs = _figures(masks, predictions), _mmseg(masks, predictions)
-    assert figures["val/aacc"] == pytest.approx(float(theirs["aAcc"]), abs=1e-6)
-    assert figures["val/miou"] == pytest.approx(float(torch.tensor(theirs["IoU"]).nanmean()), abs=1e-6)
-    assert figures["val/macc"] == pytest.approx(float(torch.tensor(theirs["Acc"]).nanmean()), abs=1e-6)
+    metrics, theirs = _metrics(masks, predictions), _mmseg(masks, predictions)
+    assert metrics["val/aacc"] == pytest.approx(float(theirs["aAcc"]), abs=1e-6)
+    assert metrics["val/miou"] == pytest.approx(float(torch.tensor(theirs["IoU"]).nanmean()), abs=1e-6)
+    assert metrics["val/macc"] == pytest.approx(float(torch.tensor(theirs["Acc"]).nanmean()), abs=1e-6)
     for name, iou in zip(CLASSES, theirs["IoU"].tolist(), strict=True):
-        assert (f"val/iou/{name}" in figures) == (iou == iou)
-        assert figures.get(f"val/iou/{name}", 0.0) == pytest.approx(iou if iou == iou else 0.0, abs=1e-6)
+        assert (f"val/iou/{name}" in metrics) == (iou == iou)
+        assert metrics.get(f"val/iou/{name}", 0.0) == pytest.approx(iou if iou == iou else 0.0, abs=1e-6)
 
 
-def test_figures_by_hand_with_an_ignored_pixel_and_classes_that_are_absent_or_only_predicted() -> None:
+def test_metrics_by_hand_with_an_ignored_pixel_and_classes_that_are_absent_or_only_predicted() -> None:
     mask = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
     predicted = torch.tensor([[0, 1, 1, 2]], dtype=torch.uint8)
     extra_mask = torch.tensor([[1]], dtype=torch.uint8)
     extra_predicted = torch.tensor([[3]], dtype=torch.uint8)
-    figures = _figures([mask, extra_mask], [predicted, extra_predicted])
-    assert figures == pytest.approx(
+    metrics = _metrics([mask, extra_mask], [predicted, extra_predicted])
+    assert metrics == pytest.approx(
         {
             "val/miou": (1 / 2 + 1 / 3 + 0) / 3,
             "val/macc": (1 / 2 + 1 / 2) / 2,
@@ -79,7 +79,7 @@ def test_figures_by_hand_with_an_ignored_pixel_and_classes_that_are_absent_or_on
 def test_masks_without_any_class_are_the_users_to_mend() -> None:
     ignored = torch.full((3, 3), 255, dtype=torch.uint8)
     with pytest.raises(UserError, match="no pixel of the validation split"):
-        _figures([ignored], [torch.zeros_like(ignored)])
+        _metrics([ignored], [torch.zeros_like(ignored)])
 
 
 def test_ranks_add_up_also_when_one_saw_nothing(tmp_path: Path) -> None:

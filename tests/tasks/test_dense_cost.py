@@ -39,7 +39,7 @@ def test_parameters_and_flops_are_the_papers(
         assert 1.03 < cost.macs_with_attention / cost.macs < 1.3
 
 
-def test_the_line_names_the_papers_figures_only_where_there_are_some() -> None:
+def test_the_line_names_the_papers_metrics_only_where_there_are_some() -> None:
     cost = Cost(parameters=30_430_000, macs=174_000_000_000, macs_with_attention=220_000_000_000)
     line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost, (512, 2048))
     assert line.startswith(

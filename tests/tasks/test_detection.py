@@ -96,13 +96,13 @@ def test_it_learns_from_files_and_finds_the_objects_in_the_original_images(
     with torch.no_grad():
         metric.update(task.predict_augmented(model, seen), seen)
     metric.synchronize()
-    figures = metric.compute()
-    assert figures["val/samples"] == 2
-    assert figures[task.best_metric] == figures["val/box_ap"]
-    assert figures["val/box_ap50"] > 0.5
-    assert ("val/mask_ap50" in figures) == (head == "mask_rcnn")
+    metrics = metric.compute()
+    assert metrics["val/samples"] == 2
+    assert metrics[task.best_metric] == metrics["val/box_ap"]
+    assert metrics["val/box_ap50"] > 0.5
+    assert ("val/mask_ap50" in metrics) == (head == "mask_rcnn")
     if head == "mask_rcnn":
-        assert figures["val/mask_ap50"] > 0.3
+        assert metrics["val/mask_ap50"] > 0.3
 
 
 @HEADS

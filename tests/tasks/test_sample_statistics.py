@@ -1,9 +1,9 @@
-"""Figures of any choice of images are those of the metric that was given these images."""
+"""Metrics of any choice of images are those of the metric that was given these images."""
 
 import numpy as np
 import pytest
 import torch
-from harness.coco_scenes import CLASSES, Scene, figures_of, made_scenes
+from harness.coco_scenes import CLASSES, Scene, made_scenes, metrics_of
 
 from scalablevit.tasks.classification.bootstrap import HitStatistics
 from scalablevit.tasks.classification.task import AccuracyMetric
@@ -25,33 +25,33 @@ def test_accuracies(chosen, top):
         per_sample.update(logits[part], {"label": labels[part], "index": torch.tensor(part)})
     metric = AccuracyMetric(7)
     metric.update(logits[chosen], {"label": labels[chosen]})
-    assert per_sample.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
+    assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
     assert per_sample.numbers == list(range(6))
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
-@pytest.mark.parametrize("figure", ["miou", "macc", "aacc"])
-def test_overlaps(chosen, figure):
+@pytest.mark.parametrize("metric", ["miou", "macc", "aacc"])
+def test_overlaps(chosen, metric):
     """Images of different sizes; class 4 occurs nowhere, some pixels are ignored."""
     draws = np.random.default_rng(0)
     sizes = draws.integers(3, 9, (6, 2))
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 4, size).astype(np.uint8)) for size in sizes]
-    per_sample = task_kind("segmentation").build_sample_statistics(figure, CLASSES)
+    per_sample = task_kind("segmentation").build_sample_statistics(metric, CLASSES)
     per_sample.update(found, {"mask": masks, "index": torch.arange(6)})
     metric = ConfusionMetric(CLASSES)
     metric.update([found[i] for i in chosen], {"mask": [masks[i] for i in chosen]})
-    assert per_sample.figure(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{figure}"])
+    assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{metric}"])
 
 
 def test_overlap_without_a_labelled_pixel_is_no_number():
     per_sample = task_kind("segmentation").build_sample_statistics("miou", CLASSES)
     per_sample.update([torch.zeros(2, 2)], {"mask": [torch.full((2, 2), 255)], "index": torch.arange(1)})
-    assert np.isnan(per_sample.figure(np.array([0])))
+    assert np.isnan(per_sample.metric(np.array([0])))
 
 
-def _per_sample(scenes: list[Scene], figure: str) -> PrecisionStatistics:
-    per_sample = task_kind("detection").build_sample_statistics(figure, CLASSES)
+def _per_sample(scenes: list[Scene], metric: str) -> PrecisionStatistics:
+    per_sample = task_kind("detection").build_sample_statistics(metric, CLASSES)
     assert isinstance(per_sample, PrecisionStatistics)
     per_sample.update(
         [found for _, _, found in scenes],
@@ -60,20 +60,20 @@ def _per_sample(scenes: list[Scene], figure: str) -> PrecisionStatistics:
     return per_sample
 
 
-@pytest.mark.parametrize("figure", ["box_ap", "mask_ap"])
-def test_precisions(figure):
+@pytest.mark.parametrize("metric", ["box_ap", "mask_ap"])
+def test_precisions(metric):
     """Against the metric given copies of images under other numbers, which matches every copy anew."""
     scenes = made_scenes(0)
-    per_sample = _per_sample(scenes, figure)
+    per_sample = _per_sample(scenes, metric)
     draws = np.random.default_rng(1)
     choices = [np.arange(len(scenes)), *(draws.integers(len(scenes), size=len(scenes)) for _ in range(4))]
     for chosen in choices:
         copies = [(slot, *scenes[i][1:]) for slot, i in enumerate(chosen)]
-        expected = figures_of(copies)[f"val/{figure}"]
-        assert per_sample.figure(chosen) == pytest.approx(expected, abs=1e-12), chosen
+        expected = metrics_of(copies)[f"val/{metric}"]
+        assert per_sample.metric(chosen) == pytest.approx(expected, abs=1e-12), chosen
     assert per_sample.numbers == [number for number, _, _ in scenes]
 
 
 def test_precision_without_an_object_is_no_number():
     scenes = made_scenes(0)
-    assert np.isnan(_per_sample(scenes, "box_ap").figure(np.full(len(scenes), 3)))  # the image with neither
+    assert np.isnan(_per_sample(scenes, "box_ap").metric(np.full(len(scenes), 3)))  # the image with neither

@@ -1,4 +1,4 @@
-"""The figures that a search may name are those that the tasks report."""
+"""The metrics that a search may name are those that the tasks report."""
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 CLASSES = ("a", "b", "c", "d", "e")
 
 
-def over_all_classes(figures: dict[str, float]) -> set[str]:
+def over_all_classes(metrics: dict[str, float]) -> set[str]:
     """Without those of single classes and the number of samples."""
-    return {name for name in figures if name.count("/") == 1} - {"val/samples"}
+    return {name for name in metrics if name.count("/") == 1} - {"val/samples"}
 
 
 def metrics_of(kind: str, head: str | None = None) -> set[str]:

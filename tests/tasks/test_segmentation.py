@@ -100,10 +100,10 @@ def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
                 assert [each.shape for each in predictions] == [mask.shape for mask in batch["mask"]]
                 metric.update(predictions, batch)
         metric.synchronize()
-        figures = metric.compute()
-        assert figures["val/samples"] == 4
-        assert figures[evaluated.best_metric] > 0.85  # constant answers stay below 0.2
-        assert set(figures) >= {f"val/iou/{name}" for name in CLASSES}
+        metrics = metric.compute()
+        assert metrics["val/samples"] == 4
+        assert metrics[evaluated.best_metric] > 0.85  # constant answers stay below 0.2
+        assert set(metrics) >= {f"val/iou/{name}" for name in CLASSES}
 
 
 @pytest.mark.parametrize("head", ["semantic_fpn", "upernet"])

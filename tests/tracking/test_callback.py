@@ -1,4 +1,4 @@
-"""Reports of Ray Train's workers into the spool."""
+"""Reports of Ray Train's workers into the outbox."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import ray.cloudpickle
 from ray.train import Checkpoint
 
-from scalablevit.tracking.callback import LOG, SpoolCallback
-from scalablevit.tracking.spool import read_lines
+from scalablevit.tracking.callback import LOG, OutboxCallback
+from scalablevit.tracking.outbox import read_lines
 
 UID = "a" * 32
 
@@ -25,16 +25,16 @@ def points(folder: Path) -> list[tuple[str, int, float]]:
     return [(key, record["step"], float(value)) for record in records for key, value in record["metrics"].items()]
 
 
-def test_records_and_figures_of_every_node_are_kept(tmp_path: Path) -> None:
-    callback = SpoolCallback(tmp_path, UID)
+def test_records_and_metrics_of_every_node_are_kept(tmp_path: Path) -> None:
+    callback = OutboxCallback(tmp_path, UID)
     other_node = {"records": [], "node": {"rank": 1, "cpu_used": 0.75}}
     callback.after_report(None, [report(5, loss=1.0), {"records": [], "node": {}}, other_node], None)
     assert points(tmp_path) == [("loss", 5, 1.0), ("system/node0/cpu_used", 5, 0.5), ("system/node1/cpu_used", 5, 0.75)]
 
 
 def test_steps_reported_again_after_a_restart_are_dropped(tmp_path: Path) -> None:
-    SpoolCallback(tmp_path, UID).after_report(None, [report(5, loss=1.0)], Checkpoint(str(tmp_path)))
-    restarted = SpoolCallback(tmp_path, UID)
+    OutboxCallback(tmp_path, UID).after_report(None, [report(5, loss=1.0)], Checkpoint(str(tmp_path)))
+    restarted = OutboxCallback(tmp_path, UID)
     restarted.after_report(
         None, [{"records": [*report(5, loss=2.0)["records"], *report(6, loss=3.0)["records"]]}], None
     )
@@ -42,7 +42,7 @@ def test_steps_reported_again_after_a_restart_are_dropped(tmp_path: Path) -> Non
 
 
 def test_ray_may_pickle_it_at_any_moment(tmp_path: Path) -> None:
-    callback = SpoolCallback(tmp_path, UID)
+    callback = OutboxCallback(tmp_path, UID)
     callback.after_report(None, [report(1, loss=1.0)], None)
     copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(callback))  # type: ignore[no-untyped-call]
     copy.after_report(None, [report(2, loss=math.nan)], None)
@@ -62,7 +62,7 @@ def test_ray_may_pickle_it_at_any_moment(tmp_path: Path) -> None:
 def test_a_bad_report_is_noted_and_the_next_one_recorded(
     tmp_path: Path, bad: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callback = SpoolCallback(tmp_path, UID)
+    callback = OutboxCallback(tmp_path, UID)
     callback.after_report(None, [bad], None)
     assert "was not recorded" in capsys.readouterr().err
     assert "Traceback" in (tmp_path / LOG).read_text()
@@ -72,7 +72,7 @@ def test_a_bad_report_is_noted_and_the_next_one_recorded(
 
 def test_points_that_the_disk_did_not_take_are_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
-    callback = SpoolCallback(tmp_path / "spool", UID)
+    callback = OutboxCallback(tmp_path / "spool", UID)
     callback.after_report(None, [report(1, loss=1.0)], None)
     assert "nor could that be logged" in capsys.readouterr().err
     (tmp_path / "spool").unlink()

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from scalablevit.config.errors import UserError
 from scalablevit.tracking.environment import pinned
-from scalablevit.tracking.shipper import PROGRESS, REFUSED, Pending, Shipper
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.sync import PROGRESS, REFUSED, OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
 
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -69,10 +69,10 @@ def write_model(folder: Path, weight: float) -> Path:
 
 
 @pytest.fixture
-def spool(tmp_path: Path, experiment: str) -> Spool:
-    spool = Spool(tmp_path / "spool")
-    spool.run("u" + "0" * 31, "run", experiment=experiment)
-    return spool
+def outbox(tmp_path: Path, experiment: str) -> Outbox:
+    outbox = Outbox(tmp_path / "spool")
+    outbox.run("u" + "0" * 31, "run", experiment=experiment)
+    return outbox
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ Record = Callable[..., None]
 
 
 @pytest.fixture
-def record(spool: Spool, package: Path, tmp_path: Path, name: str) -> Record:
+def record(outbox: Outbox, package: Path, tmp_path: Path, name: str) -> Record:
     """Record a model with one weight of the given value."""
 
-    def record(weight: float, into: Spool = spool) -> None:
+    def record(weight: float, into: Outbox = outbox) -> None:
         into.model(
             "u" + "0" * 31,
             name=name,
@@ -129,7 +129,7 @@ def load(uri: str, model: str) -> Any:
 
 
 def test_a_registered_model_loads_with_pickles_forbidden(
-    spool: Spool,
+    outbox: Outbox,
     record: Record,
     package: Path,
     uri: str,
@@ -141,7 +141,7 @@ def test_a_registered_model_loads_with_pickles_forbidden(
     # A job has imported its package; its copy is gone by now.
     importlib.import_module("tiny_served_package.scale")
     shutil.rmtree(package.parent)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     for module in [module for module in sys.modules if module.startswith("tiny_served_package")]:
         del sys.modules[module]
     version = only_version(client, name)
@@ -181,7 +181,7 @@ class Killed(BaseException):
 def test_killed_anywhere_it_registers_one_version(
     dies_in: str,
     done: bool,
-    spool: Spool,
+    outbox: Outbox,
     record: Record,
     uri: str,
     client: MlflowClient,
@@ -199,10 +199,10 @@ def test_killed_anywhere_it_registers_one_version(
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, dies_in, killed)
         with pytest.raises(Killed):
-            Shipper(spool.folder, uri).ship_left()
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    (spool.folder / PROGRESS).unlink()
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+            OutboxSync(outbox.folder, uri).send_left()
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    (outbox.folder / PROGRESS).unlink()
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     version = only_version(client, name)
     assert client.get_model_version_by_alias(name, "candidate").version == version.version
     experiment = client.get_run(str(version.run_id)).info.experiment_id
@@ -212,45 +212,45 @@ def test_killed_anywhere_it_registers_one_version(
 
 
 def test_a_new_model_is_a_new_version_and_the_alias_never_goes_back(
-    spool: Spool, record: Record, uri: str, client: MlflowClient, name: str
+    outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str
 ) -> None:
     record(1.0)
     record(2.0)
     record(1.0)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert len(client.search_model_versions(f"name = '{name}'")) == 2
     assert int(client.get_model_version_by_alias(name, "candidate").version) == 2
-    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left(from_start=True) == NOTHING_LEFT
     assert int(client.get_model_version_by_alias(name, "candidate").version) == 2
 
 
 def test_a_model_whose_files_are_gone_is_set_aside(
-    spool: Spool, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
+    outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
 ) -> None:
     record(1.0)
     shutil.rmtree(tmp_path / "model1.0")
-    left = Shipper(spool.folder, uri).ship_left()
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused) == (0, 1)
-    assert "weights.safetensors" in json.loads((spool.folder / REFUSED).read_text())["reason"]
+    assert "weights.safetensors" in json.loads((outbox.folder / REFUSED).read_text())["reason"]
     assert client.search_model_versions(f"name = '{name}'") == []
 
 
 def test_a_model_whose_code_does_not_run_is_set_aside(
-    spool: Spool, record: Record, package: Path, uri: str, client: MlflowClient, name: str
+    outbox: Outbox, record: Record, package: Path, uri: str, client: MlflowClient, name: str
 ) -> None:
     (package / "serve.py").write_text("raise ValueError('broken')")
     record(1.0)
-    left = Shipper(spool.folder, uri).ship_left()
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused) == (0, 1)
-    assert "broken" in json.loads((spool.folder / REFUSED).read_text())["reason"]
+    assert "broken" in json.loads((outbox.folder / REFUSED).read_text())["reason"]
     assert client.search_model_versions(f"name = '{name}'") == []
 
 
 def test_weights_are_fetched_checked_and_cached_and_nothing_is_run(
-    spool: Spool, record: Record, package: Path, uri: str, client: MlflowClient, name: str, tmp_path: Path
+    outbox: Outbox, record: Record, package: Path, uri: str, client: MlflowClient, name: str, tmp_path: Path
 ) -> None:
     record(3.0)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     version = only_version(client, name)
     stored = files_of(version)
     for code in stored.rglob("*.py"):
@@ -272,10 +272,10 @@ def test_weights_are_fetched_checked_and_cached_and_nothing_is_run(
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
 def test_changed_files_of_a_version_are_refused(
-    file: str, spool: Spool, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
+    file: str, outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str, tmp_path: Path
 ) -> None:
     record(3.0)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     version = only_version(client, name)
     target = files_of(version) / "artifacts" / file
     content = bytearray(target.read_bytes())

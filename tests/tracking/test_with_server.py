@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.environment import pinned
-from scalablevit.tracking.shipper import REFUSED, Pending, Shipper
-from scalablevit.tracking.spool import Spool
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.sync import REFUSED, OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
 
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -41,36 +41,36 @@ set_model(Answer())
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool(tmp_path / "spool")
+def outbox(tmp_path: Path) -> Outbox:
+    return Outbox(tmp_path / "spool")
 
 
 def test_an_outage_costs_no_point_and_doubles_none(
-    spool: Spool, server: Any, experiment: str, run_of: RunOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    outbox: Outbox, server: Any, experiment: str, run_of: RunOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uid = uuid4().hex
     (tmp_path / "note.txt").write_text("written during the outage")
-    shipper = Shipper(spool.folder, server.uri, request_timeout_s=5)
-    shipper.start()
-    spool.run(uid, "run", experiment=experiment)
+    sync = OutboxSync(outbox.folder, server.uri, request_timeout_s=5)
+    sync.start()
+    outbox.run(uid, "run", experiment=experiment)
     slowest = 0.0
     for step in range(600):
         if step == 200:
-            assert shipper.drain(30).records == 0
+            assert sync.drain(30).records == 0
             server.kill()
         if step == 400:
-            assert shipper.pending().records > 0
+            assert sync.pending().records > 0
             server.start()
         before = time.monotonic()
-        spool.metrics(uid, [{"step": step, "time_ms": 1_000_000 + step, "metrics": {"loss": float(step), "lr": 0.1}}])
+        outbox.metrics(uid, [{"step": step, "time_ms": 1_000_000 + step, "metrics": {"loss": float(step), "lr": 0.1}}])
         slowest = max(slowest, time.monotonic() - before)
         time.sleep(0.005)
         if step == 300:
-            spool.params(uid, {"lr": 0.1})
-            spool.artifact(uid, tmp_path / "note.txt")
-    spool.end(uid, "FINISHED")
-    assert shipper.drain(60) == Pending(records=0, refused=0, error=None)
-    shipper.stop()
+            outbox.params(uid, {"lr": 0.1})
+            outbox.artifact(uid, tmp_path / "note.txt")
+    outbox.end(uid, "FINISHED")
+    assert sync.drain(60) == Pending(records=0, refused=0, error=None)
+    sync.stop()
     assert slowest < 0.5
     client = connect(server.uri)
     run = run_of(client, experiment, uid)
@@ -83,22 +83,22 @@ def test_an_outage_costs_no_point_and_doubles_none(
 
 
 def test_refusals_over_http_are_told_from_outages(
-    spool: Spool, server: Any, experiment: str, run_of: RunOf, capsys: pytest.CaptureFixture[str]
+    outbox: Outbox, server: Any, experiment: str, run_of: RunOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uid = uuid4().hex
-    spool.run(uid, "run", experiment=experiment)
-    spool.params(uid, {"lr": 1})
-    spool.params(uid, {"lr": 2, "more": 3})
-    spool.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"bad@key": 1.0, "nan": float("nan"), "good": 2.0}}])
-    spool.end(uid, "FINISHED")
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.params(uid, {"lr": 1})
+    outbox.params(uid, {"lr": 2, "more": 3})
+    outbox.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"bad@key": 1.0, "nan": float("nan"), "good": 2.0}}])
+    outbox.end(uid, "FINISHED")
     for _ in range(2):
-        left = Shipper(spool.folder, server.uri).ship_left(from_start=True)
+        left = OutboxSync(outbox.folder, server.uri).send_left(from_start=True)
         assert left == Pending(records=0, refused=2, error=None)
     assert "View run" not in capsys.readouterr().out, "MLflow's lines among ours"
     run = run_of(connect(server.uri), experiment, uid)
     assert run.data.params == {"lr": "1", "more": "3"}
     assert sorted(run.data.metrics) == ["good", "nan"]
-    reasons = [json.loads(line)["reason"] for line in (spool.folder / REFUSED).read_text().splitlines()]
+    reasons = [json.loads(line)["reason"] for line in (outbox.folder / REFUSED).read_text().splitlines()]
     assert "Changing param values is not allowed" in reasons[0]
     assert "bad@key" in reasons[1]
 
@@ -147,15 +147,15 @@ def slow_uri(server: Any) -> Iterator[str]:
 
 
 def test_a_run_that_the_server_is_slow_to_make_is_made_once(
-    spool: Spool, server: Any, slow_uri: str, experiment: str
+    outbox: Outbox, server: Any, slow_uri: str, experiment: str
 ) -> None:
     uid = uuid4().hex
-    shipper = Shipper(spool.folder, slow_uri, request_timeout_s=1)
-    shipper.start()
-    spool.run(uid, "run", experiment=experiment)
-    spool.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"loss": 1.0}}])
-    assert shipper.drain(120) == Pending(records=0, refused=0, error=None)
-    shipper.stop()
+    sync = OutboxSync(outbox.folder, slow_uri, request_timeout_s=1)
+    sync.start()
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.metrics(uid, [{"step": 1, "time_ms": 1, "metrics": {"loss": 1.0}}])
+    assert sync.drain(120) == Pending(records=0, refused=0, error=None)
+    sync.stop()
     client = connect(server.uri)
     place = client.get_experiment_by_name(experiment)
     assert place is not None
@@ -163,7 +163,7 @@ def test_a_run_that_the_server_is_slow_to_make_is_made_once(
 
 
 def test_a_model_is_registered_once_and_its_weights_come_back(
-    spool: Spool, server: Any, experiment: str, tmp_path: Path
+    outbox: Outbox, server: Any, experiment: str, tmp_path: Path
 ) -> None:
     uid = uuid4().hex
     package = tmp_path / "job" / "tiny_package_over_http"
@@ -174,8 +174,8 @@ def test_a_model_is_registered_once_and_its_weights_come_back(
     model.mkdir()
     save_file({"w": np.array([7.0], np.float32)}, model / "weights.safetensors")
     (model / "config.json").write_text('{"classes": ["cat"]}')
-    spool.run(uid, "run", experiment=experiment)
-    spool.model(
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.model(
         uid,
         name="over-http",
         folder=model,
@@ -186,7 +186,7 @@ def test_a_model_is_registered_once_and_its_weights_come_back(
     )
     shutil.rmtree(package.parent)
     for _ in range(2):
-        left = Shipper(spool.folder, server.uri).ship_left(from_start=True)
+        left = OutboxSync(outbox.folder, server.uri).send_left(from_start=True)
         assert left == Pending(records=0, refused=0, error=None)
     (version,) = connect(server.uri).search_model_versions("name = 'over-http'")
     got = resolve_weights("models:/over-http@candidate", server.uri, tmp_path / "cache")

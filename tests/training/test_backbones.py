@@ -3,7 +3,7 @@
 import pytest
 from harness.ranks import Attempt, newest, run_attempts
 
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 BACKBONES = ["scalablevit_tiny", "resnet18", "swin_tiny_patch4_window7_224", "pvt_v2_b0"]
 NARROWER = {
@@ -25,7 +25,7 @@ def test_backbone_trains_in_the_loop(name, kind, make_stage, make_segmentation, 
         training={"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1},
     )
     result = run_attempts(
-        [Attempt(Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), None))], 1, tmp_path
+        [Attempt(WorkerConfig(stage.model_dump_json(), str(tmp_path), str(tmp_path), None))], 1, tmp_path
     )[0]
     assert result["reason"] == "finished", result
     assert 0 <= result["best_value"] <= 1

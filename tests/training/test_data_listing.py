@@ -15,7 +15,7 @@ from scalablevit.data.sources.node_cache import VARIABLE
 from scalablevit.data.sources.opening import open_source
 from scalablevit.training import worker
 from scalablevit.training.data_listing import LISTINGS, open_stored, store_listings
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 KINDS = ["classification", "segmentation", "detection"]
 SHORT = {"steps": 4, "global_batch_size": 8, "evaluate_every": {"steps": 2}, "log_every_steps": 1}
@@ -29,12 +29,12 @@ def data(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def stored(stage, data: Path, run: Path) -> Assignment:
+def stored(stage, data: Path, run: Path) -> WorkerConfig:
     sources = {split: open_source(stage.data, split, data) for split in SPLITS}
     for source in sources.values():
         source.look_at_contents()
     store_listings(str(run), sources)
-    return Assignment(stage.model_dump_json(), str(run), str(data), None, data_listing=str(run))
+    return WorkerConfig(stage.model_dump_json(), str(run), str(data), None, data_listing=str(run))
 
 
 @pytest.mark.parametrize("maker", ["make_stage", "make_segmentation", "make_detection"])

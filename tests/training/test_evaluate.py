@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from harness.ranks import Attempt, run_attempts
 
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 STEPS = {"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 2}
 
@@ -23,15 +23,15 @@ def test_a_batch_of_nothing_but_a_truncated_file_is_left_out(make_stage, shapes,
     truncate(images[-1])
     truncate(images[0])
     stage = make_stage(data={"root": str(tmp_path)}, training=STEPS, cluster={"workers": world})
-    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
-    figures = run_attempts([Attempt(assignment)], world, tmp_path)[0]["last_metrics"]
-    assert (figures["val/samples"], figures["val/bad_samples"]) == (19, 2)
+    worker_config = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    metrics = run_attempts([Attempt(worker_config)], world, tmp_path)[0]["last_metrics"]
+    assert (metrics["val/samples"], metrics["val/bad_samples"]) == (19, 2)
 
 
 def test_segmentation_leaves_out_a_lone_bad_sample(make_segmentation, shapes, tmp_path):
     shutil.copytree(shapes / "segmentation", tmp_path / "segmentation")
     truncate(sorted((tmp_path / "segmentation" / "images" / "val").iterdir())[-1])
     stage = make_segmentation(data={"root": str(tmp_path)}, training=STEPS)
-    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
-    figures = run_attempts([Attempt(assignment)], 1, tmp_path)[0]["last_metrics"]
-    assert (figures["val/samples"], figures["val/bad_samples"]) == (20, 1)
+    worker_config = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    metrics = run_attempts([Attempt(worker_config)], 1, tmp_path)[0]["last_metrics"]
+    assert (metrics["val/samples"], metrics["val/bad_samples"]) == (20, 1)

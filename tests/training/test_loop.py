@@ -13,11 +13,11 @@ from harness.ranks import Attempt, newest, run_attempts
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import BAD_SAMPLES
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 
 def run(stage, folder: Path):
-    return run_attempts([Attempt(Assignment(stage.model_dump_json(), str(folder), str(folder), None))], 1, folder)[0]
+    return run_attempts([Attempt(WorkerConfig(stage.model_dump_json(), str(folder), str(folder), None))], 1, folder)[0]
 
 
 def test_early_stop_counts_patience(make_stage, tmp_path):
@@ -65,7 +65,7 @@ def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_st
     """And what goes on from there ends as if nothing had been."""
     monkeypatch.setattr(callbacks, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
     stage = make_stage(training={"steps": 6, "global_batch_size": 8, "evaluate_every": {"steps": 6}})
-    given = Assignment(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
+    given = WorkerConfig(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
     asked = []
 
     def about_to_go():
@@ -84,7 +84,7 @@ def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_st
 
 def test_the_time_spent_is_kept_through_a_restart(make_stage, tmp_path):
     stage = make_stage(training={"steps": 4, "global_batch_size": 8, "evaluate_every": {"steps": 2}})
-    given = Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), None)
+    given = WorkerConfig(stage.model_dump_json(), str(tmp_path), str(tmp_path), None)
     run_attempts([Attempt(given, stop_at=3)], 1, tmp_path)
     saved = newest(str(tmp_path)).meta
     result = run(stage, tmp_path)
@@ -135,8 +135,8 @@ def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):
     stage = make_stage(
         data={"root": str(copy)}, training={"steps": 8, "global_batch_size": 8}, cluster={"workers": 2}
     )  # one epoch
-    assignment = Assignment(stage.model_dump_json(), str(tmp_path / "run"), str(copy), None)
-    assert run_attempts([Attempt(assignment)], 2, tmp_path)[0]["reason"] == "finished"
+    worker_config = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(copy), None)
+    assert run_attempts([Attempt(worker_config)], 2, tmp_path)[0]["reason"] == "finished"
     lines = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
     assert [Path(line.split("\t")[0]) for line in lines] == bad
 

@@ -10,7 +10,7 @@ from harness.ranks import POISONS, Attempt, run_attempts
 
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.replay import replay
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 KINDS = sorted(POISONS)
 STEPS = 9
@@ -18,8 +18,8 @@ POISONED = {1 + 2 * number: (1, kind) for number, kind in enumerate(KINDS)}
 """Each kind once, at positions that are not in a row."""
 
 
-def assignment(stage, folder: Path) -> Assignment:
-    return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
+def worker_config(stage, folder: Path) -> WorkerConfig:
+    return WorkerConfig(stage.model_dump_json(), str(folder), str(folder), None)
 
 
 def sections(action, **not_finite):
@@ -64,7 +64,7 @@ def two_ranks(make_stage, tmp_path_factory):
         for section, values in (other or {}).items():
             parts[section] = {**parts[section], **values}
         stage = make_stage(**parts, cluster={"workers": 2})
-        made[name] = Attempt(assignment(stage, folder / run), stop_at, poison)
+        made[name] = Attempt(worker_config(stage, folder / run), stop_at, poison)
 
     attempt("clean", "clean", "skip", {})
     attempt("skip", "skip", "skip", POISONED, limit=1)
@@ -85,7 +85,7 @@ def two_ranks(make_stage, tmp_path_factory):
     attempt("stop", "stop", "stop", POISONED, capture=True)
     attempt("stop, then skip", "stop", "skip", POISONED)
     results = run_attempts(list(made.values()), 2, folder)
-    return {name: (Path(each.assignment.run_folder), result) for (name, each), result in
+    return {name: (Path(each.worker_config.run_folder), result) for (name, each), result in
             zip(made.items(), results, strict=True)}  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_replay_names_the_first_module_and_the_gradients_that_are_not_finite(mak
         training={"steps": 60, "global_batch_size": 8, "evaluate_every": {"steps": 60}, "log_every_steps": 60,
                   "nonfinite": {"capture": True}},
     )  # fmt: skip
-    (result,) = run_attempts([Attempt(assignment(stage, tmp_path))], 1, tmp_path)
+    (result,) = run_attempts([Attempt(worker_config(stage, tmp_path))], 1, tmp_path)
     assert "not finite" in result["error"][0]
     (captured,) = (tmp_path / "nonfinite").iterdir()
     found = replay(captured)

@@ -8,7 +8,7 @@ from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.loader import prefetch
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +18,7 @@ TASKS = ("classification", "segmentation", "detection")
 
 def on_gpu(stage: Stage, folder: Path, stop_at: int | None = None) -> Attempt:
     """An attempt of a stage with all of its random values, loaded by two processes through pinned memory."""
-    return Attempt(Assignment(stage.model_dump_json(), str(folder), str(folder), None), stop_at, device="cuda")
+    return Attempt(WorkerConfig(stage.model_dump_json(), str(folder), str(folder), None), stop_at, device="cuda")
 
 
 def with_a_stop(stage: Stage, folder: Path) -> list[Attempt]:

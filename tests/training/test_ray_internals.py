@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
-from scalablevit.tracking.callback import SpoolCallback
+from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.training import ray_internals
 from scalablevit.training.attempts import AttemptsCallback
 from scalablevit.tuning.sampling import TPESearcher
@@ -300,7 +300,7 @@ def test_tune_marks_the_result_that_it_repeats():
 
 
 OVERRIDDEN = [
-    (ray.train.UserCallback, SpoolCallback, "after_report", "to track metrics"),
+    (ray.train.UserCallback, OutboxCallback, "after_report", "to track metrics"),
     (ray.train.UserCallback, AttemptsCallback, "after_report", "to note when workers start"),
     (ray.train.UserCallback, AttemptsCallback, "after_exception", "to note why workers were lost"),
     (TuneReportCallback, TrialCallback, "after_report", "to hand results of several workers to Tune"),

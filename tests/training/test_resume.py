@@ -7,7 +7,7 @@ import torch
 from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.config.recipe import Stage
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 EVERYTHING_RANDOM = {
     "data": {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "rand_augment": {}, "repeated_augmentation": 3},
@@ -44,8 +44,8 @@ STOPS = (1, 3, 5)
 TIMED = ("train/images_per_s", "train/data_wait")
 
 
-def assignment(stage: Stage, folder: Path) -> Assignment:
-    return Assignment(stage.model_dump_json(), str(folder), str(folder), None)
+def worker_config(stage: Stage, folder: Path) -> WorkerConfig:
+    return WorkerConfig(stage.model_dump_json(), str(folder), str(folder), None)
 
 
 def detection(head):
@@ -66,7 +66,7 @@ def detection(head):
 
 def classification_attempts(make_stage, world, folder):
     stage = make_stage(**EVERYTHING_RANDOM, cluster={"workers": world})
-    whole, stopped = assignment(stage, folder / "whole"), assignment(stage, folder / "stopped")
+    whole, stopped = worker_config(stage, folder / "whole"), worker_config(stage, folder / "stopped")
     return [Attempt(whole), *(Attempt(stopped, stop_at=step) for step in STOPS), Attempt(stopped)]
 
 
@@ -75,8 +75,8 @@ def two_ranks(make_stage, make_segmentation, make_detection, tmp_path_factory):
     """All that two ranks are needed for, in one start of the processes: importing torch is what takes time."""
     folder = tmp_path_factory.mktemp("two-ranks")
     segmentation = make_segmentation(**BATCH_NORM, cluster={"workers": 2})
-    whole, stopped = (assignment(segmentation, folder / f"segmentation-{name}") for name in ("whole", "stopped"))
-    plain = assignment(make_stage(**NOTHING_RANDOM, cluster={"workers": 2}), folder / "plain")
+    whole, stopped = (worker_config(segmentation, folder / f"segmentation-{name}") for name in ("whole", "stopped"))
+    plain = worker_config(make_stage(**NOTHING_RANDOM, cluster={"workers": 2}), folder / "plain")
     attempts = [
         *classification_attempts(make_stage, 2, folder),
         Attempt(whole),
@@ -86,7 +86,7 @@ def two_ranks(make_stage, make_segmentation, make_detection, tmp_path_factory):
     ]
     for head in DETECTORS:
         stage = make_detection(**detection(head), cluster={"workers": 2})
-        whole, stopped = (assignment(stage, folder / f"{head}-{name}") for name in ("whole", "stopped"))
+        whole, stopped = (worker_config(stage, folder / f"{head}-{name}") for name in ("whole", "stopped"))
         attempts += [Attempt(whole), Attempt(stopped, stop_at=3), Attempt(stopped)]
     return folder, run_attempts(attempts, 2, folder)
 
@@ -109,11 +109,11 @@ def assert_resumed_exactly(results, folder):
     assert stopped == [{}] * len(STOPS), "the attempts were not stopped"
     assert resumed["step"] == whole["step"] == 6
     assert_same(folder / "whole", folder / "stopped")
-    assert figures(whole["records"]) == figures(resumed["records"]), "a metric was lost or differs"
+    assert metrics(whole["records"]) == metrics(resumed["records"]), "a metric was lost or differs"
 
 
-def figures(records):
-    """All figures that do not measure time, by step."""
+def metrics(records):
+    """All metrics that do not measure time, by step."""
     by_step = {}
     for record in records:
         kept = {name: value for name, value in record["metrics"].items() if name not in TIMED}
@@ -154,7 +154,7 @@ def test_detection_resumes_exactly(two_ranks, head):
 
 def test_two_ranks_take_the_step_of_one(two_ranks, make_stage, tmp_path):
     """Same global batch, nothing random but the order: the same weights within float32 rounding."""
-    run_attempts([Attempt(assignment(make_stage(**NOTHING_RANDOM), tmp_path / "one"))], 1, tmp_path)
+    run_attempts([Attempt(worker_config(make_stage(**NOTHING_RANDOM), tmp_path / "one"))], 1, tmp_path)
     one, two = newest(str(tmp_path / "one")), newest(str(two_ranks[0] / "plain"))
     for name, tensor in one.files["model"].items():
         torch.testing.assert_close(two.files["model"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
@@ -162,7 +162,7 @@ def test_two_ranks_take_the_step_of_one(two_ranks, make_stage, tmp_path):
 
 
 def test_resume_after_the_last_step_trains_nothing(make_stage, tmp_path):
-    run = assignment(make_stage(), tmp_path / "run")
+    run = worker_config(make_stage(), tmp_path / "run")
     first, second = run_attempts([Attempt(run), Attempt(run)], 1, tmp_path)
     assert second["step"] == first["step"] == 6
     assert second["seconds"] == first["seconds"]

@@ -14,18 +14,18 @@ from scalablevit.training import loop, worker
 from scalablevit.training.callbacks import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import START_NOTE
-from scalablevit.training.worker import Assignment
+from scalablevit.training.worker import WorkerConfig
 
 SHAPES = 6
 """Classes of the demo data."""
 SHORT = {"steps": 2, "global_batch_size": 4, "evaluate_every": {"steps": 2}, "log_every_steps": 1}
 
 
-def assignment(stage, folder: Path, **options) -> Assignment:
-    return Assignment(stage.model_dump_json(), str(folder), str(folder), **{"init_weights": None, **options})
+def worker_config(stage, folder: Path, **options) -> WorkerConfig:
+    return WorkerConfig(stage.model_dump_json(), str(folder), str(folder), **{"init_weights": None, **options})
 
 
-def run(given: Assignment):
+def run(given: WorkerConfig):
     return worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)
 
 
@@ -39,7 +39,7 @@ def weights(make_stage, tmp_path) -> Path:
 
 def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     stage = make_stage(training={**SHORT, "steps": 4, "seed": 11, "checkpoint_every": {"steps": 1}})
-    fresh = assignment(stage, tmp_path / "run")
+    fresh = worker_config(stage, tmp_path / "run")
     note = tmp_path / "run" / START_NOTE
     run_attempts([Attempt(fresh, stop_at=0)], 1, tmp_path)
     assert note.read_text() == "random weights (seed 11)"
@@ -47,13 +47,13 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     name = CheckpointStore(str(tmp_path / "run")).entries()[-1].name
     run_attempts([Attempt(fresh)], 1, tmp_path)
     assert note.read_text() == f"resumed at step 2 from {name}"
-    run(assignment(stage, tmp_path / "other", init_weights=str(weights)))
+    run(worker_config(stage, tmp_path / "other", init_weights=str(weights)))
     assert (tmp_path / "other" / START_NOTE).read_text().startswith("initial weights: ")
     assert str(weights) in (tmp_path / "other" / START_NOTE).read_text()
 
 
 def test_an_attempt_notes_when_it_came_how_far(make_stage, tmp_path):
-    given, timings = assignment(make_stage(training=SHORT), tmp_path / "run"), StartupTimings(time.time())
+    given, timings = worker_config(make_stage(training=SHORT), tmp_path / "run"), StartupTimings(time.time())
     worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, timings=timings)
     assert timings.entered < timings.opened < timings.built < timings.first_step <= time.time()
 
@@ -63,16 +63,16 @@ def test_initial_weights_other_than_the_jobs_are_refused(make_stage, tmp_path, w
     stage = make_stage(training=SHORT)
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     options = {"init_weights": str(weights), "evaluate_only": evaluate_only}
-    what, where, _ = run(assignment(stage, tmp_path / "run", **options, init_sha256="0" * 64))["error"]
+    what, where, _ = run(worker_config(stage, tmp_path / "run", **options, init_sha256="0" * 64))["error"]
     assert f"expected sha256 {'0' * 64}" in what and f"found {found}" in what
     assert where == str(weights)
-    result = run(assignment(stage, tmp_path / "run", **options, init_sha256=found))
+    result = run(worker_config(stage, tmp_path / "run", **options, init_sha256=found))
     assert "error" not in result
 
 
 def test_the_history_is_sent_again_at_once(make_stage, tmp_path):
     stage = make_stage(training={**SHORT, "steps": 6, "checkpoint_every": {"steps": 1}})
-    given = assignment(stage, tmp_path / "run")
+    given = worker_config(stage, tmp_path / "run")
     run_attempts([Attempt(given, stop_at=5)], 1, tmp_path)
     history = [record["step"] for record in newest(str(tmp_path / "run")).meta["history"]]
     assert len(history) > 5
@@ -91,14 +91,14 @@ def test_a_best_checkpoint_that_was_not_written_is_said_at_the_end(make_stage, t
 
     monkeypatch.setattr(CheckpointStore, "write", full_at_two)
     # a rate of nearly nothing: the first evaluation stays the best
-    result = run(assignment(make_stage(optimizer={"lr": 1e-12}, training={**SHORT, "steps": 4}), tmp_path / "run"))
+    result = run(worker_config(make_stage(optimizer={"lr": 1e-12}, training={**SHORT, "steps": 4}), tmp_path / "run"))
     assert (result["reason"], result["best_step"]) == ("finished", 2)
     assert "of step 2, are not stored" in result["detail"] and "No space left" in result["detail"]
 
 
 def test_a_stored_best_checkpoint_needs_no_words(make_stage, tmp_path):
     stage = make_stage(optimizer={"lr": 1e-12}, training={**SHORT, "steps": 4})
-    assert run(assignment(stage, tmp_path / "run"))["detail"] == ""
+    assert run(worker_config(stage, tmp_path / "run"))["detail"] == ""
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_operations_without_a_deterministic_form_are_named_and_do_not_end_traini
         return step(plan, model, state, micro)
 
     monkeypatch.setattr(loop, "train_step", with_put)
-    result = run(assignment(make_stage(training={**SHORT, "deterministic": True}), tmp_path / "run"))
+    result = run(worker_config(make_stage(training={**SHORT, "deterministic": True}), tmp_path / "run"))
     assert result["reason"] == "finished"
     (said,) = result["nondeterministic"]
     assert "put_" in said and said.endswith("does not have a deterministic implementation")
@@ -130,4 +130,4 @@ def test_operations_without_a_deterministic_form_are_named_and_do_not_end_traini
 
 
 def test_without_the_wish_nothing_is_named(make_stage, tmp_path):
-    assert run(assignment(make_stage(training=SHORT), tmp_path / "run"))["nondeterministic"] == []
+    assert run(worker_config(make_stage(training=SHORT), tmp_path / "run"))["nondeterministic"] == []

@@ -12,7 +12,7 @@ import pytest
 from harness.driving import Done, Driver
 
 from scalablevit.config.loading import load_recipe
-from scalablevit.tracking.spool import read_lines
+from scalablevit.tracking.outbox import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 

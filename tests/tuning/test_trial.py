@@ -5,24 +5,24 @@ import math
 import pytest
 
 from scalablevit.config.trial import trial_stage
-from scalablevit.tuning.trial import Reports, TrialFailed, Work, check_sampled, reason_of
+from scalablevit.tuning.trial import Reports, TrialContext, TrialFailed, check_sampled, reason_of
 
 
 @pytest.fixture
-def work(make_search):
-    return Work(make_search(), "folder", "root", 64, None, "", True)
+def context(make_search):
+    return TrialContext(make_search(), "folder", "root", 64, None, "", True)
 
 
-def reports(work, curve=()):
-    return Reports(work, trial_stage(work.search, {}), dict(curve))
+def reports(context, curve=()):
+    return Reports(context, trial_stage(context.search, {}), dict(curve))
 
 
 def record(step, **metrics):
     return {"step": step, "time_ms": step, "metrics": {name.replace("_", "/"): v for name, v in metrics.items()}}
 
 
-def test_a_result_is_an_evaluation_with_the_records_before_it(work):
-    told = reports(work)
+def test_a_result_is_an_evaluation_with_the_records_before_it(context):
+    told = reports(context)
     assert told.take([record(1, train_loss=2.0)]) == []
     first, second = told.take([record(2, train_loss=1.0), record(2, val_loss=3.0), record(4, val_loss=5.0)])
     assert [each["step"] for each in first["records"]] == [1, 2, 2] and [e["step"] for e in second["records"]] == [4]
@@ -31,13 +31,13 @@ def test_a_result_is_an_evaluation_with_the_records_before_it(work):
     assert first["epoch"] == 2.5 / 4 and second["step"] == 4
 
 
-def test_an_evaluation_that_is_no_number_scores_worst(work):
-    (result,) = reports(work).take([record(2, val_loss=math.nan)])
+def test_an_evaluation_that_is_no_number_scores_worst(context):
+    (result,) = reports(context).take([record(2, val_loss=math.nan)])
     assert result["score"] == -math.inf
 
 
-def test_known_evaluations_are_replayed_and_not_told_twice(work):
-    told = reports(work, {2: 3.0, 4: 1.0})
+def test_known_evaluations_are_replayed_and_not_told_twice(context):
+    told = reports(context, {2: 3.0, 4: 1.0})
     assert [(each["step"], each["score"], each["records"]) for each in told.replayed()] == [
         (2, -3.0, []),
         (4, -1.0, []),
@@ -47,8 +47,8 @@ def test_known_evaluations_are_replayed_and_not_told_twice(work):
     assert result["score"] == -1.0 and len(result["records"]) == 2
 
 
-def test_a_failing_trial_tells_what_it_had(work):
-    told = reports(work)
+def test_a_failing_trial_tells_what_it_had(context):
+    told = reports(context)
     assert told.last_words() == []
     told.take([record(1, train_loss=2.0)])
     (result,) = told.last_words()
@@ -57,12 +57,12 @@ def test_a_failing_trial_tells_what_it_had(work):
 
 def test_population_based_training_compares_the_weights_as_they_are(make_search):
     search = make_search(scheduler={"kind": "pbt", "perturb_epochs": 1})
-    told = reports(Work(search, "folder", "root", 64, None, "", True))
+    told = reports(TrialContext(search, "folder", "root", 64, None, "", True))
     assert [each["score"] for each in told.take([record(2, val_loss=3.0), record(4, val_loss=5.0)])] == [-3.0, -5.0]
 
 
-def test_a_recipe_that_is_not_what_was_sampled_is_refused(work):
-    stage = trial_stage(work.search, {"optimizer.lr": 0.002})
+def test_a_recipe_that_is_not_what_was_sampled_is_refused(context):
+    stage = trial_stage(context.search, {"optimizer.lr": 0.002})
     check_sampled(stage, {"optimizer.lr": 0.002})
     with pytest.raises(TrialFailed, match=r"optimizer\.lr is 0\.002 in the trial's recipe, and 0\.003 was sampled"):
         check_sampled(stage, {"optimizer.lr": 0.003})

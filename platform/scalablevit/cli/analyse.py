@@ -14,7 +14,7 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.names import shown
-from scalablevit.runs.out_folder import refuse_unwritable
+from scalablevit.runs.output_dir import refuse_unwritable
 
 FILES = {
     "features": ("features.png", "features.json"),
@@ -52,7 +52,7 @@ output depends on at all. Without MODEL: ScalableViT-S with fresh weights, the s
 {EXIT}""",
     "ablation": f"""\
 The paper's Table 1 on any recipe: trains all of its stages once for each arm, alike in all but the attention, under one
-parent run, and sets parameters, FLOPs and best figures side by side. Arms:
+parent run, and sets parameters, FLOPs and best metrics side by side. Arms:
   lim          the standard model: IWSA and SSA in turn
   lem          IWSA's convolution kept within each window (LEM)
   none         no convolution: plain windows (WSA) in IWSA's place
@@ -64,7 +64,7 @@ The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted.""",
     "table": f"""\
 Counts parameters and FLOPs of ScalableViT S, B and L as classifier and under every dense head, as the shipped recipes
-build them, and sets the paper's figures next to them. Trains nothing.
+build them, and sets the paper's metrics next to them. Trains nothing.
 
 {EXIT}""",
 }

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to a file")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,11 +47,11 @@ def run(options: argparse.Namespace) -> int:
         shown = to_store(without_secrets(stage.stage))
         print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
         return 0
-    figures = evaluate_weights(stage, weights, sha256, root)
-    width = max(map(len, figures))
-    print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in figures.items()))
+    metrics = evaluate_weights(stage, weights, sha256, root)
+    width = max(map(len, metrics))
+    print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()))
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     return 0
 
 
@@ -65,14 +65,14 @@ def _described_data(resolved: ResolvedStage) -> str:
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:
-    """Figures of the weights on a stage's validation split, computed by Ray Train workers."""
+    """Metrics of the weights on a stage's validation split, computed by Ray Train workers."""
     cluster.connect([stage], root)
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import launch
-    from scalablevit.training.worker import Assignment
+    from scalablevit.training.worker import WorkerConfig
 
     folder = root / "runs" / f"evaluate-{stage.hash}-{uuid.uuid4().hex[:8]}"
-    assignment = Assignment(
+    worker_config = WorkerConfig(
         stage=without_secrets(stage.stage).model_dump_json(),
         run_folder="",
         root=str(root),
@@ -83,7 +83,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
-        result = launch(stage.stage, assignment.as_dict(), str(folder), [])
+        result = launch(stage.stage, worker_config.as_dict(), str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # Ray's own files and the listing, of no use afterwards
     return dict(result["metrics"])

@@ -11,7 +11,7 @@ from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import list_images
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
-from scalablevit.runs.out_folder import filled, refuse_unusable
+from scalablevit.runs.output_dir import refuse_unusable, write_folder
 
 if TYPE_CHECKING:
     from scalablevit.serving.export import Exported
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
-    with filled(out) as made:
+    with write_folder(out) as made:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
         parts = parts_of(trained, images, size, fixed=fixed)
         for part in parts:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="that a device exchanges gradients at (default: 10)")  # fmt: skip
     parser.add_argument("--decode-rate", type=float, metavar="R", help="images/s that one core decodes and augments")
     parser.add_argument("--price", type=float, metavar="P", help="of a device for an hour, in any currency")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to a file")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,12 +88,12 @@ def run(options: argparse.Namespace) -> int:
     from scalablevit.pipeline.prediction import Given, predict, told
     from scalablevit.pipeline.resolve import model_cost
     from scalablevit.tasks.registry import build_task
-    from scalablevit.training.footprint import footprint
+    from scalablevit.training.memory_estimate import estimate_memory
 
     model = model_cost(name, stage, size.classes)
     task = build_task(stage, size.classes)
     share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
-    memory = footprint(stage, task, math.ceil(share / stage.training.accumulation_steps))
+    memory = estimate_memory(stage, task, math.ceil(share / stage.training.accumulation_steps))
     step_s, step_images, origin = _step(stage, task, options, share)
     decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
     given = Given(
@@ -112,14 +112,14 @@ def run(options: argparse.Namespace) -> int:
     print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
     print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
     if options.json is not None:
-        figures = {
+        metrics = {
             "recipe": recipe.name,
             "stage": name,
             "prediction": {**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
             "memory_bytes": {**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
             "given": {**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
         }
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     return 0
 
 

@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import why_left_out
-from scalablevit.runs.out_folder import filled, refuse_unusable
+from scalablevit.runs.output_dir import refuse_unusable, write_folder
 
 if TYPE_CHECKING:
     from scalablevit.tasks.output import Output
@@ -40,7 +40,7 @@ def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path
     """
     started = time.monotonic()
     written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
-    with filled(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
+    with write_folder(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
         bad, facts = write(folder)
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")

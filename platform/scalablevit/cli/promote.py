@@ -45,7 +45,7 @@ validation split of the candidate's recipe, in float32 as served. The gate is th
 (platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005
 promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
 with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
-of it are refused. Where there is no champion yet, the limits alone decide. Both versions' figures, the gain with its
+of it are refused. Where there is no champion yet, the limits alone decide. Both versions' metrics, the gain with its
 confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as tags,
 whatever comes out.
 
@@ -209,7 +209,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
-                 _figure(stage), latency_threads, str(listing))  # fmt: skip
+                 _metric(stage), latency_threads, str(listing))  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
         return score(*arguments)
     import ray
@@ -229,7 +229,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     return found
 
 
-def _figure(stage: Stage) -> str:
+def _metric(stage: Stage) -> str:
     return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
 
 
@@ -279,7 +279,7 @@ def _evidence(
     gate = resolved.stage.promotion
     return {
         "at": _now(),
-        "figure": _figure(resolved.stage),
+        "metric": _metric(resolved.stage),
         "images": len(candidate.score.per_sample.numbers),
         "bad": candidate.score.bad,
         "data_digest": resolved.digest,
@@ -291,11 +291,11 @@ def _evidence(
 
 
 def _facts(contender: Contender) -> dict[str, Any]:
-    from scalablevit.serving.gate import figure_of
+    from scalablevit.serving.gate import metric_of
 
     return {
         "version": contender.version.version,
-        "value": figure_of(contender.score),
+        "value": metric_of(contender.score),
         "latency_ms": contender.score.latency_ms,
         "measured_on": contender.score.measured_on,
         "busy": contender.score.busy,
@@ -309,7 +309,7 @@ def _table(evidence: dict[str, Any]) -> str:
     columns = {alias: evidence[alias] for alias in (CANDIDATE, CHAMPION) if evidence[alias]}
     heads = "".join(f"{alias + ' v' + str(facts['version']):>18}" for alias, facts in columns.items())
     lines = [f"\n{'':<14}{heads}"]
-    for label, key, digits in ((evidence["figure"], "value", 4), ("latency, ms", "latency_ms", 2),
+    for label, key, digits in ((evidence["metric"], "value", 4), ("latency, ms", "latency_ms", 2),
                                ("weights, MB", "weights_mb", 2)):  # fmt: skip
         lines.append(f"{label:<14}" + "".join(f"{facts[key]:>18.{digits}f}" for facts in columns.values()))
     gain, gate = evidence["gain"], evidence["gate"]

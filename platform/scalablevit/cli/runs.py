@@ -16,9 +16,9 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.report.tables import lined_up
+from scalablevit.runs.console import duration
 from scalablevit.runs.lease import claim_of, known_owners, lives, owned
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.screen import duration
 from scalablevit.runs.status import ENDED, Status, read_status
 
 STOP_S = 150.0

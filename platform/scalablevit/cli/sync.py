@@ -1,15 +1,15 @@
-"""What outages and killed jobs left in the runs' spools, sent to MLflow from the command line."""
+"""What outages and killed jobs left in the runs' outboxes, sent to MLflow from the command line."""
 
 import argparse
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.tracking.shipper import Pending, Shipper, refused_records, remembered
-from scalablevit.tracking.spool import open_runs, read_lines
+from scalablevit.tracking.outbox import open_runs, read_lines
+from scalablevit.tracking.sync import OutboxSync, Pending, refused_records, remembered
 
 EPILOG = """\
-Each run's records are in <root>/runs/<run>/spool and stay there. Without --uri a spool goes where its job sent it, or
+Each run's records are in <root>/runs/<run>/spool and stay there. Without --uri an outbox goes where its job sent it, or
 `sync` last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
 last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own
@@ -29,21 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send every spool asked for, and say what became of it; see `add_arguments`.
+    """Send every outbox asked for, and say what became of it; see `add_arguments`.
 
     Raises:
         UserError: there is no such run, or MLflow's address is none.
     """
     root = platform_root(options.root, make=False)
-    shippers = {folder: _shipper(root, folder, options.uri) for folder in _spools(root, options.runs)}
-    if not shippers:
+    syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
+    if not syncs:
         print(f"no run below {root / 'runs'} has records to send: is --root right?", flush=True)
     left = 0
-    for folder, shipper in shippers.items():
+    for folder, sync in syncs.items():
         if options.dry_run:
-            print(f"{folder.parent.name}: {shipper.pending().records} records would be sent", flush=True)
+            print(f"{folder.parent.name}: {sync.pending().records} records would be sent", flush=True)
             continue
-        pending = shipper.ship_left(from_start=options.again)
+        pending = sync.send_left(from_start=options.again)
         print(f"{folder.parent.name}: {_tell(pending, len(open_runs(folder)))}", flush=True)
         for refused in refused_records(folder):
             print(f"  refused: {refused}", flush=True)
@@ -51,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-def _spools(root: Path, names: list[str]) -> list[Path]:
-    """Folders of the runs' spools, oldest first: a parent run starts before its children, which need it there."""
+def _outboxes(root: Path, names: list[str]) -> list[Path]:
+    """Folders of the runs' outboxes, oldest first: a parent run starts before its children, which need it there."""
     found = {records.parent.parent.name: records.parent for records in (root / "runs").glob("*/spool/records.jsonl")}
     unknown = [name for name in names if name not in found]
     if unknown:
         raise UserError(
-            f"no spool of run {', '.join(unknown)}",
+            f"no outbox of run {', '.join(unknown)}",
             where=str(root / "runs"),
             fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
         )
@@ -68,9 +68,9 @@ def _begun(folder: Path) -> int:
     return next((line.record["time_ms"] for line in read_lines(folder) if line.record is not None), 0)
 
 
-def _shipper(root: Path, folder: Path, uri: str | None) -> Shipper:
+def _sync_of(root: Path, folder: Path, uri: str | None) -> OutboxSync:
     last = remembered(folder)
-    return Shipper(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
+    return OutboxSync(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
 
 
 def _tell(pending: Pending, unended: int) -> str:

@@ -54,7 +54,7 @@ VERBS = {
         "List the shipped recipes and search spaces, or rewrite files in the current version's keys.",
         has_verbs=True,
     ),
-    "sync": Verb("scalablevit.cli.sync", "Send to MLflow what outages and killed jobs left in the runs' spools."),
+    "sync": Verb("scalablevit.cli.sync", "Send to MLflow what outages and killed jobs left in the runs' outboxes."),
     "analyse": Verb(
         "scalablevit.cli.analyse",
         "The paper's analysis: feature maps, receptive fields, the ablation of its attention, and its table of costs.",

@@ -14,7 +14,7 @@ class Promotion(Section):
     """The gate of `pipelines/promote.py`. Never part of a run's identity."""
 
     metric: Literal["top1", "top5", "miou", "macc", "aacc", "box_ap", "mask_ap"] | None = None
-    """Figure that is compared; null: top1, miou or box_ap."""
+    """Metric that is compared; null: top1, miou or box_ap."""
     margin: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """Least gain over the champion, as a fraction (0.01: one point); negative: it may be worse by so much."""
     require_significance: bool = False
@@ -24,7 +24,7 @@ class Promotion(Section):
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Draws of the bootstrap that the interval comes from."""
     min_value: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Least value of the figure itself; null: none."""
+    """Least value of the metric itself; null: none."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Longest median time of one answer (one image, on the machine that promotes), milliseconds; null: none."""
     max_weights_mb: Annotated[float, Field(gt=0)] | None = None

@@ -21,7 +21,7 @@ MAX_TRIALS = 100_000
 """More are refused: the list of trials is drawn before the first one starts."""
 
 
-class Draw(Section):
+class Distribution(Section):
     """How values of one parameter are drawn; exactly one of the three."""
 
     uniform: tuple[float, float] | None = None
@@ -117,7 +117,7 @@ class Space(Section):
     stage: str | None = None
     """The stage that is searched; null: the recipe's only one."""
     metric: str
-    """Figure of the evaluation by which trials are compared, each at its best evaluation: `val/...`."""
+    """Metric of the evaluation by which trials are compared, each at its best evaluation: `val/...`."""
     mode: Literal["max", "min"] = "max"
     """Which end of the metric is the good one."""
     searcher: Literal["random", "grid", "tpe"] = "random"
@@ -132,7 +132,7 @@ class Space(Section):
     """Of one trial; null: the recipe's `cluster` section."""
     keep_best: PositiveInt = 3
     """Trials of the search whose best checkpoint stays."""
-    parameters: dict[str, Draw]
+    parameters: dict[str, Distribution]
     """What is varied: dotted paths in the stage, such as `optimizer.lr`, and how values are drawn."""
 
 

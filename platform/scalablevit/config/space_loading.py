@@ -14,7 +14,7 @@ from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.shipped import recipe_file
-from scalablevit.config.space import MAX_TRIALS, Draw, Search, Space, Value
+from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.trial import shape, trial_epochs
@@ -26,7 +26,7 @@ PREFIX = "space."
 FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
 _UNTRAINED = "it does not change what is trained"
-_OTHER_DATA = "it changes the data, and figures on different data cannot be compared"
+_OTHER_DATA = "it changes the data, and metrics on different data cannot be compared"
 NOT_SEARCHED = {
     "cluster": _UNTRAINED,
     "tracking": _UNTRAINED,
@@ -222,18 +222,18 @@ def _check_against_recipe(
         _check_pbt(space, base, mistakes)
 
 
-def _readable(parameters: Any) -> dict[str, Draw]:
+def _readable(parameters: Any) -> dict[str, Distribution]:
     """Those parameters whose draws are valid, of a space that is not."""
     found = {}
     for path, raw in parameters.items() if isinstance(parameters, dict) else ():
         try:
-            found[path] = check(Draw, raw, {}, "")
+            found[path] = check(Distribution, raw, {}, "")
         except UserError:
             continue  # named with the space's other mistakes
     return found
 
 
-def _unused(path: str, draws: Mapping[str, Draw], stage: Mapping[str, Any]) -> tuple[str, str] | None:
+def _unused(path: str, draws: Mapping[str, Distribution], stage: Mapping[str, Any]) -> tuple[str, str] | None:
     """Why a parameter has no effect, whatever the other parameters' values, and what to do about it; None: it has."""
 
     def values(key: str) -> list[Any]:
@@ -243,7 +243,7 @@ def _unused(path: str, draws: Mapping[str, Draw], stage: Mapping[str, Any]) -> t
 
 
 def _check_parameter(
-    path: str, draw: Draw, whole: dict[str, Any], stage: str, epochs: float | None, mistakes: _Mistakes
+    path: str, draw: Distribution, whole: dict[str, Any], stage: str, epochs: float | None, mistakes: _Mistakes
 ) -> None:
     """Refuse a path that is not searched, and ends or choices that the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
@@ -333,7 +333,7 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
         )
 
 
-def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Draw], mistakes: _Mistakes) -> None:
+def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Distribution], mistakes: _Mistakes) -> None:
     """Refuse a metric that some trial does not report, and the wrong end of one."""
     heads = draws["task.head"].corners() if "task.head" in draws else [head_of(base.task)]
     reported = task_info(base.task.kind).metrics_with(heads)

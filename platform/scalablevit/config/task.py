@@ -95,7 +95,7 @@ class Detection(TaskSection):
     nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of two boxes of a class that overlap by more (intersection over union), the weaker one is dropped."""
     max_detections: PositiveInt = 100
-    """Most detections of an image; COCO's figures count 100 of them at most."""
+    """Most detections of an image; COCO's metrics count 100 of them at most."""
 
     def check_data(self, data: Data) -> None:
         """Refuse data without masks for Mask R-CNN."""

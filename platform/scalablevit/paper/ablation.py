@@ -1,4 +1,4 @@
-"""The paper's Table 1 on any recipe: arms trained alike under one parent run, their figures side by side."""
+"""The paper's Table 1 on any recipe: arms trained alike under one parent run, their metrics side by side."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ percent, whose parameters and FLOPs (at 512 x 2048) they are."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmResult:
     """What became of one arm's stage."""
 
     arm: str
@@ -100,9 +100,9 @@ def _cost(resolved: ResolvedStage) -> "Cost":
     return build_task(resolved.stage, resolved.classes).cost()
 
 
-def outcome(arm: Arm, cost: "Cost", result: StageResult) -> Outcome:
+def outcome(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:
     """An arm's stage that has finished."""
-    return Outcome(
+    return ArmResult(
         arm=arm.arm,
         stage=arm.stage,
         seed=arm.seed,
@@ -117,8 +117,8 @@ def outcome(arm: Arm, cost: "Cost", result: StageResult) -> Outcome:
     )
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """A line for each arm: parameters, FLOPs and best figures of each stage."""
+def table(outcomes: Sequence[ArmResult]) -> str:
+    """A line for each arm: parameters, FLOPs and best metrics of each stage."""
     arms = list(dict.fromkeys(each.arm for each in outcomes))
     stages = list(dict.fromkeys(each.stage for each in outcomes))
     of = {(arm, stage): [each for each in outcomes if (each.arm, each.stage) == (arm, stage)]
@@ -130,17 +130,17 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([lined_up([heading, *rows]), "", *_notes({stage: of[arms[0], stage] for stage in stages})])
 
 
-def _cells(trained: Sequence[Outcome]) -> list[str]:
+def _cells(trained: Sequence[ArmResult]) -> list[str]:
     """One arm's stage, trained with one or several seeds."""
     first = trained[0]
-    figures = [100 * each.best for each in trained]
-    said = ", ".join(f"{figure:.2f}" for figure in figures)
-    if len(figures) > 1:
-        said += f" (mean {statistics.mean(figures):.2f}, deviation {statistics.stdev(figures):.2f})"
+    metrics = [100 * each.best for each in trained]
+    said = ", ".join(f"{metric:.2f}" for metric in metrics)
+    if len(metrics) > 1:
+        said += f" (mean {statistics.mean(metrics):.2f}, deviation {statistics.stdev(metrics):.2f})"
     return [f"{first.parameters / 1e6:.2f}", f"{first.macs / 1e9:.3g}", f"{first.macs_with_attention / 1e9:.3g}", said]
 
 
-def _notes(by_stage: Mapping[str, Sequence[Outcome]]) -> list[str]:
+def _notes(by_stage: Mapping[str, Sequence[ArmResult]]) -> list[str]:
     seeds = "; ".join(f"{stage} {', '.join(str(each.seed) for each in trained)}" for stage, trained in by_stage.items())
     notes = [f"best evaluation of each run; seeds, the same for all arms: {seeds}"]
     if all(len(trained) == 1 for trained in by_stage.values()):

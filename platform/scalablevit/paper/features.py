@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.paper.stored_models import Subject, differences, load_subjects, pictures, seen
+from scalablevit.paper.loaded_models import Subject, differences, load_subjects, pictures, seen
 from scalablevit.report.features import Row, attention_name, blocks_of, captured, contrast, save_features, stage_ends
 from scalablevit.report.tables import save_note
 

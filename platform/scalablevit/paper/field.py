@@ -12,7 +12,7 @@ from scalablevit.config.shipped import RECIPES
 from scalablevit.models.attention import WindowAttention
 from scalablevit.models.receptive_field import ReceptiveField, receptive_field
 from scalablevit.models.scalablevit import ScalableViT
-from scalablevit.paper.stored_models import Picture, Subject, load_subjects, pictures, seen
+from scalablevit.paper.loaded_models import Picture, Subject, load_subjects, pictures, seen
 from scalablevit.report.features import attention_name, blocks_of, captured
 from scalablevit.report.field import said, save_fields
 from scalablevit.report.tables import save_note, save_rows
@@ -25,14 +25,14 @@ FRESH_ARMS = ("lim", "lem", "none")
 def draw_field(
     models: Sequence[str], overrides: Sequence[str], block: int, images: Path | None, out: Path, root: Path
 ) -> None:
-    """Measure one layer of each model, print the figures, and draw `field.png`.
+    """Measure one layer of each model, print the metrics, and draw `field.png`.
 
     Args:
         models: registered models or finished runs; none: ScalableViT-S with fresh weights, the same in all arms.
         overrides: of their recipes.
         block: whose attention is measured, counted from 1.
         images: folder of what the models are shown; None: built-in scenes.
-        out: folder for the files, among them `field.csv` and `field.json` with the figures.
+        out: folder for the files, among them `field.csv` and `field.json` with the metrics.
         root: the platform's root.
 
     Raises:

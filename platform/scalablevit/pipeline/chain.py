@@ -13,18 +13,18 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, Job, delivered, identity, run_stage
+from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, Job, closing_steps, identity, run_stage
 from scalablevit.report.tables import lined_up
 from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.screen import duration, forgiving_output
 from scalablevit.runs.signals import wait_saving_first
 from scalablevit.runs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
-from scalablevit.tracking.shipper import Shipper
-from scalablevit.tracking.spool import MetricRecord, Spool, Status, now_ms
+from scalablevit.tracking.outbox import MetricRecord, Outbox, Status, now_ms
+from scalablevit.tracking.sync import OutboxSync
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
@@ -51,10 +51,10 @@ def run_chain(
         StatusFile(store, lease, names, len(stages), "stages", address) as status_file,
     ):
         job = Job(root, recipe.name, identity(store), address, origins or {})
-        spool = Spool(store.local / "spool")
-        shipper = Shipper(store.local / "spool", job.tracking_uri)
-        spool.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
-        shipper.start()
+        outbox = Outbox(store.local / "spool")
+        sync = OutboxSync(store.local / "spool", job.tracking_uri)
+        outbox.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
+        sync.start()
         results: dict[str, StageResult] = {}
         status: Status = "FAILED"
         failure: BaseException | None = None
@@ -64,8 +64,8 @@ def run_chain(
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
             status_file.update(stage=names, step=len(results))
-            spool.metrics(job.uid, [_headline(results)])
-            publish_job(job, stages, results, store, spool)
+            outbox.metrics(job.uid, [_headline(results)])
+            publish_job(job, stages, results, store, outbox)
             status = "FINISHED"
         except KeyboardInterrupt as interrupt:
             status, failure = "KILLED", interrupt
@@ -73,13 +73,13 @@ def run_chain(
         except Exception as error:
             failure = error
             # how far it came, and how it came to that
-            clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, spool)))
+            clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, outbox)))
             raise
         finally:
             clean_up(
                 failure,
-                (f"recording the end of {store.name}", lambda: spool.end(job.uid, status)),
-                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+                (f"recording the end of {store.name}", lambda: outbox.end(job.uid, status)),
+                *closing_steps(sync, outbox, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
             )
     return list(results.values())
 
@@ -149,7 +149,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
 
 
 def _headline(results: dict[str, StageResult]) -> MetricRecord:
-    """The stages' best figures on the parent run, where jobs are compared."""
+    """The stages' best metrics on the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
 

@@ -48,9 +48,9 @@ def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
     if bound <= available:
         return bound
     from scalablevit.tasks.registry import build_task
-    from scalablevit.training.footprint import footprint
+    from scalablevit.training.memory_estimate import estimate_memory
 
-    return workers * (PROCESS_BYTES + footprint(stage, build_task(stage, resolved.classes), images).total)
+    return workers * (PROCESS_BYTES + estimate_memory(stage, build_task(stage, resolved.classes), images).total)
 
 
 def _available_bytes() -> float:

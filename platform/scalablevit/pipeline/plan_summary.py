@@ -113,12 +113,12 @@ def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
 
 
 def format_schedule(resolved: ResolvedStage) -> str:
-    """Return when figures are logged, when the model is evaluated and saved, and which checkpoints stay."""
+    """Return when metrics are logged, when the model is evaluated and saved, and which checkpoints stay."""
     training, length = resolved.stage.training, resolved.length
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)
     every = f" and every {length.checkpoint_every} steps" if length.checkpoint_every else ""
     return (
-        f"figures at steps {first} and every {training.log_every_steps}; evaluation every {length.evaluate_every} "
+        f"metrics at steps {first} and every {training.log_every_steps}; evaluation every {length.evaluate_every} "
         f"steps and at the end; checkpoint after each evaluation{every}, the last {training.keep.last} and the best "
         f"{training.keep.best} are kept"
     )

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from scalablevit.config.recipe import Length, Stage
-from scalablevit.runs.screen import duration
-from scalablevit.training.footprint import Footprint
+from scalablevit.runs.console import duration
+from scalablevit.training.memory_estimate import MemoryEstimate
 
 EVALUATED_SHARE = 1 / 3
 """Of a training step's time per image, for an image in evaluation: the backward pass takes twice the forward pass."""
@@ -68,7 +68,7 @@ class Prediction:
         return self.compute_s / (self.compute_s + self.exchange_s)
 
 
-def predict(stage: Stage, given: Given, memory: Footprint) -> Prediction:
+def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
     """A stage's training to its last step, without restarts and early stopping.
 
     Time grows with the images of a step; gradients go around a ring (Patarasu and Yuan, J. Parallel Distrib. Comput.
@@ -108,7 +108,7 @@ def _multiples(total: int, *intervals: int | None) -> set[int]:
     return {step for every in intervals if every for step in range(every, total + 1, every)} | {total}
 
 
-def told(stage: Stage, given: Given, memory: Footprint, found: Prediction) -> dict[str, str]:
+def told(stage: Stage, given: Given, memory: MemoryEstimate, found: Prediction) -> dict[str, str]:
     """The prediction for people, by name."""
     cluster, training = stage.cluster, stage.training
     micro = math.ceil(found.images_per_device / training.accumulation_steps)

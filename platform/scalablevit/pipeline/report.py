@@ -18,20 +18,20 @@ from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.data.statistics_table import table
-from scalablevit.pipeline.pictures import ERROR_ANALYSIS
+from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE
 from scalablevit.pipeline.stage import STATISTICS, Job
 from scalablevit.report.findings import load_findings
 from scalablevit.report.page import Page, Part, Search, Stage, render
-from scalablevit.runs.figures import Row, by_step
+from scalablevit.runs.console import duration
+from scalablevit.runs.metrics import Row, by_step
 from scalablevit.runs.result import WEIGHTS, StageResult, load_result
 from scalablevit.runs.run_store import IDENTITY, RunStore
-from scalablevit.runs.screen import duration
 from scalablevit.runs.status import read_status, store_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import brief
-from scalablevit.tracking.spool import Spool, read_lines
+from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.storage import START_NOTE, put_text
 
@@ -57,7 +57,7 @@ def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> Non
 
 
 def publish_job(
-    job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, spool: Spool
+    job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, outbox: Outbox
 ) -> None:
     """Write down what has become of the job's stages, make its page, and record it for MLflow.
 
@@ -65,7 +65,7 @@ def publish_job(
         results: of the stages that have finished.
         store: the job's own folder.
     """
-    publish(store.local, spool, job.uid, _known(job, stages, results))
+    publish(store.local, outbox, job.uid, _known(job, stages, results))
 
 
 def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, Stag
     return {"recipe": job.recipe, "stages": known}
 
 
-def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None = None) -> None:
+def publish(folder: Path, outbox: Outbox, uid: str, job: Mapping[str, Any] | None = None) -> None:
     """Make the page of a job or a search and record it for MLflow; one that fails is reported and ends nothing.
 
     Args:
@@ -89,7 +89,7 @@ def publish(folder: Path, spool: Spool, uid: str, job: Mapping[str, Any] | None 
         if job is not None:
             put_text(str(folder), JOB, json.dumps(job, indent=1))
         put_text(str(folder), PAGE, render(gather(folder)))
-        spool.artifact(uid, folder / PAGE)
+        outbox.artifact(uid, folder / PAGE)
         print(f"report: {folder / PAGE}", flush=True)
     except Exception as error:  # whatever a page fails of, the job is worth more
         print(f"{PAGE} was not made: {brief(error, '')}", flush=True)
@@ -174,7 +174,7 @@ def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
 
 
 def _recorded(local: Path) -> dict[str, str]:
-    """Tags and parameters of a run, as the spool has them for MLflow; later ones count."""
+    """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
     found: dict[str, str] = {}
     for line in read_lines(local / "spool"):
         if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
@@ -199,8 +199,8 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
         facts["reserved"] = f"{reserved} (workers x wall time)"
         facts["ended"] = masked(result.reason)
     peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}
-    for name, figure in peaks.items():
-        values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{figure}")]
+    for name, metric in peaks.items():
+        values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{metric}")]
         facts[name] = f"at most {max(values):.2f} GiB" if values else ""
     if (local / WEIGHTS).is_file():
         facts["weights"] = f"{(local / WEIGHTS).stat().st_size / 1e6:.1f} MB"
@@ -256,7 +256,7 @@ def _search(folder: Path) -> Search:
     names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
     plots = {folder / "plots" / f"{name}.png": words for name, words in PLOTS.items()}
     facts = {
-        "figure": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
+        "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
         "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],

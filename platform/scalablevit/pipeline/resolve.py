@@ -28,7 +28,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.sources.opening import open_source
 from scalablevit.data.statistics import DataStatistics
-from scalablevit.pipeline.initial import Initial, find_initial
+from scalablevit.pipeline.init_weights import InitWeights, find_init_weights
 from scalablevit.tracking.connection import check_uri
 
 if TYPE_CHECKING:  # imports torch
@@ -70,7 +70,7 @@ class ResolvedStage:
     """Names of the stages whose weights it starts from."""
     sources: Mapping[SplitName, Source] = field(default_factory=dict, compare=False, repr=False)
     """The splits as they were listed."""
-    initial: Initial | None = None
+    initial: InitWeights | None = None
     """Weights from outside the recipe that it starts from."""
 
 
@@ -225,15 +225,15 @@ def _parents(stage: Stage) -> tuple[str, ...]:
     return (init.removeprefix("stage:"),) if init.startswith("stage:") else ()
 
 
-def _find_weights(stage: Stage, root: Path) -> Initial | None:
+def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
     """Hold the stage's names and addresses against what there is."""
     check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
     check_uri(tracking_uri(stage.tracking.uri, root))
-    return find_initial(stage, root)
+    return find_init_weights(stage, root)
 
 
 def _resolve_stage(
-    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: Initial | None, inspection: Inspection
+    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: InitWeights | None, inspection: Inspection
 ) -> ResolvedStage:
     stage = recipe.stages[name]
     inspection.raise_errors()

@@ -17,30 +17,30 @@ from scalablevit.config.trial import trial_stage, with_values
 from scalablevit.config.unused_keys import without_unused
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.chain import run_chain
-from scalablevit.pipeline.initial import Initial
+from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE, summary
-from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, delivered, identity, initial_of
+from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, closing_steps, identity, init_weights_of
 from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.console import forgiving_output
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.screen import forgiving_output
 from scalablevit.runs.signals import check
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
-from scalablevit.tracking.shipper import Shipper
-from scalablevit.tracking.spool import Spool, Status, now_ms
+from scalablevit.tracking.outbox import Outbox, Status, now_ms
+from scalablevit.tracking.sync import OutboxSync
 from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.plots import save_plots
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
-from scalablevit.tuning.trial import Work
+from scalablevit.tuning.trial import TrialContext
 from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found."""
 
     name: str
@@ -79,7 +79,7 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
         )
 
 
-def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> Found:
+def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> SearchResult:
     """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
 
     Args:
@@ -90,12 +90,12 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) ->
     """
     *parents, searched = stages
     earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
-    found = run_search(search, searched, initial_of(searched, earlier), root)
+    found = run_search(search, searched, init_weights_of(searched, earlier), root)
     print("\n" + summary(search, found.trials, found.folder), flush=True)
     return found
 
 
-def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None, root: Path) -> Found:
+def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | None, root: Path) -> SearchResult:
     """Run a search on the connected cluster; trials that have ended are recognised, others go on.
 
     Args:
@@ -116,12 +116,12 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file,
     ):
         uid = identity(store)
-        spool = Spool(store.local / "spool")
-        shipper = Shipper(store.local / "spool", address)
-        _begin(search, store, spool, uid, resolved)
-        shipper.start()
+        outbox = Outbox(store.local / "spool")
+        sync = OutboxSync(store.local / "spool", address)
+        _begin(search, store, outbox, uid, resolved)
+        sync.start()
         store_listings(store.location, resolved.sources)
-        work = Work(
+        context = TrialContext(
             search=replace(search, recipe=_without_secrets(search.recipe)),
             folder=store.location,
             root=str(root),
@@ -132,15 +132,15 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         )
         trials = open_trials(search, store.location)
         told = partial(_tell, status_file, search, trials)
-        callback = SearchCallback(work, trials, spool, uid, tracking.experiment, told)
+        callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, told)
         status: Status = "FAILED"
         failure: BaseException | None = None
         try:
             told()
-            _run(callback, work, concurrency)
+            _run(callback, context, concurrency)
             found = _found(search, store, uid, callback.trials)
-            _write_down(work, found, spool)
-            publish(found.folder, spool, uid)
+            _write_down(context, found, outbox)
+            publish(found.folder, outbox, uid)
             status = "FINISHED"
         except KeyboardInterrupt as interrupt:
             status, failure = "KILLED", interrupt
@@ -152,8 +152,8 @@ def run_search(search: Search, resolved: ResolvedStage, initial: Initial | None,
         finally:
             clean_up(
                 failure,
-                (f"recording the end of {store.name}", lambda: spool.end(uid, status)),
-                *delivered(shipper, spool, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
+                (f"recording the end of {store.name}", lambda: outbox.end(uid, status)),
+                *closing_steps(sync, outbox, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
             )
     return found
 
@@ -171,14 +171,14 @@ def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> N
     )
 
 
-def _run(callback: SearchCallback, work: Work, concurrency: int) -> None:
-    space = work.search.space
+def _run(callback: SearchCallback, context: TrialContext, concurrency: int) -> None:
+    space = context.search.space
     wanted = space.budget.trials or len(callback.trials)
     if sum(trial.ended() for trial in callback.trials) >= wanted:
-        print(f"[search] already finished: all {wanted} trials have ended ({work.folder})", flush=True)
+        print(f"[search] already finished: all {wanted} trials have ended ({context.folder})", flush=True)
         return
     minutes = space.budget.wall_minutes
-    run_trials(callback, work, concurrency, None if minutes is None else minutes * 60)
+    run_trials(callback, context, concurrency, None if minutes is None else minutes * 60)
 
 
 def _concurrency(search: Search) -> int:
@@ -199,7 +199,7 @@ def _concurrency(search: Search) -> int:
     return asked or room
 
 
-def _begin(search: Search, store: RunStore, spool: Spool, uid: str, resolved: ResolvedStage) -> None:
+def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: ResolvedStage) -> None:
     """Record what is about to run, in the search's folder and for MLflow."""
     space = yaml.safe_dump(search.space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (store.local / "space.yaml").write_text(space, encoding="utf-8")
@@ -211,14 +211,14 @@ def _begin(search: Search, store: RunStore, spool: Spool, uid: str, resolved: Re
         "space": search.name,
         "run_folder": store.location,
     }
-    spool.run(uid, store.name, experiment=resolved.stage.tracking.experiment, tags=facts)
-    spool.params(uid, {f"space.{path}": draw.model_dump_json(exclude_none=True)
+    outbox.run(uid, store.name, experiment=resolved.stage.tracking.experiment, tags=facts)
+    outbox.params(uid, {f"space.{path}": draw.model_dump_json(exclude_none=True)
                        for path, draw in search.space.parameters.items()})  # fmt: skip
     for file in ("space.yaml", "base_recipe.yaml"):
-        spool.artifact(uid, store.local / file)
+        outbox.artifact(uid, store.local / file)
 
 
-def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> Found:
+def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> SearchResult:
     leading = next(iter(ranked(trials, search.space.mode)), None)
     best = leading.best(search.space.mode) if leading else None
     if leading is None or best is None:
@@ -227,33 +227,33 @@ def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> Fo
             + "\n".join(f"  trial {trial.number}: {trial.status} {trial.reason}" for trial in trials)
             + f"\ntheir folders are in {store.location}/trials"
         )
-    return Found(store.name, uid, store.local, tuple(trials), leading, *best)
+    return SearchResult(store.name, uid, store.local, tuple(trials), leading, *best)
 
 
-def _write_down(work: Work, found: Found, spool: Spool) -> None:
-    """Table, plots and the best recipe: files in the search's folder, artifacts and figures in MLflow."""
-    space = work.search.space
+def _write_down(context: TrialContext, found: SearchResult, outbox: Outbox) -> None:
+    """Table, plots and the best recipe: files in the search's folder, artifacts and metrics in MLflow."""
+    space = context.search.space
     per_epoch = {
-        trial.number: work.train_samples / trial_stage(work.search, trial.values).training.global_batch_size
+        trial.number: context.train_samples / trial_stage(context.search, trial.values).training.global_batch_size
         for trial in found.trials
     }
     files = [found.folder / TABLE, found.folder / BEST]
     files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
-    files[1].write_text(best_recipe(work.search, found), encoding="utf-8")
+    files[1].write_text(best_recipe(context.search, found), encoding="utf-8")
     files += save_plots(found.trials, space, found.folder / "plots")
     for file in files:
-        spool.artifact(found.uid, file, "plots" if file.suffix == ".png" else None)
-    spool.tags(found.uid, {
+        outbox.artifact(found.uid, file, "plots" if file.suffix == ".png" else None)
+    outbox.tags(found.uid, {
         "best": f"{space.metric}={found.value:.6g} at step {found.step} of trial {found.best.number}",
-        "checkpoint": f"{trial_folder(work.folder, found.best.number)}/checkpoints",
+        "checkpoint": f"{trial_folder(context.folder, found.best.number)}/checkpoints",
     })  # fmt: skip
     counts = {f"trials/{status}": float(sum(trial.status == status for trial in found.trials))
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
-    figures = {"search/best": found.value, **counts}
-    spool.metrics(found.uid, [{"step": len(found.trials), "time_ms": now_ms(), "metrics": figures}])
+    metrics = {"search/best": found.value, **counts}
+    outbox.metrics(found.uid, [{"step": len(found.trials), "time_ms": now_ms(), "metrics": metrics}])
 
 
-def best_recipe(search: Search, found: Found) -> str:
+def best_recipe(search: Search, found: SearchResult) -> str:
     """The base recipe with the best trial's values, as a file that runs; its head says where it came from."""
     recipe = with_values(_without_secrets(search.recipe), search.stage, found.best.values)
     values = ", ".join(f"{path}={value}" for path, value in found.best.values.items())

@@ -19,8 +19,8 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.export_weights import export_weights
-from scalablevit.pipeline.initial import Initial
-from scalablevit.pipeline.pictures import begin_training_batch, draw_curves, draw_validation
+from scalablevit.pipeline.init_weights import InitWeights
+from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_validation
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
@@ -29,13 +29,13 @@ from scalablevit.runs.result import WEIGHTS, StageResult, load_result, without_s
 from scalablevit.runs.run_store import IDENTITY, RunStore
 from scalablevit.runs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
-from scalablevit.tracking.callback import SpoolCallback
+from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.environment import environment_info, pinned
+from scalablevit.tracking.outbox import Outbox, Status, open_runs
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
-from scalablevit.tracking.shipper import REFUSED, Shipper
-from scalablevit.tracking.spool import Spool, Status, open_runs
+from scalablevit.tracking.sync import REFUSED, OutboxSync
 
 SERVING = "serving/model.py"
 STATISTICS = "statistics.json"
@@ -85,9 +85,9 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
     store = RunStore.open(resolved.run_name, resolved.stage.cluster.storage, job.root)
     with Lease(store) as lease:
         uid = identity(store)
-        spool = Spool(store.local / "spool")
-        shipper = Shipper(store.local / "spool", job.tracking_uri)
-        shipper.start()
+        outbox = Outbox(store.local / "spool")
+        sync = OutboxSync(store.local / "spool", job.tracking_uri)
+        sync.start()
         failure: BaseException | None = None
         try:
             finished = load_result(store)
@@ -100,29 +100,29 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
                 with StatusFile(
                     store, lease, resolved.name, resolved.length.total, "steps", job.tracking_uri, job.stopping
                 ) as status_file:
-                    finished = _train(job, resolved, earlier, store, spool, uid, status_file, last)
+                    finished = _train(job, resolved, earlier, store, outbox, uid, status_file, last)
             if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
-                _record_model(resolved, finished, store, spool)
-            return _registered(job, finished, store, shipper)
+                _record_model(resolved, finished, store, outbox)
+            return _registered(job, finished, store, sync)
         except BaseException as error:
             failure = error
             raise
         finally:
-            clean_up(failure, *delivered(shipper, spool, FAILED_DRAIN_S if failure else None))
+            clean_up(failure, *closing_steps(sync, outbox, FAILED_DRAIN_S if failure else None))
 
 
-def delivered(shipper: Shipper, spool: Spool, wait_s: float | None) -> list[tuple[str, Callable[[], object]]]:
-    """Return steps for `clean_up` that send what a spool holds and close both.
+def closing_steps(sync: OutboxSync, outbox: Outbox, wait_s: float | None) -> list[tuple[str, Callable[[], object]]]:
+    """Return steps for `clean_up` that send what an outbox holds and close both.
 
     Args:
-        shipper: of the spool.
-        spool: at its end.
+        sync: of the outbox.
+        outbox: at its end.
         wait_s: longest wait for MLflow to take what is left; None: no wait.
     """
     return [
-        (f"sending {spool.folder}", lambda: None if wait_s is None else shipper.drain(wait_s)),
-        (f"ending the sender of {spool.folder}", shipper.stop),
-        (f"closing {spool.folder}", spool.close),
+        (f"sending {outbox.folder}", lambda: None if wait_s is None else sync.drain(wait_s)),
+        (f"ending the sender of {outbox.folder}", sync.stop),
+        (f"closing {outbox.folder}", outbox.close),
     ]
 
 
@@ -149,7 +149,7 @@ def _train(
     resolved: ResolvedStage,
     earlier: dict[str, StageResult],
     store: RunStore,
-    spool: Spool,
+    outbox: Outbox,
     uid: str,
     status_file: StatusFile,
     last: float | None,
@@ -157,9 +157,9 @@ def _train(
     started, submitted = time.monotonic(), time.time()
     from scalablevit.training.attempts import ATTEMPTS, add_event
 
-    initial = initial_of(resolved, earlier)
+    initial = init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
-    _begin(job, resolved, initial, store, spool, uid)
+    _begin(job, resolved, initial, store, outbox, uid)
     status: Status = "FAILED"
     failure: BaseException | None = None
     drawing = begin_training_batch(resolved, store)
@@ -177,7 +177,7 @@ def _train(
     finally:
         if status != "FINISHED":
             status = "KILLED" if job.stopping.is_set() else status
-            clean_up(failure, (f"recording the end of {store.name}", lambda: spool.end(uid, status)))
+            clean_up(failure, (f"recording the end of {store.name}", lambda: outbox.end(uid, status)))
         if status == "FAILED":  # how it came to that
             clean_up(failure, ("drawing the curves", lambda: draw_curves(resolved, store, uid)))
     for note in outcome.get("nondeterministic", []):
@@ -189,16 +189,18 @@ def _train(
     return finished
 
 
-def initial_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> Initial | None:
+def init_weights_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> InitWeights | None:
     """The weights to start from: found with the recipe, or left by an earlier stage in run storage."""
     if not resolved.parents:
         return resolved.initial
     parent = earlier[resolved.parents[0]]
     version = f"{parent.registered_as}/{parent.version}" if parent.version else ""
-    return Initial(f"{parent.folder}/{WEIGHTS}", parent.weights_sha256, parent.classes, version)
+    return InitWeights(f"{parent.folder}/{WEIGHTS}", parent.weights_sha256, parent.classes, version)
 
 
-def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, spool: Spool, uid: str) -> None:
+def _begin(
+    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, outbox: Outbox, uid: str
+) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
     recipe = yaml.safe_dump(to_store(stage), sort_keys=False, allow_unicode=True)
@@ -220,28 +222,28 @@ def _begin(job: Job, resolved: ResolvedStage, initial: Initial | None, store: Ru
         # not parameters: a restart may change them, and MLflow's parameters never change
         **flat(stage.cluster.model_dump(mode="json"), "cluster."),
     }
-    spool.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
-    spool.params(uid, flat(hashed_part(stage)))
+    outbox.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
+    outbox.params(uid, flat(hashed_part(stage)))
     counts = {"steps": resolved.length.total, "train_samples": resolved.train_samples,
               "val_samples": resolved.val_samples, "classes": len(resolved.classes)}  # fmt: skip
-    spool.params(uid, counts)
+    outbox.params(uid, counts)
     source = str(job.root / Path(stage.data.root).expanduser())
     for split in ("train", "val"):
-        spool.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
+        outbox.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
     for name in artifacts:
-        spool.artifact(uid, store.local / name)
+        outbox.artifact(uid, store.local / name)
 
 
 def _launch(
-    job: Job, resolved: ResolvedStage, initial: Initial | None, store: RunStore, uid: str, status_file: StatusFile
+    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
 ) -> dict[str, Any]:
     from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import STOP, launch
-    from scalablevit.training.worker import Assignment
+    from scalablevit.training.worker import WorkerConfig
 
     store_listings(store.location, resolved.sources)
-    assignment = Assignment(
+    worker_config = WorkerConfig(
         stage=without_secrets(resolved.stage).model_dump_json(),
         run_folder=store.location,
         root=str(job.root),
@@ -252,23 +254,23 @@ def _launch(
     )
     metric = task_info(resolved.stage.task.kind).best_metric
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
-        callbacks = [SpoolCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
+        callbacks = [OutboxCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
         stop_file = store.local / STOP
         stop_file.unlink(missing_ok=True)  # that of an earlier attempt
         job.training.add(stop_file)
         try:
             if job.stopping.is_set():  # while nothing trained that could have been told
                 raise KeyboardInterrupt
-            return launch(resolved.stage, assignment.as_dict(), store.location, callbacks, stop_file)
+            return launch(resolved.stage, worker_config.as_dict(), store.location, callbacks, stop_file)
         finally:
             job.training.discard(stop_file)
 
 
-def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, spool: Spool) -> None:
+def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, outbox: Outbox) -> None:
     """Ask for registration and end the run; asking twice registers once."""
     chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
-    spool.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/checkpoints/{finished.checkpoint}"})
-    spool.model(
+    outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/checkpoints/{finished.checkpoint}"})
+    outbox.model(
         finished.uid,
         name=finished.registered_as,
         folder=store.local / "model",
@@ -282,21 +284,21 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
             **finished.lineage,
         },
     )
-    spool.end(finished.uid, "FINISHED")
+    outbox.end(finished.uid, "FINISHED")
 
 
-def _registered(job: Job, finished: StageResult, store: RunStore, shipper: Shipper) -> StageResult:
+def _registered(job: Job, finished: StageResult, store: RunStore, sync: OutboxSync) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
-    sync = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
-    pending = shipper.drain(DRAIN_S)
+    command = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
+    pending = sync.drain(DRAIN_S)
     if pending.records:
-        return replace(finished, tracking=f"{shipper.status()}; they are kept, and `{sync}` sends them")
+        return replace(finished, tracking=f"{sync.status()}; they are kept, and `{command}` sends them")
     try:
         version = version_of_run(job.tracking_uri, finished.registered_as, finished.uid)
     except Exception as error:  # whatever MLflow's client raises, the model is trained and its record is kept
         return replace(finished, tracking=f"{brief(error, job.tracking_uri)}; ask again by submitting again")
     if version:
-        return replace(finished, version=version, tracking=shipper.status())
+        return replace(finished, version=version, tracking=sync.status())
     refused = store.local / "spool" / REFUSED
     why = f"refused, see {refused}" if pending.refused or refused.exists() else "not there although it was sent"
     return replace(finished, tracking=f"the registered version is {why}; `{sync} --again` sends everything again")

@@ -68,7 +68,7 @@ def note_older(model: str, config: dict[str, Any]) -> None:
     data = config["stage"]["data"]
     if data["source"] == "image_folder" and "antialias" not in data:
         print(f"  note    {model} was trained before data.antialias came, on images shrunk by OpenCV's area filter; "
-              "now the filter is the one that data.antialias names, and figures may differ a little")  # fmt: skip
+              "now the filter is the one that data.antialias names, and metrics may differ a little")  # fmt: skip
 
 
 def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Recipe:

@@ -106,8 +106,8 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(image=_data_uri, big=_big, sentence=lambda text: text[:1].upper() + text[1:])
-    helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "figures": figures,
-               "class_figures": class_figures}  # fmt: skip
+    helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "metrics": metrics,
+               "class_metrics": class_metrics}  # fmt: skip
     return environment.get_template(TEMPLATE).render(page=page, **helpers)
 
 
@@ -122,7 +122,7 @@ class Chart:
 
 
 def curves(stage: Stage, place: int) -> list[Chart]:
-    """The figures by step of the stage at a place of the page; those that were never recorded are left out."""
+    """The metrics by step of the stage at a place of the page; those that were never recorded are left out."""
     steps, values = points(stage.rows, stage.best_metric)
     best = steps[int(np.argmax(values))] if steps else None
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
@@ -194,20 +194,20 @@ def confusions(stage: Stage) -> list[tuple[str, str, int]]:
     return [(classes[label], classes[answer], times) for label, answer, times in wrong]
 
 
-def figures(stage: Stage) -> dict[str, float]:
-    """The best evaluation's figures, without those of single classes."""
+def metrics(stage: Stage) -> dict[str, float]:
+    """The best evaluation's metrics, without those of single classes."""
     metrics = stage.result["metrics"] if stage.result else {}
     return {name: value for name, value in metrics.items() if name.count("/") == 1}
 
 
-def class_figures(stage: Stage) -> dict[str, dict[str, float]]:
-    """By figure (`iou`, `box_ap`, ...) and class, in the best evaluation's order."""
+def class_metrics(stage: Stage) -> dict[str, dict[str, float]]:
+    """By metric (`iou`, `box_ap`, ...) and class, in the best evaluation's order."""
     metrics = stage.result["metrics"] if stage.result else {}
     found: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        _, figure, *class_name = name.split("/", 2)
+        _, metric, *class_name = name.split("/", 2)
         if class_name:
-            found.setdefault(figure, {})[class_name[0]] = value
+            found.setdefault(metric, {})[class_name[0]] = value
     return found
 
 

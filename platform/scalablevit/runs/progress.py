@@ -1,4 +1,4 @@
-"""Progress of a running stage, read from its spool as it arrives: lines, `status.json` and its figures' files."""
+"""Progress of a running stage, read from its outbox as it arrives: lines, `status.json` and its metrics' files."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from typing import Any
 
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.figures import IS_BEST, MetricFiles
+from scalablevit.runs.console import Console, duration
+from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.screen import Screen, duration
 from scalablevit.runs.status import Best, StatusFile
-from scalablevit.tracking.spool import RECORDS, now_ms, read_lines
+from scalablevit.tracking.outbox import RECORDS, now_ms, read_lines
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.storage import START_NOTE
 
@@ -31,14 +31,14 @@ class Progress:
         self._store = store
         store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
         self._noted = False
-        self._spool = spool = store.local / "spool"
+        self._outbox = outbox = store.local / "spool"
         self._uid = uid
-        self._screen = Screen(stage)
+        self._console = Console(stage)
         self._total = total_steps
         self._files = MetricFiles(store, uid)
         self._best_metric = best_metric
         self._status = status
-        self._offset = (spool / RECORDS).stat().st_size
+        self._offset = (outbox / RECORDS).stat().st_size
         self._attempts = store.local / ATTEMPTS
         _, self._attempts_offset = read_attempts(self._attempts)
         self._printed = 0.0
@@ -61,8 +61,8 @@ class Progress:
         clean_up(
             error,
             ("showing the last records", self._tell_new),
-            ("writing metrics.jsonl and results.csv", self._write_figures),
-            ("closing the screen", self._screen.close),
+            ("writing metrics.jsonl and results.csv", self._write_metrics),
+            ("closing the screen", self._console.close),
         )
 
     def _follow(self) -> None:
@@ -73,16 +73,16 @@ class Progress:
     def _tell_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):
             self._noted = True
-            self._screen.say(note.decode())
+            self._console.say(note.decode())
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
             self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
             if event["event"] == "lost":
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
-                self._screen.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
+                self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
         records = []
-        for line in read_lines(self._spool, self._offset):
+        for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
             if line.record is not None and line.record["kind"] == "metrics" and line.record["uid"] == self._uid:
                 records.append(line.record)
@@ -93,29 +93,29 @@ class Progress:
 
     def _tell(self, step: int, time_ms: int, metrics: Mapping[str, Any]) -> None:
         if self._best_metric in metrics:
-            self._screen.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
-            self._write_figures()
+            self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
+            self._write_metrics()
         elif "train/loss" in metrics:
             self._pace.saw(step, time_ms)
             # a narrow terminal cuts the end off
             parts = (f"step {step}/{self._total}", self._pace.left(step), training_line(metrics), self._memory)
             line = "  ".join(part for part in parts if part)
-            self._screen.show(line)
-            quiet = self._screen.is_live or time.monotonic() - self._printed < QUIET_S
+            self._console.show(line)
+            quiet = self._console.is_live or time.monotonic() - self._printed < QUIET_S
             if not quiet or step in FIRST_STEPS or step >= self._total:
                 self._printed = time.monotonic()
-                self._screen.say(line)
+                self._console.say(line)
             self._status.update(step=step)
 
-    def _write_figures(self) -> None:
-        """The run's files and its best value, from all that its spool holds."""
+    def _write_metrics(self) -> None:
+        """The run's files and its best value, from all that its outbox holds."""
         self._files.read()
         if self._files.last_step:
             self._status.update(step=self._files.last_step, best=self._best())
         try:
             self._files.write()
         except OSError as error:  # a full disk must not end training
-            self._screen.say(f"metrics.jsonl and results.csv were not written: {error}")
+            self._console.say(f"metrics.jsonl and results.csv were not written: {error}")
 
     def _best(self) -> Best | None:
         if self._files.best is None:
@@ -146,7 +146,7 @@ class Pace:
 
 
 def memory(metrics: Mapping[str, Any]) -> str:
-    """Of the figures of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
+    """Of the metrics of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
     for name, key in (("GPU memory", "gpu_peak_allocated_gib"), ("memory", "process_memory_gib")):
         if f"system/node0/{key}" in metrics:
             return f"{name} {float(metrics[f'system/node0/{key}']):.1f} GiB"
@@ -154,7 +154,7 @@ def memory(metrics: Mapping[str, Any]) -> str:
 
 
 def training_line(metrics: Mapping[str, Any]) -> str:
-    """The figures of a log point."""
+    """The metrics of a log point."""
     return (
         f"epoch {float(metrics['train/epoch']):.2f}  loss {float(metrics['train/loss']):.4f}  "
         f"lr {float(metrics['train/lr']):.2e}  grad {float(metrics['train/grad_norm']):.2f}  "
@@ -164,9 +164,9 @@ def training_line(metrics: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(metrics: Mapping[str, Any]) -> str:
-    """The figures of an evaluation."""
-    figures = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v))
-    return f"evaluation: {figures}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
+    """The metrics of an evaluation."""
+    shown = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v))
+    return f"evaluation: {shown}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
 
 
 def _remedies(metrics: Mapping[str, Any]) -> str:
@@ -176,7 +176,7 @@ def _remedies(metrics: Mapping[str, Any]) -> str:
 
 
 def _headline(name: str, value: float | str) -> bool:
-    """Figures for people, not those of single classes; bad samples when there are any."""
+    """Metrics for people, not those of single classes; bad samples when there are any."""
     if name == "val/bad_samples":
         return bool(value)
     return name.startswith("val/") and name.count("/") == 1 and name not in (IS_BEST, "val/samples")

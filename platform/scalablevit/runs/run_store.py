@@ -22,7 +22,7 @@ class RunStore:
     location: str
     """In run storage: a path or an address."""
     local: Path
-    """On the driver's disk: the spool and readable files; the same folder when storage is local."""
+    """On the driver's disk: the outbox and readable files; the same folder when storage is local."""
 
     @classmethod
     def open(cls, name: str, storage: str | None, root: Path) -> "RunStore":

@@ -38,15 +38,15 @@ def paired_gain(candidate: SampleStatistics, champion: SampleStatistics, resampl
     gains = np.empty(resamples)
     for number in range(resamples):
         chosen = draws.integers(images, size=images)
-        gains[number] = candidate.figure(chosen) - champion.figure(chosen)
+        gains[number] = candidate.metric(chosen) - champion.metric(chosen)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(gains, (tail, 1 - tail))  # nan: a draw without any object
-    return Gain(candidate.figure(everything) - champion.figure(everything), float(low), float(high))
+    return Gain(candidate.metric(everything) - champion.metric(everything), float(low), float(high))
 
 
-def figure_of(score: Score) -> float:
-    """The figure on all images."""
-    return score.per_sample.figure(np.arange(len(score.per_sample.numbers)))
+def metric_of(score: Score) -> float:
+    """The metric on all images."""
+    return score.per_sample.metric(np.arange(len(score.per_sample.numbers)))
 
 
 def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float) -> list[str]:
@@ -59,14 +59,14 @@ def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float
         weights_mb: size of the candidate's weights, 10^6 bytes.
     """
     found = []
-    figure = figure_of(score)
+    metric = metric_of(score)
     if gain is not None and gate.require_significance and not gain.low >= gate.margin:
         interval = f"the gain's {100 * gate.confidence:g}% interval"
         found.append(f"{interval} starts at {gain.low:+.4f}, below the margin {gate.margin:+.4f}")
     elif gain is not None and not gain.value >= gate.margin:
         found.append(f"the gain {gain.value:+.4f} is below the margin {gate.margin:+.4f}")
-    if not figure >= (gate.min_value or 0.0):  # also: no truth at all
-        found.append(f"the figure {figure:.4f} is below the least {gate.min_value or 0.0:.4f}")
+    if not metric >= (gate.min_value or 0.0):  # also: no truth at all
+        found.append(f"the metric {metric:.4f} is below the minimum {gate.min_value or 0.0:.4f}")
     if gate.max_latency_ms is not None and score.latency_ms > gate.max_latency_ms:
         busy = f" ({score.busy})" if score.busy else ""
         found.append(f"an answer takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms{busy}")

@@ -21,7 +21,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.sample_statistics import SampleStatistics
-from scalablevit.training.agreement import end_with_changed_files
+from scalablevit.training.collectives import end_with_changed_files
 from scalablevit.training.data_listing import open_stored
 
 WARM_UP, ANSWERS = 3, 20
@@ -45,7 +45,7 @@ class Score:
 
 
 def score(
-    stage_json: str, classes: Sequence[str], weights: str, root: str, figure: str, latency_threads: int, listing: str
+    stage_json: str, classes: Sequence[str], weights: str, root: str, metric: str, latency_threads: int, listing: str
 ) -> Score:
     """Take the stage's validation split, each image once and in order, in the precision in which models are served.
 
@@ -54,7 +54,7 @@ def score(
         classes: names, in the order of the network's outputs.
         weights: file of the weights, already checked.
         root: the platform's root.
-        figure: as the recipe's `promotion.metric`.
+        metric: as the recipe's `promotion.metric`.
         latency_threads: of torch, while the time of a prediction is measured on a CPU. Two on two busy cores wait for
             each other: 600 ms in place of 46 ms with one.
         listing: folder in which the split was left as it was listed (`training.data_listing`).
@@ -65,7 +65,7 @@ def score(
     stage = Stage.model_validate_json(stage_json)
     trained = load_trained(stage, classes, weights)
     source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
-    per_sample = task_kind(stage.task.kind).build_sample_statistics(figure, classes)
+    per_sample = task_kind(stage.task.kind).build_sample_statistics(metric, classes)
     bad = _add_all(trained, source, per_sample)
     latency, busy = _latency_ms(trained, source, latency_threads) if per_sample.numbers else (math.nan, "")
     return Score(per_sample, bad, latency, _measured_on(trained.device, latency_threads), busy)

@@ -1,4 +1,4 @@
-"""The cost of segmentation models and detectors next to the paper's figures."""
+"""The cost of segmentation models and detectors next to the paper's metrics."""
 
 from scalablevit.models.counting import Cost, PaperRow, giga
 

@@ -1,4 +1,4 @@
-"""Per-sample statistics: what each image adds to a figure, kept apart for the bootstrap over images."""
+"""Per-sample statistics: what each image adds to a metric, kept apart for the bootstrap over images."""
 
 from typing import Any, Protocol
 
@@ -12,14 +12,14 @@ Choice = NDArray[np.int64]
 
 
 class SampleStatistics(Protocol):
-    """The per-sample statistics of one figure of one model."""
+    """The per-sample statistics of one metric of one model."""
 
     def update(self, predictions: Any, batch: Batch) -> None:
         """Add one batch, as to the task's metric."""
 
     @property
     def numbers(self) -> list[int]:
-        """Numbers of the images in their source, in the order that `figure` chooses from."""
+        """Numbers of the images in their source, in the order that `metric` chooses from."""
 
-    def figure(self, chosen: Choice) -> float:
-        """Return the figure of the chosen images as a fraction; one chosen twice counts twice; nan without truth."""
+    def metric(self, chosen: Choice) -> float:
+        """Return the metric of the chosen images as a fraction; one chosen twice counts twice; nan without truth."""

@@ -20,7 +20,7 @@ NOTHING_LEFT_OUT: Batch = {"bad": [], "changed": []}
 
 
 class Metric(Protocol):
-    """Figures summed over batches and ranks, each sample counted exactly once."""
+    """Metrics summed over batches and ranks, each sample counted exactly once."""
 
     def update(self, predictions: Any, batch: Batch) -> None:
         """Add one batch."""
@@ -29,7 +29,7 @@ class Metric(Protocol):
         """Sum over all ranks, in place; every rank calls it, also one that saw no batch."""
 
     def compute(self) -> dict[str, float]:
-        """Figures by name (`val/...`); the task's `best_metric` is among them."""
+        """Metrics by name (`val/...`); the task's `best_metric` is among them."""
 
 
 class Task(Protocol):
@@ -41,7 +41,7 @@ class Task(Protocol):
 
     classes: tuple[str, ...]
     best_metric: str
-    """Name of the figure that decides which checkpoint is best; larger is better."""
+    """Name of the metric that decides which checkpoint is best; larger is better."""
     one_size: bool
     """Whether all images that the model sees, in training and evaluation, have one size."""
 
@@ -59,7 +59,7 @@ class Task(Protocol):
         """Height and width of the image that `cost` is given for, pixels."""
 
     def cost_beside_paper(self) -> str:
-        """One line with `cost`, and the paper's figures where the paper has this model."""
+        """One line with `cost`, and the paper's metrics where the paper has this model."""
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Samples (also undecodable ones) to a batch."""

@@ -1,1 +1,1 @@
-"""MLflow runs and registry, written through a spool on disk."""
+"""MLflow runs and registry, written through an outbox on disk."""

@@ -1,4 +1,4 @@
-"""Ray Train's reports on their way into the spool."""
+"""Ray Train's reports on their way into the outbox."""
 
 import sys
 import time
@@ -8,35 +8,35 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from scalablevit.tracking.spool import MetricRecord, Spool
+from scalablevit.tracking.outbox import MetricRecord, Outbox
 
 LOG = "callback.log"
 
 
-class SpoolCallback(UserCallback):
-    """Appends what the workers report to the spool; runs in Ray Train's controller, on the driver's node.
+class OutboxCallback(UserCallback):
+    """Appends what the workers report to the outbox; runs in Ray Train's controller, on the driver's node.
 
-    A worker reports `{"records": [MetricRecord, ...], "node": {"rank": int, figure: float, ...}}`: rank 0 the records
-    (the other ranks none), one rank of each node its figures (the others none). Figures are recorded under
+    A worker reports `{"records": [MetricRecord, ...], "node": {"rank": int, metric: float, ...}}`: rank 0 the records
+    (the other ranks none), one rank of each node its metrics (the others none). Metrics are recorded under
     `system/node<rank>/<figure>` at the step of the report's last record.
 
     An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` next to the
-    spool and to stderr. Points that the disk did not take are kept and tried again at the next report.
+    outbox and to stderr. Points that the disk did not take are kept and tried again at the next report.
 
     Args:
-        folder: the spool's folder.
+        folder: the outbox's folder.
         uid: the run.
     """
 
     def __init__(self, folder: str | Path, uid: str) -> None:
         self._folder = Path(folder)
         self._uid = uid
-        self._spool: Spool | None = None
+        self._outbox: Outbox | None = None
         self._waiting: list[MetricRecord] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks to the controller, and again to every new worker: an open file stays behind."""
-        return {**self.__dict__, "_spool": None}
+        return {**self.__dict__, "_outbox": None}
 
     def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Ray calls it once all ranks have reported, in the order of the reports.
@@ -54,10 +54,10 @@ class SpoolCallback(UserCallback):
 
     def _record(self) -> None:
         try:
-            if self._spool is None:
-                self._spool = Spool(self._folder)
-            self._spool.metrics(self._uid, self._waiting)
-            self._spool.sync()
+            if self._outbox is None:
+                self._outbox = Outbox(self._folder)
+            self._outbox.metrics(self._uid, self._waiting)
+            self._outbox.sync()
         except OSError:
             raise
         except Exception:
@@ -85,7 +85,7 @@ def _points(metrics: list[dict[str, Any]]) -> list[MetricRecord]:
         {
             "step": step,
             "time_ms": time_ms,
-            "metrics": {f"system/node{node['rank']}/{figure}": node[figure] for figure in node if figure != "rank"},
+            "metrics": {f"system/node{node['rank']}/{metric}": node[metric] for metric in node if metric != "rank"},
         }
         for node in nodes
     ]

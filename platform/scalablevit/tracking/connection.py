@@ -184,8 +184,8 @@ def verdict(error: Exception) -> Verdict:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
-    # Any OSError: a record's own file is looked for before it is sent (`delivery.check_own`), so one that is missing
-    # here is the server's, such as a folder of artifacts that is not mounted at the moment.
+    # Any OSError: a record's own file is looked for before it is sent (`mlflow_writer.check_own`), so one that is
+    # missing here is the server's, such as a folder of artifacts that is not mounted at the moment.
     if isinstance(error, (Away, OSError, OperationalError)):
         return "away"
     if isinstance(error, MlflowException):

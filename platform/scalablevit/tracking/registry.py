@@ -21,7 +21,7 @@ LOOKUP_TIMEOUT_S = 10
 
 
 def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: Path) -> "ModelVersion":
-    """Make the version that a `model` record asks for (see `Spool.model`) and point its alias at it.
+    """Make the version that a `model` record asks for (see `Outbox.model`) and point its alias at it.
 
     Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
     found by the registration's uid.
@@ -30,7 +30,7 @@ def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: 
         client: MLflow, for runs and registry.
         run_id: MLflow's id of the run that trained the model.
         record: the `model` record.
-        code: folder of the import package, the copy kept in the spool.
+        code: folder of the import package, the copy kept in the outbox.
 
     Raises:
         Refused: a file of the model or its code is missing, or the code does not run.

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop on each rank: batches in, figures and checkpoints out."""
+"""Callbacks of the training loop on each rank: batches in, metrics and checkpoints out."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
-from scalablevit.training.agreement import newest_for_all
 from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
+from scalablevit.training.collectives import latest_checkpoint_for_all_ranks
 from scalablevit.training.evaluate import evaluate
-from scalablevit.training.loop import Plan
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.state import Record, TrainState
 from scalablevit.training.storage import BAD_SAMPLES, add_bad_samples
@@ -36,7 +36,7 @@ FIRST_LOOKS = 10
 
 
 Send = Callable[[list[Record], dict[str, float]], None]
-"""Hands records and this node's figures on; every rank calls it at the same time."""
+"""Hands records and this node's metrics on; every rank calls it at the same time."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class WorkerCallbacks:
     """The loop's `TrainCallbacks` on one rank.
 
     Args:
-        plan: what is trained.
+        context: what is trained.
         state: what the loop changes.
         source: samples by split.
         store: the run's checkpoints.
@@ -70,7 +70,7 @@ class WorkerCallbacks:
 
     def __init__(
         self,
-        plan: Plan,
+        context: TrainContext,
         state: TrainState,
         source: Mapping[SplitName, Source],
         store: CheckpointStore,
@@ -80,15 +80,15 @@ class WorkerCallbacks:
         *,
         stored_first: bool,
     ) -> None:
-        stage = plan.stage
-        self._plan = plan
+        stage = context.stage
+        self._context = context
         self._state = state
         self._run_folder = run_folder
         self._stored_first = stored_first
         self._poller = poller
-        self._node = NodeSampler(plan.device)
+        self._node = NodeSampler(context.device)
         # records that a killed controller may not have passed on, at once: each report waits for all ranks
-        # the spool drops doubles
+        # the outbox drops doubles
         self.sender = ThrottledReporter(send, self._node, waiting=state.history, paced=not stored_first)
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
@@ -98,32 +98,32 @@ class WorkerCallbacks:
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Micro-batches from a position of the stream to the end of the recipe."""
-        plan, training = self._plan, self._plan.stage.training
+        context, training = self._context, self._context.stage.training
         keys = TrainBatches(
             self._order,
             global_batch_size=training.global_batch_size,
             accumulation_steps=training.accumulation_steps,
-            rank=plan.rank,
-            world=plan.world,
+            rank=context.rank,
+            world=context.world,
             first_step=first,
-            end_step=plan.length.total + self._state.passed_over,
+            end_step=context.length.total + self._state.passed_over,
         )
-        workers = plan.stage.cluster.loader_workers
-        loader = build_loader(self._train, keys, plan.task.collate("train"), workers=workers, device=plan.device)
-        return prefetch(loader, plan.device)
+        workers = context.stage.cluster.loader_workers
+        loader = build_loader(self._train, keys, context.task.collate("train"), workers=workers, device=context.device)
+        return prefetch(loader, context.device)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on the validation split."""
-        return evaluate(self._plan.task, model, eval_batches_of(self._plan, self._val), self._plan.autocast())
+        """Metrics on the validation split."""
+        return evaluate(self._context.task, model, eval_batches_of(self._context, self._val), self._context.autocast())
 
     def report(self, record: Record) -> None:
         """Hand a record on, soon."""
-        self._poller.learn(record, self._plan.stage.training.global_batch_size)
+        self._poller.learn(record, self._context.stage.training.global_batch_size)
         self.sender.add(record)
 
     def save(self, state: TrainState, value: float | None) -> None:
         """Write a checkpoint in the background."""
-        if self._plan.rank == 0:
+        if self._context.rank == 0:
             self.writer.submit(state.snapshot(), value if value == value else None)
             if self._stored_first:
                 self.writer.wait()
@@ -136,7 +136,7 @@ class WorkerCallbacks:
 
     def name_bad(self, files: dict[str, str]) -> None:
         """Add to the run's list of undecodable files."""
-        if self._plan.rank == 0:
+        if self._context.rank == 0:
             try:
                 add_bad_samples(self._run_folder, files)
             except OSError as error:  # as for a checkpoint: a full disk must not end training
@@ -153,7 +153,7 @@ class WorkerCallbacks:
             UserError: there is none.
         """
         self.writer.wait()
-        restored = newest_for_all(self.writer.store, self._plan.rank)
+        restored = latest_checkpoint_for_all_ranks(self.writer.store, self._context.rank)
         if restored is None:
             raise UserError(
                 "a step is not finite, and there is no checkpoint to go back to",
@@ -166,7 +166,7 @@ class WorkerCallbacks:
     def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
         """Write the step down."""
         try:
-            capture_step(self._run_folder, self._plan, state, micro_batches)
+            capture_step(self._run_folder, self._context, state, micro_batches)
         except OSError as error:
             logger.error("a step that is not finite was not captured: %s", error)
 
@@ -235,11 +235,11 @@ def train_order(stage: Stage, source: Source) -> TrainOrder:
     return TrainOrder(len(source), data.repeated_augmentation if isinstance(data, LabelledImages) else 1, seed)
 
 
-def eval_batches_of(plan: Plan, data: SampleDataset) -> Iterator[Batch]:
+def eval_batches_of(context: TrainContext, data: SampleDataset) -> Iterator[Batch]:
     """This rank's share of the validation split, in batches as large as a training micro-batch."""
-    training = plan.stage.training
-    size = max(1, training.global_batch_size // (plan.world * training.accumulation_steps))
-    keys = eval_batches(len(data), plan.rank, plan.world, size)
-    loaders = plan.stage.cluster.loader_workers
-    loader = build_loader(data, keys, plan.task.collate("val"), workers=loaders, device=plan.device)
-    return prefetch(loader, plan.device)
+    training = context.stage.training
+    size = max(1, training.global_batch_size // (context.world * training.accumulation_steps))
+    keys = eval_batches(len(data), context.rank, context.world, size)
+    loaders = context.stage.cluster.loader_workers
+    loader = build_loader(data, keys, context.task.collate("val"), workers=loaders, device=context.device)
+    return prefetch(loader, context.device)

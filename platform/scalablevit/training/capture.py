@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scalablevit.config.stored import to_store
 from scalablevit.data.loader import Batch
-from scalablevit.training.loop import Plan
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.state import TrainState
 from scalablevit.training.storage import STEP, open_filesystem, put
 
@@ -22,7 +22,7 @@ def batches_file(rank: int) -> str:
     return f"batches-rank{rank}.safetensors"
 
 
-def capture_step(run_folder: str, plan: Plan, state: TrainState, micro_batches: list[Batch]) -> None:
+def capture_step(run_folder: str, context: TrainContext, state: TrainState, micro_batches: list[Batch]) -> None:
     """Write a step into `<run folder>/nonfinite/step_<n>/`: n steps were done before it.
 
     Every rank writes its micro-batches as they came from the loader; rank 0 also the state before the step, and what
@@ -30,7 +30,7 @@ def capture_step(run_folder: str, plan: Plan, state: TrainState, micro_batches: 
 
     Args:
         run_folder: path or address.
-        plan: what is trained.
+        context: what is trained.
         state: as it was before the step.
         micro_batches: of this rank.
     """
@@ -38,15 +38,15 @@ def capture_step(run_folder: str, plan: Plan, state: TrainState, micro_batches: 
     folder = f"{root}/{FOLDER}/step_{state.step:09d}"
     filesystem.create_dir(folder, recursive=True)
     tensors = {f"{number}/{key}": value for number, batch in enumerate(micro_batches) for key, value in _flat(batch)}
-    put(filesystem, f"{folder}/{batches_file(plan.rank)}", safetensors.torch.save(tensors))
-    if plan.rank == 0:
+    put(filesystem, f"{folder}/{batches_file(context.rank)}", safetensors.torch.save(tensors))
+    if context.rank == 0:
         snapshot = state.snapshot()
         for stem, content in snapshot.files.items():
             put(filesystem, f"{folder}/{stem}.safetensors", safetensors.torch.save(content))
         facts = {
-            "stage": to_store(plan.stage),
-            "classes": plan.task.classes,
-            "world": plan.world,
+            "stage": to_store(context.stage),
+            "classes": context.task.classes,
+            "world": context.world,
             "state": snapshot.meta,
         }
         put(filesystem, f"{folder}/{STEP}", json.dumps(facts, indent=1).encode())

@@ -1,4 +1,4 @@
-"""Distributed evaluation: every validation sample exactly once, figures summed over the ranks."""
+"""Distributed evaluation: every validation sample exactly once, metrics summed over the ranks."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
-from scalablevit.training.agreement import end_with_changed_files, world_size
+from scalablevit.training.collectives import end_with_changed_files, world_size
 
 
 def rank0_buffers(model: nn.Module) -> None:
@@ -22,7 +22,7 @@ def rank0_buffers(model: nn.Module) -> None:
 def evaluate(
     task: Task, model: nn.Module, batches: Iterable[Batch], autocast: torch.autocast, *, augmented: bool = False
 ) -> dict[str, float]:
-    """Figures of `model` on this rank's share of the validation split, summed over all ranks.
+    """Metrics of `model` on this rank's share of the validation split, summed over all ranks.
 
     The model's mode is put back afterwards. Every rank calls it, also one whose share is empty. Samples that could not
     be decoded are left out, and counted as `val/bad_samples`.

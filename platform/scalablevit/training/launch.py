@@ -40,7 +40,7 @@ RESTART_PAUSE_S = 1.0
 
 def launch(
     stage: Stage,
-    assignment: dict[str, Any],
+    worker_config: dict[str, Any],
     run_folder: str,
     callbacks: Sequence[ray.train.UserCallback],
     stop_file: Path | None = None,
@@ -48,7 +48,7 @@ def launch(
     """Train a stage on the connected Ray cluster and wait for its end.
 
     Args:
-        assignment: `training.worker.Assignment` as plain values.
+        worker_config: `training.worker.WorkerConfig` as plain values.
         run_folder: storage of the run; Ray's own files go into `ray/` below it.
         stop_file: on a disk of this machine; once it is there, the workers save and end.
 
@@ -63,7 +63,7 @@ def launch(
     own = [_Release()] if stop_file is None else [_Release(), _SaveAndEnd(stop_file)]
     lost = unplaced = 0
     while True:
-        trainer = _trainer(stage, assignment, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
+        trainer = _trainer(stage, worker_config, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
         try:
             result: dict[str, Any] = trainer.fit().return_value
             if result.get("reason") != "node leaving":
@@ -92,7 +92,7 @@ def launch(
 
 def _trainer(
     stage: Stage,
-    assignment: dict[str, Any],
+    worker_config: dict[str, Any],
     run_folder: str,
     callbacks: Sequence[Any],
     max_failures: int,
@@ -105,7 +105,7 @@ def _trainer(
     train: Any = ray.train  # statically it has the types of Ray Train's first version
     trainer = TorchTrainer(
         _on_worker,  # type: ignore[arg-type]
-        train_loop_config=assignment,
+        train_loop_config=worker_config,
         scaling_config=train.ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,

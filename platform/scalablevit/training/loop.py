@@ -17,8 +17,8 @@ from scalablevit.config.schedule import learning_rate
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
 from scalablevit.training import optim, seeds
-from scalablevit.training.agreement import end_with_changed_files
-from scalablevit.training.state import Record, Running, TrainState
+from scalablevit.training.collectives import end_with_changed_files
+from scalablevit.training.state import MetricAccumulator, Record, TrainState
 
 FEW_SAMPLES = 1000
 """A fraction of fewer samples than these says little: the limit of bad ones is taken of these at least."""
@@ -30,7 +30,7 @@ StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainContext:
     """What stays fixed while a rank trains."""
 
     stage: Stage
@@ -67,7 +67,7 @@ class TrainCallbacks(Protocol):
         """Micro-batches on the device from a position (in steps) of the stream on, `accumulation_steps` a step."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a model on the validation split, equal on all ranks."""
+        """Metrics of a model on the validation split, equal on all ranks."""
 
     def report(self, record: Record) -> None:
         """Take a record that is equal on all ranks; must not wait for anything slow."""
@@ -92,65 +92,67 @@ class TrainCallbacks(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """How the loop ended."""
 
     reason: StopReason
     detail: str = ""
 
 
-def train(plan: Plan, state: TrainState, callbacks: TrainCallbacks) -> Outcome:
+def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> TrainResult:
     """Train from `state.step` to the end of the recipe; `state` is changed in place.
 
     Read top to bottom: take the step's micro-batches, do the step, and at the steps that the recipe names report,
     evaluate and save. Everything decided here is decided equally on all ranks.
     """
-    length, training = plan.length, plan.stage.training
+    length, training = context.length, context.stage.training
     if state.step >= length.total:
-        return Outcome("finished")
-    if _no_gain(plan, state):
-        return Outcome("stopped early", _gains(state))
-    model = distributed(plan, state.model)
+        return TrainResult("finished")
+    if _no_gain(context, state):
+        return TrainResult("stopped early", _gains(state))
+    model = distributed(context, state.model)
     model.train()
     batches = callbacks.batches(state.position)
     micro = _take(batches, training.accumulation_steps)
-    warm_up(plan, model, micro[0])
+    warm_up(context, model, micro[0])
     clock = _Clock()
     while True:
-        figures = train_step(plan, model, state, micro)
-        if figures is None:
-            if refused := _remedy(plan, state, callbacks, micro):
+        metrics = train_step(context, model, state, micro)
+        if metrics is None:
+            if refused := _remedy(context, state, callbacks, micro):
                 return refused
             if training.nonfinite.action == "rollback":
                 batches = callbacks.batches(state.position)
                 micro = _take(batches, training.accumulation_steps)
                 continue
-        state.saw_step(figures, micro)
+        state.saw_step(metrics, micro)
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
         leaving = callbacks.after_step(state.step)
-        saves = leaving or evaluates or _checkpoint_is_due(plan, state)
+        saves = leaving or evaluates or _checkpoint_is_due(context, state)
         logs = state.step % training.log_every_steps == 0 or state.step in FIRST_STEPS
-        if (saves or logs) and (refused := _log_point(plan, state, callbacks, clock, saves=saves, reports=logs)):
+        if (saves or logs) and (refused := _log_point(context, state, callbacks, clock, saves=saves, reports=logs)):
             return refused
-        value = _evaluate(plan, state, callbacks, clock) if evaluates else None
+        value = _evaluate(context, state, callbacks, clock) if evaluates else None
         if saves:
             with _counted(state, "checkpoint"):
                 callbacks.save(state, value)
         if done:
-            return Outcome("finished")
-        if evaluates and _no_gain(plan, state):
-            return Outcome("stopped early", _gains(state))
+            return TrainResult("finished")
+        if evaluates and _no_gain(context, state):
+            return TrainResult("stopped early", _gains(state))
         if leaving:
-            return Outcome("node leaving")
+            return TrainResult("node leaving")
         before = state.spent["data"]
         with _counted(state, "data"):
             micro = _take(batches, training.accumulation_steps)
         clock.data_wait += state.spent["data"] - before
 
 
-def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: list[Batch]) -> dict[str, Tensor] | None:
+def train_step(
+    context: TrainContext, model: nn.Module, state: TrainState, micro_batches: list[Batch]
+) -> dict[str, Tensor] | None:
     """One optimizer step over the rank's micro-batches.
 
     The gradient is that of the mean loss over the global batch, however its samples are spread: each micro-batch's
@@ -161,24 +163,24 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
         None, equally on all ranks, when the plan looks at each step and this one is not finite: the state is then as
         it was before.
     """
-    stage = plan.stage
-    torch.manual_seed(seeds.derive(stage.training.seed, state.position, plan.rank))
-    optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, plan.length))
-    buffers = [buffer.clone() for buffer in state.model.buffers()] if plan.looks_at_each_step else []
+    stage = context.stage
+    torch.manual_seed(seeds.derive(stage.training.seed, state.position, context.rank))
+    optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, context.length))
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if context.looks_at_each_step else []
     parts: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):
-        prepared = plan.task.prepare(batch, "train", (stage.training.seed, state.position, plan.rank, number))
-        share = batch["samples"] * plan.world / stage.training.global_batch_size
+        prepared = context.task.prepare(batch, "train", (stage.training.seed, state.position, context.rank, number))
+        share = batch["samples"] * context.world / stage.training.global_batch_size
         with _synchronise(model, last=number == len(micro_batches) - 1):
-            with plan.autocast():
-                loss, logs = plan.task.loss(model, prepared)
+            with context.autocast():
+                loss, logs = context.task.loss(model, prepared)
             # of a loss that is not finite the gradient must not be either: it tells the other ranks, in this same step
             (loss * (share + 0.0 * loss.detach())).backward()
         for name, scalar in {"loss": loss, **logs}.items():
             weighted = scalar.detach() * share
             parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
     parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
-    if plan.looks_at_each_step and not math.isfinite(parts["train/grad_norm"].item()):
+    if context.looks_at_each_step and not math.isfinite(parts["train/grad_norm"].item()):
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(state.model.buffers(), buffers, strict=True):
@@ -191,19 +193,19 @@ def train_step(plan: Plan, model: nn.Module, state: TrainState, micro_batches: l
     return parts
 
 
-def distributed(plan: Plan, model: nn.Module) -> nn.Module:
+def distributed(context: TrainContext, model: nn.Module) -> nn.Module:
     """The model as this process group trains it; its parameters stay those of `model`."""
-    compiled: nn.Module = torch.compile(model) if plan.stage.training.compile is True else model  # type: ignore[assignment]
-    if plan.world == 1:
+    compiled: nn.Module = torch.compile(model) if context.stage.training.compile is True else model  # type: ignore[assignment]
+    if context.world == 1:
         return compiled
     return DistributedDataParallel(
         compiled,
-        device_ids=[plan.device] if plan.device.type == "cuda" else None,
+        device_ids=[context.device] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
     )
 
 
-def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
+def warm_up(context: TrainContext, model: nn.Module, batch: Batch) -> None:
     """Two passes that leave no trace, before the first step of every attempt.
 
     DistributedDataParallel reorders its buckets after its first backward pass. With three or more ranks sums then
@@ -213,9 +215,9 @@ def warm_up(plan: Plan, model: nn.Module, batch: Batch) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
     for _ in range(2):
-        prepared = plan.task.prepare(batch, "train", (plan.stage.training.seed, 0, plan.rank, 0))
-        with plan.autocast():
-            loss, _ = plan.task.loss(model, prepared)
+        prepared = context.task.prepare(batch, "train", (context.stage.training.seed, 0, context.rank, 0))
+        with context.autocast():
+            loss, _ = context.task.loss(model, prepared)
         loss.backward()
         model.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -266,64 +268,66 @@ def _counted(state: TrainState, part: str) -> Iterator[None]:
 
 
 def _log_point(
-    plan: Plan, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock", *, saves: bool, reports: bool
-) -> Outcome | None:
+    context: TrainContext, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock", *, saves: bool, reports: bool
+) -> TrainResult | None:
     """What all ranks tell each other now and then; why training cannot go on, if so."""
-    record = _log(plan, state, clock, save_failed=callbacks.save_failed())
-    if saves or _too_many_bad(plan, state):
-        _name_bad(plan, state, callbacks)
-    if refused := _refused(plan, state, record):
+    record = _log(context, state, clock, save_failed=callbacks.save_failed())
+    if saves or _too_many_bad(context, state):
+        _name_bad(context, state, callbacks)
+    if refused := _refused(context, state, record):
         return refused
     if reports:
         _report(state, callbacks, record)
-        state.running = Running()
+        state.running = MetricAccumulator()
     return None
 
 
-def _evaluate(plan: Plan, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock") -> float:
-    """The score of the state as it is; its figures are reported."""
+def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock") -> float:
+    """The score of the state as it is; its metrics are reported."""
     clock.pause()
     with _counted(state, "evaluation"):
         metrics = callbacks.evaluate(state.evaluated)
-    value = plan.score(metrics)
-    rule = plan.stage.training.early_stopping
+    value = context.score(metrics)
+    rule = context.stage.training.early_stopping
     best = state.saw_evaluation(metrics, value, rule.min_delta if rule else 0.0)
-    _report(state, callbacks, Record(state.step, _agreed_time_ms(plan), {**metrics, "val/is_best": float(best)}))
+    _report(state, callbacks, Record(state.step, _agreed_time_ms(context), {**metrics, "val/is_best": float(best)}))
     clock.resume()
     return value
 
 
-def _remedy(plan: Plan, state: TrainState, callbacks: TrainCallbacks, micro: list[Batch]) -> Outcome | None:
+def _remedy(
+    context: TrainContext, state: TrainState, callbacks: TrainCallbacks, micro: list[Batch]
+) -> TrainResult | None:
     """Do with a step that is not finite what the recipe says; why training cannot go on, if so. Equal on all ranks.
 
     A skipped step counts as done: its samples are passed over. A roll-back goes on after the bad step's samples, with
     other random numbers, or it would only arrive at the same step again.
     """
-    wanted = plan.stage.training.nonfinite
+    wanted = context.stage.training.nonfinite
     if wanted.capture:
         callbacks.capture(state, micro)
     bad = f"the loss or gradient of step {state.step + 1} is not finite"
     if wanted.action == "stop":
-        return Outcome("not finite", f"{bad}; weights and checkpoints are those before it")
+        return TrainResult("not finite", f"{bad}; weights and checkpoints are those before it")
     if wanted.action == "skip":
         if state.skipped_in_row == wanted.limit:
-            return Outcome("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (nonfinite.limit)")
+            return TrainResult("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (nonfinite.limit)")
         state.skip_step()
         return None
     if state.roll_backs == wanted.limit:
-        return Outcome("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
+        return TrainResult("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
     position, roll_backs = state.position, state.roll_backs
     callbacks.rollback(state)
     state.go_on_behind(position, roll_backs + 1)
     return None
 
 
-def _checkpoint_is_due(plan: Plan, state: TrainState) -> bool:
-    every = plan.length.checkpoint_every
+def _checkpoint_is_due(context: TrainContext, state: TrainState) -> bool:
+    every = context.length.checkpoint_every
     return every is not None and state.step % every == 0
 
 
-def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
+def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
     """Averages since the last log point over all ranks (the only device synchronisation between evaluations).
 
     Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 holds what every rank goes on with.
@@ -340,36 +344,38 @@ def _log(plan: Plan, state: TrainState, clock: _Clock, *, save_failed: bool) -> 
         len(state.changed_files),
         seconds,
         waited,
-        time.time() * 1000 if plan.rank == 0 else 0.0,
+        time.time() * 1000 if context.rank == 0 else 0.0,
     ]
     sums = [running.sums[name].reshape(1) for name in names]
-    values = torch.cat([*sums, torch.tensor(own, dtype=torch.float64).to(plan.device)])
-    if plan.world > 1:
+    values = torch.cat([*sums, torch.tensor(own, dtype=torch.float64).to(context.device)])
+    if context.world > 1:
         dist.all_reduce(values)
     # the parts are shares of the global mean as DistributedDataParallel averages them: so are they
-    running.sums = dict(zip(names, values[: len(names)] / plan.world, strict=True))
+    running.sums = dict(zip(names, values[: len(names)] / context.world, strict=True))
     *totals, failed, bad, changed, seconds, waited, time_ms = values.tolist()
     if changed:
         end_with_changed_files(state.changed_files)
     state.bad_samples, running.bad = state.bad_samples + int(bad), 0
     state.save_failed = failed > 0
-    metrics = {name: total / plan.world / running.steps for name, total in zip(names, totals, strict=False)}
-    metrics["train/lr"] = learning_rate(state.step - 1, plan.stage.optimizer, plan.length)
-    metrics["train/epoch"] = state.step / plan.length.steps_per_epoch
-    metrics["train/images_per_s"] = steps * plan.stage.training.global_batch_size * plan.world / max(seconds, 1e-9)
+    metrics = {name: total / context.world / running.steps for name, total in zip(names, totals, strict=False)}
+    metrics["train/lr"] = learning_rate(state.step - 1, context.stage.optimizer, context.length)
+    metrics["train/epoch"] = state.step / context.length.steps_per_epoch
+    metrics["train/images_per_s"] = (
+        steps * context.stage.training.global_batch_size * context.world / max(seconds, 1e-9)
+    )
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
     metrics["train/bad_samples"] = state.bad_samples
-    if plan.looks_at_each_step:
+    if context.looks_at_each_step:
         metrics |= {"train/skipped_steps": state.skipped, "train/roll_backs": state.roll_backs}
     return Record(state.step, int(time_ms), metrics)
 
 
-def _name_bad(plan: Plan, state: TrainState, callbacks: TrainCallbacks) -> None:
+def _name_bad(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:
     """Exchange which files could not be decoded, if any rank met some since the last time."""
     if state.bad_named == state.bad_samples:
         return
-    if plan.world > 1:
-        gathered: list[dict[str, str]] = [{}] * plan.world
+    if context.world > 1:
+        gathered: list[dict[str, str]] = [{}] * context.world
         dist.all_gather_object(gathered, state.bad_files)
         for files in gathered:
             state.bad_files.update(files)
@@ -377,10 +383,10 @@ def _name_bad(plan: Plan, state: TrainState, callbacks: TrainCallbacks) -> None:
     callbacks.name_bad(state.bad_files)
 
 
-def _agreed_time_ms(plan: Plan) -> int:
+def _agreed_time_ms(context: TrainContext) -> int:
     """Rank 0's clock, so that records are equal on all ranks."""
-    now = torch.tensor([int(time.time() * 1000)], dtype=torch.int64, device=plan.device)
-    if plan.world > 1:
+    now = torch.tensor([int(time.time() * 1000)], dtype=torch.int64, device=context.device)
+    if context.world > 1:
         dist.broadcast(now, src=0)
     return int(now.item())
 
@@ -390,8 +396,8 @@ def _report(state: TrainState, callbacks: TrainCallbacks, record: Record) -> Non
     callbacks.report(record)
 
 
-def _no_gain(plan: Plan, state: TrainState) -> bool:
-    rule = plan.stage.training.early_stopping
+def _no_gain(context: TrainContext, state: TrainState) -> bool:
+    rule = context.stage.training.early_stopping
     return rule is not None and state.evaluations_without_gain >= rule.patience
 
 
@@ -399,30 +405,30 @@ def _gains(state: TrainState) -> str:
     return f"{state.evaluations_without_gain} evaluations without gain"
 
 
-def _seen(plan: Plan, state: TrainState) -> int:
-    return state.step * plan.stage.training.global_batch_size
+def _seen(context: TrainContext, state: TrainState) -> int:
+    return state.step * context.stage.training.global_batch_size
 
 
-def _too_many_bad(plan: Plan, state: TrainState) -> bool:
-    return state.bad_samples > plan.stage.data.max_bad_fraction * max(_seen(plan, state), FEW_SAMPLES)
+def _too_many_bad(context: TrainContext, state: TrainState) -> bool:
+    return state.bad_samples > context.stage.data.max_bad_fraction * max(_seen(context, state), FEW_SAMPLES)
 
 
-def _refused(plan: Plan, state: TrainState, record: Record) -> Outcome | None:
+def _refused(context: TrainContext, state: TrainState, record: Record) -> TrainResult | None:
     """Why training cannot go on from here, if so."""
     looked_at = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
     if not all(math.isfinite(value) for value in looked_at):  # none, where all steps since the last time were skipped
-        return Outcome("not finite", _not_finite(record))
-    if state.save_failed and plan.stage.training.on_checkpoint_failure == "stop":
-        return Outcome("not saved")
-    if _too_many_bad(plan, state):
-        return Outcome("bad samples", _bad_files(plan, state))
+        return TrainResult("not finite", _not_finite(record))
+    if state.save_failed and context.stage.training.on_checkpoint_failure == "stop":
+        return TrainResult("not saved")
+    if _too_many_bad(context, state):
+        return TrainResult("bad samples", _bad_files(context, state))
     return None
 
 
-def _bad_files(plan: Plan, state: TrainState) -> str:
+def _bad_files(context: TrainContext, state: TrainState) -> str:
     named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
     more = [f"\n  and {len(named) - SHOWN_FILES} more files"] if len(named) > SHOWN_FILES else []
-    counted = f"{state.bad_samples} of {_seen(plan, state)} samples could not be decoded:"
+    counted = f"{state.bad_samples} of {_seen(context, state)} samples could not be decoded:"
     return "".join([counted, *named[:SHOWN_FILES], *more])
 
 

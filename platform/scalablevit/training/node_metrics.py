@@ -10,7 +10,7 @@ PERIOD_S = 5.0
 
 
 class NodeSampler:
-    """A thread that keeps the latest figures; reading them costs nothing."""
+    """A thread that keeps the latest metrics; reading them costs nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,7 @@ class NodeSampler:
         self._thread.start()
 
     def latest(self) -> dict[str, float]:
-        """Figures of the last sample: fractions of one for CPU and memory, GiB for absolute sizes."""
+        """Metrics of the last sample: fractions of one for CPU and memory, GiB for absolute sizes."""
         return dict(self._latest)
 
     def stop(self) -> None:
@@ -36,7 +36,7 @@ class NodeSampler:
 
     def _sample(self) -> dict[str, float]:
         memory = psutil.virtual_memory()
-        figures = {
+        metrics = {
             "cpu_used": psutil.cpu_percent() / 100,
             "memory_used": memory.percent / 100,
             "memory_used_gib": (memory.total - memory.available) / 2**30,
@@ -45,6 +45,6 @@ class NodeSampler:
         }
         if self._device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
-            figures["gpu_memory_used"] = 1 - free / total
-            figures["gpu_peak_allocated_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
-        return figures
+            metrics["gpu_memory_used"] = 1 - free / total
+            metrics["gpu_peak_allocated_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return metrics

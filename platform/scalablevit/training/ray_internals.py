@@ -76,7 +76,7 @@ TRAIN_VARIABLES = {
 """Settings of Ray Train, by environment variable."""
 
 TUNE_VARIABLES = {
-    # Tune's own loggers write every result three times over; the spool has them. Its snapshots are never read.
+    # Tune's own loggers write every result three times over; the outbox has them. Its snapshots are never read.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",

@@ -18,7 +18,7 @@ from scalablevit.config.stored import stored_stage
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
 from scalablevit.training.capture import batches_file, unflat
-from scalablevit.training.loop import Plan
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.storage import STEP
 
 
@@ -68,11 +68,11 @@ def replay(folder: Path) -> Replay:
     with _watched(model) as outputs:
         for rank, micro_batches in enumerate(batches):
             model.load_state_dict(weights)  # batch statistics
-            plan = Plan(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
+            context = TrainContext(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
             torch.manual_seed(seeds.derive(stage.training.seed, position, rank))
             for number, batch in enumerate(micro_batches):
                 prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, number))
-                with plan.autocast():
+                with context.autocast():
                     loss, _ = task.loss(model, prepared)
                 (loss * (batch["samples"] / stage.training.global_batch_size)).backward()
                 losses[rank, number] = loss.item()

@@ -13,7 +13,7 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
 from scalablevit.tasks.registry import build_task
 from scalablevit.tasks.task import Task
-from scalablevit.training.loop import Plan, distributed, train_step
+from scalablevit.training.loop import TrainContext, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
 
 WARM_UP_STEPS = 3
@@ -32,16 +32,18 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
     """
     configure_torch(stage)
     training = stage.training.model_copy(update={"global_batch_size": images})
-    plan = Plan(stage.model_copy(update={"training": training}), Length.of(stage, images), task, device, 0, 1)
-    state = new_state(plan, task.build_model())
-    model = distributed(plan, state.model).train()
+    context = TrainContext(
+        stage.model_copy(update={"training": training}), Length.of(stage, images), task, device, 0, 1
+    )
+    state = new_state(context, task.build_model())
+    model = distributed(context, state.model).train()
     micro_batches = [
         to_device(task.blank_batch(images // training.accumulation_steps), device)
     ] * training.accumulation_steps
     seconds = []
     for _ in range(WARM_UP_STEPS + STEPS):
         start = time.perf_counter()
-        train_step(plan, model, state, micro_batches)
+        train_step(context, model, state, micro_batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

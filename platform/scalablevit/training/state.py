@@ -19,7 +19,7 @@ RECALL_MS = 60_000
 
 @dataclass(frozen=True)
 class Record:
-    """Figures of one step on their way to tracking."""
+    """Metrics of one step on their way to tracking."""
 
     step: int
     time_ms: int
@@ -42,7 +42,7 @@ class Snapshot:
 
 
 @dataclass
-class Running:
+class MetricAccumulator:
     """Sums since the last log point, kept on the device so that adding needs no synchronisation."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class TrainState:
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
     """Of `seconds` what waiting for data and copying checkpoints took; besides, what evaluations took. Without
     synchronisation: a device may still have been at work on steps meanwhile."""
-    running: Running = field(default_factory=Running)
+    running: MetricAccumulator = field(default_factory=MetricAccumulator)
     history: list[Record] = field(default_factory=list)
     """Records that the controller may not have written down yet: they ride along in checkpoints."""
     forget_before_ms: int = 0
@@ -138,11 +138,11 @@ class TrainState:
         self.roll_backs = roll_backs
         self.skipped_in_row = 0
 
-    def saw_step(self, figures: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
+    def saw_step(self, metrics: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
         """Take in a step's scalars (None: skipped), and which samples were left out of this rank's batches."""
-        if figures is not None:
+        if metrics is not None:
             self.skipped_in_row = 0
-        self.running.add(figures, sum(len(batch["bad"]) for batch in micro_batches))
+        self.running.add(metrics, sum(len(batch["bad"]) for batch in micro_batches))
         for batch in micro_batches:
             self.bad_files.update(batch["bad"])
             self.changed_files.update(batch["changed"])
@@ -174,7 +174,7 @@ class TrainState:
             self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
 
     def summary(self) -> dict[str, Any]:
-        """The counters and figures that people ask for, as JSON values."""
+        """The counters and metrics that people ask for, as JSON values."""
         return {
             "step": self.step,
             "best_value": self.best_value,
@@ -239,7 +239,7 @@ class TrainState:
             setattr(self, name, meta.get(name, 0))  # earlier versions knew none
         device = next(self.model.parameters()).device
         sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
-        self.running = Running(sums, meta["running_steps"])
+        self.running = MetricAccumulator(sums, meta["running_steps"])
         self.history = [Record(**record) for record in meta["history"]]
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -25,19 +25,19 @@ from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import seeds
-from scalablevit.training.agreement import newest_for_all, together
 from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
+from scalablevit.training.collectives import latest_checkpoint_for_all_ranks, run_on_all_ranks
 from scalablevit.training.data_listing import open_stored
 from scalablevit.training.evaluate import evaluate
-from scalablevit.training.loop import Outcome, Plan, train
+from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
 from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, put_text
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerConfig:
     """The configuration of a rank, as plain values that can be sent anywhere."""
 
     stage: str
@@ -68,7 +68,7 @@ class Assignment:
 
 
 def run(
-    assignment: Assignment,
+    worker_config: WorkerConfig,
     rank: int,
     world: int,
     device: torch.device,
@@ -92,72 +92,74 @@ def run(
     try:
         with _nondeterminism() as said:
             poller = PreemptionPoller(about_to_go, timings or StartupTimings(time.time()))
-            return {**_run(assignment, rank, world, device, send, poller), "nondeterministic": said}
+            return {**_run(worker_config, rank, world, device, send, poller), "nondeterministic": said}
     except UserError as error:
         # returned, not raised: it is the same on every rank, and a restart would only repeat it
         return {"error": [error.what, error.where, error.fix]}
 
 
 def _run(
-    assignment: Assignment, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
+    worker_config: WorkerConfig, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
 ) -> dict[str, Any]:
-    stage = Stage.model_validate_json(assignment.stage)
+    stage = Stage.model_validate_json(worker_config.stage)
     configure_torch(stage)
-    plan, source = together(lambda: _open(stage, assignment, device, rank, world))
+    context, source = run_on_all_ranks(lambda: _open(stage, worker_config, device, rank, world))
     poller.timings.opened = time.time()
-    if assignment.evaluate_only:
-        return _evaluate_only(plan, source["val"], assignment)
-    store = CheckpointStore(assignment.run_folder)
-    restored = newest_for_all(store, rank)
-    state, start = together(lambda: _initial_or_restored(plan, restored, assignment))
+    if worker_config.evaluate_only:
+        return _evaluate_only(context, source["val"], worker_config)
+    store = CheckpointStore(worker_config.run_folder)
+    restored = latest_checkpoint_for_all_ranks(store, rank)
+    state, start = run_on_all_ranks(lambda: _initial_or_restored(context, restored, worker_config))
     poller.timings.built = time.time()
     poller.timings.from_step = state.step
-    together(lambda: _prepare_storage(plan, store, state))
+    run_on_all_ranks(lambda: _prepare_storage(context, store, state))
     if rank == 0:
-        put_text(assignment.run_folder, START_NOTE, start)
+        put_text(worker_config.run_folder, START_NOTE, start)
     callbacks = WorkerCallbacks(
-        plan, state, source, store, send, poller, assignment.run_folder, stored_first=assignment.stored_first
+        context, state, source, store, send, poller, worker_config.run_folder, stored_first=worker_config.stored_first
     )
     try:
         if stage.training.nonfinite.action == "rollback" and restored is None:
             callbacks.save(state, None)  # the first steps may be those to go back from
-        outcome = train(plan, state, callbacks)
+        outcome = train(context, state, callbacks)
     finally:  # a process that trains many runs must not be left with threads of those that ended early
         callbacks.close()
     callbacks.sender.flush()
     return _result(outcome, state, callbacks.writer) if rank == 0 else {}
 
 
-def _evaluate_only(plan: Plan, source: Source, assignment: Assignment) -> dict[str, Any]:
-    """Figures of given weights on the validation split, with the recipe's test-time augmentation."""
-    model = together(lambda: _given_model(plan, assignment))
-    data = SampleDataset(source, plan.task.augmented_data, plan.stage.training.seed, train=False)
-    model = model.to(plan.device)
-    return {"metrics": evaluate(plan.task, model, eval_batches_of(plan, data), plan.autocast(), augmented=True)}
+def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> dict[str, Any]:
+    """Metrics of given weights on the validation split, with the recipe's test-time augmentation."""
+    model = run_on_all_ranks(lambda: _given_model(context, worker_config))
+    data = SampleDataset(source, context.task.augmented_data, context.stage.training.seed, train=False)
+    model = model.to(context.device)
+    return {
+        "metrics": evaluate(context.task, model, eval_batches_of(context, data), context.autocast(), augmented=True)
+    }
 
 
-def _given_model(plan: Plan, assignment: Assignment) -> nn.Module:
+def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:
     """The task's model with all of `init_weights`."""
-    model = plan.task.build_model()
-    with local_copy(str(assignment.init_weights)) as path:
+    model = context.task.build_model()
+    with local_copy(str(worker_config.init_weights)) as path:
         content = Path(path).read_bytes()
-    _check_sum(assignment, hashlib.sha256(content).hexdigest())
+    _check_sum(worker_config, hashlib.sha256(content).hexdigest())
     model.load_state_dict(safetensors.torch.load(content))
-    _compile(plan, model)
+    _compile(context, model)
     return model
 
 
-def _check_sum(assignment: Assignment, found: str) -> None:
-    if assignment.init_sha256 and found != assignment.init_sha256:
+def _check_sum(worker_config: WorkerConfig, found: str) -> None:
+    if worker_config.init_sha256 and found != worker_config.init_sha256:
         raise UserError(
-            f"these are not the weights that the job was started with: expected sha256 {assignment.init_sha256}, "
+            f"these are not the weights that the job was started with: expected sha256 {worker_config.init_sha256}, "
             f"found {found}",
-            where=str(assignment.init_weights),
+            where=str(worker_config.init_weights),
             fix="submit again if the file was replaced; otherwise make it the same file on every node",
         )
 
 
-def _result(outcome: Outcome, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
+def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
@@ -207,41 +209,43 @@ def _nondeterminism() -> Iterator[list[str]]:
 
 
 def _open(
-    stage: Stage, assignment: Assignment, device: torch.device, rank: int, world: int
-) -> tuple[Plan, dict[SplitName, Source]]:
+    stage: Stage, worker_config: WorkerConfig, device: torch.device, rank: int, world: int
+) -> tuple[TrainContext, dict[SplitName, Source]]:
     """The stage's data and task as this rank sees them."""
-    root = Path(assignment.root)
-    splits: tuple[SplitName, ...] = ("val",) if assignment.evaluate_only else SPLITS
-    if assignment.data_listing:
-        sources = {split: open_stored(stage.data, split, root, assignment.data_listing) for split in splits}
+    root = Path(worker_config.root)
+    splits: tuple[SplitName, ...] = ("val",) if worker_config.evaluate_only else SPLITS
+    if worker_config.data_listing:
+        sources = {split: open_stored(stage.data, split, root, worker_config.data_listing) for split in splits}
     else:
         sources = {split: open_source(stage.data, split, root) for split in splits}
     task = build_task(stage, sources["val"].classes)
     length = Length.of(stage, len(sources[splits[0]]))
-    plan = Plan(stage, length, task, device, rank, world, assignment.metric, assignment.lower_is_better)
-    return plan, sources
+    context = TrainContext(
+        stage, length, task, device, rank, world, worker_config.metric, worker_config.lower_is_better
+    )
+    return context, sources
 
 
-def _prepare_storage(plan: Plan, store: CheckpointStore, state: TrainState) -> None:
-    if plan.rank == 0:
+def _prepare_storage(context: TrainContext, store: CheckpointStore, state: TrainState) -> None:
+    if context.rank == 0:
         store.remove_torn()
-        store.check_space(state.snapshot_bytes(), plan.stage.training.keep)
+        store.check_space(state.snapshot_bytes(), context.stage.training.keep)
 
 
 def _initial_or_restored(
-    plan: Plan, restored: tuple[str, Snapshot] | None, assignment: Assignment
+    context: TrainContext, restored: tuple[str, Snapshot] | None, worker_config: WorkerConfig
 ) -> tuple[TrainState, str]:
     """The state to go on from, and what it is. Precedence: own checkpoint, then `model.init`, then random weights."""
-    stage = plan.stage
+    stage = context.stage
     start = f"random weights (seed {stage.training.seed})"
     torch.manual_seed(seeds.derive(stage.training.seed))
-    model = plan.task.build_model()
-    if restored is None and assignment.init_weights is not None:
-        with local_copy(assignment.init_weights) as weights:
-            report = load_initial(plan.task.backbone(model), weights, keep_head=assignment.keep_head)
-        _check_sum(assignment, report.sha256)
+    model = context.task.build_model()
+    if restored is None and worker_config.init_weights is not None:
+        with local_copy(worker_config.init_weights) as weights:
+            report = load_initial(context.task.backbone(model), weights, keep_head=worker_config.keep_head)
+        _check_sum(worker_config, report.sha256)
         start = f"initial weights: {report}"
-    state = new_state(plan, model)
+    state = new_state(context, model)
     if restored is not None:
         name, snapshot = restored
         state.restore(snapshot)
@@ -249,40 +253,40 @@ def _initial_or_restored(
     return state, start
 
 
-def new_state(plan: Plan, model: nn.Module) -> TrainState:
+def new_state(context: TrainContext, model: nn.Module) -> TrainState:
     """The state before the first step, on the plan's device.
 
     Raises:
         UserError: the recipe wants torch.compile, and it does not work here.
     """
-    stage = plan.stage
-    if plan.device.type == "cuda" and plan.world > 1:
+    stage = context.stage
+    if context.device.type == "cuda" and context.world > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(plan.device)
+    model = model.to(context.device)
     if stage.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     decay = stage.training.ema_decay
     ema = None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=stage.training.ema_warmup)
     state = TrainState(model, build_optimizer(model, stage.optimizer), ema)
-    _compile(plan, *{state.model, state.evaluated})
+    _compile(context, *{state.model, state.evaluated})
     return state
 
 
-def _compile(plan: Plan, *models: nn.Module) -> None:
+def _compile(context: TrainContext, *models: nn.Module) -> None:
     """Prepare models for `training.compile`, whose whole form `loop.distributed` makes."""
-    wanted = plan.stage.training.compile
+    wanted = context.stage.training.compile
     if wanted:
-        try_compiler(plan.device)
+        try_compiler(context.device)
     if wanted == "blocks":
         for model in models:
-            compile_blocks(plan.task.backbone(model), plan.stage.model.name, one_size=plan.task.one_size)
+            compile_blocks(context.task.backbone(model), context.stage.model.name, one_size=context.task.one_size)
 
 
 def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
     """Ray Train's worker function: find rank and device, run, and report through Ray.
 
     Args:
-        config: an `Assignment` as plain values.
+        config: an `WorkerConfig` as plain values.
         entered: when Ray called, before this module was imported; seconds since the epoch.
     """
     import ray.train
@@ -306,7 +310,7 @@ def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
         ray.train.report(report)
 
     result = run(
-        Assignment(**config),
+        WorkerConfig(**config),
         rank,
         world,
         ray.train.torch.get_device(),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as views
 
-from scalablevit.config.space import Draw, Space
+from scalablevit.config.space import Distribution, Space
 from scalablevit.tuning.sampling import as_category, distribution
 from scalablevit.tuning.trials import Trial, ranked
 from scalablevit.viz.style import plain
@@ -60,7 +60,7 @@ def as_study(trials: Sequence[Trial], space: Space) -> optuna.Study:
     return study
 
 
-def _written(parameter: Draw) -> Draw:
+def _written(parameter: Distribution) -> Distribution:
     """With choices as matplotlib is to write them."""
     if parameter.choice is None:
         return parameter

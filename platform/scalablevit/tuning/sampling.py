@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from ray.tune.search.optuna import OptunaSearch
 
-from scalablevit.config.space import Draw, Space, combinations
+from scalablevit.config.space import Distribution, Space, combinations
 
 Values = dict[str, Any]
 """Sampled value by dotted recipe path."""
@@ -24,7 +24,7 @@ def draw(space: Space, number: int) -> Values:
     return {path: _sample(parameter, generator) for path, parameter in space.parameters.items()}
 
 
-def _sample(parameter: Draw, generator: np.random.Generator) -> Any:
+def _sample(parameter: Distribution, generator: np.random.Generator) -> Any:
     if parameter.uniform is not None:
         return float(generator.uniform(*parameter.uniform))
     if parameter.loguniform is not None:
@@ -41,7 +41,7 @@ def listed(space: Space) -> list[Values]:
     return [draw(space, number) for number in range(space.budget.trials or 0)]
 
 
-def distribution(parameter: Draw) -> BaseDistribution:
+def distribution(parameter: Distribution) -> BaseDistribution:
     """A parameter in Optuna's terms; choices that are lists become JSON text."""
     if parameter.uniform is not None:
         return FloatDistribution(*parameter.uniform)

@@ -22,14 +22,14 @@ from ray.tune.schedulers import (
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
-from scalablevit.config.space import Draw, Search
+from scalablevit.config.space import Distribution, Search
 from scalablevit.config.trial import trial_stage
+from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.tracking.params import flat
-from scalablevit.tracking.spool import Spool, read_lines
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.sampling import TPESearcher, Values, listed
-from scalablevit.tuning.trial import Work, reason_of, run_trial
+from scalablevit.tuning.trial import TrialContext, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
     drop_checkpoints,
@@ -66,7 +66,7 @@ class SearchCallback(tune.Callback):
     Args:
         work: what the trials share.
         trials: those known so far; proposals are appended.
-        spool: of the search; every trial has a child run in it.
+        outbox: of the search; every trial has a child run in it.
         uid: of the search's run.
         experiment: MLflow experiment.
         on_end: called when a trial has ended and is in the table.
@@ -74,17 +74,17 @@ class SearchCallback(tune.Callback):
 
     def __init__(
         self,
-        work: Work,
+        context: TrialContext,
         trials: list[Trial],
-        spool: Spool,
+        outbox: Outbox,
         uid: str,
         experiment: str,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.trials = trials
         self._on_end = on_end
-        self._work = work
-        self._spool = spool
+        self._context = context
+        self._outbox = outbox
         self._uid = uid
         self._experiment = experiment
         self._begun: set[int] = set()
@@ -98,14 +98,14 @@ class SearchCallback(tune.Callback):
         return {}
 
     def _take_in_curves(self) -> None:
-        """Evaluations of interrupted trials, which the spool has."""
+        """Evaluations of interrupted trials, which the outbox has."""
         unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
-        for line in read_lines(self._spool.folder):
+        for line in read_lines(self._outbox.folder):
             if line.record is None or line.record["kind"] != "metrics":
                 continue
             trial, metrics = unfinished.get(line.record["uid"]), line.record["metrics"]
-            if trial is not None and self._work.search.space.metric in metrics:
-                trial.curve[line.record["step"]] = float(metrics[self._work.search.space.metric])
+            if trial is not None and self._context.search.space.metric in metrics:
+                trial.curve[line.record["step"]] = float(metrics[self._context.search.space.metric])
                 trial.status = "unfinished"
 
     def until(self, deadline: float) -> None:
@@ -116,9 +116,9 @@ class SearchCallback(tune.Callback):
         """Configuration of a trial, which is written down before it starts."""
         number = len(self.trials) if number is None else number
         if number == len(self.trials):
-            trial_stage(self._work.search, values)  # a proposal that is no recipe must not start
+            trial_stage(self._context.search, values)  # a proposal that is no recipe must not start
             self.trials.append(Trial(number, values))
-            save_list(self._work.folder, self.trials)
+            save_list(self._context.folder, self.trials)
         return {"trial": {"number": number, "values": values, "curve": sorted(self.trials[number].curve.items())}}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -128,11 +128,11 @@ class SearchCallback(tune.Callback):
             return
         self._begun.add(ours.number)
         ours.status = "running"
-        stage = trial_stage(self._work.search, ours.values)
+        stage = trial_stage(self._context.search, ours.values)
         uid = trial_uid(self._uid, ours.number)
-        facts = {"trial": ours.number, "run_folder": trial_folder(self._work.folder, ours.number)}
-        self._spool.run(uid, trial_name(ours), experiment=self._experiment, parent=self._uid, tags=facts)
-        self._spool.params(uid, flat(hashed_part(stage)))
+        facts = {"trial": ours.number, "run_folder": trial_folder(self._context.folder, ours.number)}
+        self._outbox.run(uid, trial_name(ours), experiment=self._experiment, parent=self._uid, tags=facts)
+        self._outbox.params(uid, flat(hashed_part(stage)))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -141,11 +141,11 @@ class SearchCallback(tune.Callback):
         ours = self._of(trial)
         if ours.ended():
             return
-        self._spool.metrics(trial_uid(self._uid, ours.number), result["records"])
+        self._outbox.metrics(trial_uid(self._uid, ours.number), result["records"])
         values = trial.config["trial"]["values"]
         if values != ours.values:  # population-based training changed them
             ours.values = dict(values)
-            save_list(self._work.folder, self.trials)
+            save_list(self._context.folder, self.trials)
         if not math.isnan(result["value"]):
             ours.curve[result["step"]] = result["value"]
         if time.monotonic() - self._printed >= QUIET_S:
@@ -156,14 +156,14 @@ class SearchCallback(tune.Callback):
         ours = self._of(trial)
         if ours.ended():
             return
-        length = self._work.total_steps(trial_stage(self._work.search, ours.values))
+        length = self._context.total_steps(trial_stage(self._context.search, ours.values))
         if max(ours.curve, default=0) >= length or function_has_returned(trial.last_result):
             self._end(ours, "finished", "")
         elif time.monotonic() >= self._deadline:
             ours.status = "unfinished"
-            self._spool.end(trial_uid(self._uid, ours.number), "KILLED")
+            self._outbox.end(trial_uid(self._uid, ours.number), "KILLED")
         else:
-            kind = self._work.search.space.scheduler.kind
+            kind = self._context.search.space.scheduler.kind
             self._end(ours, "stopped", f"by {kind} after step {max(ours.curve, default=0)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -180,20 +180,20 @@ class SearchCallback(tune.Callback):
         for ours in self.trials:
             if ours.status == "running":
                 ours.status = "unfinished"
-                self._spool.end(trial_uid(self._uid, ours.number), "KILLED")
+                self._outbox.end(trial_uid(self._uid, ours.number), "KILLED")
 
     def _end(self, ours: Trial, status: Any, reason: str, *, keep: bool = True) -> None:
         ours.status, ours.reason = status, reason
         if keep:
-            write_result(self._work.folder, ours)
-        space = self._work.search.space
+            write_result(self._context.folder, ours)
+        space = self._context.search.space
         uid = trial_uid(self._uid, ours.number)
         best = ours.best(space.mode)
         chosen = f"{space.metric}={best[1]:.6g} at step {best[0]}" if best else "none"
-        self._spool.tags(uid, {"stop_reason": reason or status, "best": chosen})
-        self._spool.end(uid, "FAILED" if status == "failed" else "FINISHED")
+        self._outbox.tags(uid, {"stop_reason": reason or status, "best": chosen})
+        self._outbox.end(uid, "FAILED" if status == "failed" else "FINISHED")
         if space.scheduler.kind != "pbt":  # there an ended trial may still be another's donor
-            drop_checkpoints(self._work.folder, self.trials, space.mode, space.keep_best)
+            drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best)
         leader = next(iter(ranked(self.trials, space.mode)), None)
         so_far = leader.best(space.mode) if leader else None
         lead = f"; best so far {self._metric(so_far[1])} (trial {leader.number})" if leader and so_far else ""
@@ -201,7 +201,7 @@ class SearchCallback(tune.Callback):
         self._on_end()
 
     def _metric(self, value: float) -> str:
-        return f"{self._work.search.space.metric.removeprefix('val/')} {value:.4f}"
+        return f"{self._context.search.space.metric.removeprefix('val/')} {value:.4f}"
 
     def _say(self, text: str) -> None:
         self._printed = time.monotonic()
@@ -215,10 +215,10 @@ class SearchCallback(tune.Callback):
 
 def run_trials(
     callback: SearchCallback,
-    work: Work,
+    context: TrialContext,
     concurrency: int,
     left_s: float | None,
-    trainable: Callable[[dict[str, Any], Work], None] = run_trial,
+    trainable: Callable[[dict[str, Any], TrialContext], None] = run_trial,
 ) -> None:
     """Run the trials that have not ended, and replay those that have; the callback has the outcome.
 
@@ -227,7 +227,7 @@ def run_trials(
         left_s: wall time that is left of the budget; None: no limit.
         trainable: what a trial does.
     """
-    space = work.search.space
+    space = context.search.space
     params: dict[str, Any] = {}
     searcher, samples = None, 1
     if space.searcher == "tpe":
@@ -243,15 +243,15 @@ def run_trials(
         params = {"trial": tune.grid_search(configs)}
     if left_s is not None:
         callback.until(time.monotonic() + left_s)
-    stage = trial_stage(work.search, callback.trials[0].values if callback.trials else {})
+    stage = trial_stage(context.search, callback.trials[0].values if callback.trials else {})
     distributed = stage.cluster.workers > 1
     attempt = f"attempt-{time.time_ns():x}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, work=work), _resources(stage)),
+        tune.with_resources(tune.with_parameters(trainable, context=context), _resources(stage)),
         param_space=params,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler(work),
+            scheduler=scheduler(context),
             num_samples=samples,
             max_concurrent_trials=None if space.scheduler.kind == "pbt" else concurrency,
             time_budget_s=left_s,
@@ -260,7 +260,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=attempt,
-            storage_path=f"{work.folder}/ray",
+            storage_path=f"{context.folder}/ray",
             callbacks=[callback],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
@@ -273,9 +273,9 @@ def run_trials(
         tuner.fit()
     finally:
         with suppress(OSError):  # what is left there is of no use, and not worth the failure before
-            filesystem, folder = open_filesystem(f"{work.folder}/ray/{attempt}")
+            filesystem, folder = open_filesystem(f"{context.folder}/ray/{attempt}")
             filesystem.delete_dir(folder)  # Tune's snapshots
-    drop_checkpoints(work.folder, callback.trials, space.mode, space.keep_best)
+    drop_checkpoints(context.folder, callback.trials, space.mode, space.keep_best)
 
 
 def _folder_name(trial: TuneTrial) -> str:
@@ -297,14 +297,14 @@ def _resources(stage: Stage) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def scheduler(work: Work) -> TrialScheduler:
+def scheduler(context: TrialContext) -> TrialScheduler:
     """The space's scheduler, in epochs trained."""
-    chosen = work.search.space.scheduler
+    chosen = context.search.space.scheduler
     metric: dict[str, Any] = {"metric": "score", "mode": "max"}
     match chosen.kind:
         case "asha":
-            whole = trial_stage(work.search, {})
-            longest = work.epoch(whole, work.total_steps(whole))
+            whole = trial_stage(context.search, {})
+            longest = context.epoch(whole, context.total_steps(whole))
             # beyond a trial's own end: it ends by itself, and is not cut off while it does
             return ASHAScheduler(
                 time_attr="epoch",
@@ -319,8 +319,8 @@ def scheduler(work: Work) -> TrialScheduler:
             return PopulationBasedTraining(
                 time_attr="epoch",
                 perturbation_interval=chosen.perturb_epochs or 1.0,
-                hyperparam_mutations={"trial": {"values": _mutations(work.search)}},
-                custom_explore_fn=_inside(work.search),
+                hyperparam_mutations={"trial": {"values": _mutations(context.search)}},
+                custom_explore_fn=_inside(context.search),
                 **metric,
             )
         case _:
@@ -331,7 +331,7 @@ def _mutations(search: Search) -> dict[str, Any]:
     return {path: _domain(parameter) for path, parameter in search.space.parameters.items()}
 
 
-def _domain(parameter: Draw) -> Any:
+def _domain(parameter: Distribution) -> Any:
     if parameter.uniform is not None:
         return tune.uniform(*parameter.uniform)
     if parameter.loguniform is not None:

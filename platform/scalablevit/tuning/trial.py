@@ -19,7 +19,7 @@ from scalablevit.tuning.trials import Trial, read_result, trial_folder
 
 
 @dataclass(frozen=True)
-class Work:
+class TrialContext:
     """What all trials of a search share."""
 
     search: Search
@@ -51,8 +51,8 @@ class Reports:
         curve: evaluations of earlier attempts, by step: replayed to a scheduler that has not seen them.
     """
 
-    def __init__(self, work: Work, stage: Stage, curve: dict[int, float]) -> None:
-        self._work = work
+    def __init__(self, context: TrialContext, stage: Stage, curve: dict[int, float]) -> None:
+        self._context = context
         self._stage = stage
         self._known = dict(sorted(curve.items()))
         self._waiting: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ class Reports:
     def take(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Take in records; the results that they complete."""
         results = []
-        metric = self._work.search.space.metric
+        metric = self._context.search.space.metric
         for record in records:
             self._waiting.append(record)
             if metric in record["metrics"] and record["step"] not in self._known:
@@ -74,7 +74,7 @@ class Reports:
 
     def of_population(self) -> bool:
         """Whether trials take over each other's weights."""
-        return self._work.search.space.scheduler.kind == "pbt"
+        return self._context.search.space.scheduler.kind == "pbt"
 
     def last_words(self) -> list[dict[str, Any]]:
         """A result of the worst score for the records since the last evaluation of a trial that failed, if any."""
@@ -85,16 +85,16 @@ class Reports:
 
         Population-based training copies weights, so there it is the evaluation of these weights.
         """
-        score = -value if self._work.search.space.mode == "min" else value
+        score = -value if self._context.search.space.mode == "min" else value
         score = score if math.isfinite(score) else -math.inf
         self._best = max(self._best, score)
         shown = score if self.of_population() else self._best
         records, self._waiting = self._waiting, []
-        epoch = self._work.epoch(self._stage, step)
+        epoch = self._context.epoch(self._stage, step)
         return {"score": shown, "value": value, "step": step, "epoch": epoch, "records": records}
 
 
-def run_trial(config: dict[str, Any], work: Work) -> None:
+def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     """Tune's trainable: bring a trial to its end, whatever state an earlier attempt left it in.
 
     Its number is the name of the folder that Tune gives it: population-based training copies whole configurations.
@@ -107,11 +107,11 @@ def run_trial(config: dict[str, Any], work: Work) -> None:
     """
     number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
     trial = Trial(number, values)
-    stage = trial_stage(work.search, values)
+    stage = trial_stage(context.search, values)
     check_sampled(stage, values)
-    folder = trial_folder(work.folder, number)
-    read_result(work.folder, trial)
-    reports = Reports(work, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
+    folder = trial_folder(context.folder, number)
+    read_result(context.folder, trial)
+    reports = Reports(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
     if not reports.of_population():  # a population's past cannot be replayed: weights went from trial to trial
         _report_all(reports.replayed())
     if trial.status == "failed":
@@ -119,7 +119,7 @@ def run_trial(config: dict[str, Any], work: Work) -> None:
     if not trial.ended():
         folder = segment_folder(folder, stage) if reports.of_population() else folder
         write_recipe(folder, stage)
-        _train(stage, folder, work, reports)
+        _train(stage, folder, context, reports)
 
 
 def check_sampled(stage: Stage, values: Values) -> None:
@@ -134,20 +134,20 @@ def check_sampled(stage: Stage, values: Values) -> None:
             raise TrialFailed(f"{path} is {found!r} in the trial's recipe, and {value!r} was sampled")
 
 
-def _train(stage: Stage, folder: str, work: Work, reports: Reports) -> None:
-    from scalablevit.training.worker import Assignment
+def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -> None:
+    from scalablevit.training.worker import WorkerConfig
 
-    space = work.search.space
-    assignment = Assignment(
+    space = context.search.space
+    assignment = WorkerConfig(
         stage=stage.model_dump_json(),
         run_folder=folder,
-        root=work.root,
-        init_weights=work.init_weights,
-        init_sha256=work.init_sha256,
-        keep_head=work.keep_head,
+        root=context.root,
+        init_weights=context.init_weights,
+        init_sha256=context.init_sha256,
+        keep_head=context.keep_head,
         metric=space.metric,
         lower_is_better=space.mode == "min",
-        data_listing=work.folder,
+        data_listing=context.folder,
         stored_first=True,
     )
     if stage.cluster.workers == 1:

@@ -21,6 +21,6 @@ class HitStatistics:
         self._hits += (top == batch["label"][:, None]).any(dim=1).tolist()
         self.numbers += batch["index"].tolist()
 
-    def figure(self, chosen: Choice) -> float:
+    def metric(self, chosen: Choice) -> float:
         """The share of hits."""
         return float(np.array(self._hits)[chosen].mean())

@@ -38,7 +38,7 @@ class PrecisionStatistics(CocoMetric):
         evaluation.evaluate()
         return evaluation, list(evaluation._evalImgs_cpp)  # noqa: SLF001  # what its own accumulate() goes on from
 
-    def figure(self, chosen: Choice) -> float:
+    def metric(self, chosen: Choice) -> float:
         """Mean over thresholds, recalls and classes with truth."""
         evaluation, matched = self._matched
         count = len(self.records)

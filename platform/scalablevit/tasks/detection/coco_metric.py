@@ -10,7 +10,7 @@ from faster_coco_eval import mask as run_lengths
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.figure_names import class_metric_names
+from scalablevit.tasks.metric_names import class_metric_names
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six of COCO's summary, in its order."""
@@ -34,7 +34,7 @@ class CocoMetric:
         self.classes = classes
         self.kinds = ("box", "mask") if masks else ("box",)
         self.records: Records = {}
-        self.figures: dict[str, float] | None = None
+        self.metrics: dict[str, float] | None = None
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         """Add images.
@@ -48,7 +48,7 @@ class CocoMetric:
             self._add({number: (truth, found)})
 
     def synchronize(self) -> None:
-        """Bring all images to rank 0, evaluate them there, and give the figures to every rank."""
+        """Bring all images to rank 0, evaluate them there, and give the metrics to every rank."""
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             self._evaluate()
             return
@@ -60,26 +60,26 @@ class CocoMetric:
             for records in gathered:
                 self._add(records)
             self._evaluate()
-        answer = [self.figures]
+        answer = [self.metrics]
         dist.broadcast_object_list(answer, src=0)
-        self.figures = answer[0]
+        self.metrics = answer[0]
 
     def compute(self) -> dict[str, float]:
-        """Figures as fractions: `val/box_ap`, `..._ap50`, `..._ap75`, by size, and `val/box_ap/<class>`; so for masks.
+        """Metrics as fractions: `val/box_ap`, `..._ap50`, `..._ap75`, by size, and `val/box_ap/<class>`; so for masks.
 
-        Figures without truth to find (no small object, no object of a class) are left out.
+        Metrics without truth to find (no small object, no object of a class) are left out.
 
         Raises:
             UserError: no object is annotated.
         """
-        if self.figures is None:
+        if self.metrics is None:
             self._evaluate()
-        figures = self.figures or {}
-        if "val/box_ap" not in figures:
+        metrics = self.metrics or {}
+        if "val/box_ap" not in metrics:
             raise UserError(
                 "no image of the validation split has an object", where="data.val.annotations", fix="check the file"
             )
-        return figures
+        return metrics
 
     def _add(self, records: Records) -> None:
         if twice := self.records.keys() & records.keys():
@@ -87,22 +87,22 @@ class CocoMetric:
         self.records |= records
 
     def _evaluate(self) -> None:
-        self.figures = {"val/samples": float(len(self.records))}
+        self.metrics = {"val/samples": float(len(self.records))}
         truth = COCO(self._truth())
         for kind in self.kinds:
             found = self._found(kind, truth)
             evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
             evaluation.run()
-            self.figures |= self._named(kind, evaluation)
+            self.metrics |= self._named(kind, evaluation)
 
     def _named(self, kind: str, evaluation: Any) -> dict[str, float]:
-        figures = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
+        metrics = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
         # (thresholds, recalls, classes, areas, limits): all areas, the largest number of detections
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
         for number, name in enumerate(class_metric_names(f"val/{kind}_ap", self.classes)):
             of_class = precision[:, :, number]
-            figures[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
-        return {name: value for name, value in figures.items() if value != _NO_VALUE}
+            metrics[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
+        return {name: value for name, value in metrics.items() if value != _NO_VALUE}
 
     def _truth(self) -> dict[str, Any]:
         """COCO's format; numbers count from 1, since 0 stands for "no match" in COCO's evaluation."""

@@ -35,7 +35,7 @@ from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 COST_ASPECT = 1.6
 """Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
 BOX_REGIONS, MASK_REGIONS = 1000, 100
-"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's figures."""
+"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's metrics."""
 BLANK_OBJECTS = 5
 """In a blank image: one for each level of the pyramid."""
 

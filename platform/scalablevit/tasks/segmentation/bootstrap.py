@@ -18,11 +18,11 @@ class OverlapStatistics:
     That is all of its confusion matrix that mIoU and the accuracies need.
     """
 
-    def __init__(self, classes: int, figure: str) -> None:
-        if figure not in ("miou", "macc", "aacc"):
-            raise ValueError(f"no figure {figure!r}")
+    def __init__(self, classes: int, metric: str) -> None:
+        if metric not in ("miou", "macc", "aacc"):
+            raise ValueError(f"no metric {metric!r}")
         self.classes = classes
-        self.kind = figure
+        self.kind = metric
         self.numbers: list[int] = []
         self._counts: list[NDArray[np.int64]] = []
 
@@ -39,7 +39,7 @@ class OverlapStatistics:
     def _flat(self) -> NDArray[np.float64]:
         return np.stack(self._counts).reshape(len(self._counts), -1).astype(np.float64)
 
-    def figure(self, chosen: Choice) -> float:
+    def metric(self, chosen: Choice) -> float:
         """Of the counts summed over the images, as `tasks.segmentation.confusion.ConfusionMetric` computes it."""
         times = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
         hits, labelled, predicted = (times @ self._flat).reshape(3, self.classes)

@@ -9,7 +9,7 @@ from torch import Tensor
 from scalablevit.config.errors import UserError
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.figure_names import class_metric_names
+from scalablevit.tasks.metric_names import class_metric_names
 
 
 def pixels_by_pair(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -20,7 +20,7 @@ def pixels_by_pair(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 class ConfusionMetric:
-    """Counts pixels by label and prediction, int64 (classes, classes), so that no order of adding changes a figure."""
+    """Counts pixels by label and prediction, int64 (classes, classes), so that no order of adding changes a metric."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -42,7 +42,7 @@ class ConfusionMetric:
             self.counts, self.samples = values[:-1].view_as(self.counts).cpu(), values[-1:].cpu()
 
     def compute(self) -> dict[str, float]:
-        """Figures as fractions: `val/miou`, `val/macc`, `val/aacc`, and `val/iou/<class>`.
+        """Metrics as fractions: `val/miou`, `val/macc`, `val/aacc`, and `val/iou/<class>`.
 
         As in mmseg's IoUMetric a class that is neither labelled nor predicted anywhere has no IoU, one that is not
         labelled no accuracy, and means run over the classes that have one. Classes without IoU are left out.
@@ -59,11 +59,11 @@ class ConfusionMetric:
                 fix="check the masks, data.ignore_index and data.reduce_zero_label",
             )
         iou = hits / (labelled + predicted - hits)
-        figures = {
+        metrics = {
             "val/miou": iou.nanmean().item(),
             "val/macc": (hits / labelled).nanmean().item(),
             "val/aacc": (hits.sum() / labelled.sum()).item(),
             "val/samples": float(self.samples.item()),
         }
         shares = dict(zip(class_metric_names("val/iou", self.classes), iou.tolist(), strict=True))
-        return figures | {name: share for name, share in shares.items() if share == share}
+        return metrics | {name: share for name, share in shares.items() if share == share}

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `results.csv` in a run's folder: its figures by step, readable without any server."""
+"""`metrics.jsonl` and `results.csv` in a run's folder: its metrics by step, readable without any server."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.spool import RECORDS, Line, read_lines
+from scalablevit.tracking.outbox import RECORDS, Line, read_lines
 from scalablevit.training.storage import put_text
 
 METRICS = "metrics.jsonl"
@@ -19,16 +19,16 @@ RESULTS = "results.csv"
 IS_BEST = "val/is_best"
 
 Row = dict[str, float | str]
-"""Figures of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""
+"""Metrics of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""
 
 
-def by_step(spool: Path, uid: str) -> dict[int, Row]:
-    """A run's figures by step, in order.
+def by_step(outbox: Path, uid: str) -> dict[int, Row]:
+    """A run's metrics by step, in order.
 
-    The spool keeps the first of equal points, so each step is there once, however often a run was killed and resumed.
+    The outbox keeps the first of equal points, so each step is there once, however often a run was killed and resumed.
     """
     rows: dict[int, Row] = {}
-    for line in read_lines(spool):
+    for line in read_lines(outbox):
         if _is_metrics(line, uid):
             _add(rows, line.record)
     return dict(sorted(rows.items()))
@@ -56,26 +56,26 @@ class _Settled:
 
 
 class MetricFiles:
-    """Keeps both files of a run up to date; each byte of its spool is read once.
+    """Keeps both files of a run up to date; each byte of its outbox is read once.
 
     - `metrics.jsonl`: a line for each step with metrics of any kind: `step`, `time`, and the metrics by name.
     - `results.csv`: a row for each evaluation, with the training metrics of the last log point up to it.
 
     The driver writes them at each evaluation and at the end, so between two evaluations they lack the steps since the
-    first of them; the spool has all. Steps that were new at the last write stay in memory, since more metrics of them
+    first of them; the outbox has all. Steps that were new at the last write stay in memory, since more metrics of them
     may come, and their lines are written again after the older ones, which stay untouched. Everything is read and
     written again only at the first write, when an older step gets another metric (after a resume), when a metric is
     new to the table, or when somebody else changed the files. What is written at once replaces the file as a whole;
     what is added may for a moment end within a line.
 
     Args:
-        store: the run; its spool and the files are in its local folder.
+        store: the run; its outbox and the files are in its local folder.
         uid: the run's.
     """
 
     def __init__(self, store: RunStore, uid: str) -> None:
         self._folder = store.local
-        self._spool = store.local / "spool"
+        self._outbox = store.local / "spool"
         self._uid = uid
         self._offset: int
         self._rows: dict[int, Row]
@@ -97,8 +97,8 @@ class MetricFiles:
         return self._settled.best if step is None else (step, self._rows[step])
 
     def read(self) -> None:
-        """Take in what was appended to the spool since the last time."""
-        if (self._spool / RECORDS).stat().st_size < self._offset:
+        """Take in what was appended to the outbox since the last time."""
+        if (self._outbox / RECORDS).stat().st_size < self._offset:
             self._begin()
         lowest = self._take()
         if lowest is not None and lowest <= self._settled.step:
@@ -157,9 +157,9 @@ class MetricFiles:
         self._sizes = None
 
     def _take(self) -> int | None:
-        """Read on in the spool; the lowest step that was met, whose row is incomplete if it is a settled one."""
+        """Read on in the outbox; the lowest step that was met, whose row is incomplete if it is a settled one."""
         lowest: int | None = None
-        for line in read_lines(self._spool, self._offset):
+        for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
             if _is_metrics(line, self._uid):
                 step = _add(self._rows, line.record)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.errors import UserError
-from scalablevit.runs import out_folder
-from scalablevit.runs.out_folder import filled, refuse_unusable
+from scalablevit.runs import output_dir
+from scalablevit.runs.output_dir import refuse_unusable, write_folder
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_what_is_replaced_gives_way_and_the_rest_stays(out):
-    with filled(out, ("masks", "labels.csv")) as made:
+    with write_folder(out, ("masks", "labels.csv")) as made:
         write(made)
         assert (out / "masks" / "0.png").exists()
     assert contents(out.parent) == {"out/masks/1.png": "new", "out/mine.txt": "kept"}
@@ -47,8 +47,8 @@ def test_an_interrupt_while_the_old_is_removed_loses_nothing_new(out, monkeypatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(out_folder.shutil, "rmtree", interrupted)
-    with pytest.raises(KeyboardInterrupt), filled(out, ("masks",)) as made:
+    monkeypatch.setattr(output_dir.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), write_folder(out, ("masks",)) as made:
         write(made)
     assert contents(out)["masks/1.png"] == "new" and not (out / "masks" / "0.png").exists()
     assert str(made) in capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_an_interrupt_while_the_old_is_removed_loses_nothing_new(out, monkeypatc
 
 def test_what_cannot_take_its_place_is_kept_and_named(out):
     """`masks` is not among what is replaced."""
-    with pytest.raises(UserError, match="cannot write") as failed, filled(out, ("mine.txt",)) as made:
+    with pytest.raises(UserError, match="cannot write") as failed, write_folder(out, ("mine.txt",)) as made:
         write(made)
     assert str(made) in failed.value.fix
     found = contents(out)
@@ -64,7 +64,7 @@ def test_what_cannot_take_its_place_is_kept_and_named(out):
 
 
 def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path):
-    with pytest.raises(UserError, match="cannot write") as failed, filled(tmp_path / "out") as made:
+    with pytest.raises(UserError, match="cannot write") as failed, write_folder(tmp_path / "out") as made:
         write(made, and_beside=tmp_path / "out")
     assert str(made) in failed.value.fix and contents(made) == {"masks/1.png": "new"}
 
@@ -72,7 +72,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path):
 @pytest.mark.parametrize("name", ["out", "new/out"])
 def test_a_block_that_fails_leaves_all_as_it_was(out, name):
     before = contents(out.parent)
-    with pytest.raises(ValueError, match="within"), filled(out.parent / name, ("masks",)) as made:
+    with pytest.raises(ValueError, match="within"), write_folder(out.parent / name, ("masks",)) as made:
         fail(made)
     assert contents(out.parent) == before and not made.exists()
 
@@ -85,7 +85,7 @@ def test_a_folder_that_is_there_needs_no_writable_one_around_it(out, monkeypatch
     refuse_unusable(out)
     with pytest.raises(UserError, match="no folder that can be written to"):
         refuse_unusable(around / "new")
-    with filled(out) as made:
+    with write_folder(out) as made:
         assert made.is_relative_to(out)
 
 
@@ -93,7 +93,7 @@ def test_a_folder_that_is_there_needs_no_writable_one_around_it(out, monkeypatch
 def test_what_a_killed_run_left_is_named(out, name):
     place = out.parent / name
     refuse_unusable(place)
-    killed = filled(place)
+    killed = write_folder(place)
     left = killed.__enter__()
     with pytest.raises(UserError, match=r"\.partial-") as refused:
         refuse_unusable(place)

@@ -51,7 +51,7 @@ def forgiving_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-class Screen:
+class Console:
     """Lines of one stage; several stages may have one each at the same time.
 
     Args:

@@ -1,4 +1,4 @@
-"""A run's figures as files: every step once, whatever was killed and reported again."""
+"""A run's metrics as files: every step once, whatever was killed and reported again."""
 
 import csv
 import io
@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from scalablevit.runs import figures
-from scalablevit.runs.figures import METRICS, RESULTS, MetricFiles, best_step, by_step
+from scalablevit.runs import metrics
+from scalablevit.runs.metrics import METRICS, RESULTS, MetricFiles, best_step, by_step
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.spool import RECORDS, Spool
+from scalablevit.tracking.outbox import RECORDS, Outbox
 
 UID, OTHER = "0" * 32, "1" * 32
 
@@ -29,22 +29,22 @@ def evaluated(step, value, best):
 def store(tmp_path):
     """A run killed while it wrote step 8, resumed from step 4, with another run's records between."""
     store = RunStore.open("run", None, tmp_path)
-    spool = Spool(store.local / "spool")
-    spool.metrics(UID, [trained(2), trained(4), evaluated(4, 0.5, True), trained(6)])
-    spool.metrics(OTHER, [trained(6), evaluated(6, 0.9, True)])
-    spool.close()
+    outbox = Outbox(store.local / "spool")
+    outbox.metrics(UID, [trained(2), trained(4), evaluated(4, 0.5, True), trained(6)])
+    outbox.metrics(OTHER, [trained(6), evaluated(6, 0.9, True)])
+    outbox.close()
     with (store.local / "spool" / RECORDS).open("ab") as file:
         file.write(b'{"v":1,"kind":"metrics","uid":"000')
-    spool = Spool(store.local / "spool")
-    spool.metrics(UID, [trained(6), trained(8), evaluated(8, float("nan"), False)])
-    spool.metrics(UID, [{"step": 8, "time_ms": 1, "metrics": {"system/node0/cpu_used": 0.5}}])
-    spool.metrics(UID, [trained(9), evaluated(10, 0.7, True)])
-    spool.close()
+    outbox = Outbox(store.local / "spool")
+    outbox.metrics(UID, [trained(6), trained(8), evaluated(8, float("nan"), False)])
+    outbox.metrics(UID, [{"step": 8, "time_ms": 1, "metrics": {"system/node0/cpu_used": 0.5}}])
+    outbox.metrics(UID, [trained(9), evaluated(10, 0.7, True)])
+    outbox.close()
     MetricFiles(store, UID).write()
     return store
 
 
-def test_metrics_have_each_step_once_with_all_its_figures(store):
+def test_metrics_have_each_step_once_with_all_its_metrics(store):
     lines = [json.loads(line) for line in (store.local / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 9, 10]
     assert lines[1] == {
@@ -54,7 +54,7 @@ def test_metrics_have_each_step_once_with_all_its_figures(store):
     assert lines[3]["val/top1"] == "NaN" and lines[3]["system/node0/cpu_used"] == 0.5
 
 
-def test_results_have_a_row_for_each_evaluation_with_the_training_figures_before_it(store):
+def test_results_have_a_row_for_each_evaluation_with_the_training_metrics_before_it(store):
     rows = list(csv.DictReader((store.local / RESULTS).open()))
     assert [(int(row["step"]), float(row["val/top1"])) for row in rows[::2]] == [(4, 0.5), (10, 0.7)]
     assert rows[1]["val/top1"] == "NaN"
@@ -68,7 +68,7 @@ def test_the_best_step_is_the_latest_that_was_best(store):
 
 def test_a_run_without_evaluations_has_an_empty_table(tmp_path):
     store = RunStore.open("run", None, tmp_path)
-    Spool(store.local / "spool").close()
+    Outbox(store.local / "spool").close()
     MetricFiles(store, UID).write()
     assert (store.local / METRICS).read_text() == ""
     assert (store.local / RESULTS).read_text() == "step,time\n"
@@ -79,7 +79,7 @@ def contents(store):
 
 
 def expected(store):
-    """Both files from the whole spool, by the plain rule."""
+    """Both files from the whole outbox, by the plain rule."""
     rows = by_step(store.local / "spool", UID)
     lines = "".join(json.dumps({"step": step, **row}) + "\n" for step, row in rows.items())
     trained, evaluations = {}, []
@@ -101,7 +101,7 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
     """Resumes, torn lines, doubled records, late metrics, other runs, edited and lost files, in any order."""
     draw = random.Random(seed)
     store = RunStore.open("run", None, tmp_path)
-    spool = Spool(store.local / "spool")
+    outbox = Outbox(store.local / "spool")
     records, files, step = store.local / "spool" / RECORDS, MetricFiles(store, UID), 1
     for _ in range(60):
         step += draw.randint(0, 3)
@@ -110,14 +110,14 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
             reported.append(evaluated(step, draw.random(), draw.random() < 0.5))
         if draw.random() < 0.2:
             reported.append({"step": step, "time_ms": 1, "metrics": {f"val/iou/{draw.randint(0, 3)}": 0.5}})
-        spool.metrics(draw.choice([UID, UID, OTHER]), reported)
+        outbox.metrics(draw.choice([UID, UID, OTHER]), reported)
         happens = draw.random()
         if happens < 0.1:  # killed, resumed from an earlier step, with other log points
             step = max(1, step - draw.randint(1, 20))
             files = MetricFiles(store, UID) if draw.random() < 0.5 else files
         elif happens < 0.2:
             late = {"step": draw.randint(0, step), "time_ms": 2, "metrics": {f"system/node{draw.randint(0, 3)}/x": 1.0}}
-            spool.metrics(UID, [late])
+            outbox.metrics(UID, [late])
         elif happens < 0.3:
             records.open("ab").write(draw.choice(records.read_bytes().splitlines(keepends=True)))
         elif happens < 0.4:
@@ -134,23 +134,23 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
             best = best_step(rows)
             assert files.best == (None if best is None else (best, rows[best]))
             assert files.last_step == max(rows, default=0)
-    spool.close()
+    outbox.close()
 
 
-def test_a_run_of_many_evaluations_reads_its_spool_once(tmp_path, monkeypatch):
+def test_a_run_of_many_evaluations_reads_its_outbox_once(tmp_path, monkeypatch):
     """The work at each evaluation is that of the records since the one before, not of all."""
     read, written = [], []
-    monkeypatch.setattr(figures, "read_lines", count(figures.read_lines, read))
-    keep = figures._continue
-    monkeypatch.setattr(figures, "_continue", lambda *given: (written.append(len(given[2])), keep(*given)))
+    monkeypatch.setattr(metrics, "read_lines", count(metrics.read_lines, read))
+    keep = metrics._continue
+    monkeypatch.setattr(metrics, "_continue", lambda *given: (written.append(len(given[2])), keep(*given)))
     store = RunStore.open("run", None, tmp_path)
-    spool, files = Spool(store.local / "spool"), MetricFiles(store, UID)
+    outbox, files = Outbox(store.local / "spool"), MetricFiles(store, UID)
     for evaluation in range(100):
         steps = range(50 * evaluation + 1, 50 * evaluation + 51)
-        spool.metrics(UID, [*map(trained, steps), evaluated(steps[-1], evaluation / 100, True)])
+        outbox.metrics(UID, [*map(trained, steps), evaluated(steps[-1], evaluation / 100, True)])
         files.write()
         assert len(files._rows) <= 100
-    spool.close()
+    outbox.close()
     assert sum(read) == (store.local / "spool" / RECORDS).stat().st_size
     assert sum(written) <= 2 * sum(map(len, contents(store)))
     assert contents(store) == expected(store)
@@ -168,15 +168,15 @@ def count(read_lines, read):
 def test_a_failed_write_is_made_good_by_the_next(store, monkeypatch):
     files = MetricFiles(store, UID)
     files.write()
-    spool = Spool(store.local / "spool")
+    outbox = Outbox(store.local / "spool")
     for step in (12, 14):
-        spool.metrics(UID, [trained(step), evaluated(step, 0.5, False)])
+        outbox.metrics(UID, [trained(step), evaluated(step, 0.5, False)])
         with monkeypatch.context() as full:
-            full.setattr(figures.os, "fsync", fail)
+            full.setattr(metrics.os, "fsync", fail)
             with pytest.raises(OSError, match="disk is full"):
                 files.write()
     files.write()
-    spool.close()
+    outbox.close()
     assert contents(store) == expected(store)
 
 

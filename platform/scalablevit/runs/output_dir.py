@@ -45,7 +45,7 @@ def refuse_unusable(out: Path) -> None:
 
 
 @contextmanager
-def filled(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
+def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     """A new hidden folder; when the block ends well, its files and folders move into `out`.
 
     What was written by then is never removed: what cannot move stays in the hidden folder, which is named.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.runs.figures import by_step
+from scalablevit.runs.metrics import by_step
 from scalablevit.runs.result import WEIGHTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import brief
@@ -45,7 +45,7 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
 
 
 def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
-    """Draw the run's figures so far."""
+    """Draw the run's metrics so far."""
 
     def draw() -> None:
         from scalablevit.report.curves import save_curves

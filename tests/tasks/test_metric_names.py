@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
-from scalablevit.tasks.figure_names import class_metric_names
+from scalablevit.tasks.metric_names import class_metric_names
 
 
 @pytest.mark.parametrize(

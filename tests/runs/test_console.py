@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.runs import screen
+from scalablevit.runs import console
 
 TOLD = """
 import sys
 from pathlib import Path
-from scalablevit.runs.screen import Screen, forgiving_output
+from scalablevit.runs.console import Console, forgiving_output
 
 with forgiving_output():
-    lines = Screen("pretrain")
+    lines = Console("pretrain")
     for step in range(20_000):
         lines.say(f"step {step}")
     print("stage", flush=True)
@@ -29,7 +29,7 @@ def test_a_training_does_not_end_because_nobody_reads_what_it_tells(where, read,
     command = f"set -o pipefail; '{sys.executable}' '{tmp_path}/told.py' '{tmp_path}/done' {where}"
     ended = subprocess.run(
         ["bash", "-c", command], check=False, timeout=120, text=True, capture_output=True,
-        env={"PYTHONPATH": str(Path(screen.__file__).parents[2]), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(Path(console.__file__).parents[2]), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert (tmp_path / "done").exists(), ended.stderr
     assert ended.stdout == read

@@ -37,20 +37,20 @@ class Refusal:
     reason: str
 
 
-class Delivery:
-    """Sends records of one spool to one server.
+class MLflowWriter:
+    """Sends records of one outbox to one server.
 
     Args:
         client: from `connection.connect(uri)`.
         uri: the server.
-        spool: the spool's folder, in which `code` of model records is.
+        outbox: the outbox's folder, in which `code` of model records is.
         runs: MLflow run ids by uid, as far as known; new ones are added.
     """
 
-    def __init__(self, client: "MlflowClient", uri: str, spool: Path, runs: dict[str, str]) -> None:
+    def __init__(self, client: "MlflowClient", uri: str, outbox: Path, runs: dict[str, str]) -> None:
         self._client = client
         self._uri = uri
-        self._spool = spool
+        self._outbox = outbox
         self._runs = runs
         self._experiments: dict[str, str] = {}
         self._seen_alive: set[str] = set()
@@ -114,7 +114,7 @@ class Delivery:
         if record["parent"] is not None:
             parent = self._find(record["parent"], experiment)
             if parent is None:
-                raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its spool first")
+                raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its outbox first")
             own["mlflow.parentRunId"] = parent.info.run_id
         with bounded_requests(CREATE_TIMEOUT_S):
             run = self._client.create_run(
@@ -254,7 +254,7 @@ class Delivery:
         return []
 
     def _model(self, record: dict[str, Any]) -> list[Refusal]:
-        registry.register(self._client, self._alive(record["uid"]), record, self._spool / record["code"])
+        registry.register(self._client, self._alive(record["uid"]), record, self._outbox / record["code"])
         return []
 
     def _end(self, record: dict[str, Any]) -> list[Refusal]:

@@ -60,15 +60,15 @@ def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.png", "val.png"]
 
 
-def drawn_figure(monkeypatch):
-    """Where the next picture's figure will be."""
-    figures = []
-    monkeypatch.setattr(overlays, "save", lambda figure, file: figures.append(figure))
-    return figures
+def drawn_metric(monkeypatch):
+    """Where the next picture's metric will be."""
+    metrics = []
+    monkeypatch.setattr(overlays, "save", lambda metric, file: metrics.append(metric))
+    return metrics
 
 
 def colours_at(figure, axes, points):
-    """Colours (n, 3) from 0 to 1 of a figure at x, y (n, 2) of one of its axes; fine enough for a line's middle."""
+    """Colours (n, 3) from 0 to 1 of a metric at x, y (n, 2) of one of its axes; fine enough for a line's middle."""
     figure.set_dpi(300)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -80,11 +80,11 @@ def colours_at(figure, axes, points):
 @pytest.mark.parametrize(("name", "first", "share"), [("segment", 0, 0.55), ("detect", 1, 0.45)])
 def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes, tmp_path, monkeypatch):
     """Both tasks have the same scenes; the label map says which class is where."""
-    figures = drawn_figure(monkeypatch)
+    metrics = drawn_metric(monkeypatch)
     stage = stage_of(name)
     task, source = opened(stage, shapes, "val")
     save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
-    axes = figures[0].axes[0]
+    axes = metrics[0].axes[0]
     for over in (*axes.texts, *axes.patches, *filter(None, [axes.get_legend()])):
         over.remove()
     scenes = shapes / "tiny-data" / "segmentation"
@@ -94,12 +94,12 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
         here = labels == label
         wanted[here] = (1 - share) * wanted[here] + share * np.array(colour(label - first))
     rows, columns = np.indices(labels.shape)
-    found = colours_at(figures[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
+    found = colours_at(metrics[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
 
 
 def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, monkeypatch):
-    figures = drawn_figure(monkeypatch)
+    metrics = drawn_metric(monkeypatch)
     masks = np.zeros((1080, 1920, 8), np.uint8, order="F")
     for number in range(8):
         masks[300:800, 200 * number : 200 * number + 100, number] = 1
@@ -112,14 +112,14 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     tracemalloc.stop()
     assert most < 10 * 1080 * 1920  # bytes; one mask as a layer of its own has 32 for each pixel
     points = [(200 * number + x, 500) for number in range(8) for x in (50, 150)]
-    seen = colours_at(figures[0], figures[0].axes[1], points)
+    seen = colours_at(metrics[0], metrics[0].axes[1], points)
     tinted = [0.55 * 0.5 + 0.45 * np.array(colour(number)) for number in range(8)]
     assert np.abs(seen[::2] - tinted).max() < 0.02 and np.abs(seen[1::2] - 0.5).max() < 0.02
 
 
 def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
     """On images that the model sees smaller than their boxes are given."""
-    figures = drawn_figure(monkeypatch)
+    metrics = drawn_metric(monkeypatch)
     stage = stage_of("detect", "stages.detect.data.short_side=48", "stages.detect.data.long_side=64")
     task, source = opened(stage, shapes, "val")
     answer = {"boxes": torch.tensor([[5.0, 12.0, 33.0, 60.0]]), "labels": torch.tensor([2]), "scores": torch.ones(1)}
@@ -129,11 +129,11 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
     last = [each for each in annotated["annotations"] if each["image_id"] == annotated["images"][0]["id"]][-1]
     left, top, width, height = last["bbox"]
     true = (left, top, left + width, top + height), CLASSES.index(name_of(annotated, last["category_id"]))
-    for axes, ((x1, y1, x2, y2), label) in zip(figures[0].axes, (true, ((5, 12, 33, 60), 2)), strict=False):
+    for axes, ((x1, y1, x2, y2), label) in zip(metrics[0].axes, (true, ((5, 12, 33, 60), 2)), strict=False):
         for text in list(axes.texts):
             text.remove()
         middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
-        found = colours_at(figures[0], axes, middles)
+        found = colours_at(metrics[0], axes, middles)
         assert np.abs(found - colour(label)).max() < 0.01
 
 
@@ -164,7 +164,7 @@ def unreadable(path, limit, background):
 
 def test_curves_leave_out_what_is_not_finite_and_mark_the_best(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("scalablevit.report.curves.save", lambda figure, file: drawn.append(figure))
+    monkeypatch.setattr("scalablevit.report.curves.save", lambda metric, file: drawn.append(metric))
     rows = {1: {"time": "t", "train/loss": 2.0, "train/lr": 0.1}, 2: {"train/loss": "NaN"}, 4: {"train/loss": 1.0},
             5: {"val/top1": 0.5}, 8: {"val/top1": 0.25}}  # fmt: skip
     save_curves(rows, "val/top1", tmp_path / "curves.png")
@@ -174,6 +174,6 @@ def test_curves_leave_out_what_is_not_finite_and_mark_the_best(tmp_path, monkeyp
     assert evaluation.get_title() == "best val/top1 0.5000 at step 5"
 
 
-def test_curves_of_a_run_without_figures_are_an_empty_picture(tmp_path):
+def test_curves_of_a_run_without_metrics_are_an_empty_picture(tmp_path):
     save_curves({}, "val/top1", tmp_path / "plots" / "curves.png")
     assert cv2.imread(str(tmp_path / "plots" / "curves.png")) is not None

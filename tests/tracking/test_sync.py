@@ -1,4 +1,4 @@
-"""From spool to MLflow: everything, in order, once; whatever the server does."""
+"""From outbox to MLflow: everything, in order, once; whatever the server does."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.shipper import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, Pending, Shipper, remembered
-from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, now_ms
+from scalablevit.tracking.outbox import RECORDS, MetricRecord, Outbox, now_ms
+from scalablevit.tracking.sync import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -57,29 +57,29 @@ def uid() -> str:
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool(tmp_path / "spool")
+def outbox(tmp_path: Path) -> Outbox:
+    return Outbox(tmp_path / "spool")
 
 
 def test_every_kind_of_record_arrives(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
 ) -> None:
     child = uuid4().hex
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "a.txt").write_text("plot")
     (tmp_path / "recipe.yaml").write_text("recipe")
-    spool.run(uid, "job", experiment=experiment, tags={"kind": "job"})
-    spool.run(child, "stage", experiment=experiment, parent=uid)
-    spool.params(child, {f"p{i}": i for i in range(150)})
-    spool.tags(child, {f"t{i}": i for i in range(120)})
-    spool.dataset(child, name="photos", digest="d" * 64, source="/data/photos", context="training")
-    spool.artifact(child, tmp_path / "plots", "plots")
-    spool.artifact(child, tmp_path / "recipe.yaml")
-    spool.metrics(child, series(range(1500), loss=1.0, top1=0.5))
-    spool.metrics(child, series(range(2000, 2001), a=math.nan, b=math.inf, c=-math.inf))
-    spool.end(child, "FAILED", time_ms=2_000_000)
-    spool.end(uid, "FINISHED")
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    outbox.run(uid, "job", experiment=experiment, tags={"kind": "job"})
+    outbox.run(child, "stage", experiment=experiment, parent=uid)
+    outbox.params(child, {f"p{i}": i for i in range(150)})
+    outbox.tags(child, {f"t{i}": i for i in range(120)})
+    outbox.dataset(child, name="photos", digest="d" * 64, source="/data/photos", context="training")
+    outbox.artifact(child, tmp_path / "plots", "plots")
+    outbox.artifact(child, tmp_path / "recipe.yaml")
+    outbox.metrics(child, series(range(1500), loss=1.0, top1=0.5))
+    outbox.metrics(child, series(range(2000, 2001), a=math.nan, b=math.inf, c=-math.inf))
+    outbox.end(child, "FAILED", time_ms=2_000_000)
+    outbox.end(uid, "FINISHED")
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     parent, run = run_of(client, experiment, uid), run_of(client, experiment, child)
     assert (parent.info.run_name, parent.info.status, parent.data.tags["kind"]) == ("job", "FINISHED", "job")
     assert (run.info.run_name, run.info.status, run.info.end_time) == ("stage", "FAILED", 2_000_000)
@@ -101,19 +101,19 @@ def test_every_kind_of_record_arrives(
 
 
 def test_sending_everything_again_changes_nothing(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    spool.params(uid, {"lr": 0.1})
-    spool.dataset(uid, name="photos", digest="d" * 64, source="/data", context="training")
-    spool.metrics(uid, series(range(50)))
-    spool.metrics(uid, series(range(50, 51), a=math.nan, b=math.inf))
-    spool.end(uid, "FINISHED", time_ms=5_000)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.params(uid, {"lr": 0.1})
+    outbox.dataset(uid, name="photos", digest="d" * 64, source="/data", context="training")
+    outbox.metrics(uid, series(range(50)))
+    outbox.metrics(uid, series(range(50, 51), a=math.nan, b=math.inf))
+    outbox.end(uid, "FINISHED", time_ms=5_000)
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     first = run_of(client, experiment, uid)
-    (spool.folder / PROGRESS).unlink()
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    (outbox.folder / PROGRESS).unlink()
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left(from_start=True) == NOTHING_LEFT
     again = run_of(client, experiment, uid)
     assert again.info.run_id == first.info.run_id
     assert (again.info.status, again.info.end_time) == ("FINISHED", 5_000)
@@ -122,23 +122,23 @@ def test_sending_everything_again_changes_nothing(
 
 
 def test_a_resumed_run_goes_on_as_the_same_run(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
     for steps, status in ((range(30), "KILLED"), (range(20, 60), None), (range(50, 80), "FINISHED")):
-        spool.run(uid, "run", experiment=experiment)
-        spool.metrics(uid, series(steps))
+        outbox.run(uid, "run", experiment=experiment)
+        outbox.metrics(uid, series(steps))
         if status == "KILLED":
-            spool.end(uid, "KILLED")
+            outbox.end(uid, "KILLED")
         if status == "FINISHED":
-            spool.end(uid, "FINISHED")
-        assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+            outbox.end(uid, "FINISHED")
+        assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
         assert run_of(client, experiment, uid).info.status == (status or "RUNNING")
     steps_there = [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")]
     assert steps_there == list(range(80))
 
 
 def test_what_the_server_refuses_is_set_aside_and_said_and_the_rest_goes_on(
-    spool: Spool,
+    outbox: Outbox,
     uid: str,
     uri: str,
     client: MlflowClient,
@@ -146,63 +146,63 @@ def test_what_the_server_refuses_is_set_aside_and_said_and_the_rest_goes_on(
     run_of: RunOf,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    spool.params(uid, {"lr": 0.1, "size": 3})
-    spool.params(uid, {"lr": 0.2, "more": 4})
-    spool.artifact(uid, spool.folder / "never-was")
-    spool.metrics(uid, series(range(1000)))
-    spool.metrics(uid, [{"step": 7, "time_ms": 1, "metrics": {"bad@key": 1.0, "good": 2.0}}])
-    spool.tags("f" * 32, {"of": "no run"})
-    with (spool.folder / RECORDS).open("a") as file:
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.params(uid, {"lr": 0.1, "size": 3})
+    outbox.params(uid, {"lr": 0.2, "more": 4})
+    outbox.artifact(uid, outbox.folder / "never-was")
+    outbox.metrics(uid, series(range(1000)))
+    outbox.metrics(uid, [{"step": 7, "time_ms": 1, "metrics": {"bad@key": 1.0, "good": 2.0}}])
+    outbox.tags("f" * 32, {"of": "no run"})
+    with (outbox.folder / RECORDS).open("a") as file:
         file.write("damaged\n" + json.dumps({"v": 1, "kind": "dance", "uid": uid, "time_ms": 1}) + "\n")
-    spool.end(uid, "FINISHED")
-    left = Shipper(spool.folder, uri).ship_left()
+    outbox.end(uid, "FINISHED")
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.error) == (0, None)
     run = run_of(client, experiment, uid)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "size": "3", "more": "4"}
     assert len(history(client, run, "loss")) == 1000
     assert history(client, run, "good") == [(7, 1, 2.0)]
-    aside = refused(spool.folder)
+    aside = refused(outbox.folder)
     assert left.refused == len(aside) == 6
     assert [entry["record"].get("kind") for entry in aside] == ["params", "artifact", "metrics", "tags", None, "dance"]
     assert aside[0]["record"]["params"] == {"lr": "0.2"}
     assert "never-was is gone" in aside[1]["reason"]
     assert aside[2]["record"]["metrics"] == {"bad@key": "1.0"}
     assert aside[2]["record"]["step"] == 7
-    assert str(spool.folder / REFUSED) in caplog.text
+    assert str(outbox.folder / REFUSED) in caplog.text
 
 
 def test_only_a_records_own_missing_file_is_refused_and_not_a_store_that_is_away(
-    spool: Spool, uid: str, tmp_path: Path
+    outbox: Outbox, uid: str, tmp_path: Path
 ) -> None:
     uri, store = f"sqlite:///{tmp_path}/server/mlflow.db", tmp_path / "server" / "mlartifacts"
     store.parent.mkdir()
     own = tmp_path / "own.txt"
     own.write_text("kept")
-    spool.run(uid, "run", experiment="e")
-    spool.artifact(uid, own)
-    spool.artifact(uid, tmp_path / "never-was")
-    spool.end(uid, "FINISHED")
+    outbox.run(uid, "run", experiment="e")
+    outbox.artifact(uid, own)
+    outbox.artifact(uid, tmp_path / "never-was")
+    outbox.end(uid, "FINISHED")
     store.write_text("in place of the folder that is mounted there")
-    left = Shipper(spool.folder, uri).ship_left()
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused) == (3, 0)
     store.unlink()
-    left = Shipper(spool.folder, uri).ship_left()
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused, left.error) == (0, 1, None)
-    assert [entry["record"]["path"] for entry in refused(spool.folder)] == [str(tmp_path / "never-was")]
+    assert [entry["record"]["path"] for entry in refused(outbox.folder)] == [str(tmp_path / "never-was")]
     assert list(store.rglob("own.txt"))
 
 
 def test_what_is_unclear_is_refused_only_while_the_server_takes_something_else(
-    spool: Spool, uid: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    outbox: Outbox, uid: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A database that answers and cannot be written says of every record that it is a bad request."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    spool.run(uid, "run", experiment="e")
-    shipper = Shipper(spool.folder, uri)
-    assert shipper.ship_left() == NOTHING_LEFT
-    spool.tags(uid, {"a": "b"})
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, uri)
+    assert sync.send_left() == NOTHING_LEFT
+    outbox.tags(uid, {"a": "b"})
     bad = MlflowException("disk I/O error", databricks_pb2.BAD_REQUEST)
 
     def unwritable(*_: object, **__: object) -> None:
@@ -212,47 +212,47 @@ def test_what_is_unclear_is_refused_only_while_the_server_takes_something_else(
         away.setattr(MlflowClient, "log_batch", unwritable)
         away.setattr(MlflowClient, "set_tag", unwritable)
         for _ in range(2 * UNCLEAR_TRIES):
-            left = shipper.ship_left()
+            left = sync.send_left()
             assert (left.records, left.refused) == (1, 0)
     with monkeypatch.context() as away:
         away.setattr(MlflowClient, "log_batch", unwritable)
-        left = shipper.ship_left()
+        left = sync.send_left()
         assert (left.records, left.refused) == (0, 1)
 
 
 def test_a_run_that_somebody_deleted_does_not_come_back_as_a_second_one(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    Shipper(spool.folder, uri).ship_left()
+    outbox.run(uid, "run", experiment=experiment)
+    OutboxSync(outbox.folder, uri).send_left()
     run = run_of(client, experiment, uid)
     client.delete_run(run.info.run_id)
-    (spool.folder / PROGRESS).unlink()
-    spool.metrics(uid, series(range(5)))
-    left = Shipper(spool.folder, uri).ship_left()
+    (outbox.folder / PROGRESS).unlink()
+    outbox.metrics(uid, series(range(5)))
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused) == (0, 6)
-    assert f"mlflow runs restore --run-id {run.info.run_id}" in refused(spool.folder)[-1]["reason"]
+    assert f"mlflow runs restore --run-id {run.info.run_id}" in refused(outbox.folder)[-1]["reason"]
     client.restore_run(run.info.run_id)
-    assert Shipper(spool.folder, uri).ship_left(from_start=True) == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left(from_start=True) == NOTHING_LEFT
     assert len(history(client, run_of(client, experiment, uid), "loss")) == 5
 
 
 def test_a_deleted_experiment_blocks_until_it_is_restored(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
     number = client.create_experiment(experiment)
     client.delete_experiment(number)
-    spool.run(uid, "run", experiment=experiment)
-    left = Shipper(spool.folder, uri).ship_left()
+    outbox.run(uid, "run", experiment=experiment)
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert left.records == 1
     assert f"mlflow experiments restore --experiment-id {number}" in str(left.error)
     client.restore_experiment(number)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert run_of(client, experiment, uid).info.status == "RUNNING"
 
 
 def test_a_server_that_lost_everything_gets_everything_again(
-    spool: Spool,
+    outbox: Outbox,
     uid: str,
     uri: str,
     client: MlflowClient,
@@ -260,62 +260,62 @@ def test_a_server_that_lost_everything_gets_everything_again(
     run_of: RunOf,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    spool.metrics(uid, series(range(5)))
-    size = (spool.folder / RECORDS).stat().st_size
+    outbox.run(uid, "run", experiment=experiment)
+    outbox.metrics(uid, series(range(5)))
+    size = (outbox.folder / RECORDS).stat().st_size
     gone = {"uri": uri, "offset": size, "runs": {uid: "e" * 32}}
-    (spool.folder / PROGRESS).write_text(json.dumps(gone))
-    spool.metrics(uid, series(range(5, 9)))
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    (outbox.folder / PROGRESS).write_text(json.dumps(gone))
+    outbox.metrics(uid, series(range(5, 9)))
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert len(history(client, run_of(client, experiment, uid), "loss")) == 9
     assert "no longer has a run" in caplog.text
 
 
-def test_another_server_gets_everything(spool: Spool, uid: str, uri: str, experiment: str, tmp_path: Path) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
-    elsewhere = Shipper(spool.folder, "http://127.0.0.1:9")
+def test_another_server_gets_everything(outbox: Outbox, uid: str, uri: str, experiment: str, tmp_path: Path) -> None:
+    outbox.run(uid, "run", experiment=experiment)
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    elsewhere = OutboxSync(outbox.folder, "http://127.0.0.1:9")
     assert elsewhere.pending().records == 1
 
 
-def test_a_child_waits_for_a_parent_in_another_spool(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
+def test_a_child_waits_for_a_parent_in_another_outbox(
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf, tmp_path: Path
 ) -> None:
     parent = uuid4().hex
-    spool.run(uid, "child", experiment=experiment, parent=parent)
-    left = Shipper(spool.folder, uri).ship_left()
+    outbox.run(uid, "child", experiment=experiment, parent=parent)
+    left = OutboxSync(outbox.folder, uri).send_left()
     assert left.records == 1
     assert parent in str(left.error)
-    other = Spool(tmp_path / "other")
+    other = Outbox(tmp_path / "other")
     other.run(parent, "parent", experiment=experiment)
-    assert Shipper(other.folder, uri).ship_left() == NOTHING_LEFT
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert OutboxSync(other.folder, uri).send_left() == NOTHING_LEFT
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     tags = run_of(client, experiment, uid).data.tags
     assert tags["mlflow.parentRunId"] == run_of(client, experiment, parent).info.run_id
 
 
-def test_one_shipper_at_a_time(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+def test_one_sync_at_a_time(
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
-    first = Shipper(spool.folder, uri)
+    outbox.run(uid, "run", experiment=experiment)
+    first = OutboxSync(outbox.folder, uri)
     first.start()
     assert first.drain(60) == NOTHING_LEFT
     assert "everything sent" in first.status()
-    second = Shipper(spool.folder, uri)
-    assert second.ship_left() == Pending(0, 0, f"process {os.getpid()} on {socket.gethostname()} is sending it")
+    second = OutboxSync(outbox.folder, uri)
+    assert second.send_left() == Pending(0, 0, f"process {os.getpid()} on {socket.gethostname()} is sending it")
     second.start()
-    spool.metrics(uid, series(range(3)))
+    outbox.metrics(uid, series(range(3)))
     assert second.drain(60).records == 0
     first.stop()
-    spool.metrics(uid, series(range(3, 6)))
+    outbox.metrics(uid, series(range(3, 6)))
     assert second.drain(60) == NOTHING_LEFT
     second.stop()
     assert len(history(client, run_of(client, experiment, uid), "loss")) == 6
 
 
 def test_runs_whose_job_died_end_as_killed(
-    spool: Spool,
+    outbox: Outbox,
     uid: str,
     uri: str,
     client: MlflowClient,
@@ -326,109 +326,109 @@ def test_runs_whose_job_died_end_as_killed(
     fresh = uuid4().hex
     hour_ago = now_ms() - 3_600_000
     with monkeypatch.context() as patched:
-        patched.setattr("scalablevit.tracking.spool.now_ms", lambda: hour_ago)
-        spool.run(uid, "dead", experiment=experiment)
+        patched.setattr("scalablevit.tracking.outbox.now_ms", lambda: hour_ago)
+        outbox.run(uid, "dead", experiment=experiment)
     last = hour_ago + 60_000
-    spool.metrics(uid, [{"step": 1, "time_ms": last, "metrics": {"loss": 1.0}}])
-    spool.run(fresh, "fresh", experiment=experiment)
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    outbox.metrics(uid, [{"step": 1, "time_ms": last, "metrics": {"loss": 1.0}}])
+    outbox.run(fresh, "fresh", experiment=experiment)
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     dead = run_of(client, experiment, uid).info
     assert (dead.status, dead.end_time) == ("KILLED", last)
     assert run_of(client, experiment, fresh).info.status == "RUNNING"
 
 
-def _ship(folder: Path, uri: str) -> None:
-    shipper = Shipper(folder, uri)
-    shipper.start()
-    shipper.drain(120)
+def _send(folder: Path, uri: str) -> None:
+    sync = OutboxSync(folder, uri)
+    sync.start()
+    sync.drain(120)
 
 
-def test_a_killed_shipper_leaves_nothing_out_and_nothing_twice(
-    spool: Spool, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
+def test_a_killed_sync_leaves_nothing_out_and_nothing_twice(
+    outbox: Outbox, uid: str, uri: str, client: MlflowClient, experiment: str, run_of: RunOf
 ) -> None:
-    spool.run(uid, "run", experiment=experiment)
+    outbox.run(uid, "run", experiment=experiment)
     for block in range(10):
-        spool.metrics(uid, series(range(block * 1000, block * 1000 + 1000)))
-    process = multiprocessing.get_context("spawn").Process(target=_ship, args=(spool.folder, uri))
+        outbox.metrics(uid, series(range(block * 1000, block * 1000 + 1000)))
+    process = multiprocessing.get_context("spawn").Process(target=_send, args=(outbox.folder, uri))
     process.start()
-    size = (spool.folder / RECORDS).stat().st_size
+    size = (outbox.folder / RECORDS).stat().st_size
     deadline = time.monotonic() + 200
     while True:
-        saved = remembered(spool.folder)
+        saved = remembered(outbox.folder)
         if saved is not None and saved.offset > size / 4:
             break
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
-    assert remembered(spool.folder) is not None
-    assert Shipper(spool.folder, uri).ship_left() == NOTHING_LEFT
+    assert remembered(outbox.folder) is not None
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")] == list(range(10_000))
 
 
-def test_a_server_that_accepts_and_never_answers_holds_up_nobody(spool: Spool, uid: str) -> None:
+def test_a_server_that_accepts_and_never_answers_holds_up_nobody(outbox: Outbox, uid: str) -> None:
     with socket.socket() as hung:
         hung.bind(("127.0.0.1", 0))
         hung.listen(64)
-        shipper = Shipper(spool.folder, f"http://127.0.0.1:{hung.getsockname()[1]}", request_timeout_s=1)
-        spool.run(uid, "run", experiment="e")
+        sync = OutboxSync(outbox.folder, f"http://127.0.0.1:{hung.getsockname()[1]}", request_timeout_s=1)
+        outbox.run(uid, "run", experiment="e")
         started = time.monotonic()
-        left = shipper.ship_left()
+        left = sync.send_left()
         assert 1 <= time.monotonic() - started < LIMIT_S
         assert left.records == 1
         assert "timed out" in str(left.error)
-        shipper.start()
+        sync.start()
         started = time.monotonic()
         for step in range(100):
-            spool.metrics(uid, series(range(step, step + 1)))
+            outbox.metrics(uid, series(range(step, step + 1)))
         assert time.monotonic() - started < LIMIT_S, "each record waited for the server"
         started = time.monotonic()
-        assert shipper.drain(1.5).records == 101
+        assert sync.drain(1.5).records == 101
         assert time.monotonic() - started < LIMIT_S
-        assert "101 records waiting" in shipper.status()
-        shipper.stop()
+        assert "101 records waiting" in sync.status()
+        sync.stop()
 
 
-def test_a_locked_database_holds_up_nobody(spool: Spool, uid: str, tmp_path: Path) -> None:
+def test_a_locked_database_holds_up_nobody(outbox: Outbox, uid: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/locked.db"
-    spool.run(uid, "run", experiment="e")
-    shipper = Shipper(spool.folder, uri)
-    shipper.start()
-    assert shipper.drain(60) == NOTHING_LEFT
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, uri)
+    sync.start()
+    assert sync.drain(60) == NOTHING_LEFT
     with sqlite3.connect(tmp_path / "locked.db", isolation_level=None) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        spool.metrics(uid, series(range(10)))
+        outbox.metrics(uid, series(range(10)))
         started = time.monotonic()
-        assert shipper.drain(1.5).records == 10
+        assert sync.drain(1.5).records == 10
         assert time.monotonic() - started < LIMIT_S
         holder.execute("ROLLBACK")
-    assert shipper.drain(60) == NOTHING_LEFT
-    shipper.stop()
+    assert sync.drain(60) == NOTHING_LEFT
+    sync.stop()
     client = connect(uri)
     (run,) = client.search_runs(["1"])
     assert len(history(client, run, "loss")) == 10
 
 
 def test_no_secret_reaches_a_message_or_a_file(
-    spool: Spool, uid: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    outbox: Outbox, uid: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG, "scalablevit")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shipper = Shipper(spool.folder, f"http://somebody:can%40ry77@127.0.0.1:{port}", request_timeout_s=1)
-    spool.run(uid, "run", experiment="e")
-    shipper.start()
-    left = shipper.drain(3)
+    sync = OutboxSync(outbox.folder, f"http://somebody:can%40ry77@127.0.0.1:{port}", request_timeout_s=1)
+    outbox.run(uid, "run", experiment="e")
+    sync.start()
+    left = sync.drain(3)
     assert left.records == 1
     assert left.error
-    shown = "\n".join([caplog.text, *capfd.readouterr(), left.error, shipper.status()])
-    shown += "".join(path.read_text() for path in spool.folder.iterdir())
-    shipper.stop()
+    shown = "\n".join([caplog.text, *capfd.readouterr(), left.error, sync.status()])
+    shown += "".join(path.read_text() for path in outbox.folder.iterdir())
+    sync.stop()
     assert str(port) in shown
     for secret in ("can%40ry77", "can@ry77", "somebody:"):
         assert secret not in shown
-    assert (spool.folder / LOCK).exists()
+    assert (outbox.folder / LOCK).exists()
 
 
 @pytest.fixture
@@ -457,11 +457,11 @@ def test_the_sync_script(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     child = uuid4().hex
-    Spool(tmp_path / "runs" / "z-job" / "spool").run(uid, "job", experiment=experiment)
-    spool = Spool(tmp_path / "runs" / "a-stage" / "spool")
+    Outbox(tmp_path / "runs" / "z-job" / "spool").run(uid, "job", experiment=experiment)
+    outbox = Outbox(tmp_path / "runs" / "a-stage" / "spool")
     time.sleep(0.01)
-    spool.run(child, "stage", experiment=experiment, parent=uid)
-    spool.metrics(child, series(range(5)))
+    outbox.run(child, "stage", experiment=experiment, parent=uid)
+    outbox.metrics(child, series(range(5)))
     assert sync("--dry-run", "a-stage") == 0
     assert capsys.readouterr().out == "a-stage: 6 records would be sent\n"
     assert sync("--uri", "http://127.0.0.1:9", "a-stage") == 1
@@ -476,7 +476,7 @@ def test_the_sync_script(
         "a-stage: everything sent",
     ]
     assert run_of(client, experiment, child).data.metrics == {"loss": 0.4}
-    spool.metrics(child, series(range(5, 9)))
+    outbox.metrics(child, series(range(5, 9)))
     assert sync("a-stage") == 0
     assert run_of(client, experiment, child).data.metrics == {"loss": 0.8}
 
@@ -484,12 +484,12 @@ def test_the_sync_script(
 def test_the_sync_script_sends_to_the_server_that_a_job_never_reached(
     sync: Callable[..., int], uid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spool = Spool(tmp_path / "runs" / "job" / "spool")
-    spool.run(uid, "job", experiment="e")
-    shipper = Shipper(spool.folder, "http://127.0.0.1:9")
-    shipper.start()
-    assert shipper.drain(1).records == 1
-    shipper.stop()
+    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox.run(uid, "job", experiment="e")
+    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sync.start()
+    assert sync.drain(1).records == 1
+    sync.stop()
     assert sync() == 1
     assert "job: 1 records left (" in capsys.readouterr().out
     assert not (tmp_path / "mlflow.db").exists()
@@ -498,19 +498,19 @@ def test_the_sync_script_sends_to_the_server_that_a_job_never_reached(
 def test_the_sync_script_says_that_a_run_has_no_end_yet(
     sync: Callable[..., int], uid: str, uri: str, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spool = Spool(tmp_path / "runs" / "job" / "spool")
-    spool.run(uid, "job", experiment=experiment)
+    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox.run(uid, "job", experiment=experiment)
     assert sync("--uri", uri) == 0
     said = capsys.readouterr().out
     assert said == "job: everything sent; 1 run without an end: if its job is dead, run this again in a minute\n"
-    shipper = Shipper(spool.folder, uri)
-    shipper.start()
-    spool.tags(uid, {"driver": "alive"})
-    assert shipper.drain(60) == NOTHING_LEFT
+    sync = OutboxSync(outbox.folder, uri)
+    sync.start()
+    outbox.tags(uid, {"driver": "alive"})
+    assert sync.drain(60) == NOTHING_LEFT
     assert sync() == 0
     assert capsys.readouterr().out == "job: everything sent\n"
-    shipper.stop()
-    spool.end(uid, "FINISHED")
+    sync.stop()
+    outbox.end(uid, "FINISHED")
     assert sync() == 0
     assert capsys.readouterr().out == "job: everything sent\n"
 
@@ -518,11 +518,11 @@ def test_the_sync_script_says_that_a_run_has_no_end_yet(
 def test_the_sync_script_names_what_was_refused_and_forgets_it_once_it_is_taken(
     sync: Callable[..., int], uid: str, uri: str, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spool = Spool(tmp_path / "runs" / "job" / "spool")
-    spool.run(uid, "stage-1", experiment=experiment)
-    spool.params(uid, {"lr": 0.1})
-    spool.artifact(uid, tmp_path / "page.html")
-    spool.end(uid, "FINISHED")
+    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox.run(uid, "stage-1", experiment=experiment)
+    outbox.params(uid, {"lr": 0.1})
+    outbox.artifact(uid, tmp_path / "page.html")
+    outbox.end(uid, "FINISHED")
     for _ in range(2):  # also what an earlier sending was refused
         assert sync("--uri", uri) == 0
         said = capsys.readouterr().out
@@ -533,7 +533,7 @@ def test_the_sync_script_names_what_was_refused_and_forgets_it_once_it_is_taken(
 
 
 def test_the_sync_script_by_itself_with_a_new_database(tmp_path: Path) -> None:
-    Spool(tmp_path / "runs" / "job" / "spool").run("a" * 32, "job", experiment="e")
+    Outbox(tmp_path / "runs" / "job" / "spool").run("a" * 32, "job", experiment="e")
     command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)

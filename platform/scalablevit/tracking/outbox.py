@@ -1,4 +1,4 @@
-"""The spool: every record meant for MLflow, appended to one file on local disk; the source of truth."""
+"""The outbox: every record meant for MLflow, appended to one file on local disk; the source of truth."""
 
 import errno
 import fcntl
@@ -118,7 +118,7 @@ def _jsonable(value: float) -> float | str:
     return value
 
 
-class Spool:
+class Outbox:
     """Appends records; several processes and threads may do so at once.
 
     Every record is one JSON line with `v` (format), `kind`, `uid` (the run: uuid4 hex, made by us and kept with the
@@ -184,9 +184,9 @@ class Spool:
         tags: Mapping[str, object],
         alias: str = "candidate",
     ) -> None:
-        """A model to register; the package is copied into the spool, since a job's copy of it vanishes with the job.
+        """A model to register; the package is copied into the outbox, since a job's copy of it vanishes with the job.
 
-        The record's fields: `registration`, `name`, `folder`, `code` (the copy, relative to the spool), `serving`,
+        The record's fields: `registration`, `name`, `folder`, `code` (the copy, relative to the outbox), `serving`,
         `requirements`, `tags`, `alias`. `registration` is a function of run, name and weights, so a restart that
         records the same model again registers no second version.
 

@@ -21,7 +21,7 @@ from scalablevit.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes on each device. Not counted: the CUDA context, the kernels' workspaces, what the allocator wastes."""
 
     weights: int
@@ -47,7 +47,7 @@ class Footprint:
         return self.checkpoint + self.gradients + self.activations
 
 
-def footprint(stage: Stage, task: Task, images: int) -> Footprint:
+def estimate_memory(stage: Stage, task: Task, images: int) -> MemoryEstimate:
     """Count a stage's training by the rules of the devices that its recipe asks for.
 
     Args:
@@ -56,7 +56,7 @@ def footprint(stage: Stage, task: Task, images: int) -> Footprint:
     with torch.device("meta"):
         model = task.build_model()
     sizes = TrainState(model, build_optimizer(model, stage.optimizer)).bytes_by_file()
-    return Footprint(
+    return MemoryEstimate(
         weights=sizes["model"],
         gradients=sum(each.nbytes for each in model.parameters() if each.requires_grad),
         moments=sizes["optimizer"],

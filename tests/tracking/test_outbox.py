@@ -1,4 +1,4 @@
-"""The spool: nothing lost, nothing twice, whatever dies in between."""
+"""The outbox: nothing lost, nothing twice, whatever dies in between."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalablevit.tracking.spool import RECORDS, MetricRecord, Spool, count_lines, open_runs, read_lines
+from scalablevit.tracking.outbox import RECORDS, MetricRecord, Outbox, count_lines, open_runs, read_lines
 
 UID = "a" * 32
 
@@ -32,15 +32,15 @@ def points(folder: Path, uid: str = UID) -> list[tuple[str, int, float]]:
 
 def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("x")
-    spool = Spool(tmp_path / "spool")
-    spool.run(UID, "name", experiment="e", parent="b" * 32, tags={"n": 1})
-    spool.params(UID, {"lr": 0.1, "steps": [1, 2]})
-    spool.tags(UID, {"best": 0.5})
-    spool.dataset(UID, name="d", digest="9" * 64, source="/data", context="training")
-    spool.artifact(UID, tmp_path / "log.txt", "logs")
-    spool.metrics(UID, [point(3, loss=1.5)])
-    spool.end(UID, "FINISHED", time_ms=77)
-    spool.close()
+    outbox = Outbox(tmp_path / "spool")
+    outbox.run(UID, "name", experiment="e", parent="b" * 32, tags={"n": 1})
+    outbox.params(UID, {"lr": 0.1, "steps": [1, 2]})
+    outbox.tags(UID, {"best": 0.5})
+    outbox.dataset(UID, name="d", digest="9" * 64, source="/data", context="training")
+    outbox.artifact(UID, tmp_path / "log.txt", "logs")
+    outbox.metrics(UID, [point(3, loss=1.5)])
+    outbox.end(UID, "FINISHED", time_ms=77)
+    outbox.close()
     got = records(tmp_path / "spool")
     assert [record["kind"] for record in got] == ["run", "params", "tags", "dataset", "artifact", "metrics", "end"]
     assert all(record["v"] == 1 and record["uid"] == UID for record in got)
@@ -55,10 +55,10 @@ def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_repeats_itself_and_the_first_report_stands(tmp_path: Path) -> None:
-    first = Spool(tmp_path)
+    first = Outbox(tmp_path)
     assert first.metrics(UID, [point(step, loss=float(step), lr=0.1) for step in range(0, 100, 20)]) == 10
     first.close()
-    resumed = Spool(tmp_path)
+    resumed = Outbox(tmp_path)
     again = [point(step, loss=-1.0, lr=-1.0) for step in range(40, 160, 20)]
     assert resumed.metrics(UID, again + again) == 6
     assert resumed.metrics(UID, again) == 0
@@ -69,15 +69,15 @@ def test_a_resumed_run_repeats_itself_and_the_first_report_stands(tmp_path: Path
 
 
 def test_a_step_gains_a_metric_that_it_lacked(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.metrics(UID, [point(20, loss=1.0), point(10, loss=2.0)])
-    assert spool.metrics(UID, [point(10, loss=3.0, top1=0.5)]) == 1
+    outbox = Outbox(tmp_path)
+    outbox.metrics(UID, [point(20, loss=1.0), point(10, loss=2.0)])
+    assert outbox.metrics(UID, [point(10, loss=3.0, top1=0.5)]) == 1
     assert sorted(points(tmp_path)) == [("loss", 10, 2.0), ("loss", 20, 1.0), ("top1", 10, 0.5)]
 
 
 def test_values_that_json_has_not_survive(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.metrics(UID, [point(1, a=math.nan, b=math.inf, c=-math.inf, d=1e308)])
+    outbox = Outbox(tmp_path)
+    outbox.metrics(UID, [point(1, a=math.nan, b=math.inf, c=-math.inf, d=1e308)])
     values = {key: value for key, _, value in points(tmp_path)}
     assert math.isnan(values["a"])
     assert (values["b"], values["c"], values["d"]) == (math.inf, -math.inf, 1e308)
@@ -96,31 +96,31 @@ def test_values_that_json_has_not_survive(tmp_path: Path) -> None:
     ],
 )
 def test_an_unsound_record_writes_nothing(tmp_path: Path, record: Any, error: type[Exception]) -> None:
-    spool = Spool(tmp_path)
+    outbox = Outbox(tmp_path)
     with pytest.raises(error):
-        spool.metrics(UID, [point(1, loss=1.0), record])
+        outbox.metrics(UID, [point(1, loss=1.0), record])
     assert points(tmp_path) == []
-    assert spool.metrics(UID, [point(1, loss=1.0)]) == 1
+    assert outbox.metrics(UID, [point(1, loss=1.0)]) == 1
 
 
 @given(kept=st.integers(0, 400), junk=st.binary(max_size=20).filter(lambda junk: b"\n" not in junk))
 @settings(max_examples=40, deadline=None)
 def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory, kept: int, junk: bytes) -> None:
     folder = tmp_path_factory.mktemp("torn")
-    Spool(folder).metrics(UID, [point(step, loss=float(step)) for step in range(5)])
+    Outbox(folder).metrics(UID, [point(step, loss=float(step)) for step in range(5)])
     whole = (folder / RECORDS).read_bytes()
     torn = whole[: min(kept, len(whole))] + junk
     (folder / RECORDS).write_bytes(torn)
     before = points(folder)
-    spool = Spool(folder)
+    outbox = Outbox(folder)
     assert points(folder) == before
     assert (folder / RECORDS).read_bytes() == torn[: torn.rfind(b"\n") + 1]
-    spool.metrics(UID, [point(step, loss=float(step)) for step in range(5)])
+    outbox.metrics(UID, [point(step, loss=float(step)) for step in range(5)])
     assert points(folder) == [("loss", step, float(step)) for step in range(5)]
 
 
 def test_a_writer_that_dies_while_another_lives_on(tmp_path: Path) -> None:
-    alive = Spool(tmp_path)
+    alive = Outbox(tmp_path)
     alive.metrics(UID, [point(1, loss=1.0)])
     with (tmp_path / RECORDS).open("ab") as file:
         file.write(b'{"v":1,"kind":"metr' + b"x" * 200_000)
@@ -129,21 +129,21 @@ def test_a_writer_that_dies_while_another_lives_on(tmp_path: Path) -> None:
 
 
 def test_a_damaged_line_in_the_middle_is_named_and_passed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.metrics(UID, [point(1, loss=1.0)])
+    outbox = Outbox(tmp_path)
+    outbox.metrics(UID, [point(1, loss=1.0)])
     with (tmp_path / RECORDS).open("ab") as file:
         file.write(b'\0\0\0\n{"v":2}\n{"v":1,"kind":"metrics","uid":"u","time_ms":1,"step":"x","metrics":{}}\n')
-    spool.metrics(UID, [point(1, loss=3.0), point(2, loss=2.0)])
+    outbox.metrics(UID, [point(1, loss=3.0), point(2, loss=2.0)])
     assert [line.record is None for line in read_lines(tmp_path)] == [False, True, True, True, False]
     assert points(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 2.0)]
 
 
 def _append(folder: Path, worker: int) -> None:
-    spool = Spool(folder)
+    outbox = Outbox(folder)
     for step in range(200):
-        spool.metrics(UID, [point(step, **{"shared": float(worker), f"own{worker}": 1.0, "long" * 2000: 0.0})])
+        outbox.metrics(UID, [point(step, **{"shared": float(worker), f"own{worker}": 1.0, "long" * 2000: 0.0})])
         if step % 50 == 0:
-            spool.tags(UID, {"worker": worker})
+            outbox.tags(UID, {"worker": worker})
 
 
 def test_two_appenders_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
@@ -163,36 +163,36 @@ def test_two_appenders_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_whole_lines_and_the_points_may_be_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(tmp_path)
-    spool.metrics(UID, [point(1, loss=1.0)])
+    outbox = Outbox(tmp_path)
+    outbox.metrics(UID, [point(1, loss=1.0)])
     real = os.write
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", lambda file, lines: real(file, lines[: len(lines) // 2]))
         with pytest.raises(OSError, match="disk is full"):
-            spool.metrics(UID, [point(2, loss=2.0)])
+            outbox.metrics(UID, [point(2, loss=2.0)])
     assert points(tmp_path) == [("loss", 1, 1.0)]
-    assert spool.metrics(UID, [point(2, loss=2.0)]) == 1
+    assert outbox.metrics(UID, [point(2, loss=2.0)]) == 1
     assert points(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 2.0)]
 
 
 def test_lines_are_counted_from_an_offset(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    outbox = Outbox(tmp_path)
     for step in range(5):
-        spool.metrics(UID, [point(step, loss=1.0)])
+        outbox.metrics(UID, [point(step, loss=1.0)])
     second = list(read_lines(tmp_path))[1]
     assert count_lines(tmp_path, 0) == 5
     assert count_lines(tmp_path, second.end) == 3
 
 
 def test_open_runs_are_those_begun_and_not_ended(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    outbox = Outbox(tmp_path)
     for uid in ("done", "dead", "again"):
-        spool.run(uid, uid, experiment="e")
-    spool.end("done", "FINISHED")
-    spool.end("again", "FAILED")
-    spool.run("again", "again", experiment="e")
-    spool.metrics("again", [{"step": 1, "time_ms": 10**15, "metrics": {"a": 1.0}}])
-    spool.metrics("dead", [{"step": 1, "time_ms": 5, "metrics": {"resent": 1.0}}])
+        outbox.run(uid, uid, experiment="e")
+    outbox.end("done", "FINISHED")
+    outbox.end("again", "FAILED")
+    outbox.run("again", "again", experiment="e")
+    outbox.metrics("again", [{"step": 1, "time_ms": 10**15, "metrics": {"a": 1.0}}])
+    outbox.metrics("dead", [{"step": 1, "time_ms": 5, "metrics": {"resent": 1.0}}])
     runs = open_runs(tmp_path)
     assert sorted(runs) == ["again", "dead"]
     assert runs["again"] == 10**15
@@ -209,10 +209,10 @@ def test_the_same_model_is_the_same_registration_and_its_code_is_kept_once(tmp_p
     model.mkdir()
     (model / "weights.safetensors").write_bytes(b"w1")
     (model / "config.json").write_text("{}")
-    spool = Spool(tmp_path / "spool")
+    outbox = Outbox(tmp_path / "spool")
 
     def register() -> dict[str, Any]:
-        spool.model(
+        outbox.model(
             UID, name="m", folder=model, package=package, serving="serve.py", requirements=["a==1"], tags={"t": 2}
         )
         return records(tmp_path / "spool")[-1]

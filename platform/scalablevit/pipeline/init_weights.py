@@ -12,7 +12,7 @@ from scalablevit.tracking.weights import resolve_weights
 
 
 @dataclass(frozen=True)
-class Initial:
+class InitWeights:
     """The weights that a stage starts from."""
 
     location: str
@@ -34,7 +34,7 @@ class Initial:
         return self.classes is None or self.classes == classes
 
 
-def find_initial(stage: Stage, root: Path) -> Initial | None:
+def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     """What `model.init` names outside the recipe; None for random weights, and for a stage, which is yet to train.
 
     Raises:
@@ -46,12 +46,12 @@ def find_initial(stage: Stage, root: Path) -> Initial | None:
     if init.startswith("models:/"):
         found = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
         version = f"{found.name}/{found.version}"
-        return Initial(str(found.weights), found.tags[tags.WEIGHTS_SHA256], tuple(found.config["classes"]), version)
+        return InitWeights(str(found.weights), found.tags[tags.WEIGHTS_SHA256], tuple(found.config["classes"]), version)
     if init.startswith("timm:"):
         from scalablevit.models.weights import cached_tag_file
 
         tag = init.removeprefix("timm:")
-        return Initial(tag, _sha256(cached_tag_file(tag)), None)
+        return InitWeights(tag, _sha256(cached_tag_file(tag)), None)
     path = root / Path(init).expanduser()
     if not path.is_file():
         raise UserError(
@@ -59,7 +59,7 @@ def find_initial(stage: Stage, root: Path) -> Initial | None:
             where="model.init",
             fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
         )
-    return Initial(str(path), _sha256(path), None)
+    return InitWeights(str(path), _sha256(path), None)
 
 
 def _sha256(path: Path) -> str:

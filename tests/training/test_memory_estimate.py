@@ -9,9 +9,9 @@ from scalablevit.tasks.registry import build_task
 from scalablevit.tasks.task import Task
 from scalablevit.training import worker
 from scalablevit.training.checkpoint import CheckpointStore
-from scalablevit.training.footprint import footprint, kept_bytes
-from scalablevit.training.loop import Plan
-from scalablevit.training.worker import Assignment
+from scalablevit.training.loop import TrainContext
+from scalablevit.training.memory_estimate import estimate_memory, kept_bytes
+from scalablevit.training.worker import WorkerConfig
 
 WITHIN = 0.15
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
@@ -37,9 +37,9 @@ def saved(stage, task: Task) -> int:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    plan = Plan(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
+    context = TrainContext(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
     batch = task.prepare(task.blank_batch(IMAGES), "train", (0,))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), plan.autocast():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), context.autocast():
         loss, _ = task.loss(model, batch)
     assert torch.isfinite(loss)
     return sum(sizes.values())
@@ -81,8 +81,8 @@ def test_activations_by_a_gpus_rules_and_recomputed(make_stage):
 def test_state_and_checkpoint_of_a_real_training(options, make_stage, tmp_path):
     short = {"steps": 1, "global_batch_size": IMAGES, "evaluate_every": {"steps": 1}, "ema_decay": 0.9}
     stage = make_stage(optimizer=options, training=short)
-    foretold = footprint(stage, build_task(stage, CLASSES), IMAGES)
-    given = Assignment(stage.model_dump_json(), str(tmp_path), str(tmp_path), init_weights=None)
+    foretold = estimate_memory(stage, build_task(stage, CLASSES), IMAGES)
+    given = WorkerConfig(stage.model_dump_json(), str(tmp_path), str(tmp_path), init_weights=None)
     assert worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)["reason"] == "finished"
     (entry,) = CheckpointStore(str(tmp_path)).entries()
     folder = tmp_path / "checkpoints" / entry.name

@@ -41,7 +41,7 @@ def end_with_changed_files(files: Collection[str]) -> NoReturn:
     )
 
 
-def together(action: Callable[[], T]) -> T:
+def run_on_all_ranks(action: Callable[[], T]) -> T:
     """Do a part of the set-up that can fail on one rank alone; its failure is raised on all ranks.
 
     Without it the others would wait for the failed one in their next collective.
@@ -61,9 +61,9 @@ def together(action: Callable[[], T]) -> T:
     return cast("T", result)
 
 
-def newest_for_all(store: CheckpointStore, rank: int) -> tuple[str, Snapshot] | None:
+def latest_checkpoint_for_all_ranks(store: CheckpointStore, rank: int) -> tuple[str, Snapshot] | None:
     """Name and content of the newest valid checkpoint, chosen by rank 0 for all ranks; None for a fresh start."""
-    found = together(lambda: store.newest() if rank == 0 else None)
+    found = run_on_all_ranks(lambda: store.newest() if rank == 0 else None)
     if world_size() == 1:
         return found
     choice = [found[0] if found else None]

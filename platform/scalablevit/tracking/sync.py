@@ -1,4 +1,4 @@
-"""Sends a spool's records to MLflow in order, from a thread of the driver; nothing waits for it."""
+"""Sends an outbox's records to MLflow in order, from a thread of the driver; nothing waits for it."""
 
 import fcntl
 import json
@@ -25,12 +25,12 @@ from scalablevit.tracking.connection import (
     verdict,
     without_credentials,
 )
-from scalablevit.tracking.delivery import METRICS_PER_CALL, Delivery, Refusal, RunGone
-from scalablevit.tracking.spool import Line, Spool, count_lines, now_ms, open_runs, read_lines
+from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
+from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_runs, read_lines
 
 PROGRESS = "shipped.json"
 REFUSED = "refused.jsonl"
-LOCK = "shipper.lock"
+LOCK = "sync.lock"
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a spool has been sent to a server: `shipped.json`."""
+    """How far an outbox has been sent to a server: `shipped.json`."""
 
     uri: str
     """The server, without credentials. Another one gets everything from the start."""
     offset: int = 0
-    """Bytes of the spool that have arrived or were set aside."""
+    """Bytes of the outbox that have arrived or were set aside."""
     runs: dict[str, str] = field(default_factory=dict)
     """MLflow run id by our uid."""
 
@@ -67,7 +67,7 @@ class Progress:
 
 
 def remembered(folder: Path) -> Progress | None:
-    """Where a spool was sent last and how far, or None."""
+    """Where an outbox was sent last and how far, or None."""
     try:
         saved = Progress(**json.loads((folder / PROGRESS).read_bytes()))
         size = (folder / "records.jsonl").stat().st_size
@@ -77,7 +77,7 @@ def remembered(folder: Path) -> Progress | None:
 
 
 def refused_records(folder: Path) -> list[str]:
-    """What `refused.jsonl` of a spool holds, a line for each run, kind and reason: `run NAME, KIND: REASON`."""
+    """What `refused.jsonl` of an outbox holds, a line for each run, kind and reason: `run NAME, KIND: REASON`."""
     if not (folder / REFUSED).exists():
         return []
     names = {}
@@ -93,7 +93,7 @@ def refused_records(folder: Path) -> list[str]:
         except (ValueError, KeyError, TypeError, AttributeError):
             counts[f"a line of {REFUSED} that cannot be read"] += 1
             continue
-        counts[f"run {run}, {kind}: {reason}" if kind else f"a line of the spool: {reason}"] += 1
+        counts[f"run {run}, {kind}: {reason}" if kind else f"a line of the outbox: {reason}"] += 1
     return [line if count == 1 else f"{line} ({count} times)" for line, count in counts.items()]
 
 
@@ -102,22 +102,22 @@ class Pending:
     """What has not been sent."""
 
     records: int
-    """Records still waiting in the spool."""
+    """Records still waiting in the outbox."""
     refused: int
-    """Records, or parts of one, that this shipper set aside in `refused.jsonl`."""
+    """Records, or parts of one, that this sync set aside in `refused.jsonl`."""
     error: str | None
     """Why they wait, on one line without secrets; None while all is well."""
 
 
-class Shipper:
-    """Ships one spool to one server; only one shipper at a time does, whatever process it is in.
+class OutboxSync:
+    """Sends one outbox to one server; only one sync at a time does, whatever process it is in.
 
-    Delivery is in order and repeatable: the offset moves after success, and all that may have been sent before a crash
+    Sending is in order and repeatable: the offset moves after success, and all that may have been sent before a crash
     is sent again in a form that MLflow recognises. While the server is away it waits, longer and longer up to
     `LONGEST_PAUSE_S`; what the server refuses for good goes to `refused.jsonl` with the reason, and the rest goes on.
 
     Args:
-        folder: the spool.
+        folder: the outbox.
         uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
         request_timeout_s: longest wait for one answer; an upload may take `UPLOAD_TIMEOUT_S`, a new run a minute.
 
@@ -131,7 +131,7 @@ class Shipper:
         self._uri = uri
         self._request_timeout_s = request_timeout_s
         self._progress = Progress(without_credentials(uri))
-        self._delivery: Delivery | None = None
+        self._writer: MLflowWriter | None = None
         self._refused = 0
         self._unclear = 0
         self._error: str | None = None
@@ -140,10 +140,10 @@ class Shipper:
         self._draining = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="mlflow-sync", daemon=True)
 
     def start(self) -> None:
-        """Begin sending in the background; `Spool` has made the folder before."""
+        """Begin sending in the background; `Outbox` has made the folder before."""
         self._thread.start()
 
     def drain(self, timeout_s: float) -> Pending:
@@ -157,7 +157,7 @@ class Shipper:
         return self.pending()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after the request it is in; what is left stays in the spool."""
+        """End the thread after the request it is in; what is left stays in the outbox."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout_s)
@@ -177,10 +177,10 @@ class Shipper:
         since = f" for {time.monotonic() - self._away_since:.0f} s" if self._away_since is not None else ""
         return f"{place}: {left.records} records waiting{since}{why}{aside}"
 
-    def ship_left(self, *, from_start: bool = False) -> Pending:
-        """Send what is left, in this thread, up to the first failure; for a spool whose job is gone.
+    def send_left(self, *, from_start: bool = False) -> Pending:
+        """Send what is left, in this thread, up to the first failure; for an outbox whose job is gone.
 
-        Holding the shipper's lock shows that no job is at work on the spool, so runs that nobody ended are recorded
+        Holding the sync's lock shows that no job is at work on the outbox, so runs that nobody ended are recorded
         as KILLED, at the time of their latest record.
 
         Args:
@@ -195,7 +195,7 @@ class Shipper:
                     self._progress.offset = 0
                     (self._folder / REFUSED).unlink(missing_ok=True)
                 self._end_dead_runs()
-                while self._ship_next():
+                while self._send_next():
                     pass
                 self._error = None
         except Exception as error:
@@ -217,7 +217,7 @@ class Shipper:
                         self._load()
                         # also when nothing ever arrives: pipelines/sync.py then knows where to
                         self._progress.save(self._folder)
-                        self._ship_until_stopped()
+                        self._send_until_stopped()
                     else:
                         self._error = f"{self._owner()} is sending it"
             except Exception as error:
@@ -225,10 +225,10 @@ class Shipper:
                 self._failed(error)
             self._rest()
 
-    def _ship_until_stopped(self) -> None:
+    def _send_until_stopped(self) -> None:
         while not self._stopping.is_set():
             try:
-                while not self._stopping.is_set() and self._ship_next():
+                while not self._stopping.is_set() and self._send_next():
                     self._succeeded()
                 self._succeeded()
             except Exception as error:
@@ -243,9 +243,9 @@ class Shipper:
 
     def _load(self) -> None:
         self._progress = Progress.load(self._folder, self._progress.uri)
-        self._delivery = None
+        self._writer = None
 
-    def _ship_next(self) -> bool:
+    def _send_next(self) -> bool:
         """Send the next record, or the next metrics together; False when nothing is left."""
         lines = self._next_lines()
         if not lines:
@@ -256,7 +256,7 @@ class Shipper:
             self._say("MLflow no longer has a run that it had; everything is sent again from the spool")
             self._progress.offset = 0
             self._progress.runs.clear()
-            self._delivery = None
+            self._writer = None
             self._progress.save(self._folder)
             return True
         self._set_aside(refusals)
@@ -289,10 +289,10 @@ class Shipper:
         upload = records[0]["kind"] in ("artifact", "model")
         with bounded_requests(UPLOAD_TIMEOUT_S if upload else self._request_timeout_s):
             try:
-                if self._delivery is None:
+                if self._writer is None:
                     client = connect(self._uri)
-                    self._delivery = Delivery(client, self._uri, self._folder, self._progress.runs)
-                return self._delivery.send(records)
+                    self._writer = MLflowWriter(client, self._uri, self._folder, self._progress.runs)
+                return self._writer.send(records)
             except RunGone:
                 raise
             except Exception as error:
@@ -310,9 +310,9 @@ class Shipper:
         if judged != "unclear":
             return judged == "refused"
         self._unclear += 1
-        if self._unclear < UNCLEAR_TRIES or self._delivery is None:
+        if self._unclear < UNCLEAR_TRIES or self._writer is None:
             return False
-        return self._delivery.takes_writes(uid)
+        return self._writer.takes_writes(uid)
 
     def _set_aside(self, refusals: Sequence[Refusal]) -> None:
         if not refusals:
@@ -345,14 +345,14 @@ class Shipper:
     def _end_dead_runs(self) -> None:
         dead = {uid: last for uid, last in open_runs(self._folder).items() if now_ms() - last > LIVE_WITHIN_MS}
         if dead:
-            spool = Spool(self._folder)
+            outbox = Outbox(self._folder)
             for uid, last in dead.items():
-                spool.end(uid, "KILLED", time_ms=last)
-            spool.close()
+                outbox.end(uid, "KILLED", time_ms=last)
+            outbox.close()
 
     @contextmanager
     def _owned(self) -> Iterator[bool]:
-        """Whether the shipper's lock is ours; a process that dies gives it back."""
+        """Whether the sync's lock is ours; a process that dies gives it back."""
         with (self._folder / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
