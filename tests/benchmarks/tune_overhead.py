@@ -44,7 +44,7 @@ def main() -> int:
              runtime_env={"py_modules": [str(REPOSITORY / "platform" / "scalablevit")]})  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         context = TrialContext(search, folder, folder, 64 * EPOCHS, None, "", True)
-        outbox = Outbox(Path(folder) / "spool")
+        outbox = Outbox(Path(folder) / "outbox")
         callback = SearchCallback(context, open_trials(search, folder), outbox, "0" * 32, "overhead")
         begun = time.monotonic()
         run_trials(callback, context, concurrency=2, left_s=None, trainable=sleep_trial)

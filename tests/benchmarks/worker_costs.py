@@ -116,7 +116,7 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write_pictures(folder, train=pictures)
-        callback = OutboxCallback(folder / "spool", UID)
+        callback = OutboxCallback(folder / "outbox", UID)
 
         def send(records: list[Record], node: dict[str, float]) -> None:
             begun = time.perf_counter()
@@ -127,7 +127,7 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
         stage = stage_of(recipe(folder, 1, steps))
         worker_config = worker.WorkerConfig(stage.model_dump_json(), str(folder / "run"), str(folder), None)
         result = worker.run(worker_config, 0, 1, CPU, send)
-        if "error" in result or (folder / "spool" / LOG).exists():
+        if "error" in result or (folder / "outbox" / LOG).exists():
             raise RuntimeError(f"the training failed, or a report was not recorded: {result}")
     return spent, result["seconds"]
 

@@ -130,7 +130,7 @@ class Case:
         ]
 
     def is_steady(self) -> bool:
-        saved = [remembered(folder / "spool") for folder in (self.folder, self.orphan)]
+        saved = [remembered(folder / "outbox") for folder in (self.folder, self.orphan)]
         return all(each is not None and each.runs for each in saved) and (self.folder / LOG).exists()
 
     def suffer(self) -> None:
@@ -140,9 +140,9 @@ class Case:
             time.sleep(KILL_AFTER_S)
             os.kill(int((self.orphan / "pid").read_text()), signal.SIGKILL)
             time.sleep(max(0.0, self.begun + OUTAGE_S - time.monotonic()))
-            saved = remembered(self.folder / "spool")
+            saved = remembered(self.folder / "outbox")
             assert saved is not None
-            self.waiting = count_lines(self.folder / "spool", saved.offset)
+            self.waiting = count_lines(self.folder / "outbox", saved.offset)
             self.ended = time.monotonic()
         self.back = time.monotonic()
 
@@ -271,7 +271,7 @@ def test_an_outage_loses_and_doubles_nothing(
     left = json.loads((case.folder / LEFT).read_text())
     record_property("caught up in s", round(left.pop("seconds"), 1))
     assert left == {"records": 0, "refused": 0, "error": None}
-    assert not (case.folder / "spool" / REFUSED).exists()
+    assert not (case.folder / "outbox" / REFUSED).exists()
     client = connect(case.uri)
     found = runs(client)
     assert set(found) == {case.uid, child_of(case.uid), case.orphan_uid}
@@ -333,7 +333,7 @@ def test_a_driver_killed_in_the_outage_loses_nothing(outage: str, cases: dict[st
     there, known = points(client, run, "loss"), logged_points(case.orphan)
     # a step may have been reported and the process killed before it knew
     assert there[: len(known)] == known and len(there) - len(known) in (0, 1)
-    (last,) = {line.record["time_ms"] for line in read_lines(case.orphan / "spool") if is_end(line.record)}
+    (last,) = {line.record["time_ms"] for line in read_lines(case.orphan / "outbox") if is_end(line.record)}
     assert (run.info.status, run.info.end_time) == ("KILLED", last)
     assert last == there[-1][1]
 
@@ -407,16 +407,16 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         assert run.data.params["training.steps"] == str(STEPS)
         artifacts = [file.path for file in client.list_artifacts(run.info.run_id)]
         assert artifacts == ["environment.json", "recipe.yaml", "statistics.json"]
-        assert not any(root.glob(f"runs/*/spool/{REFUSED}"))
+        assert not any(root.glob(f"runs/*/outbox/{REFUSED}"))
     finally:
         server.kill()
 
 
 def trained(root: Path) -> list[int]:
     """Steps whose training loss is in an outbox."""
-    records = [line.record for folder in root.glob("runs/*/spool") for line in read_lines(folder)]
+    records = [line.record for folder in root.glob("runs/*/outbox") for line in read_lines(folder)]
     return [each["step"] for each in records if each and "train/loss" in each.get("metrics", {})]
 
 
 def last_at_work(root: Path) -> int:
-    return max(time_ms for folder in root.glob("runs/*/spool") for time_ms in open_runs(folder).values())
+    return max(time_ms for folder in root.glob("runs/*/outbox") for time_ms in open_runs(folder).values())

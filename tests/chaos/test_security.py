@@ -472,7 +472,7 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ResolvedSt
 def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, Outbox]:
     """What a job writes when a stage begins and when it ends, without training in between."""
     store = RunStore.open(resolved.run_name, None, root)
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     job = Job(root, "tiny", "0" * 32, uri)
     outbox.run(job.uid, "tiny", experiment="secrets")
     stage = resolved.stage.model_copy(
@@ -510,7 +510,7 @@ def test_an_outage_shows_and_keeps_no_secret(
     uri = with_secrets(uri)
     store, outbox = recorded(tmp_path, resolved, uri)
     outbox.close()
-    sync = OutboxSync(store.local / "spool", uri, request_timeout_s=1)
+    sync = OutboxSync(store.outbox, uri, request_timeout_s=1)
     pending = sync.send_left()
     assert pending.records > 5 and pending.error
     shown = f"{pending} {sync.status()} {caplog.text}"
@@ -525,7 +525,7 @@ def test_a_store_holds_no_secret(
     _, resolved = pretrain
     store, outbox = recorded(tmp_path, resolved, store_uri)
     outbox.close()
-    sync = OutboxSync(store.local / "spool", store_uri)
+    sync = OutboxSync(store.outbox, store_uri)
     pending = sync.send_left()
     assert pending.records == 0 and pending.refused == 0, pending
     assert (store.local / "recipe.yaml").is_file() and (store.local / "environment.json").is_file()

@@ -18,10 +18,11 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.report import PAGE, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.stage import Job, identity
+from scalablevit.pipeline.stage import Job
 from scalablevit.report.error_analysis import analyse_errors
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.session import identity
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox
@@ -60,7 +61,7 @@ def write_page(root: Path) -> tuple[Path, list[ResolvedStage], dict[str, StageRe
     """The page of the job of `write_job`, with its stages and results."""
     job, stages, results = write_job(root)
     store = RunStore.open("tiny-0", None, root)
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     publish_job(job, stages, results, store, outbox)
     outbox.close()
     return store.local / PAGE, stages, results
@@ -74,7 +75,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     put_text(str(store.local), "recipe.yaml", recipe)
     put_text(str(store.local), "start.txt", "random weights (seed 0)\nnothing ignored")
     put_text(str(store.local), "attempts.jsonl", json.dumps({"event": "started"}) + "\n")
-    uid, outbox = identity(store), Outbox(store.local / "spool")
+    uid, outbox = identity(store), Outbox(store.outbox)
     facts = {"stage": name, tags.DATA_DIGEST: resolved.digest, tags.RECIPE_HASH: "0"}
     facts |= {tags.SEARCH: SEARCH, tags.SEARCH_TRIAL: "1"} if name == "pretrain" else {}
     outbox.run(uid, store.name, experiment="tiny", tags=facts)

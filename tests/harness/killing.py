@@ -326,7 +326,7 @@ def sums_of(folder: Path) -> dict[str, str]:
 def points(job: Job) -> list[tuple[int, str, float, float]]:
     """Step, name, value and time (seconds since the epoch) of every metric in the outbox that is no measure of time."""
     found = []
-    for line in read_lines(job.folder / "spool"):
+    for line in read_lines(job.folder / "outbox"):
         assert line.record is not None, line.raw
         if line.record["kind"] == "metrics":
             found += [(line.record["step"], name, float(value), line.record["time_ms"] / 1000)
@@ -337,7 +337,7 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
 
 def ends(job: Job) -> list[str]:
     """How each start of the command ended the run, by the outbox; a killed one is silent."""
-    records = [line.record for line in read_lines(job.folder / "spool")]
+    records = [line.record for line in read_lines(job.folder / "outbox")]
     return [record["status"] for record in records if record is not None and record["kind"] == "end"]
 
 
@@ -345,7 +345,7 @@ def mlflow_run(job: Job) -> Any:
     """The run as MLflow has it."""
     import mlflow
 
-    runs = json.loads((job.folder / "spool" / PROGRESS).read_text())["runs"]
+    runs = json.loads((job.folder / "outbox" / PROGRESS).read_text())["runs"]
     uid = json.loads((job.folder / "run.json").read_text())["uid"]
     return mlflow.MlflowClient(job.head.database).get_run(runs[uid])
 

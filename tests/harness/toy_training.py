@@ -41,11 +41,11 @@ def train(folder: Path, uri: str | None, uid: str, period_s: float) -> None:
     """Steps, one in `period_s` seconds, until told to stop; then what a driver does at the end of a run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    outbox = Outbox(folder / "spool")
-    callback = OutboxCallback(folder / "spool", uid)
+    outbox = Outbox(folder / "outbox")
+    callback = OutboxCallback(folder / "outbox", uid)
     sync = None
     if uri is not None:
-        sync = OutboxSync(folder / "spool", uri)
+        sync = OutboxSync(folder / "outbox", uri)
         sync.start()
     outbox.run(uid, folder.name, experiment=EXPERIMENT)
     outbox.params(uid, {"lr": 0.1})

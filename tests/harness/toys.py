@@ -74,14 +74,14 @@ def finished_run(root: Path, name: str, *overrides: str, seed: int = 0, run: str
 def register(root: Path, run: str, model: str) -> None:
     """Register a finished run's model as the stage's job does: a new version of `model`, with the alias candidate."""
     folder = root / "runs" / run
-    outbox = Outbox(folder / "spool")
+    outbox = Outbox(folder / "outbox")
     uid = hashlib.md5(f"{run}{model}".encode(), usedforsecurity=False).hexdigest()
     outbox.run(uid, run, experiment="toys")
     outbox.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
                 requirements=pinned(["mlflow", "torch"]), tags={})  # fmt: skip
     outbox.end(uid, "FINISHED")
     outbox.close()
-    left = OutboxSync(folder / "spool", tracking_uri(None, root)).send_left()
+    left = OutboxSync(folder / "outbox", tracking_uri(None, root)).send_left()
     assert (left.records, left.refused) == (0, 0), left
 
 

@@ -17,7 +17,7 @@ from scalablevit.pipeline.export_weights import time_profile
 from scalablevit.pipeline.report import PAGE, gather
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job
-from scalablevit.runs import signals
+from scalablevit.runs import session, signals
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
@@ -182,7 +182,7 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     """MLflow refuses connections, and is not waited for."""
     address = "http://127.0.0.1:9"
     for name in ("DRAIN_S", "FAILED_DRAIN_S"):
-        monkeypatch.setattr(chain, name, 0)
+        monkeypatch.setattr(session, name, 0)
     monkeypatch.setattr(chain.cluster, "has_room", lambda group: len(group) == 1)
     seen = []
 

@@ -91,7 +91,7 @@ def test_a_search_is_shown_with_the_stage_that_it_was_for(page):
 
 def test_the_page_goes_to_mlflow_through_the_outbox(job):
     folder = job[0] / "runs" / "tiny-0"
-    records = [line.record for line in read_lines(folder / "spool") if line.record is not None]
+    records = [line.record for line in read_lines(folder / "outbox") if line.record is not None]
     assert [(each["kind"], each["uid"], each["path"]) for each in records] == [
         ("artifact", "1" * 32, str(folder / PAGE))
     ]
@@ -145,7 +145,7 @@ def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, caps
     (tmp_path / "runs").mkdir()
     store = RunStore("tiny-0", "", tmp_path / "runs" / "absent" / "tiny-0")
     store.local.parent.touch()  # no folder
-    outbox = Outbox(tmp_path / "spool")
+    outbox = Outbox(tmp_path / "outbox")
     publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, outbox)
     outbox.close()
     assert f"{PAGE} was not made: " in capsys.readouterr().out

@@ -14,13 +14,12 @@ from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.stage import Job, _train, identity
+from scalablevit.pipeline.stage import Job, _train
 from scalablevit.report.findings import load_findings
-from scalablevit.runs.lease import Lease
 from scalablevit.runs.metrics import METRICS, RESULTS
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.status import StatusFile, read_status
-from scalablevit.tracking.outbox import Outbox
+from scalablevit.runs.session import RunSession
+from scalablevit.runs.status import read_status
 from scalablevit.training import launch, loop, worker
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -60,9 +59,8 @@ def in_process(monkeypatch):
 def train(resolved, root):
     store = RunStore.open(resolved.run_name, None, root)
     job = Job(root, "tiny", "1" * 32, f"sqlite:///{root}/mlflow.db")
-    outbox = Outbox(store.local / "spool")
-    with Lease(store) as lease, StatusFile(store, lease, "pretrain", 12, "steps", job.tracking_uri) as status:
-        return _train(job, resolved, {}, store, outbox, identity(store), status, None)
+    with RunSession(store, job.tracking_uri) as session:
+        return _train(job, resolved, {}, session)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -36,13 +36,13 @@ def pretrain(root: Path) -> ResolvedStage:
 
 def test_the_run_folder_and_mlflow_get_the_statistics_and_the_report_shows_them(pretrain, root):
     store = RunStore.open("run", None, root)
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     _begin(Job(root, "tiny", "2" * 32, "sqlite://"), pretrain, None, store, outbox, "1" * 32)
     outbox.close()
     kept = DataStatistics.from_json((store.local / STATISTICS).read_bytes())
     assert kept == pretrain.statistics
     assert kept.train.samples_by_class == (3,) * 6 and kept.val.samples_by_class == (2,) * 6
-    records = [line.record for line in read_lines(store.local / "spool")]
+    records = [line.record for line in read_lines(store.outbox)]
     assert STATISTICS in json.dumps([each for each in records if each["kind"] == "artifact"])
     page = render(gather(store.local))
     assert '<th scope="row">images of circle</th><td class="count">3</td><td class="count">2</td>' in page

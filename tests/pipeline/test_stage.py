@@ -22,8 +22,7 @@ from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _registered, flat
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.outbox import Outbox
-from scalablevit.tracking.sync import OutboxSync
+from scalablevit.runs.session import RunSession
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 
@@ -77,10 +76,9 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
 def test_an_outage_after_the_last_record_costs_no_finished_stage_and_shows_no_password(tmp_path):
     """Port 9 refuses: the version cannot be looked up, and the stage is finished all the same."""
     store = RunStore.open("run", None, tmp_path)
-    Outbox(store.local / "spool").close()
     uri = "http://someone:canary-4711@127.0.0.1:9"
-    sync = OutboxSync(store.local / "spool", uri)
-    finished = _registered(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, store, sync)
+    with RunSession(store, uri) as session:
+        finished = _registered(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, session)
     assert finished.version == "" and finished.value == 0.5
     assert finished.tracking and "canary-4711" not in finished.tracking
 

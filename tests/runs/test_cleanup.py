@@ -15,6 +15,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import chain, stage
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job, run_stage
+from scalablevit.runs import session
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import StageResult
@@ -50,9 +51,8 @@ def fill(monkeypatch):
 @pytest.fixture
 def pretrain(tmp_path, monkeypatch):
     """The first stage, with an MLflow that refuses connections and is not waited for."""
-    for module in (chain, stage):
-        for name in ("DRAIN_S", "FAILED_DRAIN_S"):
-            monkeypatch.setattr(module, name, 0)
+    for name in ("DRAIN_S", "FAILED_DRAIN_S"):
+        monkeypatch.setattr(session, name, 0)
     monkeypatch.setattr(chain.cluster, "has_room", lambda group: len(group) == 1)
     recipe = load_recipe(TINY, ["tracking.uri=http://127.0.0.1:9"])
     return recipe, resolve(recipe, tmp_path, ["pretrain"])[0]

@@ -29,13 +29,13 @@ def evaluated(step, value, best):
 def store(tmp_path):
     """A run killed while it wrote step 8, resumed from step 4, with another run's records between."""
     store = RunStore.open("run", None, tmp_path)
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     outbox.metrics(UID, [trained(2), trained(4), evaluated(4, 0.5, True), trained(6)])
     outbox.metrics(OTHER, [trained(6), evaluated(6, 0.9, True)])
     outbox.close()
-    with (store.local / "spool" / RECORDS).open("ab") as file:
+    with (store.outbox / RECORDS).open("ab") as file:
         file.write(b'{"v":1,"kind":"metrics","uid":"000')
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     outbox.metrics(UID, [trained(6), trained(8), evaluated(8, float("nan"), False)])
     outbox.metrics(UID, [{"step": 8, "time_ms": 1, "metrics": {"system/node0/cpu_used": 0.5}}])
     outbox.metrics(UID, [trained(9), evaluated(10, 0.7, True)])
@@ -62,13 +62,13 @@ def test_results_have_a_row_for_each_evaluation_with_the_training_metrics_before
 
 
 def test_the_best_step_is_the_latest_that_was_best(store):
-    assert best_step(by_step(store.local / "spool", UID)) == 10
-    assert best_step(by_step(store.local / "spool", "2" * 32)) is None
+    assert best_step(by_step(store.outbox, UID)) == 10
+    assert best_step(by_step(store.outbox, "2" * 32)) is None
 
 
 def test_a_run_without_evaluations_has_an_empty_table(tmp_path):
     store = RunStore.open("run", None, tmp_path)
-    Outbox(store.local / "spool").close()
+    Outbox(store.outbox).close()
     MetricFiles(store, UID).write()
     assert (store.local / METRICS).read_text() == ""
     assert (store.local / RESULTS).read_text() == "step,time\n"
@@ -80,7 +80,7 @@ def contents(store):
 
 def expected(store):
     """Both files from the whole outbox, by the plain rule."""
-    rows = by_step(store.local / "spool", UID)
+    rows = by_step(store.outbox, UID)
     lines = "".join(json.dumps({"step": step, **row}) + "\n" for step, row in rows.items())
     trained, evaluations = {}, []
     for step, row in rows.items():
@@ -101,8 +101,8 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
     """Resumes, torn lines, doubled records, late metrics, other runs, edited and lost files, in any order."""
     draw = random.Random(seed)
     store = RunStore.open("run", None, tmp_path)
-    outbox = Outbox(store.local / "spool")
-    records, files, step = store.local / "spool" / RECORDS, MetricFiles(store, UID), 1
+    outbox = Outbox(store.outbox)
+    records, files, step = store.outbox / RECORDS, MetricFiles(store, UID), 1
     for _ in range(60):
         step += draw.randint(0, 3)
         reported = [trained(step)]
@@ -130,7 +130,7 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
         if draw.random() < 0.5:
             files.write()
             assert contents(store) == expected(store)
-            rows = by_step(store.local / "spool", UID)
+            rows = by_step(store.outbox, UID)
             best = best_step(rows)
             assert files.best == (None if best is None else (best, rows[best]))
             assert files.last_step == max(rows, default=0)
@@ -144,14 +144,14 @@ def test_a_run_of_many_evaluations_reads_its_outbox_once(tmp_path, monkeypatch):
     keep = metrics._continue
     monkeypatch.setattr(metrics, "_continue", lambda *given: (written.append(len(given[2])), keep(*given)))
     store = RunStore.open("run", None, tmp_path)
-    outbox, files = Outbox(store.local / "spool"), MetricFiles(store, UID)
+    outbox, files = Outbox(store.outbox), MetricFiles(store, UID)
     for evaluation in range(100):
         steps = range(50 * evaluation + 1, 50 * evaluation + 51)
         outbox.metrics(UID, [*map(trained, steps), evaluated(steps[-1], evaluation / 100, True)])
         files.write()
         assert len(files._rows) <= 100
     outbox.close()
-    assert sum(read) == (store.local / "spool" / RECORDS).stat().st_size
+    assert sum(read) == (store.outbox / RECORDS).stat().st_size
     assert sum(written) <= 2 * sum(map(len, contents(store)))
     assert contents(store) == expected(store)
 
@@ -168,7 +168,7 @@ def count(read_lines, read):
 def test_a_failed_write_is_made_good_by_the_next(store, monkeypatch):
     files = MetricFiles(store, UID)
     files.write()
-    outbox = Outbox(store.local / "spool")
+    outbox = Outbox(store.outbox)
     for step in (12, 14):
         outbox.metrics(UID, [trained(step), evaluated(step, 0.5, False)])
         with monkeypatch.context() as full:

@@ -38,13 +38,13 @@ def evaluated(step, value, best):
 @pytest.fixture
 def store(tmp_path):
     store = RunStore.open("run", None, tmp_path)
-    Outbox(store.local / "spool").close()
+    Outbox(store.outbox).close()
     return store
 
 
 def follow(store, *reports, total=400):
     """The reports come in while the stage is followed; then its status."""
-    callback = OutboxCallback(store.local / "spool", UID)
+    callback = OutboxCallback(store.outbox, UID)
     with (
         Lease(store) as lease,
         StatusFile(store, lease, "pretrain", total, "steps", "sqlite:////m.db") as status,

@@ -19,7 +19,7 @@ MODEL = "models:/toy@candidate"
     "name",
     ["exp #2", "a b", "it's", 'a "b"', "données 数据", "100%", "%zz", "a&b;c", "a+b=c", "$HOME", "[a]*", "a@b:c"],
 )
-def test_a_model_goes_from_the_spool_to_a_prediction(root: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_goes_from_the_outbox_to_a_prediction(root: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / "roots" / name
     shutil.copytree(root / "runs" / "toy-pretrain-0", place / "runs" / "toy-pretrain-0")
     register(place, "toy-pretrain-0", "toy")

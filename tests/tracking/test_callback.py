@@ -71,10 +71,10 @@ def test_a_bad_report_is_noted_and_the_next_one_recorded(
 
 
 def test_points_that_the_disk_did_not_take_are_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "spool").write_text("a file where the folder should be")
-    callback = OutboxCallback(tmp_path / "spool", UID)
+    (tmp_path / "outbox").write_text("a file where the folder should be")
+    callback = OutboxCallback(tmp_path / "outbox", UID)
     callback.after_report(None, [report(1, loss=1.0)], None)
     assert "nor could that be logged" in capsys.readouterr().err
-    (tmp_path / "spool").unlink()
+    (tmp_path / "outbox").unlink()
     callback.after_report(None, [report(2, loss=2.0)], None)
-    assert [step for key, step, _ in points(tmp_path / "spool") if key == "loss"] == [1, 2]
+    assert [step for key, step, _ in points(tmp_path / "outbox") if key == "loss"] == [1, 2]

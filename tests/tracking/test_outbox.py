@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalablevit.tracking.outbox import RECORDS, MetricRecord, Outbox, count_lines, open_runs, read_lines
+from scalablevit.tracking.outbox import (
+    FOLDER,
+    FORMER_FOLDER,
+    RECORDS,
+    MetricRecord,
+    Outbox,
+    count_lines,
+    open_runs,
+    outbox_of,
+    read_lines,
+)
 
 UID = "a" * 32
 
@@ -32,7 +42,7 @@ def points(folder: Path, uid: str = UID) -> list[tuple[str, int, float]]:
 
 def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("x")
-    outbox = Outbox(tmp_path / "spool")
+    outbox = Outbox(tmp_path / "outbox")
     outbox.run(UID, "name", experiment="e", parent="b" * 32, tags={"n": 1})
     outbox.params(UID, {"lr": 0.1, "steps": [1, 2]})
     outbox.tags(UID, {"best": 0.5})
@@ -41,7 +51,7 @@ def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
     outbox.metrics(UID, [point(3, loss=1.5)])
     outbox.end(UID, "FINISHED", time_ms=77)
     outbox.close()
-    got = records(tmp_path / "spool")
+    got = records(tmp_path / "outbox")
     assert [record["kind"] for record in got] == ["run", "params", "tags", "dataset", "artifact", "metrics", "end"]
     assert all(record["v"] == 1 and record["uid"] == UID for record in got)
     run, params, tags, dataset, artifact, metrics, end = got
@@ -209,21 +219,27 @@ def test_the_same_model_is_the_same_registration_and_its_code_is_kept_once(tmp_p
     model.mkdir()
     (model / "weights.safetensors").write_bytes(b"w1")
     (model / "config.json").write_text("{}")
-    outbox = Outbox(tmp_path / "spool")
+    outbox = Outbox(tmp_path / "outbox")
 
     def register() -> dict[str, Any]:
         outbox.model(
             UID, name="m", folder=model, package=package, serving="serve.py", requirements=["a==1"], tags={"t": 2}
         )
-        return records(tmp_path / "spool")[-1]
+        return records(tmp_path / "outbox")[-1]
 
     first, second = register(), register()
     assert first["registration"] == second["registration"]
     assert first["tags"]["t"] == "2"
     assert first["tags"]["scalablevit.uid"] == first["registration"]
     assert first["alias"] == "candidate"
-    code = tmp_path / "spool" / first["code"]
+    code = tmp_path / "outbox" / first["code"]
     assert sorted(path.name for path in code.iterdir()) == ["__init__.py", "serve.py"]
-    assert len(list((tmp_path / "spool" / "code").iterdir())) == 1
+    assert len(list((tmp_path / "outbox" / "code").iterdir())) == 1
     (model / "weights.safetensors").write_bytes(b"w2")
     assert register()["registration"] != first["registration"]
+
+
+def test_an_outbox_that_an_earlier_release_began_stays_where_it_is(tmp_path: Path) -> None:
+    assert outbox_of(tmp_path) == tmp_path / FOLDER
+    (tmp_path / FORMER_FOLDER).mkdir()
+    assert outbox_of(tmp_path) == tmp_path / FORMER_FOLDER

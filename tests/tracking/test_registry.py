@@ -70,7 +70,7 @@ def write_model(folder: Path, weight: float) -> Path:
 
 @pytest.fixture
 def outbox(tmp_path: Path, experiment: str) -> Outbox:
-    outbox = Outbox(tmp_path / "spool")
+    outbox = Outbox(tmp_path / "outbox")
     outbox.run("u" + "0" * 31, "run", experiment=experiment)
     return outbox
 

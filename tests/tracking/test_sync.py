@@ -24,7 +24,7 @@ from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import RECORDS, MetricRecord, Outbox, now_ms
+from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, MetricRecord, Outbox, now_ms
 from scalablevit.tracking.sync import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def uid() -> str:
 
 @pytest.fixture
 def outbox(tmp_path: Path) -> Outbox:
-    return Outbox(tmp_path / "spool")
+    return Outbox(tmp_path / "outbox")
 
 
 def test_every_kind_of_record_arrives(
@@ -457,8 +457,8 @@ def test_the_sync_script(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     child = uuid4().hex
-    Outbox(tmp_path / "runs" / "z-job" / "spool").run(uid, "job", experiment=experiment)
-    outbox = Outbox(tmp_path / "runs" / "a-stage" / "spool")
+    Outbox(tmp_path / "runs" / "z-job" / FORMER_FOLDER).run(uid, "job", experiment=experiment)
+    outbox = Outbox(tmp_path / "runs" / "a-stage" / "outbox")
     time.sleep(0.01)
     outbox.run(child, "stage", experiment=experiment, parent=uid)
     outbox.metrics(child, series(range(5)))
@@ -484,12 +484,12 @@ def test_the_sync_script(
 def test_the_sync_script_sends_to_the_server_that_a_job_never_reached(
     sync: Callable[..., int], uid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox = Outbox(tmp_path / "runs" / "job" / "outbox")
     outbox.run(uid, "job", experiment="e")
-    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
-    sync.start()
-    assert sync.drain(1).records == 1
-    sync.stop()
+    sender = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sender.start()
+    assert sender.drain(1).records == 1
+    sender.stop()
     assert sync() == 1
     assert "job: 1 records left (" in capsys.readouterr().out
     assert not (tmp_path / "mlflow.db").exists()
@@ -498,18 +498,18 @@ def test_the_sync_script_sends_to_the_server_that_a_job_never_reached(
 def test_the_sync_script_says_that_a_run_has_no_end_yet(
     sync: Callable[..., int], uid: str, uri: str, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox = Outbox(tmp_path / "runs" / "job" / "outbox")
     outbox.run(uid, "job", experiment=experiment)
     assert sync("--uri", uri) == 0
     said = capsys.readouterr().out
     assert said == "job: everything sent; 1 run without an end: if its job is dead, run this again in a minute\n"
-    sync = OutboxSync(outbox.folder, uri)
-    sync.start()
+    sender = OutboxSync(outbox.folder, uri)
+    sender.start()
     outbox.tags(uid, {"driver": "alive"})
-    assert sync.drain(60) == NOTHING_LEFT
+    assert sender.drain(60) == NOTHING_LEFT
     assert sync() == 0
     assert capsys.readouterr().out == "job: everything sent\n"
-    sync.stop()
+    sender.stop()
     outbox.end(uid, "FINISHED")
     assert sync() == 0
     assert capsys.readouterr().out == "job: everything sent\n"
@@ -518,7 +518,7 @@ def test_the_sync_script_says_that_a_run_has_no_end_yet(
 def test_the_sync_script_names_what_was_refused_and_forgets_it_once_it_is_taken(
     sync: Callable[..., int], uid: str, uri: str, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outbox = Outbox(tmp_path / "runs" / "job" / "spool")
+    outbox = Outbox(tmp_path / "runs" / "job" / "outbox")
     outbox.run(uid, "stage-1", experiment=experiment)
     outbox.params(uid, {"lr": 0.1})
     outbox.artifact(uid, tmp_path / "page.html")
@@ -533,7 +533,7 @@ def test_the_sync_script_names_what_was_refused_and_forgets_it_once_it_is_taken(
 
 
 def test_the_sync_script_by_itself_with_a_new_database(tmp_path: Path) -> None:
-    Outbox(tmp_path / "runs" / "job" / "spool").run("a" * 32, "job", experiment="e")
+    Outbox(tmp_path / "runs" / "job" / "outbox").run("a" * 32, "job", experiment="e")
     command = [sys.executable, str(ROOT / "pipelines" / "sync.py"), "--root", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)

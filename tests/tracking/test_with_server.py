@@ -42,7 +42,7 @@ set_model(Answer())
 
 @pytest.fixture
 def outbox(tmp_path: Path) -> Outbox:
-    return Outbox(tmp_path / "spool")
+    return Outbox(tmp_path / "outbox")
 
 
 def test_an_outage_costs_no_point_and_doubles_none(

@@ -43,7 +43,7 @@ def rows(root: Path) -> list[dict[str, str]]:
 def steps_trained(folder: Path) -> dict[str, list[int]]:
     """By trial's run: the steps whose training metrics were recorded, in order of recording."""
     found: dict[str, list[int]] = {}
-    for line in read_lines(folder / "spool"):
+    for line in read_lines(folder / "outbox"):
         assert line.record is not None
         if line.record["kind"] == "metrics" and "train/loss" in line.record["metrics"]:
             found.setdefault(line.record["uid"], []).append(line.record["step"])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.tracking.outbox import open_runs, read_lines
+from scalablevit.tracking.outbox import RECORDS, open_runs, outbox_of, read_lines
 from scalablevit.tracking.sync import OutboxSync, Pending, refused_records, remembered
 
 EPILOG = """\
-Each run's records are in <root>/runs/<run>/spool and stay there. Without --uri an outbox goes where its job sent it, or
+Each run's records are in <root>/runs/<run>/outbox and stay there. Without --uri they go where their job sent them, or
 `sync` last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
 last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:
     """Folders of the runs' outboxes, oldest first: a parent run starts before its children, which need it there."""
-    found = {records.parent.parent.name: records.parent for records in (root / "runs").glob("*/spool/records.jsonl")}
+    found = {run.name: outbox_of(run) for run in (root / "runs").glob("*") if (outbox_of(run) / RECORDS).is_file()}
     unknown = [name for name in names if name not in found]
     if unknown:
         raise UserError(

@@ -13,18 +13,16 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, Job, closing_steps, identity, run_stage
+from scalablevit.pipeline.stage import Job, run_stage
 from scalablevit.report.tables import lined_up
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
-from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
-from scalablevit.runs.status import StatusFile
 from scalablevit.tracking.connection import without_credentials
-from scalablevit.tracking.outbox import MetricRecord, Outbox, Status, now_ms
-from scalablevit.tracking.sync import OutboxSync
+from scalablevit.tracking.outbox import MetricRecord, now_ms
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
@@ -47,17 +45,12 @@ def run_chain(
     names = ", ".join(stage.name for stage in stages)
     with (
         forgiving_output(),
-        Lease(store) as lease,
-        StatusFile(store, lease, names, len(stages), "stages", address) as status_file,
+        RunSession(store, address) as session,
+        session.at_work(names, len(stages), "stages") as status_file,
     ):
-        job = Job(root, recipe.name, identity(store), address, origins or {})
-        outbox = Outbox(store.local / "spool")
-        sync = OutboxSync(store.local / "spool", job.tracking_uri)
+        job, outbox = Job(root, recipe.name, session.uid, address, origins or {}), session.outbox
         outbox.run(job.uid, store.name, experiment=tracking.experiment, tags={"stages": names})
-        sync.start()
         results: dict[str, StageResult] = {}
-        status: Status = "FAILED"
-        failure: BaseException | None = None
         try:
             begin_job(job, stages, store)
             for group in groups(stages, cluster.has_room):
@@ -66,21 +59,11 @@ def run_chain(
             status_file.update(stage=names, step=len(results))
             outbox.metrics(job.uid, [_headline(results)])
             publish_job(job, stages, results, store, outbox)
-            status = "FINISHED"
-        except KeyboardInterrupt as interrupt:
-            status, failure = "KILLED", interrupt
-            raise
         except Exception as error:
-            failure = error
             # how far it came, and how it came to that
             clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, outbox)))
             raise
-        finally:
-            clean_up(
-                failure,
-                (f"recording the end of {store.name}", lambda: outbox.end(job.uid, status)),
-                *closing_steps(sync, outbox, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
-            )
+        outbox.end(job.uid, "FINISHED")
     return list(results.values())
 
 

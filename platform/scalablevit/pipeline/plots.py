@@ -50,7 +50,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
     def draw() -> None:
         from scalablevit.report.curves import save_curves
 
-        rows = by_step(store.local / "spool", uid)
+        rows = by_step(store.outbox, uid)
         save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
 
     _attempt(resolved, CURVES, draw)

@@ -31,7 +31,7 @@ from scalablevit.runs.run_store import IDENTITY, RunStore
 from scalablevit.runs.status import read_status, store_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import brief
-from scalablevit.tracking.outbox import Outbox, read_lines
+from scalablevit.tracking.outbox import Outbox, outbox_of, read_lines
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.storage import START_NOTE, put_text
 
@@ -141,7 +141,7 @@ def _stage(store: RunStore, registered: str) -> Stage:
     recipe = (local / RECIPE).read_text(encoding="utf-8")
     stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE))
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
-    rows = by_step(local / "spool", uid)
+    rows = by_step(outbox_of(local), uid)
     recorded = _recorded(local)
     state = "finished" if result else status.state if status else "unknown"
     return Stage(
@@ -176,7 +176,7 @@ def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
 def _recorded(local: Path) -> dict[str, str]:
     """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
     found: dict[str, str] = {}
-    for line in read_lines(local / "spool"):
+    for line in read_lines(outbox_of(local)):
         if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
             found |= line.record.get("tags", {}) | line.record.get("params", {})
     return found

@@ -21,17 +21,16 @@ from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE, summary
-from scalablevit.pipeline.stage import DRAIN_S, FAILED_DRAIN_S, closing_steps, identity, init_weights_of
+from scalablevit.pipeline.stage import init_weights_of
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import forgiving_output
-from scalablevit.runs.lease import Lease
 from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.session import RunSession
 from scalablevit.runs.signals import check
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
-from scalablevit.tracking.outbox import Outbox, Status, now_ms
-from scalablevit.tracking.sync import OutboxSync
+from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.plots import save_plots
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
@@ -112,14 +111,11 @@ def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | N
     address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
     with (
         forgiving_output(),
-        Lease(store) as lease,
-        StatusFile(store, lease, search.stage, wanted, "trials", address) as status_file,
+        RunSession(store, address) as session,
+        session.at_work(search.stage, wanted, "trials") as status_file,
     ):
-        uid = identity(store)
-        outbox = Outbox(store.local / "spool")
-        sync = OutboxSync(store.local / "spool", address)
+        uid, outbox = session.uid, session.outbox
         _begin(search, store, outbox, uid, resolved)
-        sync.start()
         store_listings(store.location, resolved.sources)
         context = TrialContext(
             search=replace(search, recipe=_without_secrets(search.recipe)),
@@ -133,28 +129,16 @@ def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | N
         trials = open_trials(search, store.location)
         told = partial(_tell, status_file, search, trials)
         callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, told)
-        status: Status = "FAILED"
-        failure: BaseException | None = None
         try:
             told()
             _run(callback, context, concurrency)
             found = _found(search, store, uid, callback.trials)
             _write_down(context, found, outbox)
             publish(found.folder, outbox, uid)
-            status = "FINISHED"
         except KeyboardInterrupt as interrupt:
-            status, failure = "KILLED", interrupt
-            clean_up(failure, ("recording which trials go on", callback.interrupt))
+            clean_up(interrupt, ("recording which trials go on", callback.interrupt))
             raise
-        except Exception as error:
-            failure = error
-            raise
-        finally:
-            clean_up(
-                failure,
-                (f"recording the end of {store.name}", lambda: outbox.end(uid, status)),
-                *closing_steps(sync, outbox, DRAIN_S if status == "FINISHED" else FAILED_DRAIN_S),
-            )
+        outbox.end(uid, "FINISHED")
     return found
 
 

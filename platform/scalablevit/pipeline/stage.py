@@ -4,8 +4,6 @@ import json
 import shlex
 import threading
 import time
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,29 +21,25 @@ from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_validation
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.lease import Lease
 from scalablevit.runs.progress import Progress
 from scalablevit.runs.result import WEIGHTS, StageResult, load_result, without_secrets
-from scalablevit.runs.run_store import IDENTITY, RunStore
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.environment import environment_info, pinned
-from scalablevit.tracking.outbox import Outbox, Status, open_runs
+from scalablevit.tracking.outbox import Outbox, open_runs
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
-from scalablevit.tracking.sync import REFUSED, OutboxSync
+from scalablevit.tracking.sync import REFUSED
 
 SERVING = "serving/model.py"
 STATISTICS = "statistics.json"
 """In a stage's run folder: what its data holds (`data/statistics.py`)."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
-DRAIN_S = 120.0
-"""Longest wait at a stage's end for MLflow to take what is left; nothing is lost after it."""
-FAILED_DRAIN_S = 20.0
-"""The same when the stage failed or was interrupted: long enough for its end to be told."""
 
 
 @dataclass(frozen=True)
@@ -83,47 +77,17 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         UserError: another job owns the run, or training found something that the user must fix.
     """
     store = RunStore.open(resolved.run_name, resolved.stage.cluster.storage, job.root)
-    with Lease(store) as lease:
-        uid = identity(store)
-        outbox = Outbox(store.local / "spool")
-        sync = OutboxSync(store.local / "spool", job.tracking_uri)
-        sync.start()
-        failure: BaseException | None = None
-        try:
-            finished = load_result(store)
-            if finished is not None:
-                said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
-                print(f"[{resolved.name}] {said} ({store.location})", flush=True)
-                finish_late(store)
-            else:
-                last = _last_at_work(store)
-                with StatusFile(
-                    store, lease, resolved.name, resolved.length.total, "steps", job.tracking_uri, job.stopping
-                ) as status_file:
-                    finished = _train(job, resolved, earlier, store, outbox, uid, status_file, last)
-            if uid in open_runs(store.local / "spool"):  # also when a kill came between the result and this
-                _record_model(resolved, finished, store, outbox)
-            return _registered(job, finished, store, sync)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            clean_up(failure, *closing_steps(sync, outbox, FAILED_DRAIN_S if failure else None))
-
-
-def closing_steps(sync: OutboxSync, outbox: Outbox, wait_s: float | None) -> list[tuple[str, Callable[[], object]]]:
-    """Return steps for `clean_up` that send what an outbox holds and close both.
-
-    Args:
-        sync: of the outbox.
-        outbox: at its end.
-        wait_s: longest wait for MLflow to take what is left; None: no wait.
-    """
-    return [
-        (f"sending {outbox.folder}", lambda: None if wait_s is None else sync.drain(wait_s)),
-        (f"ending the sender of {outbox.folder}", sync.stop),
-        (f"closing {outbox.folder}", outbox.close),
-    ]
+    with RunSession(store, job.tracking_uri) as session:
+        finished = load_result(store)
+        if finished is not None:
+            said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
+            print(f"[{resolved.name}] {said} ({store.location})", flush=True)
+            finish_late(store)
+        else:
+            finished = _train(job, resolved, earlier, session)
+        if session.uid in open_runs(store.outbox):  # also when a kill came between the result and this
+            _record_model(resolved, finished, store, session.outbox)
+        return _registered(job, finished, session)
 
 
 def _last_at_work(store: RunStore) -> float | None:
@@ -135,58 +99,47 @@ def _last_at_work(store: RunStore) -> float | None:
     return None if status is None else status.ended or status.updated
 
 
-def identity(store: RunStore) -> str:
-    """The run's uid, kept in run storage, so that a restart goes on in the same MLflow run."""
-    known = store.read_json(IDENTITY)
-    if known is None:
-        known = {"uid": uuid.uuid4().hex, "created": time.time()}
-        store.write_json(IDENTITY, known)
-    return str(known["uid"])
+def _train(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], session: RunSession) -> StageResult:
+    store, last = session.store, _last_at_work(session.store)
+    try:
+        with session.at_work(resolved.name, resolved.length.total, "steps", job.stopping) as status_file:
+            drawing = begin_training_batch(resolved, store)
+            finished, notes = _train_and_export(job, resolved, earlier, session, status_file, last)
+    except Exception as failure:
+        if not job.stopping.is_set():  # how it came to that
+            clean_up(failure, ("drawing the curves", lambda: draw_curves(resolved, store, session.uid)))
+        raise
+    # from here on the run is finished, whatever interrupts what is still drawn of it
+    for note in notes:
+        print(f"[{resolved.name}] not deterministic: {note}", flush=True)
+    drawing.join()
+    if not job.stopping.is_set():  # who stops a job does not wait for plots
+        draw_curves(resolved, store, session.uid)
+        draw_validation(resolved, store)
+    return finished
 
 
-def _train(
+def _train_and_export(
     job: Job,
     resolved: ResolvedStage,
     earlier: dict[str, StageResult],
-    store: RunStore,
-    outbox: Outbox,
-    uid: str,
+    session: RunSession,
     status_file: StatusFile,
     last: float | None,
-) -> StageResult:
+) -> tuple[StageResult, list[str]]:
+    """The result, saved, and what was not deterministic."""
     started, submitted = time.monotonic(), time.time()
     from scalablevit.training.attempts import ATTEMPTS, add_event
 
-    initial = init_weights_of(resolved, earlier)
+    store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
-    _begin(job, resolved, initial, store, outbox, uid)
-    status: Status = "FAILED"
-    failure: BaseException | None = None
-    drawing = begin_training_batch(resolved, store)
-    try:
-        outcome = _launch(job, resolved, initial, store, uid, status_file)
-        minutes = (time.monotonic() - started) / 60
-        lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
-        finished = export_weights(job.recipe, resolved, lineage, store, uid, outcome, minutes)
-        finished.save(store)
-        status = "FINISHED"
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else status
-        failure = error
-        raise
-    finally:
-        if status != "FINISHED":
-            status = "KILLED" if job.stopping.is_set() else status
-            clean_up(failure, (f"recording the end of {store.name}", lambda: outbox.end(uid, status)))
-        if status == "FAILED":  # how it came to that
-            clean_up(failure, ("drawing the curves", lambda: draw_curves(resolved, store, uid)))
-    for note in outcome.get("nondeterministic", []):
-        print(f"[{resolved.name}] not deterministic: {note}", flush=True)
-    drawing.join()
-    if not job.stopping.is_set():  # who stops a job does not wait for pictures
-        draw_curves(resolved, store, uid)
-        draw_validation(resolved, store)
-    return finished
+    _begin(job, resolved, initial, store, session.outbox, uid)
+    outcome = _launch(job, resolved, initial, store, uid, status_file)
+    minutes = (time.monotonic() - started) / 60
+    lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
+    finished = export_weights(job.recipe, resolved, lineage, store, uid, outcome, minutes)
+    finished.save(store)
+    return finished, outcome.get("nondeterministic", [])
 
 
 def init_weights_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> InitWeights | None:
@@ -254,7 +207,7 @@ def _launch(
     )
     metric = task_info(resolved.stage.task.kind).best_metric
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
-        callbacks = [OutboxCallback(store.local / "spool", uid), AttemptsCallback(store.local / ATTEMPTS)]
+        callbacks = [OutboxCallback(store.outbox, uid), AttemptsCallback(store.local / ATTEMPTS)]
         stop_file = store.local / STOP
         stop_file.unlink(missing_ok=True)  # that of an earlier attempt
         job.training.add(stop_file)
@@ -287,18 +240,18 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
     outbox.end(finished.uid, "FINISHED")
 
 
-def _registered(job: Job, finished: StageResult, store: RunStore, sync: OutboxSync) -> StageResult:
+def _registered(job: Job, finished: StageResult, session: RunSession) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
     command = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
-    pending = sync.drain(DRAIN_S)
+    pending = session.drain()
     if pending.records:
-        return replace(finished, tracking=f"{sync.status()}; they are kept, and `{command}` sends them")
+        return replace(finished, tracking=f"{session.sync.status()}; they are kept, and `{command}` sends them")
     try:
         version = version_of_run(job.tracking_uri, finished.registered_as, finished.uid)
     except Exception as error:  # whatever MLflow's client raises, the model is trained and its record is kept
         return replace(finished, tracking=f"{brief(error, job.tracking_uri)}; ask again by submitting again")
     if version:
-        return replace(finished, version=version, tracking=sync.status())
-    refused = store.local / "spool" / REFUSED
+        return replace(finished, version=version, tracking=session.sync.status())
+    refused = session.store.outbox / REFUSED
     why = f"refused, see {refused}" if pending.refused or refused.exists() else "not there although it was sent"
-    return replace(finished, tracking=f"the registered version is {why}; `{sync} --again` sends everything again")
+    return replace(finished, tracking=f"the registered version is {why}; `{command} --again` sends everything again")

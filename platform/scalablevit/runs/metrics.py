@@ -75,7 +75,7 @@ class MetricFiles:
 
     def __init__(self, store: RunStore, uid: str) -> None:
         self._folder = store.local
-        self._outbox = store.local / "spool"
+        self._outbox = store.outbox
         self._uid = uid
         self._offset: int
         self._rows: dict[int, Row]

@@ -31,7 +31,7 @@ class Progress:
         self._store = store
         store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
         self._noted = False
-        self._outbox = outbox = store.local / "spool"
+        self._outbox = outbox = store.outbox
         self._uid = uid
         self._console = Console(stage)
         self._total = total_steps

@@ -8,6 +8,7 @@ from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import refuse_session_folder
+from scalablevit.tracking.outbox import outbox_of
 from scalablevit.training import storage as run_storage
 
 IDENTITY = "run.json"
@@ -51,6 +52,11 @@ class RunStore:
             location = str((root / Path(storage).expanduser()).resolve() / name)
             refuse_session_folder(location, "cluster.storage")
         return cls(name, location, local)
+
+    @property
+    def outbox(self) -> Path:
+        """Records on their way to MLflow, on the driver's disk."""
+        return outbox_of(self.local)
 
     def read(self, file: str) -> bytes | None:
         """Content of a file in run storage; None when there is none."""

@@ -22,6 +22,8 @@ from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
 
 RECORDS = "records.jsonl"
+FOLDER, FORMER_FOLDER = "outbox", "spool"
+"""In a run's folder; runs of releases before 0.2 have the former one."""
 FORMAT = 1
 TAIL_BLOCK = 1 << 16
 MAX_STEP = 2**63 - 1
@@ -49,6 +51,12 @@ class Line:
     raw: bytes
     end: int
     """Byte offset just after it: where reading goes on."""
+
+
+def outbox_of(run: Path) -> Path:
+    """Return the outbox's folder in a run's folder; one that an earlier release began stays where it is."""
+    former = run / FORMER_FOLDER
+    return former if former.is_dir() else run / FOLDER
 
 
 def now_ms() -> int:

@@ -253,7 +253,7 @@ class OutboxSync:
         try:
             refusals = self._send(lines)
         except RunGone:
-            self._say("MLflow no longer has a run that it had; everything is sent again from the spool")
+            self._say("MLflow no longer has a run that it had; everything is sent again from the outbox")
             self._progress.offset = 0
             self._progress.runs.clear()
             self._writer = None
