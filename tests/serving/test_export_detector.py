@@ -71,7 +71,7 @@ def test_the_page_detects_as_we_do(tmp_path, head):
     for file in files:
         boxes, scores, labels = predict(str(found.file), str(file))
         with torch.inference_mode():
-            answer = trained.task.answer(trained.network, read_image(file, 10**6), trained.device)
+            answer = trained.predict(read_image(file, 10**6)).answer()
         numbers = [np.array([CLASSES.index(name) for name in names]) for names in (labels, answer["labels"])]
         ours = [np.array(answer["boxes"]), np.array(answer["scores"]), numbers[1]]
         for some, others in ((ours, [boxes, scores, numbers[0]]), ([boxes, scores, numbers[0]], ours)):

@@ -32,7 +32,7 @@ SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
 def answer(model: Trained, file: Path) -> dict:
     with torch.inference_mode():
-        return model.task.answer(model.network, read_image(file, 10**6), model.device)
+        return model.predict(read_image(file, 10**6)).answer()
 
 
 def table(file: Path) -> list[dict[str, str]]:

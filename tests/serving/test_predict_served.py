@@ -71,7 +71,7 @@ def model_of(root: Path, name: str) -> Answering:
         except BadSample as bad:
             return 400, json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": f"image 0: {bad.reason}"})
         with torch.inference_mode():
-            answer = model.task.answer(model.network, image, model.device)
+            answer = model.predict(image).answer()
         body = io.StringIO()
         scoring_server.predictions_to_json(pd.DataFrame([answer]), body)
         return 200, body.getvalue()

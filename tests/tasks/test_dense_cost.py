@@ -5,8 +5,8 @@ import pytest
 from scalablevit.config.recipe import Stage
 from scalablevit.models.counting import Cost
 from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION, dense_cost_beside_paper
-from scalablevit.tasks.detection.task import DetectionTask
-from scalablevit.tasks.segmentation.task import SegmentationTask
+from scalablevit.tasks.detection.costs import DetectorCosts
+from scalablevit.tasks.segmentation.costs import SegmentorCosts
 
 ADE20K = tuple(f"class {number}" for number in range(150))
 # Parameters in millions as counted from the released backbones; S in both forms of its scalable attention.
@@ -24,7 +24,7 @@ def _cost(make: Callable[..., Stage], head: str, name: str, wide_value: bool) ->
         model={"name": name, "options": {"wide_value": wide_value}},
         task={"head": head, "neck_channels": 256, "head_channels": None},
     )
-    return SegmentationTask(stage, ADE20K).cost()
+    return SegmentorCosts(stage, ADE20K).count()
 
 
 @pytest.mark.parametrize(("name", "wide_value", "semantic_fpn_m", "upernet_m"), COMPUTED)
@@ -63,9 +63,9 @@ def test_detectors_cost_what_the_paper_says(detection_stage: Callable[..., Stage
         model={"name": name, "options": {"wide_value": name == "scalablevit_small"}},
         task={"kind": "detection", "head": head},
     )
-    task = DetectionTask(stage, tuple(f"class {number}" for number in range(80)))
-    cost, paper = task.cost(), PAPER_DETECTION[head, name]
+    costs = DetectorCosts(stage, tuple(f"class {number}" for number in range(80)))
+    cost, paper = costs.count(), PAPER_DETECTION[head, name]
     assert cost.parameters / 1e6 == pytest.approx(paper.parameters_m, abs=0.05)
     assert cost.macs / 1e9 == pytest.approx(paper.gflops, rel=0.005)
-    assert f"at 800x1280: {cost.parameters / 1e6:.2f} M" in task.cost_beside_paper()
-    assert "paper, COCO at 800x1280" in task.cost_beside_paper()
+    assert f"at 800x1280: {cost.parameters / 1e6:.2f} M" in costs.describe()
+    assert "paper, COCO at 800x1280" in costs.describe()

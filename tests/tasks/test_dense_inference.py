@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation, Sliding
 from scalablevit.models.backbone import build_pyramid
+from scalablevit.tasks.registry import task_kind
+from scalablevit.tasks.segmentation.augmentation import MaskAugmentation
 from scalablevit.tasks.segmentation.dense_inference import View, averaged_labels, best_labels, see
 from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
-from scalablevit.tasks.segmentation.task import SegmentationTask
 
 CLASSES = 5
 
@@ -148,13 +149,14 @@ def test_augmented_prediction_equals_mmsegs_merging(
 ) -> None:
     scales = [0.5, 1.0, 1.75]
     stage = segmentation_stage(task={"test_time_augmentation": {"scales": scales, "flip": flip}})
-    task = SegmentationTask(stage, tuple("abcde"))
-    assert (task.augmented_data.short_side, task.augmented_data.long_side) == (112, 224)
+    augmentation = task_kind("segmentation").build_augmentation(stage, tuple("abcde"))
+    assert isinstance(augmentation, MaskAugmentation)
+    assert (augmentation.data.short_side, augmentation.data.long_side) == (112, 224)
     original = (60, 90)
-    image = _image(112, 168)  # of the size that `augmented_data` gives
+    image = _image(112, 168)  # of the size that `augmentation.data` gives
     sizes = [(32, 48), (64, 96), (112, 168)]
     mask = torch.zeros(original, dtype=torch.uint8)
-    ours = task.predict_augmented(network, {"image": [image], "mask": [mask]})[0]
+    ours = augmentation.predict(network, {"image": [image], "mask": [mask]})[0]
 
     seen = [torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0] for size in sizes]
     predictions = []
@@ -168,10 +170,5 @@ def test_augmented_prediction_equals_mmsegs_merging(
     assert torch.equal(ours.long(), theirs)
 
 
-def test_prediction_without_augmentation_in_the_recipe_is_the_plain_one(
-    network: Segmentor, segmentation_stage: Callable[..., Stage]
-) -> None:
-    task = SegmentationTask(segmentation_stage(), tuple("abcde"))
-    batch = {"image": [_image(64, 80)], "mask": [torch.zeros(33, 44, dtype=torch.uint8)]}
-    assert task.augmented_data == task.data
-    assert torch.equal(task.predict_augmented(network, batch)[0], task.predict(network, batch)[0])
+def test_a_recipe_without_augmentation_has_none(segmentation_stage: Callable[..., Stage]) -> None:
+    assert task_kind("segmentation").build_augmentation(segmentation_stage(), tuple("abcde")) is None

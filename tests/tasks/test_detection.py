@@ -23,6 +23,8 @@ from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
+from scalablevit.tasks.detection.costs import DetectorCosts
+from scalablevit.tasks.detection.predictor import DetectionPredictor
 from scalablevit.tasks.detection.task import DetectionTask
 from scalablevit.tasks.registry import build_task
 
@@ -94,7 +96,7 @@ def test_it_learns_from_files_and_finds_the_objects_in_the_original_images(
     metric = task.metric()
     seen = _batch(task, root, "train", train=False)
     with torch.no_grad():
-        metric.update(task.predict_augmented(model, seen), seen)
+        metric.update(task.predict(model, seen), seen)
     metric.synchronize()
     metrics = metric.compute()
     assert metrics["val/samples"] == 2
@@ -222,7 +224,7 @@ def test_an_answer_is_plain_values_for_the_image_as_given(detection_stage: MakeS
     model = task.build_model().eval()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     with torch.no_grad():
-        answer = task.answer(model, image, CPU)
+        answer = DetectionPredictor(task.stage, CLASSES).predict(model, image, CPU).answer()
     assert list(answer) == ["boxes", "scores", "labels", *(["masks"] if head == "mask_rcnn" else [])]
     assert {len(column) for column in answer.values()} == {9}
     assert answer == json.loads(json.dumps(answer))
@@ -240,7 +242,8 @@ def test_an_answer_is_plain_values_for_the_image_as_given(detection_stage: MakeS
 def test_an_image_that_shows_nothing_has_an_empty_answer(detection_stage: MakeStage) -> None:
     task = _task(detection_stage, "mask_rcnn", score_threshold=0.99)
     with torch.no_grad():
-        answer = task.answer(task.build_model().eval(), np.zeros((30, 90, 3), np.uint8), CPU)
+        predictor = DetectionPredictor(task.stage, CLASSES)
+        answer = predictor.predict(task.build_model().eval(), np.zeros((30, 90, 3), np.uint8), CPU).answer()
     assert answer == {"boxes": [], "scores": [], "labels": [], "masks": []}
 
 
@@ -276,10 +279,12 @@ def test_no_class_and_other_tasks_are_refused(detection_stage: MakeStage, segmen
 def test_costs_are_given_for_an_image_of_the_papers_aspect(
     detection_stage: MakeStage, short: int, long: int, size: tuple[int, int]
 ) -> None:
-    assert DetectionTask(detection_stage(data={"short_side": short, "long_side": long}), CLASSES).cost_size == size
+    assert DetectorCosts(detection_stage(data={"short_side": short, "long_side": long}), CLASSES).size == size
 
 
 @HEADS
 def test_counted_parameters_are_those_of_the_network(detection_stage: MakeStage, head: str) -> None:
     task = _task(detection_stage, head, name="scalablevit_tiny")
-    assert task.cost().parameters == sum(parameter.numel() for parameter in task.build_model().parameters())
+    assert DetectorCosts(task.stage, CLASSES).count().parameters == sum(
+        parameter.numel() for parameter in task.build_model().parameters()
+    )

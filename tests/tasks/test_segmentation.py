@@ -18,7 +18,8 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.registry import build_task, task_kind
+from scalablevit.tasks.segmentation.predictor import MaskPredictor
 from scalablevit.tasks.segmentation.segmentor import Segmentor
 from scalablevit.tasks.segmentation.task import SegmentationTask
 
@@ -92,11 +93,13 @@ def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
     assert losses[-1] < losses[0] / 4
     model.eval()
     for inference in ({}, SLIDING, {"test_time_augmentation": {"scales": [1.0, 1.25]}}):
-        evaluated = SegmentationTask(segmentation_stage(task={"head": head, "head_channels": 32, **inference}), CLASSES)
+        stage = segmentation_stage(task={"head": head, "head_channels": 32, **inference})
+        evaluated = SegmentationTask(stage, CLASSES)
+        augmentation = task_kind("segmentation").build_augmentation(stage, CLASSES)
         metric = evaluated.metric()
         with torch.no_grad():
             for batch in _batches(evaluated, folder, train=False):
-                predictions = evaluated.predict_augmented(model, batch)
+                predictions = (augmentation or evaluated).predict(model, batch)
                 assert [each.shape for each in predictions] == [mask.shape for mask in batch["mask"]]
                 metric.update(predictions, batch)
         metric.synchronize()
@@ -225,7 +228,7 @@ def test_an_answer_is_a_png_of_class_numbers_with_names_and_shares(
     model = task.build_model().eval()
     image, _ = _scene(1, 75, 130)
     with torch.no_grad():
-        answer = task.answer(model, image, CPU)
+        answer = MaskPredictor(task.stage, CLASSES).predict(model, image, CPU).answer()
         expected = task.predict(
             model,
             task.prepare({"image": [_resized(task, image)], "mask": [torch.zeros(75, 130)]}, "val", ()),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.config.recipe import Length
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training import worker
 from scalablevit.training.checkpoint import CheckpointStore
@@ -38,7 +38,8 @@ def saved(stage, task: Task) -> int:
         return tensor
 
     context = TrainContext(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
-    batch = task.prepare(task.blank_batch(IMAGES), "train", (0,))
+    costs = task_kind(stage.task.kind).build_costs(stage, task.classes)
+    batch = task.prepare(costs.blank_batch(IMAGES), "train", (0,))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), context.autocast():
         loss, _ = task.loss(model, batch)
     assert torch.isfinite(loss)

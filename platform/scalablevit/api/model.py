@@ -40,7 +40,7 @@ class Model(nn.Module):
         self.classes: tuple[str, ...] = trained.task.classes
         self.task: str = trained.stage.task.kind
         self.stage: Stage = trained.stage
-        self._task = trained.task
+        self._predictor = trained.predictor
         self.eval()  # a fresh module is in training mode
 
     @property
@@ -108,8 +108,7 @@ class Model(nn.Module):
         device = self.device
         with torch.inference_mode():
             return [
-                self._task.predict_image(self.network, image, device)
-                for image in decode_images(images, self.stage.data)
+                self._predictor.predict(self.network, image, device) for image in decode_images(images, self.stage.data)
             ]
 
 

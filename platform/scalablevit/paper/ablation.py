@@ -95,9 +95,9 @@ def run_ablation(
 
 
 def _cost(resolved: ResolvedStage) -> "Cost":
-    from scalablevit.tasks.registry import build_task
+    from scalablevit.tasks.registry import task_kind
 
-    return build_task(resolved.stage, resolved.classes).cost()
+    return task_kind(resolved.stage.task.kind).build_costs(resolved.stage, resolved.classes).count()
 
 
 def outcome(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:

@@ -82,7 +82,7 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
         recipes: the folder of the shipped recipes.
     """
     from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION
-    from scalablevit.tasks.registry import build_task
+    from scalablevit.tasks.registry import task_kind
 
     paper = {("classifier", name): row for name, row in PAPER_CLASSIFICATION.items()}
     paper |= PAPER_SEGMENTATION | PAPER_DETECTION
@@ -90,8 +90,7 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
         for shown, name, overrides in BACKBONES:
             (stage,) = load_recipe(recipes / f"{beginning}_{name}.yaml", overrides).stages.values()
             classes = tuple(str(number) for number in range(count))
-            task = build_task(stage, classes)
-            cost = task.cost()
-            size = "{} x {}".format(*task.cost_size)
+            costs = task_kind(stage.task.kind).build_costs(stage, classes)
+            cost, size = costs.count(), "{} x {}".format(*costs.size)
             yield CostRow(head, shown, size, cost.parameters, cost.macs, cost.macs_with_attention,
                           paper[head, name])  # fmt: skip

@@ -192,13 +192,13 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     """
     import torch
 
-    from scalablevit.tasks.registry import build_task
+    from scalablevit.tasks.registry import build_task, task_kind
 
     torch.manual_seed(0)
     try:
         task = build_task(stage, classes)
         compiled = _compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
-        return task.cost_beside_paper() + compiled
+        return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
     except UserError as error:
         raise _in_stage(name, error) from None
     except (AssertionError, RuntimeError, ValueError) as error:

@@ -83,7 +83,7 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
     if not images:
         raise ValueError(f"none of {bad} validation images could be read")
     shutil.rmtree(folder, ignore_errors=True)
-    cost = task.cost()
+    cost = kind.build_costs(stage, task.classes).count()
     findings = Findings(
         images=images,
         split=len(source),

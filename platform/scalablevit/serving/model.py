@@ -79,7 +79,7 @@ class ImageModel(PythonModel):
             except BadSample as error:
                 raise BadRequest(f"image {number}: {error.reason}") from None
             with torch.inference_mode():
-                answers.append(trained.task.answer(trained.network, image, trained.device))
+                answers.append(trained.predict(image).answer())
         return pd.DataFrame(answers)
 
 

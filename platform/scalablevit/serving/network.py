@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.capabilities import Predictor
+from scalablevit.tasks.predictions import Prediction
+from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
 
 SHOWN = 300
@@ -23,8 +27,13 @@ class Trained:
 
     stage: Stage
     task: Task
+    predictor: Predictor
     network: nn.Module
     device: torch.device
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """Return the prediction for a decoded RGB image (height, width, 3); called without gradients."""
+        return self.predictor.predict(self.network, image, self.device)
 
 
 def load_trained(
@@ -52,4 +61,5 @@ def load_trained(
             where=str(weights),
             fix="leave out overrides that change the network, such as those of the task's head and channels",
         ) from None
-    return Trained(stage, task, network.to(device).eval(), device)
+    predictor = task_kind(stage.task.kind).build_predictor(stage, task.classes)
+    return Trained(stage, task, predictor, network.to(device).eval(), device)

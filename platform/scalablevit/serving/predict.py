@@ -68,7 +68,7 @@ class Predictor:
         except BadSample as bad:
             return {"bad": bad.reason}
         with torch.inference_mode():
-            answer = trained.task.answer(trained.network, image, trained.device)
+            answer = trained.predict(image).answer()
         return draw(self.output, name, image, answer)
 
 

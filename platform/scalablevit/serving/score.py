@@ -110,7 +110,7 @@ def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, 
     try:
         for number in range(WARM_UP + ANSWERS):
             started = time.perf_counter()
-            trained.task.answer(trained.network, image, trained.device)
+            trained.predict(image).answer()
             if number >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
                 loads.append(_other_load())

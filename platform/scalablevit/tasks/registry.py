@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -35,6 +36,18 @@ class TaskKind(ABC):
         Raises:
             UserError: the stage cannot be trained on these classes.
         """
+
+    @abstractmethod
+    def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
+        """Return what a stage's model costs; raises what `build_task` does."""
+
+    @abstractmethod
+    def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
+        """Return what predicts single images with a stage's model."""
+
+    def build_augmentation(self, stage: "Stage", classes: tuple[str, ...]) -> "Augmentation | None":
+        """Return the test-time augmentation that the stage's recipe asks for; None: there is none."""
+        return None
 
     @abstractmethod
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scalablevit.data.loader import Batch
+from scalablevit.tasks.capabilities import Augmentation
 from scalablevit.tasks.task import Task
 from scalablevit.training.collectives import end_with_changed_files, world_size
 
@@ -20,7 +21,12 @@ def rank0_buffers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def evaluate(
-    task: Task, model: nn.Module, batches: Iterable[Batch], autocast: torch.autocast, *, augmented: bool = False
+    task: Task,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    autocast: torch.autocast,
+    *,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, float]:
     """Metrics of `model` on this rank's share of the validation split, summed over all ranks.
 
@@ -35,7 +41,7 @@ def evaluate(
     rank0_buffers(model)
     metric = task.metric()
     bad, changed = 0, set[str]()
-    predict = task.predict_augmented if augmented else task.predict
+    predict = task.predict if augmentation is None else augmentation.predict
     # Autocast forgets its casts of the weights when the outermost region ends: with this one around they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:

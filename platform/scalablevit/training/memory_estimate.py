@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from scalablevit.config.recipe import Stage
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import TrainState
@@ -72,7 +73,8 @@ def kept_bytes(stage: Stage, task: Task, model: nn.Module, images: int) -> int:
         model: on the meta device; it is moved onto fake tensors.
     """
     device = torch.device("cuda" if stage.cluster.gpus_per_worker else "cpu")
-    batch = task.prepare(task.blank_batch(images), "train", (0,))
+    costs = task_kind(stage.task.kind).build_costs(stage, task.classes)
+    batch = task.prepare(costs.blank_batch(images), "train", (0,))
 
     def like(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
@@ -84,7 +86,7 @@ def kept_bytes(stage: Stage, task: Task, model: nn.Module, images: int) -> int:
             batch = tree_map_only(Tensor, like, batch)
             with autocast(device.type) if stage.training.precision == "bfloat16" else nullcontext():
                 # the name keeps the graph, and with it what it holds
-                loss = task.countable_loss(model, batch)  # noqa: F841
+                loss = costs.countable_loss(model, batch)  # noqa: F841
             return live.held_bytes()
 
 

@@ -11,7 +11,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, to_device
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.loop import TrainContext, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
@@ -37,9 +37,9 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
     )
     state = new_state(context, task.build_model())
     model = distributed(context, state.model).train()
-    micro_batches = [
-        to_device(task.blank_batch(images // training.accumulation_steps), device)
-    ] * training.accumulation_steps
+    costs = task_kind(stage.task.kind).build_costs(stage, task.classes)
+    blank = to_device(costs.blank_batch(images // training.accumulation_steps), device)
+    micro_batches = [blank] * training.accumulation_steps
     seconds = []
     for _ in range(WARM_UP_STEPS + STEPS):
         start = time.perf_counter()

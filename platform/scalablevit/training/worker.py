@@ -23,7 +23,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.training import seeds
 from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
@@ -131,11 +131,13 @@ def _run(
 def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> dict[str, Any]:
     """Metrics of given weights on the validation split, with the recipe's test-time augmentation."""
     model = run_on_all_ranks(lambda: _given_model(context, worker_config))
-    data = SampleDataset(source, context.task.augmented_data, context.stage.training.seed, train=False)
+    stage, task = context.stage, context.task
+    augmentation = task_kind(stage.task.kind).build_augmentation(stage, task.classes)
+    seen = stage.data if augmentation is None else augmentation.data
+    data = SampleDataset(source, seen, stage.training.seed, train=False)
     model = model.to(context.device)
-    return {
-        "metrics": evaluate(context.task, model, eval_batches_of(context, data), context.autocast(), augmented=True)
-    }
+    batches = eval_batches_of(context, data)
+    return {"metrics": evaluate(task, model, batches, context.autocast(), augmentation=augmentation)}
 
 
 def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:

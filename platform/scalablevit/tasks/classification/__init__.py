@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.capabilities import Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -27,6 +28,18 @@ class ClassificationKind(TaskKind):
         from scalablevit.tasks.classification.task import ClassificationTask
 
         return ClassificationTask(stage, classes)
+
+    def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
+        """Return what a classifier costs."""
+        from scalablevit.tasks.classification.costs import ClassifierCosts
+
+        return ClassifierCosts(stage, classes)
+
+    def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
+        """Return what predicts single images."""
+        from scalablevit.tasks.classification.predictor import ClassPredictor
+
+        return ClassPredictor(stage, classes)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the confusions and the cross-entropy of each image."""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import LabelledImages, SplitName
@@ -19,11 +18,7 @@ from scalablevit.config.task import Classification
 from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
-from scalablevit.data.transforms import prepare_image
 from scalablevit.models.backbone import build_classifier
-from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.predictions import ClassificationPrediction
-from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
 
 
 def sections(stage: Stage) -> tuple[Classification, LabelledImages]:
@@ -59,21 +54,6 @@ class ClassificationTask:
     def backbone(self, model: nn.Module) -> nn.Module:
         """The whole classifier; a head for other classes stays new."""
         return model
-
-    def cost(self) -> Cost:
-        """At the evaluation crop."""
-        with torch.device("meta"):
-            model = self.build_model()
-        return count_cost(model, (1, 3, *self.cost_size))
-
-    @property
-    def cost_size(self) -> tuple[int, int]:
-        """Height and width of the evaluation crop."""
-        return self.data.image_size, self.data.image_size
-
-    def cost_beside_paper(self) -> str:
-        """The classifier's line."""
-        return cost_beside_paper(self.stage.model.name, self.cost())
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Both splits: one uint8 tensor (N, H, W, 3) and labels (N,)."""
@@ -112,49 +92,14 @@ class ClassificationTask:
         logits = model(batch["image"])
         return F.cross_entropy(logits.float(), batch["target"]), {}
 
-    def blank_batch(self, samples: int) -> Batch:
-        """All of the first class."""
-        side = self.data.image_size
-        images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
-        return {
-            "image": images,
-            "label": torch.zeros(samples, dtype=torch.int64),
-            "samples": samples,
-            **NOTHING_LEFT_OUT,
-        }
-
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """`loss` itself."""
-        return self.loss(model, batch)[0]
-
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (N, classes), float32."""
         logits: Tensor = model(batch["image"])
         return logits.float()
 
-    @property
-    def augmented_data(self) -> LabelledImages:
-        """Classification has no test-time augmentation."""
-        return self.data
-
-    def predict_augmented(self, model: nn.Module, batch: Batch) -> Tensor:
-        """As `predict`."""
-        return self.predict(model, batch)
-
     def metric(self) -> "AccuracyMetric":
         """Top-1, of more than five classes top-5, and cross-entropy."""
         return AccuracyMetric(len(self.classes))
-
-    def predict_image(
-        self, model: nn.Module, image: NDArray[np.uint8], device: torch.device
-    ) -> ClassificationPrediction:
-        """Return the probabilities of all classes of one decoded image."""
-        logits = self.predict(model, {"image": prepare_image(self.stage, image, device)})
-        return ClassificationPrediction(self.classes, logits.softmax(dim=1)[0].cpu().numpy())
-
-    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        """See `ClassificationPrediction.answer`."""
-        return self.predict_image(model, image, device).answer()
 
 
 class AccuracyMetric:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.capabilities import Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -27,6 +28,18 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.task import DetectionTask
 
         return DetectionTask(stage, classes)
+
+    def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
+        """Return what a detector costs."""
+        from scalablevit.tasks.detection.costs import DetectorCosts
+
+        return DetectorCosts(stage, classes)
+
+    def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
+        """Return what predicts single images."""
+        from scalablevit.tasks.detection.predictor import DetectionPredictor
+
+        return DetectionPredictor(stage, classes)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the precision by recall, and the F1 of each image."""

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, SplitName
@@ -16,28 +15,15 @@ from scalablevit.config.task import Detection
 from scalablevit.config.task_info import task_info
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import fill_color, prepare_image
+from scalablevit.data.transforms import fill_color
 from scalablevit.models.backbone import Pyramid, build_pyramid
-from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.detection.coco_metric import CocoMetric
 from scalablevit.tasks.detection.detector import (
     STRIDE,
-    CostProbe,
     build_detector,
-    countable_loss,
     first_label,
     pasted_masks,
 )
-from scalablevit.tasks.predictions import DetectionPrediction
-from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
-
-COST_ASPECT = 1.6
-"""Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
-BOX_REGIONS, MASK_REGIONS = 1000, 100
-"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's metrics."""
-BLANK_OBJECTS = 5
-"""In a blank image: one for each level of the pyramid."""
 
 
 def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
@@ -83,21 +69,6 @@ class DetectionTask:
         pyramid: Pyramid = model.get_submodule("backbone.body")  # type: ignore[assignment]
         return pyramid
 
-    def cost(self) -> Cost:
-        """At `cost_size`; of Mask R-CNN with 1000 regions in the box head and 100 in the mask head."""
-        with torch.device("meta"):
-            model = self.build_model()
-        return count_cost(CostProbe(model, BOX_REGIONS, MASK_REGIONS), (1, 3, *self.cost_size))
-
-    @property
-    def cost_size(self) -> tuple[int, int]:
-        """Height and width of the image that `cost` is given for."""
-        return self.data.short_side, min(round(COST_ASPECT * self.data.short_side), self.data.long_side)
-
-    def cost_beside_paper(self) -> str:
-        """The detector's line."""
-        return dense_cost_beside_paper(self.task.head, self.stage.model.name, self.cost(), self.cost_size)
-
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Lists, since each image has its own size."""
         return collate_detection_train if split == "train" else collate_detection_eval
@@ -125,29 +96,6 @@ class DetectionTask:
             losses = {name: loss * 0.0 for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
-    def blank_batch(self, samples: int) -> Batch:
-        """Images of `cost_size`, each with some boxes of one class as large as anchors."""
-        height, width = self.cost_size
-        sides = [min(self.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
-        masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
-        for mask, side in zip(masks, sides, strict=True):
-            mask[:side, :side] = 1
-        each: dict[str, Tensor] = {
-            "image": torch.full((height, width, 3), GREY, dtype=torch.uint8),
-            "boxes": torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32),
-            "labels": torch.zeros(BLANK_OBJECTS, dtype=torch.int64),
-            **({"masks": masks} if self.has_masks else {}),
-        }
-        return {
-            **{name: [tensor] * samples for name, tensor in each.items()},
-            "samples": samples,
-            **NOTHING_LEFT_OUT,
-        }
-
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """With as many regions as the heads are trained on at the most."""
-        return countable_loss(model, batch["image"], self.task.roi_samples)
-
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Detections of each image in its original pixels, best first.
 
@@ -155,39 +103,13 @@ class DetectionTask:
         """
         found = model(batch["image"])
         return [
-            self._in_original(each, image, truth.size)
+            self.in_original(each, image, truth.size)
             for each, image, truth in zip(found, batch["image"], batch["instances"], strict=True)
         ]
-
-    @property
-    def augmented_data(self) -> CocoInstances:
-        """Detection has no test-time augmentation."""
-        return self.data
-
-    def predict_augmented(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-        """As `predict`."""
-        return self.predict(model, batch)
 
     def metric(self) -> CocoMetric:
         """Average precision of boxes and, of Mask R-CNN, of masks."""
         return CocoMetric(self.classes, masks=self.has_masks)
-
-    def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
-        """Return the detections in one decoded image, best first."""
-        prepared = prepare_image(self.stage, image, device)[0]
-        found = self._in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
-        masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))
-        return DetectionPrediction(
-            self.classes,
-            boxes=found["boxes"].numpy(),
-            scores=found["scores"].numpy(),
-            labels=found["labels"].numpy(),
-            masks_rle=masks if self.has_masks else None,
-        )
-
-    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        """See `DetectionPrediction.answer`."""
-        return self.predict_image(model, image, device).answer()
 
     def _normalized(self, image: Tensor) -> Tensor:
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
@@ -202,7 +124,7 @@ class DetectionTask:
             "masks": [torch.zeros((0, side, side), dtype=torch.uint8, device=device)],
         }
 
-    def _in_original(self, found: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    def in_original(self, found: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """Bring detections from the network's image (3, h, w) to one of `size` (height, width)."""
         vertical, horizontal = size[0] / image.shape[-2], size[1] / image.shape[-1]
         factors = torch.tensor([horizontal, vertical] * 2, device=image.device)
@@ -223,7 +145,3 @@ def _encoded(masks: Tensor) -> list[dict[str, Any]]:
     columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
     encoded: list[dict[str, Any]] = run_lengths.encode(columns_first)
     return encoded
-
-
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -27,6 +28,26 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.task import SegmentationTask
 
         return SegmentationTask(stage, classes)
+
+    def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
+        """Return what a segmentation model costs."""
+        from scalablevit.tasks.segmentation.costs import SegmentorCosts
+
+        return SegmentorCosts(stage, classes)
+
+    def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
+        """Return what predicts single images."""
+        from scalablevit.tasks.segmentation.predictor import MaskPredictor
+
+        return MaskPredictor(stage, classes)
+
+    def build_augmentation(self, stage: "Stage", classes: tuple[str, ...]) -> "Augmentation | None":
+        """Return scales and mirror images, where the recipe has `task.test_time_augmentation`."""
+        from scalablevit.tasks.segmentation.augmentation import MaskAugmentation
+        from scalablevit.tasks.segmentation.task import sections
+
+        augmentation = sections(stage)[0].test_time_augmentation
+        return None if augmentation is None else MaskAugmentation(stage, classes, augmentation)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
         """Return the confusions and the mean IoU of each image."""

@@ -1,0 +1,56 @@
+"""What a kind of task can do beside training, each found by its `TaskKind`: training itself needs none of it."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost
+from scalablevit.tasks.predictions import Prediction
+
+GREY = 128
+"""Of blank images."""
+NOTHING_LEFT_OUT: Batch = {"bad": [], "changed": []}
+"""Of blank batches."""
+
+
+class Costs(Protocol):
+    """What a model of the task costs, and blank batches to time its steps and count its memory on."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width of the image that `count` is given for, pixels."""
+
+    def count(self) -> Cost:
+        """Return parameters and multiply-accumulates of one image of `size`."""
+
+    def describe(self) -> str:
+        """Return one line with `count`, and the paper's values where the paper has this model."""
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Return grey images as large as training's, as the task's `collate` gives them."""
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a loss that keeps as much for its backward pass as the task's, and runs on fake tensors."""
+
+
+class Predictor(Protocol):
+    """Predictions for single images, as registered models and batch prediction give them."""
+
+    def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> Prediction:
+        """Return the prediction for a decoded RGB image (height, width, 3); without gradients, in eval mode."""
+
+
+class Augmentation(Protocol):
+    """Test-time augmentation of a recipe that asks for it."""
+
+    @property
+    def data(self) -> LabelledImages | MaskPairs | CocoInstances:
+        """Return the data section for `predict`: the recipe's own, or with larger images."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Return predictions as the task's `predict` does."""

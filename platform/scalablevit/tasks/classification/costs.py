@@ -1,0 +1,43 @@
+"""What classifiers cost, and blank batches of them."""
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
+from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.classification.task import ClassificationTask
+
+
+class ClassifierCosts:
+    """See `tasks.capabilities.Costs`."""
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        self._task = ClassificationTask(stage, classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width of the evaluation crop."""
+        side = self._task.data.image_size
+        return side, side
+
+    def count(self) -> Cost:
+        """Return the cost of the evaluation crop."""
+        with torch.device("meta"):
+            model = self._task.build_model()
+        return count_cost(model, (1, 3, *self.size))
+
+    def describe(self) -> str:
+        """Return the classifier's line."""
+        return cost_beside_paper(self._task.stage.model.name, self.count())
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Return images all of the first class."""
+        images = torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8)
+        labels = torch.zeros(samples, dtype=torch.int64)
+        return {"image": images, "label": labels, "samples": samples, **NOTHING_LEFT_OUT}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the task's own loss."""
+        return self._task.loss(model, batch)[0]

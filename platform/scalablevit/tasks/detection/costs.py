@@ -1,0 +1,61 @@
+"""What detectors cost, and blank batches of them."""
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost, count_cost
+from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.detection.detector import CostProbe, countable_loss
+from scalablevit.tasks.detection.task import DetectionTask
+
+COST_ASPECT = 1.6
+"""Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
+BOX_REGIONS, MASK_REGIONS = 1000, 100
+"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's metrics."""
+BLANK_OBJECTS = 5
+"""In a blank image: one for each level of the pyramid."""
+
+
+class DetectorCosts:
+    """See `tasks.capabilities.Costs`."""
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        self._task = DetectionTask(stage, classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width of the image that `count` is given for."""
+        data = self._task.data
+        return data.short_side, min(round(COST_ASPECT * data.short_side), data.long_side)
+
+    def count(self) -> Cost:
+        """Return the cost; of Mask R-CNN with 1000 regions in the box head and 100 in the mask head."""
+        with torch.device("meta"):
+            model = self._task.build_model()
+        return count_cost(CostProbe(model, BOX_REGIONS, MASK_REGIONS), (1, 3, *self.size))
+
+    def describe(self) -> str:
+        """Return the detector's line."""
+        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Return images of `size`, each with some boxes of one class as large as anchors."""
+        height, width = self.size
+        sides = [min(self._task.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
+        masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
+        for mask, side in zip(masks, sides, strict=True):
+            mask[:side, :side] = 1
+        each: dict[str, Tensor] = {
+            "image": torch.full((height, width, 3), GREY, dtype=torch.uint8),
+            "boxes": torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32),
+            "labels": torch.zeros(BLANK_OBJECTS, dtype=torch.int64),
+            **({"masks": masks} if self._task.has_masks else {}),
+        }
+        return {**{name: [tensor] * samples for name, tensor in each.items()}, "samples": samples, **NOTHING_LEFT_OUT}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a loss of as many regions as the heads are trained on at the most."""
+        return countable_loss(model, batch["image"], self._task.task.roi_samples)

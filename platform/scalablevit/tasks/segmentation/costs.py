@@ -1,0 +1,44 @@
+"""What segmentation models cost, and blank batches of them."""
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.config.recipe import Stage
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost, count_cost
+from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.segmentation.task import SegmentationTask
+
+
+class SegmentorCosts:
+    """See `tasks.capabilities.Costs`."""
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        self._task = SegmentationTask(stage, classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return `short_side` and `long_side`."""
+        return self._task.data.short_side, self._task.data.long_side
+
+    def count(self) -> Cost:
+        """Return the cost; the auxiliary head counts as parameters, not as multiply-accumulates."""
+        with torch.device("meta"):
+            model = self._task.build_model()
+        return count_cost(model, (1, 3, *self.size))
+
+    def describe(self) -> str:
+        """Return the segmentor's line."""
+        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+
+    def blank_batch(self, samples: int) -> Batch:
+        """Return crops all of the first class."""
+        side = self._task.data.crop_size
+        images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
+        masks = torch.zeros((samples, side, side), dtype=torch.uint8)
+        return {"image": images, "mask": masks, "samples": samples, **NOTHING_LEFT_OUT}
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the task's own loss."""
+        return self._task.loss(model, batch)[0]
