@@ -82,9 +82,9 @@ def test_what_the_gate_refuses(gate, gain, missed):
 
 def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_machine_is_said(monkeypatch):
     used = []
-    task = SimpleNamespace(answer=lambda *_: used.append(torch.get_num_threads()))
+    prediction = SimpleNamespace(answer=lambda: used.append(torch.get_num_threads()))
     stage = SimpleNamespace(data=SimpleNamespace(max_pixels=100, mean=(0.5, 0.5, 0.5)))
-    trained = SimpleNamespace(task=task, stage=stage, network=None, device=torch.device("cpu"))
+    trained = SimpleNamespace(predict=lambda _: prediction, stage=stage, device=torch.device("cpu"))
     monkeypatch.setattr(scoring, "read_image", lambda *_: None)
     monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _: {0, 1})
     before = torch.get_num_threads()

@@ -30,18 +30,18 @@ def test_accuracies(chosen, top):
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
-@pytest.mark.parametrize("metric", ["miou", "macc", "aacc"])
-def test_overlaps(chosen, metric):
+@pytest.mark.parametrize("name", ["miou", "macc", "aacc"])
+def test_overlaps(chosen, name):
     """Images of different sizes; class 4 occurs nowhere, some pixels are ignored."""
     draws = np.random.default_rng(0)
     sizes = draws.integers(3, 9, (6, 2))
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 4, size).astype(np.uint8)) for size in sizes]
-    per_sample = task_kind("segmentation").build_sample_statistics(metric, CLASSES)
+    per_sample = task_kind("segmentation").build_sample_statistics(name, CLASSES)
     per_sample.update(found, {"mask": masks, "index": torch.arange(6)})
     metric = ConfusionMetric(CLASSES)
     metric.update([found[i] for i in chosen], {"mask": [masks[i] for i in chosen]})
-    assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{metric}"])
+    assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{name}"])
 
 
 def test_overlap_without_a_labelled_pixel_is_no_number():
