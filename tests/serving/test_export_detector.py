@@ -15,7 +15,7 @@ from scalablevit.serving.export import export_part, parts_of
 from scalablevit.serving.export_detector import ExportedDetector, export_detector, nearest
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import describe_preprocessing
-from scalablevit.tasks.registry import build_task
+from scalablevit.tasks.registry import build_task, task_kind
 
 CLASSES = ("a", "b", "c")
 SIZE = (64, 64)
@@ -28,7 +28,7 @@ def decided(head: str, *changes: str) -> Trained:
     values = (f"head={head}", "score_threshold=0.03", f"max_detections={MOST}")
     stage = stage_of("detect", *(f"stages.detect.task.{each}" for each in values), *changes)
     torch.manual_seed(0)
-    built = build_task(stage, CLASSES)
+    built, predictor = build_task(stage, CLASSES), task_kind("detection").build_predictor(stage, CLASSES)
     network = built.build_model().eval()
     if head == "retinanet":
         for part in network.head.modules():
@@ -37,12 +37,12 @@ def decided(head: str, *changes: str) -> Trained:
         logits = network.head.classification_head.cls_logits
         torch.nn.init.normal_(logits.weight, std=0.3)
         torch.nn.init.constant_(logits.bias, -4.0)
-        return Trained(stage, built, network, torch.device("cpu"))
+        return Trained(stage, built, predictor, network, torch.device("cpu"))
     for part in (network.rpn.head.cls_logits, network.roi_heads.box_predictor.cls_score):
         torch.nn.init.normal_(part.weight, std=0.5)
     for part in (network.rpn.head.bbox_pred, network.roi_heads.box_predictor.bbox_pred):
         torch.nn.init.normal_(part.weight, std=0.05)
-    return Trained(stage, built, network, torch.device("cpu"))
+    return Trained(stage, built, predictor, network, torch.device("cpu"))
 
 
 def exported(trained: Trained, files: list[Path], out: Path) -> ExportedDetector:
