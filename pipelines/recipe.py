@@ -1,4 +1,4 @@
-"""List the shipped recipes and search spaces, or rewrite files in the current version's keys."""
+"""Begin a recipe, list the shipped ones, print their schema, or rewrite files in the current version's keys."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The shipped recipes and search spaces listed, and files rewritten in the current version's keys."""
+"""Recipes as files: the shipped ones listed, a new one begun, old ones rewritten in the current version's keys."""
 
 import argparse
 import re
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, UserErrors, raise_all
+from scalablevit.config.json_schema import recipe_schema, schema_text, space_schema
 from scalablevit.config.loading import load_recipe, read_mapping
 from scalablevit.config.rewriting import Change, is_space, upgrade_text
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
@@ -19,6 +21,9 @@ from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
 
 EPILOG = f"""\
+new writes a first recipe for one's own data, and the JSON schema of recipes next to it: editors that know YAML schemas
+then complete keys and mark mistakes. schema prints that schema, or the one of search spaces.
+
 list names what can be given as --recipe NAME and --space NAME, with what each is for.
 
 upgrade rewrites the files of recipes and search spaces in place, in the keys of version {VERSION}; comments, order and
@@ -41,6 +46,12 @@ class _Upgraded:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
+    new = verbs.add_parser("new", help="write a first recipe for your data, with its JSON schema")
+    new.add_argument("template", choices=template_names(), metavar="WHAT", help=f"one of {', '.join(template_names())}")
+    new.add_argument("file", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="FILE",
+                     help="where to (default: recipe.yaml)")  # fmt: skip
+    schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    schema.add_argument("--space", action="store_true", help="of search spaces instead")
     verbs.add_parser("list", help="name the shipped recipes and search spaces")
     upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")
@@ -48,11 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List what is shipped, or upgrade files and print the changes; see `add_arguments`.
+    """Do what the verb says; see `add_arguments`.
 
     Raises:
-        UserError: a file cannot be upgraded, and none is changed; or mistakes remain in files.
+        UserError: a file cannot be written; or upgraded, and none is changed; or mistakes remain in files.
     """
+    if options.verb == "new":
+        return write_new_recipe(options.template, options.file)
+    if options.verb == "schema":
+        print(schema_text(space_schema() if options.space else recipe_schema()), end="")
+        return 0
     return _list() if options.verb == "list" else _upgrade(options.files, dry_run=options.dry_run)
 
 

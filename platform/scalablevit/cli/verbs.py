@@ -51,7 +51,7 @@ VERBS = {
     "report": Verb("scalablevit.cli.report", "Make the report of a job, a stage or a search again."),
     "recipe": Verb(
         "scalablevit.cli.recipe",
-        "List the shipped recipes and search spaces, or rewrite files in the current version's keys.",
+        "Begin a recipe, list the shipped ones, print their schema, or rewrite files in the current version's keys.",
         has_verbs=True,
     ),
     "sync": Verb("scalablevit.cli.sync", "Send to MLflow what outages and killed jobs left in the runs' outboxes."),

@@ -1,0 +1,55 @@
+"""A first recipe of one's own, with the schema by which editors complete its keys."""
+
+import shlex
+from pathlib import Path
+
+from scalablevit.config.commands import command_line, command_name
+from scalablevit.config.errors import UserError
+from scalablevit.config.json_schema import recipe_schema, schema_text
+from scalablevit.config.task_info import TASKS
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "config" / "templates"
+SCHEMA = "recipe.schema.json"
+
+
+def template_names() -> list[str]:
+    """Return the names of the templates: `pretrain`, `fine_tune`, `segment`, `detect`."""
+    order = {"pretrain": 0, "fine_tune": 1, "segment": 2, "detect": 3}
+    return sorted((path.stem for path in TEMPLATES.glob("*.yaml")), key=lambda name: (order.get(name, 9), name))
+
+
+def write_new_recipe(template: str, file: Path) -> int:
+    """Write a recipe from a template, and the schema next to it.
+
+    Args:
+        template: one of `template_names`.
+        file: must not be there yet.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
+    if file.exists():
+        raise UserError(f"{file} is there already", where="FILE", fix="name another file, or remove this one")
+    text = (TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / SCHEMA).write_text(schema_text(recipe_schema()), encoding="utf-8")
+        file.write_text(f"# yaml-language-server: $schema={SCHEMA}\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}", where="FILE", fix="name another") from None
+    given = shlex.quote(str(file))
+    print(f"written: {file}, and {SCHEMA} next to it, by which editors complete and check its keys")
+    print("next:")
+    print("  1. set data.root, the folders below it, and whatever else differs")
+    print(f"  2. look at the data   {command_line('check-data')} --recipe {given}")
+    print(f"  3. see the plan       {command_line(_script(text))} --recipe {given} --dry-run")
+    print(f"  4. train              {command_name(_script(text))} --recipe {given}, as a job on a Ray cluster")
+    return 0
+
+
+def _script(text: str) -> str:
+    """Return the verb that runs a template's one stage."""
+    return next(info.stage_name for info in TASKS.values() if f"kind: {info.kind}\n" in text)

@@ -1,0 +1,53 @@
+"""JSON schemas of the files that people write, for editors that complete and check keys."""
+
+import json
+from typing import Any
+
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.space import Space
+
+JsonSchema = dict[str, Any]
+
+
+def recipe_schema() -> JsonSchema:
+    """Return the schema of a recipe's file.
+
+    A file may give a section at its top for all stages and parts of it in a stage, so no key of a section is required
+    by itself, and a section without `source` or `kind` may be of any. What a schema cannot tell, the loader does.
+    """
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    stage = definitions["Stage"]
+    schema["properties"] |= stage["properties"]
+    schema["required"] = ["name"]
+    for definition in definitions.values():
+        definition.pop("required", None)
+    return _for_editors(schema)
+
+
+def space_schema() -> JsonSchema:
+    """Return the schema of a search space's file."""
+    return _for_editors(Space.model_json_schema())
+
+
+def schema_text(schema: JsonSchema) -> str:
+    """Return a schema as the text of a file."""
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _for_editors(node: Any) -> Any:
+    """Leave out generated titles and whole sections as defaults; alternatives need not exclude each other."""
+    if isinstance(node, list):
+        return [_for_editors(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: value for key, value in node.items() if not _is_noise(key, value)}
+    if "oneOf" in kept:
+        kept["anyOf"] = kept.pop("oneOf")
+    return {key: _for_editors(value) for key, value in kept.items()}
+
+
+def _is_noise(key: str, value: object) -> bool:
+    return (key == "title" and isinstance(value, str)) or key == "discriminator" or (
+        key == "default" and isinstance(value, dict)
+    )  # fmt: skip
