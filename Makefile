@@ -10,6 +10,8 @@ WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
 # one stamp per content of these files: set-up is done again when one changes, and only then
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 HEAD := $(BIN)/python infra/head.py
+DOCS_LOCK := docs/requirements.lock
+DOCS_STAMP := build/docs-env/installed-$(shell sha256sum < $(DOCS_LOCK) | cut -c1-16)
 # Arguments of pipelines/full.py, e.g. make full ARGS="--recipe pipelines/recipes/cifar10.yaml data.root=/data/cifar10"
 ARGS ?=
 # how long `make full` follows the job; the job itself goes on
@@ -22,7 +24,7 @@ REAL ?= real
 # which of the long tests `make test-rotating` takes: another choice every hour
 SEED ?= $(shell expr $$(date +%s) / 3600)
 
-.PHONY: help setup full tune-demo test test-real test-long test-rotating test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-rotating test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock docs head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -38,6 +40,7 @@ help:
 	@echo "make bench      speed against the bars, below an hour; dated results below build/bench (DATA=<folder>)"
 	@echo "make bench-quick  the same in ten minutes, with more noise"
 	@echo "make bench-tune  what a trial costs beyond its work, and that nothing of a search stays behind"
+	@echo "make docs       the documentation as a site, build/docs/index.html"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make setup      the environment in $(VENV), from $(LOCK), with the command $(BIN)/scalablevit"
 	@echo "make head-stop  stop the local Ray head and its jobs"
@@ -119,6 +122,16 @@ lint: setup
 lock: setup
 	timeout 600 $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate -o $(LOCK)
+	timeout 600 $(BIN)/uv pip compile docs/requirements.in --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate -o $(DOCS_LOCK)
+
+# The pages as a site, readable from the disk: build/docs/index.html. Sphinx has an environment of its own.
+docs: setup
+	@[ -f $(DOCS_STAMP) ] || { $(PYTHON) -m venv --clear build/docs-env \
+		&& timeout 600 $(BIN)/uv pip install --quiet --python build/docs-env/bin/python --no-deps --require-hashes \
+			-r $(DOCS_LOCK) && touch $(DOCS_STAMP); }
+	PYTHONPATH=platform timeout 300 $(BIN)/python docs/reference.py docs/reference
+	timeout 300 build/docs-env/bin/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
 head-stop:
 	@if [ -x $(BIN)/python ]; then $(HEAD) stop; else echo "no environment, so no head"; fi

@@ -39,7 +39,15 @@ from scalablevit.tracking.champion import move_champion, write_tags
 MODEL, RUN = "my-pretrain", "toy-pretrain-0"
 LANGUAGES = {"sh", "console", "text", "yaml", "python"}
 TRAINS = ("full.py", "pretrain.py", "segment.py", "detect.py", "tune.py", "analyse.py ablation")
-CHANGES_NOTHING = ("check_data.py", "plan.py", "recipe.py list", "replay.py", "runs.py list", "runs.py show")
+NO_DRY_RUN = (
+    "check_data.py",
+    "plan.py",
+    "recipe.py list",
+    "recipe.py new",
+    "replay.py",
+    "runs.py list",
+    "runs.py show",
+)
 """They have no `--dry-run`."""
 SMALL_DEMO = "data.shapes={train_images: 40, val_images: 20, image_size: 96}"
 WARMED_UP = {"full.py": ("segment", "detect"), "segment.py": ("segment",), "detect.py": ("detect",)}
@@ -221,7 +229,7 @@ def check_pipeline(name: str, given: list[str]) -> None:
     if name == "analyse.py" and given[0] != "ablation":  # tests/cli/test_analyse.py runs them
         parse("analyse", given)
         return
-    added = [] if command.startswith(CHANGES_NOTHING) or "--dry-run" in given else ["--dry-run"]
+    added = [] if command.startswith(NO_DRY_RUN) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
     if command.startswith(TRAINS) and recipe.endswith("demo.yaml"):
         added.append(SMALL_DEMO)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*sorted(REPOSITORY.glob("*.md")),
-         *(page for top in ("pipelines", "platform", "tune_spaces", "infra")
+         *(page for top in ("pipelines", "platform", "tune_spaces", "infra", "docs")
            for page in sorted((REPOSITORY / top).glob("*.md")))]  # fmt: skip
 PROGRAMS = ("bash", "cd", "chromium", "curl", "docker", "eval", "export", "git", "kubectl", "make", "mlflow", "pip",
             "pytest", "python", "python3", "ray", "scalablevit", "sh", "source", "uv", "wget")  # fmt: skip

@@ -152,18 +152,21 @@ class ImageFolder(_LabelledImages):
     """One folder of images per class."""
 
     source: Literal["image_folder"]
+    """One folder of images per class."""
 
 
 class TarShards(_LabelledImages):
     """Tar files in WebDataset's layout with an index, as `pipelines/pack.py` writes them."""
 
     source: Literal["tar_shards"]
+    """Tar files with an index."""
 
 
 class MaskPairs(_Images):
     """Images and masks of class ids under the same relative names (the ADE20K layout)."""
 
     source: Literal["mask_pairs"]
+    """Images and masks under the same names."""
     classes: str | list[str]
     """Class names in id order, or a file inside `root` with one a line."""
     ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
@@ -199,6 +202,7 @@ class CocoInstances(_Images):
     """Images with boxes and instance masks in COCO's json format."""
 
     source: Literal["coco"]
+    """COCO's json format."""
     short_side: Side = 800
     """Images are scaled until the short side has these pixels, or the long side `long_side`."""
     long_side: Annotated[int, Field(ge=16, le=8192)] = 1333

@@ -36,6 +36,7 @@ class Schedule(Section):
     """Learning rate by step: linear warm-up, then the curve."""
 
     kind: Literal["cosine", "multistep", "polynomial", "constant"] = "cosine"
+    """Form of the curve."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Length of the linear warm-up in epochs; not together with `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**12)] = 0
@@ -69,6 +70,7 @@ class Optimizer(Section):
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0, le=10)]
     """Learning rate at the start of the schedule's curve, for the global batch as given (never rescaled behind your
     back); a warm-up reaches all of it only with `schedule.warmup_prefix`."""
@@ -91,7 +93,9 @@ class Interval(Section):
     """Every so many epochs or steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training split; or `steps`."""
     steps: PositiveInt | None = None
+    """Optimizer steps; or `epochs`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -266,9 +270,11 @@ class Recipe(Section):
     """A named chain of stages, in order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    """Begins the names of runs and of registered models: `<name>-<stage>`."""
     version: Literal[2] = 2
     """Version of the recipe's keys; files without it are read as this one. Part of a run's identity."""
     stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Stage]
+    """By name, in order; a file of one stage has its sections at the top instead."""
     tune: str | None = None
     """A search space, relative to the recipe's file, or a shipped one's name: `full.py` searches before it trains, and
     trains what it found."""

@@ -26,6 +26,7 @@ class Classification(TaskSection):
     """Image classification."""
 
     kind: Literal["classification"]
+    """One class an image."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Mass spread over all classes."""
 
@@ -60,7 +61,9 @@ class Segmentation(TaskSection):
     """Semantic segmentation through MMSegmentation's heads."""
 
     kind: Literal["segmentation"]
+    """A class for every pixel."""
     head: Literal["semantic_fpn", "upernet"]
+    """MMSegmentation's head over the feature pyramid."""
     neck_channels: PositiveInt = 256
     """Semantic FPN: channels of the feature pyramid."""
     head_channels: PositiveInt | None = None
@@ -79,7 +82,9 @@ class Detection(TaskSection):
     """Object detection and instance segmentation through torchvision's detectors."""
 
     kind: Literal["detection"]
+    """Boxes, and with Mask R-CNN masks, of objects."""
     head: Literal["retinanet", "mask_rcnn"]
+    """RetinaNet: boxes; Mask R-CNN: boxes and masks."""
     neck_channels: Annotated[int, Field(ge=8, le=4096)] = 256
     """Channels of the feature pyramid and of the convolutions after it."""
     head_channels: Annotated[int, Field(ge=1, le=65_536)] = 1024
