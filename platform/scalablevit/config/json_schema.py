@@ -35,16 +35,18 @@ def schema_text(schema: JsonSchema) -> str:
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
-def _for_editors(node: Any) -> Any:
+def _for_editors(schema: JsonSchema) -> JsonSchema:
     """Leave out generated titles and whole sections as defaults; alternatives need not exclude each other."""
-    if isinstance(node, list):
-        return [_for_editors(each) for each in node]
-    if not isinstance(node, dict):
-        return node
-    kept = {key: value for key, value in node.items() if not _is_noise(key, value)}
+    kept = {key: value for key, value in schema.items() if not _is_noise(key, value)}
     if "oneOf" in kept:
         kept["anyOf"] = kept.pop("oneOf")
-    return {key: _for_editors(value) for key, value in kept.items()}
+    return {key: _inner(value) for key, value in kept.items()}
+
+
+def _inner(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_inner(each) for each in node]
+    return _for_editors(node) if isinstance(node, dict) else node
 
 
 def _is_noise(key: str, value: object) -> bool:
