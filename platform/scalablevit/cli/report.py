@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `add_arguments`."""
     # imported late: they load Ray
-    from scalablevit.pipeline.report import PAGE, gather
+    from scalablevit.report.collect import gather
     from scalablevit.report.page import render
+    from scalablevit.run_files import REPORT
     from scalablevit.training.storage import put_text
 
     folder = Path(options.run).expanduser()
@@ -33,6 +34,6 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    put_text(str(folder), PAGE, render(page))
-    print(f"report: {folder / PAGE}")
+    put_text(str(folder), REPORT, render(page))
+    print(f"report: {folder / REPORT}")
     return 0

@@ -15,11 +15,11 @@ from pathlib import Path
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
-from scalablevit.report.tables import lined_up
 from scalablevit.runs.console import duration
 from scalablevit.runs.lease import claim_of, known_owners, lives, owned
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
+from scalablevit.text import lined_up
 
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""

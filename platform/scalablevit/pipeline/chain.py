@@ -14,13 +14,13 @@ from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, run_stage
-from scalablevit.report.tables import lined_up
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
+from scalablevit.text import lined_up
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.outbox import MetricRecord, now_ms
 

@@ -22,6 +22,7 @@ from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import BEST, TABLE, summary
 from scalablevit.pipeline.stage import init_weights_of
+from scalablevit.run_files import PLOTS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import forgiving_output
 from scalablevit.runs.result import without_secrets
@@ -32,10 +33,11 @@ from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.data_listing import store_listings
-from scalablevit.tuning.plots import save_plots
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
+from scalablevit.tuning.study import as_study
 from scalablevit.tuning.trial import TrialContext
 from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
+from scalablevit.viz.search import save_plots
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,11 @@ def _write_down(context: TrialContext, found: SearchResult, outbox: Outbox) -> N
     files = [found.folder / TABLE, found.folder / BEST]
     files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
     files[1].write_text(best_recipe(context.search, found), encoding="utf-8")
-    files += save_plots(found.trials, space, found.folder / "plots")
+    curves, ranking = {trial.number: trial.curve for trial in found.trials}, ranked(found.trials, space.mode)
+    study, places = as_study(found.trials, space), [trial.number for trial in ranking]
+    files += save_plots(study, curves, places, space.metric, found.folder / PLOTS)
     for file in files:
-        outbox.artifact(found.uid, file, "plots" if file.suffix == ".png" else None)
+        outbox.artifact(found.uid, file, PLOTS if file.suffix == ".png" else None)
     outbox.tags(found.uid, {
         "best": f"{space.metric}={found.value:.6g} at step {found.step} of trial {found.best.number}",
         "checkpoint": f"{trial_folder(context.folder, found.best.number)}/checkpoints",

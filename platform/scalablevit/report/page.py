@@ -11,9 +11,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scalablevit.config.task_info import TaskInfo, task_info
-from scalablevit.report.charts import LINES, Line, line_chart
-from scalablevit.report.curves import Rows, points
 from scalablevit.report.findings import Findings
+from scalablevit.viz.charts import LINES, Line, line_chart
+from scalablevit.viz.curves import Rows, points
 
 TEMPLATE = "page.html"
 MATRIX_CLASSES = 20

@@ -1,6 +1,9 @@
 """What all pictures have in common: resolution, colours of classes, and plain text."""
 
+from pathlib import Path
+
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 DPI = 110
 
@@ -14,3 +17,11 @@ def colour(number: int) -> tuple[float, float, float]:
     """Of a class; neighbouring numbers differ."""
     red, green, blue, _ = colormaps["tab20"](number * 2 % 20 + number // 10 % 2)
     return red, green, blue
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    figure.savefig(part, dpi=DPI, format=file.suffix.removeprefix("."))
+    part.replace(file)

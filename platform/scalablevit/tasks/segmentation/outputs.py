@@ -11,7 +11,7 @@ from PIL import Image
 
 from scalablevit.data.names import shown
 from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, place
-from scalablevit.viz.drawing import class_colors, draw_labels
+from scalablevit.viz.overlays import class_colors, draw_labels
 
 
 class Masks(Table):

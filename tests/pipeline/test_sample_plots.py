@@ -1,4 +1,4 @@
-"""Pictures of samples and curves: that they show what they should, and leave nothing half written."""
+"""Pictures of samples: that they show what they should, and leave nothing half written."""
 
 import json
 import tracemalloc
@@ -17,9 +17,8 @@ from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.report import overlays
-from scalablevit.report.curves import save_curves
-from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch
+from scalablevit.pipeline import sample_plots
+from scalablevit.pipeline.sample_plots import save_pair, save_predictions, save_training_batch
 from scalablevit.tasks.detection import drawing as detection_drawing
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.viz.style import colour
@@ -63,7 +62,7 @@ def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
 def drawn_metric(monkeypatch):
     """Where the next picture's metric will be."""
     metrics = []
-    monkeypatch.setattr(overlays, "save", lambda metric, file: metrics.append(metric))
+    monkeypatch.setattr(sample_plots, "save", lambda metric, file: metrics.append(metric))
     return metrics
 
 
@@ -146,7 +145,7 @@ def test_a_training_image_is_put_back_into_its_colours(shapes):
     task, _ = opened(stage, shapes, "train")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     prepared = task.prepare({"image": torch.from_numpy(pixels)}, "val", ())
-    shown = overlays._colours(prepared["image"][0], stage)
+    shown = sample_plots._colours(prepared["image"][0], stage)
     assert np.abs(shown * 255 - pixels[0]).max() < 0.01
 
 
@@ -160,20 +159,3 @@ def test_a_split_that_cannot_be_read_is_said(shapes, tmp_path, monkeypatch):
 
 def unreadable(path, limit, background):
     raise BadSample(str(path), "cut short")
-
-
-def test_curves_leave_out_what_is_not_finite_and_mark_the_best(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("scalablevit.report.curves.save", lambda metric, file: drawn.append(metric))
-    rows = {1: {"time": "t", "train/loss": 2.0, "train/lr": 0.1}, 2: {"train/loss": "NaN"}, 4: {"train/loss": 1.0},
-            5: {"val/top1": 0.5}, 8: {"val/top1": 0.25}}  # fmt: skip
-    save_curves(rows, "val/top1", tmp_path / "curves.png")
-    loss, evaluation, *_ = drawn[0].axes
-    assert loss.get_lines()[0].get_xydata().tolist() == [[1, 2.0], [4, 1.0]]
-    assert [text.get_text() for text in evaluation.get_legend().get_texts()] == ["val/top1"]
-    assert evaluation.get_title() == "best val/top1 0.5000 at step 5"
-
-
-def test_curves_of_a_run_without_metrics_are_an_empty_picture(tmp_path):
-    save_curves({}, "val/top1", tmp_path / "plots" / "curves.png")
-    assert cv2.imread(str(tmp_path / "plots" / "curves.png")) is not None

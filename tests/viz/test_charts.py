@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from scalablevit.report.charts import LINES, line_chart
+from scalablevit.viz.charts import LINES, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

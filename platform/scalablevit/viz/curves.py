@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalablevit.viz.style import DPI
+from scalablevit.viz.style import save
 
 SIZE = (11.0, 6.5)
 """Inches."""
@@ -45,14 +45,6 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
         panel[0].set_xlabel("step")
         panel[0].grid(alpha=0.3)
     save(figure, file)
-
-
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, dpi=DPI, format=file.suffix.removeprefix("."))
-    part.replace(file)
 
 
 def points(rows: Rows, name: str) -> tuple[list[int], list[float]]:

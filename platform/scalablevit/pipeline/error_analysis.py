@@ -19,8 +19,8 @@ from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
+from scalablevit.pipeline.sample_plots import save_pair
 from scalablevit.report.findings import FILE, Case, Findings
-from scalablevit.report.overlays import save_pair
 from scalablevit.tasks.drawing import Drawing
 from scalablevit.tasks.error_analysis import SampleScore
 from scalablevit.tasks.registry import task_kind
