@@ -10,3 +10,15 @@ def lined_up(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
     if rule:
         lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def and_more(total: int, shown: int, *, before: str = " ", what: str = "more") -> str:
+    """Return `and N more` for what a list leaves out, or nothing if it shows all.
+
+    Args:
+        total: of the list's things.
+        shown: of them at most.
+        before: between the things shown and these words.
+        what: is left out.
+    """
+    return f"{before}and {total - shown} {what}" if total > shown else ""

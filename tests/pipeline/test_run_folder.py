@@ -15,8 +15,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _train
 from scalablevit.report.findings import load_findings
-from scalablevit.run_files import ERROR_ANALYSIS
-from scalablevit.runs.metrics import METRICS, RESULTS
+from scalablevit.run_files import ERROR_ANALYSIS, METRICS, RESULTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import read_status

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
+from scalablevit.run_files import BAD_SAMPLES
 from scalablevit.training import storage
-from scalablevit.training.storage import BAD_SAMPLES, add_bad_samples, open_filesystem, put, put_text
+from scalablevit.training.storage import add_bad_samples, open_filesystem, put, put_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalablevit.config.root import platform_root
+from scalablevit.run_files import RUNS
 
 EPILOG = """\
 RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
-        folder = platform_root(options.root, make=False) / "runs" / folder
+        folder = platform_root(options.root, make=False) / RUNS / folder
     page = gather(folder.absolute())
     print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scalablevit.io import write_file
+
 
 def save_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write rows with the same keys as CSV; the folder is made."""
@@ -23,8 +25,5 @@ def save_note(note: Mapping[str, Any], file: Path) -> None:
 
 
 def _put(file: Path, text: str) -> None:
-    """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    write_file(file, text.encode(), durable=False)

@@ -14,6 +14,7 @@ from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, run_stage
+from scalablevit.run_files import RUNS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.result import StageResult
@@ -174,7 +175,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
-            f"  run folders               {root / 'runs'}",
+            f"  run folders               {root / RUNS}",
         ]
     )
 

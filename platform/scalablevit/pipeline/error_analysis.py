@@ -20,7 +20,8 @@ from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.pipeline.sample_plots import save_pair
-from scalablevit.report.findings import FILE, Case, Findings
+from scalablevit.report.findings import Case, Findings
+from scalablevit.run_files import FINDINGS
 from scalablevit.tasks.drawing import Drawing
 from scalablevit.tasks.error_analysis import SampleScore
 from scalablevit.tasks.registry import task_kind
@@ -96,7 +97,7 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
         worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.score.error > 0),
     )
-    put_text(str(folder), FILE, json.dumps(asdict(findings)))
+    put_text(str(folder), FINDINGS, json.dumps(asdict(findings)))
     return findings
 
 

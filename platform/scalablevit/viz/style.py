@@ -1,9 +1,12 @@
 """What all pictures have in common: resolution, colours of classes, and plain text."""
 
+import io
 from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from scalablevit.io import write_file
 
 DPI = 110
 
@@ -22,6 +25,6 @@ def colour(number: int) -> tuple[float, float, float]:
 def save(figure: Figure, file: Path) -> None:
     """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, dpi=DPI, format=file.suffix.removeprefix("."))
-    part.replace(file)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI, format=file.suffix.removeprefix("."))
+    write_file(file, content.getvalue(), durable=False)
