@@ -21,7 +21,7 @@ from scalablevit.pipeline import sample_plots
 from scalablevit.pipeline.sample_plots import save_pair, save_predictions, save_training_batch
 from scalablevit.tasks.detection import drawing as detection_drawing
 from scalablevit.tasks.registry import build_task, task_kind
-from scalablevit.viz.style import colour
+from scalablevit.viz.palette import class_color
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -91,7 +91,7 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
     labels = cv2.imread(str(scenes / "annotations" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
     for label in np.unique(labels[labels >= first]):
         here = labels == label
-        wanted[here] = (1 - share) * wanted[here] + share * np.array(colour(label - first))
+        wanted[here] = (1 - share) * wanted[here] + share * np.array(class_color(label - first)) / 255
     rows, columns = np.indices(labels.shape)
     found = colours_at(metrics[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
@@ -112,7 +112,7 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     assert most < 10 * 1080 * 1920  # bytes; one mask as a layer of its own has 32 for each pixel
     points = [(200 * number + x, 500) for number in range(8) for x in (50, 150)]
     seen = colours_at(metrics[0], metrics[0].axes[1], points)
-    tinted = [0.55 * 0.5 + 0.45 * np.array(colour(number)) for number in range(8)]
+    tinted = [0.55 * 0.5 + 0.45 * np.array(class_color(number)) / 255 for number in range(8)]
     assert np.abs(seen[::2] - tinted).max() < 0.02 and np.abs(seen[1::2] - 0.5).max() < 0.02
 
 
@@ -133,7 +133,7 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
             text.remove()
         middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
         found = colours_at(metrics[0], axes, middles)
-        assert np.abs(found - colour(label)).max() < 0.01
+        assert np.abs(found - np.array(class_color(label)) / 255).max() < 0.01
 
 
 def name_of(annotated, category):

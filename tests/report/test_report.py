@@ -21,6 +21,7 @@ from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
 from scalablevit.run_files import JOB, REPORT, TRIAL_TABLE
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.outbox import Outbox, read_lines
+from scalablevit.viz.palette import class_hex
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,20 @@ def test_many_classes_are_told_by_their_most_frequent_confusions(job):
     page = HtmlPage(render(replace(gather(job[0] / "runs" / "tiny-pretrain-0"), stages=(many,))))
     assert not [each for each in page.all("table") if each.get("class") == "matrix"]
     assert page.text.index("class 7") < page.text.index("class 20") and "class 1\n" not in page.text
+
+
+def test_a_class_has_one_colour_on_the_page_and_in_its_pictures(job):
+    """The palette's by its number, as in `tests/viz/test_palette.py`: of bars, curves, and what single images show."""
+    page = gather(job[0] / "runs" / "tiny-0")
+    sections = render(page).split('<h2 id="stage-')[1:]
+    bar = r'class="name">([^<]+)</th><td class="bar"[^>]*><span style="width:[^;]+;background:([^"]+)"'
+    for stage, section in zip(page.stages[1:], sections[1:], strict=False):  # classification has no metrics of classes
+        palette = {name: class_hex(number) for number, name in enumerate(stage.result["classes"])}
+        assert set(re.findall(bar, section)) == set(palette.items())
+        keys = [case.classes for case in stage.findings.cases + stage.findings.worst]
+        assert any(keys) and all(key.items() <= palette.items() for key in keys)
+    lines = re.findall(r"stroke: ([^;]+); stroke-width: 1\.6", precision(stage, 1).svg)
+    assert lines == ["currentColor", *(palette[name] for name in sorted(palette))] * 2  # the chart, and its legend
 
 
 def test_a_class_called_mean_is_not_the_mean_of_all(job):

@@ -27,7 +27,7 @@ from scalablevit.tasks.error_analysis import SampleScore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
-from scalablevit.viz.style import colour
+from scalablevit.viz.palette import class_hex
 
 IMAGES = 200
 """Images of the sample, at most."""
@@ -132,13 +132,8 @@ def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) 
         picture=picture,
         words=seen.score.words,
         error=seen.score.error,
-        classes={task.classes[number]: _hex(number) for number in numbers},
+        classes={task.classes[number]: class_hex(number) for number in numbers},
     )
-
-
-def _hex(number: int) -> str:
-    red, green, blue = (round(255 * part) for part in colour(number))
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _name(sample: Sample) -> str:

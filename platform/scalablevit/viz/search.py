@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.visualization import matplotlib as views
 
+from scalablevit.viz.palette import class_hex
 from scalablevit.viz.style import DPI, plain
 
 SIZE = (9.0, 5.5)
@@ -61,7 +62,7 @@ def _draw_curves(curves: Mapping[int, Mapping[int, float]], leading: Sequence[in
         if not points:
             continue
         place = leading.index(number) if number in leading else None
-        color = "0.75" if place is None else f"C{place}"
+        color = "0.75" if place is None else class_hex(place)
         label = None if place is None else f"trial {number}"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label,
                   zorder=1 if place is None else 2)  # fmt: skip

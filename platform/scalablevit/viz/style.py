@@ -1,9 +1,8 @@
-"""What all pictures have in common: resolution, colours of classes, and plain text."""
+"""What all pictures have in common: resolution, plain text, and how they are written."""
 
 import io
 from pathlib import Path
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from scalablevit.io import write_file
@@ -14,12 +13,6 @@ DPI = 110
 def plain(text: str) -> str:
     """Such that matplotlib writes it as it is, and reads no mathematics between two `$`."""
     return text.replace("$", r"\$")
-
-
-def colour(number: int) -> tuple[float, float, float]:
-    """Of a class; neighbouring numbers differ."""
-    red, green, blue, _ = colormaps["tab20"](number * 2 % 20 + number // 10 % 2)
-    return red, green, blue
 
 
 def save(figure: Figure, file: Path) -> None:
