@@ -30,7 +30,7 @@ STATUS = "status.json"
 LEASE = "lease.json"
 LEASE_LOCK = "lease.lock"
 LEASE_WATCHED = "lease_watched.json"
-"""On the driver's disk: the claim of another process as it was last seen."""
+"""On the driver's disk: a claim of another machine that was watched for long enough and not renewed."""
 
 # checkpoints, and steps that were kept for replay
 CHECKPOINTS = "checkpoints"
