@@ -71,6 +71,7 @@ def test_many_classes_differ_from_each_other_and_from_the_background():
 def test_a_class_has_its_colour_however_many_there_are_and_on_every_machine():
     many = class_colors(1000)
     assert many[:3] == class_colors(3) and many[COUNT] == many[0]
+    assert class_color(np.uint8(3)) == many[3]  # a pixel of a label map
     assert [class_hex(number) for number in (0, 1, 7, 8)] == ["#1845fb", "#ff5e02", "#656364", "#00ff00"]
     found = hashlib.sha256(" ".join(map(class_hex, range(COUNT))).encode()).hexdigest()
     assert found == "0d8cf7d841c40a6ad84a6ae8af6f678c1b762646921c12c9552d177a1c1592ad"

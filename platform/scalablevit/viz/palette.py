@@ -21,7 +21,7 @@ _STEP = 17  # between the values of red, green and blue that later colours are c
 
 def class_color(number: int) -> Color:
     """Return the colour of a class by its number."""
-    return _colors()[number % COUNT]
+    return _colors()[int(number) % COUNT]  # a NumPy number of 8 bits has no 256
 
 
 def class_colors(count: int) -> list[Color]:
