@@ -15,7 +15,8 @@ from benchmarks.rates import quartiles, ratio, read_rates
 from benchmarks.rows import REPOSITORY, Row
 from benchmarks.toy_stage import BATCH, recipe, stage_of, write_pictures
 
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.run_files import ATTEMPTS
+from scalablevit.training.attempts import read_attempts
 
 HERE = Path(__file__).parent
 WORKERS = 2

@@ -18,8 +18,9 @@ from torch.nn import functional
 from scalablevit.config.recipe import Keep, Length, Optimizer
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.opening import open_source
+from scalablevit.run_files import CALLBACK_LOG
 from scalablevit.tasks.registry import build_task
-from scalablevit.tracking.callback import LOG, OutboxCallback
+from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.training import worker
 from scalablevit.training.callbacks import eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
@@ -127,7 +128,7 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
         stage = stage_of(recipe(folder, 1, steps))
         worker_config = worker.WorkerConfig(stage.model_dump_json(), str(folder / "run"), str(folder), None)
         result = worker.run(worker_config, 0, 1, CPU, send)
-        if "error" in result or (folder / "outbox" / LOG).exists():
+        if "error" in result or (folder / "outbox" / CALLBACK_LOG).exists():
             raise RuntimeError(f"the training failed, or a report was not recorded: {result}")
     return spent, result["seconds"]
 

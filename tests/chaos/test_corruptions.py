@@ -17,7 +17,8 @@ from harness import saving
 from harness.saving import STEMS, snapshot
 
 from scalablevit.config.errors import UserError
-from scalablevit.training.checkpoint import MANIFEST, STATE, CheckpointStore, DamagedCheckpoint
+from scalablevit.run_files import MANIFEST, STATE
+from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint
 from scalablevit.training.state import Snapshot
 
 SEED = int(os.environ.get("SCALABLEVIT_SEED", "0"))

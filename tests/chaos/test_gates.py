@@ -36,7 +36,7 @@ from scalablevit.data.sources import (
     tar_shards,
 )
 from scalablevit.data.sources import coco as coco_source
-from scalablevit.pipeline import cluster, initial
+from scalablevit.pipeline import cluster, init_weights
 from scalablevit.pipeline import resolve as second_gate
 from scalablevit.pipeline.resolve import (
     ResolvedStage,
@@ -265,7 +265,9 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
                 wrong.append(f"{case.said}: {said}")
     assert not wrong, "\n".join(wrong)
     refused_evaluations(data, tmp_path / "evaluated")
-    written = written_in(second_gate, initial, connection, model_names, shapes, labels, coco, coco_records, *SOURCES)
+    written = written_in(
+        second_gate, init_weights, connection, model_names, shapes, labels, coco, coco_records, *SOURCES
+    )
     # what other scripts than training's list: tests/cli/test_pack.py, tests/serving/test_predict.py
     written -= lines_of(opening.open_class_folders, files.list_images)
     written -= lines_of(second_gate.check_metric)  # of searches: tests/pipeline/test_metric_never_reported.py

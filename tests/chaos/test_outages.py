@@ -30,9 +30,10 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run, ViewType
 
+from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import count_lines, open_runs, read_lines
-from scalablevit.tracking.sync import LIVE_WITHIN_MS, REFUSED, remembered
+from scalablevit.tracking.sync import LIVE_WITHIN_MS, remembered
 from scalablevit.tracking.tags import UID
 
 OUTAGE_S = float(os.environ.get("SCALABLEVIT_OUTAGE_S", "45"))

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from harness.heads import TINY, Head, output_of
 
+from scalablevit.run_files import LEASE, LEASE_LOCK
 from scalablevit.runs import lease
-from scalablevit.runs.lease import FILE, LOCK, STALE_S
+from scalablevit.runs.lease import STALE_S
 from scalablevit.runs.run_store import RunStore
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,7 +107,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 
 def claim_of(tmp_path: Path, name: str = "run") -> dict[str, Any]:
-    return dict(json.loads((tmp_path / "runs" / name / FILE).read_text()))
+    return dict(json.loads((tmp_path / "runs" / name / LEASE).read_text()))
 
 
 def leave_claim(tmp_path: Path, name: str, **changes: Any) -> None:
@@ -117,7 +118,7 @@ def leave_claim(tmp_path: Path, name: str, **changes: Any) -> None:
         "token": "left", "host": socket.gethostname(), "machine": lease._machine(), "process": ended.pid,
         "process_started": 1, "started": time.time() - 3600, "renewed": time.time(), **changes,
     }  # fmt: skip
-    RunStore.open(name, None, tmp_path).write(FILE, json.dumps(claim).encode())
+    RunStore.open(name, None, tmp_path).write(LEASE, json.dumps(claim).encode())
 
 
 def names(said: str, owner: Claimant) -> bool:
@@ -190,7 +191,7 @@ def suspend(claimant: Claimant, tmp_path: Path) -> None:
     while time.monotonic() < end:
         claimant.send(signal.SIGSTOP)
         wait_for(lambda: state(claimant) == "T")
-        with (tmp_path / "runs" / "run" / LOCK).open() as lock, suppress(BlockingIOError):
+        with (tmp_path / "runs" / "run" / LEASE_LOCK).open() as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         claimant.send(signal.SIGCONT)
@@ -316,7 +317,7 @@ def test_of_two_jobs_started_at_once_one_says_that_the_other_has_the_run(head: H
         winner.send_signal(signal.SIGINT)
         output = output_of(winner, limit_s=150)
         assert winner.returncode == 130, output
-        assert [json.loads(file.read_text()) for file in (root / "runs").glob(f"*/{FILE}")] in ([{}], [{}, {}])
+        assert [json.loads(file.read_text()) for file in (root / "runs").glob(f"*/{LEASE}")] in ([{}], [{}, {}])
     finally:
         for job in jobs:
             job.kill()

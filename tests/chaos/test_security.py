@@ -32,6 +32,7 @@ from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import find_init_weights
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
 from scalablevit.pipeline.stage import Job, _begin
+from scalablevit.run_files import MANIFEST
 from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import bounded_requests, connect
@@ -39,7 +40,7 @@ from scalablevit.tracking.outbox import Outbox
 from scalablevit.tracking.sync import OutboxSync
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
-from scalablevit.training.checkpoint import MANIFEST, CheckpointStore, DamagedCheckpoint, _own_sum
+from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
 
 pytestmark = [

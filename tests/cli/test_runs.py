@@ -15,6 +15,7 @@ import pytest
 from scalablevit.cli import runs
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
+from scalablevit.run_files import LEASE
 from scalablevit.runs import lease as leases
 from scalablevit.runs import status
 from scalablevit.runs.lease import Lease
@@ -145,7 +146,7 @@ def renew(store, stopped):
 
 def claim(store, renewed):
     holder = {"token": "other", "host": "elsewhere", "machine": "other", "process": 7, "renewed": renewed}
-    store.write(leases.FILE, json.dumps(holder).encode())
+    store.write(LEASE, json.dumps(holder).encode())
 
 
 def test_a_submitted_job_is_stopped_by_ray_and_needs_a_cluster(owner, tmp_path, capsys, monkeypatch):

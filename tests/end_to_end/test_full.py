@@ -17,7 +17,8 @@ from harness.ranks import Attempt, run_attempts
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline.resolve import resolve
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.run_files import ATTEMPTS
+from scalablevit.training.attempts import read_attempts
 from scalablevit.training.worker import WorkerConfig
 
 LOGGED = sorted({1, 5, *range(2, 41, 2)})

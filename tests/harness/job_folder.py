@@ -15,11 +15,11 @@ from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.plots import ERROR_ANALYSIS
-from scalablevit.pipeline.report import PAGE, publish_job
+from scalablevit.pipeline.error_analysis import analyse_errors
+from scalablevit.pipeline.report import publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job
-from scalablevit.report.error_analysis import analyse_errors
+from scalablevit.run_files import ERROR_ANALYSIS, REPORT
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import identity
@@ -64,7 +64,7 @@ def write_page(root: Path) -> tuple[Path, list[ResolvedStage], dict[str, StageRe
     outbox = Outbox(store.outbox)
     publish_job(job, stages, results, store, outbox)
     outbox.close()
-    return store.local / PAGE, stages, results
+    return store.local / REPORT, stages, results
 
 
 def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.heads import ROOT, Head, title_of
+from scalablevit.run_files import ATTEMPTS, MANIFEST, SENT, START_NOTE
 from scalablevit.tracking.outbox import read_lines
-from scalablevit.tracking.sync import PROGRESS
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
-from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
-from scalablevit.training.storage import START_NOTE
+from scalablevit.training.attempts import read_attempts
+from scalablevit.training.checkpoint import CheckpointStore
 
 WAIT_S = 1200
 """Longest wait for the next moment or the end of a job: on a very busy machine a start takes minutes."""
@@ -345,7 +344,7 @@ def mlflow_run(job: Job) -> Any:
     """The run as MLflow has it."""
     import mlflow
 
-    runs = json.loads((job.folder / "outbox" / PROGRESS).read_text())["runs"]
+    runs = json.loads((job.folder / "outbox" / SENT).read_text())["runs"]
     uid = json.loads((job.folder / "run.json").read_text())["uid"]
     return mlflow.MlflowClient(job.head.database).get_run(runs[uid])
 

@@ -18,7 +18,8 @@ from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.stage import SERVING
-from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult
+from scalablevit.run_files import CONFIG, WEIGHTS
+from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status, write_status
 from scalablevit.tasks.registry import build_task

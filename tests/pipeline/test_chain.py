@@ -14,9 +14,10 @@ from scalablevit.pipeline import chain
 from scalablevit.pipeline.chain import groups, run_group
 from scalablevit.pipeline.cluster import fit_together
 from scalablevit.pipeline.export_weights import time_profile
-from scalablevit.pipeline.report import PAGE, gather
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job
+from scalablevit.report.collect import gather
+from scalablevit.run_files import REPORT
 from scalablevit.runs import session, signals
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
@@ -201,7 +202,7 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     assert seen == [("running", "pretrain", 0, 2), ("running", "segment", 1, 2)]
     (ended,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
     assert (ended.state, ended.unit, ended.step) == (state, "stages", 1 if error else 2)
-    assert len(list(tmp_path.glob(f"runs/*/{PAGE}"))) == (state != "killed")
+    assert len(list(tmp_path.glob(f"runs/*/{REPORT}"))) == (state != "killed")
     (folder,) = (path.parent for path in tmp_path.glob("runs/*/status.json"))
     assert [part.name for part in gather(folder).stages] == [], "no stage wrote anything, and the job is known"
 

@@ -12,11 +12,10 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _train
 from scalablevit.report.findings import load_findings
-from scalablevit.runs.metrics import METRICS, RESULTS
+from scalablevit.run_files import ERROR_ANALYSIS, METRICS, RESULTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import read_status

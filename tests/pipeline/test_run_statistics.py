@@ -13,10 +13,11 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.data.inspection import inspect_data
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.pipeline import plan_summary, resolve
-from scalablevit.pipeline.report import gather
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.stage import STATISTICS, Job, _begin
+from scalablevit.pipeline.stage import Job, _begin
+from scalablevit.report.collect import gather
 from scalablevit.report.page import render
+from scalablevit.run_files import STATISTICS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.outbox import Outbox, read_lines
 

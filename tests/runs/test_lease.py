@@ -7,8 +7,9 @@ import time
 import pytest
 
 from scalablevit.config.errors import UserError
+from scalablevit.run_files import LEASE, LEASE_LOCK
 from scalablevit.runs import lease
-from scalablevit.runs.lease import FILE, LOCK, Lease
+from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
 
 
@@ -21,7 +22,7 @@ def claim(store):
     """As written by another machine; the same whenever it is written."""
     holder = {"token": "other", "host": "elsewhere", "machine": "other", "process": 7, "process_started": 1,
               "started": 0.0, "renewed": 0.0}  # fmt: skip
-    store.write(FILE, json.dumps(holder).encode())
+    store.write(LEASE, json.dumps(holder).encode())
 
 
 def test_the_second_owner_is_told_who_holds_the_run(store):
@@ -55,7 +56,7 @@ def test_on_storage_without_locks_the_later_of_two_writers_owns_the_run(store, m
     monkeypatch.setattr(first, "_write", write_and_be_overwritten)
     with pytest.raises(UserError, match="belongs to process"), first:
         pass
-    assert json.loads(store.read(FILE))["token"] == second._token
+    assert json.loads(store.read(LEASE))["token"] == second._token
 
 
 def test_an_owner_that_overslept_does_not_take_its_claim_back(store, monkeypatch, capsys):
@@ -64,23 +65,23 @@ def test_an_owner_that_overslept_does_not_take_its_claim_back(store, monkeypatch
     with pytest.raises(KeyboardInterrupt), Lease(store):  # noqa: PT012
         claim(store)
         time.sleep(60)
-    assert json.loads(store.read(FILE))["host"] == "elsewhere"
+    assert json.loads(store.read(LEASE))["host"] == "elsewhere"
     assert "run run was taken over" in capsys.readouterr().err
 
 
 def test_a_claim_that_was_removed_by_hand_is_written_again(store, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
     with Lease(store):
-        (store.local / FILE).unlink()
+        (store.local / LEASE).unlink()
         end = time.monotonic() + 30
-        while store.read(FILE) is None:
+        while store.read(LEASE) is None:
             assert time.monotonic() < end
             time.sleep(0.05)
 
 
 def test_a_suspended_process_that_holds_the_lock_is_not_waited_for_for_ever(store, monkeypatch):
     monkeypatch.setattr(lease, "LOCK_S", 0.2)
-    with (store.local / LOCK).open("w") as file:
+    with (store.local / LEASE_LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"lease\.lock: run run: another process has held the lock"), Lease(store):
             pass
@@ -90,6 +91,6 @@ def test_a_suspended_process_that_holds_the_lock_is_not_waited_for_for_ever(stor
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[]", b"3", b'{"host": "a"}', b"\xff"])
 def test_a_file_that_holds_no_claim_is_no_obstacle(content, store):
-    store.write(FILE, content)
+    store.write(LEASE, content)
     with Lease(store):
         pass

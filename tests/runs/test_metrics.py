@@ -8,10 +8,11 @@ import random
 
 import pytest
 
+from scalablevit.run_files import METRICS, RECORDS, RESULTS
 from scalablevit.runs import metrics
-from scalablevit.runs.metrics import METRICS, RESULTS, MetricFiles, best_step, by_step
+from scalablevit.runs.metrics import MetricFiles, best_step, by_step
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.outbox import RECORDS, Outbox
+from scalablevit.tracking.outbox import Outbox
 
 UID, OTHER = "0" * 32, "1" * 32
 

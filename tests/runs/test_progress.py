@@ -5,15 +5,14 @@ import json
 
 import pytest
 
+from scalablevit.run_files import METRICS, START_NOTE
 from scalablevit.runs.console import Console, duration
 from scalablevit.runs.lease import Lease
-from scalablevit.runs.metrics import METRICS
 from scalablevit.runs.progress import Pace, Progress
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import JOB_VARIABLE, Best, StatusFile, read_status
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.outbox import Outbox, now_ms
-from scalablevit.training.storage import START_NOTE
 
 UID = "0" * 32
 NODE = {"rank": 0, "process_memory_gib": 1.25}

@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from scalablevit.config.errors import UserError
+from scalablevit.run_files import LEASE, STATUS
 from scalablevit.runs import status
-from scalablevit.runs.lease import FILE as LEASE
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile, finish_late, read_status
@@ -63,7 +63,7 @@ def test_no_password_gets_into_the_file(store):
     error = RuntimeError(f"{URI} does not answer")
     with pytest.raises(RuntimeError), Lease(store) as lease, file_of(store, lease):
         raise error
-    content = (store.local / status.FILE).read_text()
+    content = (store.local / STATUS).read_text()
     assert "canary-4711" not in content
     assert json.loads(content)["tracking"] == "http://tracking.example:5000"
 
@@ -104,7 +104,7 @@ def test_a_kill_between_a_stages_result_and_its_status_is_made_good(store):
 
 
 def test_a_damaged_file_is_named(store):
-    (store.local / status.FILE).write_text('{"state": "run')
+    (store.local / STATUS).write_text('{"state": "run')
     with pytest.raises(UserError, match=r"status\.json"):
         read_status(store.local)
 
@@ -117,15 +117,15 @@ def test_a_damaged_file_is_named(store):
 def test_a_value_of_another_kind_is_named(store, changes):
     with Lease(store) as lease, file_of(store, lease):
         pass
-    found = json.loads((store.local / status.FILE).read_text())
-    (store.local / status.FILE).write_text(json.dumps({**found, **changes}))
+    found = json.loads((store.local / STATUS).read_text())
+    (store.local / STATUS).write_text(json.dumps({**found, **changes}))
     with pytest.raises(UserError, match=rf"not readable as a status: {next(iter(changes))}"):
         read_status(store.local)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"run": "a"}'])
 def test_a_file_of_another_kind_is_named(store, content):
-    (store.local / status.FILE).write_text(content)
+    (store.local / STATUS).write_text(content)
     with pytest.raises(UserError, match="not readable as a status"):
         read_status(store.local)
 

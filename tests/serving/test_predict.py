@@ -25,7 +25,7 @@ from scalablevit.pipeline import trained_models
 from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import Trained
 from scalablevit.tasks.detection.outputs import Detections
-from scalablevit.viz.drawing import class_colors
+from scalablevit.viz.palette import class_colors
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 

@@ -8,7 +8,8 @@ import pytest
 import ray.cloudpickle
 from ray.train import Checkpoint
 
-from scalablevit.tracking.callback import LOG, OutboxCallback
+from scalablevit.run_files import CALLBACK_LOG
+from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.outbox import read_lines
 
 UID = "a" * 32
@@ -65,7 +66,7 @@ def test_a_bad_report_is_noted_and_the_next_one_recorded(
     callback = OutboxCallback(tmp_path, UID)
     callback.after_report(None, [bad], None)
     assert "was not recorded" in capsys.readouterr().err
-    assert "Traceback" in (tmp_path / LOG).read_text()
+    assert "Traceback" in (tmp_path / CALLBACK_LOG).read_text()
     callback.after_report(None, [report(3, loss=3.0)], None)
     assert ("loss", 3, 3.0) in points(tmp_path)
 

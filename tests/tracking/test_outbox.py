@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalablevit.tracking.outbox import (
-    FOLDER,
-    FORMER_FOLDER,
-    RECORDS,
-    MetricRecord,
-    Outbox,
-    count_lines,
-    open_runs,
-    outbox_of,
-    read_lines,
-)
+from scalablevit.run_files import FORMER_OUTBOX, OUTBOX, RECORDS
+from scalablevit.tracking.outbox import MetricRecord, Outbox, count_lines, open_runs, outbox_of, read_lines
 
 UID = "a" * 32
 
@@ -240,6 +231,6 @@ def test_the_same_model_is_the_same_registration_and_its_code_is_kept_once(tmp_p
 
 
 def test_an_outbox_that_an_earlier_release_began_stays_where_it_is(tmp_path: Path) -> None:
-    assert outbox_of(tmp_path) == tmp_path / FOLDER
-    (tmp_path / FORMER_FOLDER).mkdir()
-    assert outbox_of(tmp_path) == tmp_path / FORMER_FOLDER
+    assert outbox_of(tmp_path) == tmp_path / OUTBOX
+    (tmp_path / FORMER_OUTBOX).mkdir()
+    assert outbox_of(tmp_path) == tmp_path / FORMER_OUTBOX

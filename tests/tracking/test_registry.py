@@ -19,9 +19,10 @@ from mlflow.entities.model_registry import ModelVersion
 from safetensors.numpy import load_file, save_file
 
 from scalablevit.config.errors import UserError
+from scalablevit.run_files import REFUSED, SENT
 from scalablevit.tracking.environment import pinned
 from scalablevit.tracking.outbox import Outbox
-from scalablevit.tracking.sync import PROGRESS, REFUSED, OutboxSync, Pending
+from scalablevit.tracking.sync import OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
 
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -201,7 +202,7 @@ def test_killed_anywhere_it_registers_one_version(
         with pytest.raises(Killed):
             OutboxSync(outbox.folder, uri).send_left()
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
-    (outbox.folder / PROGRESS).unlink()
+    (outbox.folder / SENT).unlink()
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     version = only_version(client, name)
     assert client.get_model_version_by_alias(name, "candidate").version == version.version

@@ -23,9 +23,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
+from scalablevit.run_files import FORMER_OUTBOX, RECORDS, REFUSED, SENT, SYNC_LOCK
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, MetricRecord, Outbox, now_ms
-from scalablevit.tracking.sync import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, OutboxSync, Pending, remembered
+from scalablevit.tracking.outbox import MetricRecord, Outbox, now_ms
+from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -111,7 +112,7 @@ def test_sending_everything_again_changes_nothing(
     outbox.end(uid, "FINISHED", time_ms=5_000)
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     first = run_of(client, experiment, uid)
-    (outbox.folder / PROGRESS).unlink()
+    (outbox.folder / SENT).unlink()
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert OutboxSync(outbox.folder, uri).send_left(from_start=True) == NOTHING_LEFT
     again = run_of(client, experiment, uid)
@@ -227,7 +228,7 @@ def test_a_run_that_somebody_deleted_does_not_come_back_as_a_second_one(
     OutboxSync(outbox.folder, uri).send_left()
     run = run_of(client, experiment, uid)
     client.delete_run(run.info.run_id)
-    (outbox.folder / PROGRESS).unlink()
+    (outbox.folder / SENT).unlink()
     outbox.metrics(uid, series(range(5)))
     left = OutboxSync(outbox.folder, uri).send_left()
     assert (left.records, left.refused) == (0, 6)
@@ -264,7 +265,7 @@ def test_a_server_that_lost_everything_gets_everything_again(
     outbox.metrics(uid, series(range(5)))
     size = (outbox.folder / RECORDS).stat().st_size
     gone = {"uri": uri, "offset": size, "runs": {uid: "e" * 32}}
-    (outbox.folder / PROGRESS).write_text(json.dumps(gone))
+    (outbox.folder / SENT).write_text(json.dumps(gone))
     outbox.metrics(uid, series(range(5, 9)))
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert len(history(client, run_of(client, experiment, uid), "loss")) == 9
@@ -428,7 +429,7 @@ def test_no_secret_reaches_a_message_or_a_file(
     assert str(port) in shown
     for secret in ("can%40ry77", "can@ry77", "somebody:"):
         assert secret not in shown
-    assert (outbox.folder / LOCK).exists()
+    assert (outbox.folder / SYNC_LOCK).exists()
 
 
 @pytest.fixture
@@ -457,7 +458,7 @@ def test_the_sync_script(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     child = uuid4().hex
-    Outbox(tmp_path / "runs" / "z-job" / FORMER_FOLDER).run(uid, "job", experiment=experiment)
+    Outbox(tmp_path / "runs" / "z-job" / FORMER_OUTBOX).run(uid, "job", experiment=experiment)
     outbox = Outbox(tmp_path / "runs" / "a-stage" / "outbox")
     time.sleep(0.01)
     outbox.run(child, "stage", experiment=experiment, parent=uid)

@@ -18,10 +18,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.numpy import load_file, save_file
 
+from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.environment import pinned
 from scalablevit.tracking.outbox import Outbox
-from scalablevit.tracking.sync import REFUSED, OutboxSync, Pending
+from scalablevit.tracking.sync import OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
 
 RunOf = Callable[[MlflowClient, str, str], Run]

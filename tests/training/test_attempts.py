@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback, read_attempts
+from scalablevit.run_files import ATTEMPTS
+from scalablevit.training.attempts import AttemptsCallback, read_attempts
 
 STARTED = {"event": "started", "entered": 1.0}
 

@@ -9,7 +9,8 @@ import torch
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Keep
-from scalablevit.training.checkpoint import MANIFEST, BackgroundWriter, CheckpointStore, DamagedCheckpoint, _own_sum
+from scalablevit.run_files import MANIFEST
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
 
 

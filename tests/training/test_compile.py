@@ -7,8 +7,8 @@ import torch
 from harness.ranks import Attempt, newest, run_attempts
 from torch import _inductor as inductor
 
+from scalablevit.run_files import START_NOTE
 from scalablevit.training import worker
-from scalablevit.training.storage import START_NOTE
 from scalablevit.training.worker import WorkerConfig
 
 # one kind of block in one stage: each is compiled for seconds

@@ -10,9 +10,9 @@ import pytest
 import torch
 from harness.ranks import Attempt, newest, run_attempts
 
+from scalablevit.run_files import BAD_SAMPLES
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
-from scalablevit.training.storage import BAD_SAMPLES
 from scalablevit.training.worker import WorkerConfig
 
 

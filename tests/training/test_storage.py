@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from scalablevit.training import storage
-from scalablevit.training.storage import BAD_SAMPLES, add_bad_samples, open_filesystem, put, put_text
+from scalablevit.run_files import BAD_SAMPLES
+from scalablevit.training.storage import add_bad_samples, open_filesystem, put, put_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
@@ -18,7 +18,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
             put(filesystem, path, others.pop())
         real(descriptor)
 
-    monkeypatch.setattr(storage.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     put(filesystem, path, b"first")
     assert (tmp_path / "note").read_bytes() == b"first"
     assert [each.name for each in tmp_path.iterdir()] == ["note"]
@@ -30,7 +30,7 @@ def test_a_writing_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     filesystem, path = open_filesystem(str(tmp_path / "note"))
     put(filesystem, path, b"before")
-    monkeypatch.setattr(storage.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         put(filesystem, path, b"after")
     assert [each.name for each in tmp_path.iterdir()] == ["note"]

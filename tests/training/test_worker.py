@@ -10,10 +10,10 @@ from harness.ranks import Attempt, newest, run_attempts
 from safetensors.torch import save_file
 
 from scalablevit.models.backbone import build_classifier
+from scalablevit.run_files import START_NOTE
 from scalablevit.training import loop, worker
 from scalablevit.training.callbacks import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
-from scalablevit.training.storage import START_NOTE
 from scalablevit.training.worker import WorkerConfig
 
 SHAPES = 6

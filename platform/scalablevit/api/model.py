@@ -13,7 +13,8 @@ from scalablevit.config.root import platform_root
 from scalablevit.config.task_info import task_info
 from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
-from scalablevit.runs.result import WEIGHTS, without_secrets
+from scalablevit.run_files import WEIGHTS
+from scalablevit.runs.result import without_secrets
 from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.predictions import Prediction
 

@@ -10,6 +10,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
+from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import handle_signals
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _finished(result: "StageResult", root: Path) -> FinishedStage:
         value=result.value,
         step=result.step,
         metrics=dict(result.metrics),
-        run_folder=root / "runs" / result.run_name,
+        run_folder=root / RUNS / result.run_name,
         registered_as=result.registered_as,
         version=result.version,
         tracking=result.tracking,

@@ -19,7 +19,7 @@ from scalablevit.data.check import Report, mask_advice
 from scalablevit.data.inspection import Inspection, inspect_data
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
-from scalablevit.report.tables import lined_up
+from scalablevit.text import lined_up
 
 EPILOG = """\
 Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.

@@ -14,6 +14,7 @@ from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
+from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
 
 EPILOG = """\
@@ -71,7 +72,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import WorkerConfig
 
-    folder = root / "runs" / f"evaluate-{stage.hash}-{uuid.uuid4().hex[:8]}"
+    folder = root / RUNS / f"evaluate-{stage.hash}-{uuid.uuid4().hex[:8]}"
     worker_config = WorkerConfig(
         stage=without_secrets(stage.stage).model_dump_json(),
         run_folder="",

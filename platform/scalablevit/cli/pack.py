@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
+from scalablevit.text import and_more
 
 _SHOWN = 5
 EPILOG = """\
@@ -80,7 +81,7 @@ def _note_too_high(folder: Path, classes: Sequence[str]) -> None:
     """Classes may hold their images in folders; a folder of splits looks the same, and its classes are lost."""
     entries = (entry for name in classes for entry in (folder / name).iterdir())
     if all(entry.is_dir() or entry.name.startswith(".") for entry in entries):
-        first = ", ".join(classes[:_SHOWN]) + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
+        first = ", ".join(classes[:_SHOWN]) + and_more(len(classes), _SHOWN)
         print(f"note: the classes {first} hold only folders: is FOLDER one level too high?", flush=True)
 
 

@@ -13,6 +13,7 @@ from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import why_left_out
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
+from scalablevit.text import and_more
 
 if TYPE_CHECKING:
     from scalablevit.tasks.output import Output
@@ -62,8 +63,8 @@ def print_left_out(ignored: Sequence[str]) -> None:
     """Name the first files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
         print(f"{shown(name)}\t{why_left_out(name)}")
-    if len(ignored) > SHOWN:
-        print(f"and {len(ignored) - SHOWN} more files left out")
+    if more := and_more(len(ignored), SHOWN, before="", what="more files left out"):
+        print(more)
 
 
 def check_out(out: Path, images: Path, overwrite: bool) -> None:

@@ -2,8 +2,6 @@
 
 import argparse
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,6 +17,7 @@ from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
+from scalablevit.io import write_file
 
 EPILOG = f"""\
 new writes a first recipe for one's own data, and the JSON schema of recipes next to it: editors that know YAML schemas
@@ -130,17 +129,9 @@ def _replace(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written; the file is as it was.
     """
-    target = path.resolve()
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        shutil.copymode(target, temporary)
-        temporary.replace(target)
+        write_file(path.resolve(), content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="make it writable") from None
 
 

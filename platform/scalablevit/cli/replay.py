@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.training.storage import STEP
+from scalablevit.run_files import STEP
 
 EPILOG = """\
 A recipe with training.nonfinite.capture=true writes a step whose loss or gradient is infinite or not a number into

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalablevit.config.root import platform_root
+from scalablevit.run_files import RUNS
 
 EPILOG = """\
 RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
@@ -20,19 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `add_arguments`."""
     # imported late: they load Ray
-    from scalablevit.pipeline.report import PAGE, gather
+    from scalablevit.report.collect import gather
     from scalablevit.report.page import render
+    from scalablevit.run_files import REPORT
     from scalablevit.training.storage import put_text
 
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
-        folder = platform_root(options.root, make=False) / "runs" / folder
+        folder = platform_root(options.root, make=False) / RUNS / folder
     page = gather(folder.absolute())
     print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    put_text(str(folder), PAGE, render(page))
-    print(f"report: {folder / PAGE}")
+    put_text(str(folder), REPORT, render(page))
+    print(f"report: {folder / REPORT}")
     return 0

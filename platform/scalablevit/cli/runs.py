@@ -15,11 +15,12 @@ from pathlib import Path
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
-from scalablevit.report.tables import lined_up
+from scalablevit.run_files import RUNS, STATUS
 from scalablevit.runs.console import duration
 from scalablevit.runs.lease import claim_of, known_owners, lives, owned
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
+from scalablevit.text import lined_up
 
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""
@@ -64,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root, make=False)
     if options.verb == "list":
         return _list(root)
-    known = {path.parent.name for path in (root / "runs").glob("*/status.json")}
-    found = _found(root / "runs" / options.run) if options.run in known else None
+    known = {path.parent.name for path in (root / RUNS).glob(f"*/{STATUS}")}
+    found = _found(root / RUNS / options.run) if options.run in known else None
     if found is None:
-        raise UserError(f"no run {options.run!r}", where=str(root / "runs"),
+        raise UserError(f"no run {options.run!r}", where=str(root / RUNS),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
     (found,) = _judged([found])
     if options.verb == "show":
@@ -111,7 +112,7 @@ def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
     """
     found: list[Found] = []
     unreadable: dict[str, UserError] = {}
-    for path in sorted((root / "runs").glob("*/status.json")):
+    for path in sorted((root / RUNS).glob(f"*/{STATUS}")):
         try:
             found += filter(None, [_found(path.parent)])
         except UserError as error:
@@ -147,10 +148,10 @@ def _as_it_is(found: Found, *, alive: bool) -> Found:
 
 def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:
     """Runs by line; below them what is wrong with those whose status cannot be read."""
-    others = sum(not (path / "status.json").exists() for path in (root / "runs").glob("*/") if path.is_dir())
+    others = sum(not (path / STATUS).exists() for path in (root / RUNS).glob("*/") if path.is_dir())
     left_out = [f"folders without a status.json, left out: {others}"] if others else []
     if not runs and not unreadable:
-        return "\n".join([f"no runs in {root / 'runs'}", *left_out])
+        return "\n".join([f"no runs in {root / RUNS}", *left_out])
     rows = [("run", "state", "at", "best", "age")]
     for each in runs:
         status = each.status

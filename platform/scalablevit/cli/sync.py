@@ -5,7 +5,8 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.tracking.outbox import RECORDS, open_runs, outbox_of, read_lines
+from scalablevit.run_files import RECORDS, RUNS
+from scalablevit.tracking.outbox import open_runs, outbox_of, read_lines
 from scalablevit.tracking.sync import OutboxSync, Pending, refused_records, remembered
 
 EPILOG = """\
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root, make=False)
     syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
     if not syncs:
-        print(f"no run below {root / 'runs'} has records to send: is --root right?", flush=True)
+        print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
     left = 0
     for folder, sync in syncs.items():
         if options.dry_run:
@@ -53,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:
     """Folders of the runs' outboxes, oldest first: a parent run starts before its children, which need it there."""
-    found = {run.name: outbox_of(run) for run in (root / "runs").glob("*") if (outbox_of(run) / RECORDS).is_file()}
+    found = {run.name: outbox_of(run) for run in (root / RUNS).glob("*") if (outbox_of(run) / RECORDS).is_file()}
     unknown = [name for name in names if name not in found]
     if unknown:
         raise UserError(
             f"no outbox of run {', '.join(unknown)}",
-            where=str(root / "runs"),
+            where=str(root / RUNS),
             fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
         )
     return sorted((found[name] for name in names or found), key=_begun)

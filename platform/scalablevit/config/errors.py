@@ -2,6 +2,8 @@
 
 import re
 
+from scalablevit.text import and_more
+
 SHOWN_LINES = 15
 """Of a worker's failure; the rest is in Ray's logs."""
 
@@ -52,8 +54,8 @@ class UserErrors(UserError):
 
     def __init__(self, errors: list[UserError]) -> None:
         shown = [str(error) for error in errors[:SHOWN_ERRORS]]
-        if len(errors) > SHOWN_ERRORS:
-            shown.append(f"... and {len(errors) - SHOWN_ERRORS} more")
+        if more := and_more(len(errors), SHOWN_ERRORS, before="... "):
+            shown.append(more)
         super().__init__("\n".join(shown))
         self.errors = errors
 

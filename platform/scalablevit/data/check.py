@@ -4,7 +4,6 @@ import hashlib
 import json
 import multiprocessing
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +35,8 @@ from scalablevit.data.names import shown
 from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.stderr_capture import StderrCapture
+from scalablevit.io import write_file
+from scalablevit.text import and_more
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
@@ -328,8 +329,7 @@ def _part_in_process(part: range) -> Found:
 
 def _named(problems: tuple[Problem, ...]) -> str:
     lines = [f"\n    {problem.path}: {problem.reason}" for problem in problems[:_SHOWN]]
-    more = len(problems) - _SHOWN
-    return "".join(lines) + (f"\n    and {more} more" if more > 0 else "")
+    return "".join(lines) + and_more(len(problems), _SHOWN, before="\n    ")
 
 
 def _cache_key(source: Source, data: Data, depth: Depth) -> str:
@@ -361,6 +361,4 @@ def _load(file: Path) -> Report | None:
 
 def _save(report: Report, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    made.write_text(json.dumps(asdict(report)), encoding="utf-8")
-    made.replace(file)
+    write_file(file, json.dumps(asdict(report)).encode(), durable=False)

@@ -13,7 +13,6 @@ from typing import Any
 from faster_coco_eval import mask_api_new_cpp
 
 from scalablevit.config.errors import UserError, raise_all
-from scalablevit.data.names import shown
 from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
 from scalablevit.data.sources.files import first
 
@@ -302,7 +301,6 @@ def _twice(values: Iterable[Any], what: str, problems: dict[str, list[str]]) -> 
 def _errors(problems: Problems, file: Path, where: str) -> list[UserError]:
     errors = []
     for what, found in problems.items():
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        named = f": {', '.join(map(shown, found[:_SHOWN]))}{more}" if found[0] else ""
+        named = f": {first(found, _SHOWN)}" if found[0] else ""
         errors.append(UserError(f"{file}: {what}{named}", where=where, fix=_FIXES.get(what, _FIX)))
     return errors

@@ -1,6 +1,5 @@
 """SHA-256 of files' contents, kept by size and times: what has not changed is not read again."""
 
-import hashlib
 import os
 import platform
 import sqlite3
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from scalablevit.data.progress import OutOfTime, Progress
 from scalablevit.data.sources.listing import Names
+from scalablevit.io import sha256_of
 
 THREADS = 16
 """For stating and hashing: waiting for storage, mostly."""
@@ -136,8 +136,7 @@ def stamp(path: str) -> tuple[int, int, int]:
 def content_sum(path: str) -> bytes | None:
     """SHA-256 of a file; None when it cannot be read."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(sha256_of(path))
     except (OSError, ValueError):
         return None
 

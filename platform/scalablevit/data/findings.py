@@ -8,6 +8,7 @@ from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 from scalablevit.data.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
+from scalablevit.text import and_more
 
 FEW_CLASSES = 3
 """Of so many classes or fewer none may be absent from a split: what is measured would be another task."""
@@ -169,7 +170,7 @@ def _check_classes(found: Findings, split: SplitName, statistics: DataStatistics
     known = len(statistics.classes) - len(absent)
     pixels = _pixels_by_value(counts.pixels, statistics.classes, data) if counts.pixels and data else ""
     named = ", ".join(_named(number, statistics.classes, data) for number in absent[:_NAMED])
-    named += f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    named += and_more(len(absent), _NAMED)
     have = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     what = f"{have} no {unit} in {words}"
     if known <= 1 and counts.pixels is not None:
@@ -221,8 +222,7 @@ def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> st
         place = value - first
         meaning = shown(classes[place]) if 0 <= place < len(classes) else "ignored"
         parts.append(f"{value} ({meaning}) {count:,}")
-    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
-    return f"; pixels by mask value: {', '.join(parts)}{more}"
+    return f"; pixels by mask value: {', '.join(parts)}{and_more(len(ordered), _NAMED)}"
 
 
 def _check_shared(found: Findings, statistics: DataStatistics, data: Data) -> None:
@@ -230,7 +230,7 @@ def _check_shared(found: Findings, statistics: DataStatistics, data: Data) -> No
     if shared is None or not shared.count:
         return
     named = ", ".join(f"{val} = {train}" for val, train in shared.names[:_NAMED])
-    more = f" and {shared.count - _NAMED} more" if shared.count > _NAMED else ""
+    more = and_more(shared.count, _NAMED)
     what = (
         f"{shared.count} of {shared.of} validation images are training images, too (equal bytes; validation = "
         f"training): {named}{more}"
@@ -264,13 +264,13 @@ def _imbalance(statistics: DataStatistics) -> Iterator[str]:
     if rare:
         total = sum(counts)
         named = ", ".join(f"{shown(statistics.classes[number])} {count}" for count, number in rare[:_NAMED])
-        more = f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
+        named += and_more(len(rare), _NAMED)
         frequent = statistics.classes[counts.index(most)]
         val = statistics.val.samples_by_class or ()
         constant = f"{max(val) / sum(val):.3g}" if sum(val) else "unknown"
         yield (
             f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of {shown(frequent)} "
-            f"({most} of {total}): {named}{more}; a constant prediction reaches a top1 of {constant} on validation: "
+            f"({most} of {total}): {named}; a constant prediction reaches a top1 of {constant} on validation: "
             "look at the confusion matrix of the report, or add images of the rare classes"
         )
 

@@ -1,6 +1,5 @@
 """An image folder to tar shards: the same samples in the same order, copied or made smaller."""
 
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,8 @@ from scalablevit.data.decoding import BadSample, decode
 from scalablevit.data.shards import BLOCK, INDEX, Index, Shard
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.transforms import resize_antialiased, scaled_size
+from scalablevit.io import sha256_of, write_file
+from scalablevit.text import and_more
 
 _SHOWN = 5
 
@@ -60,7 +61,7 @@ def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], N
     try:
         partial.mkdir(parents=True)
         index = _write(source, partial, packing, said)
-        _store(partial / INDEX, json.dumps(index.model_dump()).encode())
+        write_file(partial / INDEX, json.dumps(index.model_dump()).encode())
         refuse_existing(target)
         partial.rename(target)
     except OSError as error:
@@ -95,7 +96,7 @@ def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str],
         current.add(f"{number:09}", suffix, content, label)
     if bad:
         lines = "".join(f"\n    {problem}" for problem in bad[:_SHOWN])
-        more = f"\n    and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        more = and_more(len(bad), _SHOWN, before="\n    ")
         raise UserError(
             f"{len(bad)} of {len(source)} images cannot be read:{lines}{more}",
             where="FOLDER",
@@ -167,11 +168,9 @@ class _ShardWriter:
         _sync(self.file)
         size = self.size
         self.file.close()
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         said(f"{self.path.name}: {len(self.names)} samples, {size / 2**20:.1f} MiB")
         return Shard(
-            name=self.path.name, size=size, sha256=digest,
+            name=self.path.name, size=size, sha256=sha256_of(self.path),
             names=self.names, labels=self.labels, offsets=self.offsets, sizes=self.sizes,
         )  # fmt: skip
 
@@ -179,12 +178,6 @@ class _ShardWriter:
 def _stored(size: int) -> int:
     """Bytes that an image and its label take in a tar file, and its end."""
     return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK + 2 * tarfile.RECORDSIZE
-
-
-def _store(file: Path, content: bytes) -> None:
-    with file.open("xb") as out:
-        out.write(content)
-        _sync(out)
 
 
 def _sync(file: io.BufferedWriter) -> None:

@@ -17,12 +17,14 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.section import Section
 from scalablevit.data.names import shown
 from scalablevit.data.sources.listing import Listing, Names
+from scalablevit.text import and_more
 
 INDEX = "index.json"
 BLOCK = 512
 """Bytes: a tar file's headers have as many, and contents are filled up to multiples of it."""
 _NAME_BYTES = 100
 """Of a header, from its start."""
+_NAMED = 5
 _REPACK = f"pack the folder again with {command_name('pack')}, or copy the shards again"
 
 
@@ -168,8 +170,8 @@ def open_shards(folder: Path, where: str) -> Listing:
         raise UserError(f"{file} cannot be used: {place}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
     wrong = [problem for shard in index.shards if (problem := _problem(folder / shard.name, shard.size))]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(f"{len(wrong)} shards are damaged: {'; '.join(wrong[:5])}{more}", where=where, fix=_REPACK)
+        named = "; ".join(wrong[:_NAMED]) + and_more(len(wrong), _NAMED)
+        raise UserError(f"{len(wrong)} shards are damaged: {named}", where=where, fix=_REPACK)
     return _listed(index, hashlib.sha256(content).hexdigest())
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from scalablevit.config.commands import command_name
 from scalablevit.data.names import shown
 from scalablevit.data.statistics import Boxes, DataStatistics, LeftOut, SplitStatistics
+from scalablevit.text import and_more
 
 CLASSES = 12
 """Rows of classes; the others are counted."""
@@ -50,7 +51,7 @@ def _class_rows(statistics: DataStatistics, most: int) -> Iterator[Row]:
         yield f"{unit} of {shown(names[number])}", cells[0], cells[1]
     if count < len(names):
         rest = [f"{sum(each[count:]):,}" if each else "" for each in counts]
-        yield f"... and {len(names) - count} more", rest[0], rest[1]
+        yield and_more(len(names), count, before="... "), rest[0], rest[1]
 
 
 def _count(counts: tuple[int, ...] | None, number: int, unit: str) -> str:

@@ -1,6 +1,5 @@
 """Initial weights from a local file or timm's local cache, fitted into a model; every difference is named."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,11 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, 
 from torch import Tensor, nn
 
 from scalablevit.config.errors import UserError
+from scalablevit.io import sha256_of
 from scalablevit.models.torch_archive import check_sizes
+from scalablevit.text import and_more
 
+_NAMED = 5
 # Norms that a pyramid puts on its maps and a classification checkpoint need not have.
 _NORM_PREFIXES = ("feature_norms.", "norm.")
 
@@ -75,9 +77,7 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
         model.load_state_dict(fitted, strict=False)
     except RuntimeError as error:
         raise _shape_error(str(source), str(error)) from error
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return InitReport(str(source), digest, len(fitted), new, ignored)
+    return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -237,5 +237,4 @@ def _shape_error(source: str, message: str) -> UserError:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    return (", ".join(names[:_NAMED]) or "nothing") + and_more(len(names), _NAMED)

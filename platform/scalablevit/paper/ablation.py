@@ -10,9 +10,10 @@ from scalablevit.config.ablation import ARMS, Arm, ablation, plan
 from scalablevit.config.checking import nearest
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
+from scalablevit.paper.saving import save_note, save_rows
 from scalablevit.pipeline.resolve import DRY_RUN_S, ResolvedStage, resolve
-from scalablevit.report.tables import lined_up, save_note, save_rows
 from scalablevit.runs.result import StageResult
+from scalablevit.text import lined_up
 
 if TYPE_CHECKING:
     from scalablevit.models.counting import Cost

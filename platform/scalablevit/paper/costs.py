@@ -7,7 +7,7 @@ from typing import Any
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.counting import PAPER_CLASSIFICATION, PaperRow
-from scalablevit.report.tables import save_note, save_rows
+from scalablevit.paper.saving import save_note, save_rows
 
 HEADS = {
     "classifier": ("imagenet", 1000),

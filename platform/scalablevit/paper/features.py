@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
+from scalablevit.paper.feature_maps import Row, attention_name, blocks_of, captured, contrast, save_features, stage_ends
 from scalablevit.paper.loaded_models import Subject, differences, load_subjects, pictures, seen
-from scalablevit.report.features import Row, attention_name, blocks_of, captured, contrast, save_features, stage_ends
-from scalablevit.report.tables import save_note
+from scalablevit.paper.saving import save_note
 
 
 def draw_features(

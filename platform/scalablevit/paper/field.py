@@ -12,10 +12,10 @@ from scalablevit.config.shipped import RECIPES
 from scalablevit.models.attention import WindowAttention
 from scalablevit.models.receptive_field import ReceptiveField, receptive_field
 from scalablevit.models.scalablevit import ScalableViT
+from scalablevit.paper.feature_maps import attention_name, blocks_of, captured
+from scalablevit.paper.field_plot import said, save_fields
 from scalablevit.paper.loaded_models import Picture, Subject, load_subjects, pictures, seen
-from scalablevit.report.features import attention_name, blocks_of, captured
-from scalablevit.report.field import said, save_fields
-from scalablevit.report.tables import save_note, save_rows
+from scalablevit.paper.saving import save_note, save_rows
 from scalablevit.tasks.registry import build_task
 
 FRESH = "imagenet_scalablevit_small.yaml"

@@ -14,13 +14,14 @@ from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, run_stage
-from scalablevit.report.tables import lined_up
+from scalablevit.run_files import RUNS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
+from scalablevit.text import lined_up
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.outbox import MetricRecord, now_ms
 
@@ -174,7 +175,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
-            f"  run folders               {root / 'runs'}",
+            f"  run folders               {root / RUNS}",
         ]
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.recipe import Stage
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import interruptible_start
 from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
@@ -219,7 +220,7 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
     probes: dict[str, Path] = {}
     for resolved in stages:
         stage, keys = resolved.stage, f"stage {resolved.name}: "
-        storage = stage.cluster.storage or str(root / "runs")
+        storage = stage.cluster.storage or str(root / RUNS)
         if "://" not in storage:
             folder = root / Path(storage).expanduser()
             folder.mkdir(parents=True, exist_ok=True)

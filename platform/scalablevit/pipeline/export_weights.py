@@ -11,7 +11,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult, without_secrets
+from scalablevit.run_files import CONFIG, STATE, WEIGHTS
+from scalablevit.runs.result import StageResult, without_secrets
 from scalablevit.runs.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def export_weights(
         UserError: no checkpoint with an evaluation is there, or all are damaged.
     """
     # these load torch and Ray, which `--help` and errors do not need
-    from scalablevit.training.attempts import ATTEMPTS, read_attempts
+    from scalablevit.run_files import ATTEMPTS
+    from scalablevit.training.attempts import read_attempts
     from scalablevit.training.checkpoint import CheckpointStore
 
     stage = resolved.stage
@@ -52,7 +54,7 @@ def export_weights(
         print(f"[{resolved.name}] {replaced}", flush=True)
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
-    metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
+    metrics = json.loads(checkpoints.verified_file(best.name, STATE))["last_metrics"]
     config = {
         "format": 1,
         "stage": to_store(without_secrets(stage)),

@@ -1,12 +1,12 @@
 """Where `model.init` points, found before anything is started."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import tracking_uri
+from scalablevit.io import sha256_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
 
@@ -51,7 +51,7 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
         from scalablevit.models.weights import cached_tag_file
 
         tag = init.removeprefix("timm:")
-        return InitWeights(tag, _sha256(cached_tag_file(tag)), None)
+        return InitWeights(tag, sha256_of(cached_tag_file(tag)), None)
     path = root / Path(init).expanduser()
     if not path.is_file():
         raise UserError(
@@ -59,9 +59,4 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
             where="model.init",
             fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
         )
-    return InitWeights(str(path), _sha256(path), None)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return InitWeights(str(path), sha256_of(path), None)

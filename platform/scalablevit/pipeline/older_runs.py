@@ -15,7 +15,7 @@ from scalablevit.config.space import Search, Space
 from scalablevit.config.stored import stored_recipe, stored_stage
 from scalablevit.config.upgrade import upgrade
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.search_summary import TABLE
+from scalablevit.run_files import BASE_RECIPE, RECIPE, RUNS, SPACE, TRIAL_TABLE
 from scalablevit.runs.result import load_result
 from scalablevit.runs.status import store_of
 
@@ -31,12 +31,12 @@ def older_runs(recipe: str, resolved: ResolvedStage, root: Path) -> list[str]:
         resolved: what is to be trained; runs with other values are not named.
         root: the platform's root.
     """
-    if (root / "runs" / resolved.run_name).exists():
+    if (root / RUNS / resolved.run_name).exists():
         return []
     wanted = hashed_part(resolved.stage)
     return [
         (FINISHED if _is_finished(folder) else BEGUN).format(folder, "run")
-        for folder, raw in _version_1(root, f"{recipe}-{resolved.name}-", "recipe.yaml")
+        for folder, raw in _version_1(root, f"{recipe}-{resolved.name}-", RECIPE)
         if _hashed(raw) == wanted
     ]
 
@@ -49,18 +49,18 @@ def older_searches(search: Search, name: str, root: Path) -> list[str]:
         name: of its run; none once that has a folder.
         root: the platform's root.
     """
-    if (root / "runs" / name).exists():
+    if (root / RUNS / name).exists():
         return []
     return [
-        (FINISHED if (folder / TABLE).is_file() else BEGUN).format(folder, "search")
-        for folder, raw in _version_1(root, f"{search.recipe.name}-{search.stage}-search-", "space.yaml")
+        (FINISHED if (folder / TRIAL_TABLE).is_file() else BEGUN).format(folder, "search")
+        for folder, raw in _version_1(root, f"{search.recipe.name}-{search.stage}-search-", SPACE)
         if _is_same_search(search, folder, raw)
     ]
 
 
 def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Folders of runs named after a hash, and what version 1 stored in a file of each."""
-    for path in sorted((root / "runs").glob(f"{glob.escape(prefix)}*/{file}")):
+    for path in sorted((root / RUNS).glob(f"{glob.escape(prefix)}*/{file}")):
         if re.fullmatch("[0-9a-f]{12}", path.parent.name.removeprefix(prefix)):
             raw = _read(path)
             if raw and "version" not in raw:
@@ -87,7 +87,7 @@ def _hashed(raw: Mapping[str, Any]) -> dict[str, Any] | None:
 def _is_same_search(search: Search, folder: Path, raw: Mapping[str, Any]) -> bool:
     try:
         space = check(Space, upgrade(raw), {}, "")
-        base = stored_recipe(_read(folder / "base_recipe.yaml"))
+        base = stored_recipe(_read(folder / BASE_RECIPE))
     except UserError:
         return False
     same = ("parameters", "metric", "mode", "searcher", "seed", "scheduler")

@@ -10,9 +10,9 @@ from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
-from scalablevit.report.tables import lined_up
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
+from scalablevit.text import lined_up
 from scalablevit.tracking.connection import without_credentials
 
 SHORT = 6

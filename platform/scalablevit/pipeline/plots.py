@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.run_files import CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
 from scalablevit.runs.metrics import by_step
-from scalablevit.runs.result import WEIGHTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import brief
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from scalablevit.data.sources.base import Source
     from scalablevit.tasks.task import Task
 
-FOLDER = "plots"
-CURVES = f"{FOLDER}/curves.png"
-TRAINING = f"{FOLDER}/training_batch.png"
-VALIDATION = f"{FOLDER}/validation.png"
-ERROR_ANALYSIS = "examination"
-"""Folder of what `report.error_analysis` writes; runs of earlier versions have it, so the name stays."""
-
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
     """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
@@ -32,14 +25,14 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
     def draw() -> None:
         if target.exists():
             return
-        from scalablevit.report.overlays import save_training_batch
+        from scalablevit.pipeline.sample_plots import save_training_batch
         from scalablevit.tasks.registry import build_task
 
         task = build_task(resolved.stage, resolved.classes)
         save_training_batch(task, resolved.stage, resolved.sources["train"], target)
 
-    target = store.local / TRAINING
-    thread = threading.Thread(target=_attempt, args=(resolved, TRAINING, draw), name="pictures", daemon=True)
+    target = store.local / TRAINING_BATCH
+    thread = threading.Thread(target=_attempt, args=(resolved, TRAINING_BATCH, draw), name="pictures", daemon=True)
     thread.start()
     return thread
 
@@ -48,7 +41,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
     """Draw the run's metrics so far."""
 
     def draw() -> None:
-        from scalablevit.report.curves import save_curves
+        from scalablevit.viz.curves import save_curves
 
         rows = by_step(store.outbox, uid)
         save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
@@ -61,13 +54,13 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
     finished = cache(partial(_finished, resolved, store))
 
     def draw() -> None:
-        from scalablevit.report.overlays import save_predictions
+        from scalablevit.pipeline.sample_plots import save_predictions
 
         task, model, source = finished()
         save_predictions(task, resolved.stage, model, source, store.local / VALIDATION)
 
     def look() -> None:
-        from scalablevit.report.error_analysis import analyse_errors
+        from scalablevit.pipeline.error_analysis import analyse_errors
 
         task, model, source = finished()
         analyse_errors(task, resolved.stage, model, source, store.local / ERROR_ANALYSIS)

@@ -1,54 +1,20 @@
-"""A job's report: gathered from run folders, written next to them, and handed to MLflow."""
+"""A job's report: made from run folders, written next to them, and handed to MLflow."""
 
-import csv
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from scalablevit.config.commands import command_line
-from scalablevit.config.data import Data
-from scalablevit.config.errors import UserError, masked
-from scalablevit.config.recipe import Cluster
-from scalablevit.config.stored import stored_stage
-from scalablevit.config.task_info import task_info
-from scalablevit.config.upgrade import upgrade
-from scalablevit.data.statistics import DataStatistics
-from scalablevit.data.statistics_table import table
-from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.search_summary import BEST, TABLE
-from scalablevit.pipeline.stage import STATISTICS, Job
-from scalablevit.report.findings import load_findings
-from scalablevit.report.page import Page, Part, Search, Stage, render
-from scalablevit.runs.console import duration
-from scalablevit.runs.metrics import Row, by_step
-from scalablevit.runs.result import WEIGHTS, StageResult, load_result
-from scalablevit.runs.run_store import IDENTITY, RunStore
-from scalablevit.runs.status import read_status, store_of
-from scalablevit.tracking import tags
+from scalablevit.pipeline.stage import Job
+from scalablevit.report.collect import gather
+from scalablevit.report.page import render
+from scalablevit.run_files import JOB, REPORT
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import brief
-from scalablevit.tracking.outbox import Outbox, outbox_of, read_lines
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
-from scalablevit.training.storage import START_NOTE, put_text
-
-PAGE = "report.html"
-JOB = "job.json"
-"""In a job's folder: `recipe` and `stages`, of each its `name`, the name of its `run` (a folder next to the job's), its
-folder in run `storage` if that is another one, and what it is `registered` as, if it is."""
-SPACE = "space.yaml"
-RECIPE = "recipe.yaml"
-PLOTS = {
-    "history": "The best value so far by trial",
-    "curves": "Evaluations of all trials by step; the best in colour",
-    "importance": "How much each searched value matters",
-    "parallel_coordinates": "Which values went together, a line for each trial",
-}
-COLUMNS = ("at_step", "epochs_trained")
-"""Of a table of trials; the searched values' names stay as they are in recipes."""
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.training.storage import put_text
 
 
 def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> None:
@@ -88,195 +54,12 @@ def publish(folder: Path, outbox: Outbox, uid: str, job: Mapping[str, Any] | Non
     try:
         if job is not None:
             put_text(str(folder), JOB, json.dumps(job, indent=1))
-        put_text(str(folder), PAGE, render(gather(folder)))
-        outbox.artifact(uid, folder / PAGE)
-        print(f"report: {folder / PAGE}", flush=True)
+        put_text(str(folder), REPORT, render(gather(folder)))
+        outbox.artifact(uid, folder / REPORT)
+        print(f"report: {folder / REPORT}", flush=True)
     except Exception as error:  # whatever a page fails of, the job is worth more
-        print(f"{PAGE} was not made: {brief(error, '')}", flush=True)
-
-
-def gather(folder: Path) -> Page:
-    """What the page of a run's folder shows.
-
-    Raises:
-        UserError: it is no such folder, or it is a search that has not ended.
-    """
-    if (folder / JOB).is_file():
-        return _job(folder)
-    if (folder / SPACE).is_file():
-        return Page(folder.name, {}, searches=(_search(folder),))
-    if (folder / RECIPE).is_file():
-        return Page(folder.name, {}, stages=(_stage(store_of(folder), ""),))
-    raise UserError(
-        "there is no job, stage or search in this folder",
-        where=str(folder),
-        fix=f"name a folder below <root>/runs, as `{command_line('runs')} list` shows them; is --root right?",
-    )
-
-
-def _job(folder: Path) -> Page:
-    known = RunStore(folder.name, str(folder), folder).read_json(JOB) or {}
-    stages, waiting, searches = [], [], []
-    for each in known["stages"]:
-        local = folder.parent / each["run"]
-        if not (local / RECIPE).is_file():
-            waiting.append(each["name"])
-            continue
-        stages.append(_stage(RunStore(each["run"], each["storage"] or str(local), local), each["registered"]))
-        found = folder.parent / _recorded(local).get(tags.SEARCH, "")
-        if (found / TABLE).is_file():
-            searches.append(_search(found))
-    status = read_status(folder)
-    facts = {
-        "recipe": known["recipe"],
-        "run folder": masked(str(folder)),
-        "tracking": masked(status.tracking) if status else "",
-        "not begun": ", ".join(waiting),
-    }
-    return Page(folder.name, facts, tuple(stages), tuple(searches))
-
-
-def _stage(store: RunStore, registered: str) -> Stage:
-    local, result, status = store.local, load_result(store), read_status(store.local)
-    recipe = (local / RECIPE).read_text(encoding="utf-8")
-    stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE))
-    uid = (store.read_json(IDENTITY) or {}).get("uid", "")
-    rows = by_step(outbox_of(local), uid)
-    recorded = _recorded(local)
-    state = "finished" if result else status.state if status else "unknown"
-    return Stage(
-        name=recorded.get("stage", store.name),
-        kind=stage.task.kind,
-        model=stage.model.name,
-        state=state,
-        why="" if result or status is None else status.why,
-        best_metric=task_info(stage.task.kind).best_metric,
-        rows=rows,
-        recipe=masked(recipe),
-        facts=_cost(local, stage.cluster, rows, result),
-        lineage=_lineage(store, stage.data, recorded, result, registered),
-        result=None if result is None else {**vars(result), "reason": masked(result.reason)},
-        registered=registered,
-        profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
-        findings=load_findings(local / ERROR_ANALYSIS),
-        pictures=local / ERROR_ANALYSIS,
-        statistics=_statistics(local),
-    )
-
-
-def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
-    """The table of what the data holds; empty of runs that kept none."""
-    try:
-        statistics = DataStatistics.from_json((local / STATISTICS).read_bytes())
-    except (OSError, ValueError):  # a run of an earlier version, or a damaged file: the page is worth more
-        return ()
-    return tuple(table(statistics))
-
-
-def _recorded(local: Path) -> dict[str, str]:
-    """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
-    found: dict[str, str] = {}
-    for line in read_lines(outbox_of(local)):
-        if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
-            found |= line.record.get("tags", {}) | line.record.get("params", {})
-    return found
-
-
-def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageResult | None) -> dict[str, str]:
-    """What the stage took, by name."""
-    events = read_attempts(local / ATTEMPTS)[0]
-    begun = sum(event["event"] == "started" for event in events)
-    lost = sum(event["event"] == "lost" for event in events)
-    facts = {
-        "workers": f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
-        "attempts": f"{begun}; workers were lost {lost} times" if lost or begun > 1 else f"{begun or ''}",
-    }
-    if result is not None:
-        hours = cluster.workers * result.minutes / 60
-        asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-        reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
-        facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
-        facts["reserved"] = f"{reserved} (workers x wall time)"
-        facts["ended"] = masked(result.reason)
-    peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}
-    for name, metric in peaks.items():
-        values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{metric}")]
-        facts[name] = f"at most {max(values):.2f} GiB" if values else ""
-    if (local / WEIGHTS).is_file():
-        facts["weights"] = f"{(local / WEIGHTS).stat().st_size / 1e6:.1f} MB"
-    return facts
-
-
-def _lineage(
-    store: RunStore, data: Data, recorded: Mapping[str, str], result: StageResult | None, registered: str
-) -> dict[str, str]:
-    """From the data to the registered version."""
-    start = (store.read(START_NOTE) or b"").decode().partition("\n")[0]
-    counts = ", ".join(f"{recorded[name]} {words}" for name, words in
-                       {"train_samples": "training images", "val_samples": "validation images",
-                        "classes": "classes"}.items() if name in recorded)  # fmt: skip
-    search = f"trial {recorded.get(tags.SEARCH_TRIAL)} of {recorded[tags.SEARCH]}" if tags.SEARCH in recorded else ""
-    parent = recorded.get(tags.PARENT_VERSION, "")
-    steps = {
-        "Data": f"{data.source} {data.root}: {counts}; digest {recorded.get(tags.DATA_DIGEST, 'not recorded')}",
-        "Recipe and code": f"recipe {recorded.get(tags.RECIPE_HASH, 'not recorded')}, "
-        f"code {recorded.get(tags.CODE_DIGEST, 'not recorded')}",
-        "Values from a search": search,
-        "Parent version": parent and f"{parent}, weights sha256 {recorded.get(tags.INIT_SHA256, 'not recorded')}",
-        "Start of the last attempt": start,
-        "Run": masked(store.location),
-    }
-    if result is not None:
-        steps["Best checkpoint"] = f"{result.checkpoint}, at step {result.step}"
-        steps["Weights"] = f"sha256 {result.weights_sha256}"
-        steps["Registered version"] = registered or "not registered when this page was made"
-    return {name: masked(fact) for name, fact in steps.items()}
+        print(f"{REPORT} was not made: {brief(error, '')}", flush=True)
 
 
 def _registered(result: StageResult | None) -> str:
     return f"{result.registered_as} version {result.version}" if result and result.version else ""
-
-
-def _search(folder: Path) -> Search:
-    """A search that has ended.
-
-    Raises:
-        UserError: it has not.
-    """
-    if not (folder / TABLE).is_file():
-        raise UserError(f"this search has not ended: there is no {TABLE}", where=str(folder),
-                        fix="submit its command again; its report comes at its end")  # fmt: skip
-    space = (folder / SPACE).read_text(encoding="utf-8")
-    parsed = upgrade(yaml.safe_load(space), str(folder / SPACE))
-    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    best, sign = header.index("best"), -1 if parsed["mode"] == "max" else 1
-    rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
-    statuses = Counter(row[header.index("status")] for row in rows)
-    names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
-    plots = {folder / "plots" / f"{name}.png": words for name, words in PLOTS.items()}
-    facts = {
-        "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
-        "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
-        "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
-        "searcher": parsed["searcher"],
-        "scheduler": parsed["scheduler"]["kind"],
-        "folder": masked(str(folder)),
-    }
-    return Search(
-        name=folder.name,
-        facts=facts,
-        header=names,
-        trials=tuple(tuple(map(_short, row)) for row in rows),
-        plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
-        best_recipe=masked((folder / BEST).read_text(encoding="utf-8")) if (folder / BEST).is_file() else "",
-        space=masked(space),
-    )
-
-
-def _short(cell: str) -> str:
-    """A number with four digits; anything else as it is, without the credentials of addresses."""
-    try:
-        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else masked(cell)
-    except ValueError:
-        return masked(cell)

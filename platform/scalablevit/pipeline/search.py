@@ -20,8 +20,9 @@ from scalablevit.pipeline.chain import run_chain
 from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.search_summary import BEST, TABLE, summary
+from scalablevit.pipeline.search_summary import summary
 from scalablevit.pipeline.stage import init_weights_of
+from scalablevit.run_files import BASE_RECIPE, BEST_RECIPE, CHECKPOINTS, PLOTS, SPACE, TRIAL_LIST, TRIAL_TABLE, TRIALS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import forgiving_output
 from scalablevit.runs.result import without_secrets
@@ -32,10 +33,11 @@ from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.data_listing import store_listings
-from scalablevit.tuning.plots import save_plots
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
+from scalablevit.tuning.study import as_study
 from scalablevit.tuning.trial import TrialContext
-from scalablevit.tuning.trials import LIST, Trial, ranked, table, trial_folder
+from scalablevit.tuning.trials import Trial, ranked, table, trial_folder
+from scalablevit.viz.search import save_plots
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
         UserError: it is not there; the error names the folder that would hold it.
     """
     store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
-    if store.read(LIST) is None:
+    if store.read(TRIAL_LIST) is None:
         raise UserError(
             "there is nothing to resume: this search was not begun",
             where=store.location,
@@ -186,9 +188,9 @@ def _concurrency(search: Search) -> int:
 def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: ResolvedStage) -> None:
     """Record what is about to run, in the search's folder and for MLflow."""
     space = yaml.safe_dump(search.space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (store.local / "space.yaml").write_text(space, encoding="utf-8")
+    (store.local / SPACE).write_text(space, encoding="utf-8")
     base = yaml.safe_dump(_plain(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
-    (store.local / "base_recipe.yaml").write_text(base, encoding="utf-8")
+    (store.local / BASE_RECIPE).write_text(base, encoding="utf-8")
     facts = {
         tags.DATA_DIGEST: resolved.digest,
         tags.RECIPE_HASH: resolved.hash,
@@ -198,7 +200,7 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
     outbox.run(uid, store.name, experiment=resolved.stage.tracking.experiment, tags=facts)
     outbox.params(uid, {f"space.{path}": draw.model_dump_json(exclude_none=True)
                        for path, draw in search.space.parameters.items()})  # fmt: skip
-    for file in ("space.yaml", "base_recipe.yaml"):
+    for file in (SPACE, BASE_RECIPE):
         outbox.artifact(uid, store.local / file)
 
 
@@ -209,7 +211,7 @@ def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> Se
         raise SearchFailed(
             f"none of {len(trials)} trials came to an evaluation:\n"
             + "\n".join(f"  trial {trial.number}: {trial.status} {trial.reason}" for trial in trials)
-            + f"\ntheir folders are in {store.location}/trials"
+            + f"\ntheir folders are in {store.location}/{TRIALS}"
         )
     return SearchResult(store.name, uid, store.local, tuple(trials), leading, *best)
 
@@ -221,15 +223,17 @@ def _write_down(context: TrialContext, found: SearchResult, outbox: Outbox) -> N
         trial.number: context.train_samples / trial_stage(context.search, trial.values).training.global_batch_size
         for trial in found.trials
     }
-    files = [found.folder / TABLE, found.folder / BEST]
+    files = [found.folder / TRIAL_TABLE, found.folder / BEST_RECIPE]
     files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
     files[1].write_text(best_recipe(context.search, found), encoding="utf-8")
-    files += save_plots(found.trials, space, found.folder / "plots")
+    curves, ranking = {trial.number: trial.curve for trial in found.trials}, ranked(found.trials, space.mode)
+    study, places = as_study(found.trials, space), [trial.number for trial in ranking]
+    files += save_plots(study, curves, places, space.metric, found.folder / PLOTS)
     for file in files:
-        outbox.artifact(found.uid, file, "plots" if file.suffix == ".png" else None)
+        outbox.artifact(found.uid, file, PLOTS if file.suffix == ".png" else None)
     outbox.tags(found.uid, {
         "best": f"{space.metric}={found.value:.6g} at step {found.step} of trial {found.best.number}",
-        "checkpoint": f"{trial_folder(context.folder, found.best.number)}/checkpoints",
+        "checkpoint": f"{trial_folder(context.folder, found.best.number)}/{CHECKPOINTS}",
     })  # fmt: skip
     counts = {f"trials/{status}": float(sum(trial.status == status for trial in found.trials))
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 from scalablevit.config.recipe import Length
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage
+from scalablevit.run_files import BEST_RECIPE, PLOTS, TRIAL_TABLE
 
 if TYPE_CHECKING:
     from scalablevit.tuning.trials import Trial
-
-TABLE = "trials.csv"
-BEST = "best_recipe.yaml"
-"""Files in the search's folder."""
 
 
 def plan(search: Search, train_samples: int) -> str:
@@ -54,6 +51,6 @@ def summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
     counts = {status: sum(trial.status == status for trial in trials)
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
     lines += [", ".join(f"{count} {status}" for status, count in counts.items() if count), *failed]
-    lines += [f"table and plots   {folder / TABLE}, {folder / 'plots'}"]
-    lines += [f"best recipe       {folder / BEST}"]
+    lines += [f"table and plots   {folder / TRIAL_TABLE}, {folder / PLOTS}"]
+    lines += [f"best recipe       {folder / BEST_RECIPE}"]
     return "\n".join(lines)

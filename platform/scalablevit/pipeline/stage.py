@@ -20,9 +20,10 @@ from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_validation
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, ENVIRONMENT, MODEL, RECIPE, REFUSED, STATISTICS, WEIGHTS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.progress import Progress
-from scalablevit.runs.result import WEIGHTS, StageResult, load_result, without_secrets
+from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import StatusFile, finish_late, read_status
@@ -33,11 +34,8 @@ from scalablevit.tracking.environment import environment_info, pinned
 from scalablevit.tracking.outbox import Outbox, open_runs
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
-from scalablevit.tracking.sync import REFUSED
 
 SERVING = "serving/model.py"
-STATISTICS = "statistics.json"
-"""In a stage's run folder: what its data holds (`data/statistics.py`)."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
 
@@ -129,7 +127,7 @@ def _train_and_export(
 ) -> tuple[StageResult, list[str]]:
     """The result, saved, and what was not deterministic."""
     started, submitted = time.monotonic(), time.time()
-    from scalablevit.training.attempts import ATTEMPTS, add_event
+    from scalablevit.training.attempts import add_event
 
     store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
@@ -157,10 +155,10 @@ def _begin(
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
     recipe = yaml.safe_dump(to_store(stage), sort_keys=False, allow_unicode=True)
-    (store.local / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (store.local / RECIPE).write_text(recipe, encoding="utf-8")
     environment = environment_info(PACKAGE)
-    (store.local / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-    artifacts = ["recipe.yaml", "environment.json"]
+    (store.local / ENVIRONMENT).write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    artifacts = [RECIPE, ENVIRONMENT]
     if resolved.statistics is not None:
         (store.local / STATISTICS).write_text(resolved.statistics.to_json(), encoding="utf-8")
         artifacts.append(STATISTICS)
@@ -190,7 +188,7 @@ def _begin(
 def _launch(
     job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
 ) -> dict[str, Any]:
-    from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
+    from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import WorkerConfig
@@ -222,11 +220,11 @@ def _launch(
 def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, outbox: Outbox) -> None:
     """Ask for registration and end the run; asking twice registers once."""
     chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
-    outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/checkpoints/{finished.checkpoint}"})
+    outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/{CHECKPOINTS}/{finished.checkpoint}"})
     outbox.model(
         finished.uid,
         name=finished.registered_as,
-        folder=store.local / "model",
+        folder=store.local / MODEL,
         package=PACKAGE,
         serving=SERVING,
         requirements=pinned([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),

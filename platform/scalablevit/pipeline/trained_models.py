@@ -1,7 +1,6 @@
 """Trained models by name: a registered version or a finished run, with its weights and its recipe."""
 
 from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import stored_config
-from scalablevit.runs.result import CONFIG, RESULT, WEIGHTS, load_result
+from scalablevit.io import sha256_of
+from scalablevit.run_files import CONFIG, RESULT, RUNS, WEIGHTS
+from scalablevit.runs.result import load_result
 from scalablevit.runs.status import store_of
 from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
@@ -28,10 +29,10 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
         found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
         note_older(model, found.config)
         return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
-    folder = root / "runs" / Path(model).name
+    folder = root / RUNS / Path(model).name
     if not (folder / WEIGHTS).is_file():
-        known = sorted(path.parent.parent.name for path in (root / "runs").glob(f"*/{WEIGHTS}"))
-        raise UserError(f"no finished run {model!r}", where=str(root / "runs"),
+        known = sorted(path.parent.parent.name for path in (root / RUNS).glob(f"*/{WEIGHTS}"))
+        raise UserError(f"no finished run {model!r}", where=str(root / RUNS),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
     return find_run_model(folder, model)
 
@@ -51,13 +52,12 @@ def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
     kept = store.read_json(CONFIG)
     if finished is None or kept is None:
         raise UserError(f"run {folder.name} has not finished", where=store.location, fix="submit its job again")
-    with (folder / WEIGHTS).open("rb") as file:
-        if file_digest(file, "sha256").hexdigest() != finished.weights_sha256:
-            raise UserError(
-                f"{WEIGHTS} differs from the SHA-256 in {RESULT}: it was changed or damaged after training",
-                where=str(folder),
-                fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
-            )
+    if sha256_of(folder / WEIGHTS) != finished.weights_sha256:
+        raise UserError(
+            f"{WEIGHTS} differs from the SHA-256 in {RESULT}: it was changed or damaged after training",
+            where=str(folder),
+            fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
+        )
     config = stored_config(kept, str(folder / CONFIG))
     note_older(name, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256

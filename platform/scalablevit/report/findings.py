@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
-
-FILE = "findings.json"
+from scalablevit.run_files import FINDINGS
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def load_findings(folder: Path) -> Findings | None:
         UserError: the file is damaged.
     """
     try:
-        found = json.loads((folder / FILE).read_bytes())
+        found = json.loads((folder / FINDINGS).read_bytes())
         cases = {name: tuple(Case(**case) for case in found[name]) for name in ("cases", "worst")}
         return Findings(**{**found, **cases})
     except FileNotFoundError:
@@ -61,6 +60,6 @@ def load_findings(folder: Path) -> Findings | None:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"not readable as findings: {error!r}",
-            where=str(folder / FILE),
+            where=str(folder / FINDINGS),
             fix="move the folder away; the page is then made without single images",
         ) from None

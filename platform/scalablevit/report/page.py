@@ -11,9 +11,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scalablevit.config.task_info import TaskInfo, task_info
-from scalablevit.report.charts import LINES, Line, line_chart
-from scalablevit.report.curves import Rows, points
 from scalablevit.report.findings import Findings
+from scalablevit.viz.charts import LINES, PAGE_INK, Line, line_chart
+from scalablevit.viz.curves import Rows, points
+from scalablevit.viz.palette import class_hex
 
 TEMPLATE = "page.html"
 MATRIX_CLASSES = 20
@@ -105,9 +106,11 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(image=_data_uri, big=_big, sentence=lambda text: text[:1].upper() + text[1:])
+    environment.filters.update(
+        image=_data_uri, big=_big, colour=class_hex, sentence=lambda text: text[:1].upper() + text[1:]
+    )
     helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "metrics": metrics,
-               "class_metrics": class_metrics}  # fmt: skip
+               "class_metrics": class_metrics, "class_colour": class_colour}  # fmt: skip
     return environment.get_template(TEMPLATE).render(page=page, **helpers)
 
 
@@ -158,7 +161,10 @@ def precision(stage: Stage, place: int) -> Chart | None:
     drawn = {mean: np.mean(list(by_class.values()), axis=0), **{name: by_class[name] for name in sorted(worst)}}
     recall = np.linspace(0, 1, len(drawn[mean])).tolist()
     lines: dict[str, Line] = {name: (recall, curve.tolist()) for name, curve in drawn.items()}
-    svg = line_chart(f"stage-{place}-precision", lines, across="recall", up="precision", limits=(0.0, 1.02))
+    colors = {mean: PAGE_INK, **{name: class_colour(stage, name) for name in worst}}
+    svg = line_chart(
+        f"stage-{place}-precision", lines, across="recall", up="precision", colors=colors, limits=(0.0, 1.02)
+    )
     means = ", ".join(f"{name} {float(curve.mean()):.2f}" for name, curve in drawn.items())
     left_out = f"; the {len(worst)} worst of {len(by_class)} classes" if len(worst) < len(by_class) else ""
     words = f"Precision by recall; mean precision: {means}{left_out}"
@@ -209,6 +215,12 @@ def class_metrics(stage: Stage) -> dict[str, dict[str, float]]:
         if class_name:
             found.setdefault(metric, {})[class_name[0]] = value
     return found
+
+
+def class_colour(stage: Stage, name: str) -> str:
+    """The colour that a class has in all pictures; that of the text for a name that is no class."""
+    classes = list(stage.result["classes"]) if stage.result else []
+    return class_hex(classes.index(name)) if name in classes else PAGE_INK
 
 
 def _pairs(stage: Stage) -> list[list[int]]:

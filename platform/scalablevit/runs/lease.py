@@ -19,14 +19,11 @@ import psutil
 import pyarrow.fs
 
 from scalablevit.config.errors import UserError
+from scalablevit.run_files import LEASE, LEASE_LOCK, LEASE_WATCHED
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.signals import interrupt
 from scalablevit.training.storage import open_filesystem, put_text
 
-FILE = "lease.json"
-LOCK = "lease.lock"
-WATCHED = "lease_watched.json"
-"""In the run's local folder: a claim of another machine that was watched for `STALE_S` and not renewed."""
 RENEW_S = 5.0
 STALE_S = 30.0
 WATCH_S = 0.5
@@ -57,7 +54,7 @@ class Lease:
         except TimeoutError as error:
             raise UserError(
                 f"run {self._store.name}: {error}",
-                where=f"{self._store.location}/{LOCK}",
+                where=f"{self._store.location}/{LEASE_LOCK}",
                 fix="look for a suspended process of an earlier job; if there is none on any node, remove the file",
             ) from None
         self._thread.start()
@@ -71,7 +68,7 @@ class Lease:
         try:
             with self._alone():
                 if self._is_own(self._read()):
-                    self._store.write(FILE, b"{}")
+                    self._store.write(LEASE, b"{}")
         except OSError as failure:  # storage that is away or full: the claim is then taken over as a dead owner's
             print(f"clean-up: releasing the lease of {self._store.name} failed: {failure}", file=sys.stderr, flush=True)
 
@@ -119,7 +116,7 @@ class Lease:
             fix = f"it is suspended: `kill -CONT {process}` lets it go on, `kill -KILL {process}` ends it"
         return UserError(
             f"run {self._store.name} belongs to process {process} on {claim.get('host')} since {since}",
-            where=f"{self._store.location}/{FILE}",
+            where=f"{self._store.location}/{LEASE}",
             fix=fix,
         )
 
@@ -152,7 +149,7 @@ class Lease:
             "started": self._started,
             "renewed": time.time(),
         }
-        self._store.write(FILE, json.dumps(claim).encode())
+        self._store.write(LEASE, json.dumps(claim).encode())
 
     def _renew(self) -> None:
         while not self._stopped.wait(RENEW_S):
@@ -160,7 +157,7 @@ class Lease:
                 with self._alone():
                     if self._stopped.is_set():
                         return
-                    content = self._store.read(FILE)
+                    content = self._store.read(LEASE)
                     if content is None or self._is_own(_parsed(content)):
                         self._write()
                         continue
@@ -187,7 +184,7 @@ class Lease:
         """
         filesystem, folder = open_filesystem(self._store.location)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-        lock = _locked(f"{folder}/{LOCK}") if local else None
+        lock = _locked(f"{folder}/{LEASE_LOCK}") if local else None
         try:
             yield
         finally:
@@ -228,7 +225,7 @@ def _parsed(content: bytes | None) -> Claim | None:
 
 def claim_of(store: RunStore) -> Claim | None:
     """The claim on a run, whether its owner lives or not; None: nobody claims it."""
-    return _parsed(store.read(FILE))
+    return _parsed(store.read(LEASE))
 
 
 def lives(claim: Claim) -> bool | None:
@@ -266,14 +263,14 @@ def owned(stores: Sequence[RunStore]) -> set[str]:
         watched = [store for store in watched if alive[store.name] is None]
     for store in watched:
         with suppress(OSError):  # a root that may only be read: it is watched again the next time
-            put_text(str(store.local), WATCHED, json.dumps(claims[store.name]))
+            put_text(str(store.local), LEASE_WATCHED, json.dumps(claims[store.name]))
     return {name for name, answer in alive.items() if answer}
 
 
 def _watched_before(store: RunStore) -> Claim | None:
     """The claim that was watched last and not renewed."""
     try:
-        return _parsed((store.local / WATCHED).read_bytes())
+        return _parsed((store.local / LEASE_WATCHED).read_bytes())
     except OSError:
         return None
 

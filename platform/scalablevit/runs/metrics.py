@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from scalablevit.run_files import METRICS, RECORDS, RESULTS
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.outbox import RECORDS, Line, read_lines
+from scalablevit.tracking.outbox import Line, read_lines
 from scalablevit.training.storage import put_text
 
-METRICS = "metrics.jsonl"
-RESULTS = "results.csv"
 IS_BEST = "val/is_best"
 
 Row = dict[str, float | str]

@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Any
 
 from scalablevit.config.recipe import FIRST_STEPS
+from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import Console, duration
 from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
-from scalablevit.tracking.outbox import RECORDS, now_ms, read_lines
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
-from scalablevit.training.storage import START_NOTE
+from scalablevit.tracking.outbox import now_ms, read_lines
+from scalablevit.training.attempts import read_attempts
 
 POLL_S = 0.5
 QUIET_S = 5.0

@@ -1,13 +1,10 @@
-"""What a finished stage leaves in its run folder: `result.json` and the names of its files."""
+"""What a finished stage leaves in its run folder: `result.json`."""
 
 from dataclasses import dataclass, field
 
 from scalablevit.config.recipe import Stage
+from scalablevit.run_files import RESULT
 from scalablevit.runs.run_store import RunStore
-
-RESULT = "result.json"
-WEIGHTS = "model/weights.safetensors"
-CONFIG = "model/config.json"
 
 
 @dataclass(frozen=True)

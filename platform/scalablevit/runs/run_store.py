@@ -8,11 +8,9 @@ from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import refuse_session_folder
+from scalablevit.run_files import RUNS
 from scalablevit.tracking.outbox import outbox_of
 from scalablevit.training import storage as run_storage
-
-IDENTITY = "run.json"
-"""In run storage: the run's `uid` in tracking, and when it was `created`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class RunStore:
             storage: `cluster.storage`; None: `<root>/runs`.
             root: the platform's root.
         """
-        local = root / "runs" / name
+        local = root / RUNS / name
         if storage is None:
             location = str(local)
         elif "://" in storage:

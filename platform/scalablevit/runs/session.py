@@ -8,9 +8,10 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Literal
 
+from scalablevit.run_files import IDENTITY
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
-from scalablevit.runs.run_store import IDENTITY, RunStore
+from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import StatusFile
 from scalablevit.tracking.outbox import Outbox, Status
 from scalablevit.tracking.sync import OutboxSync, Pending

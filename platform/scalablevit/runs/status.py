@@ -15,13 +15,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
+from scalablevit.run_files import IDENTITY, STATUS
 from scalablevit.runs.lease import Lease
-from scalablevit.runs.run_store import IDENTITY, RunStore
+from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import brief, without_credentials
 from scalablevit.training.ray_internals import JOB_VARIABLE
 from scalablevit.training.storage import put_text
 
-FILE = "status.json"
 WRITE_S = 5.0
 """Steps are written at most this often; a new state, stage or best value at once."""
 
@@ -82,19 +82,19 @@ def read_status(local: Path) -> Status | None:
         UserError: the file is damaged or cannot be read.
     """
     try:
-        return _STATUS.validate_json((local / FILE).read_bytes(), strict=True)
+        return _STATUS.validate_json((local / STATUS).read_bytes(), strict=True)
     except FileNotFoundError:
         return None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UserError(
             f"not readable as a status: {': '.join([*map(str, first['loc']), shown(first['msg'])])}",
-            where=str(local / FILE),
+            where=str(local / STATUS),
             fix="remove the file; the run writes it again when it goes on",
         ) from None
     except OSError as error:
         raise UserError(
-            f"not readable: {error.strerror or error}", where=str(local / FILE), fix="make the file readable"
+            f"not readable: {error.strerror or error}", where=str(local / STATUS), fix="make the file readable"
         ) from None
 
 
@@ -113,7 +113,7 @@ def store_of(local: Path) -> RunStore:
 
 def write_status(local: Path, status: Status) -> None:
     """Replace the file as a whole."""
-    put_text(str(local), FILE, json.dumps(asdict(status), indent=1))
+    put_text(str(local), STATUS, json.dumps(asdict(status), indent=1))
 
 
 def finish_late(store: RunStore) -> None:
@@ -201,10 +201,10 @@ class StatusFile:
                 except OSError:
                     if self._status.state not in ENDED:
                         raise
-                    _overwrite(self._local / FILE, self._status)
+                    _overwrite(self._local / STATUS, self._status)
         except OSError as error:  # such as a full disk, which training survives
             if not self._failed:
-                print(f"{self._local / FILE} was not written: {error}", file=sys.stderr, flush=True)
+                print(f"{self._local / STATUS} was not written: {error}", file=sys.stderr, flush=True)
             self._failed = True
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from scalablevit.run_files import CALLBACK_LOG
 from scalablevit.tracking.outbox import MetricRecord, Outbox
-
-LOG = "callback.log"
 
 
 class OutboxCallback(UserCallback):
@@ -69,7 +68,7 @@ class OutboxCallback(UserCallback):
     def _note(self, failure: str) -> None:
         print(f"tracking: a report was not recorded\n{failure}", file=sys.stderr)
         try:
-            with (self._folder / LOG).open("a") as file:
+            with (self._folder / CALLBACK_LOG).open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n")
         except OSError as error:
             print(f"tracking: nor could that be logged: {error}", file=sys.stderr)

@@ -14,16 +14,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from scalablevit.io import sha256_of
+from scalablevit.run_files import CONFIG_NAME, FORMER_OUTBOX, OUTBOX, RECORDS, WEIGHTS_NAME
 from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
 
-RECORDS = "records.jsonl"
-FOLDER, FORMER_FOLDER = "outbox", "spool"
-"""In a run's folder; runs of releases before 0.2 have the former one."""
 FORMAT = 1
 TAIL_BLOCK = 1 << 16
 MAX_STEP = 2**63 - 1
@@ -55,8 +54,8 @@ class Line:
 
 def outbox_of(run: Path) -> Path:
     """Return the outbox's folder in a run's folder; one that an earlier release began stays where it is."""
-    former = run / FORMER_FOLDER
-    return former if former.is_dir() else run / FOLDER
+    former = run / FORMER_OUTBOX
+    return former if former.is_dir() else run / OUTBOX
 
 
 def now_ms() -> int:
@@ -206,15 +205,15 @@ class Outbox:
             requirements: `name==version` lines.
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
         """
-        sums = {file: _sha256(folder / file) for file in ("weights.safetensors", "config.json")}
+        sums = {file: sha256_of(folder / file) for file in (WEIGHTS_NAME, CONFIG_NAME)}
         code = self._keep_code(package)
-        registration = sha256(f"{uid}\0{name}\0{sums['weights.safetensors']}".encode()).hexdigest()[:32]
+        registration = sha256(f"{uid}\0{name}\0{sums[WEIGHTS_NAME]}".encode()).hexdigest()[:32]
         lineage = {
             **tags,
             tag_names.UID: registration,
             tag_names.RUN_UID: uid,
-            tag_names.WEIGHTS_SHA256: sums["weights.safetensors"],
-            tag_names.CONFIG_SHA256: sums["config.json"],
+            tag_names.WEIGHTS_SHA256: sums[WEIGHTS_NAME],
+            tag_names.CONFIG_SHA256: sums[CONFIG_NAME],
             tag_names.CODE_DIGEST: code.parent.name,
         }
         fields = {
@@ -357,11 +356,6 @@ class Outbox:
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _line(kind: str, uid: str, fields: Mapping[str, Any], time_ms: int) -> bytes:

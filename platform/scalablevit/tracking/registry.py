@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import Refused, bounded_requests, connect
 from scalablevit.tracking.tags import RUN_UID, UID
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
 INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
 LOOKUP_TIMEOUT_S = 10
 
@@ -37,7 +36,11 @@ def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: 
     """
     missing = [
         str(path)
-        for path in (Path(record["folder"]) / WEIGHTS, Path(record["folder"]) / CONFIG, code / record["serving"])
+        for path in (
+            Path(record["folder"]) / WEIGHTS_NAME,
+            Path(record["folder"]) / CONFIG_NAME,
+            code / record["serving"],
+        )
         if not path.is_file()
     ]
     if missing:
@@ -104,7 +107,7 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
     # the model sees a request, drop further columns silently and repeat all bytes of an image in its refusals.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     folder = Path(record["folder"])
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     metadata = Model(
         artifact_path=model.artifact_location,
         model_uuid=model.model_id,
@@ -116,7 +119,7 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
             str(target),
             python_model=str(code / record["serving"]),
             code_paths=[str(code)],
-            artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
+            artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
             signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),  # type: ignore[no-untyped-call]
             metadata={"input": INPUT, "classes": config["classes"]},
             pip_requirements=list(record["requirements"]),

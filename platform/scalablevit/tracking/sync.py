@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from scalablevit.io import write_file
+from scalablevit.run_files import RECORDS, REFUSED, SENT, SYNC_LOCK
 from scalablevit.tracking.connection import (
     MESSAGE_LENGTH,
     Away,
@@ -27,10 +29,6 @@ from scalablevit.tracking.connection import (
 )
 from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
 from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_runs, read_lines
-
-PROGRESS = "shipped.json"
-REFUSED = "refused.jsonl"
-LOCK = "sync.lock"
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -61,16 +59,14 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Replace the file as a whole."""
-        part = folder / f".{PROGRESS}.part"
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(folder / PROGRESS)
+        write_file(folder / SENT, json.dumps(asdict(self)).encode(), durable=False)
 
 
 def remembered(folder: Path) -> Progress | None:
     """Where an outbox was sent last and how far, or None."""
     try:
-        saved = Progress(**json.loads((folder / PROGRESS).read_bytes()))
-        size = (folder / "records.jsonl").stat().st_size
+        saved = Progress(**json.loads((folder / SENT).read_bytes()))
+        size = (folder / RECORDS).stat().st_size
     except (OSError, ValueError, TypeError):
         return None
     return saved if saved.offset <= size else None
@@ -353,7 +349,7 @@ class OutboxSync:
     @contextmanager
     def _owned(self) -> Iterator[bool]:
         """Whether the sync's lock is ours; a process that dies gives it back."""
-        with (self._folder / LOCK).open("a+") as file:
+        with (self._folder / SYNC_LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -363,7 +359,7 @@ class OutboxSync:
             yield True
 
     def _owner(self) -> str:
-        return (self._folder / LOCK).read_text() or "another process"
+        return (self._folder / SYNC_LOCK).read_text() or "another process"
 
 
 def _write_owner(file: IO[str]) -> None:

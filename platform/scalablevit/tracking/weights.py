@@ -4,14 +4,14 @@ import json
 import re
 import tempfile
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.stored import stored_config
+from scalablevit.io import sha256_of
+from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
-from scalablevit.tracking.registry import CONFIG, WEIGHTS
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             client = connect(tracking_uri)
             version = _version(client, asked)
             sums = _sums(version, model_uri)
-            folder = cache / sums[WEIGHTS]
+            folder = cache / sums[WEIGHTS_NAME]
             if not _intact(folder, sums):
                 _fetch(client, version, tracking_uri, folder)
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -82,9 +82,9 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             where=str(folder),
             fix="do not use this version: it was changed or damaged after it was registered",
         )
-    config = stored_config(json.loads((folder / CONFIG).read_bytes()), str(folder / CONFIG))
+    config = stored_config(json.loads((folder / CONFIG_NAME).read_bytes()), str(folder / CONFIG_NAME))
     return RegisteredWeights(
-        folder / WEIGHTS, config, version.name, int(version.version), str(version.run_id), dict(version.tags)
+        folder / WEIGHTS_NAME, config, version.name, int(version.version), str(version.run_id), dict(version.tags)
     )
 
 
@@ -96,7 +96,7 @@ def _version(client: "MlflowClient", asked: re.Match[str]) -> "ModelVersion":
 
 def _sums(version: "ModelVersion", model_uri: str) -> dict[str, str]:
     """SHA-256 by file name; also makes sure that a tag is fit to be a folder's name."""
-    sums = {WEIGHTS: version.tags.get(WEIGHTS_SHA256, ""), CONFIG: version.tags.get(CONFIG_SHA256, "")}
+    sums = {WEIGHTS_NAME: version.tags.get(WEIGHTS_SHA256, ""), CONFIG_NAME: version.tags.get(CONFIG_SHA256, "")}
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values()):
         raise UserError(
             f"{model_uri} carries no SHA-256 of its weights and config",
@@ -109,11 +109,8 @@ def _sums(version: "ModelVersion", model_uri: str) -> dict[str, str]:
 def _intact(folder: Path, sums: dict[str, str]) -> bool:
     for name, expected in sums.items():
         path = folder / name
-        if not path.is_file():
+        if not path.is_file() or sha256_of(path) != expected:
             return False
-        with path.open("rb") as file:
-            if file_digest(file, "sha256").hexdigest() != expected:
-                return False
     return True
 
 
@@ -123,7 +120,7 @@ def _fetch(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, f
 
     location = client.get_model_version_download_uri(version.name, str(version.version))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CONFIG):
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
         with tempfile.TemporaryDirectory(dir=folder) as part:
             got = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/artifacts/{name}", dst_path=part, tracking_uri=tracking_uri

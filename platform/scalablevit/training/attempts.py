@@ -11,8 +11,6 @@ from ray.train import Checkpoint, UserCallback
 
 from scalablevit.training.ray_internals import failed_health_check
 
-ATTEMPTS = "attempts.jsonl"
-
 
 class AttemptsCallback(UserCallback):
     """Appends lines as Ray Train's controller, in which it runs on the driver's node, learns of them.

@@ -15,6 +15,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
+from scalablevit.run_files import BAD_SAMPLES
 from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks
@@ -22,7 +23,7 @@ from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import TrainContext
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.state import Record, TrainState
-from scalablevit.training.storage import BAD_SAMPLES, add_bad_samples
+from scalablevit.training.storage import add_bad_samples
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from scalablevit.config.stored import to_store
 from scalablevit.data.loader import Batch
+from scalablevit.run_files import NONFINITE, STEP
 from scalablevit.training.loop import TrainContext
 from scalablevit.training.state import TrainState
-from scalablevit.training.storage import STEP, open_filesystem, put
-
-FOLDER = "nonfinite"
-"""In the run's folder: a folder for each captured step."""
+from scalablevit.training.storage import open_filesystem, put
 
 
 def batches_file(rank: int) -> str:
@@ -35,7 +33,7 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
         micro_batches: of this rank.
     """
     filesystem, root = open_filesystem(run_folder)
-    folder = f"{root}/{FOLDER}/step_{state.step:09d}"
+    folder = f"{root}/{NONFINITE}/step_{state.step:09d}"
     filesystem.create_dir(folder, recursive=True)
     tensors = {f"{number}/{key}": value for number, batch in enumerate(micro_batches) for key, value in _flat(batch)}
     put(filesystem, f"{folder}/{batches_file(context.rank)}", safetensors.torch.save(tensors))

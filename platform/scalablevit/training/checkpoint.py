@@ -17,11 +17,10 @@ import safetensors.torch
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Keep
+from scalablevit.run_files import CHECKPOINTS, MANIFEST, STATE
 from scalablevit.training.state import Snapshot
 from scalablevit.training.storage import open_filesystem, put, read
 
-MANIFEST = "manifest.json"
-STATE = "state.json"
 _FOLDER = re.compile(r"step_(\d{9})-[0-9a-f]{8}")
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class CheckpointStore:
 
     def __init__(self, run_folder: str) -> None:
         self.filesystem, root = open_filesystem(run_folder)
-        self.folder = f"{root}/checkpoints"
+        self.folder = f"{root}/{CHECKPOINTS}"
 
     def write(self, snapshot: Snapshot, value: float | None) -> str:
         """Write a checkpoint; it exists from the moment its manifest does.

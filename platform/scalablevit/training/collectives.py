@@ -6,6 +6,7 @@ from typing import NoReturn, TypeVar, cast
 import torch.distributed as dist
 
 from scalablevit.config.errors import UserError
+from scalablevit.text import and_more
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 
@@ -32,10 +33,9 @@ def end_with_changed_files(files: Collection[str]) -> NoReturn:
         gathered = [[]] * world_size()
         dist.all_gather_object(gathered, list(files))
     names = sorted({name for each in gathered for name in each})
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     raise UserError(
         f"{len(names)} files have other contents than when the run began, and its digest names those: "
-        f"{', '.join(names[:NAMED])}{more}",
+        f"{', '.join(names[:NAMED])}{and_more(len(names), NAMED)}",
         where="data",
         fix="put them back and give the same command again (a training resumes); with the changed data it is a new run",
     )

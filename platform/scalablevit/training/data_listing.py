@@ -12,11 +12,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.node_cache import open_on_node
 from scalablevit.data.sources.opening import source_of
+from scalablevit.run_files import DATA, LISTINGS
 from scalablevit.training import storage
 
-FOLDER = "data"
-LISTINGS = f"{FOLDER}/listings.json"
-"""In a run's folder: the SHA-256 of each split's listing, and of what it is one."""
 FIELDS = ("source", "root", "train", "val", "classes", "instance_masks")
 """Of a recipe's data section: what a listing depends on."""
 
@@ -28,12 +26,12 @@ def store_listings(location: str, sources: Mapping[SplitName, Source]) -> None:
         location: of the run's folder: a path or an address.
     """
     filesystem, folder = storage.open_filesystem(location)
-    filesystem.create_dir(f"{folder}/{FOLDER}", recursive=True)
+    filesystem.create_dir(f"{folder}/{DATA}", recursive=True)
     facts: dict[str, Any] = {"of": _depends_on(next(iter(sources.values())).data)}
     for split, source in sources.items():
         content = source.listing.pack()
         facts[split] = hashlib.sha256(content).hexdigest()
-        storage.put(filesystem, f"{folder}/{FOLDER}/{split}.listing", content)
+        storage.put(filesystem, f"{folder}/{DATA}/{split}.listing", content)
     storage.put(filesystem, f"{folder}/{LISTINGS}", json.dumps(facts, indent=1).encode())
 
 
@@ -50,7 +48,7 @@ def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Sour
         UserError: the listing is missing, damaged, or one of other data.
     """
     filesystem, folder = storage.open_filesystem(location)
-    file = f"{folder}/{FOLDER}/{split}.listing"
+    file = f"{folder}/{DATA}/{split}.listing"
     try:
         facts = json.loads(storage.read(filesystem, f"{folder}/{LISTINGS}") or b"")
         if facts["of"] != _depends_on(data):
@@ -61,7 +59,7 @@ def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Sour
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the listing of the data cannot be used: {error}",
-            where=f"{location}/{FOLDER}",
+            where=f"{location}/{DATA}",
             fix="submit again: it is made again",
         ) from error
 

@@ -16,6 +16,7 @@ from scalablevit.config.recipe import FIRST_STEPS, Length, Stage
 from scalablevit.config.schedule import learning_rate
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.task import Task
+from scalablevit.text import and_more
 from scalablevit.training import optim, seeds
 from scalablevit.training.collectives import end_with_changed_files
 from scalablevit.training.state import MetricAccumulator, Record, TrainState
@@ -427,9 +428,9 @@ def _refused(context: TrainContext, state: TrainState, record: Record) -> TrainR
 
 def _bad_files(context: TrainContext, state: TrainState) -> str:
     named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
-    more = [f"\n  and {len(named) - SHOWN_FILES} more files"] if len(named) > SHOWN_FILES else []
+    more = and_more(len(named), SHOWN_FILES, before="\n  ", what="more files")
     counted = f"{state.bad_samples} of {_seen(context, state)} samples could not be decoded:"
-    return "".join([counted, *named[:SHOWN_FILES], *more])
+    return "".join([counted, *named[:SHOWN_FILES], more])
 
 
 def _not_finite(record: Record) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length
 from scalablevit.config.stored import stored_stage
+from scalablevit.run_files import STEP
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
 from scalablevit.training.capture import batches_file, unflat
 from scalablevit.training.loop import TrainContext
-from scalablevit.training.storage import STEP
 
 
 @dataclass(frozen=True)

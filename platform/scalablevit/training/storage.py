@@ -1,7 +1,5 @@
 """Run storage on any pyarrow file system; free of torch, so that drivers start quickly."""
 
-import os
-import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +7,8 @@ from pathlib import Path
 
 import pyarrow.fs
 
-START_NOTE = "start.txt"
-"""In the run's folder: what the last attempt started from, a checkpoint, initial weights or random ones."""
-STEP = "step.json"
-"""In the folder of a captured step: what its random numbers are functions of."""
-BAD_SAMPLES = "bad_samples.txt"
-"""In the run's folder: the undecodable training files that were met, a line each: path, tab, reason."""
+from scalablevit.io import write_file
+from scalablevit.run_files import BAD_SAMPLES
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -31,21 +25,7 @@ def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
-    temporary = Path(f"{path}.{secrets.token_hex(4)}.part")  # its own, should another process write the same file
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(temporary.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_file(Path(path), content)
 
 
 def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:

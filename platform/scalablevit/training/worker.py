@@ -23,6 +23,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
+from scalablevit.run_files import BAD_SAMPLES, START_NOTE
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.training import seeds
 from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
@@ -33,7 +34,7 @@ from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
-from scalablevit.training.storage import BAD_SAMPLES, START_NOTE, local_copy, put_text
+from scalablevit.training.storage import local_copy, put_text
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from ray import tune
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.stored import to_store
+from scalablevit.run_files import RECIPE
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import open_filesystem, put_text, read
 
 POINTER = "pointer.json"
-RECIPE = "recipe.yaml"
 
 
 def write_recipe(folder: str, stage: Stage) -> None:

@@ -8,20 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scalablevit.run_files import RESULT, TRIAL_LIST, TRIALS
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import open_filesystem, put_text, read
 from scalablevit.tuning.population import segment_folders
 from scalablevit.tuning.sampling import Values
-
-LIST = "trials.json"
-RESULT = "result.json"
 
 TrialStatus = Literal["waiting", "running", "unfinished", "finished", "stopped", "failed"]
 
 
 def trial_folder(search_folder: str, number: int) -> str:
     """Where a trial keeps its recipe, its checkpoints and its result."""
-    return f"{search_folder}/trials/{number:04d}"
+    return f"{search_folder}/{TRIALS}/{number:04d}"
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Trial:
 def load_trials(search_folder: str) -> list[Trial]:
     """The trials that were drawn or proposed so far, with the results of those that have ended."""
     filesystem, folder = open_filesystem(search_folder)
-    content = read(filesystem, f"{folder}/{LIST}")
+    content = read(filesystem, f"{folder}/{TRIAL_LIST}")
     trials = [Trial(number, values) for number, values in enumerate(json.loads(content) if content else [])]
     for trial in trials:
         read_result(search_folder, trial)
@@ -60,7 +58,7 @@ def load_trials(search_folder: str) -> list[Trial]:
 
 def save_list(search_folder: str, trials: Sequence[Trial]) -> None:
     """Write down the values of all trials, before the first or the newest of them starts."""
-    put_text(search_folder, LIST, json.dumps([trial.values for trial in trials], indent=1))
+    put_text(search_folder, TRIAL_LIST, json.dumps([trial.values for trial in trials], indent=1))
 
 
 def read_result(search_folder: str, trial: Trial) -> bool:

@@ -10,7 +10,8 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from scalablevit.data.labels import IGNORE
-from scalablevit.viz.style import DPI, colour, plain
+from scalablevit.viz.palette import class_color, class_hex, ink_on
+from scalablevit.viz.style import DPI, plain
 
 CELL = 2.6
 """Inches of a picture's side."""
@@ -46,7 +47,7 @@ def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: S
     draw_image(axes, tinted, mask.shape)
     largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
     if largest and classes:
-        patches = [Patch(color=colour(number), label=plain(classes[number])) for number in largest]
+        patches = [Patch(color=class_hex(number), label=plain(classes[number])) for number in largest]
         axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
 
 
@@ -62,7 +63,7 @@ def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[
     """An image with its classes' colours at their places, one over the other."""
     tinted = image.copy()
     for here, label in zip(places, labels, strict=False):  # without masks there are only labels
-        tinted[here] = (1 - opacity) * tinted[here] + opacity * np.array(colour(label), np.float32)
+        tinted[here] = (1 - opacity) * tinted[here] + opacity * np.array(class_color(label), np.float32) / 255
     return tinted
 
 
@@ -71,9 +72,9 @@ def draw_boxes(
 ) -> None:
     """Boxes, with the names of their classes and scores if there are any names."""
     for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
-        edge = colour(labels[number])
+        edge, ink = class_hex(labels[number]), ink_on(class_color(labels[number]))
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=1.2))
         if classes:
             score = "" if scores is None else f" {scores[number]:.2f}"
-            axes.text(left, top, plain(f"{classes[labels[number]]}{score}"), fontsize="xx-small", color="white",
+            axes.text(left, top, plain(f"{classes[labels[number]]}{score}"), fontsize="xx-small", color=ink,
                       va="bottom", bbox={"facecolor": edge, "edgecolor": "none", "pad": 0.5})  # fmt: skip

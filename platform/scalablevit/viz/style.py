@@ -1,6 +1,11 @@
-"""What all pictures have in common: resolution, colours of classes, and plain text."""
+"""What all pictures have in common: resolution, plain text, and how they are written."""
 
-from matplotlib import colormaps
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from scalablevit.io import write_file
 
 DPI = 110
 
@@ -10,7 +15,9 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def colour(number: int) -> tuple[float, float, float]:
-    """Of a class; neighbouring numbers differ."""
-    red, green, blue, _ = colormaps["tab20"](number * 2 % 20 + number // 10 % 2)
-    return red, green, blue
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI, format=file.suffix.removeprefix("."))
+    write_file(file, content.getvalue(), durable=False)

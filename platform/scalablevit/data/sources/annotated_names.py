@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import first
+from scalablevit.text import and_more
 
 _SHOWN = 5
 _BACKSLASHES = "with / for \\"
@@ -121,8 +122,7 @@ class ImageFiles:
                    if isinstance(match, _Unmatched) and match.reason]  # fmt: skip
         if len(reasons) <= tolerated:
             return
-        more = [f"and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else []
-        lines = "".join(f"\n    {line}" for line in [*reasons[:_SHOWN], *more])
+        lines = "".join(f"\n    {line}" for line in reasons[:_SHOWN]) + and_more(len(reasons), _SHOWN, before="\n    ")
         raise UserError(
             f"{len(unmatched)} of {count} names (file_name) are of no file in {shown(self.folder)}:{lines}",
             where=where,

@@ -9,6 +9,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import SUFFIXES
 from scalablevit.data.names import shown
+from scalablevit.text import and_more
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _WORDS = {"/": "hidden folders", "": "without suffix"}
@@ -181,5 +182,4 @@ def refuse_links(links: list[str], base: Path, where: str) -> None:
 
 def first(names: Sequence[str], count: int = 5) -> str:
     """Name the first few of many."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{', '.join(map(shown, names[:count]))}{more}"
+    return f"{', '.join(map(shown, names[:count]))}{and_more(len(names), count)}"

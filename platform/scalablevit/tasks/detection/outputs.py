@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
 from scalablevit.tasks.output import OVERLAYS, Answer, place
-from scalablevit.viz.drawing import class_colors, draw_boxes
+from scalablevit.viz.overlays import draw_boxes
+from scalablevit.viz.palette import class_colors
 
 
 class Detections:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from scalablevit.data.names import shown
 from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, place
-from scalablevit.viz.drawing import class_colors, draw_labels
+from scalablevit.viz.overlays import draw_labels
+from scalablevit.viz.palette import class_colors, class_hex
 
 
 class Masks(Table):
@@ -24,8 +25,8 @@ class Masks(Table):
         with (self.folder / "classes.csv").open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(("number", "class", "color"))
-            for number, (name, color) in enumerate(zip(self.classes, class_colors(len(self.classes)), strict=True)):
-                lines.writerow((number, name, "#{:02x}{:02x}{:02x}".format(*color)))
+            for number, name in enumerate(self.classes):
+                lines.writerow((number, name, class_hex(number)))
         return super().__enter__()
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:

@@ -11,7 +11,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.data.decoding import BadSample
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.report import error_analysis
+from scalablevit.pipeline import error_analysis
 from scalablevit.report.findings import load_findings
 from scalablevit.tasks.registry import build_task
 

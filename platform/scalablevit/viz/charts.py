@@ -1,4 +1,4 @@
-"""Line charts for a page: SVG that takes its colours from the page around it, and so follows light and dark."""
+"""Line charts for a page: SVG whose text and axes take their colours from the page, and so follow light and dark."""
 
 import io
 import re
@@ -8,14 +8,17 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scalablevit.viz.palette import FIRST, class_hex
 from scalablevit.viz.style import plain
 
 SIZE = (4.4, 2.7)
 """Inches; pages scale it to their columns."""
-LINES = 8
-"""Colours that a page defines: `--line-0` and so on."""
+LINES = len(FIRST)
+"""Of one chart: more cannot be told apart."""
 STYLES = ("-", "--", "-.", ":")
 """With the colours, so that lines are told apart without them."""
+PAGE_INK = "currentColor"
+"""The colour of the text around a chart."""
 _INK, _FAINT, _NONE = "#010203", "#010204", {"Date": None, "Creator": None, "Format": None, "Type": None}
 _SPOTS = 3
 """Of so few points each is marked: one alone makes no line."""
@@ -30,6 +33,7 @@ def line_chart(
     *,
     across: str,
     up: str,
+    colors: Mapping[str, str] | None = None,
     log: bool = False,
     limits: tuple[float, float] | None = None,
     mark: float | None = None,
@@ -40,6 +44,7 @@ def line_chart(
         name: letters, digits and hyphens; different for each chart of a page, since its elements' ids begin with it.
         lines: by label, at most `LINES`.
         across, up: labels of the axes.
+        colors: of the lines by label, `#rrggbb` or `PAGE_INK`; None: those of the palette in their order.
         log: the vertical axis is logarithmic.
         limits: of the vertical axis.
         mark: place across of a vertical line.
@@ -47,8 +52,9 @@ def line_chart(
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     drawn: list[Line2D] = []
-    for number, (places, values) in enumerate(lines.values()):
-        drawn += axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=_line(number), linewidth=1.6,
+    for number, (label, (places, values)) in enumerate(lines.items()):
+        color = class_hex(number) if colors is None else colors[label].replace(PAGE_INK, _INK)
+        drawn += axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=color, linewidth=1.6,
                            marker="o" if len(places) <= _SPOTS else None, markersize=4)  # fmt: skip
     if mark is not None:
         axes.axvline(mark, color=_FAINT, linestyle=":")
@@ -68,10 +74,6 @@ def line_chart(
     return _themed(_svg(figure), name)
 
 
-def _line(number: int) -> str:
-    return f"#0102{10 + number}"
-
-
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
@@ -81,11 +83,9 @@ def _svg(figure: Figure) -> str:
 
 
 def _themed(svg: str, name: str) -> str:
-    """With the page's colours in place of our marks, and ids that no other chart of the page has."""
+    """The page's colours in place of our marks, and ids that no other chart of the page has."""
     # matplotlib's first style is for `*`, which would be all of the page
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    for mark, colour in ((_INK, "currentColor"), (_FAINT, "var(--faint)")):
+    for mark, colour in ((_INK, PAGE_INK), (_FAINT, "var(--faint)")):
         svg = svg.replace(mark, colour)
-    for number in range(LINES):
-        svg = svg.replace(_line(number), f"var(--line-{number})")
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)

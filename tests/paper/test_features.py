@@ -7,7 +7,7 @@ import timm
 import torch
 
 from scalablevit.models.receptive_field import receptive_field
-from scalablevit.report.features import (
+from scalablevit.paper.feature_maps import (
     Row,
     attention_name,
     blocks_of,
@@ -16,8 +16,7 @@ from scalablevit.report.features import (
     save_features,
     stage_ends,
 )
-from scalablevit.report.field import said, save_fields
-from scalablevit.report.tables import lined_up
+from scalablevit.paper.field_plot import said, save_fields
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,3 @@ def test_pictures_are_drawn(model, tmp_path):
         picture = cv2.imread(str(tmp_path / name))
         assert picture is not None and picture.std() > 20
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_columns_are_as_wide_as_their_widest_cell():
-    assert lined_up([["a", "bb"], ["ccc", "d"]]).splitlines() == ["a    bb", "---  --", "ccc  d"]

@@ -19,14 +19,15 @@ from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
-from scalablevit.report.findings import FILE, Case, Findings
-from scalablevit.report.overlays import save_pair
+from scalablevit.pipeline.sample_plots import save_pair
+from scalablevit.report.findings import Case, Findings
+from scalablevit.run_files import FINDINGS
 from scalablevit.tasks.drawing import Drawing
 from scalablevit.tasks.error_analysis import SampleScore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.storage import put_text
-from scalablevit.viz.style import colour
+from scalablevit.viz.palette import class_hex
 
 IMAGES = 200
 """Images of the sample, at most."""
@@ -96,7 +97,7 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
         worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.score.error > 0),
     )
-    put_text(str(folder), FILE, json.dumps(asdict(findings)))
+    put_text(str(folder), FINDINGS, json.dumps(asdict(findings)))
     return findings
 
 
@@ -131,13 +132,8 @@ def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) 
         picture=picture,
         words=seen.score.words,
         error=seen.score.error,
-        classes={task.classes[number]: _hex(number) for number in numbers},
+        classes={task.classes[number]: class_hex(number) for number in numbers},
     )
-
-
-def _hex(number: int) -> str:
-    red, green, blue = (round(255 * part) for part in colour(number))
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _name(sample: Sample) -> str:

@@ -5,7 +5,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from scalablevit.report.charts import LINES, line_chart
+from scalablevit.viz.charts import LINES, PAGE_INK, line_chart
+from scalablevit.viz.palette import class_hex
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,10 +22,17 @@ def test_charts_of_one_page_share_no_ids():
     assert used and used <= first
 
 
-def test_colours_are_the_pages_own():
+def test_lines_have_the_palettes_colours_and_all_else_the_pages():
     svg = drawn(**{f"line {number}": ([1, 2], [number, 2.0]) for number in range(LINES)})
-    assert all(f"var(--line-{number})" in svg for number in range(LINES))
-    assert "currentColor" in svg and not re.search(r"#[0-9a-f]{6}", svg)
+    assert set(re.findall(r"#[0-9a-f]{6}", svg)) == {class_hex(number) for number in range(LINES)}
+    assert "currentColor" in svg and "var(--faint)" in svg
+
+
+def test_lines_can_be_given_colours():
+    svg = line_chart("one", {"mean": ([1, 2], [1.0, 2.0]), "a": ([1, 2], [3.0, 4.0])}, across="step", up="loss",
+                     colors={"mean": PAGE_INK, "a": class_hex(5)})  # fmt: skip
+    lines = re.findall(r'<path d="M [^"]*"[^>]*style="fill: none; stroke: ([^;"]+); stroke-width: 1\.6', svg)
+    assert lines == ["currentColor", class_hex(5)] * 2  # in the chart, and in its legend
 
 
 @pytest.mark.parametrize(

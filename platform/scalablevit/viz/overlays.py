@@ -1,6 +1,5 @@
-"""Answers drawn onto their images: class colours, masks, boxes and names, readable also on small images."""
+"""Predictions drawn onto their images: masks, boxes and names, readable also on small images."""
 
-import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -11,25 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Color = tuple[int, int, int]
+from scalablevit.viz.palette import Color, ink_on
 
 SMALLEST, LARGEST = 480, 1600
 """Pixels of a drawing's long side: smaller images are enlarged by whole factors, larger ones shrunk."""
 TEXT_PIXELS = 14
 OPACITY = 0.5
 """Of masks."""
-_HUE_STEP = (math.sqrt(5) - 1) / 2  # the golden ratio: hues of neighbouring numbers lie far apart
-_VALUES = (1.0, 0.75, 0.55)
-
-
-def class_colors(count: int) -> list[Color]:
-    """RGB of each class by its number; the same for the first classes however many there are."""
-    colors = []
-    for number in range(count):
-        rgb = colorsys.hsv_to_rgb(number * _HUE_STEP % 1, 0.8, _VALUES[number % len(_VALUES)])
-        red, green, blue = (round(255 * part) for part in rgb)
-        colors.append((red, green, blue))
-    return colors
 
 
 def draw_labels(
@@ -94,8 +81,7 @@ def _draw_tag(
     left = max(0.0, min(corner[0], size[0] - width))
     top = max(0.0, min(corner[1] - height, size[1] - height))
     draw.rectangle((left, top, left + width, top + height), fill=color)
-    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    draw.text((left + 3, top + 1), text, fill="black" if bright else "white", font=_font())
+    draw.text((left + 3, top + 1), text, fill=ink_on(color), font=_font())
 
 
 def _at_drawing_size(pixels: NDArray[np.uint8]) -> Image.Image:

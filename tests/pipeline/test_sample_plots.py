@@ -1,4 +1,4 @@
-"""Pictures of samples and curves: that they show what they should, and leave nothing half written."""
+"""Pictures of samples: that they show what they should, and leave nothing half written."""
 
 import json
 import tracemalloc
@@ -17,12 +17,11 @@ from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
-from scalablevit.report import overlays
-from scalablevit.report.curves import save_curves
-from scalablevit.report.overlays import save_pair, save_predictions, save_training_batch
+from scalablevit.pipeline import sample_plots
+from scalablevit.pipeline.sample_plots import save_pair, save_predictions, save_training_batch
 from scalablevit.tasks.detection import drawing as detection_drawing
 from scalablevit.tasks.registry import build_task, task_kind
-from scalablevit.viz.style import colour
+from scalablevit.viz.palette import class_color
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -63,7 +62,7 @@ def test_samples_are_drawn_for_each_task(name, shapes, tmp_path, monkeypatch):
 def drawn_metric(monkeypatch):
     """Where the next picture's metric will be."""
     metrics = []
-    monkeypatch.setattr(overlays, "save", lambda metric, file: metrics.append(metric))
+    monkeypatch.setattr(sample_plots, "save", lambda metric, file: metrics.append(metric))
     return metrics
 
 
@@ -92,7 +91,7 @@ def test_true_masks_cover_their_pixels_and_no_others(name, first, share, shapes,
     labels = cv2.imread(str(scenes / "annotations" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
     for label in np.unique(labels[labels >= first]):
         here = labels == label
-        wanted[here] = (1 - share) * wanted[here] + share * np.array(colour(label - first))
+        wanted[here] = (1 - share) * wanted[here] + share * np.array(class_color(label - first)) / 255
     rows, columns = np.indices(labels.shape)
     found = colours_at(metrics[0], axes, np.stack([columns.ravel(), rows.ravel()], 1))
     assert np.abs(found - wanted.reshape(-1, 3)).max() < 0.02
@@ -113,7 +112,7 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     assert most < 10 * 1080 * 1920  # bytes; one mask as a layer of its own has 32 for each pixel
     points = [(200 * number + x, 500) for number in range(8) for x in (50, 150)]
     seen = colours_at(metrics[0], metrics[0].axes[1], points)
-    tinted = [0.55 * 0.5 + 0.45 * np.array(colour(number)) for number in range(8)]
+    tinted = [0.55 * 0.5 + 0.45 * np.array(class_color(number)) / 255 for number in range(8)]
     assert np.abs(seen[::2] - tinted).max() < 0.02 and np.abs(seen[1::2] - 0.5).max() < 0.02
 
 
@@ -134,7 +133,7 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
             text.remove()
         middles = [((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
         found = colours_at(metrics[0], axes, middles)
-        assert np.abs(found - colour(label)).max() < 0.01
+        assert np.abs(found - np.array(class_color(label)) / 255).max() < 0.01
 
 
 def name_of(annotated, category):
@@ -146,7 +145,7 @@ def test_a_training_image_is_put_back_into_its_colours(shapes):
     task, _ = opened(stage, shapes, "train")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     prepared = task.prepare({"image": torch.from_numpy(pixels)}, "val", ())
-    shown = overlays._colours(prepared["image"][0], stage)
+    shown = sample_plots._colours(prepared["image"][0], stage)
     assert np.abs(shown * 255 - pixels[0]).max() < 0.01
 
 
@@ -160,20 +159,3 @@ def test_a_split_that_cannot_be_read_is_said(shapes, tmp_path, monkeypatch):
 
 def unreadable(path, limit, background):
     raise BadSample(str(path), "cut short")
-
-
-def test_curves_leave_out_what_is_not_finite_and_mark_the_best(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("scalablevit.report.curves.save", lambda metric, file: drawn.append(metric))
-    rows = {1: {"time": "t", "train/loss": 2.0, "train/lr": 0.1}, 2: {"train/loss": "NaN"}, 4: {"train/loss": 1.0},
-            5: {"val/top1": 0.5}, 8: {"val/top1": 0.25}}  # fmt: skip
-    save_curves(rows, "val/top1", tmp_path / "curves.png")
-    loss, evaluation, *_ = drawn[0].axes
-    assert loss.get_lines()[0].get_xydata().tolist() == [[1, 2.0], [4, 1.0]]
-    assert [text.get_text() for text in evaluation.get_legend().get_texts()] == ["val/top1"]
-    assert evaluation.get_title() == "best val/top1 0.5000 at step 5"
-
-
-def test_curves_of_a_run_without_metrics_are_an_empty_picture(tmp_path):
-    save_curves({}, "val/top1", tmp_path / "plots" / "curves.png")
-    assert cv2.imread(str(tmp_path / "plots" / "curves.png")) is not None

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalablevit.viz.style import DPI
+from scalablevit.viz.palette import class_hex
+from scalablevit.viz.style import save
 
 SIZE = (11.0, 6.5)
 """Inches."""
@@ -26,17 +27,17 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
     """
     figure = Figure(figsize=SIZE, layout="constrained")  # not pyplot: stages draw in parallel threads
     loss, evaluation, rate, speed = figure.subplots(2, 2).flat
-    for name in ("train/loss", "val/loss"):
-        _line(loss, rows, name)
+    for number, name in enumerate(("train/loss", "val/loss")):
+        _line(loss, rows, name, number)
     _line(evaluation, rows, best_metric, marker="o")
     _mark_best(evaluation, rows, best_metric)
     _line(rate, rows, "train/lr")
     gradient = rate.twinx()
-    _line(gradient, rows, "train/grad_norm", color="C1")
+    _line(gradient, rows, "train/grad_norm", 1)
     gradient.set_yscale("log")
     _line(speed, rows, "train/images_per_s")
     waiting = speed.twinx()
-    _line(waiting, rows, "train/data_wait", color="C1")
+    _line(waiting, rows, "train/data_wait", 1)
     waiting.set_ylim(0, 1)
     for panel in ([loss], [evaluation], [rate, gradient], [speed, waiting]):
         curves = [line for axes in panel for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
@@ -47,14 +48,6 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
     save(figure, file)
 
 
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, dpi=DPI, format=file.suffix.removeprefix("."))
-    part.replace(file)
-
-
 def points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of a figure, in order; values that are not finite are left out."""
     found = [(step, float(row[name])) for step, row in sorted(rows.items()) if name in row]
@@ -62,10 +55,12 @@ def points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def _line(axes: Axes, rows: Rows, name: str, *, color: str | None = None, marker: str | None = None) -> None:
+def _line(axes: Axes, rows: Rows, name: str, number: int = 0, *, marker: str | None = None) -> None:
     steps, values = points(rows, name)
     if steps:
-        axes.plot(steps, values, label=name, color=color, marker=marker or ("." if len(steps) < 3 else None))
+        axes.plot(
+            steps, values, label=name, color=class_hex(number), marker=marker or ("." if len(steps) < 3 else None)
+        )
 
 
 def _mark_best(axes: Axes, rows: Rows, name: str) -> None:

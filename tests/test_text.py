@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from scalablevit.report.tables import lined_up
+from scalablevit.text import and_more, lined_up
 
 ROWS = [("run", "state", "at"), ("a", "finished", ""), ("longer", "-", "3")]
 
@@ -18,3 +18,13 @@ def test_a_table_without_a_rule():
     assert lined_up(ROWS, rule=False).splitlines() == [
         line for line in lined_up(ROWS).splitlines() if not line.startswith("--")
     ]
+
+
+def test_the_rule_is_below_the_heading():
+    assert lined_up([["a", "bb"], ["ccc", "d"]]).splitlines() == ["a    bb", "---  --", "ccc  d"]
+
+
+def test_what_a_list_leaves_out_is_counted():
+    assert and_more(5, 5) == and_more(0, 5) == ""
+    assert and_more(7, 5) == " and 2 more"
+    assert and_more(6, 5, before="\n  ", what="more files") == "\n  and 1 more files"

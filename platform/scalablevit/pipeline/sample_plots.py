@@ -16,12 +16,11 @@ from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.sources.base import Source
-from scalablevit.report.curves import save
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.callbacks import train_order
 from scalablevit.viz.samples import CELL, Image
-from scalablevit.viz.style import plain
+from scalablevit.viz.style import plain, save
 
 TRAINING_IMAGES = 12
 COLUMNS = 4

@@ -1,4 +1,4 @@
-"""Tables as text and as files."""
+"""Metrics of an analysis as files: CSV and JSON."""
 
 import csv
 import io
@@ -7,14 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def lined_up(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
-    """Rows of as many cells each, the first of them the heading, with a rule below it, in columns of text."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if rule:
-        lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+from scalablevit.io import write_file
 
 
 def save_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -32,8 +25,5 @@ def save_note(note: Mapping[str, Any], file: Path) -> None:
 
 
 def _put(file: Path, text: str) -> None:
-    """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    write_file(file, text.encode(), durable=False)

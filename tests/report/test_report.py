@@ -14,12 +14,14 @@ from harness.toys import leave_status
 from scalablevit.cli import report
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
-from scalablevit.pipeline.report import JOB, PAGE, gather, publish_job
-from scalablevit.pipeline.search_summary import TABLE
+from scalablevit.pipeline.report import publish_job
 from scalablevit.pipeline.stage import Job
+from scalablevit.report.collect import gather
 from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
+from scalablevit.run_files import JOB, REPORT, TRIAL_TABLE
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.outbox import Outbox, read_lines
+from scalablevit.viz.palette import class_hex
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +34,12 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(job):
-    return HtmlPage((job[0] / "runs" / "tiny-0" / PAGE).read_text())
+    return HtmlPage((job[0] / "runs" / "tiny-0" / REPORT).read_text())
 
 
 def test_the_page_needs_nothing_besides_itself(job, page):
     assert page.loads() == [] and page.all("script") == [] and page.all("iframe") == []
-    text = (job[0] / "runs" / "tiny-0" / PAGE).read_text()
+    text = (job[0] / "runs" / "tiny-0" / REPORT).read_text()
     assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)", text)
 
 
@@ -93,13 +95,13 @@ def test_the_page_goes_to_mlflow_through_the_outbox(job):
     folder = job[0] / "runs" / "tiny-0"
     records = [line.record for line in read_lines(folder / "outbox") if line.record is not None]
     assert [(each["kind"], each["uid"], each["path"]) for each in records] == [
-        ("artifact", "1" * 32, str(folder / PAGE))
+        ("artifact", "1" * 32, str(folder / REPORT))
     ]
 
 
 def test_a_page_is_made_again_by_name_and_by_path(job, capsys):
     root = job[0]
-    made = root / "runs" / "tiny-segment-0" / PAGE
+    made = root / "runs" / "tiny-segment-0" / REPORT
     assert report.run(parse("report", ["tiny-segment-0", "--root", str(root), "--dry-run"])) == 0 and not made.exists()
     assert report.run(parse("report", [str(root / "runs" / "tiny-segment-0")])) == 0
     assert "tiny-segment-0" in HtmlPage(made.read_text()).text
@@ -148,7 +150,7 @@ def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, caps
     outbox = Outbox(tmp_path / "outbox")
     publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, outbox)
     outbox.close()
-    assert f"{PAGE} was not made: " in capsys.readouterr().out
+    assert f"{REPORT} was not made: " in capsys.readouterr().out
 
 
 def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_path):
@@ -172,7 +174,7 @@ def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_pa
 
 def test_a_trial_that_failed_shows_no_password(tmp_path):
     write_search(tmp_path / SEARCH)
-    with (tmp_path / SEARCH / TABLE).open("a") as file:
+    with (tmp_path / SEARCH / TRIAL_TABLE).open("a") as file:
         file.write("3,failed,,,0.0,0.5,OSError: s3://key:canary-4711@bucket/x: denied\n")
     html = render(gather(tmp_path / SEARCH))
     assert "canary-4711" not in html and "OSError: s3://***@bucket/x: denied" in HtmlPage(html).text
@@ -187,6 +189,20 @@ def test_many_classes_are_told_by_their_most_frequent_confusions(job):
     page = HtmlPage(render(replace(gather(job[0] / "runs" / "tiny-pretrain-0"), stages=(many,))))
     assert not [each for each in page.all("table") if each.get("class") == "matrix"]
     assert page.text.index("class 7") < page.text.index("class 20") and "class 1\n" not in page.text
+
+
+def test_a_class_has_one_colour_on_the_page_and_in_its_pictures(job):
+    """The palette's by its number, as in `tests/viz/test_palette.py`: of bars, curves, and what single images show."""
+    page = gather(job[0] / "runs" / "tiny-0")
+    sections = render(page).split('<h2 id="stage-')[1:]
+    bar = r'class="name">([^<]+)</th><td class="bar"[^>]*><span style="width:[^;]+;background:([^"]+)"'
+    for stage, section in zip(page.stages[1:], sections[1:], strict=False):  # classification has no metrics of classes
+        palette = {name: class_hex(number) for number, name in enumerate(stage.result["classes"])}
+        assert set(re.findall(bar, section)) == set(palette.items())
+        keys = [case.classes for case in stage.findings.cases + stage.findings.worst]
+        assert any(keys) and all(key.items() <= palette.items() for key in keys)
+    lines = re.findall(r"stroke: ([^;]+); stroke-width: 1\.6", precision(stage, 1).svg)
+    assert lines == ["currentColor", *(palette[name] for name in sorted(palette))] * 2  # the chart, and its legend
 
 
 def test_a_class_called_mean_is_not_the_mean_of_all(job):

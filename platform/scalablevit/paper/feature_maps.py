@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalablevit.models.attention import WindowAttention
 from scalablevit.models.scalablevit import Block, ScalableViT
-from scalablevit.report.curves import save
+from scalablevit.viz.style import save
 
 CELL = 2.3
 """Inches of a picture's side."""

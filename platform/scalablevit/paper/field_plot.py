@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scalablevit.models.receptive_field import ReceptiveField
-from scalablevit.report.curves import save
+from scalablevit.viz.style import save
 
 CELL = 3.4
 """Inches of a picture's side."""

@@ -1,0 +1,38 @@
+"""A search as Optuna's plots read it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from scalablevit.config.space import Distribution, Space
+from scalablevit.tuning.sampling import as_category, distribution
+from scalablevit.tuning.trials import Trial, ranked
+from scalablevit.viz.style import plain
+
+
+def as_study(trials: Sequence[Trial], space: Space) -> optuna.Study:
+    """The evaluated trials as an Optuna study in memory, for its plots."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="minimize" if space.mode == "min" else "maximize")
+    distributions = {path: distribution(_written(parameter)) for path, parameter in space.parameters.items()}
+    for trial in sorted(ranked(trials, space.mode), key=lambda trial: trial.number):
+        if (best := trial.best(space.mode)) is not None:
+            params = {path: _category(value) for path, value in trial.values.items()}
+            done = create_trial(state=TrialState.COMPLETE, value=best[1], params=params, distributions=distributions)
+            study.add_trial(done)
+    return study
+
+
+def _written(parameter: Distribution) -> Distribution:
+    """With choices as matplotlib is to write them."""
+    if parameter.choice is None:
+        return parameter
+    return parameter.model_copy(update={"choice": [_category(choice) for choice in parameter.choice]})
+
+
+def _category(value: Any) -> Any:
+    """As Optuna takes it, and matplotlib writes it."""
+    category = as_category(value)
+    return plain(category) if isinstance(category, str) else category

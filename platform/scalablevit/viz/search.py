@@ -1,0 +1,79 @@
+"""Plots of a search: Optuna's of its history, importances and values, and every trial's curve."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from optuna.study import StudyDirection
+from optuna.visualization import matplotlib as views
+
+from scalablevit.viz.palette import class_hex
+from scalablevit.viz.style import DPI, plain
+
+SIZE = (9.0, 5.5)
+"""Inches."""
+LEADING = 3
+"""Trials whose curves are drawn in colour."""
+
+
+def save_plots(
+    study: optuna.Study, curves: Mapping[int, Mapping[int, float]], ranking: Sequence[int], metric: str, folder: Path
+) -> list[Path]:
+    """Draw what the trials allow: importance needs at least two trials that differ in value.
+
+    Args:
+        study: the evaluated trials.
+        curves: of every trial by its number: the metric by step.
+        ranking: numbers of the evaluated trials, the best first.
+        metric: name of the metric.
+        folder: for the files; it is made.
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [_saved(_draw_curves(curves, ranking[:LEADING], metric), folder / "curves.png")]
+    values = {trial.value for trial in study.trials}
+    drawn: dict[str, Callable[..., Any]] = {"history": views.plot_optimization_history}
+    if len(values) > 1:
+        drawn |= {"parallel_coordinates": views.plot_parallel_coordinate, "importance": views.plot_param_importances}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Optuna lays its figures out itself and matplotlib says so at each of them
+        warnings.simplefilter("ignore", UserWarning)
+        for name, draw in drawn.items():
+            if study.trials:
+                axes = draw(study, target_name=plain(metric))
+                for lines in axes.collections:
+                    # Optuna's blue fades to white, and with it the worst trials
+                    lines.set_cmap("viridis_r" if study.direction == StudyDirection.MINIMIZE else "viridis")
+                files.append(_saved(axes.figure, folder / f"{name}.png"))
+    return files
+
+
+def _draw_curves(curves: Mapping[int, Mapping[int, float]], leading: Sequence[int], metric: str) -> Figure:
+    figure, axes = plt.subplots()
+    for number, curve in curves.items():
+        points = sorted(curve.items())
+        if not points:
+            continue
+        place = leading.index(number) if number in leading else None
+        color = "0.75" if place is None else class_hex(place)
+        label = None if place is None else f"trial {number}"
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label,
+                  zorder=1 if place is None else 2)  # fmt: skip
+    axes.set(xlabel="step", ylabel=plain(metric), title="Evaluations of all trials; the best in colour")
+    if leading:
+        axes.legend()
+    return figure
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    figure.set_size_inches(*SIZE)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.close(figure)
+    return path
