@@ -83,7 +83,9 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
-        result = launch(stage.stage, worker_config.as_dict(), str(folder), [])
+        result = launch(stage.stage, worker_config, str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # Ray's own files and the listing, of no use afterwards
-    return dict(result["metrics"])
+    if result.metrics is None:
+        raise RuntimeError("rank 0 returned no metrics")
+    return result.metrics

@@ -16,6 +16,7 @@ from scalablevit.runs.run_store import RunStore
 
 if TYPE_CHECKING:
     from scalablevit.training.checkpoint import Entry
+    from scalablevit.training.worker_result import TrainingEnd, TrainSummary
 
 
 def export_weights(
@@ -24,7 +25,7 @@ def export_weights(
     lineage: dict[str, str],
     store: RunStore,
     uid: str,
-    outcome: dict[str, Any],
+    outcome: "TrainingEnd",
     minutes: float,
 ) -> StageResult:
     """Copy the best checkpoint's weights to `model/` and say what came out.
@@ -38,7 +39,7 @@ def export_weights(
 
     stage = resolved.stage
     metric = task_info(stage.task.kind).best_metric
-    last_value = outcome["last_metrics"][metric]
+    last_value = outcome.last_metrics[metric]
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()
     if best is None or best.value is None:
@@ -74,28 +75,28 @@ def export_weights(
         step=best.step,
         metrics=metrics,
         classes=resolved.classes,
-        images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
+        images_per_s=outcome.step * stage.training.global_batch_size / max(outcome.seconds, 1e-9),
         minutes=minutes,
-        reason=": ".join(filter(None, [outcome["reason"], "; ".join(filter(None, [outcome["detail"], replaced]))])),
+        reason=": ".join(filter(None, [outcome.reason, "; ".join(filter(None, [outcome.detail, replaced]))])),
         checkpoint=best.name,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
         lineage=lineage,
         last_value=None if math.isnan(last_value) else last_value,
-        last_step=outcome["step"],
+        last_step=outcome.step,
         profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
     )
 
 
-def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> str:
+def replaced_best(outcome: "TrainSummary", exported: "Entry", metric: str) -> str:
     """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
 
     Args:
-        outcome: what rank 0 returned; it knows the best evaluation, whatever is stored of it.
+        outcome: of the training; it knows the best evaluation, whatever is stored of it.
         exported: the best of the checkpoints that are whole.
         metric: by which evaluations are compared.
     """
-    step, value = outcome.get("best_step"), outcome.get("best_value")
+    step, value = outcome.best_step, outcome.best_value
     if step is None or value is None or step == exported.step:
         return ""
     return (
@@ -104,14 +105,14 @@ def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> st
     )
 
 
-def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
+def time_profile(outcome: "TrainSummary", attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
     """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
 
     `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
     processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
 
     Args:
-        outcome: what rank 0 returned.
+        outcome: of the training.
         attempts: events of the run's `attempts.jsonl`.
         end: when the last job was done, seconds since the epoch.
     """
@@ -131,11 +132,11 @@ def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], en
             asked = None
     if submitted is not None:
         wall += end - submitted
-    spent = outcome["spent"]
+    spent = outcome.spent
     parts = {
         "start": start,
         "data": spent["data"],
-        "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
+        "step": outcome.seconds - spent["data"] - spent["checkpoint"],
         "evaluation": spent["evaluation"],
         "checkpoint": spent["checkpoint"],
     }

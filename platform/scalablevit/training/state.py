@@ -9,6 +9,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from scalablevit.data.loader import Batch
+from scalablevit.training.worker_result import TrainSummary
 
 Tensors = dict[str, Tensor]
 
@@ -173,17 +174,17 @@ class TrainState:
         if self.history:
             self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
 
-    def summary(self) -> dict[str, Any]:
-        """The counters and metrics that people ask for, as JSON values."""
-        return {
-            "step": self.step,
-            "best_value": self.best_value,
-            "best_step": self.best_step,
-            "best_metrics": self.best_metrics,
-            "last_metrics": self.last_metrics,
-            "seconds": self.seconds,
-            "spent": dict(self.spent),
-        }
+    def summary(self) -> TrainSummary:
+        """Return the counters and metrics that people ask for."""
+        return TrainSummary(
+            step=self.step,
+            best_value=self.best_value,
+            best_step=self.best_step,
+            best_metrics=self.best_metrics,
+            last_metrics=self.last_metrics,
+            seconds=self.seconds,
+            spent=dict(self.spent),
+        )
 
     def bytes_by_file(self) -> dict[str, int]:
         """Size of a snapshot's tensors by file stem, once the optimizer has its moments (at its first step)."""
@@ -204,7 +205,7 @@ class TrainState:
         if self.ema is not None:
             files["ema"] = _to_cpu(self.ema.module.state_dict())
         meta = {
-            **self.summary(),
+            **vars(self.summary()),
             "evaluations_without_gain": self.evaluations_without_gain,
             "gain_value": self.gain_value,
             "bad_samples": self.bad_samples,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -16,6 +16,9 @@ from scalablevit.tracking.connection import mask
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
 from scalablevit.tuning.sampling import Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
+
+if TYPE_CHECKING:  # it loads torch models and data code
+    from scalablevit.training.worker import WorkerConfig
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         _train_distributed(stage, assignment, reports)
 
 
-def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
+def _train_here(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
     import torch
 
     from scalablevit.training.state import Record
@@ -178,9 +181,9 @@ def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
     except Exception:
         _report_all(reports.last_words())
         raise
-    if "error" in result:
+    if result.error is not None:
         _report_all(reports.last_words())
-        raise TrialFailed(result["error"][0])
+        raise TrialFailed(result.error.what)
 
 
 def _report_all(results: list[dict[str, Any]]) -> None:
@@ -202,11 +205,11 @@ class TrialCallback(TuneReportCallback):
             super().after_report(run_context, [result], None)
 
 
-def _train_distributed(stage: Stage, assignment: Any, reports: Reports) -> None:
+def _train_distributed(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
     from scalablevit.training.launch import launch
 
     try:
-        launch(stage, assignment.as_dict(), assignment.run_folder, [TrialCallback(reports)])
+        launch(stage, assignment, assignment.run_folder, [TrialCallback(reports)])
     except UserError as error:
         raise TrialFailed(error.what) from error
 
