@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from harness.heads import ROOT, Head, title_of
 from scalablevit.tracking.outbox import read_lines
+from scalablevit.tracking.records import EndRecord, MetricsRecord
 from scalablevit.tracking.sync import PROGRESS
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
@@ -328,9 +329,9 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
     found = []
     for line in read_lines(job.folder / "outbox"):
         assert line.record is not None, line.raw
-        if line.record["kind"] == "metrics":
-            found += [(line.record["step"], name, float(value), line.record["time_ms"] / 1000)
-                      for name, value in line.record["metrics"].items()
+        if isinstance(line.record, MetricsRecord):
+            found += [(line.record.step, name, float(value), line.record.time_ms / 1000)
+                      for name, value in line.record.metrics.items()
                       if name not in TIMED and not name.startswith("system/")]  # fmt: skip
     return found
 
@@ -338,7 +339,7 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
 def ends(job: Job) -> list[str]:
     """How each start of the command ended the run, by the outbox; a killed one is silent."""
     records = [line.record for line in read_lines(job.folder / "outbox")]
-    return [record["status"] for record in records if record is not None and record["kind"] == "end"]
+    return [record.status for record in records if isinstance(record, EndRecord)]
 
 
 def mlflow_run(job: Job) -> Any:

@@ -24,7 +24,7 @@ from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, MetricRecord, Outbox, now_ms
+from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, Outbox, StepMetrics, now_ms
 from scalablevit.tracking.sync import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ LIMIT_S = 20.0
 NOTHING_LEFT = Pending(records=0, refused=0, error=None)
 
 
-def series(steps: range, **metrics: float) -> list[MetricRecord]:
+def series(steps: range, **metrics: float) -> list[StepMetrics]:
     return [{"step": step, "time_ms": 1_000_000 + step, "metrics": metrics or {"loss": step / 10}} for step in steps]
 
 

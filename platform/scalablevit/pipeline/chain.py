@@ -22,7 +22,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
 from scalablevit.tracking.connection import without_credentials
-from scalablevit.tracking.outbox import MetricRecord, now_ms
+from scalablevit.tracking.outbox import StepMetrics, now_ms
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
@@ -131,7 +131,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
     return {stage.name: results[stage.name] for stage in group}
 
 
-def _headline(results: dict[str, StageResult]) -> MetricRecord:
+def _headline(results: dict[str, StageResult]) -> StepMetrics:
     """The stages' best metrics on the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}

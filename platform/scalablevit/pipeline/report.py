@@ -32,6 +32,7 @@ from scalablevit.runs.status import read_status, store_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.outbox import Outbox, outbox_of, read_lines
+from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
 from scalablevit.training.attempts import ATTEMPTS, read_attempts
 from scalablevit.training.storage import START_NOTE, put_text
 
@@ -177,8 +178,10 @@ def _recorded(local: Path) -> dict[str, str]:
     """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
     found: dict[str, str] = {}
     for line in read_lines(outbox_of(local)):
-        if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
-            found |= line.record.get("tags", {}) | line.record.get("params", {})
+        if isinstance(line.record, RunRecord | TagsRecord):
+            found |= line.record.tags
+        elif isinstance(line.record, ParamsRecord):
+            found |= line.record.params
     return found
 
 

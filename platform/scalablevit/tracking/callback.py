@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from scalablevit.tracking.outbox import MetricRecord, Outbox
+from scalablevit.tracking.outbox import Outbox, StepMetrics
 
 LOG = "callback.log"
 
@@ -16,7 +16,7 @@ LOG = "callback.log"
 class OutboxCallback(UserCallback):
     """Appends what the workers report to the outbox; runs in Ray Train's controller, on the driver's node.
 
-    A worker reports `{"records": [MetricRecord, ...], "node": {"rank": int, metric: float, ...}}`: rank 0 the records
+    A worker reports `{"records": [StepMetrics, ...], "node": {"rank": int, metric: float, ...}}`: rank 0 the records
     (the other ranks none), one rank of each node its metrics (the others none). Metrics are recorded under
     `system/node<rank>/<figure>` at the step of the report's last record.
 
@@ -32,7 +32,7 @@ class OutboxCallback(UserCallback):
         self._folder = Path(folder)
         self._uid = uid
         self._outbox: Outbox | None = None
-        self._waiting: list[MetricRecord] = []
+        self._waiting: list[StepMetrics] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks to the controller, and again to every new worker: an open file stays behind."""
@@ -75,8 +75,8 @@ class OutboxCallback(UserCallback):
             print(f"tracking: nor could that be logged: {error}", file=sys.stderr)
 
 
-def _points(metrics: list[dict[str, Any]]) -> list[MetricRecord]:
-    records: list[MetricRecord] = [record for reported in metrics for record in reported.get("records", [])]
+def _points(metrics: list[dict[str, Any]]) -> list[StepMetrics]:
+    records: list[StepMetrics] = [record for reported in metrics for record in reported.get("records", [])]
     nodes = [reported["node"] for reported in metrics if reported.get("node")]
     if not records:
         return []

@@ -26,6 +26,7 @@ from scalablevit.config.space import Distribution, Search
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.tracking.params import flat
+from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.sampling import TPESearcher, Values, listed
@@ -101,11 +102,12 @@ class SearchCallback(tune.Callback):
         """Evaluations of interrupted trials, which the outbox has."""
         unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
         for line in read_lines(self._outbox.folder):
-            if line.record is None or line.record["kind"] != "metrics":
+            record = line.record
+            if not isinstance(record, MetricsRecord):
                 continue
-            trial, metrics = unfinished.get(line.record["uid"]), line.record["metrics"]
+            trial, metrics = unfinished.get(record.uid), record.metrics
             if trial is not None and self._context.search.space.metric in metrics:
-                trial.curve[line.record["step"]] = float(metrics[self._context.search.space.metric])
+                trial.curve[record.step] = float(metrics[self._context.search.space.metric])
                 trial.status = "unfinished"
 
     def until(self, deadline: float) -> None:
