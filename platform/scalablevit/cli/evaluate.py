@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from scalablevit.config.root import platform_root
-from scalablevit.config.stored import to_store
+from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `add_arguments`."""
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    ungated = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
+    ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
     recipe = trained_recipe("evaluate", ungated, options.overrides, options.model)
     stage = resolve_evaluation(recipe, root, config["classes"])
     facts = {**describe(stage), "data": _described_data(stage)}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.stored import to_store
+from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult, without_secrets
@@ -54,7 +54,7 @@ def export_weights(
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
     metrics = json.loads(checkpoints.verified_file(best.name, "state.json"))["last_metrics"]
-    config = {
+    config: ModelConfig = {
         "format": 1,
         "stage": to_store(without_secrets(stage)),
         "classes": resolved.classes,

@@ -6,10 +6,10 @@ import tempfile
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.stored import stored_config
+from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
 from scalablevit.tracking.registry import CONFIG, WEIGHTS
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
@@ -30,7 +30,7 @@ class RegisteredWeights:
 
     weights: Path
     """`weights.safetensors`, equal to the version's SHA-256 tag."""
-    config: dict[str, Any]
+    config: ModelConfig
     """Its `config.json`, the stage in the current version."""
     name: str
     version: int
