@@ -15,7 +15,7 @@ import pytest
 from harness.heads import Head, running
 from harness.killing import Job, points, sums
 
-from scalablevit.training.attempts import ATTEMPTS
+from scalablevit.training.attempt_events import ATTEMPTS
 
 GRACE_S = 20
 """Between a node's notice and its end."""

@@ -25,7 +25,7 @@ from harness.heads import ROOT, Head, title_of
 from scalablevit.tracking.outbox import read_lines
 from scalablevit.tracking.records import EndRecord, MetricsRecord
 from scalablevit.tracking.sync import PROGRESS
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.attempt_events import ATTEMPTS, Lost, StartupTimings, read_attempts
 from scalablevit.training.checkpoint import MANIFEST, CheckpointStore
 from scalablevit.training.storage import START_NOTE
 
@@ -367,14 +367,14 @@ def measure_recoveries(job: Job) -> None:
 def parts_until_step(job: Job, since: float, end: float = float("inf")) -> dict[str, float]:
     """Seconds from a kill, or the start of a driver, to the first step; empty where none was told before `end`."""
     events, _ = read_attempts(job.folder / ATTEMPTS)
-    begun = next((e for e in events if e["event"] == "started" and since < e["entered"] < end), None)
-    lost = next((e["time"] for e in events if e["event"] == "lost" and since <= e["time"] < end), None)
+    begun = next((e for e in events if isinstance(e, StartupTimings) and since < e.entered < end), None)
+    lost = next((e.time for e in events if isinstance(e, Lost) and e.time is not None and since <= e.time < end), None)
     if begun is None:
         return {}
-    found = since if lost is None or lost > begun["entered"] else lost
+    found = since if lost is None or lost > begun.entered else lost
     return {
         **({"detect": found - since} if found > since else {}),
-        "restart": begun["entered"] - found,
-        "import": begun["imported"] - begun["entered"],
-        "load": begun["first_step"] - begun["imported"],
+        "restart": begun.entered - found,
+        "import": begun.imported - begun.entered,
+        "load": begun.first_step - begun.imported,
     }

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from scalablevit.tracking.callback import OutboxCallback
-from scalablevit.tracking.outbox import Outbox, StepMetrics, now_ms
+from scalablevit.tracking.outbox import Outbox, now_ms
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.tracking.sync import OutboxSync
 
 EXPERIMENT = "outages"

@@ -16,12 +16,12 @@ from scalablevit.tracking.outbox import (
     FORMER_FOLDER,
     RECORDS,
     Outbox,
-    StepMetrics,
     count_lines,
     open_runs,
     outbox_of,
     read_lines,
 )
+from scalablevit.tracking.records import StepMetrics
 
 UID = "a" * 32
 

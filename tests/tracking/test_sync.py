@@ -24,7 +24,8 @@ from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, Outbox, StepMetrics, now_ms
+from scalablevit.tracking.outbox import FORMER_FOLDER, RECORDS, Outbox, now_ms
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.tracking.sync import LOCK, PROGRESS, REFUSED, UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]

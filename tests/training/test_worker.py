@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from scalablevit.models.backbone import build_classifier
 from scalablevit.training import loop, worker
-from scalablevit.training.callbacks import StartupTimings
+from scalablevit.training.attempt_events import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.storage import START_NOTE
 from scalablevit.training.worker import WorkerConfig

@@ -22,7 +22,8 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
 from scalablevit.tracking.connection import without_credentials
-from scalablevit.tracking.outbox import StepMetrics, now_ms
+from scalablevit.tracking.outbox import now_ms
+from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""

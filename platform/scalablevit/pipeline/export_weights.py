@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, to_store
@@ -15,6 +15,7 @@ from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult, without_secret
 from scalablevit.runs.run_store import RunStore
 
 if TYPE_CHECKING:
+    from scalablevit.training.attempt_events import Event
     from scalablevit.training.checkpoint import Entry
     from scalablevit.training.worker_result import TrainingEnd, TrainSummary
 
@@ -34,7 +35,7 @@ def export_weights(
         UserError: no checkpoint with an evaluation is there, or all are damaged.
     """
     # these load torch and Ray, which `--help` and errors do not need
-    from scalablevit.training.attempts import ATTEMPTS, read_attempts
+    from scalablevit.training.attempt_events import ATTEMPTS, read_attempts
     from scalablevit.training.checkpoint import CheckpointStore
 
     stage = resolved.stage
@@ -105,7 +106,7 @@ def replaced_best(outcome: "TrainSummary", exported: "Entry", metric: str) -> st
     )
 
 
-def time_profile(outcome: "TrainSummary", attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
+def time_profile(outcome: "TrainSummary", attempts: "Sequence[Event]", end: float) -> dict[str, float]:
     """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
 
     `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
@@ -116,20 +117,23 @@ def time_profile(outcome: "TrainSummary", attempts: Sequence[dict[str, Any]], en
         attempts: events of the run's `attempts.jsonl`.
         end: when the last job was done, seconds since the epoch.
     """
+    from scalablevit.training.attempt_events import Lost, StartupTimings, Submitted
+
     start = wall = 0.0
     submitted: float | None = None
     asked: float | None = None
     for event in attempts:
-        if event["event"] == "submitted":
-            if submitted is not None:  # by a job that was killed, or failed
-                wall += max(0.0, (event["last"] or submitted) - submitted)
-            submitted = asked = event["time"]
-        elif event["event"] == "lost":
-            asked = event.get("time")
-        elif event["event"] == "started":
-            # clocks of two nodes may differ
-            start += event["first_step"] - min(event["entered"], event["entered"] if asked is None else asked)
-            asked = None
+        match event:
+            case Submitted():
+                if submitted is not None:  # by a job that was killed, or failed
+                    wall += max(0.0, (event.last or submitted) - submitted)
+                submitted = asked = event.time
+            case Lost():
+                asked = event.time
+            case StartupTimings():
+                # clocks of two nodes may differ
+                start += event.first_step - min(event.entered, event.entered if asked is None else asked)
+                asked = None
     if submitted is not None:
         wall += end - submitted
     spent = outcome.spent

@@ -33,7 +33,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.outbox import Outbox, outbox_of, read_lines
 from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.attempt_events import ATTEMPTS, Lost, StartupTimings, read_attempts
 from scalablevit.training.storage import START_NOTE, put_text
 
 PAGE = "report.html"
@@ -188,8 +188,8 @@ def _recorded(local: Path) -> dict[str, str]:
 def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageResult | None) -> dict[str, str]:
     """What the stage took, by name."""
     events = read_attempts(local / ATTEMPTS)[0]
-    begun = sum(event["event"] == "started" for event in events)
-    lost = sum(event["event"] == "lost" for event in events)
+    begun = sum(isinstance(event, StartupTimings) for event in events)
+    lost = sum(isinstance(event, Lost) for event in events)
     facts = {
         "workers": f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "attempts": f"{begun}; workers were lost {lost} times" if lost or begun > 1 else f"{begun or ''}",

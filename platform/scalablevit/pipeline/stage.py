@@ -132,10 +132,10 @@ def _train_and_export(
 ) -> tuple[StageResult, list[str]]:
     """The result, saved, and what was not deterministic."""
     started, submitted = time.monotonic(), time.time()
-    from scalablevit.training.attempts import ATTEMPTS, add_event
+    from scalablevit.training.attempt_events import ATTEMPTS, Submitted, add_event
 
     store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
-    add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
+    add_event(store.local / ATTEMPTS, Submitted(submitted, last))
     _begin(job, resolved, initial, store, session.outbox, uid)
     result = _launch(job, resolved, initial, store, uid, status_file)
     if result.training is None:
@@ -195,7 +195,8 @@ def _begin(
 def _launch(
     job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
 ) -> "WorkerResult":
-    from scalablevit.training.attempts import ATTEMPTS, AttemptsCallback
+    from scalablevit.training.attempt_events import ATTEMPTS
+    from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import WorkerConfig

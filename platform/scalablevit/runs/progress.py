@@ -14,7 +14,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking.outbox import RECORDS, now_ms, read_lines
 from scalablevit.tracking.records import MetricsRecord
-from scalablevit.training.attempts import ATTEMPTS, read_attempts
+from scalablevit.training.attempt_events import ATTEMPTS, Lost, read_attempts
 from scalablevit.training.storage import START_NOTE
 
 POLL_S = 0.5
@@ -80,8 +80,8 @@ class Progress:
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
             self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
-            if event["event"] == "lost":
-                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
+            if isinstance(event, Lost):
+                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
         records = []

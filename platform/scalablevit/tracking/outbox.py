@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TypedDict
 
 from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
@@ -29,6 +28,7 @@ from scalablevit.tracking.records import (
     Record,
     RunRecord,
     Status,
+    StepMetrics,
     TagsRecord,
     parse_line,
     write_line,
@@ -39,17 +39,6 @@ FOLDER, FORMER_FOLDER = "outbox", "spool"
 """In a run's folder; runs of releases before 0.2 have the former one."""
 TAIL_BLOCK = 1 << 16
 MAX_STEP = 2**63 - 1
-
-
-class StepMetrics(TypedDict):
-    """Values of one step, as a worker reports them."""
-
-    step: int
-    """Optimizer step, from 0."""
-    time_ms: int
-    """When they were measured, milliseconds since the epoch. Part of a point's identity in MLflow."""
-    metrics: Mapping[str, float]
-    """Value by name; NaN and infinities are kept."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 FORMAT = 1
 
@@ -11,6 +11,17 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 RecordFields: TypeAlias = Mapping[str, Any]
 """The fields of a record whose kind is not known here, or that lacks some: whatever its line holds."""
+
+
+class StepMetrics(TypedDict):
+    """Values of one step, as a worker reports them."""
+
+    step: int
+    """Optimizer step, from 0."""
+    time_ms: int
+    """When they were measured, milliseconds since the epoch. Part of a point's identity in MLflow."""
+    metrics: Mapping[str, float]
+    """Value by name; NaN and infinities are kept."""
 
 
 @dataclass(frozen=True)

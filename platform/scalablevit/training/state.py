@@ -9,6 +9,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from scalablevit.data.loader import Batch
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.training.worker_result import TrainSummary
 
 Tensors = dict[str, Tensor]
@@ -26,8 +27,8 @@ class Record:
     time_ms: int
     metrics: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_dict(self) -> StepMetrics:
+        """Return plain values for JSON."""
         return {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
 
 

@@ -25,7 +25,8 @@ from scalablevit.models.compilation import compile_blocks, try_compiler
 from scalablevit.models.weights import load_initial
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import seeds
-from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
+from scalablevit.training.attempt_events import StartupTimings
+from scalablevit.training.callbacks import PreemptionPoller, Send, WorkerCallbacks, eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks, run_on_all_ranks
 from scalablevit.training.data_listing import open_stored
@@ -290,22 +291,24 @@ def run_on_ray(worker_config: WorkerConfig, entered: float) -> WorkerResult:
     import ray.train
     import ray.train.torch
 
+    from scalablevit.tracking.callback import WorkerReport
+
     train: Any = ray.train  # statically it has the types of Ray Train's first version
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    timings = StartupTimings(entered, imported=time.time())
+    timings = StartupTimings(entered, imported=time.time(), world=world)
     told = False
 
     def send(records: list[Record], node: dict[str, float]) -> None:
         nonlocal told
-        report: dict[str, Any] = {
+        report: WorkerReport = {
             "records": [record.as_dict() for record in records] if rank == 0 else [],
             "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
         }
         if rank == 0 and timings.first_step and not told:
-            report["started"] = {**asdict(timings), "world": world}
+            report["started"] = asdict(timings)
             told = True
-        ray.train.report(report)
+        ray.train.report(dict(report))
 
     return run(
         worker_config,
