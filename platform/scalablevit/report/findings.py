@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError
+from scalablevit.tasks.error_analysis import ErrorDetails
 
 FILE = "findings.json"
 
@@ -39,7 +39,7 @@ class Findings:
     """Multiply-accumulates of one image at the task's evaluation size."""
     measure: str
     """By what the worst come first, in words."""
-    details: dict[str, Any]
+    details: ErrorDetails
     """See `tasks.error_analysis.ErrorAnalysis.details`."""
     cases: tuple[Case, ...]
     worst: tuple[Case, ...]

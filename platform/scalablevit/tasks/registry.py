@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.config.section import OptionValue
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -77,7 +78,7 @@ class TaskKind(ABC):
     def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
         """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
 
-    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+    def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
         """Return values that the stage's recipe leaves open, by their dotted keys."""
         return {}
 

@@ -131,7 +131,7 @@ class MLflowWriter:
         if record.parent is not None:
             parent = self._find(record.parent, experiment)
             if parent is None:
-                raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its outbox first")
+                raise Away(f"the parent run (uid {record.parent}) is not on the server yet; send its outbox first")
             own["mlflow.parentRunId"] = parent.info.run_id
         with bounded_requests(CREATE_TIMEOUT_S):
             run = self._client.create_run(

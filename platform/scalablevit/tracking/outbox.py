@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import TypeAlias
 
 from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
@@ -39,6 +40,10 @@ FOLDER, FORMER_FOLDER = "outbox", "spool"
 """In a run's folder; runs of releases before 0.2 have the former one."""
 TAIL_BLOCK = 1 << 16
 MAX_STEP = 2**63 - 1
+
+
+Texts: TypeAlias = Mapping[str, object]
+"""Tags or parameters by names that are the caller's; MLflow has texts, so of each value `str(value)` is kept."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +148,16 @@ class Outbox:
         *,
         experiment: str,
         parent: str | None = None,
-        tags: Mapping[str, object] | None = None,
+        tags: Texts | None = None,
     ) -> None:
         """Append a `RunRecord`."""
         self._append(RunRecord(uid, now_ms(), name, experiment, parent, _strings(tags or {})))
 
-    def params(self, uid: str, params: Mapping[str, object]) -> None:
+    def params(self, uid: str, params: Texts) -> None:
         """Append a `ParamsRecord`."""
         self._append(ParamsRecord(uid, now_ms(), _strings(params)))
 
-    def tags(self, uid: str, tags: Mapping[str, object]) -> None:
+    def tags(self, uid: str, tags: Texts) -> None:
         """Append a `TagsRecord`."""
         self._append(TagsRecord(uid, now_ms(), _strings(tags)))
 
@@ -173,7 +178,7 @@ class Outbox:
         package: Path,
         serving: str,
         requirements: Sequence[str],
-        tags: Mapping[str, object],
+        tags: Texts,
         alias: str = "candidate",
     ) -> None:
         """Append a `ModelRecord`, and copy the package into the outbox: a job's copy of it vanishes with the job.
@@ -338,7 +343,7 @@ class Outbox:
         return target
 
 
-def _strings(values: Mapping[str, object]) -> dict[str, str]:
+def _strings(values: Texts) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
 
 

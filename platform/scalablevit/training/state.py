@@ -189,11 +189,12 @@ class TrainState:
 
     def bytes_by_file(self) -> dict[str, int]:
         """Size of a snapshot's tensors by file stem, once the optimizer has its moments (at its first step)."""
-        groups = self.optimizer.param_groups
-        sizes = {
-            "model": _weight_bytes(self.model),
-            "optimizer": sum(_moment_bytes(self.optimizer, group, p) for group in groups for p in group["params"]),
-        }
+        moments = (
+            _moment_bytes(self.optimizer, group.get("momentum", 0.0), parameter)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        )
+        sizes = {"model": _weight_bytes(self.model), "optimizer": sum(moments)}
         return sizes if self.ema is None else {**sizes, "ema": _weight_bytes(self.ema.module)}
 
     def snapshot_bytes(self) -> int:
@@ -280,11 +281,11 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(_nbytes(each) for each in model.state_dict().values() if isinstance(each, Tensor))
 
 
-def _moment_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> int:
+def _moment_bytes(optimizer: torch.optim.Optimizer, momentum: float, parameter: nn.Parameter) -> int:
     """What the optimizer will keep for a parameter: AdamW two moments and a float32 step, SGD its momentum."""
     if isinstance(optimizer, torch.optim.AdamW):
         return 2 * _nbytes(parameter) + torch.float32.itemsize
-    return _nbytes(parameter) if group["momentum"] else 0
+    return _nbytes(parameter) if momentum else 0
 
 
 def _to_cpu(tensors: Tensors) -> Tensors:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.config.section import OptionValue
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -70,7 +71,7 @@ class SegmentationKind(TaskKind):
 
         return describe_preprocessing(stage)
 
-    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+    def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
         """Return the channels of the head."""
         from scalablevit.tasks.segmentation.segmentor import head_channels
         from scalablevit.tasks.segmentation.task import sections
