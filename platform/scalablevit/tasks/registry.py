@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.task_info import task_info
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
@@ -75,7 +76,7 @@ class TaskKind(ABC):
         """Return how networks are exported."""
 
     @abstractmethod
-    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+    def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
         """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
 
     def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":

@@ -336,11 +336,14 @@ def _mutations(search: Search) -> dict[str, Domain | list[Value]]:
 
 
 def _domain(parameter: Distribution) -> Domain | list[Value]:
+    domain: Domain
     if parameter.uniform is not None:
-        return tune.uniform(*parameter.uniform)
-    if parameter.loguniform is not None:
-        return tune.loguniform(*parameter.loguniform)
-    return list(parameter.choice or [])
+        domain = tune.uniform(*parameter.uniform)
+    elif parameter.loguniform is not None:
+        domain = tune.loguniform(*parameter.loguniform)
+    else:
+        return list(parameter.choice or [])
+    return domain
 
 
 def _inside(search: Search) -> Callable[[TrialConfig], TrialConfig]:

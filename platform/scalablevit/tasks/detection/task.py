@@ -14,6 +14,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
 from scalablevit.config.task_info import task_info
+from scalablevit.data.instances import RunLengths
 from scalablevit.data.loader import Batch, collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color, prepare_image
@@ -176,7 +177,9 @@ class DetectionTask:
         """Return the detections in one decoded image, best first."""
         prepared = prepare_image(self.stage, image, device)[0]
         found = self._in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
-        masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))
+        masks: tuple[RunLengths, ...] = tuple(
+            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ())
+        )
         return DetectionPrediction(
             self.classes,
             boxes=found["boxes"].numpy(),
