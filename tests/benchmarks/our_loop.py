@@ -27,9 +27,9 @@ def main() -> int:
         lines.extend({"step": record.step, **record.metrics} for record in records)
 
     outcome = worker.run(worker.WorkerConfig(content, folder, folder, None), 0, 1, torch.device("cpu"), send)
-    if "error" in outcome:
-        sys.exit(": ".join(outcome["error"]))
-    score = outcome["last_metrics"][task_info(Stage.model_validate_json(content).task.kind).best_metric]
+    if outcome.training is None:
+        sys.exit(str(outcome.error))
+    score = outcome.training.last_metrics[task_info(Stage.model_validate_json(content).task.kind).best_metric]
     Path(result).write_text(json.dumps({"rates": platform_rates(lines), "score": score}))
     return 0
 

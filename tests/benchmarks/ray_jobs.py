@@ -16,7 +16,7 @@ from benchmarks.rows import REPOSITORY, Row
 from benchmarks.toy_stage import BATCH, recipe, stage_of, write_pictures
 
 from scalablevit.run_files import ATTEMPTS
-from scalablevit.training.attempts import read_attempts
+from scalablevit.training.attempt_events import StartupTimings, read_attempts
 
 HERE = Path(__file__).parent
 WORKERS = 2
@@ -112,10 +112,10 @@ def start_parts(begun: float, run: Path) -> dict[str, float]:
     The driver writes `environment.json` right before it hands over to Ray Train.
     """
     events, _ = read_attempts(run / ATTEMPTS)
-    (started,) = [event for event in events if event["event"] == "started"]
+    (started,) = [event for event in events if isinstance(event, StartupTimings)]
     handed_over = (run / "environment.json").stat().st_mtime
     names = ("entered", "imported", "opened", "built", "first_step")
-    reached = [begun, handed_over, *(started[name] for name in names)]
+    reached = [begun, handed_over, *(getattr(started, name) for name in names)]
     return {part: end - since for part, (since, end) in zip(PARTS, pairwise(reached), strict=True)}
 
 

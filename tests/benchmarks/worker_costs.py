@@ -128,9 +128,9 @@ def tracking_times(steps: int, pictures: int = 512) -> tuple[list[float], float]
         stage = stage_of(recipe(folder, 1, steps))
         worker_config = worker.WorkerConfig(stage.model_dump_json(), str(folder / "run"), str(folder), None)
         result = worker.run(worker_config, 0, 1, CPU, send)
-        if "error" in result or (folder / "outbox" / CALLBACK_LOG).exists():
+        if result.training is None or (folder / "outbox" / CALLBACK_LOG).exists():
             raise RuntimeError(f"the training failed, or a report was not recorded: {result}")
-    return spent, result["seconds"]
+    return spent, result.training.seconds
 
 
 def tracking_metrics(spent: list[float], seconds: float, steps: int) -> list[Row]:

@@ -33,6 +33,7 @@ from mlflow.entities import Run, ViewType
 from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import count_lines, open_runs, read_lines
+from scalablevit.tracking.records import MetricsRecord, Record
 from scalablevit.tracking.sync import LIVE_WITHIN_MS, remembered
 from scalablevit.tracking.tags import UID
 
@@ -245,8 +246,8 @@ def logged_points(folder: Path) -> list[tuple[int, int, float]]:
     return [(line["step"], line["time_ms"], line["metrics"]["loss"]) for line in log(folder)]
 
 
-def is_end(record: dict[str, Any] | None) -> bool:
-    return record is not None and record["kind"] == "end"
+def is_end(record: Record | None) -> bool:
+    return record is not None and record.kind == "end"
 
 
 each_outage = pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_a_driver_killed_in_the_outage_loses_nothing(outage: str, cases: dict[st
     there, known = points(client, run, "loss"), logged_points(case.orphan)
     # a step may have been reported and the process killed before it knew
     assert there[: len(known)] == known and len(there) - len(known) in (0, 1)
-    (last,) = {line.record["time_ms"] for line in read_lines(case.orphan / "outbox") if is_end(line.record)}
+    (last,) = {line.record.time_ms for line in read_lines(case.orphan / "outbox") if is_end(line.record)}
     assert (run.info.status, run.info.end_time) == ("KILLED", last)
     assert last == there[-1][1]
 
@@ -416,7 +417,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
 def trained(root: Path) -> list[int]:
     """Steps whose training loss is in an outbox."""
     records = [line.record for folder in root.glob("runs/*/outbox") for line in read_lines(folder)]
-    return [each["step"] for each in records if each and "train/loss" in each.get("metrics", {})]
+    return [each.step for each in records if isinstance(each, MetricsRecord) and "train/loss" in each.metrics]
 
 
 def last_at_work(root: Path) -> int:

@@ -42,6 +42,7 @@ from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
 from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
+from scalablevit.training.worker_result import TrainingEnd
 
 pytestmark = [
     pytest.mark.row("Security: evil files, planted secrets"),
@@ -484,10 +485,10 @@ def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, O
     CheckpointStore(store.location).write(
         Snapshot(3, {"model": {"w": torch.ones(2)}}, {"step": 3, "last_metrics": {"val/top1": 0.5}}), 0.5
     )
-    outcome = {
-        "step": 3, "seconds": 1.0, "reason": "finished", "detail": "", "last_metrics": {"val/top1": 0.5},
-        "spent": {"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1},
-    }  # fmt: skip
+    outcome = TrainingEnd(
+        step=3, best_step=3, best_value=0.5, best_metrics={}, last_metrics={"val/top1": 0.5}, seconds=1.0,
+        spent={"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1}, reason="finished", detail="",
+    )  # fmt: skip
     export_weights("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
     outbox.artifact("1" * 32, store.local / "model" / "config.json")
     outbox.end("1" * 32, "FINISHED")

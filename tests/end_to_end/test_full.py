@@ -18,7 +18,7 @@ from harness.ranks import Attempt, run_attempts
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.run_files import ATTEMPTS
-from scalablevit.training.attempts import read_attempts
+from scalablevit.training.attempt_events import StartupTimings, read_attempts
 from scalablevit.training.worker import WorkerConfig
 
 LOGGED = sorted({1, 5, *range(2, 41, 2)})
@@ -104,8 +104,8 @@ def test_all_models_are_registered_with_their_lineage(whole):
 def test_a_lost_worker_changes_nothing(whole, tmp_path):
     """Bit for bit the same run without Ray, in which nothing is lost."""
     (lost,) = (whole.root / "runs").glob("tiny-pretrain-*")
-    starts = [each for each in read_attempts(lost / ATTEMPTS)[0] if each["event"] == "started"]
-    assert [start["from_step"] > 0 for start in starts] == [False, True], starts
+    starts = [each for each in read_attempts(lost / ATTEMPTS)[0] if isinstance(each, StartupTimings)]
+    assert [start.from_step > 0 for start in starts] == [False, True], starts
     (resolved,) = resolve(load_recipe(TINY, PRETRAIN), whole.root, ["pretrain"])
     assert resolved.run_name == lost.name
     stage, folder = resolved.stage.model_dump_json(), tmp_path / "undisturbed"

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from harness.heads import ROOT, Head, title_of
 from scalablevit.run_files import ATTEMPTS, MANIFEST, SENT, START_NOTE
 from scalablevit.tracking.outbox import read_lines
-from scalablevit.training.attempts import read_attempts
+from scalablevit.tracking.records import EndRecord, MetricsRecord
+from scalablevit.training.attempt_events import Lost, StartupTimings, read_attempts
 from scalablevit.training.checkpoint import CheckpointStore
 
 WAIT_S = 1200
@@ -327,9 +328,9 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
     found = []
     for line in read_lines(job.folder / "outbox"):
         assert line.record is not None, line.raw
-        if line.record["kind"] == "metrics":
-            found += [(line.record["step"], name, float(value), line.record["time_ms"] / 1000)
-                      for name, value in line.record["metrics"].items()
+        if isinstance(line.record, MetricsRecord):
+            found += [(line.record.step, name, float(value), line.record.time_ms / 1000)
+                      for name, value in line.record.metrics.items()
                       if name not in TIMED and not name.startswith("system/")]  # fmt: skip
     return found
 
@@ -337,7 +338,7 @@ def points(job: Job) -> list[tuple[int, str, float, float]]:
 def ends(job: Job) -> list[str]:
     """How each start of the command ended the run, by the outbox; a killed one is silent."""
     records = [line.record for line in read_lines(job.folder / "outbox")]
-    return [record["status"] for record in records if record is not None and record["kind"] == "end"]
+    return [record.status for record in records if isinstance(record, EndRecord)]
 
 
 def mlflow_run(job: Job) -> Any:
@@ -365,14 +366,14 @@ def measure_recoveries(job: Job) -> None:
 def parts_until_step(job: Job, since: float, end: float = float("inf")) -> dict[str, float]:
     """Seconds from a kill, or the start of a driver, to the first step; empty where none was told before `end`."""
     events, _ = read_attempts(job.folder / ATTEMPTS)
-    begun = next((e for e in events if e["event"] == "started" and since < e["entered"] < end), None)
-    lost = next((e["time"] for e in events if e["event"] == "lost" and since <= e["time"] < end), None)
+    begun = next((e for e in events if isinstance(e, StartupTimings) and since < e.entered < end), None)
+    lost = next((e.time for e in events if isinstance(e, Lost) and e.time is not None and since <= e.time < end), None)
     if begun is None:
         return {}
-    found = since if lost is None or lost > begun["entered"] else lost
+    found = since if lost is None or lost > begun.entered else lost
     return {
         **({"detect": found - since} if found > since else {}),
-        "restart": begun["entered"] - found,
-        "import": begun["imported"] - begun["entered"],
-        "load": begun["first_step"] - begun["imported"],
+        "restart": begun.entered - found,
+        "import": begun.imported - begun.entered,
+        "load": begun.first_step - begun.imported,
     }

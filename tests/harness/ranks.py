@@ -23,6 +23,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.training import loop, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Record, Snapshot
+from scalablevit.training.worker_result import WorkerResult
 
 _train_step = loop.train_step
 RANK_LIMIT_S = 120.0
@@ -195,4 +196,11 @@ def _attempt(rank: int, world: int, attempt: Attempt) -> dict[str, Any]:
         return {}
     finally:
         loop.train_step = _train_step
-    return {**result, "records": [record.as_dict() for record in sent]}
+    return {**_flat(result), "records": [record.as_dict() for record in sent]}
+
+
+def _flat(result: WorkerResult) -> dict[str, Any]:
+    """A result's plain values by one name each; what is None is left out."""
+    values = result.as_dict()
+    values |= values.pop("training") or {}
+    return {name: value for name, value in values.items() if value is not None}

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from scalablevit.tracking.callback import OutboxCallback
-from scalablevit.tracking.outbox import MetricRecord, Outbox, now_ms
+from scalablevit.tracking.outbox import Outbox, now_ms
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.tracking.sync import OutboxSync
 
 EXPERIMENT = "outages"
@@ -76,7 +77,7 @@ class Step:
         self._model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 1))
         self._step = 0
 
-    def __call__(self) -> MetricRecord:
+    def __call__(self) -> StepMetrics:
         self._model.zero_grad()
         loss = self._model(torch.randn(128, 256)).square().mean()
         loss.backward()

@@ -21,12 +21,18 @@ from scalablevit.run_files import REPORT
 from scalablevit.runs import session, signals
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
+from scalablevit.training.attempt_events import Lost, StartupTimings, Submitted
+from scalablevit.training.worker_result import TrainSummary
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 RESULT = StageResult(
     name="pretrain", run_name="run", uid="0" * 32, folder="/runs/run", metric="val/top1", value=0.5, step=300,
     metrics={}, classes=(), images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="", weights_sha256="",
     registered_as="tiny-pretrain", lineage={}, last_value=0.25, last_step=400,
+)  # fmt: skip
+SUMMARY = TrainSummary(
+    step=400, best_value=0.5, best_step=300, best_metrics={}, last_metrics={}, seconds=100.0,
+    spent={"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0},
 )  # fmt: skip
 
 
@@ -209,27 +215,25 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
 
 def test_the_parts_of_a_stages_time_add_up_to_the_wall_time_of_its_jobs():
     """Ray's 27 s before the workers' code count; a killed job ends when its status was last written."""
-    outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
-    one = [{"event": "submitted", "time": 1000.0, "last": None},
-           {"event": "started", "entered": 1027.0, "first_step": 1036.0}]  # fmt: skip
-    profile = time_profile(outcome, one, 1000 + 36 + 150 + 2)
+    one = [Submitted(1000.0, None),
+           StartupTimings(1027.0, first_step=1036.0)]  # fmt: skip
+    profile = time_profile(SUMMARY, one, 1000 + 36 + 150 + 2)
     assert profile["start"] == 36 and profile["other"] == 2 and sum(profile.values()) == 188
-    two = [*one, {"event": "submitted", "time": 9000.0, "last": 1086.0},
-           {"event": "started", "entered": 9003.0, "first_step": 9012.0}]  # fmt: skip
-    profile = time_profile(outcome, two, 9120.0)
+    two = [*one, Submitted(9000.0, 1086.0),
+           StartupTimings(9003.0, first_step=9012.0)]  # fmt: skip
+    profile = time_profile(SUMMARY, two, 9120.0)
     assert profile["start"] == 48 and sum(profile.values()) == 86 + 120
-    skewed = [{"event": "submitted", "time": 1030.0, "last": None}, one[1]]
-    assert time_profile(outcome, skewed, 1190.0)["start"] == 9
-    earlier_version = time_profile(outcome, one[1:], 1190.0)
+    skewed = [Submitted(1030.0, None), one[1]]
+    assert time_profile(SUMMARY, skewed, 1190.0)["start"] == 9
+    earlier_version = time_profile(SUMMARY, one[1:], 1190.0)
     assert earlier_version["start"] == 9 and earlier_version["other"] == 0
 
 
 def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path):
-    outcome = {"seconds": 100.0, "spent": {"data": 20.0, "checkpoint": 5.0, "evaluation": 50.0}}
-    attempts = [{"event": "submitted", "time": 0.0, "last": None},
-                {"event": "started", "entered": 10.0, "first_step": 20.0}, {"event": "lost", "time": 90.0, "ranks": {}},
-                {"event": "started", "entered": 100.0, "first_step": 120.0}]  # fmt: skip
-    result = replace(RESULT, profile=time_profile(outcome, attempts, 240.0))
+    attempts = [Submitted(0.0, None),
+                StartupTimings(10.0, first_step=20.0), Lost(90.0),
+                StartupTimings(100.0, first_step=120.0)]  # fmt: skip
+    result = replace(RESULT, profile=time_profile(SUMMARY, attempts, 240.0))
     lines = chain.table([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
     assert lines[2].split()[:6] == ["pretrain", "top1", "0.5000", "300", "0.2500", "400"]
     assert lines[3] == ("time of pretrain: start 50 s (21 %), data 20 s (8 %), step 75 s (31 %), "

@@ -50,7 +50,7 @@ def in_process(monkeypatch):
                 reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}
                 callback.after_report(None, [reported], None)
 
-        return worker.run(worker.WorkerConfig(**worker_config), 0, 1, torch.device("cpu"), send)
+        return worker.run(worker_config, 0, 1, torch.device("cpu"), send)
 
     monkeypatch.setattr(launch, "launch", launched)
 

@@ -44,7 +44,7 @@ def test_the_run_folder_and_mlflow_get_the_statistics_and_the_report_shows_them(
     assert kept == pretrain.statistics
     assert kept.train.samples_by_class == (3,) * 6 and kept.val.samples_by_class == (2,) * 6
     records = [line.record for line in read_lines(store.outbox)]
-    assert STATISTICS in json.dumps([each for each in records if each["kind"] == "artifact"])
+    assert STATISTICS in json.dumps([each.path for each in records if each.kind == "artifact"])
     page = render(gather(store.local))
     assert '<th scope="row">images of circle</th><td class="count">3</td><td class="count">2</td>' in page
     assert "0 of 12" in page and HtmlPage(page).headings().count(1) == 1

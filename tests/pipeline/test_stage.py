@@ -25,6 +25,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
+from scalablevit.training.worker_result import TrainingEnd
 
 RESULT = StageResult(
     name="pretrain",
@@ -62,9 +63,10 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
         name = checkpoints.write(Snapshot(step, {stem: {"w": torch.zeros(2)}}, meta), value)
     if damaged:
         (Path(checkpoints.folder) / name / f"{stem}.safetensors").write_bytes(b"x")
-    outcome = {"step": 8, "best_step": 8, "best_value": 0.75, "last_metrics": {"val/top1": 0.75}, "seconds": 1.0,
-               "reason": "finished", "detail": "",
-               "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}}  # fmt: skip
+    outcome = TrainingEnd(
+        step=8, best_step=8, best_value=0.75, best_metrics={}, last_metrics={"val/top1": 0.75}, seconds=1.0,
+        spent={"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}, reason="finished", detail="",
+    )  # fmt: skip
     result = export_weights("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
     said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
             "step 4 with val/top1 0.5000")  # fmt: skip

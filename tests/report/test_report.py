@@ -94,9 +94,7 @@ def test_a_search_is_shown_with_the_stage_that_it_was_for(page):
 def test_the_page_goes_to_mlflow_through_the_outbox(job):
     folder = job[0] / "runs" / "tiny-0"
     records = [line.record for line in read_lines(folder / "outbox") if line.record is not None]
-    assert [(each["kind"], each["uid"], each["path"]) for each in records] == [
-        ("artifact", "1" * 32, str(folder / REPORT))
-    ]
+    assert [(each.kind, each.uid, each.path) for each in records] == [("artifact", "1" * 32, str(folder / REPORT))]
 
 
 def test_a_page_is_made_again_by_name_and_by_path(job, capsys):

@@ -42,8 +42,8 @@ def metrics(root: Path, stage: Stage, run_name: str, classes: list[str]) -> dict
         stage.model_dump_json(), "", str(root), weights, evaluate_only=True, data_listing=str(listed)
     )
     result = run(worker_config, 0, 1, torch.device("cpu"), lambda records, node: None)
-    assert "error" not in result, result
-    return result["metrics"]
+    assert result.error is None, result
+    return result.metrics
 
 
 def reverse_masks(root: Path) -> list[str]:

@@ -23,7 +23,7 @@ def report(step: int, **metrics: float) -> dict[str, Any]:
 
 def points(folder: Path) -> list[tuple[str, int, float]]:
     records = [line.record for line in read_lines(folder) if line.record is not None]
-    return [(key, record["step"], float(value)) for record in records for key, value in record["metrics"].items()]
+    return [(key, record.step, float(value)) for record in records for key, value in record.metrics.items()]
 
 
 def test_records_and_metrics_of_every_node_are_kept(tmp_path: Path) -> None:

@@ -12,23 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalablevit.run_files import FORMER_OUTBOX, OUTBOX, RECORDS
-from scalablevit.tracking.outbox import MetricRecord, Outbox, count_lines, open_runs, outbox_of, read_lines
+from scalablevit.tracking.outbox import Outbox, count_lines, open_runs, outbox_of, read_lines
+from scalablevit.tracking.records import StepMetrics
 
 UID = "a" * 32
 
 
-def point(step: int, **metrics: float) -> MetricRecord:
+def point(step: int, **metrics: float) -> StepMetrics:
     return {"step": step, "time_ms": 1000 + step, "metrics": metrics}
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path) -> list[Any]:
     return [line.record for line in read_lines(folder) if line.record is not None]
 
 
 def points(folder: Path, uid: str = UID) -> list[tuple[str, int, float]]:
     """Every point in the file, in its order: key, step, value."""
-    found = [record for record in records(folder) if record["kind"] == "metrics" and record["uid"] == uid]
-    return [(key, record["step"], float(value)) for record in found for key, value in record["metrics"].items()]
+    found = [record for record in records(folder) if record.kind == "metrics" and record.uid == uid]
+    return [(key, record.step, float(value)) for record in found for key, value in record.metrics.items()]
 
 
 def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
@@ -43,16 +44,16 @@ def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
     outbox.end(UID, "FINISHED", time_ms=77)
     outbox.close()
     got = records(tmp_path / "outbox")
-    assert [record["kind"] for record in got] == ["run", "params", "tags", "dataset", "artifact", "metrics", "end"]
-    assert all(record["v"] == 1 and record["uid"] == UID for record in got)
+    assert [record.kind for record in got] == ["run", "params", "tags", "dataset", "artifact", "metrics", "end"]
+    assert all(record.as_dict()["v"] == 1 and record.uid == UID for record in got)
     run, params, tags, dataset, artifact, metrics, end = got
-    assert (run["name"], run["experiment"], run["parent"], run["tags"]) == ("name", "e", "b" * 32, {"n": "1"})
-    assert params["params"] == {"lr": "0.1", "steps": "[1, 2]"}
-    assert tags["tags"] == {"best": "0.5"}
-    assert (dataset["name"], dataset["digest"], dataset["source"]) == ("d", "9" * 64, "/data")
-    assert (artifact["path"], artifact["artifact_path"]) == (str(tmp_path / "log.txt"), "logs")
-    assert (metrics["step"], metrics["time_ms"], metrics["metrics"]) == (3, 1003, {"loss": 1.5})
-    assert (end["status"], end["time_ms"]) == ("FINISHED", 77)
+    assert (run.name, run.experiment, run.parent, run.tags) == ("name", "e", "b" * 32, {"n": "1"})
+    assert params.params == {"lr": "0.1", "steps": "[1, 2]"}
+    assert tags.tags == {"best": "0.5"}
+    assert (dataset.name, dataset.digest, dataset.source) == ("d", "9" * 64, "/data")
+    assert (artifact.path, artifact.artifact_path) == (str(tmp_path / "log.txt"), "logs")
+    assert (metrics.step, metrics.time_ms, metrics.metrics) == (3, 1003, {"loss": 1.5})
+    assert (end.status, end.time_ms) == ("FINISHED", 77)
 
 
 def test_a_resumed_run_repeats_itself_and_the_first_report_stands(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_two_appenders_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert all(line.record is not None for line in read_lines(tmp_path))
     found = points(tmp_path)
     assert len(found) == len({(key, step) for key, step, _ in found}) == 4 * 200
-    assert sum(record["kind"] == "tags" for record in records(tmp_path)) == 8
+    assert sum(record.kind == "tags" for record in records(tmp_path)) == 8
 
 
 def test_a_full_disk_leaves_whole_lines_and_the_points_may_be_given_again(
@@ -212,22 +213,22 @@ def test_the_same_model_is_the_same_registration_and_its_code_is_kept_once(tmp_p
     (model / "config.json").write_text("{}")
     outbox = Outbox(tmp_path / "outbox")
 
-    def register() -> dict[str, Any]:
+    def register() -> Any:
         outbox.model(
             UID, name="m", folder=model, package=package, serving="serve.py", requirements=["a==1"], tags={"t": 2}
         )
         return records(tmp_path / "outbox")[-1]
 
     first, second = register(), register()
-    assert first["registration"] == second["registration"]
-    assert first["tags"]["t"] == "2"
-    assert first["tags"]["scalablevit.uid"] == first["registration"]
-    assert first["alias"] == "candidate"
-    code = tmp_path / "outbox" / first["code"]
+    assert first.registration == second.registration
+    assert first.tags["t"] == "2"
+    assert first.tags["scalablevit.uid"] == first.registration
+    assert first.alias == "candidate"
+    code = tmp_path / "outbox" / first.code
     assert sorted(path.name for path in code.iterdir()) == ["__init__.py", "serve.py"]
     assert len(list((tmp_path / "outbox" / "code").iterdir())) == 1
     (model / "weights.safetensors").write_bytes(b"w2")
-    assert register()["registration"] != first["registration"]
+    assert register().registration != first.registration
 
 
 def test_an_outbox_that_an_earlier_release_began_stays_where_it_is(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from mlflow.protos import databricks_pb2
 from scalablevit.cli import main
 from scalablevit.run_files import FORMER_OUTBOX, RECORDS, REFUSED, SENT, SYNC_LOCK
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import MetricRecord, Outbox, now_ms
+from scalablevit.tracking.outbox import Outbox, now_ms
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ LIMIT_S = 20.0
 NOTHING_LEFT = Pending(records=0, refused=0, error=None)
 
 
-def series(steps: range, **metrics: float) -> list[MetricRecord]:
+def series(steps: range, **metrics: float) -> list[StepMetrics]:
     return [{"step": step, "time_ms": 1_000_000 + step, "metrics": metrics or {"loss": step / 10}} for step in steps]
 
 

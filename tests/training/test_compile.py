@@ -55,6 +55,6 @@ def test_a_machine_without_a_compiler_ends_the_run_before_its_first_step(make_st
     given = worker_config(make_stage, tmp_path / "run", {"compile": compiling})
     with inductor.config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
         result = worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)
-    what, where, fix = result["error"]
+    what, where, fix = result.error.args
     assert "torch.compile does not work on" in what and "no-compiler" in what
     assert where == "training.compile" and "g++" in fix

@@ -109,4 +109,4 @@ def test_a_rank_lists_and_hashes_nothing(make_stage, data: Path, tmp_path: Path,
     monkeypatch.setattr(worker, "open_source", refuse)
     monkeypatch.setattr(contents, "content_sum", refuse)
     result = worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)
-    assert result["reason"] == "finished"
+    assert result.training.reason == "finished"

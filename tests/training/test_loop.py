@@ -74,9 +74,9 @@ def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_st
 
     cpu = torch.device("cpu")
     result = worker.run(given, 0, 1, cpu, lambda *_: None, about_to_go=about_to_go)
-    assert (result["reason"], result["step"]) == ("node leaving", 2)
+    assert (result.training.reason, result.training.step) == ("node leaving", 2)
     assert newest(str(tmp_path / "left")).step == 2
-    assert worker.run(given, 0, 1, cpu, lambda *_: None, about_to_go=about_to_go)["reason"] == "finished"
+    assert worker.run(given, 0, 1, cpu, lambda *_: None, about_to_go=about_to_go).training.reason == "finished"
     assert run(stage, tmp_path / "whole")["reason"] == "finished"
     left, whole = (newest(str(tmp_path / name)).files["model"] for name in ("left", "whole"))
     assert all(torch.equal(left[name], whole[name]) for name in whole)

@@ -1,5 +1,7 @@
 """What a state says of itself without copying its tensors."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -35,14 +37,14 @@ def test_the_size_before_the_first_step_is_that_after_it(options, average):
 def test_size_and_summary_copy_nothing(monkeypatch):
     state = fresh({}, average=True)
     state.step, state.best_step, state.best_value, state.seconds = 4, 2, 0.5, 1.5
-    assert state.snapshot().meta.items() >= state.summary().items()
+    assert state.snapshot().meta.items() >= asdict(state.summary()).items()
 
     def copies(_: object) -> None:
         raise AssertionError("tensors were copied")
 
     monkeypatch.setattr(state_module, "_to_cpu", copies)
     assert state.snapshot_bytes() > 0
-    assert state.summary() == {
+    assert asdict(state.summary()) == {
         "step": 4, "best_value": 0.5, "best_step": 2, "best_metrics": {}, "last_metrics": {}, "seconds": 1.5,
         "spent": {"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0},
     }  # fmt: skip

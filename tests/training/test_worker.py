@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scalablevit.models.backbone import build_classifier
 from scalablevit.run_files import START_NOTE
 from scalablevit.training import loop, worker
-from scalablevit.training.callbacks import StartupTimings
+from scalablevit.training.attempt_events import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.worker import WorkerConfig
 
@@ -63,11 +63,11 @@ def test_initial_weights_other_than_the_jobs_are_refused(make_stage, tmp_path, w
     stage = make_stage(training=SHORT)
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     options = {"init_weights": str(weights), "evaluate_only": evaluate_only}
-    what, where, _ = run(worker_config(stage, tmp_path / "run", **options, init_sha256="0" * 64))["error"]
+    what, where, _ = run(worker_config(stage, tmp_path / "run", **options, init_sha256="0" * 64)).error.args
     assert f"expected sha256 {'0' * 64}" in what and f"found {found}" in what
     assert where == str(weights)
     result = run(worker_config(stage, tmp_path / "run", **options, init_sha256=found))
-    assert "error" not in result
+    assert result.error is None
 
 
 def test_the_history_is_sent_again_at_once(make_stage, tmp_path):
@@ -92,13 +92,13 @@ def test_a_best_checkpoint_that_was_not_written_is_said_at_the_end(make_stage, t
     monkeypatch.setattr(CheckpointStore, "write", full_at_two)
     # a rate of nearly nothing: the first evaluation stays the best
     result = run(worker_config(make_stage(optimizer={"lr": 1e-12}, training={**SHORT, "steps": 4}), tmp_path / "run"))
-    assert (result["reason"], result["best_step"]) == ("finished", 2)
-    assert "of step 2, are not stored" in result["detail"] and "No space left" in result["detail"]
+    assert (result.training.reason, result.training.best_step) == ("finished", 2)
+    assert "of step 2, are not stored" in result.training.detail and "No space left" in result.training.detail
 
 
 def test_a_stored_best_checkpoint_needs_no_words(make_stage, tmp_path):
     stage = make_stage(optimizer={"lr": 1e-12}, training={**SHORT, "steps": 4})
-    assert run(worker_config(stage, tmp_path / "run"))["detail"] == ""
+    assert run(worker_config(stage, tmp_path / "run")).training.detail == ""
 
 
 @pytest.fixture
@@ -123,11 +123,11 @@ def test_operations_without_a_deterministic_form_are_named_and_do_not_end_traini
 
     monkeypatch.setattr(loop, "train_step", with_put)
     result = run(worker_config(make_stage(training={**SHORT, "deterministic": True}), tmp_path / "run"))
-    assert result["reason"] == "finished"
-    (said,) = result["nondeterministic"]
+    assert result.training.reason == "finished"
+    (said,) = result.nondeterministic
     assert "put_" in said and said.endswith("does not have a deterministic implementation")
     assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def test_without_the_wish_nothing_is_named(make_stage, tmp_path):
-    assert run(worker_config(make_stage(training=SHORT), tmp_path / "run"))["nondeterministic"] == []
+    assert run(worker_config(make_stage(training=SHORT), tmp_path / "run")).nondeterministic == []

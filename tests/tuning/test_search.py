@@ -13,6 +13,7 @@ from harness.driving import Done, Driver
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.tracking.outbox import read_lines
+from scalablevit.tracking.records import MetricsRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -45,8 +46,8 @@ def steps_trained(folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for line in read_lines(folder / "outbox"):
         assert line.record is not None
-        if line.record["kind"] == "metrics" and "train/loss" in line.record["metrics"]:
-            found.setdefault(line.record["uid"], []).append(line.record["step"])
+        if isinstance(line.record, MetricsRecord) and "train/loss" in line.record.metrics:
+            found.setdefault(line.record.uid, []).append(line.record.step)
     return found
 
 

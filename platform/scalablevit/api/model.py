@@ -10,6 +10,7 @@ from scalablevit.api.images import GIVE, Images, decode_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
+from scalablevit.config.stored import ModelConfig
 from scalablevit.config.task_info import task_info
 from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
@@ -164,7 +165,7 @@ def predict(
     return load_model(source, *overrides, root=root, device=device).predict(images)
 
 
-def _find(source: str | Path, overrides: tuple[str, ...], root: Path) -> tuple[str, dict[str, Any], str]:
+def _find(source: str | Path, overrides: tuple[str, ...], root: Path) -> tuple[str, ModelConfig, str]:
     """Return the weights file, `config.json` and the weights' SHA-256 of a model by whatever names it.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from scalablevit.config.root import platform_root
-from scalablevit.config.stored import to_store
+from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `add_arguments`."""
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    ungated = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
+    ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
     recipe = trained_recipe("evaluate", ungated, options.overrides, options.model)
     stage = resolve_evaluation(recipe, root, config["classes"])
     facts = {**describe(stage), "data": _described_data(stage)}
@@ -84,7 +84,9 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
-        result = launch(stage.stage, worker_config.as_dict(), str(folder), [])
+        result = launch(stage.stage, worker_config, str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # Ray's own files and the listing, of no use afterwards
-    return dict(result["metrics"])
+    if result.metrics is None:
+        raise RuntimeError("rank 0 returned no metrics")
+    return result.metrics

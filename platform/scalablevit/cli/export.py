@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
-                "torch": torch.__version__, "preprocessing": facts,
+                "torch": torch.__version__, "preprocessing": vars(facts),
                 "parts": [_facts(each) for each in exported]}  # fmt: skip
         faithful = all(each.faithful for each in exported)
         if selects(stage):
@@ -149,7 +149,19 @@ def _line(exported: "Exported") -> str:
     return "\n".join(lines)
 
 
-def _facts(exported: "Exported") -> dict[str, Any]:
+class PartNote(TypedDict):
+    """What the note says of a part."""
+
+    name: str
+    input: dict[str, list[str | int]]
+    """Its name and shape; open dimensions are letters."""
+    outputs: dict[str, list[str | int]]
+    largest_difference: dict[str, dict[str, float]]
+    """From the network's own outputs, by file and shape of the input."""
+    largest_output: float
+
+
+def _facts(exported: "Exported") -> PartNote:
     part = exported.part
     sides = ("H", "W") if part.others else tuple(part.inputs.shape[2:])
     return {

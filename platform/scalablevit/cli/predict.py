@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.prediction_folder import BAD, LEFT_OUT, NOTE, check_out, deliver, print_left_out, tabulate
 from scalablevit.config.errors import UserError, masked
@@ -15,6 +15,9 @@ from scalablevit.data.names import shown
 from scalablevit.data.sources.files import left_out, list_images
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
+
+if TYPE_CHECKING:
+    from scalablevit.tasks.output import Answer
 
 EPILOG = f"""\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
@@ -101,7 +104,7 @@ def _write(
     return tabulate(output, _answers(job, names, root, stage), out, len(names))
 
 
-def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, dict[str, Any]]]:
+def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
     from scalablevit.serving.predict import predict_here, predict_on_ray
 
     if not os.environ.get("RAY_ADDRESS"):

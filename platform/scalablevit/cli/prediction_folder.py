@@ -16,7 +16,7 @@ from scalablevit.runs.output_dir import refuse_unusable, write_folder
 from scalablevit.text import and_more
 
 if TYPE_CHECKING:
-    from scalablevit.tasks.output import Output
+    from scalablevit.tasks.output import Answer, Output
 
 NOTE = "prediction.json"
 """What was predicted with what; also marks a folder as made by this script."""
@@ -93,7 +93,7 @@ def check_out(out: Path, images: Path, overwrite: bool) -> None:
         )
 
 
-def tabulate(output: "Output", answers: Iterable[tuple[str, dict[str, Any]]], out: Path, count: int) -> int:
+def tabulate(output: "Output", answers: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> int:
     """Tables of the answers, and of `bad` images; how many were bad."""
     started, said, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:

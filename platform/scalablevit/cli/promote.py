@@ -8,9 +8,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
@@ -18,6 +18,7 @@ from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
@@ -67,6 +68,37 @@ class Contender:
     def weights_mb(self) -> float:
         """10^6 bytes."""
         return self.version.weights.stat().st_size / 1e6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a version."""
+
+    version: int
+    value: float
+    """Of the metric."""
+    latency_ms: float
+    measured_on: str
+    busy: str
+    """A note on a machine that was at work on other things; empty: none."""
+    weights_mb: float
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the decision rests on; kept as JSON by these names."""
+
+    at: str
+    metric: str
+    images: int
+    bad: int
+    data_digest: str
+    candidate: Measured
+    champion: Measured | None
+    gain: "Gain | None"
+    gate: PlainValues
+    """`promotion` of the recipe."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +292,7 @@ def _decide(
     if dry_run:
         print("dry run: nothing was written or moved")
         return 1 if missed else 0
-    written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(evidence)}
+    written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
         write_tags(uri, name, number, written)
         return 1
@@ -274,54 +306,55 @@ def _decide(
 
 def _evidence(
     candidate: Contender, champion: Contender | None, gain: "Gain | None", resolved: ResolvedStage
-) -> dict[str, Any]:
-    """Everything that the decision rests on, as plain values."""
+) -> Evidence:
     gate = resolved.stage.promotion
-    return {
-        "at": _now(),
-        "metric": _metric(resolved.stage),
-        "images": len(candidate.score.per_sample.numbers),
-        "bad": candidate.score.bad,
-        "data_digest": resolved.digest,
-        "candidate": _facts(candidate),
-        "champion": None if champion is None else _facts(champion),
-        "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
-        "gate": gate.model_dump(mode="json", exclude={"metric"}),
-    }
+    return Evidence(
+        at=_now(),
+        metric=_metric(resolved.stage),
+        images=len(candidate.score.per_sample.numbers),
+        bad=candidate.score.bad,
+        data_digest=resolved.digest,
+        candidate=_measured(candidate),
+        champion=None if champion is None else _measured(champion),
+        gain=gain,
+        gate=gate.model_dump(mode="json", exclude={"metric"}),
+    )
 
 
-def _facts(contender: Contender) -> dict[str, Any]:
+def _measured(contender: Contender) -> Measured:
     from scalablevit.serving.gate import metric_of
 
-    return {
-        "version": contender.version.version,
-        "value": metric_of(contender.score),
-        "latency_ms": contender.score.latency_ms,
-        "measured_on": contender.score.measured_on,
-        "busy": contender.score.busy,
-        "weights_mb": contender.weights_mb,
-        "weights_sha256": contender.version.tags[tags.WEIGHTS_SHA256],
-    }
+    return Measured(
+        version=contender.version.version,
+        value=metric_of(contender.score),
+        latency_ms=contender.score.latency_ms,
+        measured_on=contender.score.measured_on,
+        busy=contender.score.busy,
+        weights_mb=contender.weights_mb,
+        weights_sha256=contender.version.tags[tags.WEIGHTS_SHA256],
+    )
 
 
-def _table(evidence: dict[str, Any]) -> str:
+def _table(evidence: Evidence) -> str:
     """Candidate and champion side by side, and the gain."""
-    columns = {alias: evidence[alias] for alias in (CANDIDATE, CHAMPION) if evidence[alias]}
-    heads = "".join(f"{alias + ' v' + str(facts['version']):>18}" for alias, facts in columns.items())
+    columns = {CANDIDATE: evidence.candidate}
+    if evidence.champion is not None:
+        columns[CHAMPION] = evidence.champion
+    heads = "".join(f"{f'{alias} v{measured.version}':>18}" for alias, measured in columns.items())
     lines = [f"\n{'':<14}{heads}"]
-    for label, key, digits in ((evidence["metric"], "value", 4), ("latency, ms", "latency_ms", 2),
+    for label, key, digits in ((evidence.metric, "value", 4), ("latency, ms", "latency_ms", 2),
                                ("weights, MB", "weights_mb", 2)):  # fmt: skip
-        lines.append(f"{label:<14}" + "".join(f"{facts[key]:>18.{digits}f}" for facts in columns.values()))
-    gain, gate = evidence["gain"], evidence["gate"]
+        lines.append(f"{label:<14}" + "".join(f"{getattr(each, key):>18.{digits}f}" for each in columns.values()))
+    gain, gate = evidence.gain, evidence.gate
     if gain is not None:
         lines.append(
-            f"gain {gain['value']:+.4f}, {100 * gate['confidence']:g}% interval "
-            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] "
-            f"(paired bootstrap over {evidence['images']} images, {gate['resamples']} resamples)"
+            f"gain {gain.value:+.4f}, {100 * gate['confidence']:g}% interval "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] "
+            f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
         )
-    places = dict.fromkeys(facts["measured_on"] for facts in columns.values())
+    places = dict.fromkeys(each.measured_on for each in columns.values())
     lines.append(f"latency of one answer at a time on {' and '.join(places)}")
-    lines += [f"note, {alias}: {facts['busy']}" for alias, facts in columns.items() if facts["busy"]]
+    lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
     return "\n".join(lines)
 
 

@@ -66,7 +66,7 @@ def _outboxes(root: Path, names: list[str]) -> list[Path]:
 
 
 def _begun(folder: Path) -> int:
-    return next((line.record["time_ms"] for line in read_lines(folder) if line.record is not None), 0)
+    return next((line.record.time_ms for line in read_lines(folder) if line.record is not None), 0)
 
 
 def _sync_of(root: Path, folder: Path, uri: str | None) -> OutboxSync:

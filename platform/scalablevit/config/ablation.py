@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scalablevit.config.checking import check, nearest
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.section import OptionValue, PlainValues
 
-ARMS: dict[str, dict[str, Any]] = {
+ARMS: dict[str, dict[str, OptionValue]] = {
     "lim": {"local_interaction": "lim"},
     "lem": {"local_interaction": "lem"},
     "none": {"local_interaction": "none"},
@@ -83,10 +83,10 @@ def _check_base(name: str, stage: Stage) -> None:
                         fix="choose a ScalableViT")  # fmt: skip
 
 
-def _stage_of(recipe: Recipe, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
+def _stage_of(recipe: Recipe, arm: Arm, seeds: Sequence[int]) -> PlainValues:
     """Plain values of one arm's stage."""
     stage = recipe.stages[arm.stage]
-    values: dict[str, Any] = stage.model_dump(mode="json")
+    values: PlainValues = stage.model_dump(mode="json")
     values["model"]["options"] |= ARMS[arm.arm]
     values["training"]["seed"] = arm.seed
     values["tracking"]["register_as"] = None

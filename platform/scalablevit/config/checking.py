@@ -17,7 +17,7 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import sections_in
-from scalablevit.config.strict_yaml import KeyPath
+from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
@@ -31,7 +31,7 @@ Places = dict[KeyPath, str]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name: str) -> Schema:
+def check(schema: type[Schema], merged: YamlMapping, places: Places, name: str) -> Schema:
     """Validate plain values; `places` names their origin in errors, `name` that of values without a place.
 
     Raises:
@@ -64,8 +64,8 @@ def check(schema: type[Schema], merged: Mapping[str, Any], places: Places, name:
 
 
 def without_old_words(
-    schema: type[BaseModel], merged: Mapping[str, Any], places: Places, name: str
-) -> tuple[dict[str, Any], list[UserError]]:
+    schema: type[BaseModel], merged: YamlMapping, places: Places, name: str
+) -> tuple[YamlDict, list[UserError]]:
     """Convert what people wrote to the current version, with an error for each old word and for another version.
 
     Args:
@@ -152,7 +152,7 @@ def _place(key_path: KeyPath, places: Places, name: str) -> str:
     return next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
 
 
-def _key_path(detail: ErrorDetails, merged: Mapping[str, Any]) -> KeyPath:
+def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
     """The key path of an error as the user wrote it: pydantic's location less the names of union members."""
     node: Any = merged
     path: list[str | int] = []

@@ -1,11 +1,11 @@
 """The recipe's data sections: one for each kind of source."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalablevit.config.section import NOT_HASHED, PositiveInt, Probability, Section, Triple
+from scalablevit.config.section import NOT_HASHED, PlainValues, PositiveInt, Probability, Section, Triple
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -99,7 +99,7 @@ class _Images(Section):
         return path
 
 
-def _before_crop(data: dict[str, Any]) -> int:
+def _before_crop(data: PlainValues) -> int:
     return min(round(int(data["image_size"]) * 256 / 224), 4096)
 
 

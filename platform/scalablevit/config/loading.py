@@ -1,7 +1,7 @@
 """From a recipe file and dotted overrides to a checked recipe, with every mistake named at once."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
+from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.unused_keys import find_unused
 
@@ -36,7 +37,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE)
     return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path), scope)
 
 
-def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
+def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], origin: str) -> Recipe:
     """A recipe of one stage from plain values, such as those kept with a registered model, with overrides on top.
 
     Raises:
@@ -46,7 +47,7 @@ def override_stage(name: str, stage: Mapping[str, Any], overrides: Sequence[str]
 
 
 def override_recipe(
-    merged: dict[str, Any], overrides: Sequence[str], places: Places, origin: str, scope: Scope = WHOLE
+    merged: YamlDict, overrides: Sequence[str], places: Places, origin: str, scope: Scope = WHOLE
 ) -> Recipe:
     """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
 
@@ -81,7 +82,7 @@ def override_recipe(
     return recipe
 
 
-def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], Places]:
+def read_mapping(path: Path, what: str) -> tuple[YamlDict, Places]:
     """A YAML file whose document is a mapping, and where each of its values stands.
 
     Args:
@@ -115,7 +116,7 @@ def _available(path: Path, what: str) -> str:
     return "; ".join(hints) or "check the path"
 
 
-def _merge_stages(raw: dict[str, Any], name: str, places: Places) -> dict[str, Any]:
+def _merge_stages(raw: YamlDict, name: str, places: Places) -> YamlDict:
     """Bring both forms of file into `{name, stages: {...}}`, recording where each value stands."""
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}

@@ -18,7 +18,7 @@ from scalablevit.config.errors import UserError, masked, raise_all
 from scalablevit.config.hints import key_hint
 from scalablevit.config.recipe import Stage
 from scalablevit.config.section import sections_in
-from scalablevit.config.strict_yaml import KeyPath
+from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 
 TOP_KEYS = ("name", "tune")
@@ -45,7 +45,7 @@ class Scope:
     """Called with a line for each override that does not apply to all stages of the recipe, or that leaves values of
     the file without effect."""
 
-    def runs(self, name: str, stage: Mapping[str, Any]) -> bool:
+    def runs(self, name: str, stage: YamlMapping) -> bool:
         """Whether the script runs a stage, given as plain values."""
         return (not self.names or name in self.names) and self.kind in (None, _at(stage, "task", "kind"))
 
@@ -77,9 +77,7 @@ class Override(NamedTuple):
     """How errors name it."""
 
 
-def parse_all(
-    overrides: Sequence[str], merged: dict[str, Any], places: Places, errors: list[UserError]
-) -> list[Override]:
+def parse_all(overrides: Sequence[str], merged: YamlDict, places: Places, errors: list[UserError]) -> list[Override]:
     """Overrides of stages, those that name one last, since they beat the others; those of the recipe are applied."""
     parsed = []
     for override in overrides:
@@ -95,7 +93,7 @@ def parse_all(
     return sorted(parsed, key=lambda each: each.stage is not None)
 
 
-def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Mapping[str, Any]) -> Override:
+def _for_stages(text: str, path: list[str], value: Any, where: str, stages: YamlMapping) -> Override:
     stage = None
     if path[0] == "stages":
         if len(path) < 3 or path[1] not in stages:
@@ -114,7 +112,7 @@ def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Mapp
     return Override(text, stage, path, value, where)
 
 
-def apply(override: Override, reach: "Reach", stages: dict[str, Any], places: Places) -> None:
+def apply(override: Override, reach: "Reach", stages: YamlDict, places: Places) -> None:
     """Put one override into the stages that it applies to.
 
     Raises:
@@ -136,7 +134,7 @@ class Reach:
     """Which stages the overrides of a script can apply to."""
 
     scope: Scope
-    stages: Mapping[str, dict[str, Any]]
+    stages: Mapping[str, YamlDict]
     """All of the recipe, with all overrides on top whether they fit or not: their kinds decide which keys they have."""
     running: list[str]
     """Those that the script runs."""
@@ -144,7 +142,7 @@ class Reach:
     """Those, and the ones that they start from."""
 
     @classmethod
-    def of(cls, overrides: Sequence[Override], stages: Mapping[str, dict[str, Any]], scope: Scope) -> "Reach":
+    def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "Reach":
         """Work out what a script runs; all stages where it would run none, which the script refuses later."""
         seen = _preview(overrides, stages, [])
         running = [name for name in seen if scope.runs(name, seen[name])] or list(seen)
@@ -204,7 +202,7 @@ class Reach:
         raise_all(errors)
 
 
-def _misfit(stage: Mapping[str, Any]) -> str | None:
+def _misfit(stage: YamlMapping) -> str | None:
     """Why a task cannot learn from its source of data; None: it can, or one of the two is unknown."""
     kind, source = _at(stage, "task", "kind"), _at(stage, "data", "source")
     fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
@@ -214,8 +212,8 @@ def _misfit(stage: Mapping[str, Any]) -> str | None:
 
 
 def _preview(
-    overrides: Sequence[Override], stages: Mapping[str, dict[str, Any]], names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+    overrides: Sequence[Override], stages: Mapping[str, YamlDict], names: Sequence[str]
+) -> dict[str, YamlDict]:
     """The stages with the overrides on top as far as they can be put there; those that name none go to `names`."""
     preview = {name: dict(stage) for name, stage in stages.items()}
     for each in overrides:
@@ -225,7 +223,7 @@ def _preview(
     return preview
 
 
-def with_parents(wanted: Iterable[str], inits: Mapping[str, Any]) -> list[str]:
+def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
     """The wanted stages and all that they start from, in the recipe's order.
 
     Args:
@@ -249,13 +247,13 @@ def _at(node: Any, *path: str) -> Any:
     return node
 
 
-def _has_key(stage: Mapping[str, Any], path: Sequence[str]) -> bool:
+def _has_key(stage: YamlMapping, path: Sequence[str]) -> bool:
     """Whether the schema of a stage, whose kinds decide it, has a key; free-form sections have every key."""
     keys = set(_keys(Stage, stage))
     return ".".join(path) in keys or ".".join([*path[:-1], ANY_KEY]) in keys
 
 
-def _closeness(stage: Mapping[str, Any], path: Sequence[str]) -> float:
+def _closeness(stage: YamlMapping, path: Sequence[str]) -> float:
     """Likeness of a path to the nearest key of a stage's schema, from 0 to 1."""
     dotted = difflib.SequenceMatcher(b=".".join(path))
     ratios = []
@@ -320,7 +318,7 @@ def claim(places: Places, key_path: KeyPath, where: str, above: int = 0) -> None
         places.setdefault(key_path[:length], where)
 
 
-def put(node: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+def put(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
     """Set a value, copying the mappings on the way: stages may share them.
 
     Raises:

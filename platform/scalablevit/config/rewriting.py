@@ -1,14 +1,13 @@
 """A recipe's or search space's file in the current version's words, with its comments, order and formatting."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
 from scalablevit.config import strict_yaml
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.strict_yaml import KeyPath
+from scalablevit.config.strict_yaml import KeyPath, YamlDict
 from scalablevit.config.upgrade import VERSION, Rename, conflict, convert, version_problem
 
 QUOTES = ("'", '"')
@@ -33,7 +32,7 @@ class _Edit:
     text: str
 
 
-def is_space(raw: dict[str, Any]) -> bool:
+def is_space(raw: YamlDict) -> bool:
     """Tell a search space from a recipe by its keys."""
     return "parameters" in raw or "metric" in raw
 
@@ -70,7 +69,7 @@ def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
     return changed, sorted((change for _, change in found), key=lambda change: change.line)
 
 
-def _is_known(raw: dict[str, Any]) -> bool:
+def _is_known(raw: YamlDict) -> bool:
     return is_space(raw) or bool({*Stage.model_fields, *Recipe.model_fields} & {*raw})
 
 
@@ -102,7 +101,7 @@ def _replaced(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
     return _Edit(start, end, quote + new + quote)
 
 
-def _versioned(raw: dict[str, Any], node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
+def _versioned(raw: YamlDict, node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
     """The edit that states the version; none where it is stated."""
     if raw.get("version") == VERSION:
         return []

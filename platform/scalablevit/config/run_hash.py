@@ -7,9 +7,10 @@ from typing import Any
 
 from scalablevit.config import upgrade
 from scalablevit.config.recipe import Stage
+from scalablevit.config.section import PlainValues
 
 
-def hashed_part(stage: Stage) -> dict[str, Any]:
+def hashed_part(stage: Stage) -> PlainValues:
     """What makes a stage's run the same run.
 
     All but cluster, tracking, promotion, logging, retention, the data's place and what its check refuses. Keys that are

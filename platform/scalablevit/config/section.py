@@ -1,12 +1,14 @@
 """What every section of a recipe is, and the types that they share."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
 Triple = tuple[float, float, float]
+PlainValues: TypeAlias = dict[str, Any]
+"""A section, stage or recipe that a schema has taken, as JSON has it: what `model_dump(mode="json")` returns."""
 OptionValue = bool | int | float | str | list[int | None] | list[str]
 
 NOT_HASHED = {"hashed": False}

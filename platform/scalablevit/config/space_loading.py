@@ -13,8 +13,10 @@ from scalablevit.config.loading import load_recipe, override_recipe, read_mappin
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.section import PlainValues
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
+from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.trial import shape, trial_epochs
@@ -145,7 +147,7 @@ def _each(error: UserError) -> list[UserError]:
     return error.errors if isinstance(error, UserErrors) else [error]
 
 
-def _apply(override: str, merged: dict[str, Any], places: Places) -> None:
+def _apply(override: str, merged: YamlDict, places: Places) -> None:
     """Put one override into the space."""
     (_, *path), value, where = parse_override(override)
     if path[0] == "parameters" and len(path) > 1:
@@ -194,7 +196,7 @@ def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
 
 
 def _check_against_recipe(
-    merged: Mapping[str, Any], space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
+    merged: YamlMapping, space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
 ) -> None:
     """Hold what can be read of a space, which need not be valid as a whole, against the recipe."""
     whole = recipe.model_dump(mode="json")
@@ -233,7 +235,7 @@ def _readable(parameters: Any) -> dict[str, Distribution]:
     return found
 
 
-def _unused(path: str, draws: Mapping[str, Distribution], stage: Mapping[str, Any]) -> tuple[str, str] | None:
+def _unused(path: str, draws: Mapping[str, Distribution], stage: YamlMapping) -> tuple[str, str] | None:
     """Why a parameter has no effect, whatever the other parameters' values, and what to do about it; None: it has."""
 
     def values(key: str) -> list[Any]:
@@ -243,7 +245,7 @@ def _unused(path: str, draws: Mapping[str, Distribution], stage: Mapping[str, An
 
 
 def _check_parameter(
-    path: str, draw: Distribution, whole: dict[str, Any], stage: str, epochs: float | None, mistakes: _Mistakes
+    path: str, draw: Distribution, whole: PlainValues, stage: str, epochs: float | None, mistakes: _Mistakes
 ) -> None:
     """Refuse a path that is not searched, and ends or choices that the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
@@ -261,7 +263,7 @@ def _check_parameter(
 
 
 def _reasons_against(
-    path: str, value: Value, whole: dict[str, Any], stage: str, epochs: float | None
+    path: str, value: Value, whole: PlainValues, stage: str, epochs: float | None
 ) -> list[tuple[str, str]]:
     """What speaks against one value of a parameter in the base recipe, and what to do about it."""
     changed = {**whole, "stages": {**whole["stages"], stage: dict(whole["stages"][stage])}}

@@ -1,20 +1,36 @@
 """Stages as they are kept in run folders, model configs and captured steps, whatever version wrote them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.section import PlainValues
+from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.upgrade import VERSION, upgrade
 
 
-def to_store(stage: Stage) -> dict[str, Any]:
+class ModelConfig(TypedDict):
+    """A model's `config.json`. It may come from somebody else's registry, so nothing is sure but that it is JSON."""
+
+    format: int
+    stage: YamlDict
+    """Plain sections, not yet checked."""
+    classes: Sequence[str]
+    """Names, in the order of the network's outputs."""
+    metrics: dict[str, float]
+    """Of the evaluation at `step`."""
+    step: int
+    """Of the checkpoint that the weights are from."""
+
+
+def to_store(stage: Stage) -> PlainValues:
     """Return the plain values of a stage as they are written to files, with the version first."""
     return {"version": VERSION, **stage.model_dump(mode="json")}
 
 
-def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
+def stored_sections(raw: Any, where: str = "") -> YamlDict:
     """Return the plain sections of a stored stage in the current version.
 
     Keys that did not exist when it was stored get the value that had the same effect.
@@ -30,7 +46,7 @@ def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
         raise UserError("holds no stage", where=where, fix="restore the file from a copy")
     sections = upgrade(raw, where)
     del sections["version"]
-    result: dict[str, Any] = _with_former_defaults(sections)
+    result: YamlDict = _with_former_defaults(sections)
     return result
 
 
@@ -43,7 +59,7 @@ def stored_stage(raw: Any, where: str = "") -> Stage:
     return check(Stage, stored_sections(raw, where), {}, where)
 
 
-def stored_recipe(raw: Mapping[str, Any], where: str = "") -> Recipe:
+def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
     """Return a stored recipe; `where` is its file, for errors.
 
     Raises:
@@ -62,10 +78,11 @@ def _with_former_defaults(sections: Any) -> Any:
     return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
 
 
-def stored_config(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def stored_config(config: YamlMapping, where: str = "") -> ModelConfig:
     """Return a model's `config.json` with the sections of its stage, if it has one, in the current version.
 
     Raises:
         UserError: as `stored_sections`.
     """
-    return {**config, **({"stage": stored_sections(config["stage"], where)} if "stage" in config else {})}
+    stage = {"stage": stored_sections(config["stage"], where)} if "stage" in config else {}
+    return cast(ModelConfig, {**config, **stage})

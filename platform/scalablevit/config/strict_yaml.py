@@ -1,7 +1,8 @@
 """YAML as people expect it: no lost duplicate keys, `1e-3` is a number, and the line of every key is kept."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -9,6 +10,10 @@ from scalablevit.config.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 Lines = dict[KeyPath, int]
+YamlMapping: TypeAlias = Mapping[str, Any]
+"""A mapping as YAML or an older file has it, before a schema has seen it: any keys, any values. Only to be read."""
+YamlDict: TypeAlias = dict[str, Any]
+"""The same, to be changed."""
 
 MAX_DEPTH = 20
 """Deeper nesting is refused; a recipe has six levels."""

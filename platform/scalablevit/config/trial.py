@@ -8,6 +8,7 @@ from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.overrides import put
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space, Value
 
 PBT_CHECKPOINTS = 4
@@ -24,7 +25,7 @@ def trial_gpus(search: Search) -> float:
     return (search.space.resources or search.recipe.stages[search.stage].cluster).gpus_per_worker
 
 
-def shape(stage: dict[str, Any], space: Space) -> None:
+def shape(stage: PlainValues, space: Space) -> None:
     """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
@@ -40,7 +41,7 @@ def shape(stage: dict[str, Any], space: Space) -> None:
         stage["cluster"] |= {**space.resources.model_dump(mode="json"), "min_workers": None}
 
 
-def _scale_schedule(schedule: dict[str, Any], factor: float, space: Space) -> None:
+def _scale_schedule(schedule: PlainValues, factor: float, space: Space) -> None:
     """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
 
     A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
@@ -75,7 +76,7 @@ def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Reci
     return _with_values({**recipe.model_dump(mode="json"), "tune": None}, stage, values)
 
 
-def _with_values(whole: dict[str, Any], stage: str, values: Mapping[str, Value]) -> Recipe:
+def _with_values(whole: PlainValues, stage: str, values: Mapping[str, Value]) -> Recipe:
     shown = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
     try:
         for path, value in values.items():

@@ -11,6 +11,7 @@ from scalablevit.config.errors import UserError, masked
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override, models_of_kind
 from scalablevit.config.recipe import Stage
+from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 Values = Callable[[str], Sequence[Any]]
 """The values that a key, by its dotted path in the stage, may have."""
@@ -110,7 +111,7 @@ def is_read(key: str, values: Values) -> bool:
     return all(fitting) if condition.all_needed else any(fitting)
 
 
-def explain(key: str, stage: Mapping[str, Any]) -> tuple[str, str]:
+def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
     """Say why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
@@ -120,7 +121,7 @@ def explain(key: str, stage: Mapping[str, Any]) -> tuple[str, str]:
     return f"has no effect with {' and '.join(shown)}", f"leave it out, or write {condition.needed}"
 
 
-def value_of(stage: Mapping[str, Any], key: str) -> Any:
+def value_of(stage: YamlMapping, key: str) -> Any:
     """The value at a dotted path of a stage's plain values, or the default; None where there is no such key."""
     given, value = _given(stage, key)
     if given:
@@ -130,7 +131,7 @@ def value_of(stage: Mapping[str, Any], key: str) -> Any:
 
 
 def find_unused(
-    stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[Override], places: Places, origin: str
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places, origin: str
 ) -> tuple[list[UserError], list[str]]:
     """Find what people wrote without effect.
 
@@ -165,9 +166,9 @@ def find_unused(
     return errors, [masked(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()]
 
 
-def without_unused(stage: Mapping[str, Any]) -> dict[str, Any]:
+def without_unused(stage: YamlMapping) -> YamlDict:
     """A stage's plain values less those without effect that are not the default, so that they load as a file."""
-    copied: dict[str, Any] = copy.deepcopy(dict(stage))
+    copied: YamlDict = copy.deepcopy(dict(stage))
     for key in CONDITIONS:
         if _given(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
             *sections, last = key.split(".")
@@ -179,7 +180,7 @@ def without_unused(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written(
-    stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[Override], places: Places
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places
 ) -> dict[tuple[str, str, str], list[str]]:
     """Names of the stages by key, place and, where each stage has its own, stage."""
     written: dict[tuple[str, str, str], list[str]] = {}
@@ -203,7 +204,7 @@ def _author(name: str, key: str, overrides: Sequence[Override], places: Places) 
     return None
 
 
-def _given(stage: Mapping[str, Any], key: str) -> tuple[bool, Any]:
+def _given(stage: YamlMapping, key: str) -> tuple[bool, Any]:
     """Whether plain values have a key, and its value."""
     node: Any = stage
     for part in key.split("."):
@@ -216,7 +217,7 @@ def _given(stage: Mapping[str, Any], key: str) -> tuple[bool, Any]:
 _NO_KEY = object()
 
 
-def _default(stage: Mapping[str, Any], key: str) -> Any:
+def _default(stage: YamlMapping, key: str) -> Any:
     """The schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
     annotation: Any = Stage
     default: Any = None
@@ -230,12 +231,12 @@ def _default(stage: Mapping[str, Any], key: str) -> Any:
     return default
 
 
-def _is_default(stage: Mapping[str, Any], key: str) -> bool:
+def _is_default(stage: YamlMapping, key: str) -> bool:
     default = _default(stage, key)
     return bool(_given(stage, key)[1] == (list(default) if isinstance(default, tuple) else default))
 
 
-def _is_read_in(stage: Mapping[str, Any], key: str) -> bool:
+def _is_read_in(stage: YamlMapping, key: str) -> bool:
     return is_read(key, lambda other: [value_of(stage, other)])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 VERSION = 2
 """Version of the recipes and search spaces that this platform reads and writes."""
@@ -69,7 +70,7 @@ def convert(raw: Any) -> tuple[Any, list[Rename]]:
     return converted, found
 
 
-def upgrade(raw: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
     """Convert stored plain values of any version to the current one.
 
     Args:
@@ -136,13 +137,13 @@ def _names(path: KeyPath) -> KeyPath:
     return tuple(part if isinstance(part, int) else text for part, text in zip(path, texts, strict=True))
 
 
-def _convert_stages(stages: Mapping[str, Any], found: list[Rename]) -> dict[str, Any]:
+def _convert_stages(stages: YamlMapping, found: list[Rename]) -> YamlDict:
     return {name: _convert_section(stage, ("stages", name), "", found) for name, stage in stages.items()}
 
 
-def _convert_parameters(parameters: Mapping[str, Any], found: list[Rename]) -> dict[str, Any]:
+def _convert_parameters(parameters: YamlMapping, found: list[Rename]) -> YamlDict:
     """Parameters of a search space: their names are dotted paths, their choices may be old values."""
-    result: dict[str, Any] = {}
+    result: YamlDict = {}
     for name, draw in parameters.items():
         path, new = ("parameters", name), ".".join(new_path(name.split(".")))
         if new != name:
@@ -161,7 +162,7 @@ def _convert_section(node: Any, path: KeyPath, at: str, found: list[Rename]) -> 
     """A section, or a value in one, whose dotted path in the stage is `at`."""
     if not isinstance(node, Mapping):
         return _convert_value(node, path, at, found)
-    result: dict[str, Any] = {}
+    result: YamlDict = {}
     for key, value in node.items():
         new = KEYS.get(f"{at}.{key}") or str(key)
         if new != key:

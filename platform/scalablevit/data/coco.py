@@ -12,7 +12,7 @@ from scalablevit.data.boxes import count_boxes
 from scalablevit.data.coco_records import Record, Records, has_mask, polygons_of, read_records
 from scalablevit.data.instances import Instances, to_run_lengths
 from scalablevit.data.sources.annotated_names import ImageFiles
-from scalablevit.data.sources.listing import Listing, Names
+from scalablevit.data.sources.listing import Facts, Listing, Names
 
 CLIPPED_PIXELS = 0.5
 """Boxes that reach further than this out of their image are counted; rounding is not worth a word."""
@@ -54,7 +54,7 @@ class Annotations:
     without_mask: int = 0
     """Objects without a mask although masks are read; see `read_annotations`."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What `in_listing` reads as well as `arrays`."""
         return {
             "categories": self.categories,

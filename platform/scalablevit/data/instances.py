@@ -2,14 +2,20 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
 
-RunLengths = dict[str, Any]
-"""COCO's compressed run lengths of a mask: {"size": [height, width], "counts": bytes}."""
+
+class RunLengths(TypedDict):
+    """COCO's compressed run lengths of a mask."""
+
+    size: list[int]
+    """Height and width."""
+    counts: bytes | str
+    """In JSON they are text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
+from scalablevit.config.section import PlainValues
+from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
 
 GENERATION = 1
 """Raised whenever the pictures change: data of another generation is refused, not mixed."""
@@ -105,7 +107,7 @@ def scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[
     return _finish(rng, image), instances
 
 
-def _is_written(root: Path, parameters: dict[str, object]) -> bool:
+def _is_written(root: Path, parameters: PlainValues) -> bool:
     """Whether `root` holds exactly this data set; False if there is nothing yet."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -171,8 +173,8 @@ class Coco:
 
     def __init__(self, side: int) -> None:
         self._side = side
-        self._images: list[dict[str, object]] = []
-        self._annotations: list[dict[str, object]] = []
+        self._images: list[CocoImage] = []
+        self._annotations: list[CocoAnnotation] = []
 
     def add(self, file_name: str, instances: list[Instance]) -> None:
         """Add an image and its instances."""
@@ -193,9 +195,9 @@ class Coco:
                 }
             )
 
-    def content(self) -> dict[str, object]:
+    def content(self) -> CocoFile:
         """The file's content."""
-        categories = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
+        categories: list[CocoCategory] = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
         return {"images": self._images, "annotations": self._annotations, "categories": categories}
 
 

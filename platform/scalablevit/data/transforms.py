@@ -21,6 +21,9 @@ from scalablevit.data.sampler import Key
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else each import asks the internet for a newer version
 import albumentations as A
 
+TransformParams: TypeAlias = dict[str, Any]
+"""What albumentations hands from one method of a transform to the next, by names that each transform chooses."""
+
 Transform: TypeAlias = A.Compose
 
 
@@ -204,7 +207,7 @@ class ScaleSides(A.DualTransform):  # type: ignore[misc]  # albumentations is un
         self.long_side = long_side
         self.scale_range = scale_range
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: TransformParams, data: TransformParams) -> TransformParams:
         """Draw the factor."""
         factor = self.py_random.uniform(*self.scale_range)
         height, width = params["shape"][:2]
@@ -258,7 +261,7 @@ class DrawnShortSide(ScaleSides):
         super().__init__(short_sides[1], long_side, p=p)
         self.short_sides = short_sides
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: TransformParams, data: TransformParams) -> TransformParams:
         """Draw the short side."""
         height, width = params["shape"][:2]
         return {"size": scaled_size(height, width, self.py_random.randint(*self.short_sides), self.long_side)}

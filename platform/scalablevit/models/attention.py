@@ -1,7 +1,7 @@
 """The two attentions of ScalableViT, IWSA and SSA, on NHWC tokens of any height and width."""
 
 import logging
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -254,7 +254,7 @@ class ScalableAttention(nn.Module):
         return sums.to(x.dtype).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
-def _adopt_value_form(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def _adopt_value_form(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Give `v` and `proj` the form that the checkpoint has, if it is the other one of the two.
 
     The parameters stay the same objects, so that an optimizer built before loading still holds them.

@@ -1,5 +1,6 @@
 """Classifiers and four-map pyramids from ScalableViT or any timm architecture."""
 
+from collections.abc import Container
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -156,10 +157,10 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
     return model
 
 
-def _any_size(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _any_size(name: str, given: Container[str]) -> dict[str, bool]:
     """The argument that frees an architecture of a fixed image size, where it has one and none is given."""
     config = get_pretrained_cfg(name)
-    if config is None or not config.fixed_input_size or "img_size" in kwargs:
+    if config is None or not config.fixed_input_size or "img_size" in given:
         return {}
     with torch.device("meta"):
         model = timm.create_model(name)

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -97,6 +97,10 @@ def draw_keep(drop_probs: Sequence[float], like: Tensor) -> Tensor:
     kept = torch.linspace(1 - drop_probs[0], 1 - drop_probs[-1], len(drop_probs), device=like.device)
     kept = kept.view(-1, 1, 1, 1, 1, 1)
     return (kept.expand(-1, 2, like.shape[0], 1, 1, 1).bernoulli() / kept).to(computing_type(like))
+
+
+LayerPatterns: TypeAlias = list[tuple[str, tuple[int, ...] | None]]
+"""For timm: a pattern of names, whose groups are a layer's number; numbers that are appended to it, if any."""
 
 
 class ScalableViT(nn.Module):
@@ -193,13 +197,16 @@ class ScalableViT(nn.Module):
         """Names of the position-encoding generator's parameters (norms and biases are 1-D and left out anyway)."""
         return {f"pos_block.{name}" for name, _ in self.pos_block.named_parameters()}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | LayerPatterns]:
         """Layer groups for timm: the stem, the stages (coarse) or their blocks, then a pyramid's norms and the head.
 
         A stage's patch embedding and position encoding learn as its first block does.
         """
-        stages = [(r"^(?:stages|patch_embeds|pos_block)\.(\d+)", None)]
-        blocks = [(r"^stages\.(\d+)\.(\d+)", None), (r"^(?:patch_embeds|pos_block)\.(\d+)", (0,))]
+        stages: LayerPatterns = [(r"^(?:stages|patch_embeds|pos_block)\.(\d+)", None)]
+        blocks: LayerPatterns = [
+            (r"^stages\.(\d+)\.(\d+)", None),
+            (r"^(?:patch_embeds|pos_block)\.(\d+)", (0,)),
+        ]
         return {"stem": r"^patch_embeds\.0", "blocks": [*(stages if coarse else blocks), (r"^norm\.", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.counting import PAPER_CLASSIFICATION, PaperRow
@@ -51,7 +50,7 @@ class CostRow:
             f"{self.macs / 1e9:.2f}", f"{self.paper.gflops:g}", f"{self.macs_with_attention / 1e9:.2f}",
         )  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, str | float]:
         """Plain values by name; deviations from the paper in percent."""
         kept = {name: value for name, value in asdict(self).items() if name != "paper"}
         return kept | {
@@ -64,7 +63,7 @@ class CostRow:
 
 def save_costs(recipes: Path, out: Path) -> None:
     """Count, print and write `costs.csv` and `costs.json`; the arguments are those of `cost_rows`, and the folder."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str | float]] = []
     for row in cost_rows(recipes):
         if not rows:
             print(LINE.format("head", "backbone", "image", "M", "paper", "GFLOPs", "paper", "with attention"))

@@ -23,7 +23,8 @@ from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
 from scalablevit.text import lined_up
 from scalablevit.tracking.connection import without_credentials
-from scalablevit.tracking.outbox import MetricRecord, now_ms
+from scalablevit.tracking.outbox import now_ms
+from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
@@ -132,7 +133,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
     return {stage.name: results[stage.name] for stage in group}
 
 
-def _headline(results: dict[str, StageResult]) -> MetricRecord:
+def _headline(results: dict[str, StageResult]) -> StepMetrics:
     """The stages' best metrics on the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}

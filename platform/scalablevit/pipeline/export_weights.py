@@ -5,10 +5,10 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.stored import to_store
+from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, STATE, WEIGHTS
@@ -16,7 +16,9 @@ from scalablevit.runs.result import StageResult, without_secrets
 from scalablevit.runs.run_store import RunStore
 
 if TYPE_CHECKING:
+    from scalablevit.training.attempt_events import Event
     from scalablevit.training.checkpoint import Entry
+    from scalablevit.training.worker_result import TrainingEnd, TrainSummary
 
 
 def export_weights(
@@ -25,7 +27,7 @@ def export_weights(
     lineage: dict[str, str],
     store: RunStore,
     uid: str,
-    outcome: dict[str, Any],
+    outcome: "TrainingEnd",
     minutes: float,
 ) -> StageResult:
     """Copy the best checkpoint's weights to `model/` and say what came out.
@@ -35,12 +37,12 @@ def export_weights(
     """
     # these load torch and Ray, which `--help` and errors do not need
     from scalablevit.run_files import ATTEMPTS
-    from scalablevit.training.attempts import read_attempts
+    from scalablevit.training.attempt_events import read_attempts
     from scalablevit.training.checkpoint import CheckpointStore
 
     stage = resolved.stage
     metric = task_info(stage.task.kind).best_metric
-    last_value = outcome["last_metrics"][metric]
+    last_value = outcome.last_metrics[metric]
     checkpoints = CheckpointStore(store.location)
     best = checkpoints.best()
     if best is None or best.value is None:
@@ -55,7 +57,7 @@ def export_weights(
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
     metrics = json.loads(checkpoints.verified_file(best.name, STATE))["last_metrics"]
-    config = {
+    config: ModelConfig = {
         "format": 1,
         "stage": to_store(without_secrets(stage)),
         "classes": resolved.classes,
@@ -76,28 +78,28 @@ def export_weights(
         step=best.step,
         metrics=metrics,
         classes=resolved.classes,
-        images_per_s=outcome["step"] * stage.training.global_batch_size / max(outcome["seconds"], 1e-9),
+        images_per_s=outcome.step * stage.training.global_batch_size / max(outcome.seconds, 1e-9),
         minutes=minutes,
-        reason=": ".join(filter(None, [outcome["reason"], "; ".join(filter(None, [outcome["detail"], replaced]))])),
+        reason=": ".join(filter(None, [outcome.reason, "; ".join(filter(None, [outcome.detail, replaced]))])),
         checkpoint=best.name,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         registered_as=stage.tracking.register_as or f"{recipe}-{resolved.name}",
         lineage=lineage,
         last_value=None if math.isnan(last_value) else last_value,
-        last_step=outcome["step"],
+        last_step=outcome.step,
         profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
     )
 
 
-def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> str:
+def replaced_best(outcome: "TrainSummary", exported: "Entry", metric: str) -> str:
     """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
 
     Args:
-        outcome: what rank 0 returned; it knows the best evaluation, whatever is stored of it.
+        outcome: of the training; it knows the best evaluation, whatever is stored of it.
         exported: the best of the checkpoints that are whole.
         metric: by which evaluations are compared.
     """
-    step, value = outcome.get("best_step"), outcome.get("best_value")
+    step, value = outcome.best_step, outcome.best_value
     if step is None or value is None or step == exported.step:
         return ""
     return (
@@ -106,38 +108,41 @@ def replaced_best(outcome: dict[str, Any], exported: "Entry", metric: str) -> st
     )
 
 
-def time_profile(outcome: dict[str, Any], attempts: Sequence[dict[str, Any]], end: float) -> dict[str, float]:
+def time_profile(outcome: "TrainSummary", attempts: "Sequence[Event]", end: float) -> dict[str, float]:
     """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
 
     `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
     processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
 
     Args:
-        outcome: what rank 0 returned.
+        outcome: of the training.
         attempts: events of the run's `attempts.jsonl`.
         end: when the last job was done, seconds since the epoch.
     """
+    from scalablevit.training.attempt_events import Lost, StartupTimings, Submitted
+
     start = wall = 0.0
     submitted: float | None = None
     asked: float | None = None
     for event in attempts:
-        if event["event"] == "submitted":
-            if submitted is not None:  # by a job that was killed, or failed
-                wall += max(0.0, (event["last"] or submitted) - submitted)
-            submitted = asked = event["time"]
-        elif event["event"] == "lost":
-            asked = event.get("time")
-        elif event["event"] == "started":
-            # clocks of two nodes may differ
-            start += event["first_step"] - min(event["entered"], event["entered"] if asked is None else asked)
-            asked = None
+        match event:
+            case Submitted():
+                if submitted is not None:  # by a job that was killed, or failed
+                    wall += max(0.0, (event.last or submitted) - submitted)
+                submitted = asked = event.time
+            case Lost():
+                asked = event.time
+            case StartupTimings():
+                # clocks of two nodes may differ
+                start += event.first_step - min(event.entered, event.entered if asked is None else asked)
+                asked = None
     if submitted is not None:
         wall += end - submitted
-    spent = outcome["spent"]
+    spent = outcome.spent
     parts = {
         "start": start,
         "data": spent["data"],
-        "step": outcome["seconds"] - spent["data"] - spent["checkpoint"],
+        "step": outcome.seconds - spent["data"] - spent["checkpoint"],
         "evaluation": spent["evaluation"],
         "checkpoint": spent["checkpoint"],
     }

@@ -2,17 +2,18 @@
 
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
+from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space
 from scalablevit.config.stored import stored_recipe, stored_stage
+from scalablevit.config.strict_yaml import YamlMapping
 from scalablevit.config.upgrade import upgrade
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import BASE_RECIPE, RECIPE, RUNS, SPACE, TRIAL_TABLE
@@ -58,7 +59,7 @@ def older_searches(search: Search, name: str, root: Path) -> list[str]:
     ]
 
 
-def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, YamlMapping]]:
     """Folders of runs named after a hash, and what version 1 stored in a file of each."""
     for path in sorted((root / RUNS).glob(f"{glob.escape(prefix)}*/{file}")):
         if re.fullmatch("[0-9a-f]{12}", path.parent.name.removeprefix(prefix)):
@@ -67,7 +68,7 @@ def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, Mappi
                 yield path.parent, raw
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> YamlMapping:
     """A stored YAML mapping; empty when it cannot be read."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -76,7 +77,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _hashed(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+def _hashed(raw: YamlMapping) -> PlainValues | None:
     """What makes a stored stage's run the same run; None for values that are refused today."""
     try:
         return hashed_part(stored_stage(raw))
@@ -84,7 +85,7 @@ def _hashed(raw: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _is_same_search(search: Search, folder: Path, raw: Mapping[str, Any]) -> bool:
+def _is_same_search(search: Search, folder: Path, raw: YamlMapping) -> bool:
     try:
         space = check(Space, upgrade(raw), {}, "")
         base = stored_recipe(_read(folder / BASE_RECIPE))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,6 +11,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import SearchFailed, UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import tracking_uri
+from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
 from scalablevit.config.unused_keys import without_unused
@@ -258,7 +258,7 @@ def best_recipe(search: Search, found: SearchResult) -> str:
     return "\n".join(head) + "\n" + yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
+def _plain(recipe: Recipe) -> PlainValues:
     plain = recipe.model_dump(mode="json", exclude={"tune"})
     return {**plain, "stages": {name: without_unused(stage) for name, stage in plain["stages"].items()}}
 

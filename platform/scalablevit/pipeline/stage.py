@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -34,6 +34,9 @@ from scalablevit.tracking.environment import environment_info, pinned
 from scalablevit.tracking.outbox import Outbox, open_runs
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
+
+if TYPE_CHECKING:
+    from scalablevit.training.worker_result import WorkerResult
 
 SERVING = "serving/model.py"
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
@@ -127,17 +130,19 @@ def _train_and_export(
 ) -> tuple[StageResult, list[str]]:
     """The result, saved, and what was not deterministic."""
     started, submitted = time.monotonic(), time.time()
-    from scalablevit.training.attempts import add_event
+    from scalablevit.training.attempt_events import Submitted, add_event
 
     store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
-    add_event(store.local / ATTEMPTS, {"event": "submitted", "time": submitted, "last": last})
+    add_event(store.local / ATTEMPTS, Submitted(submitted, last))
     _begin(job, resolved, initial, store, session.outbox, uid)
-    outcome = _launch(job, resolved, initial, store, uid, status_file)
+    result = _launch(job, resolved, initial, store, uid, status_file)
+    if result.training is None:
+        raise RuntimeError("rank 0 returned no end of the training")
     minutes = (time.monotonic() - started) / 60
     lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
-    finished = export_weights(job.recipe, resolved, lineage, store, uid, outcome, minutes)
+    finished = export_weights(job.recipe, resolved, lineage, store, uid, result.training, minutes)
     finished.save(store)
-    return finished, outcome.get("nondeterministic", [])
+    return finished, result.nondeterministic
 
 
 def init_weights_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> InitWeights | None:
@@ -187,7 +192,7 @@ def _begin(
 
 def _launch(
     job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
-) -> dict[str, Any]:
+) -> "WorkerResult":
     from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import STOP, launch
@@ -212,7 +217,7 @@ def _launch(
         try:
             if job.stopping.is_set():  # while nothing trained that could have been told
                 raise KeyboardInterrupt
-            return launch(resolved.stage, worker_config.as_dict(), store.location, callbacks, stop_file)
+            return launch(resolved.stage, worker_config, store.location, callbacks, stop_file)
         finally:
             job.training.discard(stop_file)
 

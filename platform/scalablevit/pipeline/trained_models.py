@@ -1,15 +1,14 @@
 """Trained models by name: a registered version or a finished run, with its weights and its recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
-from scalablevit.config.stored import stored_config
+from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG, RESULT, RUNS, WEIGHTS
 from scalablevit.runs.result import load_result
@@ -18,7 +17,7 @@ from scalablevit.tracking.tags import WEIGHTS_SHA256
 from scalablevit.tracking.weights import resolve_weights
 
 
-def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, dict[str, Any], str]:
+def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, ModelConfig, str]:
     """Weights file, `config.json` in the current version, and the weights' SHA-256 of a registered version or a run.
 
     Raises:
@@ -37,7 +36,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, d
     return find_run_model(folder, model)
 
 
-def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
+def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
     """Return the weights file, `config.json` in the current version, and the weights' SHA-256 of a finished run.
 
     Args:
@@ -63,7 +62,7 @@ def find_run_model(folder: Path, name: str) -> tuple[str, dict[str, Any], str]:
     return str(folder / WEIGHTS), config, finished.weights_sha256
 
 
-def note_older(model: str, config: dict[str, Any]) -> None:
+def note_older(model: str, config: ModelConfig) -> None:
     """Say it of a model whose `config.json` lacks a key and whose images were prepared as none of its values does."""
     data = config["stage"]["data"]
     if data["source"] == "image_folder" and "antialias" not in data:
@@ -71,7 +70,7 @@ def note_older(model: str, config: dict[str, Any]) -> None:
               "now the filter is the one that data.antialias names, and metrics may differ a little")  # fmt: skip
 
 
-def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Recipe:
+def trained_recipe(script: str, config: ModelConfig, overrides: Sequence[str], model: str) -> Recipe:
     """The stage that a model was trained by, with overrides on top that leave its network alone.
 
     Args:

@@ -39,7 +39,8 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import read_status, store_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import outbox_of, read_lines
-from scalablevit.training.attempts import read_attempts
+from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
+from scalablevit.training.attempt_events import Lost, StartupTimings, read_attempts
 
 PLOT_WORDS = {
     "history": "The best value so far by trial",
@@ -133,16 +134,18 @@ def _recorded(local: Path) -> dict[str, str]:
     """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
     found: dict[str, str] = {}
     for line in read_lines(outbox_of(local)):
-        if line.record is not None and line.record["kind"] in ("run", "tags", "params"):
-            found |= line.record.get("tags", {}) | line.record.get("params", {})
+        if isinstance(line.record, RunRecord | TagsRecord):
+            found |= line.record.tags
+        elif isinstance(line.record, ParamsRecord):
+            found |= line.record.params
     return found
 
 
 def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageResult | None) -> dict[str, str]:
     """What the stage took, by name."""
     events = read_attempts(local / ATTEMPTS)[0]
-    begun = sum(event["event"] == "started" for event in events)
-    lost = sum(event["event"] == "lost" for event in events)
+    begun = sum(isinstance(event, StartupTimings) for event in events)
+    lost = sum(isinstance(event, Lost) for event in events)
     facts = {
         "workers": f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "attempts": f"{begun}; workers were lost {lost} times" if lost or begun > 1 else f"{begun or ''}",

@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import FINDINGS
+from scalablevit.tasks.error_analysis import ErrorDetails
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Findings:
     """Multiply-accumulates of one image at the task's evaluation size."""
     measure: str
     """By what the worst come first, in words."""
-    details: dict[str, Any]
+    details: ErrorDetails
     """See `tasks.error_analysis.ErrorAnalysis.details`."""
     cases: tuple[Case, ...]
     worst: tuple[Case, ...]

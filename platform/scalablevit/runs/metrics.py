@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from scalablevit.run_files import METRICS, RECORDS, RESULTS
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.outbox import Line, read_lines
+from scalablevit.tracking.outbox import read_lines
+from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.storage import put_text
 
 IS_BEST = "val/is_best"
@@ -28,7 +28,7 @@ def by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """
     rows: dict[int, Row] = {}
     for line in read_lines(outbox):
-        if _is_metrics(line, uid):
+        if isinstance(line.record, MetricsRecord) and line.record.uid == uid:
             _add(rows, line.record)
     return dict(sorted(rows.items()))
 
@@ -160,7 +160,7 @@ class MetricFiles:
         lowest: int | None = None
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
-            if _is_metrics(line, self._uid):
+            if isinstance(line.record, MetricsRecord) and line.record.uid == self._uid:
                 step = _add(self._rows, line.record)
                 lowest = step if lowest is None else min(lowest, step)
         return lowest
@@ -195,15 +195,11 @@ class MetricFiles:
         return lines.encode(), _csv(table), trained
 
 
-def _is_metrics(line: Line, uid: str) -> bool:
-    return line.record is not None and line.record["kind"] == "metrics" and line.record["uid"] == uid
-
-
-def _add(rows: dict[int, Row], record: Any) -> int:
+def _add(rows: dict[int, Row], record: MetricsRecord) -> int:
     """Add a record's metrics to the row of its step, and return the step."""
-    time = datetime.fromtimestamp(record["time_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
-    rows.setdefault(record["step"], {"time": time}).update(record["metrics"])
-    return int(record["step"])
+    time = datetime.fromtimestamp(record.time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    rows.setdefault(record.step, {"time": time}).update(record.metrics)
+    return record.step
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:

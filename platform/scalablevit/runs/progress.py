@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
@@ -15,9 +14,13 @@ from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking.outbox import now_ms, read_lines
-from scalablevit.training.attempts import read_attempts
+from scalablevit.tracking.records import MetricsRecord
+from scalablevit.training.attempt_events import Lost, read_attempts
 
 POLL_S = 0.5
+Values = Mapping[str, float | str]
+"""Metrics by name as the outbox has them: NaN and infinities are strings."""
+
 QUIET_S = 5.0
 """Without a live line training lines are printed at most this often; evaluations and the first steps always."""
 
@@ -77,21 +80,21 @@ class Progress:
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
             self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
-            if event["event"] == "lost":
-                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event["ranks"].items())
+            if isinstance(event, Lost):
+                lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
         records = []
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
-            if line.record is not None and line.record["kind"] == "metrics" and line.record["uid"] == self._uid:
+            if isinstance(line.record, MetricsRecord) and line.record.uid == self._uid:
                 records.append(line.record)
         for record in records:
-            self._memory = memory(record["metrics"]) or self._memory
+            self._memory = memory(record.metrics) or self._memory
         for record in records:
-            self._tell(record["step"], record["time_ms"], record["metrics"])
+            self._tell(record.step, record.time_ms, record.metrics)
 
-    def _tell(self, step: int, time_ms: int, metrics: Mapping[str, Any]) -> None:
+    def _tell(self, step: int, time_ms: int, metrics: Values) -> None:
         if self._best_metric in metrics:
             self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
             self._write_metrics()
@@ -145,7 +148,7 @@ class Pace:
         return f"ETA {duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
 
 
-def memory(metrics: Mapping[str, Any]) -> str:
+def memory(metrics: Values) -> str:
     """Of the metrics of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
     for name, key in (("GPU memory", "gpu_peak_allocated_gib"), ("memory", "process_memory_gib")):
         if f"system/node0/{key}" in metrics:
@@ -153,7 +156,7 @@ def memory(metrics: Mapping[str, Any]) -> str:
     return ""
 
 
-def training_line(metrics: Mapping[str, Any]) -> str:
+def training_line(metrics: Values) -> str:
     """The metrics of a log point."""
     return (
         f"epoch {float(metrics['train/epoch']):.2f}  loss {float(metrics['train/loss']):.4f}  "
@@ -163,13 +166,13 @@ def training_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def evaluation_line(metrics: Mapping[str, Any]) -> str:
+def evaluation_line(metrics: Values) -> str:
     """The metrics of an evaluation."""
     shown = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v))
     return f"evaluation: {shown}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
 
 
-def _remedies(metrics: Mapping[str, Any]) -> str:
+def _remedies(metrics: Values) -> str:
     """What was done about steps that were not finite, if anything."""
     told = {"skipped steps": "train/skipped_steps", "roll-backs": "train/roll_backs"}
     return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))

@@ -1,16 +1,18 @@
 """A run's folder: what is kept in run storage, and what stays on the driver's disk."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import refuse_session_folder
 from scalablevit.run_files import RUNS
 from scalablevit.tracking.outbox import outbox_of
 from scalablevit.training import storage as run_storage
+
+JsonObject: TypeAlias = dict[str, Any]
+"""Content of a JSON file of a run, whose keys only the reader knows."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RunStore:
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         run_storage.put(filesystem, target, content)
 
-    def read_json(self, file: str) -> dict[str, Any] | None:
+    def read_json(self, file: str) -> JsonObject | None:
         """A JSON object from run storage; None when the file is not there."""
         content = self.read(file)
         if content is None:
@@ -83,6 +85,6 @@ class RunStore:
             ) from None
         return dict(value)
 
-    def write_json(self, file: str, value: Mapping[str, Any]) -> None:
+    def write_json(self, file: str, value: JsonObject) -> None:
         """Write a JSON object to run storage."""
         self.write(file, json.dumps(value, indent=1).encode())

@@ -13,7 +13,8 @@ from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import StatusFile
-from scalablevit.tracking.outbox import Outbox, Status
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.records import Status
 from scalablevit.tracking.sync import OutboxSync, Pending
 
 DRAIN_S = 120.0

@@ -181,7 +181,8 @@ class StatusFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._status = replace(self._status, ended=time.time(), **_end(error, self._uri, self._stopping.is_set()))
+        state, why = _end(error, self._uri, self._stopping.is_set())
+        self._status = replace(self._status, ended=time.time(), state=state, why=why)
         self._write()
 
     def update(self, **changes: Any) -> None:
@@ -220,13 +221,14 @@ def _overwrite(file: Path, status: Status) -> None:
         existing.write(content.ljust(file.stat().st_size))
 
 
-def _end(error: BaseException | None, uri: str, stopping: bool) -> dict[str, Any]:
+def _end(error: BaseException | None, uri: str, stopping: bool) -> tuple[State, str]:
+    """Return the state that a run ends in, and why if not as planned."""
     if error is None:
-        return {"state": "finished", "why": ""}
+        return "finished", ""
     if stopping or isinstance(error, KeyboardInterrupt):
-        return {"state": "killed", "why": "interrupted"}
+        return "killed", "interrupted"
     why = brief(error if isinstance(error, Exception) else Exception(repr(error)), uri)
-    return {"state": "failed", "why": why}
+    return "failed", why
 
 
 def submission_id() -> str:

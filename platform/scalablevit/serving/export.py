@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
-from scalablevit.serving.preprocessing import finish_graph
+from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import FromPixels, Part, Size, flat
 from scalablevit.tasks.registry import task_kind
 
@@ -121,7 +121,7 @@ def sizes_to_check(size: Size) -> tuple[Size, ...]:
 
 
 @torch.no_grad()
-def export_part(part: Part, folder: Path, whose: str, facts: Mapping[str, Any] | None = None) -> Exported:
+def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | None = None) -> Exported:
     """Write `<part>.pt2` and `<part>.onnx`, and hold both against the network.
 
     Args:
@@ -155,7 +155,7 @@ def export_part(part: Part, folder: Path, whose: str, facts: Mapping[str, Any] |
             external_data=False,
             verbose=False,
         )
-    finish_graph(graph, named, facts or {})
+    finish_graph(graph, named, facts)
     pairs = [(part.inputs, part.expected), *part.others]
     with _refused(f"{archive.name} of {whose} is not for {kind}"):
         program_again = torch.export.load(archive).module()

@@ -1,7 +1,7 @@
 """A trained detector as one ONNX file, from pixels to boxes, held against the network itself on real images."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color
 from scalablevit.serving.export import OPSET
 from scalablevit.serving.network import Trained
-from scalablevit.serving.preprocessing import finish_graph
+from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import Part, Selection, Size
 from scalablevit.tasks.registry import task_kind
 
@@ -70,7 +70,7 @@ class ExportedDetector:
 
 
 @torch.no_grad()
-def export_detector(trained: Trained, network: Part, folder: Path, facts: Mapping[str, Any]) -> ExportedDetector:
+def export_detector(trained: Trained, network: Part, folder: Path, facts: Preprocessing) -> ExportedDetector:
     """Write `FILE`, for one image, and hold its boxes against the network's.
 
     Args:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,20 @@ class Job:
     """Folder that pictures are written to."""
 
 
+class Names(TypedDict):
+    """A batch of images in Ray Data's terms."""
+
+    name: Sequence[bytes]
+    """The files' names, which need not be text."""
+
+
+class Answers(Names):
+    """The same with what was answered."""
+
+    answer: list[str]
+    """JSON of each plain answer, or of `bad`, the reason why there is none."""
+
+
 class Predictor:
     """Answers image files and draws the answers.
 
@@ -49,14 +63,11 @@ class Predictor:
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
         self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Names) -> Answers:
         """Answer some images.
 
         Args:
-            batch: `name`, the files' names as bytes: they need not be text.
-
-        Returns:
-            `name`, and `answer` for each: JSON of the plain answer, or of `bad`, the reason why there is none.
+            batch: their files.
         """
         return {"name": batch["name"], "answer": [json.dumps(self._answer(os.fsdecode(n))) for n in batch["name"]]}
 
@@ -102,9 +113,9 @@ def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[t
         runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
     )
     for batch in answered.iter_batches(batch_size=BATCH, batch_format="numpy"):
-        yield from _rows(dict(batch))
+        yield from _rows(cast(Answers, batch))
 
 
-def _rows(batch: dict[str, Any]) -> Iterator[tuple[str, Answer]]:
+def _rows(batch: Answers) -> Iterator[tuple[str, Answer]]:
     for name, answer in zip(batch["name"], batch["answer"], strict=True):
         yield os.fsdecode(name), json.loads(answer)

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.recipe import Stage
+from scalablevit.config.section import PlainValues
 from scalablevit.data.transforms import fill_color
 from scalablevit.tasks.registry import task_kind
 
@@ -15,7 +16,41 @@ PREFIX = "scalablevit."
 """Of the names of an ONNX file's metadata_props, whose values are JSON."""
 
 
-def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[int] | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the exported network sees it; kept as JSON by these names.
+
+    Without a text below, a field is one of `tasks.preprocessing.TaskPreprocessing`.
+    """
+
+    format: int
+    task: str
+    classes: list[str]
+    """Names, in the order of the network's outputs."""
+    channels: str
+    value_range: list[int]
+    """Of the network's input."""
+    normalization: str
+    mean: list[float]
+    """By channel, of values in 0..1."""
+    std: list[float]
+    size: str | list[int]
+    """Height and width of the exported input; "any"."""
+    short_side: int | None
+    long_side: int | None
+    rounding: str
+    shrink_filter: str
+    enlarge_filter: str
+    antialias: bool
+    longest_strip: int | None
+    center_crop: int | None
+    padding: list[int]
+    """RGB."""
+    score_threshold: float | None
+    sliding: PlainValues | None
+
+
+def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[int] | None) -> Preprocessing:
     """Return what is done to an image before the exported network sees it, and what its outputs mean.
 
     Args:
@@ -24,38 +59,29 @@ def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[
         size: height and width of the exported input; None: any.
     """
     data, kind = stage.data, stage.task.kind
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "task": kind,
-        "classes": list(classes),
-        "channels": "RGB, upright by EXIF, transparent pixels composed onto the colour of padding",
-        "value_range": [0, 255],
-        "normalization": "inside: the network takes values of value_range and computes (value / 255 - mean) / std",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "size": "any" if size is None else list(size),
-        "short_side": None,
-        "long_side": None,
-        "rounding": "half_up",
-        "shrink_filter": "area",
-        "enlarge_filter": "bilinear",
-        "antialias": True,
-        "longest_strip": None,
-        "center_crop": None,
-        "padding": list(fill_color(data)),
-        "score_threshold": None,
-        "sliding": None,
-    }
-    return facts | task_kind(kind).describe_preprocessing(stage)
+    return Preprocessing(
+        format=FORMAT,
+        task=kind,
+        classes=list(classes),
+        channels="RGB, upright by EXIF, transparent pixels composed onto the colour of padding",
+        value_range=[0, 255],
+        normalization="inside: the network takes values of value_range and computes (value / 255 - mean) / std",
+        mean=list(data.mean),
+        std=list(data.std),
+        size="any" if size is None else list(size),
+        enlarge_filter="bilinear",
+        padding=list(fill_color(data)),
+        **vars(task_kind(kind).describe_preprocessing(stage)),
+    )
 
 
-def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Mapping[str, Any]) -> None:
+def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Preprocessing | None) -> None:
     """Name the open dimensions of an ONNX file's inputs and outputs, and add facts to its metadata_props.
 
     Args:
         graph: the file.
         dimensions: names of the open dimensions by their axis; an exporter numbers them.
-        facts: each is kept as JSON under `PREFIX` and its name.
+        facts: each is kept as JSON under `PREFIX` and its name; None: there are none.
     """
     import onnx
 
@@ -66,6 +92,6 @@ def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Mapping[str,
             if axis < len(shape) and not shape[axis].HasField("dim_value"):
                 shape[axis].dim_param = name
     props = {each.key: each.value for each in model.metadata_props}
-    props |= {PREFIX + name: json.dumps(value) for name, value in facts.items()}
+    props |= {PREFIX + name: json.dumps(value) for name, value in (vars(facts) if facts else {}).items()}
     onnx.helper.set_model_props(model, props)
     onnx.save(model, graph)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from scalablevit.data.loader import Batch
 
@@ -19,6 +19,15 @@ class SampleScore:
     """What is right and wrong, for people to read."""
 
 
+class ErrorDetails(TypedDict, total=False):
+    """What all images together show, each kind of task what it has; plain values, since it is kept as JSON."""
+
+    confusions: list[list[int]]
+    """[label, answer, count] by class numbers, those that occur."""
+    precision: dict[str, list[float]]
+    """By class name, precisions at recalls 0, 0.01, ... 1."""
+
+
 class ErrorAnalysis(Protocol):
     """The errors of one model, image by image."""
 
@@ -28,8 +37,8 @@ class ErrorAnalysis(Protocol):
     def update(self, predictions: Any, batch: Batch) -> list[SampleScore]:
         """Add one batch, as to the task's metric; return a score for each image, in the batch's order."""
 
-    def details(self) -> dict[str, Any]:
-        """Return what all images together show, as plain values."""
+    def details(self) -> ErrorDetails:
+        """Return what all images together show."""
 
 
 def triples(pairs: Counter[tuple[int, int]]) -> list[list[int]]:

@@ -1,12 +1,17 @@
 """What a trained model says of one image, by the kind of task: arrays for Python, plain values for tables and JSON."""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from scalablevit.tasks.output import Answer
+
+if TYPE_CHECKING:  # it loads COCO's library, and workers pay for imports
+    from scalablevit.data.instances import RunLengths
 
 ANSWERED_CLASSES = 5
 """Classes that a served model names, most probable first."""
@@ -37,7 +42,7 @@ class ClassificationPrediction:
         values, indices = torch.from_numpy(self.probabilities).topk(min(count, len(self.classes)))
         return {self.classes[i]: p for i, p in zip(indices.tolist(), values.tolist(), strict=True)}
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Answer:
         """Return `class`, `probability`, and `probabilities` of the most probable classes by name."""
         top = self.top(ANSWERED_CLASSES)
         best = next(iter(top))
@@ -60,7 +65,7 @@ class SegmentationPrediction:
         order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
         return {self.classes[number]: int(counts[number]) / self.mask.size for number in order}
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Answer:
         """Return plain values.
 
         Returns:
@@ -85,7 +90,7 @@ class DetectionPrediction:
     """(n,), in 0..1, falling."""
     labels: NDArray[np.int64]
     """(n,): class numbers."""
-    masks_rle: tuple[dict[str, Any], ...] | None
+    masks_rle: tuple["RunLengths", ...] | None
     """Of Mask R-CNN, for each object COCO's compressed run lengths, {"size": [height, width], "counts": text}."""
 
     @property
@@ -108,14 +113,14 @@ class DetectionPrediction:
         decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[number])
         return decoded.astype(np.bool_)
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Answer:
         """Return plain values.
 
         Returns:
             `boxes`: [x1, y1, x2, y2] in the image's pixels; `scores`; `labels`: names of the classes; of Mask R-CNN
             also `masks`: COCO's compressed run lengths, {"size": [height, width], "counts": text}.
         """
-        answer: dict[str, Any] = {
+        answer: Answer = {
             "boxes": self.boxes.tolist(),
             "scores": self.scores.tolist(),
             "labels": list(self.names),

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.task_info import task_info
 
@@ -11,11 +11,13 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
@@ -87,10 +89,10 @@ class TaskKind(ABC):
         """Return how networks are exported."""
 
     @abstractmethod
-    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+    def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
         """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
 
-    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+    def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
         """Return values that the stage's recipe leaves open, by their dotted keys."""
         return {}
 

@@ -3,21 +3,33 @@
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from ray.train import Checkpoint, UserCallback
 
 from scalablevit.run_files import CALLBACK_LOG
-from scalablevit.tracking.outbox import MetricRecord, Outbox
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.records import StepMetrics
+
+
+class WorkerReport(TypedDict, total=False):
+    """What one worker reports through Ray Train; plain values, since it goes to another process."""
+
+    records: list[StepMetrics]
+    """Of rank 0; the other ranks report none."""
+    node: dict[str, float]
+    """Metrics of the node by name, and its `rank`, of one rank of each node; empty of the others."""
+    started: dict[str, float]
+    """`attempt_events.StartupTimings`, once, of rank 0."""
 
 
 class OutboxCallback(UserCallback):
     """Appends what the workers report to the outbox; runs in Ray Train's controller, on the driver's node.
 
-    A worker reports `{"records": [MetricRecord, ...], "node": {"rank": int, metric: float, ...}}`: rank 0 the records
-    (the other ranks none), one rank of each node its metrics (the others none). Metrics are recorded under
-    `system/node<rank>/<figure>` at the step of the report's last record.
+    Each worker reports a `WorkerReport`. A node's metrics are recorded under `system/node<rank>/<metric>`, at the step
+    of the report's last record.
 
     An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` next to the
     outbox and to stderr. Points that the disk did not take are kept and tried again at the next report.
@@ -31,7 +43,7 @@ class OutboxCallback(UserCallback):
         self._folder = Path(folder)
         self._uid = uid
         self._outbox: Outbox | None = None
-        self._waiting: list[MetricRecord] = []
+        self._waiting: list[StepMetrics] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks to the controller, and again to every new worker: an open file stays behind."""
@@ -46,7 +58,7 @@ class OutboxCallback(UserCallback):
             checkpoint: Ray's; ours are not reported to it.
         """
         try:
-            self._waiting += _points(metrics)
+            self._waiting += _points(cast(list[WorkerReport], metrics))
             self._record()
         except Exception:
             self._note(traceback.format_exc())
@@ -74,9 +86,9 @@ class OutboxCallback(UserCallback):
             print(f"tracking: nor could that be logged: {error}", file=sys.stderr)
 
 
-def _points(metrics: list[dict[str, Any]]) -> list[MetricRecord]:
-    records: list[MetricRecord] = [record for reported in metrics for record in reported.get("records", [])]
-    nodes = [reported["node"] for reported in metrics if reported.get("node")]
+def _points(reports: Sequence[WorkerReport]) -> list[StepMetrics]:
+    records = [record for report in reports for record in report.get("records", [])]
+    nodes = [report["node"] for report in reports if report.get("node")]
     if not records:
         return []
     step, time_ms = records[-1]["step"], records[-1]["time_ms"]

@@ -5,12 +5,39 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 GIT_TIMEOUT_S = 10
 
 SHIPPED = ("recipes", "tune_spaces")
 """Folders of the package without code. In a checkout they are links, in an upload or an installed package copies."""
+
+
+class GitVersion(TypedDict):
+    """The state of a repository."""
+
+    commit: str
+    modified: bool
+    """Whether files differ from the commit."""
+
+
+class CodeVersion(TypedDict):
+    """What code it is."""
+
+    path: str
+    digest: str
+    """Of `code_digest`."""
+    git: GitVersion | None
+
+
+class Environment(TypedDict):
+    """Content of a run's `environment.json`."""
+
+    python: str
+    platform: str
+    code: CodeVersion
+    packages: dict[str, str]
+    """Version by name, sorted."""
 
 
 def code_files(package: Path) -> list[Path]:
@@ -34,7 +61,7 @@ def code_digest(package: Path) -> str:
     return digest.hexdigest()
 
 
-def git_version(package: Path) -> dict[str, Any] | None:
+def git_version(package: Path) -> GitVersion | None:
     """Commit of the package's own repository and whether its files differ from it; None outside git.
 
     An uploaded or installed copy may lie inside somebody else's repository: only tracked files count.
@@ -68,14 +95,11 @@ def pinned(distributions: list[str]) -> list[str]:
     return [f"{name}=={metadata.version(name)}" for name in distributions]
 
 
-def environment_info(package: Path) -> dict[str, Any]:
+def environment_info(package: Path) -> Environment:
     """Everything needed to build the environment again, ready for JSON.
 
     Args:
         package: folder of the package whose code version is wanted.
-
-    Returns:
-        `python`, `platform`, `code` (`path`, `digest`, `git`: see `git_version`), `packages` (name: version, sorted).
     """
     versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
     return {

@@ -3,12 +3,25 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from scalablevit.tracking import registry
 from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, verdict
+from scalablevit.tracking.records import (
+    ArtifactRecord,
+    DatasetRecord,
+    EndRecord,
+    MetricsRecord,
+    ModelRecord,
+    ParamsRecord,
+    Record,
+    RunRecord,
+    TagsRecord,
+    UnknownRecord,
+    UnreadLine,
+)
 from scalablevit.tracking.tags import DATA_DIGEST, UID
 
 if TYPE_CHECKING:
@@ -33,7 +46,7 @@ class RunGone(Exception):
 class Refusal:
     """A record, or the part of one, that the server will not take."""
 
-    record: dict[str, Any]
+    record: Record | UnreadLine
     reason: str
 
 
@@ -55,7 +68,7 @@ class MLflowWriter:
         self._experiments: dict[str, str] = {}
         self._seen_alive: set[str] = set()
 
-    def send(self, records: Sequence[dict[str, Any]]) -> list[Refusal]:
+    def send(self, records: Sequence[Record]) -> list[Refusal]:
         """Send one record, or several metrics records of one run.
 
         Returns:
@@ -65,21 +78,25 @@ class MLflowWriter:
             RunGone: everything has to be sent again.
             Exception: nothing, or not all, has arrived; `connection.verdict` tells whether to try again.
         """
-        kinds: dict[str, Callable[[dict[str, Any]], list[Refusal]]] = {
-            "run": self._run,
-            "params": self._params,
-            "tags": self._tags,
-            "artifact": self._artifact,
-            "dataset": self._dataset,
-            "model": self._model,
-            "end": self._end,
-        }
-        kind = records[0]["kind"]
-        if kind == "metrics":
-            return self._metrics(records)
-        if kind not in kinds:
-            raise Refused(f"unknown kind of record {kind!r}")
-        return kinds[kind](records[0])
+        match records[0]:
+            case MetricsRecord():
+                return self._metrics([record for record in records if isinstance(record, MetricsRecord)])
+            case RunRecord() as record:
+                return self._run(record)
+            case ParamsRecord() as record:
+                return self._params(record)
+            case TagsRecord() as record:
+                return self._tags(record)
+            case ArtifactRecord() as record:
+                return self._artifact(record)
+            case DatasetRecord() as record:
+                return self._dataset(record)
+            case ModelRecord() as record:
+                return self._model(record)
+            case EndRecord() as record:
+                return self._end(record)
+            case UnknownRecord() as record:
+                raise Refused(record.problem)
 
     def takes_writes(self, uid: str) -> bool:
         """Whether the server takes something else for this run at the moment: its own uid, once more.
@@ -95,12 +112,12 @@ class MLflowWriter:
         self._client.set_tag(self._runs[uid], UID, uid)
         return True
 
-    def _run(self, record: dict[str, Any]) -> list[Refusal]:
-        uid = record["uid"]
+    def _run(self, record: RunRecord) -> list[Refusal]:
+        uid = record.uid
         if uid in self._runs:
             run_id = self._alive(uid)
         else:
-            experiment = self._experiment(record["experiment"])
+            experiment = self._experiment(record.experiment)
             found = self._find(uid, experiment)
             if found is None:
                 self._runs[uid] = self._create(record, experiment)
@@ -109,16 +126,16 @@ class MLflowWriter:
         self._client.update_run(run_id, status="RUNNING")
         return self._tags(record)
 
-    def _create(self, record: dict[str, Any], experiment: str) -> str:
-        own = {UID: record["uid"]}
-        if record["parent"] is not None:
-            parent = self._find(record["parent"], experiment)
+    def _create(self, record: RunRecord, experiment: str) -> str:
+        own = {UID: record.uid}
+        if record.parent is not None:
+            parent = self._find(record.parent, experiment)
             if parent is None:
-                raise Away(f"the parent run (uid {record['parent']}) is not on the server yet; send its outbox first")
+                raise Away(f"the parent run (uid {record.parent}) is not on the server yet; send its outbox first")
             own["mlflow.parentRunId"] = parent.info.run_id
         with bounded_requests(CREATE_TIMEOUT_S):
             run = self._client.create_run(
-                experiment, start_time=record["time_ms"], tags={**record["tags"], **own}, run_name=record["name"]
+                experiment, start_time=record.time_ms, tags={**record.tags, **own}, run_name=record.name
             )
         return str(run.info.run_id)
 
@@ -167,49 +184,49 @@ class MLflowWriter:
             self._seen_alive.add(uid)
         return run_id
 
-    def _metrics(self, records: Sequence[dict[str, Any]]) -> list[Refusal]:
+    def _metrics(self, records: Sequence[MetricsRecord]) -> list[Refusal]:
         from mlflow.entities import Metric
 
-        uid = records[0]["uid"]
+        uid = records[0].uid
         run_id = self._alive(uid)
         points = [
-            Metric(key, float(value), record["time_ms"], record["step"])
+            Metric(key, float(value), record.time_ms, record.step)
             for record in records
-            for key, value in record["metrics"].items()
+            for key, value in record.metrics.items()
         ]
         refused = self._in_parts(
             uid, points, METRICS_PER_CALL, lambda part: self._client.log_batch(run_id, metrics=part, synchronous=True)
         )
         return [
-            Refusal({**records[0], "time_ms": p.timestamp, "step": p.step, "metrics": {p.key: str(p.value)}}, reason)
+            Refusal(replace(records[0], time_ms=p.timestamp, step=p.step, metrics={p.key: str(p.value)}), reason)
             for p, reason in refused
         ]
 
-    def _params(self, record: dict[str, Any]) -> list[Refusal]:
+    def _params(self, record: ParamsRecord) -> list[Refusal]:
         from mlflow.entities import Param
 
-        run_id = self._alive(record["uid"])
-        params = [Param(key, value) for key, value in record["params"].items()]
+        run_id = self._alive(record.uid)
+        params = [Param(key, value) for key, value in record.params.items()]
         refused = self._in_parts(
-            record["uid"],
+            record.uid,
             params,
             PARAMS_PER_CALL,
             lambda part: self._client.log_batch(run_id, params=part, synchronous=True),
         )
-        return [Refusal({**record, "params": {param.key: param.value}}, reason) for param, reason in refused]
+        return [Refusal(replace(record, params={param.key: param.value}), reason) for param, reason in refused]
 
-    def _tags(self, record: dict[str, Any]) -> list[Refusal]:
+    def _tags(self, record: RunRecord | TagsRecord) -> list[Refusal]:
         from mlflow.entities import RunTag
 
-        run_id = self._alive(record["uid"])
-        tags = [RunTag(key, value) for key, value in record["tags"].items()]
+        run_id = self._alive(record.uid)
+        tags = [RunTag(key, value) for key, value in record.tags.items()]
         refused = self._in_parts(
-            record["uid"],
+            record.uid,
             tags,
             PARAMS_PER_CALL,
             lambda part: self._client.log_batch(run_id, tags=part, synchronous=True),
         )
-        return [Refusal({**record, "tags": {tag.key: tag.value}}, reason) for tag, reason in refused]
+        return [Refusal(replace(record, tags={tag.key: tag.value}), reason) for tag, reason in refused]
 
     def _in_parts(
         self, uid: str, items: Sequence[T], size: int, log: Callable[[Sequence[T]], object]
@@ -232,33 +249,33 @@ class MLflowWriter:
                     parts[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
         return refused
 
-    def _artifact(self, record: dict[str, Any]) -> list[Refusal]:
-        run_id = self._alive(record["uid"])
-        path = Path(record["path"])
+    def _artifact(self, record: ArtifactRecord) -> list[Refusal]:
+        run_id = self._alive(record.uid)
+        path = Path(record.path)
         check_own(path)
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        log(run_id, str(path), record["artifact_path"])
+        log(run_id, str(path), record.artifact_path)
         return []
 
-    def _dataset(self, record: dict[str, Any]) -> list[Refusal]:
+    def _dataset(self, record: DatasetRecord) -> list[Refusal]:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=record["name"],
-            digest=record["digest"][:DIGEST_LENGTH],
+            name=record.name,
+            digest=record.digest[:DIGEST_LENGTH],
             source_type="local",
-            source=json.dumps({"uri": record["source"]}),
+            source=json.dumps({"uri": record.source}),
         )
-        tags = [InputTag("mlflow.data.context", record["context"]), InputTag(DATA_DIGEST, record["digest"])]
-        self._client.log_inputs(self._alive(record["uid"]), [DatasetInput(dataset, tags)])
+        tags = [InputTag("mlflow.data.context", record.context), InputTag(DATA_DIGEST, record.digest)]
+        self._client.log_inputs(self._alive(record.uid), [DatasetInput(dataset, tags)])
         return []
 
-    def _model(self, record: dict[str, Any]) -> list[Refusal]:
-        registry.register(self._client, self._alive(record["uid"]), record, self._outbox / record["code"])
+    def _model(self, record: ModelRecord) -> list[Refusal]:
+        registry.register(self._client, self._alive(record.uid), record, self._outbox / record.code)
         return []
 
-    def _end(self, record: dict[str, Any]) -> list[Refusal]:
-        self._client.set_terminated(self._alive(record["uid"]), record["status"], record["time_ms"])
+    def _end(self, record: EndRecord) -> list[Refusal]:
+        self._client.set_terminated(self._alive(record.uid), record.status, record.time_ms)
         return []
 
 

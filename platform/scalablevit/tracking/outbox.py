@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import math
 import operator
 import os
@@ -16,36 +15,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TypeAlias
 
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, FORMER_OUTBOX, OUTBOX, RECORDS, WEIGHTS_NAME
 from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
+from scalablevit.tracking.records import (
+    ArtifactRecord,
+    DatasetRecord,
+    EndRecord,
+    MetricsRecord,
+    ModelRecord,
+    ParamsRecord,
+    Record,
+    RunRecord,
+    Status,
+    StepMetrics,
+    TagsRecord,
+    parse_line,
+    write_line,
+)
 
-FORMAT = 1
 TAIL_BLOCK = 1 << 16
 MAX_STEP = 2**63 - 1
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-
-class MetricRecord(TypedDict):
-    """Values of one step, as a worker reports them."""
-
-    step: int
-    """Optimizer step, from 0."""
-    time_ms: int
-    """When they were measured, milliseconds since the epoch. Part of a point's identity in MLflow."""
-    metrics: Mapping[str, float]
-    """Value by name; NaN and infinities are kept."""
+Texts: TypeAlias = Mapping[str, object]
+"""Tags or parameters by names that are the caller's; MLflow has texts, so of each value `str(value)` is kept."""
 
 
 @dataclass(frozen=True)
 class Line:
     """One complete line of the file."""
 
-    record: dict[str, Any] | None
+    record: Record | None
     """The record, or None where the line is not one (a damaged disk, a later format)."""
     raw: bytes
     end: int
@@ -71,7 +75,7 @@ def read_lines(folder: Path, offset: int = 0) -> Iterator[Line]:
             if not raw.endswith(b"\n"):
                 return
             offset += len(raw)
-            yield Line(_parse(raw), raw, offset)
+            yield Line(parse_line(raw), raw, offset)
 
 
 def count_lines(folder: Path, offset: int) -> int:
@@ -85,27 +89,14 @@ def open_runs(folder: Path) -> dict[str, int]:
     """Runs that were begun and not ended: uid -> time of their latest record, milliseconds since the epoch."""
     last: dict[str, int] = {}
     for line in read_lines(folder):
-        if line.record is None:
+        record = line.record
+        if record is None:
             continue
-        uid = line.record["uid"]
-        if line.record["kind"] == "run" or uid in last:
-            last[uid] = max(line.record["time_ms"], last.get(uid, 0))
-        if line.record["kind"] == "end":
-            last.pop(uid, None)
+        if record.kind == RunRecord.kind or record.uid in last:
+            last[record.uid] = max(record.time_ms, last.get(record.uid, 0))
+        if record.kind == EndRecord.kind:
+            last.pop(record.uid, None)
     return last
-
-
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(raw)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or record.get("v") != FORMAT:
-        return None
-    types = {"kind": str, "uid": str, "time_ms": int}
-    if record.get("kind") == "metrics":
-        types |= {"step": int, "metrics": dict}
-    return record if all(isinstance(record.get(field), kind) for field, kind in types.items()) else None
 
 
 def _step(value: int) -> int:
@@ -128,9 +119,8 @@ def _jsonable(value: float) -> float | str:
 class Outbox:
     """Appends records; several processes and threads may do so at once.
 
-    Every record is one JSON line with `v` (format), `kind`, `uid` (the run: uuid4 hex, made by us and kept with the
-    run, so that a restart continues the same MLflow run) and `time_ms`; the methods name the other fields. A process
-    killed while it writes leaves at most one torn line, which the next writer cuts off.
+    Every record is one JSON line; `tracking.records` has the fields of each kind. A process killed while it writes
+    leaves at most one torn line, which the next writer cuts off.
 
     Args:
         folder: made if missing; on a local disk that outlives the job.
@@ -157,27 +147,26 @@ class Outbox:
         *,
         experiment: str,
         parent: str | None = None,
-        tags: Mapping[str, object] | None = None,
+        tags: Texts | None = None,
     ) -> None:
-        """A run starts, or goes on after a restart: `name`, `experiment`, `parent` (uid, same experiment), `tags`."""
-        fields = {"name": name, "experiment": experiment, "parent": parent, "tags": _strings(tags or {})}
-        self._append("run", uid, fields)
+        """Append a `RunRecord`."""
+        self._append(RunRecord(uid, now_ms(), name, experiment, parent, _strings(tags or {})))
 
-    def params(self, uid: str, params: Mapping[str, object]) -> None:
-        """What the run was asked to do: `params`. MLflow never changes one; a second value is refused there."""
-        self._append("params", uid, {"params": _strings(params)})
+    def params(self, uid: str, params: Texts) -> None:
+        """Append a `ParamsRecord`."""
+        self._append(ParamsRecord(uid, now_ms(), _strings(params)))
 
-    def tags(self, uid: str, tags: Mapping[str, object]) -> None:
-        """Facts that may change: `tags`; the last value wins."""
-        self._append("tags", uid, {"tags": _strings(tags)})
+    def tags(self, uid: str, tags: Texts) -> None:
+        """Append a `TagsRecord`."""
+        self._append(TagsRecord(uid, now_ms(), _strings(tags)))
 
     def artifact(self, uid: str, path: Path, artifact_path: str | None = None) -> None:
-        """A file or folder to copy: `path` (must stay until sent), `artifact_path` (folder in the run's artifacts)."""
-        self._append("artifact", uid, {"path": str(Path(path).resolve()), "artifact_path": artifact_path})
+        """Append an `ArtifactRecord`."""
+        self._append(ArtifactRecord(uid, now_ms(), str(Path(path).resolve()), artifact_path))
 
     def dataset(self, uid: str, *, name: str, digest: str, source: str, context: str) -> None:
-        """Data the run reads: `name`, `digest`, `source` (path or address), `context` (such as training)."""
-        self._append("dataset", uid, {"name": name, "digest": digest, "source": source, "context": context})
+        """Append a `DatasetRecord`."""
+        self._append(DatasetRecord(uid, now_ms(), name, digest, source, context))
 
     def model(
         self,
@@ -188,14 +177,10 @@ class Outbox:
         package: Path,
         serving: str,
         requirements: Sequence[str],
-        tags: Mapping[str, object],
+        tags: Texts,
         alias: str = "candidate",
     ) -> None:
-        """A model to register; the package is copied into the outbox, since a job's copy of it vanishes with the job.
-
-        The record's fields: `registration`, `name`, `folder`, `code` (the copy, relative to the outbox), `serving`,
-        `requirements`, `tags`, `alias`. `registration` is a function of run, name and weights, so a restart that
-        records the same model again registers no second version.
+        """Append a `ModelRecord`, and copy the package into the outbox: a job's copy of it vanishes with the job.
 
         Args:
             name: registered model's name.
@@ -216,24 +201,26 @@ class Outbox:
             tag_names.CONFIG_SHA256: sums[CONFIG_NAME],
             tag_names.CODE_DIGEST: code.parent.name,
         }
-        fields = {
-            "registration": registration,
-            "name": name,
-            "folder": str(Path(folder).resolve()),
-            "code": code.relative_to(self.folder).as_posix(),
-            "serving": serving,
-            "requirements": list(requirements),
-            "tags": _strings(lineage),
-            "alias": alias,
-        }
-        self._append("model", uid, fields)
+        record = ModelRecord(
+            uid,
+            now_ms(),
+            registration=registration,
+            name=name,
+            folder=str(Path(folder).resolve()),
+            code=code.relative_to(self.folder).as_posix(),
+            serving=serving,
+            requirements=list(requirements),
+            tags=_strings(lineage),
+            alias=alias,
+        )
+        self._append(record)
 
     def end(self, uid: str, status: Status, *, time_ms: int | None = None) -> None:
-        """The run is over: `status`; `time_ms` is when (now, unless given)."""
-        self._append("end", uid, {"status": status}, time_ms)
+        """Append an `EndRecord`; `time_ms` is when the run ended (now, unless given)."""
+        self._append(EndRecord(uid, now_ms() if time_ms is None else time_ms, status))
 
-    def metrics(self, uid: str, records: Iterable[MetricRecord]) -> int:
-        """Values by step: `step`, `metrics` (name: number, or "NaN", "Infinity", "-Infinity").
+    def metrics(self, uid: str, records: Iterable[StepMetrics]) -> int:
+        """Append a `MetricsRecord` for each step.
 
         A point whose (uid, name, step) is already in the file is dropped: after a restart steps are reported again,
         and the first report stands. Nothing is written unless all records are sound.
@@ -242,7 +229,7 @@ class Outbox:
             Points kept.
 
         Raises:
-            KeyError, TypeError, ValueError: a record has not the form of `MetricRecord`.
+            KeyError, TypeError, ValueError: a record has not the form of `StepMetrics`.
             OSError: the disk did not take them; they may be given again.
         """
         sound = [
@@ -261,7 +248,7 @@ class Outbox:
                 fresh = {key: value for key, value in values.items() if not self._has(uid, key, step, batch)}
                 batch.update((key, step) for key in fresh)
                 if fresh:
-                    lines.append(_line("metrics", uid, {"step": step, "metrics": fresh}, time_ms))
+                    lines.append(write_line(MetricsRecord(uid, time_ms, step, fresh)))
             self._write(b"".join(lines))
             self._catch_up()
         return len(batch)
@@ -277,9 +264,9 @@ class Outbox:
         finally:
             os.close(self._file)
 
-    def _append(self, kind: str, uid: str, fields: Mapping[str, Any], time_ms: int | None = None) -> None:
+    def _append(self, record: Record) -> None:
         with self._exclusively():
-            self._write(_line(kind, uid, fields, now_ms() if time_ms is None else time_ms))
+            self._write(write_line(record))
         self.sync()
 
     @contextmanager
@@ -319,13 +306,14 @@ class Outbox:
         """Learn the points that were appended since the last look, by whichever process."""
         for line in read_lines(self.folder, self._read_to):
             self._read_to = line.end
-            if line.record is None or line.record["kind"] != "metrics":
+            record = line.record
+            if not isinstance(record, MetricsRecord):
                 continue
-            for key in line.record["metrics"]:
-                steps = self._steps.setdefault((line.record["uid"], key), array("q"))
-                place = bisect_left(steps, line.record["step"])
-                if place == len(steps) or steps[place] != line.record["step"]:
-                    steps.insert(place, line.record["step"])
+            for key in record.metrics:
+                steps = self._steps.setdefault((record.uid, key), array("q"))
+                place = bisect_left(steps, record.step)
+                if place == len(steps) or steps[place] != record.step:
+                    steps.insert(place, record.step)
 
     def _has(self, uid: str, key: str, step: int, batch: set[tuple[str, int]]) -> bool:
         steps = self._steps.get((uid, key), ())
@@ -354,10 +342,5 @@ class Outbox:
         return target
 
 
-def _strings(values: Mapping[str, object]) -> dict[str, str]:
+def _strings(values: Texts) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
-
-
-def _line(kind: str, uid: str, fields: Mapping[str, Any], time_ms: int) -> bytes:
-    record = {"v": FORMAT, "kind": kind, "uid": uid, "time_ms": time_ms, **fields}
-    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -4,10 +4,11 @@ import json
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import Refused, bounded_requests, connect
+from scalablevit.tracking.records import ModelRecord
 from scalablevit.tracking.tags import RUN_UID, UID
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
 LOOKUP_TIMEOUT_S = 10
 
 
-def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: Path) -> "ModelVersion":
-    """Make the version that a `model` record asks for (see `Outbox.model`) and point its alias at it.
+def register(client: "MlflowClient", run_id: str, record: ModelRecord, code: Path) -> "ModelVersion":
+    """Make the version that a record asks for and point its alias at it.
 
     Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
     found by the registration's uid.
@@ -28,7 +29,7 @@ def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: 
     Args:
         client: MLflow, for runs and registry.
         run_id: MLflow's id of the run that trained the model.
-        record: the `model` record.
+        record: what is asked for.
         code: folder of the import package, the copy kept in the outbox.
 
     Raises:
@@ -36,53 +37,49 @@ def register(client: "MlflowClient", run_id: str, record: dict[str, Any], code: 
     """
     missing = [
         str(path)
-        for path in (
-            Path(record["folder"]) / WEIGHTS_NAME,
-            Path(record["folder"]) / CONFIG_NAME,
-            code / record["serving"],
-        )
+        for path in (Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving)
         if not path.is_file()
     ]
     if missing:
         raise Refused(f"gone: {', '.join(missing)}")
-    name, registration = record["name"], record["registration"]
+    name, registration = record.name, record.registration
     found = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
     version = found[0] if found else _create_version(client, client.get_run(run_id), record, code)
-    _point(client, version, record["alias"])
+    _point(client, version, record.alias)
     return version
 
 
-def _create_version(client: "MlflowClient", run: "Run", record: dict[str, Any], code: Path) -> "ModelVersion":
+def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, code: Path) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     model = _logged_model(client, run, record, code)
     try:
-        client.create_registered_model(record["name"])
+        client.create_registered_model(record.name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # The location rather than models:/<id>, which the SQLite registry would look up at mlflow's global address.
     return client.create_model_version(
-        record["name"],
+        record.name,
         model.artifact_location,
         run.info.run_id,
-        record["tags"],
+        record.tags,
         await_creation_for=0,
         model_id=model.model_id,
     )
 
 
-def _logged_model(client: "MlflowClient", run: "Run", record: dict[str, Any], code: Path) -> "LoggedModel":
+def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code: Path) -> "LoggedModel":
     """The model's files in MLflow; one whose upload was cut short is thrown away and made again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    experiment, registration = run.info.experiment_id, record["registration"]
+    experiment, registration = run.info.experiment_id, record.registration
     for known in client.search_logged_models([experiment], f"tags.`{UID}` = '{registration}'"):
         if known.status == LoggedModelStatus.READY:
             return known
         client.delete_logged_model(known.model_id)
     model = client.create_logged_model(
-        experiment, record["name"], source_run_id=run.info.run_id, tags=record["tags"], model_type="pyfunc"
+        experiment, record.name, source_run_id=run.info.run_id, tags=record.tags, model_type="pyfunc"
     )
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / "model", model, record, code)
@@ -91,7 +88,7 @@ def _logged_model(client: "MlflowClient", run: "Run", record: dict[str, Any], co
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path) -> None:
+def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: Path) -> None:
     """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code.
 
     Raises:
@@ -106,7 +103,7 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
     # The signature is given; an example would only have it inferred. It names no input: MLflow would enforce it before
     # the model sees a request, drop further columns silently and repeat all bytes of an image in its refusals.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
-    folder = Path(record["folder"])
+    folder = Path(record.folder)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     metadata = Model(
         artifact_path=model.artifact_location,
@@ -117,12 +114,12 @@ def _save(target: Path, model: "LoggedModel", record: dict[str, Any], code: Path
     try:
         mlflow.pyfunc.save_model(
             str(target),
-            python_model=str(code / record["serving"]),
+            python_model=str(code / record.serving),
             code_paths=[str(code)],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
             signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),  # type: ignore[no-untyped-call]
             metadata={"input": INPUT, "classes": config["classes"]},
-            pip_requirements=list(record["requirements"]),
+            pip_requirements=list(record.requirements),
             mlflow_model=metadata,
         )
     except MlflowException as error:

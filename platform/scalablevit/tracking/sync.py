@@ -29,6 +29,7 @@ from scalablevit.tracking.connection import (
 )
 from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
 from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_runs, read_lines
+from scalablevit.tracking.records import ArtifactRecord, MetricsRecord, ModelRecord, RunRecord, UnreadLine
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -78,8 +79,8 @@ def refused_records(folder: Path) -> list[str]:
         return []
     names = {}
     for line in read_lines(folder):
-        if line.record is not None and line.record["kind"] == "run":
-            names[line.record["uid"]] = line.record["name"]
+        if isinstance(line.record, RunRecord):
+            names[line.record.uid] = line.record.name
     counts = Counter[str]()
     for text in (folder / REFUSED).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -270,9 +271,9 @@ class OutboxSync:
             if lines and run != _run_of(lines[0]):
                 break
             lines.append(line)
-            if line.record is None or run is None:
+            if not isinstance(line.record, MetricsRecord):
                 break
-            points += len(line.record["metrics"])
+            points += len(line.record.metrics)
             if points >= METRICS_PER_CALL:
                 break
         return lines
@@ -281,8 +282,8 @@ class OutboxSync:
         """What of these lines the server refuses; raises what means to try again."""
         records = [line.record for line in lines if line.record is not None]
         if not records:
-            return [Refusal({"raw": lines[0].raw.decode(errors="replace")}, "not a record that this version can read")]
-        upload = records[0]["kind"] in ("artifact", "model")
+            return [Refusal(UnreadLine(lines[0].raw), "not a record that this version can read")]
+        upload = isinstance(records[0], ArtifactRecord | ModelRecord)
         with bounded_requests(UPLOAD_TIMEOUT_S if upload else self._request_timeout_s):
             try:
                 if self._writer is None:
@@ -292,7 +293,7 @@ class OutboxSync:
             except RunGone:
                 raise
             except Exception as error:
-                if not self._for_good(error, records[0]["uid"]):
+                if not self._for_good(error, records[0].uid):
                     raise
                 return [Refusal(record, str(error)) for record in records]
 
@@ -316,7 +317,8 @@ class OutboxSync:
         with (self._folder / REFUSED).open("a") as file:
             for refusal in refusals:
                 reason = mask(refusal.reason, self._uri)
-                file.write(json.dumps({"time_ms": now_ms(), "reason": reason, "record": refusal.record}) + "\n")
+                entry = {"time_ms": now_ms(), "reason": reason, "record": refusal.record.as_dict()}
+                file.write(json.dumps(entry) + "\n")
         self._refused += len(refusals)
         reason = brief(Exception(refusals[0].reason), self._uri)
         self._say(f"MLflow refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
@@ -370,4 +372,4 @@ def _write_owner(file: IO[str]) -> None:
 
 def _run_of(line: Line) -> str | None:
     """What metrics lines must share to go out together; None for every other line."""
-    return str(line.record["uid"]) if line.record is not None and line.record["kind"] == "metrics" else None
+    return line.record.uid if isinstance(line.record, MetricsRecord) else None

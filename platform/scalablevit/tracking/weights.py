@@ -5,10 +5,10 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.stored import stored_config
+from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
@@ -30,7 +30,7 @@ class RegisteredWeights:
 
     weights: Path
     """`weights.safetensors`, equal to the version's SHA-256 tag."""
-    config: dict[str, Any]
+    config: ModelConfig
     """Its `config.json`, the stage in the current version."""
     name: str
     version: int

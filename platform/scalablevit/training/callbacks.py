@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -16,6 +15,7 @@ from scalablevit.data.loader import Batch, build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.run_files import BAD_SAMPLES
+from scalablevit.training.attempt_events import StartupTimings
 from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks
@@ -38,21 +38,6 @@ FIRST_LOOKS = 10
 
 Send = Callable[[list[Record], dict[str, float]], None]
 """Hands records and this node's metrics on; every rank calls it at the same time."""
-
-
-@dataclass
-class StartupTimings:
-    """Times at which an attempt reached its steps of starting on this rank, in seconds since the epoch."""
-
-    entered: float
-    imported: float = 0.0
-    opened: float = 0.0
-    """The data is known."""
-    built: float = 0.0
-    """Model and optimizer are there, with the values to go on from."""
-    first_step: float = 0.0
-    from_step: int = 0
-    """Steps done before this attempt."""
 
 
 class WorkerCallbacks:

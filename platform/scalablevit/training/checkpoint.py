@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pyarrow.fs
 import safetensors.torch
@@ -42,6 +42,27 @@ class Entry:
     """Seconds since the epoch."""
 
 
+class FileSum(TypedDict):
+    """What a manifest says of a file."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(TypedDict):
+    """Content of `MANIFEST`."""
+
+    version: int
+    step: int
+    value: float | None
+    """Of the evaluation at this step; None when there was none."""
+    written: float
+    """When, seconds since the epoch."""
+    files: dict[str, FileSum]
+    sha256: NotRequired[str]
+    """Of all else; those of version 1 have none."""
+
+
 class CheckpointStore:
     """The checkpoints of one run, in `<run folder>/checkpoints` on any pyarrow file system."""
 
@@ -64,12 +85,12 @@ class CheckpointStore:
             self.filesystem.create_dir(folder, recursive=True)
             files = {f"{stem}.safetensors": safetensors.torch.save(t) for stem, t in snapshot.files.items()}
             files[STATE] = json.dumps(snapshot.meta).encode()
-            sums = {}
+            sums: dict[str, FileSum] = {}
             for file, content in files.items():
                 self._put(f"{folder}/{file}", content)
                 sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             written = time.time()  # object stores keep no time of a folder
-            manifest: dict[str, Any] = {
+            manifest: Manifest = {
                 "version": 2,
                 "step": snapshot.step,
                 "value": value,
@@ -298,18 +319,18 @@ class BackgroundWriter:
         return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
 
 
-def _own_sum(manifest: dict[str, Any]) -> str:
+def _own_sum(manifest: Manifest) -> str:
     """SHA-256 of a manifest's other entries: a flipped bit in `value` would make another checkpoint the best one."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def _parsed(content: bytes) -> Manifest:
     """A manifest, checked against its own sum, which those of version 1 have not.
 
     Raises:
         ValueError, KeyError, TypeError: it is damaged.
     """
-    manifest: dict[str, Any] = json.loads(content)
+    manifest: Manifest = json.loads(content)
     if manifest["version"] != 1:
         expected = manifest.pop("sha256")
         actual = _own_sum(manifest)

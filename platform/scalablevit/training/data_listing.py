@@ -9,6 +9,7 @@ from typing import Any
 
 from scalablevit.config.data import Data, SplitName
 from scalablevit.config.errors import UserError
+from scalablevit.config.section import PlainValues
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.node_cache import open_on_node
 from scalablevit.data.sources.opening import source_of
@@ -64,6 +65,6 @@ def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Sour
         ) from error
 
 
-def _depends_on(data: Data) -> dict[str, Any]:
+def _depends_on(data: Data) -> PlainValues:
     plain = data.model_dump(mode="json")
     return {name: plain[name] for name in FIELDS if name in plain}

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 import ray.exceptions
@@ -12,7 +12,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from scalablevit.config.errors import TrainingFailed, UserError
+from scalablevit.config.errors import TrainingFailed
 from scalablevit.config.recipe import Stage
 from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import (
@@ -27,6 +27,10 @@ from scalablevit.training.ray_internals import (
     remove_orphans,
     set_defaults,
 )
+from scalablevit.training.worker_result import WorkerResult
+
+if TYPE_CHECKING:  # it loads torch models and data code
+    from scalablevit.training.worker import WorkerConfig
 
 set_defaults(TRAIN_VARIABLES)
 
@@ -40,15 +44,15 @@ RESTART_PAUSE_S = 1.0
 
 def launch(
     stage: Stage,
-    worker_config: dict[str, Any],
+    worker_config: "WorkerConfig",
     run_folder: str,
     callbacks: Sequence[ray.train.UserCallback],
     stop_file: Path | None = None,
-) -> dict[str, Any]:
+) -> WorkerResult:
     """Train a stage on the connected Ray cluster and wait for its end.
 
     Args:
-        worker_config: `training.worker.WorkerConfig` as plain values.
+        worker_config: what each rank is given.
         run_folder: storage of the run; Ray's own files go into `ray/` below it.
         stop_file: on a disk of this machine; once it is there, the workers save and end.
 
@@ -65,10 +69,11 @@ def launch(
     while True:
         trainer = _trainer(stage, worker_config, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
         try:
-            result: dict[str, Any] = trainer.fit().return_value
-            if result.get("reason") != "node leaving":
+            result = WorkerResult.from_dict(trainer.fit().return_value)
+            training = result.training
+            if training is None or training.reason != "node leaving":
                 break
-            ended = "; ".join(filter(None, [f"the workers ended at step {result['step']}", result["detail"]]))
+            ended = "; ".join(filter(None, [f"the workers ended at step {training.step}", training.detail]))
             if stop_file is not None and stop_file.exists():
                 print(ended, flush=True)
                 raise KeyboardInterrupt
@@ -84,15 +89,14 @@ def launch(
             raise TrainingFailed(run_folder, details)
         remove_orphans()
         print(f"{what}; going on from the last checkpoint with new workers", flush=True)
-    if "error" in result:
-        what, where, fix = result["error"]
-        raise UserError(what, where=where, fix=fix)
+    if result.error is not None:
+        raise result.error
     return result
 
 
 def _trainer(
     stage: Stage,
-    worker_config: dict[str, Any],
+    worker_config: "WorkerConfig",
     run_folder: str,
     callbacks: Sequence[Any],
     max_failures: int,
@@ -105,7 +109,7 @@ def _trainer(
     train: Any = ray.train  # statically it has the types of Ray Train's first version
     trainer = TorchTrainer(
         _on_worker,  # type: ignore[arg-type]
-        train_loop_config=worker_config,
+        train_loop_config=worker_config.as_dict(),
         scaling_config=train.ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,
@@ -184,6 +188,6 @@ def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on each worker; imported there, so that the driver does not pay for torch models and data code."""
     entered = time.time()
-    from scalablevit.training.worker import run_on_ray
+    from scalablevit.training.worker import WorkerConfig, run_on_ray
 
-    return run_on_ray(config, entered)
+    return run_on_ray(WorkerConfig(**config), entered).as_dict()

@@ -9,6 +9,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from scalablevit.data.loader import Batch
+from scalablevit.tracking.records import StepMetrics
+from scalablevit.training.worker_result import TrainSummary
 
 Tensors = dict[str, Tensor]
 
@@ -25,8 +27,8 @@ class Record:
     time_ms: int
     metrics: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_dict(self) -> StepMetrics:
+        """Return plain values for JSON."""
         return {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
 
 
@@ -173,25 +175,26 @@ class TrainState:
         if self.history:
             self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
 
-    def summary(self) -> dict[str, Any]:
-        """The counters and metrics that people ask for, as JSON values."""
-        return {
-            "step": self.step,
-            "best_value": self.best_value,
-            "best_step": self.best_step,
-            "best_metrics": self.best_metrics,
-            "last_metrics": self.last_metrics,
-            "seconds": self.seconds,
-            "spent": dict(self.spent),
-        }
+    def summary(self) -> TrainSummary:
+        """Return the counters and metrics that people ask for."""
+        return TrainSummary(
+            step=self.step,
+            best_value=self.best_value,
+            best_step=self.best_step,
+            best_metrics=self.best_metrics,
+            last_metrics=self.last_metrics,
+            seconds=self.seconds,
+            spent=dict(self.spent),
+        )
 
     def bytes_by_file(self) -> dict[str, int]:
         """Size of a snapshot's tensors by file stem, once the optimizer has its moments (at its first step)."""
-        groups = self.optimizer.param_groups
-        sizes = {
-            "model": _weight_bytes(self.model),
-            "optimizer": sum(_moment_bytes(self.optimizer, group, p) for group in groups for p in group["params"]),
-        }
+        moments = (
+            _moment_bytes(self.optimizer, group.get("momentum", 0.0), parameter)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        )
+        sizes = {"model": _weight_bytes(self.model), "optimizer": sum(moments)}
         return sizes if self.ema is None else {**sizes, "ema": _weight_bytes(self.ema.module)}
 
     def snapshot_bytes(self) -> int:
@@ -204,7 +207,7 @@ class TrainState:
         if self.ema is not None:
             files["ema"] = _to_cpu(self.ema.module.state_dict())
         meta = {
-            **self.summary(),
+            **vars(self.summary()),
             "evaluations_without_gain": self.evaluations_without_gain,
             "gain_value": self.gain_value,
             "bad_samples": self.bad_samples,
@@ -278,11 +281,11 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(_nbytes(each) for each in model.state_dict().values() if isinstance(each, Tensor))
 
 
-def _moment_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> int:
+def _moment_bytes(optimizer: torch.optim.Optimizer, momentum: float, parameter: nn.Parameter) -> int:
     """What the optimizer will keep for a parameter: AdamW two moments and a float32 step, SGD its momentum."""
     if isinstance(optimizer, torch.optim.AdamW):
         return 2 * _nbytes(parameter) + torch.float32.itemsize
-    return _nbytes(parameter) if group["momentum"] else 0
+    return _nbytes(parameter) if momentum else 0
 
 
 def _to_cpu(tensors: Tensors) -> Tensors:

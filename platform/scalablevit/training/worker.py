@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from scalablevit.models.weights import load_initial
 from scalablevit.run_files import BAD_SAMPLES, START_NOTE
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.training import seeds
-from scalablevit.training.callbacks import PreemptionPoller, Send, StartupTimings, WorkerCallbacks, eval_batches_of
+from scalablevit.training.attempt_events import StartupTimings
+from scalablevit.training.callbacks import PreemptionPoller, Send, WorkerCallbacks, eval_batches_of
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks, run_on_all_ranks
 from scalablevit.training.data_listing import open_stored
@@ -35,6 +36,7 @@ from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
 from scalablevit.training.storage import local_copy, put_text
+from scalablevit.training.worker_result import TrainingEnd, WorkerResult
 
 
 @dataclass(frozen=True)
@@ -77,31 +79,28 @@ def run(
     *,
     about_to_go: Callable[[], bool] = lambda: False,
     timings: StartupTimings | None = None,
-) -> dict[str, Any]:
+) -> WorkerResult:
     """Train one stage on this rank, from the newest checkpoint if there is one.
 
     Args:
         about_to_go: whether a node is about to be taken away; every rank asks at the same steps and gets the same
             answer.
         timings: filled in while the attempt starts.
-
-    Returns:
-        On rank 0 `reason` and `detail` of the outcome and the state's summary; on each rank `metrics` of an evaluation,
-        or `error` when the user must act. Besides `nondeterministic`: what torch said, under training.deterministic, of
-        operations that have no deterministic implementation.
     """
     try:
         with _nondeterminism() as said:
             poller = PreemptionPoller(about_to_go, timings or StartupTimings(time.time()))
-            return {**_run(worker_config, rank, world, device, send, poller), "nondeterministic": said}
+            result = _run(worker_config, rank, world, device, send, poller)
+            return replace(result, nondeterministic=said)
     except UserError as error:
-        # returned, not raised: it is the same on every rank, and a restart would only repeat it
-        return {"error": [error.what, error.where, error.fix]}
+        # returned, not raised: it is the same on every rank, and a restart would only repeat it; a new one, since the
+        # traceback of this one holds the model
+        return WorkerResult(error=UserError(error.what, where=error.where, fix=error.fix))
 
 
 def _run(
     worker_config: WorkerConfig, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
-) -> dict[str, Any]:
+) -> WorkerResult:
     stage = Stage.model_validate_json(worker_config.stage)
     configure_torch(stage)
     context, source = run_on_all_ranks(lambda: _open(stage, worker_config, device, rank, world))
@@ -126,10 +125,10 @@ def _run(
     finally:  # a process that trains many runs must not be left with threads of those that ended early
         callbacks.close()
     callbacks.sender.flush()
-    return _result(outcome, state, callbacks.writer) if rank == 0 else {}
+    return _result(outcome, state, callbacks.writer) if rank == 0 else WorkerResult()
 
 
-def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> dict[str, Any]:
+def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> WorkerResult:
     """Metrics of given weights on the validation split, with the recipe's test-time augmentation."""
     model = run_on_all_ranks(lambda: _given_model(context, worker_config))
     stage, task = context.stage, context.task
@@ -138,7 +137,7 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     data = SampleDataset(source, seen, stage.training.seed, train=False)
     model = model.to(context.device)
     batches = eval_batches_of(context, data)
-    return {"metrics": evaluate(task, model, batches, context.autocast(), augmentation=augmentation)}
+    return WorkerResult(metrics=evaluate(task, model, batches, context.autocast(), augmentation=augmentation))
 
 
 def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:
@@ -162,7 +161,7 @@ def _check_sum(worker_config: WorkerConfig, found: str) -> None:
         )
 
 
-def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -> dict[str, Any]:
+def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -> WorkerResult:
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
@@ -170,11 +169,12 @@ def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -
             "bad samples": f"fix or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
         }[outcome.reason]
-        return {"error": [outcome.detail, "", fix]}
+        return WorkerResult(error=UserError(outcome.detail, fix=fix))
     if writer.failed and outcome.reason != "node leaving":
-        return {"error": [writer.failed, writer.store.folder, "free space and submit again: training resumes"]}
+        fix = "free space and submit again: training resumes"
+        return WorkerResult(error=UserError(writer.failed, where=writer.store.folder, fix=fix))
     detail = "; ".join(filter(None, [outcome.detail, writer.failed, writer.missing_best(state.best_step)]))
-    return {"reason": outcome.reason, "detail": detail, **state.summary()}
+    return WorkerResult(TrainingEnd(**vars(state.summary()), reason=outcome.reason, detail=detail))
 
 
 def configure_torch(stage: Stage) -> None:
@@ -285,35 +285,37 @@ def _compile(context: TrainContext, *models: nn.Module) -> None:
             compile_blocks(context.task.backbone(model), context.stage.model.name, one_size=context.task.one_size)
 
 
-def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
-    """Ray Train's worker function: find rank and device, run, and report through Ray.
+def run_on_ray(worker_config: WorkerConfig, entered: float) -> WorkerResult:
+    """Run on this Ray Train worker: find rank and device, run, and report through Ray.
 
     Args:
-        config: an `WorkerConfig` as plain values.
+        worker_config: of the run.
         entered: when Ray called, before this module was imported; seconds since the epoch.
     """
     import ray.train
     import ray.train.torch
 
+    from scalablevit.tracking.callback import WorkerReport
+
     train: Any = ray.train  # statically it has the types of Ray Train's first version
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    timings = StartupTimings(entered, imported=time.time())
+    timings = StartupTimings(entered, imported=time.time(), world=world)
     told = False
 
     def send(records: list[Record], node: dict[str, float]) -> None:
         nonlocal told
-        report: dict[str, Any] = {
+        report: WorkerReport = {
             "records": [record.as_dict() for record in records] if rank == 0 else [],
             "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
         }
         if rank == 0 and timings.first_step and not told:
-            report["started"] = {**asdict(timings), "world": world}
+            report["started"] = asdict(timings)
             told = True
-        ray.train.report(report)
+        ray.train.report(dict(report))
 
-    result = run(
-        WorkerConfig(**config),
+    return run(
+        worker_config,
         rank,
         world,
         ray.train.torch.get_device(),
@@ -321,4 +323,3 @@ def run_on_ray(config: dict[str, Any], entered: float) -> dict[str, Any]:
         about_to_go=lambda: train.get_preemption_info() is not None,
         timings=timings,
     )
-    return {**result, "world": world, "attempt_seconds": time.time() - entered}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import optuna
@@ -13,6 +13,21 @@ from scalablevit.config.space import Distribution, Space, combinations
 
 Values = dict[str, Any]
 """Sampled value by dotted recipe path."""
+
+
+class ProposedTrial(TypedDict):
+    """A trial as it is given to Tune."""
+
+    number: int
+    values: Values
+    curve: list[tuple[int, float]]
+    """Step and value of the evaluations that are known, in order."""
+
+
+class TrialConfig(TypedDict):
+    """A trial's configuration in Tune's terms; plain values, which population-based training copies and changes."""
+
+    trial: ProposedTrial
 
 
 def draw(space: Space, number: int) -> Values:
@@ -65,7 +80,7 @@ class TPESearcher(OptunaSearch):
         propose: takes the values of a proposal, keeps them, and returns the trial's configuration.
     """
 
-    def __init__(self, space: Space, known: list[Values], propose: Callable[[Values], dict[str, Any]]) -> None:
+    def __init__(self, space: Space, known: list[Values], propose: Callable[[Values], TrialConfig]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._parameters = space.parameters
         self._propose = propose
@@ -78,7 +93,7 @@ class TPESearcher(OptunaSearch):
             sampler=optuna.samplers.TPESampler(seed=space.seed, multivariate=True),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, None]:
         """Tune writes its searcher into snapshots, which are never read here."""
         return {}
 
@@ -92,7 +107,7 @@ class TPESearcher(OptunaSearch):
         if proposed is None:
             return None
         values = {path: self._from_category(path, value) for path, value in proposed.items()}
-        return self._propose(values)
+        return cast(dict[str, Any], self._propose(values))
 
     def _from_category(self, path: str, value: Any) -> Any:
         choices = self._parameters[path].choice

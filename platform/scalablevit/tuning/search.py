@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -19,17 +19,19 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search.sample import Domain
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
-from scalablevit.config.space import Distribution, Search
+from scalablevit.config.space import Distribution, Search, Value
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.tracking.params import flat
+from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
-from scalablevit.tuning.sampling import TPESearcher, Values, listed
-from scalablevit.tuning.trial import TrialContext, reason_of, run_trial
+from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, listed
+from scalablevit.tuning.trial import TrialContext, TrialResult, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
     drop_checkpoints,
@@ -93,7 +95,7 @@ class SearchCallback(tune.Callback):
         self._deadline = math.inf
         self._take_in_curves()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, None]:
         """Tune writes its callbacks into snapshots, which are never read here."""
         return {}
 
@@ -101,18 +103,19 @@ class SearchCallback(tune.Callback):
         """Evaluations of interrupted trials, which the outbox has."""
         unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
         for line in read_lines(self._outbox.folder):
-            if line.record is None or line.record["kind"] != "metrics":
+            record = line.record
+            if not isinstance(record, MetricsRecord):
                 continue
-            trial, metrics = unfinished.get(line.record["uid"]), line.record["metrics"]
+            trial, metrics = unfinished.get(record.uid), record.metrics
             if trial is not None and self._context.search.space.metric in metrics:
-                trial.curve[line.record["step"]] = float(metrics[self._context.search.space.metric])
+                trial.curve[record.step] = float(metrics[self._context.search.space.metric])
                 trial.status = "unfinished"
 
     def until(self, deadline: float) -> None:
         """Trials that end after this moment (monotonic seconds) were interrupted by the budget's wall time."""
         self._deadline = deadline
 
-    def propose(self, values: Values, number: int | None = None) -> dict[str, Any]:
+    def propose(self, values: Values, number: int | None = None) -> TrialConfig:
         """Configuration of a trial, which is written down before it starts."""
         number = len(self.trials) if number is None else number
         if number == len(self.trials):
@@ -141,15 +144,16 @@ class SearchCallback(tune.Callback):
         ours = self._of(trial)
         if ours.ended():
             return
-        self._outbox.metrics(trial_uid(self._uid, ours.number), result["records"])
+        reported = cast(TrialResult, result)
+        self._outbox.metrics(trial_uid(self._uid, ours.number), reported["records"])
         values = trial.config["trial"]["values"]
         if values != ours.values:  # population-based training changed them
             ours.values = dict(values)
             save_list(self._context.folder, self.trials)
-        if not math.isnan(result["value"]):
-            ours.curve[result["step"]] = result["value"]
+        if not math.isnan(reported["value"]):
+            ours.curve[reported["step"]] = reported["value"]
         if time.monotonic() - self._printed >= QUIET_S:
-            self._say(f"trial {trial_name(ours)}: step {result['step']}, {self._metric(result['value'])}")
+            self._say(f"trial {trial_name(ours)}: step {reported['step']}, {self._metric(reported['value'])}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler."""
@@ -218,7 +222,7 @@ def run_trials(
     context: TrialContext,
     concurrency: int,
     left_s: float | None,
-    trainable: Callable[[dict[str, Any], TrialContext], None] = run_trial,
+    trainable: Callable[[TrialConfig, TrialContext], None] = run_trial,
 ) -> None:
     """Run the trials that have not ended, and replay those that have; the callback has the outcome.
 
@@ -327,22 +331,25 @@ def scheduler(context: TrialContext) -> TrialScheduler:
             return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
-def _mutations(search: Search) -> dict[str, Any]:
+def _mutations(search: Search) -> dict[str, Domain | list[Value]]:
     return {path: _domain(parameter) for path, parameter in search.space.parameters.items()}
 
 
-def _domain(parameter: Distribution) -> Any:
+def _domain(parameter: Distribution) -> Domain | list[Value]:
+    domain: Domain
     if parameter.uniform is not None:
-        return tune.uniform(*parameter.uniform)
-    if parameter.loguniform is not None:
-        return tune.loguniform(*parameter.loguniform)
-    return list(parameter.choice or [])
+        domain = tune.uniform(*parameter.uniform)
+    elif parameter.loguniform is not None:
+        domain = tune.loguniform(*parameter.loguniform)
+    else:
+        return list(parameter.choice or [])
+    return domain
 
 
-def _inside(search: Search) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _inside(search: Search) -> Callable[[TrialConfig], TrialConfig]:
     """Tune multiplies values by 0.8 or 1.2 without regard to their range."""
 
-    def clip(config: dict[str, Any]) -> dict[str, Any]:
+    def clip(config: TrialConfig) -> TrialConfig:
         values = config["trial"]["values"]
         for path, parameter in search.space.parameters.items():
             if (span := parameter.uniform or parameter.loguniform) is not None:

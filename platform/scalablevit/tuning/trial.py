@@ -1,9 +1,10 @@
 """One trial, as Tune runs it: trained in Tune's actor, or by Ray Train inside it when it needs several workers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -13,9 +14,13 @@ from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.tracking.connection import mask
+from scalablevit.tracking.records import StepMetrics
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
-from scalablevit.tuning.sampling import Values
+from scalablevit.tuning.sampling import TrialConfig, Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
+
+if TYPE_CHECKING:  # it loads torch models and data code
+    from scalablevit.training.worker import WorkerConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,20 @@ class TrialContext:
         return (step + 0.5) * stage.training.global_batch_size / self.train_samples
 
 
+class TrialResult(TypedDict):
+    """What a trial reports to Tune at an evaluation; plain values, since Tune keeps them as it likes."""
+
+    score: float
+    """Higher is better; what scheduler and searcher see."""
+    value: float
+    """The metric as evaluated."""
+    step: int
+    epoch: float
+    """Epochs trained."""
+    records: list[StepMetrics]
+    """What was measured since the result before."""
+
+
 class TrialFailed(Exception):
     """The trial cannot go on; the search does."""
 
@@ -55,14 +74,14 @@ class Reports:
         self._context = context
         self._stage = stage
         self._known = dict(sorted(curve.items()))
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[StepMetrics] = []
         self._best = -math.inf
 
-    def replayed(self) -> list[dict[str, Any]]:
+    def replayed(self) -> list[TrialResult]:
         """Results of the evaluations that are known."""
         return [self._result(step, value) for step, value in self._known.items()]
 
-    def take(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def take(self, records: Sequence[StepMetrics]) -> list[TrialResult]:
         """Take in records; the results that they complete."""
         results = []
         metric = self._context.search.space.metric
@@ -76,11 +95,11 @@ class Reports:
         """Whether trials take over each other's weights."""
         return self._context.search.space.scheduler.kind == "pbt"
 
-    def last_words(self) -> list[dict[str, Any]]:
+    def last_words(self) -> list[TrialResult]:
         """A result of the worst score for the records since the last evaluation of a trial that failed, if any."""
         return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
 
-    def _result(self, step: int, value: float) -> dict[str, Any]:
+    def _result(self, step: int, value: float) -> TrialResult:
         """`score`, higher for better, is what scheduler and searcher see: the best evaluation so far.
 
         Population-based training copies weights, so there it is the evaluation of these weights.
@@ -94,13 +113,13 @@ class Reports:
         return {"score": shown, "value": value, "step": step, "epoch": epoch, "records": records}
 
 
-def run_trial(config: dict[str, Any], context: TrialContext) -> None:
+def run_trial(config: TrialConfig, context: TrialContext) -> None:
     """Tune's trainable: bring a trial to its end, whatever state an earlier attempt left it in.
 
     Its number is the name of the folder that Tune gives it: population-based training copies whole configurations.
 
     Args:
-        config: under `trial` its sampled `values` and known `curve` (pairs of step and value).
+        config: of the trial.
 
     Raises:
         TrialFailed: with the reason.
@@ -156,7 +175,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         _train_distributed(stage, assignment, reports)
 
 
-def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
+def _train_here(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
     import torch
 
     from scalablevit.training.state import Record
@@ -168,9 +187,9 @@ def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
         for result in reports.take([record.as_dict() for record in records]):
             if population:
                 with pointing(assignment.run_folder, result["step"]) as checkpoint:
-                    tune.report(result, checkpoint=checkpoint)
+                    tune.report(dict(result), checkpoint=checkpoint)
             else:
-                tune.report(result)
+                tune.report(dict(result))
 
     device = torch.device("cuda" if stage.cluster.gpus_per_worker else "cpu")
     try:
@@ -178,14 +197,14 @@ def _train_here(stage: Stage, assignment: Any, reports: Reports) -> None:
     except Exception:
         _report_all(reports.last_words())
         raise
-    if "error" in result:
+    if result.error is not None:
         _report_all(reports.last_words())
-        raise TrialFailed(result["error"][0])
+        raise TrialFailed(result.error.what)
 
 
-def _report_all(results: list[dict[str, Any]]) -> None:
+def _report_all(results: list[TrialResult]) -> None:
     for result in results:
-        tune.report(result)
+        tune.report(dict(result))
 
 
 class TrialCallback(TuneReportCallback):
@@ -199,14 +218,14 @@ class TrialCallback(TuneReportCallback):
         """Ray calls it once all ranks have reported."""
         records = [record for reported in metrics for record in reported.get("records", [])]
         for result in self._reports.take(records):
-            super().after_report(run_context, [result], None)
+            super().after_report(run_context, [dict(result)], None)
 
 
-def _train_distributed(stage: Stage, assignment: Any, reports: Reports) -> None:
+def _train_distributed(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
     from scalablevit.training.launch import launch
 
     try:
-        launch(stage, assignment.as_dict(), assignment.run_folder, [TrialCallback(reports)])
+        launch(stage, assignment, assignment.run_folder, [TrialCallback(reports)])
     except UserError as error:
         raise TrialFailed(error.what) from error
 

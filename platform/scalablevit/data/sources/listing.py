@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ _SUFFIX = ".npy"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same listing packs to the same bytes
 
 
+Facts: TypeAlias = Mapping[str, Any]
+"""What a kind of source has to say besides arrays, by names of its own: anything that JSON holds."""
+
+
 class Listing:
     """Plain facts and arrays.
 
@@ -32,7 +36,7 @@ class Listing:
         folder: where they are mapped from; empty: they are in memory.
     """
 
-    def __init__(self, facts: Mapping[str, Any], arrays: Mapping[str, Array], folder: Path | None = None) -> None:
+    def __init__(self, facts: Facts, arrays: Mapping[str, Array], folder: Path | None = None) -> None:
         self.facts = dict(facts)
         self.arrays = dict(arrays)
         self.folder = folder

@@ -1,7 +1,7 @@
 """Image classification."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.tasks.registry import TaskKind
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
@@ -77,7 +78,7 @@ class ClassificationKind(TaskKind):
 
         return EXPORT
 
-    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+    def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
         """Return what is done to an image."""
         from scalablevit.tasks.classification.export import describe_preprocessing
 

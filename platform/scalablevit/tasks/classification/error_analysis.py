@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.error_analysis import SampleScore, triples
+from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
 
 
 class ClassErrorAnalysis:
@@ -37,6 +36,6 @@ class ClassErrorAnalysis:
             scores.append(SampleScore(number, loss, words))
         return scores
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> ErrorDetails:
         """See the class."""
         return {"confusions": triples(self._pairs)}

@@ -1,24 +1,23 @@
 """A classifier as it is exported: as a whole, logits (N, classes)."""
 
-from typing import Any
-
 from scalablevit.config.recipe import Stage
 from scalablevit.data.transforms import MiddleOfStrip
 from scalablevit.tasks.classification.task import sections
 from scalablevit.tasks.export import Export, Size
+from scalablevit.tasks.preprocessing import TaskPreprocessing
 
 
-def describe_preprocessing(stage: Stage) -> dict[str, Any]:
+def describe_preprocessing(stage: Stage) -> TaskPreprocessing:
     """Return what is done to images otherwise than for dense tasks."""
     _, data = sections(stage)
-    return {
-        "short_side": data.eval_resize,
-        "rounding": "half_even",
-        "shrink_filter": "bilinear_antialiased" if data.antialias else "bilinear",
-        "antialias": data.antialias,
-        "longest_strip": MiddleOfStrip.LONGEST,
-        "center_crop": data.image_size,
-    }
+    return TaskPreprocessing(
+        short_side=data.eval_resize,
+        rounding="half_even",
+        shrink_filter="bilinear_antialiased" if data.antialias else "bilinear",
+        antialias=data.antialias,
+        longest_strip=MiddleOfStrip.LONGEST,
+        center_crop=data.image_size,
+    )
 
 
 def _evaluation_crop(stage: Stage) -> Size:

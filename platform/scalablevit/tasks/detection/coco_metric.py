@@ -1,14 +1,16 @@
 """COCO's average precision of boxes and masks, by faster-coco-eval."""
 
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as run_lengths
+from torch import Tensor
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.instances import Instances
+from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
+from scalablevit.data.instances import Instances, RunLengths
 from scalablevit.data.loader import Batch
 from scalablevit.tasks.metric_names import class_metric_names
 
@@ -18,7 +20,21 @@ KINDS = {"box": "bbox", "mask": "segm"}
 _NO_VALUE = -1
 """What COCO answers where there is nothing to find."""
 
-Records = dict[int, tuple[Instances, dict[str, Any]]]
+
+class Detections(TypedDict):
+    """What a detector finds in an image, in the original image's pixels."""
+
+    boxes: Tensor
+    """Float (n, 4): x1, y1, x2, y2."""
+    scores: Tensor
+    """(n,)."""
+    labels: Tensor
+    """(n,) class numbers from 0."""
+    masks: NotRequired[list[RunLengths]]
+    """n, of Mask R-CNN."""
+
+
+Records = dict[int, tuple[Instances, Detections]]
 """Truth and detections by the image's number in the source."""
 
 
@@ -36,12 +52,11 @@ class CocoMetric:
         self.records: Records = {}
         self.metrics: dict[str, float] | None = None
 
-    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
+    def update(self, predictions: list[Detections], batch: Batch) -> None:
         """Add images.
 
         Args:
-            predictions: of each image `boxes` (n, 4) x1, y1, x2, y2, `scores` (n,), `labels` (n,) and `masks`, n run
-                lengths, all in the original image's pixels.
+            predictions: of each image.
             batch: with `index` and `instances`.
         """
         for number, truth, found in zip(batch["index"].tolist(), batch["instances"], predictions, strict=True):
@@ -104,48 +119,50 @@ class CocoMetric:
             metrics[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
         return {name: value for name, value in metrics.items() if value != _NO_VALUE}
 
-    def _truth(self) -> dict[str, Any]:
+    def _truth(self) -> CocoFile:
         """COCO's format; numbers count from 1, since 0 stands for "no match" in COCO's evaluation."""
-        images, annotations = [], list[dict[str, Any]]()
+        images, annotations = list[CocoImage](), list[CocoAnnotation]()
         for number, (truth, _) in sorted(self.records.items()):
             images.append({"id": number + 1, "height": truth.size[0], "width": truth.size[1]})
             for i, box in enumerate(_corners_and_sizes(truth.boxes)):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number + 1,
-                        "category_id": int(truth.labels[i]) + 1,
-                        "bbox": box,
-                        "area": float(truth.areas[i]),
-                        "iscrowd": int(truth.crowd[i]),
-                        **({} if truth.masks is None else {"segmentation": truth.masks[i]}),
-                    }
-                )
-        categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
+                annotation: CocoAnnotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1,
+                    "category_id": int(truth.labels[i]) + 1,
+                    "bbox": box,
+                    "area": float(truth.areas[i]),
+                    "iscrowd": int(truth.crowd[i]),
+                }
+                if truth.masks is not None:
+                    annotation["segmentation"] = truth.masks[i]
+                annotations.append(annotation)
+        categories: list[CocoCategory] = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _found(self, kind: str, truth: COCO) -> COCO:
         """All detections; not by the library's `loadRes`, which measures every mask by a call of its own."""
         return COCO({**truth.dataset, "annotations": self._detections(kind)})
 
-    def _detections(self, kind: str) -> list[dict[str, Any]]:
+    def _detections(self, kind: str) -> list[CocoAnnotation]:
         """In COCO's format, with the areas that decide what is small."""
-        found = list[dict[str, Any]]()
+        found = list[CocoAnnotation]()
         for number, (_, detections) in sorted(self.records.items()):
             labels, scores = (detections["labels"] + 1).tolist(), detections["scores"].tolist()
+            places: list[CocoAnnotation]
             if kind == "box":
-                name, places = "bbox", _corners_and_sizes(detections["boxes"].cpu().numpy())
-                areas = [width * height for _, _, width, height in places]
+                boxes = _corners_and_sizes(detections["boxes"].cpu().numpy())
+                places = [{"bbox": box, "area": box[2] * box[3]} for box in boxes]
             else:
-                name, places = "segmentation", detections["masks"]
-                areas = run_lengths.area(places).tolist() if places else []
-            for label, score, place, area in zip(labels, scores, places, areas, strict=True):
+                masks = detections["masks"]
+                areas = run_lengths.area(masks).tolist() if masks else []
+                places = [{"segmentation": mask, "area": float(area)} for mask, area in zip(masks, areas, strict=True)]
+            for label, score, place in zip(labels, scores, places, strict=True):
                 found.append({"id": len(found) + 1, "image_id": number + 1, "category_id": label, "score": score,
-                              name: place, "area": float(area), "iscrowd": 0})  # fmt: skip
+                              "iscrowd": 0, **place})  # fmt: skip
         return found
 
 
-def _corners_and_sizes(boxes: "np.ndarray[Any, Any]") -> list[Any]:
+def _corners_and_sizes(boxes: "np.ndarray[Any, Any]") -> list[list[float]]:
     """x1, y1, x2, y2 to x, y, width, height, of each box (n, 4), as plain numbers."""
     boxes = boxes.astype(float)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()  # type: ignore[no-any-return]

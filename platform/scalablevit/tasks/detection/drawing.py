@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.instances import decoded
+from scalablevit.data.instances import RunLengths, decoded
 from scalablevit.data.loader import Batch
+from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.viz.samples import Image, draw_boxes, draw_objects
 
 
@@ -23,7 +23,7 @@ class ShownObjects:
     boxes: NDArray[np.float32]
     """(n, 4): x1, y1, x2, y2."""
     labels: list[int]
-    masks: list[Any]
+    masks: list[RunLengths]
     """Run lengths; none where there are boxes only."""
     scores: list[float] | None = None
     """None: it is the truth."""
@@ -44,7 +44,7 @@ class BoxDrawing:
         found = batch["instances"][number]
         return ShownObjects(found.size, found.boxes, found.labels.tolist(), found.masks or [])
 
-    def prediction_of(self, prediction: dict[str, Any], truth: ShownObjects) -> ShownObjects:
+    def prediction_of(self, prediction: Detections, truth: ShownObjects) -> ShownObjects:
         """Return the detections with a score of `SHOWN_SCORE` or more."""
         kept = [number for number, score in enumerate(prediction["scores"].tolist()) if score >= SHOWN_SCORE]
         return ShownObjects(

@@ -1,15 +1,14 @@
 """Error analysis of a detector: what it finds and misses in each image, and precision by recall."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
-from scalablevit.tasks.error_analysis import SampleScore
+from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, Detections, say_nothing
+from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
 
 OVERLAP = 0.5
 """Intersection over union from which on a detection is right."""
@@ -27,7 +26,7 @@ class BoxErrorAnalysis(CocoMetric):
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(tuple(classes), masks=False)
 
-    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> list[SampleScore]:  # type: ignore[override]
+    def update(self, predictions: list[Detections], batch: Batch) -> list[SampleScore]:  # type: ignore[override]
         """Add images, as to `CocoMetric`."""
         super().update(predictions, batch)
         part = BoxErrorAnalysis(self.classes)
@@ -35,7 +34,7 @@ class BoxErrorAnalysis(CocoMetric):
         matched = part._matched(most=max(len(each["scores"]) for each in predictions))
         return [_score(number, matched) for number in batch["index"].tolist()]
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> ErrorDetails:
         """See the class."""
         # thresholds, recalls, classes, areas, limits: of all but recalls and classes there is one
         precision = np.asarray(self._matched().eval["precision"])[0, :, :, 0, 0]

@@ -12,6 +12,7 @@ from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE
 from scalablevit.tasks.detection.selection import DetectorSelection
 from scalablevit.tasks.detection.task import sections
 from scalablevit.tasks.export import Export, FromPixels, Part, Size, flat, unchanged
+from scalablevit.tasks.preprocessing import TaskPreprocessing
 
 
 class PyramidAndHeads(nn.Module):
@@ -59,10 +60,10 @@ class BoxHead(nn.Module):
         return scores, offsets
 
 
-def describe_preprocessing(stage: Stage) -> dict[str, Any]:
+def describe_preprocessing(stage: Stage) -> TaskPreprocessing:
     """Return how images are scaled, and which detections count."""
     task, data = sections(stage)
-    return {"short_side": data.short_side, "long_side": data.long_side, "score_threshold": task.score_threshold}
+    return TaskPreprocessing(short_side=data.short_side, long_side=data.long_side, score_threshold=task.score_threshold)
 
 
 def _scaled_sides(stage: Stage) -> Size:

@@ -8,7 +8,7 @@ from torch import nn
 from scalablevit.config.recipe import Stage
 from scalablevit.data.transforms import prepare_image
 from scalablevit.tasks.detection.task import DetectionTask
-from scalablevit.tasks.predictions import DetectionPrediction
+from scalablevit.tasks.predictions import DetectionPrediction, RunLengths
 
 
 class DetectionPredictor:
@@ -21,7 +21,9 @@ class DetectionPredictor:
         """Return the detections, best first, in the image's own pixels."""
         prepared = prepare_image(self._task.stage, image, device)[0]
         found = self._task.in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
-        masks = tuple({"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ()))
+        masks: tuple[RunLengths, ...] = tuple(
+            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ())
+        )
         return DetectionPrediction(
             self._task.classes,
             boxes=found["boxes"].numpy(),

@@ -1,7 +1,7 @@
 """Semantic segmentation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.tasks.registry import TaskKind
 
@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
     from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
@@ -85,13 +87,13 @@ class SegmentationKind(TaskKind):
 
         return EXPORT
 
-    def describe_preprocessing(self, stage: "Stage") -> dict[str, Any]:
+    def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
         """Return what is done to an image."""
         from scalablevit.tasks.segmentation.export import describe_preprocessing
 
         return describe_preprocessing(stage)
 
-    def automatic_values(self, stage: "Stage") -> dict[str, Any]:
+    def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
         """Return the channels of the head."""
         from scalablevit.tasks.segmentation.segmentor import head_channels
         from scalablevit.tasks.segmentation.task import sections

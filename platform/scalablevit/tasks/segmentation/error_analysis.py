@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from scalablevit.data.loader import Batch
-from scalablevit.tasks.error_analysis import SampleScore, triples
+from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
 from scalablevit.tasks.segmentation.confusion import pixels_by_pair
 
 
@@ -34,7 +33,7 @@ class MaskErrorAnalysis:
             scores.append(self._score(number, pairs))
         return scores
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> ErrorDetails:
         """See the class."""
         return {"confusions": triples(self._pairs)}
 

@@ -1,23 +1,22 @@
 """A segmentation model as it is exported: as a whole, logits (N, classes, H, W) at the input's size."""
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.config.recipe import Stage
 from scalablevit.tasks.export import Export, Size
+from scalablevit.tasks.preprocessing import TaskPreprocessing
 from scalablevit.tasks.segmentation.task import sections
 
 
-def describe_preprocessing(stage: Stage) -> dict[str, Any]:
+def describe_preprocessing(stage: Stage) -> TaskPreprocessing:
     """Return how images are scaled, and the windows of evaluation."""
     task, data = sections(stage)
-    return {
-        "short_side": data.short_side,
-        "long_side": data.long_side,
-        "sliding": task.sliding.model_dump() if task.sliding else None,
-    }
+    return TaskPreprocessing(
+        short_side=data.short_side,
+        long_side=data.long_side,
+        sliding=task.sliding.model_dump() if task.sliding else None,
+    )
 
 
 def _training_crop(stage: Stage) -> Size:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +29,9 @@ MODELS.register_module(name=BACKBONE, module=build_pyramid)
 Upsample = mmseg_parts.Upsample
 """In Semantic FPN's head."""
 
+MmsegConfig: TypeAlias = dict[str, Any]
+"""A part in terms of MMSegmentation's registry: `type` names a class, and the other keys are that class's arguments."""
+
 FPN_HEAD_CHANNELS = 128
 UPER_HEAD_CHANNELS = 512
 AUXILIARY_CHANNELS = 256
@@ -45,7 +48,7 @@ class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
         heads: `head_configs` for the pyramid's channels.
     """
 
-    def __init__(self, pyramid: Pyramid, heads: dict[str, Any]) -> None:
+    def __init__(self, pyramid: Pyramid, heads: MmsegConfig) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="mmseg")  # advice on its own defaults
             # mmseg builds every part from a configuration; the backbone is built already, since heads need its channels
@@ -94,7 +97,7 @@ def head_channels(task: Segmentation) -> int:
     return task.head_channels or (FPN_HEAD_CHANNELS if task.head == "semantic_fpn" else UPER_HEAD_CHANNELS)
 
 
-def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int) -> MmsegConfig:
     """Neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
 
     Semantic FPN (Kirillov et al., arXiv 1901.02446): feature pyramid and FPNHead. UperNet (Xiao et al., arXiv
@@ -106,7 +109,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
         channels: of the maps with strides 4, 8, 16 and 32.
         num_classes: at least 2.
     """
-    common: dict[str, Any] = {
+    common: MmsegConfig = {
         "num_classes": num_classes,
         "norm_cfg": {"type": "BN", "requires_grad": True},
         "align_corners": False,
@@ -126,7 +129,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
                 **common,
             },
         }
-    heads: dict[str, Any] = {
+    heads: MmsegConfig = {
         "decode_head": {
             "type": "UPerHead",
             "in_channels": list(channels),
@@ -150,7 +153,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
     return heads
 
 
-def _loss_config(weight: float) -> dict[str, Any]:
+def _loss_config(weight: float) -> MmsegConfig:
     return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
 
 
