@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scalablevit.config.recipe import Stage
+from scalablevit.data.instances import RunLengths
 from scalablevit.data.transforms import prepare_image
 from scalablevit.tasks.detection.task import DetectionTask
-from scalablevit.tasks.predictions import DetectionPrediction, RunLengths
+from scalablevit.tasks.predictions import DetectionPrediction
 
 
 class DetectionPredictor:
