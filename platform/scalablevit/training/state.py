@@ -1,8 +1,9 @@
 """Everything that moves during training, and how it becomes tensors and JSON and back."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -25,11 +26,37 @@ class Record:
 
     step: int
     time_ms: int
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
 
     def as_dict(self) -> StepMetrics:
         """Return plain values for JSON."""
         return {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
+
+
+class StateMeta(TypedDict):
+    """Of a state what is no tensor: content of a checkpoint's `state.json`; see `TrainState`, and `TrainSummary`.
+
+    Earlier versions did not write what may be missing.
+    """
+
+    step: int
+    best_value: float | None
+    best_step: int | None
+    best_metrics: dict[str, float]
+    last_metrics: dict[str, float]
+    seconds: float
+    spent: NotRequired[dict[str, float]]
+    evaluations_without_gain: int
+    gain_value: float | None
+    bad_samples: int
+    passed_over: NotRequired[int]
+    roll_backs: NotRequired[int]
+    skipped: NotRequired[int]
+    skipped_in_row: NotRequired[int]
+    running: dict[str, float]
+    """Sums of the `MetricAccumulator` by name."""
+    running_steps: int
+    history: list[StepMetrics]
 
 
 @dataclass(frozen=True)
@@ -39,8 +66,7 @@ class Snapshot:
     step: int
     files: dict[str, Tensors]
     """Tensors by file stem: `model`, `optimizer` and, when on, `ema`."""
-    meta: dict[str, Any]
-    """JSON values."""
+    meta: StateMeta
 
 
 @dataclass
@@ -206,12 +232,21 @@ class TrainState:
         files = {"model": _to_cpu(self.model.state_dict()), "optimizer": _to_cpu(self._optimizer_tensors())}
         if self.ema is not None:
             files["ema"] = _to_cpu(self.ema.module.state_dict())
-        meta = {
-            **vars(self.summary()),
+        meta: StateMeta = {
+            "step": self.step,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
+            "last_metrics": self.last_metrics,
+            "seconds": self.seconds,
+            "spent": dict(self.spent),
             "evaluations_without_gain": self.evaluations_without_gain,
             "gain_value": self.gain_value,
             "bad_samples": self.bad_samples,
-            **{name: getattr(self, name) for name in _REMEDIES},
+            "passed_over": self.passed_over,
+            "roll_backs": self.roll_backs,
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
             "running": {name: total.item() for name, total in self.running.sums.items()},
             "running_steps": self.running.steps,
             "history": [record.as_dict() for record in self.history],
@@ -238,8 +273,8 @@ class TrainState:
         self.evaluations_without_gain = meta["evaluations_without_gain"]
         self.gain_value = meta["gain_value"]
         self.bad_samples = self.bad_named = meta["bad_samples"]  # files are named before each save
-        for name in _REMEDIES:
-            setattr(self, name, meta.get(name, 0))  # earlier versions knew none
+        self.passed_over, self.roll_backs = meta.get("passed_over", 0), meta.get("roll_backs", 0)
+        self.skipped, self.skipped_in_row = meta.get("skipped", 0), meta.get("skipped_in_row", 0)
         device = next(self.model.parameters()).device
         sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in meta["running"].items()}
         self.running = MetricAccumulator(sums, meta["running_steps"])
@@ -268,9 +303,6 @@ class TrainState:
             states.setdefault(numbers[name], {})[key] = tensor
         # torch's own loading puts each tensor where this optimizer wants it (device, type)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-
-
-_REMEDIES = ("passed_over", "roll_backs", "skipped", "skipped_in_row")
 
 
 def _nbytes(tensor: Tensor) -> int:
