@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from scalablevit.api.recipes import load_recipe
     from scalablevit.api.running import FinishedStage, RunResults, run
     from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
+    from scalablevit.config.extensions import register_task
     from scalablevit.config.recipe import Recipe
+    from scalablevit.data.sources.opening import register_source
     from scalablevit.tasks.predictions import (
         ClassificationPrediction,
         DetectionPrediction,
@@ -41,6 +43,8 @@ __all__ = [
     "load_model",
     "load_recipe",
     "predict",
+    "register_source",
+    "register_task",
     "run",
 ]
 
@@ -49,7 +53,9 @@ _MODULES = {
     "api.recipes": ("load_recipe",),
     "api.running": ("FinishedStage", "RunResults", "run"),
     "config.errors": ("SearchFailed", "TrainingFailed", "UserError"),
+    "config.extensions": ("register_task",),
     "config.recipe": ("Recipe",),
+    "data.sources.opening": ("register_source",),
     "tasks.predictions": ("ClassificationPrediction", "DetectionPrediction", "SegmentationPrediction"),
 }
 """Where each public name is defined; the block above says the same to type checkers."""

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from scalablevit.config import upgrade
 from scalablevit.config.commands import command_line
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
 from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import sections_in
@@ -203,7 +203,8 @@ def _explain(
         case "union_tag_not_found":
             return UserError("is missing, and decides what else stands here", where=where, fix="add it")
         case "union_tag_invalid":
-            return UserError(f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}", where=where)
+            what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
+            return UndefinedKind(what, where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
     what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
     value = first["input"]
@@ -233,7 +234,7 @@ def _with_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], place
     # where all refuse it, each for a reason of its own, each needs its own value
     accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
     fix = "; ".join(part for part in (error.fix, stage_advice(path, accepting)) if part)
-    return UserError(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
+    return type(error)(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
 
 
 def _stages_given(path: KeyPath, places: Places) -> list[str]:

@@ -103,8 +103,11 @@ def _before_crop(data: dict[str, Any]) -> int:
     return min(round(int(data["image_size"]) * 256 / 224), 4096)
 
 
-class _LabelledImages(_Images):
-    """What sources of images with one class each share."""
+class LabelledImages(_Images):
+    """What sources of images share that are cropped to one size, as for classification.
+
+    The section of a user's own source is a subclass of this class, or of another one whose images it has.
+    """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square training and evaluation crop, pixels."""
@@ -148,13 +151,13 @@ class _LabelledImages(_Images):
         return self.image_size**2
 
 
-class ImageFolder(_LabelledImages):
+class ImageFolder(LabelledImages):
     """One folder of images per class."""
 
     source: Literal["image_folder"]
 
 
-class TarShards(_LabelledImages):
+class TarShards(LabelledImages):
     """Tar files in WebDataset's layout with an index, as `pipelines/pack.py` writes them."""
 
     source: Literal["tar_shards"]
@@ -228,5 +231,4 @@ class CocoInstances(_Images):
         return self.short_side * self.long_side
 
 
-LabelledImages = ImageFolder | TarShards
 Data = Annotated[ImageFolder | TarShards | MaskPairs | CocoInstances, Field(discriminator="source")]

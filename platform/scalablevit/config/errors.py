@@ -47,6 +47,10 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
+class UndefinedKind(UserError):
+    """A kind of task or source that is not known; users' own code may define it when it is imported."""
+
+
 class UserErrors(UserError):
     """Several mistakes found at one gate, reported together."""
 

@@ -7,6 +7,7 @@ from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.upgrade import VERSION, upgrade
+from scalablevit.config.user_code import import_user_code, stored_names
 
 
 def to_store(stage: Stage) -> dict[str, Any]:
@@ -34,13 +35,24 @@ def stored_sections(raw: Any, where: str = "") -> dict[str, Any]:
     return result
 
 
-def stored_stage(raw: Any, where: str = "") -> Stage:
-    """Return a stored stage; the arguments are those of `stored_sections`.
+def stored_stage(
+    raw: Any, where: str = "", *, imports: bool = False, expected: Mapping[str, str] | None = None
+) -> Stage:
+    """Return a stored stage.
+
+    Args:
+        raw: as for `stored_sections`.
+        where: as for `stored_sections`.
+        imports: import the users' code that it names.
+        expected: content sums that the packages of that code must have; None: whatever is here.
 
     Raises:
-        UserError: as `stored_sections`, or its values are refused.
+        UserError: as `stored_sections`, its values are refused, or as `import_user_code`.
     """
-    return check(Stage, stored_sections(raw, where), {}, where)
+    sections = stored_sections(raw, where)
+    if imports:
+        import_user_code(stored_names(sections, where), expected, where)
+    return check(Stage, sections, {}, where)
 
 
 def stored_recipe(raw: Mapping[str, Any], where: str = "") -> Recipe:

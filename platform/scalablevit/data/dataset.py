@@ -22,8 +22,8 @@ class Item(TypedDict):
     """(height, width, 3), RGB."""
     index: int
     """Number in the source."""
-    label: NotRequired[int]
-    """Class, for image folders."""
+    label: NotRequired[int | NDArray[np.uint8]]
+    """Class, for image folders; or (classes,): 1 for each class that the image has."""
     mask: NotRequired[NDArray[np.uint8]]
     """(height, width) labels, 255 ignored, for mask pairs; in evaluation of the original size, not the image's."""
     boxes: NotRequired[NDArray[np.float32]]

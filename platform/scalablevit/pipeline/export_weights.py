@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalablevit.config.errors import UserError
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
+from scalablevit.config.user_code import SUMS, package_sums
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import CONFIG, WEIGHTS, StageResult, without_secrets
 from scalablevit.runs.run_store import RunStore
@@ -59,6 +60,7 @@ def export_weights(
         "classes": resolved.classes,
         "metrics": metrics,
         "step": best.step,
+        **({SUMS: package_sums(stage.imports)} if stage.imports else {}),
     }
     for file, content in ((WEIGHTS, weights), (CONFIG, json.dumps(config, indent=1).encode())):
         store.write(file, content)

@@ -11,6 +11,7 @@ from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import stored_config
+from scalablevit.config.user_code import import_stored_code
 from scalablevit.runs.result import CONFIG, RESULT, WEIGHTS, load_result
 from scalablevit.runs.status import store_of
 from scalablevit.tracking.tags import WEIGHTS_SHA256
@@ -74,6 +75,8 @@ def note_older(model: str, config: dict[str, Any]) -> None:
 def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[str], model: str) -> Recipe:
     """The stage that a model was trained by, with overrides on top that leave its network alone.
 
+    The users' code that it was trained with is imported, if it is here; that which is stored with it never runs.
+
     Args:
         script: name of the only stage, also in errors.
         config: the model's `config.json`.
@@ -81,14 +84,15 @@ def trained_recipe(script: str, config: Mapping[str, Any], overrides: Sequence[s
         model: what errors name for values without a place.
 
     Raises:
-        UserError: an override of the model's section, or as `override_stage`.
+        UserError: an override of the model's section or code, or as `import_stored_code` and `override_stage`.
     """
     for override in overrides:
-        if path_in_stage(override)[:1] == ["model"]:
+        if path_in_stage(override)[0] in ("model", "imports"):
             raise UserError(
                 "the weights are of the network that the model's own recipe describes",
                 where=f"override {override!r}",
                 fix="leave it out; another network has to be trained",
             )
+    import_stored_code(config, model)
     stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
     return override_stage(script, stored, overrides, model)

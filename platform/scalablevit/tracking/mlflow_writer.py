@@ -254,7 +254,7 @@ class MLflowWriter:
         return []
 
     def _model(self, record: dict[str, Any]) -> list[Refusal]:
-        registry.register(self._client, self._alive(record["uid"]), record, self._outbox / record["code"])
+        registry.register(self._client, self._alive(record["uid"]), record, self._outbox)
         return []
 
     def _end(self, record: dict[str, Any]) -> list[Refusal]:

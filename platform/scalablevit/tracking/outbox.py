@@ -18,6 +18,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from scalablevit.config.packages import content_sum, package_files
 from scalablevit.tracking import tags as tag_names
 from scalablevit.tracking.environment import code_digest, code_files
 
@@ -191,12 +192,13 @@ class Outbox:
         requirements: Sequence[str],
         tags: Mapping[str, object],
         alias: str = "candidate",
+        user_packages: Sequence[Path] = (),
     ) -> None:
         """A model to register; the package is copied into the outbox, since a job's copy of it vanishes with the job.
 
         The record's fields: `registration`, `name`, `folder`, `code` (the copy, relative to the outbox), `serving`,
-        `requirements`, `tags`, `alias`. `registration` is a function of run, name and weights, so a restart that
-        records the same model again registers no second version.
+        `requirements`, `tags`, `alias`, and `user_code` (copies, as `code`) where there is any. `registration` is a
+        function of run, name and weights, so a restart that records the same model again registers no second version.
 
         Args:
             name: registered model's name.
@@ -205,9 +207,11 @@ class Outbox:
             serving: file inside `package` that calls `mlflow.models.set_model`, relative path.
             requirements: `name==version` lines.
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
+            user_packages: folders of users' packages that the model's code imports besides; copied likewise.
         """
+        package = Path(package).resolve()
         sums = {file: _sha256(folder / file) for file in ("weights.safetensors", "config.json")}
-        code = self._keep_code(package)
+        code = self._keep_code(package, code_digest(package), code_files(package))
         registration = sha256(f"{uid}\0{name}\0{sums['weights.safetensors']}".encode()).hexdigest()[:32]
         lineage = {
             **tags,
@@ -227,6 +231,9 @@ class Outbox:
             "tags": _strings(lineage),
             "alias": alias,
         }
+        if user_packages:
+            copies = [self._keep_code(each, content_sum(each), package_files(each)) for each in user_packages]
+            fields["user_code"] = [copy.relative_to(self.folder).as_posix() for copy in copies]
         self._append("model", uid, fields)
 
     def end(self, uid: str, status: Status, *, time_ms: int | None = None) -> None:
@@ -333,15 +340,14 @@ class Outbox:
         place = bisect_left(steps, step)
         return (place < len(steps) and steps[place] == step) or (key, step) in batch
 
-    def _keep_code(self, package: Path) -> Path:
-        """Copy the package's files to `code/<digest>/<package>`, once for each version of the code."""
-        package = Path(package).resolve()
-        target = self.folder / "code" / code_digest(package) / package.name
+    def _keep_code(self, package: Path, digest: str, files: Iterable[Path]) -> Path:
+        """Copy a package's files to `code/<digest>/<package>`, once for each version of the code."""
+        target = self.folder / "code" / digest / package.name
         if target.exists():
             return target
         part = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(part, ignore_errors=True)
-        for path in code_files(package):
+        for path in files:
             copy = part / path.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
@@ -59,6 +60,8 @@ class WorkerConfig:
     lower_is_better: bool = False
     data_listing: str = ""
     """Folder in which the driver left what it listed (`training.data_listing`); empty: this process lists the data."""
+    user_code: dict[str, str] = field(default_factory=dict)
+    """Content sum of each package of the stage's `imports`, by name, as the driver has them."""
     stored_first: bool = False
     """Hand an evaluation on only when its checkpoint is stored: whoever stops a run upon it can rely on that."""
 
@@ -101,7 +104,7 @@ def run(
 def _run(
     worker_config: WorkerConfig, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
 ) -> dict[str, Any]:
-    stage = Stage.model_validate_json(worker_config.stage)
+    stage = stage_from_json(worker_config.stage, worker_config.user_code)
     configure_torch(stage)
     context, source = run_on_all_ranks(lambda: _open(stage, worker_config, device, rank, world))
     poller.timings.opened = time.time()
