@@ -205,13 +205,19 @@ def _explain(
         case "union_tag_invalid":
             what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
             return UndefinedKind(what, where=where)
+    if first["type"] == "literal_error" and key_path[-2:] == ("promotion", "metric"):
+        return UndefinedKind(f"{_first_lower(first['msg'])}, got {short(first['input'])}", where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
-    what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
+    what = " or ".join(dict.fromkeys(map(_first_lower, messages)))
     value = first["input"]
     if isinstance(value, dict | list):
         return UserError(what, where=where)
     fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
     return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
+
+
+def _first_lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
 
 
 def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:

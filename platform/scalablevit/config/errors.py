@@ -48,7 +48,7 @@ class UserError(Exception):
 
 
 class UndefinedKind(UserError):
-    """A kind of task or source that is not known; users' own code may define it when it is imported."""
+    """A kind of task, source or metric that is not known; users' own code may define it when it is imported."""
 
 
 class UserErrors(UserError):

@@ -9,6 +9,7 @@ from scalablevit.config.checking import kind_of
 from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
 from scalablevit.config.errors import UserError
 from scalablevit.config.packages import PLATFORM, top_level
+from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import Section
 from scalablevit.config.task import TaskSection
@@ -48,6 +49,7 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
         owner = taken.get(info.stage_name, "all stages")
         raise UserError(f"the stage name {info.stage_name!r} means {owner}", where=where, fix="choose another one")
     _add("task", section, where)
+    _allow_promotion([each.name for each in info.metrics if each.promotable])
     TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())))
 
 
@@ -119,7 +121,17 @@ def _add(key: str, section: type[Section], where: str) -> None:
     rebuild_schema()
 
 
+def _allow_promotion(metrics: Iterable[str]) -> None:
+    """Add to the names that `promotion.metric` may have."""
+    field = Promotion.model_fields["metric"]
+    known, none = typing.get_args(field.annotation)
+    names = _merged(typing.get_args(known), metrics)
+    field.annotation = typing.Literal[names] | none  # type: ignore[assignment, valid-type]
+    rebuild_schema()
+
+
 def rebuild_schema() -> None:
     """Make the validators of stages and recipes anew, after a field's type has changed."""
+    Promotion.model_rebuild(force=True)
     Stage.model_rebuild(force=True)
     Recipe.model_rebuild(force=True)

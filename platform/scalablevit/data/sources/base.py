@@ -34,7 +34,8 @@ class Sample:
     """One image and what is known about it."""
 
     image: Path | Member
-    label: int | None
+    label: int | NDArray[np.uint8] | None
+    """As in `Example`."""
     mask: Path | None
 
 

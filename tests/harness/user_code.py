@@ -1,0 +1,48 @@
+"""Users' own code in tests: packages written to a folder, and everything that their import changed put back."""
+
+import sys
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scalablevit.config import extensions, user_code
+from scalablevit.config.promotion import Promotion
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task_info import TASKS
+from scalablevit.data.sources.opening import SOURCES
+
+EXAMPLE = Path(__file__).parents[1] / "example_package"
+"""Folder of the example package, of its recipe and of its search space."""
+
+
+@contextmanager
+def packages_in(folder: Path) -> Iterator[Path]:
+    """Let Python find the packages in a folder; afterwards they, and what they registered, are unknown again."""
+    tables = [(table, dict(table)) for table in (TASKS, SOURCES, extensions._sources_of, user_code._imported)]
+    fields = [(field, field.annotation) for field in (*Stage.model_fields.values(), Promotion.model_fields["metric"])]
+    modules = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for table, before in tables:
+            typing.cast("dict[object, object]", table).clear()
+            typing.cast("dict[object, object]", table).update(before)
+        for field, annotation in fields:
+            field.annotation = annotation
+        extensions.rebuild_schema()
+        for name in set(sys.modules) - modules:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+                del sys.modules[name]
+
+
+def write_package(folder: Path, name: str, **files: str) -> Path:
+    """Write a package with modules of the given texts; `init` is its `__init__.py`. Return its folder."""
+    package = folder / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for module, text in files.items():
+        (package / ("__init__.py" if module == "init" else f"{module}.py")).write_text(text)
+    return package
