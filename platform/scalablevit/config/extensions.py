@@ -87,7 +87,7 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
     if not isinstance(section, type) or not issubclass(section, bases):
         names = " or ".join(each.__name__ for each in bases)
         raise UserError(f"{section!r} is no subclass of {names}", where=where, fix="derive the section's class from it")
-    field = section.model_fields.get(key)
+    field = getattr(section, "model_fields", {}).get(key)
     choices = typing.get_args(field.annotation) if field else ()
     if len(choices) != 1 or not isinstance(choices[0], str) or not choices[0].isidentifier():
         raise UserError(
@@ -126,7 +126,7 @@ def _allow_promotion(metrics: Iterable[str]) -> None:
     field = Promotion.model_fields["metric"]
     known, none = typing.get_args(field.annotation)
     names = _merged(typing.get_args(known), metrics)
-    field.annotation = typing.Literal[names] | none  # type: ignore[assignment, valid-type]
+    field.annotation = typing.Literal[names] | none
     rebuild_schema()
 
 

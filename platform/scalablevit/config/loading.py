@@ -53,6 +53,8 @@ def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WH
     try:
         override_recipe(merged, overrides, places, str(path), replace(scope, note=None))
     except UserError as error:
+        if not any(map(_imports_in, merged["stages"].values())):
+            raise
         raise_all([each for each in _each(error) if not isinstance(each, UndefinedKind)])
     _import_all(merged["stages"], places, str(path))
     return load_recipe(path, overrides, scope)

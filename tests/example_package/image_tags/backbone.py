@@ -3,19 +3,15 @@
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-CONFIG = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 32, 32),
-    "pool_size": None,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "stem",
-    "classifier": "head",
-}
+default_cfgs = generate_default_cfgs({  # timm looks for them under this name
+    "tag_net.untrained": {
+        "num_classes": 1000, "input_size": (3, 32, 32), "first_conv": "stem", "classifier": "head",
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+    },
+})  # fmt: skip
 
 
 class TagNet(nn.Module):
@@ -45,4 +41,4 @@ class TagNet(nn.Module):
 @register_model
 def tag_net(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the network."""
-    return build_model_with_cfg(TagNet, "tag_net", pretrained, pretrained_cfg=CONFIG, **kwargs)
+    return build_model_with_cfg(TagNet, "tag_net", pretrained, **kwargs)
