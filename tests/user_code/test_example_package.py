@@ -24,8 +24,10 @@ from scalablevit.config.space import search_hash
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
 from scalablevit.config.user_code import package_sums
+from scalablevit.pipeline.plots import ERROR_ANALYSIS
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job, run_stage
+from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.report.findings import load_findings
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
@@ -124,7 +126,7 @@ def test_the_stage_trains_is_evaluated_and_drawn(trained):
     assert {path.name for path in (trained.folder / "plots").iterdir()} == {
         "curves.png", "training_batch.png", "validation.png",
     }  # fmt: skip
-    assert load_findings(trained.folder / "error_analysis").images == 8
+    assert load_findings(trained.folder / ERROR_ANALYSIS).images == 8
     assert run_stage(
         Job(trained.root, "tags", "1" * 32, tracking_uri(None, trained.root)), trained.resolved, {}
     ).skipped
@@ -155,22 +157,27 @@ def test_a_version_answers_where_its_code_is(trained):
         sv.load_model("models:/tags-tag@candidate", "imports=[]", root=trained.root)
 
 
-def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path):
+def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path, monkeypatch):
     """Neither the code here nor that in the registry runs for it."""
-    sums = package_sums(["image_tags"])
+    expected = package_sums(["image_tags"])["image_tags"]
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(EXAMPLE)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "image_tags"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="there is no package image_tags"):
+        sv.load_model("models:/tags-tag/1", root=trained.root)
     shutil.copytree(EXAMPLE / "image_tags", tmp_path / "image_tags")
     with (tmp_path / "image_tags" / "task.py").open("a") as file:
         file.write("# another\n")
-    script = (
-        "import sys, scalablevit as sv\n"
-        "try:\n    sv.load_model('models:/tags-tag/1', root=sys.argv[1])\n"
-        "except sv.UserError as error:\n    print(error)\n"
-        "print('image_tags' in sys.modules)"
-    )
-    said = run_python(script, trained.root, path=[tmp_path])
-    assert f"made by image_tags with the content sum {sums['image_tags'][:12]}" in said and said.endswith("False")
-    said = run_python(script, trained.root, path=[])
-    assert "there is no package image_tags" in said and said.endswith("False")
+    with packages_in(tmp_path):
+        found = package_sums(["image_tags"])["image_tags"]
+        said = (
+            f"made by image_tags with the content sum {expected[:12]}, and {tmp_path / 'image_tags'} has {found[:12]}"
+        )
+        with pytest.raises(UserError, match=said):
+            sv.load_model("models:/tags-tag/1", root=trained.root)
+        with pytest.raises(UserError, match=said):
+            trained_recipe("evaluate", find_model(trained.folder.name, [], trained.root)[1], [], "a run")
+    assert "image_tags" not in sys.modules
 
 
 def test_mlflow_serves_the_archives_own_copy(trained):
@@ -184,19 +191,12 @@ def test_mlflow_serves_the_archives_own_copy(trained):
         "print(Path(image_tags.__file__).parent.parent.name, sorted(answer.columns))"
     )
     image = next((trained.root / "tag-data" / "images" / "val").iterdir())
-    said = run_python(script, image, tracking_uri(None, trained.root), path=[], platform=False)
-    assert said.splitlines()[-1] == "code ['probabilities', 'tags']"
-
-
-def run_python(script: str, *arguments: object, path: list[Path], platform: bool = True) -> str:
-    """What a process says that finds packages in some folders."""
-    own = [Path(sv.__file__).parents[1]] if platform else []
     found = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*own, *path]))},
+        [sys.executable, "-c", script, str(image), tracking_uri(None, trained.root)],
+        check=False, capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    return found.stdout.strip()
+    assert found.stdout.splitlines()[-1] == "code ['probabilities', 'tags']"
 
 
 def test_its_metric_can_be_searched_by(example):

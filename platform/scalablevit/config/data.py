@@ -231,4 +231,6 @@ class CocoInstances(_Images):
         return self.short_side * self.long_side
 
 
+DataSection = LabelledImages | MaskPairs | CocoInstances
+"""Every data section, also one of users' own."""
 Data = Annotated[ImageFolder | TarShards | MaskPairs | CocoInstances, Field(discriminator="source")]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from scalablevit.config.checking import kind_of
-from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
+from scalablevit.config.data import DataSection
 from scalablevit.config.errors import UserError
 from scalablevit.config.packages import PLATFORM, top_level
 from scalablevit.config.promotion import Promotion
@@ -15,7 +15,6 @@ from scalablevit.config.section import Section
 from scalablevit.config.task import TaskSection
 from scalablevit.config.task_info import TASKS, TaskInfo
 
-DataSection = LabelledImages | MaskPairs | CocoInstances
 S = TypeVar("S", bound=Section)
 
 

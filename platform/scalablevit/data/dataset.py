@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from scalablevit.config.data import Data
+from scalablevit.config.data import DataSection
 from scalablevit.data.decoding import BadSample, ChangedSample
 from scalablevit.data.instances import Instances, decoded
 from scalablevit.data.sampler import Key
@@ -57,7 +57,7 @@ class SampleDataset(Dataset[Item | Bad]):
         train: augment (training split) or only prepare (evaluation).
     """
 
-    def __init__(self, source: Source, data: Data, seed: int, *, train: bool) -> None:
+    def __init__(self, source: Source, data: DataSection, seed: int, *, train: bool) -> None:
         self.source = source
         self.seed = seed
         self.train = train

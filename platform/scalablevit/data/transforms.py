@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs, RandAugment
+from scalablevit.config.data import CocoInstances, DataSection, LabelledImages, MaskPairs, RandAugment
 from scalablevit.config.recipe import Stage
 from scalablevit.data.decoding import mean_color
 from scalablevit.data.labels import IGNORE
@@ -24,7 +24,7 @@ import albumentations as A
 Transform: TypeAlias = A.Compose
 
 
-def train_transform(data: Data) -> Transform:
+def train_transform(data: DataSection) -> Transform:
     """Augmentation of the training split; call it through `augment`.
 
     Image folders: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
@@ -63,7 +63,7 @@ def train_transform(data: Data) -> Transform:
     return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors], **with_boxes)
 
 
-def eval_transform(data: Data) -> Transform:
+def eval_transform(data: DataSection) -> Transform:
     """Preparation of an image for evaluation and serving: `eval_transform(data)(image=image)["image"]`.
 
     Image folders: `MiddleOfStrip`, shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs: `ScaleSides`
@@ -147,7 +147,7 @@ def _seed(transform: Transform, seed: int, key: Key) -> None:
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
 
 
-def fill_color(data: Data) -> Color:
+def fill_color(data: DataSection) -> Color:
     """The mean colour in 0..255, which normalizing turns into about zero."""
     return mean_color(data.mean)
 

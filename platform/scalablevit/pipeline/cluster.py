@@ -316,7 +316,7 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
 
 def _sums_here(names: list[str]) -> dict[str, str]:
     """Return the content sum of each package on the node that is asked; empty where there is none."""
-    sums = {}
+    sums: dict[str, str] = {}
     for name in names:
         try:
             sums |= package_sums([name])

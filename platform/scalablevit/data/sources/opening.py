@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, SplitName, TarShards
+from scalablevit.config.data import CocoInstances, Data, DataSection, ImageFolder, MaskPairs, SplitName, TarShards
 from scalablevit.config.errors import UserError
-from scalablevit.config.extensions import DataSection, add_source_section
+from scalablevit.config.extensions import add_source_section
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.coco import CocoSource
