@@ -17,6 +17,7 @@ import torch
 from harness.user_code import EXAMPLE, packages_in, write_tag_data
 
 import scalablevit as sv
+from scalablevit.cli.recipe import _mistakes
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.root import tracking_uri
@@ -83,6 +84,10 @@ def test_without_its_package_the_recipe_is_read_but_not_understood():
     assert "got 'tagging'" in str(caught.value) and "got 'tag_table'" in str(caught.value)
     with pytest.raises(UserError, match="there is no package image_tags"):
         load_and_import(RECIPE)
+
+
+def test_its_recipe_is_upgraded_without_its_package():
+    assert _mistakes(RECIPE) == []
 
 
 def test_its_keys_are_checked_as_ours_are(example):

@@ -50,6 +50,9 @@ class UserError(Exception):
 class UndefinedKind(UserError):
     """A kind of task, source or metric that is not known; users' own code may define it when it is imported."""
 
+    unread: tuple[str, ...] = ()
+    """Modules under the recipe's `imports` that are not imported yet."""
+
 
 class UserErrors(UserError):
     """Several mistakes found at one gate, reported together."""

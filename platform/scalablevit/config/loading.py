@@ -53,11 +53,14 @@ def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WH
     try:
         override_recipe(merged, overrides, places, str(path), replace(scope, note=None))
     except UserError as error:
-        if not any(map(_imports_in, merged["stages"].values())):
-            raise
-        raise_all([each for each in _each(error) if not isinstance(each, UndefinedKind)])
+        raise_all(settled(error))
     _import_all(merged["stages"], places, str(path))
     return load_recipe(path, overrides, scope)
+
+
+def settled(error: UserError) -> list[UserError]:
+    """Return the mistakes in an error of `load_recipe` less those that users' code may settle when it is imported."""
+    return [each for each in _each(error) if not (isinstance(each, UndefinedKind) and each.unread)]
 
 
 def _import_all(stages: Mapping[str, Any], places: Places, origin: str) -> None:
@@ -83,13 +86,15 @@ def _with_imports(error: UserError, stages: Mapping[str, Any]) -> UserError:
     names = [name for stage in stages.values() for name in _imports_in(stage)]
     if not isinstance(error, UndefinedKind) or not names:
         return error
-    unread = [name for name in names if name not in sys.modules]
+    unread = tuple(name for name in dict.fromkeys(names) if name not in sys.modules)
     fix = (
         f"if {unread[0]} registers it, import that first: reading a recipe imports nothing"
         if unread
         else f"{', '.join(dict.fromkeys(names))} registered no such kind (register_task, register_source)"
     )
-    return UndefinedKind(error.what, where=error.where, fix=fix)
+    explained = UndefinedKind(error.what, where=error.where, fix=fix)
+    explained.unread = unread
+    return explained
 
 
 def _imports_in(stage: Mapping[str, Any]) -> list[str]:

@@ -171,6 +171,12 @@ def _find_package(name: str, where: str) -> UserPackage:
             fix="add an __init__.py to your package's folder; or make sure that this name means your package",
         )
     folder = Path(spec.origin).resolve().parent
+    if folder.name != name:
+        raise UserError(
+            f"{name} is in a folder of another name, {folder}, under which it would travel",
+            where=where,
+            fix=f"name the folder {name}",
+        )
     package = UserPackage(name, folder, any(folder.is_relative_to(place) for place in _places_of_installed()))
     compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
     if compiled and not package.installed:
