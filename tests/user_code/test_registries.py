@@ -86,8 +86,8 @@ def test_a_source_of_its_own_serves_a_task_of_ours(place, tmp_path):
     assert (stage.data.source, stage.data.owner) == ("photos", "you")
     write_shapes(stage.data.shapes, tmp_path / stage.data.root)
     assert len(open_source(stage.data, "train", tmp_path)) == 96
+    other = "{source: photos, root: d, train: {images: a}, val: {images: b}}"
     with pytest.raises(UserError, match=r"task segmentation needs data.source mask_pairs, not photos"):
-        other = "{source: photos, root: d, train: {images: a}, val: {images: b}}"
         load_and_import(RECIPE, [*override, f"stages.segment.data={other}"])
 
 
