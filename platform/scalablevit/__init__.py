@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
     from scalablevit.config.extensions import register_task
     from scalablevit.config.recipe import Recipe
+    from scalablevit.config.transforms import register_transform
     from scalablevit.data.sources.opening import register_source
     from scalablevit.tasks.predictions import (
         ClassificationPrediction,
@@ -45,6 +46,7 @@ __all__ = [
     "predict",
     "register_source",
     "register_task",
+    "register_transform",
     "run",
 ]
 
@@ -55,6 +57,7 @@ _MODULES = {
     "config.errors": ("SearchFailed", "TrainingFailed", "UserError"),
     "config.extensions": ("register_task",),
     "config.recipe": ("Recipe",),
+    "config.transforms": ("register_transform",),
     "data.sources.opening": ("register_source",),
     "tasks.predictions": ("ClassificationPrediction", "DetectionPrediction", "SegmentationPrediction"),
 }

@@ -13,6 +13,7 @@ from scalablevit.config.data import Shapes
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task_info import TASKS
+from scalablevit.config.transforms import TRANSFORMS
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import SOURCES
 
@@ -23,7 +24,9 @@ EXAMPLE = Path(__file__).parents[1] / "example_package"
 @contextmanager
 def packages_in(folder: Path) -> Iterator[Path]:
     """Let Python find the packages in a folder; afterwards they, and what they registered, are unknown again."""
-    tables = [(table, dict(table)) for table in (TASKS, SOURCES, extensions._sources_of, user_code._imported)]
+    tables = [
+        (table, dict(table)) for table in (TASKS, SOURCES, TRANSFORMS, extensions._sources_of, user_code._imported)
+    ]
     fields = [(field, field.annotation) for field in (*Stage.model_fields.values(), Promotion.model_fields["metric"])]
     modules = set(sys.modules)
     sys.path.insert(0, str(folder))

@@ -95,7 +95,7 @@ def test_a_kind_that_the_code_does_not_register_is_named_after_the_import(place)
     assert before.value.fix == "if mine registers it, import that first: reading a recipe imports nothing"
     with pytest.raises(UserError, match="got 'unheard'") as after:
         load_and_import(RECIPE, override)
-    assert after.value.fix == "mine registered no such kind (register_task, register_source)"
+    assert after.value.fix == "mine registered no such name (scalablevit.register_...)"
 
 
 def test_what_cannot_be_found_or_does_not_travel(place):

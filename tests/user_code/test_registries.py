@@ -1,14 +1,21 @@
 """Kinds that a package registers: what fits, what is refused, and a source of its own for a task of ours."""
 
+import pickle
+import sys
+
 import pytest
 from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_and_import
+from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.config.stored import stored_stage, to_store
 from scalablevit.config.task_info import TASKS
+from scalablevit.config.transforms import register_transform
 from scalablevit.config.user_code import import_user_code
+from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.sampler import Key
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import SOURCES, open_source
 
@@ -98,3 +105,73 @@ def test_a_source_whose_section_is_none_is_refused(place):
     with pytest.raises(UserError, match="is no subclass of LabelledImages or MaskPairs or CocoInstances"):
         import_user_code(["mine"])
     assert before == SOURCES
+
+
+TRANSFORM = """\
+from scalablevit import register_transform
+
+def spots(image, draws):
+    height, width, _ = image.shape
+    image[draws.integers(height), draws.integers(width)] = 255
+    return image
+
+def crop(image, draws):
+    return image[1:]
+
+register_transform("spots", spots)
+register_transform("spots", spots)
+register_transform("crop", crop)
+"""
+
+
+def test_a_transform_is_applied_in_training_by_the_samples_place_alone(place, tmp_path):
+    write_package(place, "mine", init=TRANSFORM)
+    override = ["imports=[mine]", "stages.pretrain.data.transforms=[spots, spots]"]
+    with pytest.raises(UserError, match="no transform 'spots' is registered"):
+        load_recipe(RECIPE, override)
+    stage = load_and_import(RECIPE, override).stages["pretrain"]
+    assert stored_stage(to_store(stage)) == stage
+    write_shapes(stage.data.shapes, tmp_path / stage.data.root)
+    source = open_source(stage.data, "train", tmp_path)
+    plain = SampleDataset(source, stage.data.model_copy(update={"transforms": ()}), 0, train=True)
+    spotted, key = SampleDataset(source, stage.data, 0, train=True), Key(0, 1, 2)
+    changed = (plain[key]["image"] != spotted[key]["image"]).any(axis=2)
+    assert changed.sum() == 2 and (spotted[key]["image"][changed] == 255).all()
+    travelled = pickle.loads(pickle.dumps(spotted))  # noqa: S301  # as a loading process gets it
+    assert (spotted[key]["image"] == travelled[key]["image"]).all()
+    elsewhere = (plain[Key(0, 1, 3)]["image"] != spotted[Key(0, 1, 3)]["image"]).any(axis=2)
+    assert elsewhere.sum() == 2 and (elsewhere != changed).any()
+    prepared = [SampleDataset(source, each, 0, train=False)[key]["image"] for each in (plain_of(stage), stage.data)]
+    assert (prepared[0] == prepared[1]).all(), "evaluation is not changed"
+
+
+def plain_of(stage):
+    return stage.data.model_copy(update={"transforms": ()})
+
+
+def test_a_transform_that_changes_the_shape_ends_training(place, tmp_path):
+    write_package(place, "mine", init=TRANSFORM)
+    stage = load_and_import(RECIPE, ["imports=[mine]", "stages.pretrain.data.transforms=[crop]"]).stages["pretrain"]
+    write_shapes(stage.data.shapes, tmp_path / stage.data.root)
+    dataset = SampleDataset(open_source(stage.data, "train", tmp_path), stage.data, 0, train=True)
+    with pytest.raises(TypeError, match=r"mine.crop makes uint8 \(31, 32, 3\) of uint8 \(32, 32, 3\)"):
+        dataset[Key(0, 0, 0)]
+
+
+def test_transforms_that_cannot_be_had(place):
+    write_package(place, "mine", init=TRANSFORM)
+    with pytest.raises(UserError, match="no transform 'stripes' is registered; there are spots, crop") as caught:
+        load_and_import(RECIPE, ["imports=[mine]", "stages.pretrain.data.transforms=[stripes]"])
+    assert "data.transforms" in caught.value.where and "mine registered no such name" in caught.value.fix
+    with pytest.raises(UserError, match="transform spots is defined by mine: name it in this stage's imports"):
+        load_and_import(RECIPE, ["stages.pretrain.data.transforms=[spots]"])
+    with pytest.raises(UserError, match="unknown key 'transforms'"):
+        load_and_import(RECIPE, ["imports=[mine]", "stages.detect.data.transforms=[spots]"])
+    with pytest.raises(UserError, match=r"is taken by mine\.spots"):
+        register_transform("spots", sys.modules["mine"].crop)
+    write_package(place, "theirs", init=TRANSFORM + 'register_transform("other", lambda image, draws: image)\n')
+    with pytest.raises(UserError, match="taken by mine"):
+        import_user_code(["theirs"])
+    write_package(place, "third", init="import scalablevit as sv\nsv.register_transform('no', lambda i, d: i)\n")
+    with pytest.raises(UserError, match=r"no other process can import third\.<lambda> as yours"):
+        import_user_code(["third"])

@@ -18,6 +18,7 @@ from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import sections_in
 from scalablevit.config.strict_yaml import KeyPath
+from scalablevit.config.transforms import UNDEFINED
 
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
@@ -205,6 +206,8 @@ def _explain(
         case "union_tag_invalid":
             what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
             return UndefinedKind(what, where=where)
+    if first["type"] == UNDEFINED:
+        return UndefinedKind(first["msg"], where=where)
     if first["type"] == "literal_error" and key_path[-2:] == ("promotion", "metric"):
         return UndefinedKind(f"{_first_lower(first['msg'])}, got {short(first['input'])}", where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]

@@ -90,7 +90,7 @@ def _with_imports(error: UserError, stages: Mapping[str, Any]) -> UserError:
     fix = (
         f"if {unread[0]} registers it, import that first: reading a recipe imports nothing"
         if unread
-        else f"{', '.join(dict.fromkeys(names))} registered no such kind (register_task, register_source)"
+        else f"{', '.join(dict.fromkeys(names))} registered no such name (scalablevit.register_...)"
     )
     explained = UndefinedKind(error.what, where=error.where, fix=fix)
     explained.unread = unread

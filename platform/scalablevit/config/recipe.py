@@ -11,6 +11,7 @@ from scalablevit.config.promotion import Promotion
 from scalablevit.config.section import NOT_HASHED, OptionValue, PositiveInt, Section
 from scalablevit.config.task import Task, head_of
 from scalablevit.config.task_info import task_info
+from scalablevit.config.transforms import TRANSFORMS
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
 """Steps reported and shown whatever `training.log_every_steps` says: whether training works at all shows in them."""
@@ -295,6 +296,10 @@ class Stage(Section):
             if package not in known:
                 kind = getattr(section, key.partition(".")[2])
                 raise ValueError(f"{key} {kind} is defined by {package}: name it in this stage's imports")
+        for name in getattr(self.data, "transforms", ()):
+            package = top_level(TRANSFORMS[name].__module__)
+            if package not in known:
+                raise ValueError(f"transform {name} is defined by {package}: name it in this stage's imports")
 
 
 class Recipe(Section):

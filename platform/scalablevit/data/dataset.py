@@ -12,7 +12,14 @@ from scalablevit.data.decoding import BadSample, ChangedSample
 from scalablevit.data.instances import Instances, decoded
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
-from scalablevit.data.transforms import augment, augment_instances, eval_transform, train_transform
+from scalablevit.data.transforms import (
+    apply_registered,
+    augment,
+    augment_instances,
+    eval_transform,
+    registered_transforms,
+    train_transform,
+)
 
 
 class Item(TypedDict):
@@ -62,6 +69,7 @@ class SampleDataset(Dataset[Item | Bad]):
         self.seed = seed
         self.train = train
         self.transform = train_transform(data) if train else eval_transform(data)
+        self.registered = registered_transforms(data) if train else ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -79,6 +87,7 @@ class SampleDataset(Dataset[Item | Bad]):
         image, labels = example.image, example.mask
         if self.train:
             image, labels = augment(self.transform, self.seed, key, image, labels)
+            image = apply_registered(self.registered, self.seed, key, image)
         else:
             image = self.transform(image=image)["image"]
         item = Item(image=image, index=key.index)

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import cv2
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from scalablevit.config.data import CocoInstances, DataSection, LabelledImages, MaskPairs, RandAugment
 from scalablevit.config.recipe import Stage
+from scalablevit.config.transforms import TRANSFORMS
 from scalablevit.data.decoding import mean_color
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.mixing import normalize
@@ -22,6 +24,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else each import asks 
 import albumentations as A
 
 Transform: TypeAlias = A.Compose
+UserTransform: TypeAlias = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 
 def train_transform(data: DataSection) -> Transform:
@@ -110,6 +113,35 @@ def augment(
     targets = {"image": image} if labels is None else {"image": image, "mask": labels}
     made = transform(**targets)
     return made["image"], made.get("mask")
+
+
+def registered_transforms(data: DataSection) -> tuple[UserTransform, ...]:
+    """Return the users' own transforms that a data section lists."""
+    return () if isinstance(data, CocoInstances) else tuple(TRANSFORMS[name] for name in data.transforms)
+
+
+def apply_registered(
+    transforms: Sequence[UserTransform], seed: int, key: Key, image: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Apply users' own transforms, each with a generator of (seed, epoch, position) and its place among them.
+
+    Args:
+        transforms: of `registered_transforms`.
+        seed: the recipe's.
+        key: the sample's place in the stream.
+        image: uint8 (height, width, 3).
+
+    Raises:
+        TypeError: one returns something other than such an image of the same shape.
+    """
+    for number, transform in enumerate(transforms, start=1):
+        made = transform(image.copy(), np.random.default_rng([seed, key.epoch, key.position, number]))
+        if not isinstance(made, np.ndarray) or (made.dtype, made.shape) != (image.dtype, image.shape):
+            found = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+            name = f"{transform.__module__}.{transform.__qualname__}"
+            raise TypeError(f"transform {name} makes {found} of uint8 {image.shape}; it must keep type and shape")
+        image = made
+    return image
 
 
 def augment_instances(
