@@ -24,9 +24,8 @@ EXAMPLE = Path(__file__).parents[1] / "example_package"
 @contextmanager
 def packages_in(folder: Path) -> Iterator[Path]:
     """Let Python find the packages in a folder; afterwards they, and what they registered, are unknown again."""
-    tables = [
-        (table, dict(table)) for table in (TASKS, SOURCES, TRANSFORMS, extensions._sources_of, user_code._imported)
-    ]
+    registries = (TASKS, SOURCES, TRANSFORMS, extensions.METRICS, extensions._sources_of, user_code._imported)
+    tables = [(table, dict(table)) for table in registries]
     fields = [(field, field.annotation) for field in (*Stage.model_fields.values(), Promotion.model_fields["metric"])]
     modules = set(sys.modules)
     sys.path.insert(0, str(folder))

@@ -4,20 +4,25 @@ import pickle
 import sys
 
 import pytest
+import torch
 from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
+from safetensors.torch import save_file
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.config.space_loading import load_search
 from scalablevit.config.stored import stored_stage, to_store
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.transforms import register_transform
-from scalablevit.config.user_code import import_user_code
+from scalablevit.config.user_code import import_user_code, package_sums
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sampler import Key
-from scalablevit.data.shapes import write_shapes
+from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import SOURCES, open_source
+from scalablevit.tasks.registry import build_task
+from scalablevit.training.worker import WorkerConfig, run
 
 TASK = """\
 from typing import Literal
@@ -173,5 +178,77 @@ def test_transforms_that_cannot_be_had(place):
     with pytest.raises(UserError, match="taken by mine"):
         import_user_code(["theirs"])
     write_package(place, "third", init="import scalablevit as sv\nsv.register_transform('no', lambda i, d: i)\n")
-    with pytest.raises(UserError, match=r"no other process can import third\.<lambda> as yours"):
+    with pytest.raises(UserError, match=r"no worker can import third\.<lambda> as yours"):
         import_user_code(["third"])
+
+
+METRIC = """\
+from scalablevit import register_metric
+from scalablevit.config.task_info import MetricInfo
+
+class Worst:
+    def __init__(self, classes):
+        self.hits = {name: [] for name in classes}
+
+    def update(self, predictions, batch):
+        for label, hit in zip(batch["label"].tolist(), (predictions.argmax(1) == batch["label"]).tolist()):
+            list(self.hits.values())[label].append(hit)
+
+    def synchronize(self):
+        pass
+
+    def compute(self):
+        return {"val/NAME": min(sum(hits) / len(hits) for hits in self.hits.values())}
+
+register_metric("classification", MetricInfo("worst"), Worst)
+register_metric("classification", MetricInfo("worst"), Worst)
+"""
+
+
+def evaluated(stage, root):
+    """What a worker reports of fresh weights."""
+    write_shapes(stage.data.shapes, root / stage.data.root)
+    task, weights = build_task(stage, CLASSES), root / "weights.safetensors"
+    save_file(task.build_model().state_dict(), weights)
+    config = WorkerConfig(stage=stage.model_dump_json(), run_folder="", root=str(root), init_weights=str(weights),
+                          evaluate_only=True, user_code=package_sums(stage.imports))  # fmt: skip
+    return run(config, 0, 1, torch.device("cpu"), lambda *_: None)
+
+
+def test_a_metric_is_reported_beside_the_tasks_own(place, tmp_path):
+    write_package(place, "mine", init=METRIC.replace("NAME", "worst"))
+    stage = load_and_import(RECIPE, ["imports=[mine]"]).stages["pretrain"]
+    metrics = evaluated(stage, tmp_path)["metrics"]
+    assert 0 <= metrics["val/worst"] <= metrics["val/top1"] <= metrics["val/top5"]
+    without = evaluated(stage.model_copy(update={"imports": ()}), tmp_path)["metrics"]
+    assert "val/worst" not in without and set(metrics) - set(without) == {"val/worst"}
+    space = tmp_path / "space.yaml"
+    text = f"recipe: {RECIPE}\nstage: pretrain\nmetric: val/worst\nbudget: {{trials: 2, epochs: 1}}\n"
+    space.write_text(text + "parameters: {optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}}\n")
+    assert load_search(space, ["imports=[mine]"], imports=True).space.metric == "val/worst"
+    with pytest.raises(UserError, match="task classification reports no 'val/worst'"):
+        load_search(space, imports=True)
+
+
+def test_a_metric_under_another_name_ends_training(place, tmp_path):
+    write_package(place, "mine", init=METRIC.replace("NAME", "top1"))
+    stage = load_and_import(RECIPE, ["imports=[mine]"]).stages["pretrain"]
+    with pytest.raises(ValueError, match="metric val/worst of mine computes val/top1"):
+        evaluated(stage, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ('"classification", MetricInfo("top1"), Worst', "task classification reports top1 itself"),
+        ('"unheard", MetricInfo("worst"), Worst', "there is no task 'unheard'"),
+        ('"classification", MetricInfo("best", promotable=True), Worst', "are for a task's own metrics"),
+        ('"classification", MetricInfo("a b"), Worst', "is no name"),
+        ('"classification", MetricInfo("best"), lambda classes: None', "no worker can import mine.<lambda> as yours"),
+        ('"classification", MetricInfo("worst"), dict', "is taken by mine"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused(place, arguments, reason):
+    write_package(place, "mine", init=METRIC + f"register_metric({arguments})\n")
+    with pytest.raises(UserError, match=reason):
+        import_user_code(["mine"])

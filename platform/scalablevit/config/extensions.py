@@ -1,19 +1,20 @@
 """Kinds of task and source that users' own code adds to the recipe's schema."""
 
+import re
 import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from scalablevit.config.checking import kind_of
 from scalablevit.config.data import DataSection
 from scalablevit.config.errors import UserError
-from scalablevit.config.packages import PLATFORM, top_level
+from scalablevit.config.packages import refuse_unimportable, top_level
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import Section
 from scalablevit.config.task import TaskSection
-from scalablevit.config.task_info import TASKS, TaskInfo
+from scalablevit.config.task_info import TASKS, MetricInfo, TaskInfo, task_info
 
 S = TypeVar("S", bound=Section)
 
@@ -49,7 +50,59 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
         raise UserError(f"the stage name {info.stage_name!r} means {owner}", where=where, fix="choose another one")
     _add("task", section, where)
     _allow_promotion([each.name for each in info.metrics if each.promotable])
-    TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())))
+    metrics = (*info.metrics, *(each.info for (kind, _), each in METRICS.items() if kind == info.kind))
+    TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
+
+
+@dataclass(frozen=True)
+class RegisteredMetric:
+    """A metric that users' code adds to a task."""
+
+    info: MetricInfo
+    build: Callable[[tuple[str, ...]], Any]
+    """Makes a fresh `tasks.task.Metric` for the names of the classes."""
+
+
+METRICS: dict[tuple[str, str], RegisteredMetric] = {}
+"""By kind of task and name."""
+
+
+def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...]], Any]) -> None:
+    """Add a metric to those that evaluations of a task report, in stages that import your package.
+
+    It gets the same batches and predictions as the task's own metric, is reported as `val/<name>`, and a search may
+    compare trials by it. Registering the same function or class again is harmless.
+
+    Args:
+        kind: of the task, one of ours or a registered one.
+        info: its name, and which end of it is the good one.
+        build: a function or class that makes a fresh `tasks.task.Metric` for the names of the classes, in the order of
+            the network's outputs; its `compute` gives `val/<name>` alone.
+
+    Raises:
+        UserError: there is no such task, the name is taken, or promotion shall compare models by it: for that the task
+            itself has to give statistics of single samples.
+    """
+    where, task = f"register_metric {info.name!r}", task_info(kind)
+    refuse_unimportable(build, where)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", info.name):
+        raise UserError("is no name", where=where, fix="write small letters, digits and _")
+    if info.promotable or info.heads:
+        raise UserError("promotable and heads are for a task's own metrics", where=where, fix="leave them out")
+    other = METRICS.get((kind, info.name))
+    if other is None and info.name in [each.name for each in task.metrics]:
+        raise UserError(f"task {kind} reports {info.name} itself", where=where, fix="choose another name")
+    if other and (other.build.__module__, other.build.__qualname__) != (build.__module__, build.__qualname__):
+        raise UserError(f"is taken by {other.info.package}", where=where, fix="choose another name")
+    METRICS[kind, info.name] = RegisteredMetric(replace(info, package=top_level(build.__module__)), build)
+    kept = tuple(each for each in task.metrics if each.name != info.name)
+    TASKS[kind] = replace(task, metrics=(*kept, METRICS[kind, info.name].info))
+
+
+def registered_metrics(stage: Stage) -> list[RegisteredMetric]:
+    """Return the metrics that the packages which a stage imports add to its task."""
+    packages = set(map(top_level, stage.imports))
+    return [each for (kind, _), each in METRICS.items() if kind == stage.task.kind and each.info.package in packages]
 
 
 _sources_of: dict[str, tuple[str, ...]] = {}
@@ -92,13 +145,7 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
         raise UserError(
             f"{section.__name__} does not say which {key} it is", where=where, fix=f'write {key}: Literal["<name>"]'
         )
-    package = top_level(section.__module__)
-    if package in ("__main__", PLATFORM):
-        raise UserError(
-            f"{section.__name__} is defined in {section.__module__}, which no worker can import as yours",
-            where=where,
-            fix="define it in a package of your own, which the recipe names under imports",
-        )
+    refuse_unimportable(section, where)
 
 
 def _add(key: str, section: type[Section], where: str) -> None:

@@ -5,6 +5,9 @@ import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError
 
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
@@ -38,6 +41,21 @@ def refuse_other_modules(name: str) -> None:
         raise ValueError(f"{name} belongs to Python itself; name a package of your own")
     if top in DEPENDENCIES:
         raise ValueError(f"{name} is imported by the platform itself; name a package of your own, or leave it out")
+
+
+def refuse_unimportable(registered: Any, where: str) -> None:
+    """Refuse a function or class that is registered and that other processes cannot import as a user's own.
+
+    Raises:
+        UserError: it is defined in a script or notebook, in our package, or within a function.
+    """
+    module, name = registered.__module__, registered.__qualname__
+    if top_level(module) in ("__main__", PLATFORM) or not hasattr(sys.modules[module], name.partition(".")[0]):
+        raise UserError(
+            f"no worker can import {module}.{name} as yours",
+            where=where,
+            fix="define it at the top of a module of your own package, which the recipe names under imports",
+        )
 
 
 def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:

@@ -12,6 +12,7 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe, override_recipe, read_mapping
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
+from scalablevit.config.packages import top_level
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
@@ -347,7 +348,8 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
 def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Distribution], mistakes: _Mistakes) -> None:
     """Refuse a metric that some trial does not report, and the wrong end of one."""
     heads = draws["task.head"].corners() if "task.head" in draws else [head_of(base.task)]
-    reported = task_info(base.task.kind).metrics_with(heads)
+    packages = {"", *map(top_level, base.imports)}
+    reported = [each for each in task_info(base.task.kind).metrics_with(heads) if each.package in packages]
     names = {each.reported_as: each.better for each in reported}
     if metric not in names:
         mistakes.add(

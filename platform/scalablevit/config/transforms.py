@@ -1,14 +1,13 @@
 """Transforms of training images that users' own code adds, by name."""
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.packages import PLATFORM, top_level
+from scalablevit.config.packages import refuse_unimportable
 
 UNDEFINED = "undefined_name"
 """Type of the schema's error for a name that users' code, once it is imported, may define."""
@@ -30,18 +29,10 @@ def register_transform(name: str, transform: Callable[[Any, Any], Any]) -> None:
     Raises:
         UserError: the name is none or taken, or other processes could not import the function.
     """
-    where, package = f"register_transform {name!r}", top_level(transform.__module__)
+    where = f"register_transform {name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError("is no name", where=where, fix="write small letters, digits and _")
-    if (
-        package in ("__main__", PLATFORM)
-        or getattr(sys.modules[transform.__module__], transform.__name__, None) is None
-    ):
-        raise UserError(
-            f"no other process can import {transform.__module__}.{transform.__qualname__} as yours",
-            where=where,
-            fix="define it with `def` in a module of your own package, which the recipe names under imports",
-        )
+    refuse_unimportable(transform, where)
     other = TRANSFORMS.get(name, transform)
     if (other.__module__, other.__qualname__) != (transform.__module__, transform.__qualname__):
         raise UserError(f"is taken by {other.__module__}.{other.__qualname__}", where=where, fix="choose another name")

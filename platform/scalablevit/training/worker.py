@@ -17,6 +17,7 @@ from torch import nn
 
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError
+from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.dataset import SampleDataset
@@ -136,9 +137,9 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     model = run_on_all_ranks(lambda: _given_model(context, worker_config))
     data = SampleDataset(source, context.task.augmented_data, context.stage.training.seed, train=False)
     model = model.to(context.device)
-    return {
-        "metrics": evaluate(context.task, model, eval_batches_of(context, data), context.autocast(), augmented=True)
-    }
+    batches, registered = eval_batches_of(context, data), registered_metrics(context.stage)
+    metrics = evaluate(context.task, model, batches, context.autocast(), augmented=True, registered=registered)
+    return {"metrics": metrics}
 
 
 def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:
