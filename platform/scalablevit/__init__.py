@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from scalablevit.api.recipes import load_recipe
     from scalablevit.api.running import FinishedStage, RunResults, run
     from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
+    from scalablevit.config.extensions import register_metric, register_task
     from scalablevit.config.recipe import Recipe
+    from scalablevit.config.transforms import register_transform
+    from scalablevit.data.sources.opening import register_source
     from scalablevit.tasks.predictions import (
         ClassificationPrediction,
         DetectionPrediction,
@@ -41,6 +44,10 @@ __all__ = [
     "load_model",
     "load_recipe",
     "predict",
+    "register_metric",
+    "register_source",
+    "register_task",
+    "register_transform",
     "run",
 ]
 
@@ -49,7 +56,10 @@ _MODULES = {
     "api.recipes": ("load_recipe",),
     "api.running": ("FinishedStage", "RunResults", "run"),
     "config.errors": ("SearchFailed", "TrainingFailed", "UserError"),
+    "config.extensions": ("register_metric", "register_task"),
     "config.recipe": ("Recipe",),
+    "config.transforms": ("register_transform",),
+    "data.sources.opening": ("register_source",),
     "tasks.predictions": ("ClassificationPrediction", "DetectionPrediction", "SegmentationPrediction"),
 }
 """Where each public name is defined; the block above says the same to type checkers."""

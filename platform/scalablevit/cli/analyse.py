@@ -9,7 +9,7 @@ from scalablevit.cli.arguments import add_recipe
 from scalablevit.config.ablation import ARMS
 from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.config.shipped import DEMO, RECIPES
@@ -157,7 +157,7 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
     if options.recipe is None:
         print(f"no --recipe given: the demo, {path.name}", flush=True)
     scope = Scope(f"{short_name('analyse')} ablation trains", names=tuple(options.stages), note=print)
-    recipe = load_recipe(path, options.given, scope)
+    recipe = load_and_import(path, options.given, scope)
     from scalablevit.paper.ablation import run_ablation
 
     run_ablation(recipe, options.arms, options.seeds, options.stages, out, root, dry_run=options.dry_run)

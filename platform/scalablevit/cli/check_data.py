@@ -10,7 +10,7 @@ from scalablevit.cli.arguments import add_recipe
 from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, raise_all
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
             other than bad samples; all that can be has been checked and printed.
     """
     path = options.recipe or RECIPES / DEMO
-    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
+    recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
     root = platform_root(options.root)
     bad, warnings, errors = 0, 0, list[UserError]()
     for name, data in _data_sections(recipe):

@@ -10,6 +10,7 @@ import yaml
 
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig, to_store
+from scalablevit.config.user_code import package_sums
 from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
@@ -81,6 +82,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
         init_sha256=sha256,
         evaluate_only=True,
         data_listing=str(folder),
+        user_code=package_sums(stage.stage.imports),
     )
     try:
         store_listings(str(folder), stage.sources)

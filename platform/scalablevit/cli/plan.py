@@ -11,7 +11,7 @@ from scalablevit.cli.arguments import add_recipe
 from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
-from scalablevit.config.loading import load_recipe, override_recipe
+from scalablevit.config.loading import load_and_import, override_recipe
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe, Stage
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     recipe, name = _planned(options)
     stage = recipe.stages[name]
     root = platform_root(options.root, make=False)
-    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
+    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid, registered=bool(stage.imports))
     size = _data_size(stage, root, options)
     # imported late: what is wrong so far is answered before torch is loaded
     from scalablevit.pipeline.prediction import Given, predict, told
@@ -161,7 +161,7 @@ def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe on the devices planned for, and the name of its stage."""
     path = options.recipe or RECIPES / DEMO
     chosen = (options.stage,) if options.stage else ()
-    recipe = load_recipe(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
+    recipe = load_and_import(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
     name = options.stage or next(iter(recipe.stages))
     if name not in recipe.stages or (options.stage is None and len(recipe.stages) > 1):
         what = (

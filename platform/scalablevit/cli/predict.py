@@ -111,7 +111,7 @@ def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[t
         return predict_here(job, names)
     from scalablevit.pipeline import cluster
 
-    cluster.connect([], root)
+    cluster.connect([], root, imports=stage.imports)
     cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
     one = {"workers": 1, "min_workers": None}
     processes = cluster.copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))

@@ -21,6 +21,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
+from scalablevit.config.user_code import import_stored_code
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
@@ -215,7 +216,9 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
         "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
         "promotion": stage.promotion.model_dump(mode="json"),
     }
-    alike = override_stage("promote", {**stored, **sections}, (), f"{version.name}/{version.version}")
+    name = f"{version.name}/{version.version}"
+    import_stored_code(version.config, name)
+    alike = override_stage("promote", {**stored, **sections}, (), name)
     return without_secrets(alike.stages["promote"])
 
 
@@ -250,7 +253,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     from scalablevit.training.environment import worker_variables
 
     if not ray.is_initialized():
-        cluster.connect([], root)
+        cluster.connect([], root, imports=stage.imports)
     data = str(root / Path(stage.data.root).expanduser())
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
     gpus = stage.cluster.gpus_per_worker

@@ -4,7 +4,7 @@ import argparse
 
 from scalablevit.cli.arguments import add_recipe
 from scalablevit.config.commands import short_name
-from scalablevit.config.loading import load_recipe
+from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.shipped import DEMO, RECIPES
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
         print(f"no --recipe given: running the demo, {path.name}", flush=True)
-    recipe = load_recipe(
+    recipe = load_and_import(
         path, options.overrides, Scope(f"{short_name(script)} runs", kind_of_script(script), note=print)
     )
     search = load_recipe_search(recipe, path.parent) if script == "full" else None

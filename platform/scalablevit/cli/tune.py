@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)
-    search = load_search(path, options.overrides, options.recipe, print)
+    search = load_search(path, options.overrides, options.recipe, print, imports=True)
     root = platform_root(options.root)
     # imported late: a wrong space is answered before anything slow is loaded
     from scalablevit.pipeline import chain, cluster, resolve

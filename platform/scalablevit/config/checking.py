@@ -13,11 +13,12 @@ from pydantic_core import ErrorDetails
 
 from scalablevit.config import upgrade
 from scalablevit.config.commands import command_line
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
 from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import sections_in
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
+from scalablevit.config.transforms import UNDEFINED
 
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
@@ -203,14 +204,23 @@ def _explain(
         case "union_tag_not_found":
             return UserError("is missing, and decides what else stands here", where=where, fix="add it")
         case "union_tag_invalid":
-            return UserError(f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}", where=where)
+            what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
+            return UndefinedKind(what, where=where)
+    if first["type"] == UNDEFINED:
+        return UndefinedKind(first["msg"], where=where)
+    if first["type"] == "literal_error" and key_path[-2:] == ("promotion", "metric"):
+        return UndefinedKind(f"{_first_lower(first['msg'])}, got {short(first['input'])}", where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
-    what = " or ".join(dict.fromkeys(message[:1].lower() + message[1:] for message in messages))
+    what = " or ".join(dict.fromkeys(map(_first_lower, messages)))
     value = first["input"]
     if isinstance(value, dict | list):
         return UserError(what, where=where)
     fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
     return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
+
+
+def _first_lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
 
 
 def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
@@ -233,7 +243,7 @@ def _with_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], place
     # where all refuse it, each for a reason of its own, each needs its own value
     accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
     fix = "; ".join(part for part in (error.fix, stage_advice(path, accepting)) if part)
-    return UserError(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
+    return type(error)(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
 
 
 def _stages_given(path: KeyPath, places: Places) -> list[str]:

@@ -3,9 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from scalablevit.config.section import NOT_HASHED, PlainValues, PositiveInt, Probability, Section, Triple
+from scalablevit.config.transforms import refuse_unknown
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -14,6 +22,14 @@ SPLITS: tuple[SplitName, ...] = ("train", "val")
 MAX_PIXELS = 178_956_970
 """Most pixels of an image: above it Pillow, too, takes a file for a decompression bomb."""
 Side = Annotated[int, Field(ge=16, le=4096)]
+
+
+def _registered(names: tuple[str, ...]) -> tuple[str, ...]:
+    refuse_unknown(names)
+    return names
+
+
+Transforms = Annotated[tuple[str, ...], Field(max_length=16), AfterValidator(_registered)]
 
 
 class Split(Section):
@@ -89,6 +105,14 @@ class _Images(Section):
     on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
     """What a class does that a split has nothing of. Of three classes or fewer it always stops."""
 
+    @model_serializer(mode="wrap")
+    def _without_no_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
+        """Sections without users' transforms are stored, sent and hashed as before there were any."""
+        values: PlainValues = serialize(self)
+        if not values.get("transforms"):
+            values.pop("transforms", None)
+        return values
+
     @field_validator("root")
     @classmethod
     def _is_a_path(cls, path: str) -> str:
@@ -103,8 +127,11 @@ def _before_crop(data: PlainValues) -> int:
     return min(round(int(data["image_size"]) * 256 / 224), 4096)
 
 
-class _LabelledImages(_Images):
-    """What sources of images with one class each share."""
+class LabelledImages(_Images):
+    """What sources of images share that are cropped to one size, as for classification.
+
+    The section of a user's own source is a subclass of this class, or of another one whose images it has.
+    """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square training and evaluation crop, pixels."""
@@ -131,6 +158,9 @@ class _LabelledImages(_Images):
     """Probability of CutMix when both are on."""
     repeated_augmentation: PositiveInt = 1
     """Times a distinct image occurs in an epoch, whose length stays the number of images."""
+    transforms: Transforms = ()
+    """Users' own, by the names that `register_transform` gave them: applied to training images in this order, after all
+    that is above and before a batch is made."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,14 +178,14 @@ class _LabelledImages(_Images):
         return self.image_size**2
 
 
-class ImageFolder(_LabelledImages):
+class ImageFolder(LabelledImages):
     """One folder of images per class."""
 
     source: Literal["image_folder"]
     """One folder of images per class."""
 
 
-class TarShards(_LabelledImages):
+class TarShards(LabelledImages):
     """Tar files in WebDataset's layout with an index, as `pipelines/pack.py` writes them."""
 
     source: Literal["tar_shards"]
@@ -181,6 +211,9 @@ class MaskPairs(_Images):
     """Side of the random training crop, pixels; smaller images are padded with the ignore index."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
     """Random factor on `short_side` and `long_side` in training."""
+    transforms: Transforms = ()
+    """Users' own, by the names that `register_transform` gave them: applied to training images in this order, after all
+    that is above; masks stay as they are."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -232,5 +265,6 @@ class CocoInstances(_Images):
         return self.short_side * self.long_side
 
 
-LabelledImages = ImageFolder | TarShards
+DataSection = LabelledImages | MaskPairs | CocoInstances
+"""Every data section, also one of users' own."""
 Data = Annotated[ImageFolder | TarShards | MaskPairs | CocoInstances, Field(discriminator="source")]

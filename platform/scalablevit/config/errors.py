@@ -49,6 +49,13 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
+class UndefinedKind(UserError):
+    """A kind of task, source or metric that is not known; users' own code may define it when it is imported."""
+
+    unread: tuple[str, ...] = ()
+    """Modules under the recipe's `imports` that are not imported yet."""
+
+
 class UserErrors(UserError):
     """Several mistakes found at one gate, reported together."""
 

@@ -1,23 +1,26 @@
 """From a recipe file and dotted overrides to a checked recipe, with every mistake named at once."""
 
 import difflib
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scalablevit.config import strict_yaml, upgrade
-from scalablevit.config.checking import SECTIONS, Places, check
-from scalablevit.config.errors import UserError, UserErrors, raise_all
+from scalablevit.config.checking import SECTIONS, Places, check, located
+from scalablevit.config.errors import UndefinedKind, UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.unused_keys import find_unused
+from scalablevit.config.user_code import KEY, find_packages, import_user_code
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
-    """Read, merge and check a recipe.
+    """Read, merge and check a recipe; nothing that it names under `imports` is imported.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
     sections. An override `a.b=value` beats the file; it applies to the stages that have the key, of those that the
@@ -35,6 +38,74 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE)
     """
     raw, places = read_mapping(path, "recipe")
     return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path), scope)
+
+
+def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
+    """Read and check a recipe as `load_recipe`, and import the users' code that it names.
+
+    Nothing is imported while there is any other mistake. What the code then registers, such as kinds of task, belongs
+    to the schema that the recipe is held against once more.
+
+    Raises:
+        UserError: as `load_recipe`, and as `import_user_code`.
+    """
+    raw, places = read_mapping(path, "recipe")
+    merged = _merge_stages(raw, str(path), places)
+    try:
+        override_recipe(merged, overrides, places, str(path), replace(scope, note=None))
+    except UserError as error:
+        raise_all(settled(error))
+    _import_all(merged["stages"], places, str(path))
+    return load_recipe(path, overrides, scope)
+
+
+def settled(error: UserError) -> list[UserError]:
+    """Return the mistakes in an error of `load_recipe` less those that users' code may settle when it is imported."""
+    return [each for each in _each(error) if not (isinstance(each, UndefinedKind) and each.unread)]
+
+
+def _import_all(stages: YamlMapping, places: Places, origin: str) -> None:
+    """Import what stages name, once all of it is found.
+
+    Raises:
+        UserError: as `import_user_code`.
+    """
+    named = {located(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()}
+    errors: list[UserError] = []
+    for where, modules in named.items():
+        try:
+            find_packages(modules, where)
+        except UserError as error:
+            errors.append(error)
+    raise_all(errors)
+    for where, modules in named.items():
+        import_user_code(modules, where=where)
+
+
+def _with_imports(error: UserError, stages: YamlMapping) -> UserError:
+    """Say of a kind that is not known what the recipe's users' code has to do with it."""
+    names = [name for stage in stages.values() for name in _imports_in(stage)]
+    if not isinstance(error, UndefinedKind) or not names:
+        return error
+    unread = tuple(name for name in dict.fromkeys(names) if name not in sys.modules)
+    fix = (
+        f"if {unread[0]} registers it, import that first: reading a recipe imports nothing"
+        if unread
+        else f"{', '.join(dict.fromkeys(names))} registered no such name (scalablevit.register_...)"
+    )
+    explained = UndefinedKind(error.what, where=error.where, fix=fix)
+    explained.unread = unread
+    return explained
+
+
+def _imports_in(stage: YamlMapping) -> list[str]:
+    """The names under `imports` of plain values, valid or not."""
+    names = stage.get(KEY)
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
+
+
+def _each(error: UserError) -> list[UserError]:
+    return error.errors if isinstance(error, UserErrors) else [error]
 
 
 def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], origin: str) -> Recipe:
@@ -68,11 +139,12 @@ def override_recipe(
         try:
             apply(each, reach, merged["stages"], places)
         except UserError as error:
-            errors += error.errors if isinstance(error, UserErrors) else [error]
+            errors += _each(error)
     try:
         recipe = check(Recipe, merged, places, origin)
     except UserError as error:
-        errors += error.errors if isinstance(error, UserErrors) else [error]
+        errors += _each(error)
+    errors = [_with_imports(each, merged["stages"]) for each in errors]
     unused, left_unused = find_unused(upgrade.convert(merged)[0]["stages"], parsed, places, origin)
     errors += unused
     raise_all(errors)

@@ -17,13 +17,21 @@ def known_models() -> dict[str, bool]:
     return {name: "pyramid" in marks for name, *marks in rows}
 
 
-def check_model_name(name: str, *, dense: bool) -> None:
+def check_model_name(name: str, *, dense: bool, registered: bool = False) -> None:
     """Refuse an architecture that does not exist, or has no pyramid where one is needed.
+
+    Args:
+        name: of the architecture.
+        dense: whether it needs a pyramid.
+        registered: whether users' code is imported, which may register architectures with timm: names that are not in
+            the list are then left to whoever builds the model.
 
     Raises:
         UserError: with the nearest names.
     """
     models = known_models()
+    if registered and name not in models:
+        return
     if name not in models:
         near = difflib.get_close_matches(name, models, n=3)
         raise UserError(

@@ -3,16 +3,21 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from scalablevit.config.data import Data
+from scalablevit.config.packages import PLATFORM, refuse_other_modules, top_level
 from scalablevit.config.promotion import Promotion
-from scalablevit.config.section import NOT_HASHED, OptionValue, PositiveInt, Section
+from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section
 from scalablevit.config.task import Task, head_of
 from scalablevit.config.task_info import task_info
+from scalablevit.config.transforms import TRANSFORMS
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
 """Steps reported and shown whatever `training.log_every_steps` says: whether training works at all shows in them."""
+
+
+MOST_IMPORTS = 16
 
 
 class Model(Section):
@@ -246,9 +251,31 @@ class Stage(Section):
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
     promotion: Promotion = Promotion()
+    imports: Annotated[tuple[str, ...], Field(max_length=MOST_IMPORTS)] = ()
+    """Users' own modules, such as `my_package` or `my_package.tasks`: imported once all else is checked, by the driver,
+    its workers and the registered model, so that what they register (tasks, sources, backbones) can be named here.
+    Reading a recipe imports nothing."""
+
+    @field_validator("imports")
+    @classmethod
+    def _are_users_own(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            refuse_other_modules(name)
+        if len(set(names)) < len(names):
+            raise ValueError("a name occurs twice")
+        return names
+
+    @model_serializer(mode="wrap")
+    def _without_no_imports(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
+        """Stages without users' code are stored, sent and hashed as before there was any."""
+        values: PlainValues = serialize(self)
+        if not values.get("imports"):
+            values.pop("imports", None)
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_origin()
         info = task_info(self.task.kind)
         if self.data.source not in info.sources:
             raise ValueError(f"task {info.kind} needs data.source {' or '.join(info.sources)}, not {self.data.source}")
@@ -264,6 +291,19 @@ class Stage(Section):
                 f"{needed}): some micro-batches would be empty"
             )
         return self
+
+    def _check_origin(self) -> None:
+        """Refuse a registered kind whose package the workers would not import."""
+        known = {PLATFORM, *map(top_level, self.imports)}
+        for key, section in (("task.kind", self.task), ("data.source", self.data)):
+            package = top_level(type(section).__module__)
+            if package not in known:
+                kind = getattr(section, key.partition(".")[2])
+                raise ValueError(f"{key} {kind} is defined by {package}: name it in this stage's imports")
+        for name in getattr(self.data, "transforms", ()):
+            package = top_level(TRANSFORMS[name].__module__)
+            if package not in known:
+                raise ValueError(f"transform {name} is defined by {package}: name it in this stage's imports")
 
 
 class Recipe(Section):

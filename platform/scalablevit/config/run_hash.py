@@ -8,6 +8,7 @@ from typing import Any
 from scalablevit.config import upgrade
 from scalablevit.config.recipe import Stage
 from scalablevit.config.section import PlainValues
+from scalablevit.config.user_code import package_sums
 
 
 def hashed_part(stage: Stage) -> PlainValues:
@@ -36,8 +37,20 @@ def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> s
         stage: the resolved stage.
         data_digest: digest of its data.
         parents: hashes of the stages that it starts from.
+
+    Raises:
+        UserError: a package that the stage imports is not here.
     """
-    return short_digest([upgrade.VERSION, hashed_part(stage), data_digest, list(parents)])
+    return short_digest([upgrade.VERSION, hashed_part(stage), data_digest, list(parents), *code_part(stage)])
+
+
+def code_part(stage: Stage) -> list[dict[str, str]]:
+    """Return what users' own code adds to a hash: nothing where there is none, so that earlier runs keep their names.
+
+    Raises:
+        UserError: a package that the stage imports is not here.
+    """
+    return [package_sums(stage.imports)] if stage.imports else []
 
 
 def short_digest(value: Any) -> str:

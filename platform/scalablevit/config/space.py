@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from scalablevit.config.checking import short
 from scalablevit.config.recipe import Recipe
-from scalablevit.config.run_hash import hashed_part, short_digest
+from scalablevit.config.run_hash import code_part, hashed_part, short_digest
 from scalablevit.config.section import PositiveInt, Section
 
 Scalar = bool | int | float | str | None
@@ -170,7 +170,7 @@ def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -
     # a list: draws follow the order of the file
     part["parameters"] = list(part["parameters"].items())
     part["workers"] = space.resources.workers if space.resources else base.cluster.workers
-    return short_digest([hashed_part(base), part, data_digest, list(parents)])
+    return short_digest([hashed_part(base), part, data_digest, list(parents), *code_part(base)])
 
 
 def combinations(space: Space) -> list[dict[str, Value]]:

@@ -9,9 +9,10 @@ from typing import Any
 from scalablevit.config.checking import Places, check, located, nearest, short, without_old_words
 from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import load_recipe, override_recipe, read_mapping
+from scalablevit.config.loading import load_and_import, load_recipe, override_recipe, read_mapping
 from scalablevit.config.model_names import check_model_name
 from scalablevit.config.overrides import Scope, claim, parse_override, put
+from scalablevit.config.packages import top_level
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.shipped import recipe_file
@@ -27,12 +28,15 @@ PREFIX = "space."
 
 FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
+Load = Callable[[Path, Sequence[str], Scope], Recipe]
+
 _UNTRAINED = "it does not change what is trained"
 _OTHER_DATA = "it changes the data, and metrics on different data cannot be compared"
 NOT_SEARCHED = {
     "cluster": _UNTRAINED,
     "tracking": _UNTRAINED,
     "promotion": _UNTRAINED,
+    "imports": "all trials run the same code",
     "training.checkpoint_every": _UNTRAINED,
     "training.keep": _UNTRAINED,
     "training.log_every_steps": _UNTRAINED,
@@ -72,6 +76,8 @@ def load_search(
     overrides: Sequence[str] = (),
     recipe: Recipe | Path | None = None,
     note: Callable[[str], None] | None = None,
+    *,
+    imports: bool = False,
 ) -> Search:
     """Read a space, hold it against its base recipe, and name every mistake at once.
 
@@ -82,6 +88,7 @@ def load_search(
             searched stage and those that this one starts from.
         recipe: the base recipe or its file; None: the one that the space names.
         note: called with a line for each override that does not apply to all stages of the base recipe.
+        imports: import the users' code that the base recipe names, unless there is a mistake before that.
 
     Raises:
         UserError: one mistake, or a file that cannot be read.
@@ -103,7 +110,9 @@ def load_search(
         stage = merged.get("stage")
         names = (stage,) if isinstance(stage, str) else ()
         scope = Scope(f"{short_name('tune')} searches", names=names, note=note)
-        base = _base_recipe(path, merged.get("recipe") if recipe is None else recipe, others, scope, mistakes)
+        named = merged.get("recipe") if recipe is None else recipe
+        load = load_and_import if imports and not mistakes.found else load_recipe
+        base = _base_recipe(path, named, others, scope, mistakes, load)
     stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
     if base and stage:
         _check_against_recipe(merged, space, base, stage, mistakes)
@@ -157,7 +166,9 @@ def _apply(override: str, merged: YamlDict, places: Places) -> None:
     claim(places, tuple(path), where)
 
 
-def _base_recipe(path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes) -> Recipe | None:
+def _base_recipe(
+    path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes, load: Load
+) -> Recipe | None:
     """The recipe that is given itself, by its file or by its name, with overrides on top.
 
     Returns None after a mistake in the name.
@@ -165,14 +176,14 @@ def _base_recipe(path: Path, named: Any, overrides: Sequence[str], scope: Scope,
     if isinstance(named, Recipe):
         return override_recipe(named.model_dump(mode="json"), overrides, {}, f"recipe {named.name}", scope)
     if isinstance(named, Path):
-        return load_recipe(named, overrides, scope)
+        return load(named, overrides, scope)
     if named is None:
         mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
     if not isinstance(named, str):
         return None
     file = recipe_file(named, path.parent)
     try:
-        return load_recipe(file, overrides, scope)
+        return load(file, overrides, scope)
     except UserError as error:
         if error.where != str(file):
             raise
@@ -271,7 +282,8 @@ def _reasons_against(
         put(changed["stages"][stage], path.split("."), value, "")
         found = check(Recipe, changed, {}, "").stages[stage]
         if path == "model.name":
-            check_model_name(found.model.name, dense=task_info(found.task.kind).needs_pyramid)
+            dense = task_info(found.task.kind).needs_pyramid
+            check_model_name(found.model.name, dense=dense, registered=bool(found.imports))
     except UserError as error:
         return [_reason(each, path, stage) for each in _each(error)]
     return [(reason, "") for key, reason in _too_long(found, epochs).items() if key == path]
@@ -338,7 +350,8 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
 def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Distribution], mistakes: _Mistakes) -> None:
     """Refuse a metric that some trial does not report, and the wrong end of one."""
     heads = draws["task.head"].corners() if "task.head" in draws else [head_of(base.task)]
-    reported = task_info(base.task.kind).metrics_with(heads)
+    packages = {"", *map(top_level, base.imports)}
+    reported = [each for each in task_info(base.task.kind).metrics_with(heads) if each.package in packages]
     names = {each.reported_as: each.better for each in reported}
     if metric not in names:
         mistakes.add(

@@ -1,7 +1,7 @@
 """Stages as they are kept in run folders, model configs and captured steps, whatever version wrote them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
@@ -9,6 +9,7 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.upgrade import VERSION, upgrade
+from scalablevit.config.user_code import import_user_code, stored_names
 
 
 class ModelConfig(TypedDict):
@@ -23,6 +24,8 @@ class ModelConfig(TypedDict):
     """Of the evaluation at `step`."""
     step: int
     """Of the checkpoint that the weights are from."""
+    user_code: NotRequired[dict[str, str]]
+    """Content sum of each package of the stage's `imports`, by name."""
 
 
 def to_store(stage: Stage) -> PlainValues:
@@ -50,13 +53,24 @@ def stored_sections(raw: Any, where: str = "") -> YamlDict:
     return result
 
 
-def stored_stage(raw: Any, where: str = "") -> Stage:
-    """Return a stored stage; the arguments are those of `stored_sections`.
+def stored_stage(
+    raw: Any, where: str = "", *, imports: bool = False, expected: Mapping[str, str] | None = None
+) -> Stage:
+    """Return a stored stage.
+
+    Args:
+        raw: as for `stored_sections`.
+        where: as for `stored_sections`.
+        imports: import the users' code that it names.
+        expected: content sums that the packages of that code must have; None: whatever is here.
 
     Raises:
-        UserError: as `stored_sections`, or its values are refused.
+        UserError: as `stored_sections`, its values are refused, or as `import_user_code`.
     """
-    return check(Stage, stored_sections(raw, where), {}, where)
+    sections = stored_sections(raw, where)
+    if imports:
+        import_user_code(stored_names(sections, where), expected, where)
+    return check(Stage, sections, {}, where)
 
 
 def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:

@@ -21,6 +21,8 @@ class MetricInfo:
     """Whether promotion can compare models by it, which takes per-sample statistics of it."""
     heads: tuple[str, ...] = ()
     """Values of `task.head` with which it is reported; empty: whatever the head."""
+    package: str = ""
+    """Users' package that registered it for a task that it does not define; empty: the task itself reports it."""
 
     @property
     def reported_as(self) -> str:

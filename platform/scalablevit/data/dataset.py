@@ -7,12 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from scalablevit.config.data import Data
+from scalablevit.config.data import DataSection
 from scalablevit.data.decoding import BadSample, ChangedSample
 from scalablevit.data.instances import Instances, decoded
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
-from scalablevit.data.transforms import augment, augment_instances, eval_transform, train_transform
+from scalablevit.data.transforms import (
+    apply_registered,
+    augment,
+    augment_instances,
+    eval_transform,
+    registered_transforms,
+    train_transform,
+)
 
 
 class Item(TypedDict):
@@ -22,8 +29,8 @@ class Item(TypedDict):
     """(height, width, 3), RGB."""
     index: int
     """Number in the source."""
-    label: NotRequired[int]
-    """Class, for image folders."""
+    label: NotRequired[int | NDArray[np.uint8]]
+    """Class, for image folders; or (classes,): 1 for each class that the image has."""
     mask: NotRequired[NDArray[np.uint8]]
     """(height, width) labels, 255 ignored, for mask pairs; in evaluation of the original size, not the image's."""
     boxes: NotRequired[NDArray[np.float32]]
@@ -57,11 +64,12 @@ class SampleDataset(Dataset[Item | Bad]):
         train: augment (training split) or only prepare (evaluation).
     """
 
-    def __init__(self, source: Source, data: Data, seed: int, *, train: bool) -> None:
+    def __init__(self, source: Source, data: DataSection, seed: int, *, train: bool) -> None:
         self.source = source
         self.seed = seed
         self.train = train
         self.transform = train_transform(data) if train else eval_transform(data)
+        self.registered = registered_transforms(data) if train else ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -79,6 +87,7 @@ class SampleDataset(Dataset[Item | Bad]):
         image, labels = example.image, example.mask
         if self.train:
             image, labels = augment(self.transform, self.seed, key, image, labels)
+            image = apply_registered(self.registered, self.seed, key, image)
         else:
             image = self.transform(image=image)["image"]
         item = Item(image=image, index=key.index)

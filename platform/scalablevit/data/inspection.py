@@ -15,7 +15,7 @@ from scalablevit.data.progress import OutOfTime
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
-from scalablevit.data.statistics import UNITS, DataStatistics, SharedImages, shared_images, split_statistics
+from scalablevit.data.statistics import DataStatistics, SharedImages, shared_images, split_statistics, unit_of
 
 QUICK_S = 10.0
 """Longest time for summing up contents where only headers are asked for."""
@@ -107,7 +107,7 @@ def inspect_validation(source: Source, data: Data, report: Report) -> tuple[list
     A class that it has nothing of is no error here: the metrics of the others are right.
     """
     split = split_statistics(source, data, report)
-    alone = DataStatistics(source.classes, UNITS[data.source], train=split, val=split, shared=None, unknown=())
+    alone = DataStatistics(source.classes, unit_of(data.source), train=split, val=split, shared=None, unknown=())
     return find_evaluation_problems(alone, data)
 
 
@@ -189,7 +189,7 @@ def _statistics(
         unknown.append("masks were not read, so pixels were not counted")
     return DataStatistics(
         classes=sources["train"].classes,
-        unit=UNITS[data.source],
+        unit=unit_of(data.source),
         train=splits["train"],
         val=splits["val"],
         shared=shared,

@@ -16,7 +16,8 @@ Batch = dict[str, Any]
 """What the loop passes to the task.
 
 - "image": uint8 (samples, height, width, 3), or in the evaluation of segmentation a list of (height, width, 3).
-- "label": int64 (samples,), or "mask": uint8 (samples, height, width), in evaluation a list of (height, width).
+- "label": int64 (samples,), for users' own tasks perhaps (samples, classes), or "mask": uint8 (samples, height, width),
+  in evaluation a list of (height, width).
 - for detection "image" is a list of (height, width, 3); in training with "boxes", "labels" and perhaps "masks", lists
   of float32 (n, 4), int64 (n,) and uint8 (n, height, width); in evaluation with "instances", a list of `Instances`.
 - "index": int64 (samples,), numbers in the source.
@@ -29,11 +30,11 @@ Collate = Callable[[list[Item | Bad]], Batch]
 
 
 def collate_classification(items: list[Item | Bad]) -> Batch:
-    """Stack images and labels."""
+    """Stack images and labels; those of images with several are rows of 0 and 1."""
     good, batch = _split(items)
     return batch | {
         "image": _stack([item["image"] for item in good], (0, 0, 0, 3)),
-        "label": torch.tensor([item["label"] for item in good], dtype=torch.int64),
+        "label": torch.from_numpy(np.array([item["label"] for item in good], np.int64)),
     }
 
 

@@ -113,7 +113,7 @@ def _encoded(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str,
         for part in source.parts():  # no more than a part's images in memory
             samples = [source[i] for i in part]
             for sample, made in zip(samples, pool.map(lambda each: _encode(each, packing), samples), strict=True):
-                yield sample.label or 0, made
+                yield int(sample.label or 0), made  # one class each: class folders
 
 
 def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:

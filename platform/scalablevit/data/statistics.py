@@ -164,8 +164,12 @@ class DataStatistics:
 
 
 _STATISTICS = TypeAdapter(DataStatistics)
-UNITS = {"image_folder": "images", "tar_shards": "images", "mask_pairs": "pixels", "coco": "objects"}
-"""What classes are counted in, by `data.source`."""
+_UNITS = {"image_folder": "images", "tar_shards": "images", "mask_pairs": "pixels", "coco": "objects"}
+
+
+def unit_of(source: str) -> str:
+    """Return what classes are counted in, by `data.source`; of users' own sources images."""
+    return _UNITS.get(source, "images")
 
 
 def split_statistics(source: Source, data: Data, report: Report) -> SplitStatistics:
@@ -226,6 +230,8 @@ def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
+    if labels.ndim == 2:  # several classes a sample
+        return tuple(labels.sum(axis=0, dtype=np.int64).tolist())
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import cv2
@@ -10,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs, RandAugment
+from scalablevit.config.data import CocoInstances, DataSection, LabelledImages, MaskPairs, RandAugment
 from scalablevit.config.recipe import Stage
+from scalablevit.config.transforms import TRANSFORMS
 from scalablevit.data.decoding import mean_color
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.mixing import normalize
@@ -25,9 +27,10 @@ TransformParams: TypeAlias = dict[str, Any]
 """What albumentations hands from one method of a transform to the next, by names that each transform chooses."""
 
 Transform: TypeAlias = A.Compose
+UserTransform: TypeAlias = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 
-def train_transform(data: Data) -> Transform:
+def train_transform(data: DataSection) -> Transform:
     """Augmentation of the training split; call it through `augment`.
 
     Image folders: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
@@ -66,7 +69,7 @@ def train_transform(data: Data) -> Transform:
     return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors], **with_boxes)
 
 
-def eval_transform(data: Data) -> Transform:
+def eval_transform(data: DataSection) -> Transform:
     """Preparation of an image for evaluation and serving: `eval_transform(data)(image=image)["image"]`.
 
     Image folders: `MiddleOfStrip`, shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs: `ScaleSides`
@@ -115,6 +118,35 @@ def augment(
     return made["image"], made.get("mask")
 
 
+def registered_transforms(data: DataSection) -> tuple[UserTransform, ...]:
+    """Return the users' own transforms that a data section lists."""
+    return () if isinstance(data, CocoInstances) else tuple(TRANSFORMS[name] for name in data.transforms)
+
+
+def apply_registered(
+    transforms: Sequence[UserTransform], seed: int, key: Key, image: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Apply users' own transforms, each with a generator of (seed, epoch, position) and its place among them.
+
+    Args:
+        transforms: of `registered_transforms`.
+        seed: the recipe's.
+        key: the sample's place in the stream.
+        image: uint8 (height, width, 3).
+
+    Raises:
+        TypeError: one returns something other than such an image of the same shape.
+    """
+    for number, transform in enumerate(transforms, start=1):
+        made = transform(image.copy(), np.random.default_rng([seed, key.epoch, key.position, number]))
+        if not isinstance(made, np.ndarray) or (made.dtype, made.shape) != (image.dtype, image.shape):
+            found = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+            name = f"{transform.__module__}.{transform.__qualname__}"
+            raise TypeError(f"transform {name} makes {found} of uint8 {image.shape}; it must keep type and shape")
+        image = made
+    return image
+
+
 def augment_instances(
     transform: Transform,
     seed: int,
@@ -150,7 +182,7 @@ def _seed(transform: Transform, seed: int, key: Key) -> None:
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
 
 
-def fill_color(data: Data) -> Color:
+def fill_color(data: DataSection) -> Color:
     """The mean colour in 0..255, which normalizing turns into about zero."""
     return mean_color(data.mean)
 

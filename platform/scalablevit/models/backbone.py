@@ -128,7 +128,12 @@ def _pyramid_indices(body: Any, name: str) -> tuple[int, ...]:
     return tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
 
 
-def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
+def check_architecture(name: str) -> None:
+    """Refuse a name that timm, and who registered architectures with it, does not have.
+
+    Raises:
+        UserError: with similar names.
+    """
     if not is_model(name) or "." in name:
         similar = get_close_matches(name.partition(".")[0], list_models())
         raise UserError(
@@ -136,6 +141,10 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
             where="model.name",
             fix=f"use timm's name without a tag (weights go to model.init); similar: {', '.join(similar) or 'none'}",
         )
+
+
+def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
+    check_architecture(name)
     if drop_path_rate is not None:
         kwargs["drop_path_rate"] = drop_path_rate
     try:

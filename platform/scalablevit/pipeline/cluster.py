@@ -5,11 +5,13 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.recipe import Stage
+from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages, package_sums
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import interruptible_start
@@ -25,20 +27,27 @@ ANSWER_S = 10.0
 HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 
 
-def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None) -> None:
+def connect(
+    stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None, *, imports: Sequence[str] = ()
+) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
 
-    The package travels as a py_module, so driver and workers run the same snapshot, installed or not.
+    The package travels as a py_module, so driver and workers run the same snapshot, installed or not. So do the users'
+    packages that are not installed; every node must have the same of each.
 
     Args:
         stages: what is to be trained.
         root: the platform's root.
         trial_gpus: of each worker of a search's trials. Tune's processes take their environment from the job alone: it
             is that of CPU workers where nothing of the job computes on a GPU.
+        imports: users' modules that the job imports, besides those of the stages.
 
     Raises:
-        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files.
+        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files or has other
+            code of the user.
     """
+    names = [*imports, *(name for resolved in stages for name in resolved.stage.imports)]
+    packages = find_packages(names)
     _refuse_other_package()
     address = os.environ.get("RAY_ADDRESS") or None
     if address is not None:
@@ -53,7 +62,7 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
         with interruptible_start():
             ray.init(
                 address=address or "local",
-                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
+                runtime_env={"py_modules": _shipped(packages), "env_vars": variables},
                 log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
                 logging_level=logging.ERROR,
                 configure_logging=True,
@@ -69,6 +78,12 @@ def connect(stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | Non
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
     if len(nodes) > 1:
         _check_reach(stages, root, [node.id for node in nodes])
+        refuse_other_code(packages, [node.id for node in nodes])
+
+
+def _shipped(packages: Sequence[UserPackage]) -> list[str]:
+    """Return the folders of the packages that travel with the job."""
+    return [str(PACKAGE), *(str(package.folder) for package in packages if not package.installed)]
 
 
 def _refuse_other_package() -> None:
@@ -262,18 +277,73 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
 
 def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
     """By node: those of the paths that a process there does not see."""
+    answers: dict[str, list[str]] = _ask_nodes(node_ids, _unreadable, paths, "whether it sees the files")
+    return answers
+
+
+def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) -> None:
+    """Make sure that every node imports the same users' packages as this machine.
+
+    Raises:
+        UserError: names the packages and the nodes that have another one, or none.
+    """
+    if not packages:
+        return
+    names = [package.name for package in packages]
+    here = {package.name: package.content_sum() for package in packages}
+    answers = _ask_nodes(node_ids, _sums_here, names, "which code of yours it has")
+    errors = []
+    for package in packages:
+        others = {
+            node: found[package.name][:SHOWN_SUM] or "none"
+            for node, found in answers.items()
+            if found[package.name] != here[package.name]
+        }
+        if others:
+            listed = ", ".join(f"{node}: {found}" for node, found in sorted(others.items()))
+            errors.append(
+                UserError(
+                    f"{len(others)} of {len(node_ids)} nodes have another {package.name} than this machine, whose "
+                    f"content sum is {here[package.name][:SHOWN_SUM]} ({listed})",
+                    where=f"imports: {package.name}",
+                    fix="install the same version on every node"
+                    if package.installed
+                    else "remove the copy that those nodes import before the one that travels with the job; files that "
+                    "a .gitignore names do not travel",
+                )
+            )
+    raise_all(errors)
+
+
+def _sums_here(names: list[str]) -> dict[str, str]:
+    """Return the content sum of each package on the node that is asked; empty where there is none."""
+    sums: dict[str, str] = {}
+    for name in names:
+        try:
+            sums |= package_sums([name])
+        except UserError:
+            sums[name] = ""
+    return sums
+
+
+def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
+    """Return what a function answers on each node, by node.
+
+    Raises:
+        UserError: not every node answered in time.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
     for node in node_ids:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        asked[node] = ray.remote(_unreadable).options(num_cpus=0, scheduling_strategy=here).remote(paths)
+        asked[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
     try:
-        answers: list[list[str]] = ray.get(list(asked.values()), timeout=PROBE_S)
+        answers = ray.get(list(asked.values()), timeout=PROBE_S)
     except ray.exceptions.GetTimeoutError:
         raise UserError(
-            f"not every node answered within {PROBE_S:.0f} s whether it sees the files",
+            f"not every node answered within {PROBE_S:.0f} s {what}",
             where="cluster",
             fix="look at `ray status`; remove nodes that do not work",
         ) from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scalablevit.config.commands import command_name
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError, UserErrors, raise_all
-from scalablevit.config.model_names import check_model_name
+from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Length, Recipe, Stage
@@ -19,6 +19,7 @@ from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.config.task_info import kind_of_script, task_info
+from scalablevit.config.user_code import import_user_code
 from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
@@ -227,7 +228,13 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 
 def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
     """Hold the stage's names and addresses against what there is."""
-    check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid)
+    import_user_code(stage.imports)
+    dense = task_info(stage.task.kind).needs_pyramid
+    check_model_name(stage.model.name, dense=dense, registered=bool(stage.imports))
+    if stage.model.name not in known_models():
+        from scalablevit.models.backbone import check_architecture
+
+        check_architecture(stage.model.name)
     check_uri(tracking_uri(stage.tracking.uri, root))
     return find_init_weights(stage, root)
 

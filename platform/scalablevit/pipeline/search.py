@@ -15,6 +15,7 @@ from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
 from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.user_code import imports_of, package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.chain import run_chain
 from scalablevit.pipeline.init_weights import InitWeights
@@ -127,6 +128,7 @@ def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | N
             init_weights=initial.location if initial else None,
             init_sha256=initial.sha256 if initial else "",
             keep_head=initial is None or initial.keep_head(resolved.classes),
+            user_code=package_sums(imports_of(search.recipe)),
         )
         trials = open_trials(search, store.location)
         told = partial(_tell, status_file, search, trials)
@@ -194,6 +196,7 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
     facts = {
         tags.DATA_DIGEST: resolved.digest,
         tags.RECIPE_HASH: resolved.hash,
+        **tags.user_code(package_sums(resolved.stage.imports)),
         "space": search.name,
         "run_folder": store.location,
     }

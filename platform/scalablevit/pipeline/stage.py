@@ -15,6 +15,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
+from scalablevit.config.user_code import find_packages, package_sums
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import InitWeights
@@ -171,6 +172,7 @@ def _begin(
         tags.RECIPE_HASH: resolved.hash,
         tags.DATA_DIGEST: resolved.digest,
         tags.CODE_DIGEST: environment["code"]["digest"],
+        **tags.user_code(package_sums(stage.imports)),
         "stage": resolved.name,
         "run_folder": store.location,
         **(initial.lineage() if initial else {}),
@@ -207,6 +209,7 @@ def _launch(
         init_sha256=initial.sha256 if initial else "",
         keep_head=initial is None or initial.keep_head(resolved.classes),
         data_listing=store.location,
+        user_code=package_sums(resolved.stage.imports),
     )
     metric = task_info(resolved.stage.task.kind).best_metric
     with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
@@ -233,10 +236,12 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
         package=PACKAGE,
         serving=SERVING,
         requirements=pinned([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
+        user_packages=[package.folder for package in find_packages(resolved.stage.imports)],
         tags={
             tags.RECIPE_HASH: resolved.hash,
             tags.DATA_DIGEST: resolved.digest,
             tags.METRIC: chosen,
+            **tags.user_code(package_sums(resolved.stage.imports)),
             **finished.lineage,
         },
     )

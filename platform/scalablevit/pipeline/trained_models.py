@@ -9,6 +9,7 @@ from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import ModelConfig, stored_config
+from scalablevit.config.user_code import import_stored_code
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG, RESULT, RUNS, WEIGHTS
 from scalablevit.runs.result import load_result
@@ -73,6 +74,8 @@ def note_older(model: str, config: ModelConfig) -> None:
 def trained_recipe(script: str, config: ModelConfig, overrides: Sequence[str], model: str) -> Recipe:
     """The stage that a model was trained by, with overrides on top that leave its network alone.
 
+    The users' code that it was trained with is imported, if it is here; that which is stored with it never runs.
+
     Args:
         script: name of the only stage, also in errors.
         config: the model's `config.json`.
@@ -80,14 +83,15 @@ def trained_recipe(script: str, config: ModelConfig, overrides: Sequence[str], m
         model: what errors name for values without a place.
 
     Raises:
-        UserError: an override of the model's section, or as `override_stage`.
+        UserError: an override of the model's section or code, or as `import_stored_code` and `override_stage`.
     """
     for override in overrides:
-        if path_in_stage(override)[:1] == ["model"]:
+        if path_in_stage(override)[0] in ("model", "imports"):
             raise UserError(
                 "the weights are of the network that the model's own recipe describes",
                 where=f"override {override!r}",
                 fix="leave it out; another network has to be trained",
             )
+    import_stored_code(config, model)
     stored = {**config["stage"], "model": {**config["stage"]["model"], "init": None}}
     return override_stage(script, stored, overrides, model)

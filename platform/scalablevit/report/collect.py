@@ -96,7 +96,7 @@ def _job(folder: Path) -> Page:
 def _stage(store: RunStore, registered: str) -> Stage:
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
-    stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE))
+    stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE), imports=True)
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
     rows = by_step(outbox_of(local), uid)
     recorded = _recorded(local)

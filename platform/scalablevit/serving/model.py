@@ -37,7 +37,10 @@ class ImageModel(PythonModel):
         from scalablevit.serving.request import Limits
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
-        stage = stored_stage(config["stage"], context.artifacts["config"])
+        # users' code: the archive's own copy, which MLflow has put on the path
+        stage = stored_stage(
+            config["stage"], context.artifacts["config"], imports=True, expected=config.get("user_code", {})
+        )
         self.limits = Limits.from_environment()
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from scalablevit.config.recipe import Stage
+from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.serving.network import load_trained
 from scalablevit.tasks.output import Answer, draw
@@ -59,7 +60,7 @@ class Predictor:
 
     def __init__(self, **job: Any) -> None:
         self.job = Job(**job)
-        stage = Stage.model_validate_json(self.job.stage)
+        stage = stage_from_json(self.job.stage)
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
         self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from scalablevit.config.recipe import Stage
+from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.data.loader import build_loader, prefetch
@@ -62,7 +62,7 @@ def score(
     Raises:
         UserError: files have changed since then.
     """
-    stage = Stage.model_validate_json(stage_json)
+    stage = stage_from_json(stage_json)
     trained = load_trained(stage, classes, weights)
     source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
     per_sample = task_kind(stage.task.kind).build_sample_statistics(metric, classes)

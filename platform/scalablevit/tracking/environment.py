@@ -1,11 +1,12 @@
 """What a run was made with: packages, interpreter, platform, and the version of our own code."""
 
-import hashlib
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
+
+from scalablevit.config.packages import content_sum, package_files
 
 GIT_TIMEOUT_S = 10
 
@@ -41,24 +42,13 @@ class Environment(TypedDict):
 
 
 def code_files(package: Path) -> list[Path]:
-    """The files of a package that are code, sorted by relative path: no byte code, and none of the shipped recipes."""
-    files = (path for path in package.rglob("*") if path.is_file())
-    left_out = {"__pycache__", *SHIPPED}
-    return sorted(
-        (path for path in files if left_out.isdisjoint(path.relative_to(package).parts)),
-        key=lambda path: path.relative_to(package).as_posix(),
-    )
+    """Return the files of our package that are code, sorted by relative path: none of the shipped recipes."""
+    return package_files(package, SHIPPED)
 
 
 def code_digest(package: Path) -> str:
-    """SHA-256 over relative paths and contents of a package's files: equal code, equal digest, wherever it lies."""
-    digest = hashlib.sha256()
-    for path in code_files(package):
-        content = path.read_bytes()
-        # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
-        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    """Return the SHA-256 of our package's code: equal code, equal digest, wherever it is."""
+    return content_sum(package, SHIPPED)
 
 
 def git_version(package: Path) -> GitVersion | None:

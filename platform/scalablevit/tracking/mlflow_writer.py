@@ -271,7 +271,7 @@ class MLflowWriter:
         return []
 
     def _model(self, record: ModelRecord) -> list[Refusal]:
-        registry.register(self._client, self._alive(record.uid), record, self._outbox / record.code)
+        registry.register(self._client, self._alive(record.uid), record, self._outbox)
         return []
 
     def _end(self, record: EndRecord) -> list[Refusal]:

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
 
+from scalablevit.config.packages import content_sum, package_files
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, FORMER_OUTBOX, OUTBOX, RECORDS, WEIGHTS_NAME
 from scalablevit.tracking import tags as tag_names
@@ -179,8 +180,9 @@ class Outbox:
         requirements: Sequence[str],
         tags: Texts,
         alias: str = "candidate",
+        user_packages: Sequence[Path] = (),
     ) -> None:
-        """Append a `ModelRecord`, and copy the package into the outbox: a job's copy of it vanishes with the job.
+        """Append a `ModelRecord`, and copy the packages into the outbox: a job's copies of them vanish with the job.
 
         Args:
             name: registered model's name.
@@ -189,9 +191,11 @@ class Outbox:
             serving: file inside `package` that calls `mlflow.models.set_model`, relative path.
             requirements: `name==version` lines.
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
+            user_packages: folders of users' packages that the model's code imports besides; copied likewise.
         """
+        package = Path(package).resolve()
         sums = {file: sha256_of(folder / file) for file in (WEIGHTS_NAME, CONFIG_NAME)}
-        code = self._keep_code(package)
+        code = self._keep_code(package, code_digest(package), code_files(package))
         registration = sha256(f"{uid}\0{name}\0{sums[WEIGHTS_NAME]}".encode()).hexdigest()[:32]
         lineage = {
             **tags,
@@ -201,6 +205,7 @@ class Outbox:
             tag_names.CONFIG_SHA256: sums[CONFIG_NAME],
             tag_names.CODE_DIGEST: code.parent.name,
         }
+        copies = [self._keep_code(each, content_sum(each), package_files(each)) for each in user_packages]
         record = ModelRecord(
             uid,
             now_ms(),
@@ -212,6 +217,7 @@ class Outbox:
             requirements=list(requirements),
             tags=_strings(lineage),
             alias=alias,
+            user_code=[copy.relative_to(self.folder).as_posix() for copy in copies],
         )
         self._append(record)
 
@@ -320,15 +326,14 @@ class Outbox:
         place = bisect_left(steps, step)
         return (place < len(steps) and steps[place] == step) or (key, step) in batch
 
-    def _keep_code(self, package: Path) -> Path:
-        """Copy the package's files to `code/<digest>/<package>`, once for each version of the code."""
-        package = Path(package).resolve()
-        target = self.folder / "code" / code_digest(package) / package.name
+    def _keep_code(self, package: Path, digest: str, files: Iterable[Path]) -> Path:
+        """Copy a package's files to `code/<digest>/<package>`, once for each version of the code."""
+        target = self.folder / "code" / digest / package.name
         if target.exists():
             return target
         part = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(part, ignore_errors=True)
-        for path in code_files(package):
+        for path in files:
             copy = part / path.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 FORMAT = 1
@@ -111,6 +111,12 @@ class ModelRecord(_Record):
     tags: dict[str, str]
     """Lineage, by the names of `tracking.tags`."""
     alias: str
+    user_code: list[str] = field(default_factory=list)
+    """Folders of users' packages that the model's code imports besides, as `code`."""
+
+    def as_dict(self) -> RecordFields:
+        """Return the line's fields; those of a model without users' code are as ever."""
+        return {name: value for name, value in super().as_dict().items() if name != "user_code" or value}
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ Record: TypeAlias = (
 )
 
 _KINDS = {
-    each.kind: (each, tuple(field.name for field in fields(each)))
+    each.kind: (each, tuple(each_field.name for each_field in fields(each) if each_field.default_factory is MISSING))
     for each in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord)
 }
 
@@ -207,4 +213,4 @@ def parse_line(raw: bytes) -> Record | None:
     known = _KINDS.get(kind)
     if known is None or not all(name in found for name in known[1]):
         return UnknownRecord(uid, time_ms, kind, found)
-    return known[0](**{name: found[name] for name in known[1]})
+    return known[0](**{each.name: found[each.name] for each in fields(known[0]) if each.name in found})

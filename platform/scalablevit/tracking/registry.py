@@ -20,7 +20,7 @@ INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
 LOOKUP_TIMEOUT_S = 10
 
 
-def register(client: "MlflowClient", run_id: str, record: ModelRecord, code: Path) -> "ModelVersion":
+def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: Path) -> "ModelVersion":
     """Make the version that a record asks for and point its alias at it.
 
     Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
@@ -30,26 +30,24 @@ def register(client: "MlflowClient", run_id: str, record: ModelRecord, code: Pat
         client: MLflow, for runs and registry.
         run_id: MLflow's id of the run that trained the model.
         record: what is asked for.
-        code: folder of the import package, the copy kept in the outbox.
+        outbox: folder of the outbox, which keeps copies of the packages that the model's code imports.
 
     Raises:
         Refused: a file of the model or its code is missing, or the code does not run.
     """
-    missing = [
-        str(path)
-        for path in (Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving)
-        if not path.is_file()
-    ]
+    code, users = outbox / record.code, [outbox / each for each in record.user_code]
+    needed = [Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving]
+    missing = [str(path) for path in (*needed, *(each / "__init__.py" for each in users)) if not path.is_file()]
     if missing:
         raise Refused(f"gone: {', '.join(missing)}")
     name, registration = record.name, record.registration
     found = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
-    version = found[0] if found else _create_version(client, client.get_run(run_id), record, code)
+    version = found[0] if found else _create_version(client, client.get_run(run_id), record, [code, *users])
     _point(client, version, record.alias)
     return version
 
 
-def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, code: Path) -> "ModelVersion":
+def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, code: list[Path]) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     model = _logged_model(client, run, record, code)
@@ -69,7 +67,7 @@ def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, cod
     )
 
 
-def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code: Path) -> "LoggedModel":
+def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code: list[Path]) -> "LoggedModel":
     """The model's files in MLflow; one whose upload was cut short is thrown away and made again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -88,8 +86,14 @@ def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code:
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: Path) -> None:
+def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Path]) -> None:
     """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code.
+
+    Args:
+        target: the folder.
+        model: as MLflow knows it.
+        record: the `model` record.
+        code: folders of packages, ours first.
 
     Raises:
         Refused: that code does not run; no server has a part in it, so trying again is of no use.
@@ -114,8 +118,8 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: Path) -
     try:
         mlflow.pyfunc.save_model(
             str(target),
-            python_model=str(code / record.serving),
-            code_paths=[str(code)],
+            python_model=str(code[0] / record.serving),
+            code_paths=[str(each) for each in code],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
             signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),  # type: ignore[no-untyped-call]
             metadata={"input": INPUT, "classes": config["classes"]},

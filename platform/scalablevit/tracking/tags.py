@@ -1,5 +1,8 @@
 """Names of the tags by which the platform finds and explains its runs and model versions in MLflow."""
 
+import json
+from collections.abc import Mapping
+
 UID = "scalablevit.uid"
 """On a run: our run uid. On a model version: the registration's uid. What makes sending twice harmless."""
 RUN_UID = "scalablevit.run_uid"
@@ -10,6 +13,8 @@ CONFIG_SHA256 = "scalablevit.config_sha256"
 """On a model version: SHA-256 of `config.json`, checked by every reader."""
 CODE_DIGEST = "scalablevit.code_digest"
 """On a model version: digest of the package files it was trained with."""
+USER_CODE = "scalablevit.user_code"
+"""On a run or model version: content sum of each package that its recipe imports, by name, as JSON."""
 RECIPE_HASH = "scalablevit.recipe_hash"
 """On a run or model version: hash of the resolved recipe."""
 DATA_DIGEST = "scalablevit.data_digest"
@@ -34,3 +39,12 @@ PREVIOUS_CHAMPION = "scalablevit.previous_champion"
 """On a version that became champion: number of the version that was champion before; `none` for the first one."""
 ROLLED_BACK = "scalablevit.rolled_back"
 """On a version that was champion: when it was taken back, and to which version."""
+
+
+def user_code(sums: Mapping[str, str]) -> dict[str, str]:
+    """Return the tag of users' own code; none where there is no such code.
+
+    Args:
+        sums: content sum of each package, by name.
+    """
+    return {USER_CODE: json.dumps(sums, sort_keys=True)} if sums else {}

@@ -9,6 +9,7 @@ from torch import nn
 
 from scalablevit.config.data import CocoInstances, LabelledImages, SplitName
 from scalablevit.config.errors import UserError
+from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Stage
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, prefetch
@@ -100,7 +101,9 @@ class WorkerCallbacks:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics on the validation split."""
-        return evaluate(self._context.task, model, eval_batches_of(self._context, self._val), self._context.autocast())
+        context = self._context
+        batches, registered = eval_batches_of(context, self._val), registered_metrics(context.stage)
+        return evaluate(context.task, model, batches, context.autocast(), registered=registered)
 
     def report(self, record: Record) -> None:
         """Hand a record on, soon."""

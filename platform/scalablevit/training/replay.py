@@ -57,7 +57,7 @@ def replay(folder: Path) -> Replay:
             where=str(folder),
             fix="name a folder <run>/nonfinite/step_<n>, made with training.nonfinite.capture=true",
         ) from None
-    stage = stored_stage(facts["stage"], str(folder / STEP))
+    stage = stored_stage(facts["stage"], str(folder / STEP), imports=True)
     task = build_task(stage, tuple(facts["classes"]))
     world, state = len(batches), facts["state"]
     position = state["step"] + state["passed_over"]

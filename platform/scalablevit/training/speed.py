@@ -7,6 +7,7 @@ import torch
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import Batch, build_loader, to_device
 from scalablevit.data.sampler import Key
@@ -52,7 +53,7 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
 
 def cpu_step_s(stage_json: str, classes: tuple[str, ...], images: int) -> float | tuple[str, str, str]:
     """`median_step_s` on a CPU, of plain values; a mistake of the user's is returned as its three parts."""
-    stage = Stage.model_validate_json(stage_json)
+    stage = stage_from_json(stage_json)
     try:
         return median_step_s(stage, build_task(stage, classes), images, torch.device("cpu"))
     except UserError as error:

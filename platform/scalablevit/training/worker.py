@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch import nn
 
 from scalablevit.config.data import SPLITS, SplitName
 from scalablevit.config.errors import UserError
+from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Length, Stage
+from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
@@ -62,6 +64,8 @@ class WorkerConfig:
     lower_is_better: bool = False
     data_listing: str = ""
     """Folder in which the driver left what it listed (`training.data_listing`); empty: this process lists the data."""
+    user_code: dict[str, str] = field(default_factory=dict)
+    """Content sum of each package of the stage's `imports`, by name, as the driver has them."""
     stored_first: bool = False
     """Hand an evaluation on only when its checkpoint is stored: whoever stops a run upon it can rely on that."""
 
@@ -101,7 +105,7 @@ def run(
 def _run(
     worker_config: WorkerConfig, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
 ) -> WorkerResult:
-    stage = Stage.model_validate_json(worker_config.stage)
+    stage = stage_from_json(worker_config.stage, worker_config.user_code)
     configure_torch(stage)
     context, source = run_on_all_ranks(lambda: _open(stage, worker_config, device, rank, world))
     poller.timings.opened = time.time()
@@ -136,8 +140,10 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     seen = stage.data if augmentation is None else augmentation.data
     data = SampleDataset(source, seen, stage.training.seed, train=False)
     model = model.to(context.device)
-    batches = eval_batches_of(context, data)
-    return WorkerResult(metrics=evaluate(task, model, batches, context.autocast(), augmentation=augmentation))
+    batches, registered = eval_batches_of(context, data), registered_metrics(stage)
+    return WorkerResult(
+        metrics=evaluate(task, model, batches, context.autocast(), augmentation=augmentation, registered=registered)
+    )
 
 
 def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:

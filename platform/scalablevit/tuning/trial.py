@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -13,6 +13,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
+from scalablevit.config.user_code import import_user_code, imports_of
 from scalablevit.tracking.connection import mask
 from scalablevit.tracking.records import StepMetrics
 from scalablevit.tuning.population import pointing, segment_folder, write_recipe
@@ -35,6 +36,8 @@ class TrialContext:
     init_weights: str | None
     init_sha256: str
     keep_head: bool
+    user_code: dict[str, str] = field(default_factory=dict)
+    """Content sum of each package that the recipe imports, by name, as the driver has them."""
 
     def total_steps(self, stage: Stage) -> int:
         """Steps of a trial that is not stopped."""
@@ -126,6 +129,7 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     """
     number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
     trial = Trial(number, values)
+    import_user_code(imports_of(context.search.recipe), context.user_code)
     stage = trial_stage(context.search, values)
     check_sampled(stage, values)
     folder = trial_folder(context.folder, number)
@@ -167,6 +171,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         metric=space.metric,
         lower_is_better=space.mode == "min",
         data_listing=context.folder,
+        user_code=context.user_code,
         stored_first=True,
     )
     if stage.cluster.workers == 1:

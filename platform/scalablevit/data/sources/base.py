@@ -34,7 +34,8 @@ class Sample:
     """One image and what is known about it."""
 
     image: Path | Member
-    label: int | None
+    label: int | NDArray[np.uint8] | None
+    """As in `Example`."""
     mask: Path | None
 
 
@@ -44,8 +45,8 @@ class Example:
 
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
-    label: int | None = None
-    """Class of the image."""
+    label: int | NDArray[np.uint8] | None = None
+    """Class of the image; or, for users' own tasks, (classes,): 1 for each class that it has, else 0."""
     mask: NDArray[np.uint8] | None = None
     """(height, width) labels, 255 ignored."""
     instances: Instances | None = None
@@ -147,9 +148,11 @@ class Source(Sequence[Sample]):
         return self._with_listing(self._relabelled(numbers, classes))
 
     def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
-        """Return the listing with `numbers[label]` in place of each label."""
+        """Return the listing with `numbers[label]` in place of each label; of several a sample, columns move along."""
         arrays = dict(self.listing.arrays)
-        if "labels" in arrays:
+        if "labels" in arrays and arrays["labels"].ndim == 2:
+            arrays["labels"] = arrays["labels"][:, np.argsort(numbers)]
+        elif "labels" in arrays:
             arrays["labels"] = numbers[arrays["labels"]].astype(arrays["labels"].dtype)
         facts = {**self.listing.facts, "classes": list(classes)}
         facts.pop("digest", None)

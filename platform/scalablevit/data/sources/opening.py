@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, SplitName, TarShards
+from scalablevit.config.data import CocoInstances, Data, DataSection, ImageFolder, MaskPairs, SplitName, TarShards
 from scalablevit.config.errors import UserError
+from scalablevit.config.extensions import add_source_section
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.coco import CocoSource
@@ -20,6 +21,25 @@ SOURCES: dict[type[Any], type[Any]] = {
     MaskPairs: MaskPairsSource,
     CocoInstances: CocoSource,
 }
+
+
+def register_source(section: type[DataSection], source: type[Source], tasks: Sequence[str] = ()) -> None:
+    """Add a source of data, which recipes then may name as `data.source`.
+
+    Call it when your package is imported, and name the package under `imports` in the recipe. Registering the same
+    class again is harmless.
+
+    Args:
+        section: the recipe's `data` section, with `source: Literal["<name>"]`: a subclass of `LabelledImages` (or
+            `MaskPairs`, `CocoInstances`), whose keys say how images are prepared.
+        source: finds and reads the samples; it has a class method `find` as `ImageFolderSource` has.
+        tasks: kinds of task that may learn from it, besides those whose own `TaskInfo` names it.
+
+    Raises:
+        UserError: the section is of another kind, or its name is taken.
+    """
+    add_source_section(section, tasks)
+    SOURCES[section] = source
 
 
 def open_source(data: Data, split: SplitName, root: Path, classes: Sequence[str] | None = None) -> Source:

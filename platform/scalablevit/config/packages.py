@@ -1,0 +1,92 @@
+"""Python packages: names of their modules, which files belong to one, and their content sum."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError
+
+PLATFORM = __name__.partition(".")[0]
+"""Name of our own package."""
+LONGEST_NAME = 200
+"""Characters of a module's name."""
+DEPENDENCIES = frozenset({
+    "albumentations", "cv2", "faster_coco_eval", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
+    "onnx", "onnxruntime", "optuna", "pandas", "PIL", "psutil", "pyarrow", "pydantic", "ray", "safetensors", "scipy",
+    "simplejpeg", "timm", "torch", "torchvision", "tqdm", "yaml",
+})  # fmt: skip
+"""Packages that the platform itself imports: to name one would sum up gigabytes and register nothing."""
+
+
+def top_level(module: str) -> str:
+    """Return the package that a module belongs to, by their names."""
+    return module.partition(".")[0]
+
+
+def refuse_other_modules(name: str) -> None:
+    """Refuse the name of a module that cannot be a user's own; nothing is looked for.
+
+    Raises:
+        ValueError: it is no plain dotted name, or one of Python's, of ours or of what we depend on.
+    """
+    top = top_level(name)
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
+        raise ValueError(f"{name[:LONGEST_NAME]!r} is no name of a module; write one such as my_package.tasks")
+    if top == PLATFORM:
+        raise ValueError(f"{name} is the platform's own code, which is always imported; leave it out")
+    if top in sys.stdlib_module_names:
+        raise ValueError(f"{name} belongs to Python itself; name a package of your own")
+    if top in DEPENDENCIES:
+        raise ValueError(f"{name} is imported by the platform itself; name a package of your own, or leave it out")
+
+
+def refuse_unimportable(registered: Any, where: str) -> None:
+    """Refuse a function or class that is registered and that other processes cannot import as a user's own.
+
+    Raises:
+        UserError: it is defined in a script or notebook, in our package, or within a function.
+    """
+    module, name = registered.__module__, registered.__qualname__
+    if top_level(module) in ("__main__", PLATFORM) or not hasattr(sys.modules[module], name.partition(".")[0]):
+        raise UserError(
+            f"no worker can import {module}.{name} as yours",
+            where=where,
+            fix="define it at the top of a module of your own package, which the recipe names under imports",
+        )
+
+
+def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:
+    """Return a package's files, code and data, sorted by relative path.
+
+    Byte code and hidden files are no part of it: neither travels with a job.
+
+    Args:
+        package: its folder.
+        left_out: further names of folders and files that do not count.
+    """
+    found = []
+    for path in package.rglob("*"):
+        parts = path.relative_to(package).parts
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if not hidden and not set(left_out).intersection(parts) and path.is_file():
+            found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(package).as_posix())
+
+
+def content_sum(package: Path, left_out: Collection[str] = ()) -> str:
+    """Return the SHA-256 over relative paths and contents of a package's files, wherever it is.
+
+    Args:
+        package: its folder.
+        left_out: as for `package_files`.
+    """
+    digest = hashlib.sha256()
+    for path in package_files(package, left_out):
+        content = path.read_bytes()
+        # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""Users' own packages, which a recipe names under `imports`: found without importing, summed up, and imported."""
+
+import importlib
+import importlib.util
+import json
+import sysconfig
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import all_suffixes
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.packages import content_sum, package_files, refuse_other_modules, top_level
+from scalablevit.config.recipe import Recipe, Stage
+
+KEY = "imports"
+SUMS = "user_code"
+"""In a model's `config.json`: content sum of each package of its stage's `imports`, by name."""
+SHOWN_SUM = 12
+"""Characters of a content sum in messages."""
+_imported: dict[str, str] = {}
+"""Content sum of each package at the time when this process imported it."""
+
+
+@dataclass(frozen=True)
+class UserPackage:
+    """A user's package as this machine has it."""
+
+    name: str
+    """Of the top level."""
+    folder: Path
+    installed: bool
+    """Whether it is among the interpreter's installed packages: every node must have it; else it travels with a job."""
+
+    def content_sum(self) -> str:
+        """Return the SHA-256 of its files' names and contents."""
+        return content_sum(self.folder)
+
+
+def imports_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the modules that the stages of a recipe name, once each."""
+    return tuple(dict.fromkeys(name for stage in recipe.stages.values() for name in stage.imports))
+
+
+def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
+    """Find the packages that modules belong to, once each, without importing anything.
+
+    Args:
+        names: dotted names of modules.
+        where: what errors name as the place of the names.
+
+    Raises:
+        UserError: a module is not there, or is no part of a package of the user's own.
+    """
+    found: dict[str, UserPackage] = {}
+    for name in names:
+        top, _, inner = name.partition(".")
+        if top not in found:
+            found[top] = _find_package(top, where)
+        _check_module(found[top], inner, where)
+    return list(found.values())
+
+
+def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
+    """Return the content sum of each package that modules belong to, by its name; arguments as `find_packages`.
+
+    Raises:
+        UserError: as `find_packages`.
+    """
+    return {package.name: package.content_sum() for package in find_packages(names, where)}
+
+
+def import_user_code(names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY) -> None:
+    """Import users' modules, so that what they register is known.
+
+    All are found, and their sums compared, before the first one is imported.
+
+    Args:
+        names: dotted names of modules, in the order of importing.
+        expected: content sums that their packages must have; None: whatever is here.
+        where: what errors name as the place of the names.
+
+    Raises:
+        UserError: a module is not there, its package has another sum, or it raises an exception.
+    """
+    if not names:
+        return
+    packages = find_packages(names, where)
+    for package in packages:
+        found = package.content_sum()
+        if expected is not None and expected.get(package.name) != found:
+            raise _other_code(package, expected.get(package.name), found, where)
+        if _imported.setdefault(package.name, found) != found:
+            raise UserError(
+                f"the files of {package.name} have changed since this process imported it",
+                where=str(package.folder),
+                fix="start again in a new process (a notebook: restart its kernel)",
+            )
+    for name in names:
+        _import(name, next(package for package in packages if package.name == top_level(name)))
+
+
+def import_stored_code(config: Mapping[str, Any], where: str) -> None:
+    """Import the code that a stored model was trained with, if it is here.
+
+    Args:
+        config: the model's `config.json`, whose `user_code` has the content sums.
+        where: the model, for errors.
+
+    Raises:
+        UserError: as `import_user_code`; nothing of the code that is stored with the model runs.
+    """
+    import_user_code(stored_names(config["stage"], where), config.get(SUMS, {}), where)
+
+
+def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Stage:
+    """Return a stage that another process sent, with its users' code imported.
+
+    Args:
+        text: the stage as JSON.
+        expected: content sums that the packages of its code must have; None: whatever is here.
+
+    Raises:
+        UserError: as `import_user_code`.
+    """
+    import_user_code(stored_names(json.loads(text), KEY), expected)
+    return Stage.model_validate_json(text)
+
+
+def stored_names(sections: Mapping[str, Any], where: str) -> list[str]:
+    """Return what the plain sections of a stage, which need not be ours, name under `imports`.
+
+    Args:
+        sections: of the stage.
+        where: their file, for errors.
+
+    Raises:
+        UserError: they are no names of users' modules.
+    """
+    names = sections.get(KEY, ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{KEY} are no names of modules", where=where, fix="restore the file from a copy")
+    for name in names:
+        try:
+            refuse_other_modules(name)
+        except ValueError as error:
+            raise UserError(str(error), where=where, fix="restore the file from a copy") from None
+    return list(names)
+
+
+def _find_package(name: str, where: str) -> UserPackage:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a broken finder; a module without a spec, such as __main__
+        spec = None
+    if spec is None:
+        raise UserError(f"there is no package {name}", where=where, fix=_advice(name))
+    if spec.submodule_search_locations is None:
+        raise UserError(
+            f"{name} is a single module ({spec.origin}), and only packages travel with a job",
+            where=where,
+            fix=f"make it a package: a folder {name} with its code in __init__.py",
+        )
+    if spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(
+            f"{name} is no package but a folder without code of its own, or within an archive: "
+            f"{', '.join(spec.submodule_search_locations)}",
+            where=where,
+            fix="add an __init__.py to your package's folder; or make sure that this name means your package",
+        )
+    folder = Path(spec.origin).resolve().parent
+    if folder.name != name:
+        raise UserError(
+            f"{name} is in a folder of another name, {folder}, under which it would travel",
+            where=where,
+            fix=f"name the folder {name}",
+        )
+    package = UserPackage(name, folder, any(folder.is_relative_to(place) for place in _places_of_installed()))
+    compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
+    if compiled and not package.installed:
+        raise UserError(
+            f"{name} has compiled code ({compiled[0]}), which may not run on other machines",
+            where=where,
+            fix="install the package on every node (pip install); only pure Python travels with a job",
+        )
+    return package
+
+
+def _advice(name: str) -> str:
+    """What to do about a package that is not found."""
+    if (Path(name) / "__init__.py").is_file():
+        return f"it is in the current folder, where Python does not look: PYTHONPATH={Path.cwd()}, or pip install it"
+    return "check its name; put the folder that holds the package on PYTHONPATH, or pip install it (-e: as it is)"
+
+
+def _places_of_installed() -> set[Path]:
+    return {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+
+
+def _check_module(package: UserPackage, inner: str, where: str) -> None:
+    """Look for a module's file within its package.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not inner:
+        return
+    path = package.folder.joinpath(*inner.split("."))
+    files = [path.with_name(path.name + suffix) for suffix in all_suffixes()]
+    if not path.is_dir() and not any(file.is_file() for file in files):
+        raise UserError(
+            f"package {package.name} has no module {inner}",
+            where=where,
+            fix=f"make {package.folder.name}/{'/'.join(inner.split('.'))}.py, or correct the name",
+        )
+
+
+def _other_code(package: UserPackage, expected: str | None, found: str, where: str) -> UserError:
+    there = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
+    return UserError(
+        f"this was made by {package.name} {there}, and {package.folder} has {found[:SHOWN_SUM]}",
+        where=where,
+        fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
+        "runs by itself",
+    )
+
+
+def _import(name: str, package: UserPackage) -> None:
+    """Import a module.
+
+    Raises:
+        UserError: it raises an exception; the error names file and line of the user's code.
+    """
+    try:
+        importlib.import_module(name)
+    except UserError as error:  # of a registration
+        place = _place_in(package, error)
+        raise UserError(error.what, where=": ".join(filter(None, [place, error.where])), fix=error.fix) from None
+    except (Exception, SystemExit) as error:
+        what = f"importing {name} raises {type(error).__name__}" + (f": {error}" if str(error) else "")
+        raise UserError(what, where=_place_in(package, error), fix="correct that code; nothing was started") from None
+
+
+def _place_in(package: UserPackage, error: BaseException) -> str:
+    """Return file and line of the package's code where an exception came from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(package.folder)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else str(package.folder)

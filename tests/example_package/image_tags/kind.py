@@ -1,0 +1,146 @@
+"""What the task can do besides training: drawing, error analysis, tables, export, and the statistics of promotion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from image_tags.task import TaggingTask, counts_of, f1_of
+from scalablevit.config.recipe import Stage
+from scalablevit.data.loader import Batch
+from scalablevit.data.names import shown
+from scalablevit.data.transforms import MiddleOfStrip
+from scalablevit.tasks.error_analysis import SampleScore
+from scalablevit.tasks.export import Export
+from scalablevit.tasks.output import Answer, Table
+from scalablevit.tasks.registry import TaskKind
+from scalablevit.viz.samples import Image, draw_image, fitted
+from scalablevit.viz.style import plain
+
+HALF = 0.5
+
+
+class TaggingKind(TaskKind):
+    """See `TaskKind`."""
+
+    class_column = "tags"
+
+    def build_task(self, stage: Stage, classes: tuple[str, ...]) -> TaggingTask:
+        return TaggingTask(stage, classes)
+
+    def build_error_analysis(self, classes: Sequence[str]) -> "TagErrors":
+        return TagErrors(classes)
+
+    def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "TagStatistics":
+        return TagStatistics()
+
+    def build_output(self, classes: Sequence[str], folder: Path) -> "Tags":
+        return Tags(classes, folder)
+
+    def read_answer(self, received: Answer, size: tuple[int, int]) -> Answer:
+        shares = {str(name): float(value) for name, value in received["probabilities"].items()}
+        return {"tags": [str(tag) for tag in received["tags"]], "probabilities": shares}
+
+    def drawing(self) -> "TagDrawing":
+        return TagDrawing()
+
+    def export(self) -> Export:
+        return Export(lambda stage: (stage.data.image_size, stage.data.image_size))
+
+    def describe_preprocessing(self, stage: Stage) -> dict[str, Any]:
+        data = stage.data
+        return {
+            "short_side": data.eval_resize,
+            "rounding": "half_even",
+            "shrink_filter": "bilinear_antialiased" if data.antialias else "bilinear",
+            "antialias": data.antialias,
+            "longest_strip": MiddleOfStrip.LONGEST,
+            "center_crop": data.image_size,
+        }
+
+
+class TagErrors:
+    """The loss of each image."""
+
+    measure = "by the mean loss of an image's tags, the highest first"
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def update(self, predictions: Tensor, batch: Batch) -> list[SampleScore]:
+        labels = batch["label"]
+        losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none").mean(dim=1).tolist()
+        found = []
+        for number, label, logits, loss in zip(batch["index"].tolist(), labels, predictions, losses, strict=True):
+            words = f"{self._named(label > 0)}, answer {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
+            found.append(SampleScore(number, loss, words))
+        return found
+
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    def _named(self, chosen: Tensor) -> str:
+        return " ".join(name for name, on in zip(self.classes, chosen.tolist(), strict=True) if on) or "no tag"
+
+
+class TagStatistics:
+    """Right, superfluous and missing tags of each image."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self._counts: list[list[float]] = []
+
+    def update(self, predictions: Tensor, batch: Batch) -> None:
+        self._counts += counts_of(predictions, batch["label"], HALF).sum(dim=2).T.tolist()
+        self.numbers += batch["index"].tolist()
+
+    def metric(self, chosen: NDArray[np.int64]) -> float:
+        right, wrong, missing = np.array(self._counts)[chosen].sum(axis=0).tolist()
+        return f1_of(right, wrong, missing)
+
+
+class Tags(Table):
+    """`tags.csv`: a line for each image."""
+
+    name = "tags.csv"
+    header = ("file", "tags")
+
+    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+        return answer
+
+    def add(self, name: str, answer: Answer) -> None:
+        self.write(shown(name), " ".join(answer["tags"]))
+
+
+class TagDrawing:
+    """An image with the numbers of its tags, as a tuple."""
+
+    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+        axes.set_title(plain(self.caption(self.truth_of(batch, number), classes)), fontsize="x-small")
+        self.draw(axes, image, None)
+
+    def truth_of(self, batch: Batch, number: int) -> tuple[int, ...]:
+        return tuple(batch["label"][number].nonzero().flatten().tolist())
+
+    def prediction_of(self, prediction: Tensor, truth: Any) -> tuple[int, ...]:
+        return tuple((prediction.sigmoid() >= HALF).nonzero().flatten().tolist())
+
+    def size(self, image: Image, shown: Any) -> tuple[int, int]:
+        return image.shape[0], image.shape[1]
+
+    def caption(self, shown: tuple[int, ...], classes: Sequence[str]) -> str:
+        return ": " + (" ".join(classes[number] for number in shown) or "none")
+
+    def draw(self, axes: Axes, image: Image, shown: Any, classes: Sequence[str] = ()) -> None:
+        draw_image(axes, fitted(image, image.shape[:2]), image.shape[:2])
+
+    def classes_in(self, shown: Any) -> list[int]:
+        return []
+
+
+KIND: TaskKind = TaggingKind()

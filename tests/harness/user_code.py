@@ -1,0 +1,70 @@
+"""Users' own code in tests: packages written to a folder, and everything that their import changed put back."""
+
+import json
+import shutil
+import sys
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scalablevit.config import extensions, user_code
+from scalablevit.config.data import Shapes
+from scalablevit.config.promotion import Promotion
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task_info import TASKS
+from scalablevit.config.transforms import TRANSFORMS
+from scalablevit.data.shapes import write_shapes
+from scalablevit.data.sources.opening import SOURCES
+
+EXAMPLE = Path(__file__).parents[1] / "example_package"
+"""Folder of the example package, of its recipe and of its search space."""
+
+
+@contextmanager
+def packages_in(folder: Path) -> Iterator[Path]:
+    """Let Python find the packages in a folder; afterwards they, and what they registered, are unknown again."""
+    registries = (TASKS, SOURCES, TRANSFORMS, extensions.METRICS, extensions._sources_of, user_code._imported)
+    tables = [(table, dict(table)) for table in registries]
+    fields = [(field, field.annotation) for field in (*Stage.model_fields.values(), Promotion.model_fields["metric"])]
+    modules = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for table, before in tables:
+            typing.cast("dict[object, object]", table).clear()
+            typing.cast("dict[object, object]", table).update(before)
+        for field, annotation in fields:
+            field.annotation = annotation
+        extensions.rebuild_schema()
+        for name in set(sys.modules) - modules:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+                del sys.modules[name]
+
+
+def write_package(folder: Path, name: str, **files: str) -> Path:
+    """Write a package with modules of the given texts; `init` is its `__init__.py`. Return its folder."""
+    package = folder / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for module, text in files.items():
+        (package / ("__init__.py" if module == "init" else f"{module}.py")).write_text(text)
+    return package
+
+
+def write_tag_data(root: Path, train_images: int = 24, val_images: int = 8) -> None:
+    """Write the data of the example's recipe below a root: scenes of the built-in shapes, and the shapes in each."""
+    made = root / "made"
+    write_shapes(Shapes(train_images=train_images, val_images=val_images, image_size=32), made)
+    for split in ("train", "val"):
+        annotations = json.loads((made / "detection" / "annotations" / f"instances_{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in annotations["categories"]}
+        tags: dict[int, set[str]] = {image["id"]: set() for image in annotations["images"]}
+        for each in annotations["annotations"]:
+            tags[each["image_id"]].add(names[each["category_id"]])
+        folder = root / "tag-data" / "images" / split
+        shutil.copytree(made / "detection" / split, folder)
+        lines = [",".join([image["file_name"], *sorted(tags[image["id"]])]) for image in annotations["images"]]
+        (root / "tag-data" / f"{split}.csv").write_text("\n".join(lines) + "\n")

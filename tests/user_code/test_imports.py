@@ -1,0 +1,195 @@
+"""The recipe's key `imports`: what may be written, when code is imported, and what its content sum is."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from harness.toys import RECIPE
+from harness.user_code import packages_in, write_package
+
+from scalablevit.config.errors import UserError, UserErrors
+from scalablevit.config.loading import load_and_import, load_recipe
+from scalablevit.config.recipe import Stage
+from scalablevit.config.run_hash import hashed_part, stage_hash
+from scalablevit.config.space_loading import load_search
+from scalablevit.config.stored import stored_stage, to_store
+from scalablevit.config.user_code import find_packages, import_user_code, package_sums, stage_from_json
+
+LEAVES_A_TRACE = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
+
+
+@pytest.fixture
+def place(tmp_path):
+    with packages_in(tmp_path / "code") as folder:
+        yield folder
+
+
+def stage_with(*overrides: str) -> Stage:
+    return load_recipe(RECIPE, overrides).stages["pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("[os.path]", "os.path belongs to Python itself"),
+        ("[scalablevit.models]", "scalablevit.models is the platform's own code"),
+        ("[torch]", "torch is imported by the platform itself"),
+        ("['mine; import os']", "'mine; import os' is no name of a module"),
+        ("[mine..tasks]", "'mine..tasks' is no name of a module"),
+        ("[mine/tasks]", "'mine/tasks' is no name of a module"),
+        ("[mine, mine]", "a name occurs twice"),
+        (str([f"m{n}" for n in range(17)]), "at most 16 items"),
+    ],
+)
+def test_what_is_no_users_module_is_a_mistake_of_the_recipe(names, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        load_recipe(RECIPE, [f"imports={names}"])
+    assert "imports" in caught.value.where
+
+
+def test_a_mistake_has_file_and_line(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("imports: [os]\n" + RECIPE.read_text())
+    with pytest.raises(UserError, match="belongs to Python itself") as caught:
+        load_recipe(recipe)
+    assert caught.value.where == f"{recipe}:1: imports"
+
+
+def test_stages_without_users_code_are_stored_and_hashed_as_before():
+    stage = stage_with()
+    assert "imports" not in stage.model_dump() and "imports" not in to_store(stage)
+    assert "imports" not in hashed_part(stage) and "imports" not in stage.model_dump_json()
+    assert stage_hash(stage, "data") == "22146a715e66"
+
+
+def test_reading_imports_nothing(place):
+    package = write_package(place, "mine", init=LEAVES_A_TRACE)
+    stage = stage_with("imports=[mine]")
+    assert stage.imports == ("mine",)
+    assert stored_stage(to_store(stage)) == stage
+    assert package_sums(stage.imports)["mine"] == find_packages(["mine"])[0].content_sum()
+    assert not (package / "imported").exists() and "mine" not in sys.modules
+    load_and_import(RECIPE, ["imports=[mine]"])
+    assert (package / "imported").exists()
+
+
+def test_nothing_is_imported_while_anything_else_is_wrong(place):
+    package = write_package(place, "mine", init=LEAVES_A_TRACE)
+    wrong = ["imports=[mine]", "stages.pretrain.task={kind: mine, of_its_own: 3}", "optimizer.lr=-1"]
+    with pytest.raises(UserError, match="input should be greater than 0, got -1") as caught:
+        load_and_import(RECIPE, wrong)
+    assert "kind" not in str(caught.value), "whether the code registers it is not known yet"
+    with pytest.raises(UserErrors, match=r"got 'mine'(?s:.*)greater than 0"):
+        load_and_import(RECIPE, wrong[1:])
+    with pytest.raises(UserErrors, match=r"there is no package theirs"):
+        load_and_import(RECIPE, ["stages.pretrain.imports=[mine]", "stages.segment.imports=[theirs]",
+                                 "stages.detect.imports=[mine.absent]"])  # fmt: skip
+    assert not (package / "imported").exists()
+
+
+def test_a_kind_that_the_code_does_not_register_is_named_after_the_import(place):
+    write_package(place, "mine")
+    override = ["imports=[mine]", "stages.pretrain.task={kind: unheard}"]
+    with pytest.raises(UserError, match="got 'unheard'") as before:
+        load_recipe(RECIPE, override)
+    assert before.value.fix == "if mine registers it, import that first: reading a recipe imports nothing"
+    with pytest.raises(UserError, match="got 'unheard'") as after:
+        load_and_import(RECIPE, override)
+    assert after.value.fix == "mine registered no such name (scalablevit.register_...)"
+
+
+def test_what_cannot_be_found_or_does_not_travel(place):
+    place.mkdir(exist_ok=True)
+    (place / "single.py").touch()
+    (place / "namespace").mkdir()
+    write_package(place, "mine", tasks="")
+    write_package(place, "compiled")
+    (place / "compiled" / "fast.so").touch()
+    for name, reason in {
+        "absent": "there is no package absent",
+        "single": "single is a single module",
+        "namespace": "namespace is no package but a folder",
+        "mine.absent": "package mine has no module absent",
+        "compiled": r"compiled has compiled code \(fast.so\)",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            find_packages([name])
+    assert [(found.name, found.installed) for found in find_packages(["mine", "mine.tasks"])] == [("mine", False)]
+    assert [(found.name, found.installed) for found in find_packages(["pytest"])] == [("pytest", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("x = 1\n\nx.absent\n", 3, "importing mine raises AttributeError: 'int' object has no attribute 'absent'"),
+        ("\nx = = 1\n", 2, "importing mine raises SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(3)\n", 2, "importing mine raises SystemExit: 3"),
+        ("import absent_library\n", 1, "importing mine raises ModuleNotFoundError: No module named 'absent_library'"),
+    ],
+)
+def test_an_exception_of_users_code_names_its_line(place, text, line, reason):
+    package = write_package(place, "mine", init=text)
+    with pytest.raises(UserError) as caught:
+        import_user_code(["mine"])
+    assert caught.value.what.startswith(reason) and caught.value.where == f"{package / '__init__.py'}:{line}"
+
+
+def test_the_sum_is_of_names_and_contents_and_makes_another_run(place):
+    package = write_package(place, "mine", tasks="x = 1")
+    (package / "data").mkdir()
+    (package / "data" / "words.txt").write_text("a")
+    stage = stage_with("imports=[mine]")
+    first, run = package_sums(["mine"]), stage_hash(stage, "data")
+    assert first == package_sums(["mine.tasks", "mine"]) and run != stage_hash(stage_with(), "data")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "tasks.pyc").touch()
+    (package / ".hidden").touch()
+    assert package_sums(["mine"]) == first
+    for path, content in (("tasks.py", "x = 2"), ("data/words.txt", "b"), ("new.py", "")):
+        kept = (package / path).read_text() if (package / path).exists() else None
+        (package / path).write_text(content)
+        assert package_sums(["mine"]) != first and stage_hash(stage, "data") != run
+        (package / path).write_text(kept) if kept is not None else (package / path).unlink()
+    assert package_sums(["mine"]) == first and stage_hash(stage, "data") == run
+
+
+def test_other_code_than_expected_is_not_imported(place):
+    package = write_package(place, "mine", init=LEAVES_A_TRACE)
+    text = stage_with("imports=[mine]").model_dump_json()
+    found = package_sums(["mine"])["mine"][:12]
+    with pytest.raises(UserError, match=rf"made by mine with the content sum abcdefabcdef, and {package} has {found}"):
+        stage_from_json(text, {"mine": "abcdef" * 8})
+    with pytest.raises(UserError, match="made by mine without a content sum"):
+        stage_from_json(text, {})
+    assert not (package / "imported").exists()
+    assert stage_from_json(text, package_sums(["mine"])).imports == ("mine",)
+
+
+def test_code_that_changed_after_its_import_is_refused(place):
+    package = write_package(place, "mine")
+    import_user_code(["mine"])
+    import_user_code(["mine"])
+    (package / "__init__.py").write_text("x = 1")
+    with pytest.raises(UserError, match="the files of mine have changed since this process imported it"):
+        import_user_code(["mine"])
+
+
+def test_stored_names_are_checked_before_they_are_looked_for():
+    raw = to_store(stage_with()) | {"imports": ["os"]}
+    with pytest.raises(UserError, match="os belongs to Python itself"):
+        stored_stage(raw, "config.json", imports=True)
+    with pytest.raises(UserError, match="no names of modules"):
+        stored_stage(raw | {"imports": "mine"}, "config.json", imports=True)
+
+
+def test_the_base_recipe_of_a_search_is_imported_too(place, tmp_path):
+    package = write_package(place, "mine", init=LEAVES_A_TRACE)
+    space = tmp_path / "space.yaml"
+    text = f"recipe: {RECIPE}\nstage: pretrain\nmetric: val/top1\nbudget: {{trials: 2, epochs: 1}}\n"
+    space.write_text(text + "parameters: {optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}}\n")
+    load_search(space, ["imports=[mine]"])
+    with pytest.raises(UserError):
+        load_search(space, ["imports=[mine]", "space.seed=-1"], imports=True)
+    assert not Path(package / "imported").exists()
+    assert load_search(space, ["imports=[mine]"], imports=True).recipe.stages["pretrain"].imports == ("mine",)
+    assert Path(package / "imported").exists()
