@@ -17,6 +17,7 @@ import torch
 from harness.user_code import EXAMPLE, packages_in, write_tag_data
 
 import scalablevit as sv
+from scalablevit.cli.promote import _refuse_different_code
 from scalablevit.cli.recipe import _mistakes
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
@@ -183,6 +184,16 @@ def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path, monke
         with pytest.raises(UserError, match=said):
             trained_recipe("evaluate", find_model(trained.folder.name, [], trained.root)[1], [], "a run")
     assert "image_tags" not in sys.modules
+
+
+def test_versions_of_different_code_are_not_compared():
+    def made_by(digest: str) -> SimpleNamespace:
+        return SimpleNamespace(name="tags-tag", config={"user_code": {"image_tags": digest}})
+
+    _refuse_different_code([made_by("a" * 64), made_by("a" * 64)])
+    _refuse_different_code([made_by("a" * 64), SimpleNamespace(name="tags-tag", config={})])
+    with pytest.raises(UserError, match=r"different image_tags \(content sums a{12} and b{12}\)"):
+        _refuse_different_code([made_by("a" * 64), made_by("b" * 64)])
 
 
 def test_mlflow_serves_the_archives_own_copy(trained):
