@@ -3,8 +3,10 @@
 Ray's part is a worker in this process; tests/end_to_end/test_users_code.py goes through Ray.
 """
 
+import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,10 @@ import torch
 from harness.user_code import EXAMPLE, packages_in, write_tag_data
 
 import scalablevit as sv
+from scalablevit.cli import predict, promote
+from scalablevit.cli.promote import _refuse_different_code
 from scalablevit.cli.recipe import _mistakes
+from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.root import tracking_uri
@@ -162,6 +167,21 @@ def test_a_version_answers_where_its_code_is(trained):
         sv.load_model("models:/tags-tag@candidate", "imports=[]", root=trained.root)
 
 
+def test_a_version_is_promoted_by_its_own_metric_and_answers_a_folder(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    root, images = ["--root", str(trained.root)], trained.root / "tag-data" / "images" / "val"
+    assert promote.run(parse("promote", ["tags-tag", *root])) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^f1 +{trained.result.value:.4f}$", said, re.MULTILINE), said
+    assert "promoted against the limits alone" in said
+    answers = tmp_path / "answers"
+    assert predict.run(parse("predict", ["models:/tags-tag@champion", str(images), "--out", str(answers), *root])) == 0
+    rows = list(csv.DictReader((answers / "tags.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows] == sorted(path.name for path in images.iterdir())
+    model = sv.load_model("models:/tags-tag@champion", root=trained.root)
+    assert [row["tags"].split() for row in rows] == [each.tags for each in model.predict(sorted(images.iterdir()))]
+
+
 def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path, monkeypatch):
     """Neither the code here nor that in the registry runs for it."""
     expected = package_sums(["image_tags"])["image_tags"]
@@ -183,6 +203,16 @@ def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path, monke
         with pytest.raises(UserError, match=said):
             trained_recipe("evaluate", find_model(trained.folder.name, [], trained.root)[1], [], "a run")
     assert "image_tags" not in sys.modules
+
+
+def test_versions_of_different_code_are_not_compared():
+    def made_by(digest: str) -> SimpleNamespace:
+        return SimpleNamespace(name="tags-tag", config={"user_code": {"image_tags": digest}})
+
+    _refuse_different_code([made_by("a" * 64), made_by("a" * 64)])
+    _refuse_different_code([made_by("a" * 64), SimpleNamespace(name="tags-tag", config={})])
+    with pytest.raises(UserError, match=r"different image_tags \(content sums a{12} and b{12}\)"):
+        _refuse_different_code([made_by("a" * 64), made_by("b" * 64)])
 
 
 def test_mlflow_serves_the_archives_own_copy(trained):

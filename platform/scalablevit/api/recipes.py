@@ -10,7 +10,9 @@ from scalablevit.config.shipped import recipe_file, space_file
 
 
 def load_recipe(path: str | Path, *overrides: str) -> Recipe:
-    """Read and check a recipe; imports nothing heavy and looks at no data.
+    """Read and check a recipe; imports nothing heavy, looks at no data, and imports nothing that it names itself.
+
+    If your own package defines what the recipe names (a task, a source), `import` it before.
 
     Args:
         path: the recipe's YAML file, or the name of a shipped recipe, such as "demo".

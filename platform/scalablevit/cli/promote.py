@@ -21,7 +21,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import import_stored_code
+from scalablevit.config.user_code import SHOWN_SUM, SUMS, import_stored_code
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
@@ -144,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
     }
     for alias, found in versions.items():
         note_older(f"the {alias}", found.config)
+    _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
     registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
@@ -174,6 +175,26 @@ def _refuse_without_effect(overrides: Sequence[str]) -> None:
                 "has no effect here: each model is scored by its own recipe",
                 where=f"override {override!r}",
                 fix=f"overrides may change {', '.join(CHANGEABLE)}",
+            )
+
+
+def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
+    """Refuse to compare versions made by different users' code under one name.
+
+    Raises:
+        UserError: names the package and both sums.
+    """
+    sums = [each.config.get(SUMS, {}) for each in versions]
+    for package in dict.fromkeys(name for each in sums for name in each):
+        found = [each[package] for each in sums if package in each]
+        if len(set(found)) > 1:
+            shown = " and ".join(each[:SHOWN_SUM] for each in found)
+            raise UserError(
+                f"candidate and champion were made by different {package} (content sums {shown}), and one process can "
+                "import only one of them",
+                where=f"{versions[0].name}@{CHAMPION}",
+                fix="train the champion's recipe again with today's code and promote that first, or compare both by "
+                f"{command_name('evaluate')}, each with its own code, and move the alias in MLflow",
             )
 
 

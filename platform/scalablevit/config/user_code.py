@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import site
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,7 +197,8 @@ def _advice(name: str) -> str:
 
 
 def _places_of_installed() -> set[Path]:
-    return {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    return {Path(place).resolve() for place in (*places, *site.getsitepackages())}
 
 
 def _check_module(package: UserPackage, inner: str, where: str) -> None:

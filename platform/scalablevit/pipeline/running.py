@@ -9,6 +9,7 @@ from scalablevit.config.shipped import space_file
 from scalablevit.config.space import Search
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
+from scalablevit.config.user_code import import_user_code, imports_of
 
 if TYPE_CHECKING:
     from scalablevit.pipeline.resolve import ResolvedStage
@@ -23,9 +24,12 @@ def load_recipe_search(recipe: Recipe, folder: Path) -> Search | None:
         folder: that `tune` is relative to.
 
     Raises:
-        UserError: as `load_search`.
+        UserError: as `load_search` and `import_user_code`.
     """
-    return None if recipe.tune is None else load_search(space_file(str(recipe.tune), folder), (), recipe)
+    if recipe.tune is None:
+        return None
+    import_user_code(imports_of(recipe))  # the search may be by a metric of theirs
+    return load_search(space_file(str(recipe.tune), folder), (), recipe)
 
 
 def prepare(
