@@ -1,12 +1,12 @@
 """Tables as text."""
 
-from scalablevit.text import and_more, lined_up
+from scalablevit.text import and_more, format_table
 
 ROWS = [("run", "state", "at"), ("a", "finished", ""), ("longer", "-", "3")]
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
-    assert lined_up(ROWS).splitlines() == [
+    assert format_table(ROWS).splitlines() == [
         "run     state     at",
         "------  --------  --",
         "a       finished",
@@ -15,13 +15,13 @@ def test_columns_are_as_wide_as_their_widest_cell():
 
 
 def test_a_table_without_a_rule():
-    assert lined_up(ROWS, rule=False).splitlines() == [
-        line for line in lined_up(ROWS).splitlines() if not line.startswith("--")
+    assert format_table(ROWS, rule=False).splitlines() == [
+        line for line in format_table(ROWS).splitlines() if not line.startswith("--")
     ]
 
 
 def test_the_rule_is_below_the_heading():
-    assert lined_up([["a", "bb"], ["ccc", "d"]]).splitlines() == ["a    bb", "---  --", "ccc  d"]
+    assert format_table([["a", "bb"], ["ccc", "d"]]).splitlines() == ["a    bb", "---  --", "ccc  d"]
 
 
 def test_what_a_list_leaves_out_is_counted():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def lined_up(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
+def format_table(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
     """Rows of as many cells each, the first of them the heading, with a rule below it, in columns of text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

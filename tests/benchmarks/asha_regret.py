@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from scalablevit.tuning.trials import load_trials, ranked
+from scalablevit.tuning.trials import load_trials, rank_trials
 
 RESAMPLES, SEED = 2000, 0
 BAR = 0.4
@@ -35,7 +35,7 @@ def main() -> int:
     sign = -1 if space["mode"] == "min" else 1
     interval, total = options.evaluate_every, options.evaluate_every * curves.shape[1]
     best = (sign * curves).max(axis=1)
-    chosen = ranked(asha, space["mode"])[0]
+    chosen = rank_trials(asha, space["mode"])[0]
     used = sum(len(trial.curve) for trial in asha) / curves.size
     print(f"{len(full)} trials of {total:g} epochs, evaluated every {interval:g}; {space['metric']}")
     print(f"in full   {curves.size * interval:7g} epochs, best {sign * best.max():.4f} (trial {best.argmax()})")

@@ -34,7 +34,7 @@ from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import count_lines, open_runs, read_lines
 from scalablevit.tracking.records import MetricsRecord, Record
-from scalablevit.tracking.sync import LIVE_WITHIN_MS, remembered
+from scalablevit.tracking.sync import LIVE_WITHIN_MS, load_progress
 from scalablevit.tracking.tags import UID
 
 OUTAGE_S = float(os.environ.get("SCALABLEVIT_OUTAGE_S", "45"))
@@ -132,7 +132,7 @@ class Case:
         ]
 
     def is_steady(self) -> bool:
-        saved = [remembered(folder / "outbox") for folder in (self.folder, self.orphan)]
+        saved = [load_progress(folder / "outbox") for folder in (self.folder, self.orphan)]
         return all(each is not None and each.runs for each in saved) and (self.folder / LOG).exists()
 
     def suffer(self) -> None:
@@ -142,7 +142,7 @@ class Case:
             time.sleep(KILL_AFTER_S)
             os.kill(int((self.orphan / "pid").read_text()), signal.SIGKILL)
             time.sleep(max(0.0, self.begun + OUTAGE_S - time.monotonic()))
-            saved = remembered(self.folder / "outbox")
+            saved = load_progress(self.folder / "outbox")
             assert saved is not None
             self.waiting = count_lines(self.folder / "outbox", saved.offset)
             self.ended = time.monotonic()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalablevit.config.errors import UserError, UserErrors, masked
+from scalablevit.config.errors import UserError, UserErrors, mask_credentials
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from scalablevit.config.errors import UserError, UserErrors, masked
     ],
 )
 def test_addresses_lose_their_credentials(text: str, shown: str) -> None:
-    assert masked(text) == shown
+    assert mask_credentials(text) == shown
 
 
 def test_no_part_of_an_error_shows_them() -> None:

@@ -127,7 +127,7 @@ def test_a_deadline_ends_the_look_and_keeps_nothing(base: Path, monkeypatch: pyt
     data = pairs(base)
     (base / "train/i/5.jpg").write_bytes(b"spoilt")
     source = open_source(data, "train", Path("/"))
-    source.look_at_contents()
+    source.read_contents()
     times = iter(range(100))  # one for each look at the clock
     monkeypatch.setattr(check.time, "monotonic", lambda: next(times))
     report = check_split(source, data, 1, base / "cache", deadline=5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.data import contents, progress
-from scalablevit.data.contents import ContentCache, look_at
+from scalablevit.data.contents import ContentCache, read_contents_of
 from scalablevit.data.progress import OutOfTime
 from scalablevit.data.sources.listing import Names
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def look(folder: Path, cache: ContentCache | None = None, names: Names = NAMES) -> list[str]:
-    found = look_at(folder, names, cache, "data.train", None)
+    found = read_contents_of(folder, names, cache, "data.train", None)
     assert found.sizes.tolist() == [contents.stamp(f"{folder}/{name}")[0] for name in names]
     return [each.tobytes().hex() for each in found.sums]
 
@@ -126,7 +126,7 @@ def test_what_was_hashed_until_time_was_up_is_known(
 
     monkeypatch.setattr(contents, "content_sum", slow)
     with pytest.raises(OutOfTime, match=r"data.train: hashing 3 files: .* MiB, about \d+ s left"):
-        look_at(folder, NAMES, cache, "data.train", clock.now + 0.5)
+        read_contents_of(folder, NAMES, cache, "data.train", clock.now + 0.5)
     known = reads.take()
     assert known == ["a"]
     look(folder, cache)
@@ -156,7 +156,7 @@ def test_sums_of_another_node_are_not_taken(folder: Path, tmp_path: Path, reads:
 
 @pytest.mark.usefixtures("settled")
 def test_a_file_is_changed_by_its_contents_not_by_its_times(folder: Path, reads: Reads) -> None:
-    found = look_at(folder, NAMES, None, "data.train", None)
+    found = read_contents_of(folder, NAMES, None, "data.train", None)
     path = str(folder / "d")
     reads.take()
     assert not found.changed(2, path) and reads.take() == []

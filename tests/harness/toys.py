@@ -23,7 +23,7 @@ from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status, write_status
 from scalablevit.tasks.registry import build_task
-from scalablevit.tracking.environment import pinned
+from scalablevit.tracking.environment import pin_requirements
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.tracking.sync import OutboxSync
 
@@ -79,7 +79,7 @@ def register(root: Path, run: str, model: str) -> None:
     uid = hashlib.md5(f"{run}{model}".encode(), usedforsecurity=False).hexdigest()
     outbox.run(uid, run, experiment="toys")
     outbox.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
-                requirements=pinned(["mlflow", "torch"]), tags={})  # fmt: skip
+                requirements=pin_requirements(["mlflow", "torch"]), tags={})  # fmt: skip
     outbox.end(uid, "FINISHED")
     outbox.close()
     left = OutboxSync(folder / "outbox", tracking_uri(None, root)).send_left()

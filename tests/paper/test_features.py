@@ -11,7 +11,7 @@ from scalablevit.paper.feature_maps import (
     Row,
     attention_name,
     blocks_of,
-    captured,
+    capture_features,
     contrast,
     save_features,
     stage_ends,
@@ -37,7 +37,7 @@ def test_blocks_are_those_of_the_papers_count(model):
 def test_what_a_block_answers_is_captured_and_nothing_stays_behind(model):
     images = torch.randn(2, 3, 64, 96)
     blocks = blocks_of(model)
-    (_, second), (given, last) = captured(model, [blocks[1], blocks[-1]], images)
+    (_, second), (given, last) = capture_features(model, [blocks[1], blocks[-1]], images)
     assert second.shape == (2, 16, 24, 24) and given.shape == last.shape == (2, 2, 3, 160)
     with torch.no_grad():
         assert torch.equal(model.norm(last), model.forward_features(images))

@@ -19,7 +19,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.task_info import TASKS
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.resolve import resolve
-from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _registered, flat
+from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _look_up_version, flat
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
@@ -80,7 +80,7 @@ def test_an_outage_after_the_last_record_costs_no_finished_stage_and_shows_no_pa
     store = RunStore.open("run", None, tmp_path)
     uri = "http://someone:canary-4711@127.0.0.1:9"
     with RunSession(store, uri) as session:
-        finished = _registered(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, session)
+        finished = _look_up_version(Job(tmp_path, "recipe", "1" * 32, uri), RESULT, session)
     assert finished.version == "" and finished.value == 0.5
     assert finished.tracking and "canary-4711" not in finished.tracking
 

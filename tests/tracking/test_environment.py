@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.tracking.environment import code_digest, environment_info, git_version, pinned
+from scalablevit.tracking.environment import code_digest, environment_info, git_version, pin_requirements
 
 
 @pytest.fixture
@@ -71,6 +71,9 @@ def test_the_environment_is_ready_for_json(package: Path) -> None:
 
 
 def test_requirements_are_the_installed_versions() -> None:
-    assert pinned(["safetensors", "torch"]) == [f"safetensors=={version('safetensors')}", f"torch=={version('torch')}"]
+    assert pin_requirements(["safetensors", "torch"]) == [
+        f"safetensors=={version('safetensors')}",
+        f"torch=={version('torch')}",
+    ]
     with pytest.raises(PackageNotFoundError):
-        pinned(["no-such-package-at-all"])
+        pin_requirements(["no-such-package-at-all"])

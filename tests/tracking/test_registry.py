@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import REFUSED, SENT
-from scalablevit.tracking.environment import pinned
+from scalablevit.tracking.environment import pin_requirements
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.tracking.sync import OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
@@ -95,7 +95,7 @@ def record(outbox: Outbox, package: Path, tmp_path: Path, name: str) -> Record:
             folder=write_model(tmp_path / f"model{weight}", weight),
             package=package,
             serving="serve.py",
-            requirements=pinned(["mlflow", "safetensors"]),
+            requirements=pin_requirements(["mlflow", "safetensors"]),
             tags={"scalablevit.recipe_hash": "abc", "metric.top1": 0.5},
         )
 
@@ -154,7 +154,7 @@ def test_a_registered_model_loads_with_pickles_forbidden(
     assert {path.name for path in files} >= {"weights.safetensors", "config.json", "serve.py", "scale.py", "MLmodel"}
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pyc")]
     requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
-    assert requirements == pinned(["mlflow", "safetensors"])
+    assert requirements == pin_requirements(["mlflow", "safetensors"])
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     model = load(uri, f"models:/{name}@candidate")
     assert model.predict([b"12345", b"1"]) == [{"class": "cat", "score": 10.0}, {"class": "cat", "score": 2.0}]

@@ -27,7 +27,7 @@ from scalablevit.run_files import FORMER_OUTBOX, RECORDS, REFUSED, SENT, SYNC_LO
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.records import StepMetrics
-from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending, remembered
+from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending, load_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 RunOf = Callable[[MlflowClient, str, str], Run]
@@ -356,14 +356,14 @@ def test_a_killed_sync_leaves_nothing_out_and_nothing_twice(
     size = (outbox.folder / RECORDS).stat().st_size
     deadline = time.monotonic() + 200
     while True:
-        saved = remembered(outbox.folder)
+        saved = load_progress(outbox.folder)
         if saved is not None and saved.offset > size / 4:
             break
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
-    assert remembered(outbox.folder) is not None
+    assert load_progress(outbox.folder) is not None
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     assert [step for step, _, _ in history(client, run_of(client, experiment, uid), "loss")] == list(range(10_000))
 

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.environment import pinned
+from scalablevit.tracking.environment import pin_requirements
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.tracking.sync import OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
@@ -182,7 +182,7 @@ def test_a_model_is_registered_once_and_its_weights_come_back(
         folder=model,
         package=package,
         serving="serve.py",
-        requirements=pinned(["mlflow"]),
+        requirements=pin_requirements(["mlflow"]),
         tags={},
     )
     shutil.rmtree(package.parent)

@@ -32,7 +32,7 @@ def data(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stored(stage, data: Path, run: Path) -> WorkerConfig:
     sources = {split: open_source(stage.data, split, data) for split in SPLITS}
     for source in sources.values():
-        source.look_at_contents()
+        source.read_contents()
     store_listings(str(run), sources)
     return WorkerConfig(stage.model_dump_json(), str(run), str(data), None, data_listing=str(run))
 

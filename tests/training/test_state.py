@@ -54,7 +54,7 @@ def test_small_gains_do_not_reset_patience_until_they_add_up_to_min_delta():
     state = fresh({}, average=False)
     counts = []
     for value in (0.50, 0.505, 0.508, 0.515, float("nan"), 0.5149):
-        best = state.saw_evaluation({}, value, min_delta=0.01)
+        best = state.add_evaluation({}, value, min_delta=0.01)
         counts.append((best, state.evaluations_without_gain))
     assert counts == [(True, 0), (True, 1), (True, 2), (True, 0), (False, 1), (False, 2)]
     assert state.best_value == 0.515

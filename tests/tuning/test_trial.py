@@ -38,7 +38,7 @@ def test_an_evaluation_that_is_no_number_scores_worst(context):
 
 def test_known_evaluations_are_replayed_and_not_told_twice(context):
     told = reports(context, {2: 3.0, 4: 1.0})
-    assert [(each["step"], each["score"], each["records"]) for each in told.replayed()] == [
+    assert [(each["step"], each["score"], each["records"]) for each in told.known_results()] == [
         (2, -3.0, []),
         (4, -1.0, []),
     ]
@@ -49,9 +49,9 @@ def test_known_evaluations_are_replayed_and_not_told_twice(context):
 
 def test_a_failing_trial_tells_what_it_had(context):
     told = reports(context)
-    assert told.last_words() == []
+    assert told.final_results() == []
     told.take([record(1, train_loss=2.0)])
-    (result,) = told.last_words()
+    (result,) = told.final_results()
     assert result["records"] == [record(1, train_loss=2.0)] and result["score"] == -math.inf
 
 

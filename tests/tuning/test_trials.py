@@ -14,7 +14,7 @@ from scalablevit.tuning.trials import (
     Trial,
     drop_checkpoints,
     load_trials,
-    ranked,
+    rank_trials,
     save_list,
     table,
     trial_folder,
@@ -34,8 +34,8 @@ def test_best_is_the_best_evaluation_the_earliest_of_equals_and_never_nan():
 
 def test_ranking_leaves_out_failures_and_breaks_ties_by_number():
     trials = [trial(0, {1: 0.5}), trial(1, {1: 0.9}, "failed"), trial(2, {1: 0.7}, "stopped"), trial(3, {1: 0.7})]
-    assert [each.number for each in ranked(trials, "max")] == [2, 3, 0]
-    assert [each.number for each in ranked(trials, "min")] == [0, 2, 3]
+    assert [each.number for each in rank_trials(trials, "max")] == [2, 3, 0]
+    assert [each.number for each in rank_trials(trials, "min")] == [0, 2, 3]
 
 
 def test_list_and_results_come_back(tmp_path):

@@ -19,7 +19,7 @@ from scalablevit.data.check import Report, mask_advice
 from scalablevit.data.inspection import Inspection, inspect_data
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
-from scalablevit.text import lined_up
+from scalablevit.text import format_table
 
 EPILOG = """\
 Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.
@@ -95,7 +95,7 @@ def _print_inspection(name: str, data: Data, found: Inspection) -> int:
             print(f"{name}/{split}: {note}")
         bad += _print_report(f"{name}/{split}", data, found.reports[split])
     if found.statistics is not None:
-        print(lined_up(table(found.statistics), rule=False))
+        print(format_table(table(found.statistics), rule=False))
         if found.statistics.unknown:
             print(f"not yet known: {unknown_text(found.statistics)}")
     for warning in found.warnings:

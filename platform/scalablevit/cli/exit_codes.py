@@ -28,22 +28,22 @@ def guarded(work: Callable[[], int]) -> int:
             sys.stdout.flush()
         return code
     except UserError as error:
-        return _ended(2, f"\n{error}")
+        return _exit(2, f"\n{error}")
     except (TrainingFailed, SearchFailed) as error:
-        return _ended(1, f"\n{error}")
+        return _exit(1, f"\n{error}")
     except KeyboardInterrupt:
-        return _ended(130, "\ninterrupted; submit the same command again to continue")
+        return _exit(130, "\ninterrupted; submit the same command again to continue")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return UNREAD
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _ended(2, f"\n{_disk_full(error)}")
-        return _ended(1, mask(traceback.format_exc(), ""))
+            return _exit(2, f"\n{_disk_full(error)}")
+        return _exit(1, mask(traceback.format_exc(), ""))
     finally:
         _is_unread()  # or the interpreter would fail on what is left
 
 
-def _ended(code: int, reason: str) -> int:
+def _exit(code: int, reason: str) -> int:
     """The exit code; the reason goes to stderr, which may be a file on a full disk."""
     with suppress(OSError):
         print(reason, file=sys.stderr, flush=True)

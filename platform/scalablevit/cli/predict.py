@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.prediction_folder import BAD, LEFT_OUT, NOTE, check_out, deliver, print_left_out, tabulate
-from scalablevit.config.errors import UserError, masked
+from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
              "images": shown(images), "ignored": len(ignored),
-             "overrides": [masked(each) for each in options.overrides]}  # fmt: skip
+             "overrides": [mask_credentials(each) for each in options.overrides]}  # fmt: skip
     return deliver(
         out,
         len(names),
@@ -101,10 +101,10 @@ def _write(
     folder, names = images
     output = task_kind(stage.task.kind).build_output(classes, out)
     job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
-    return tabulate(output, _answers(job, names, root, stage), out, len(names))
+    return tabulate(output, _predict(job, names, root, stage), out, len(names))
 
 
-def _answers(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
+def _predict(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
     from scalablevit.serving.predict import predict_here, predict_on_ray
 
     if not os.environ.get("RAY_ADDRESS"):

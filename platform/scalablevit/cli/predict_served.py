@@ -44,7 +44,7 @@ def _write(server: Served, model: Description, images: Path, names: Sequence[str
         UserError: the server fails, or answers no image at all.
     """
     output = task_kind(model.task).build_output(model.classes, folder)
-    answers = ((name, _answer(server, model, images, name, output)) for name in names)
+    answers = ((name, _predict_image(server, model, images, name, output)) for name in names)
     bad = tabulate(output, answers, folder, len(names))
     if bad == len(names):
         raise UserError(
@@ -53,7 +53,7 @@ def _write(server: Served, model: Description, images: Path, names: Sequence[str
     return bad
 
 
-def _answer(server: Served, model: Description, images: Path, name: str, output: Output) -> Answer:
+def _predict_image(server: Served, model: Description, images: Path, name: str, output: Output) -> Answer:
     """The answer to an image, its pictures written; or `bad`, the reason why there is none."""
     try:
         content = (images / name).read_bytes()

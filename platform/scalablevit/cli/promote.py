@@ -21,7 +21,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import SHOWN_SUM, SUMS, import_stored_code
+from scalablevit.config.user_code import SHOWN_SUM, import_stored_code
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
@@ -160,11 +160,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
         contenders = {
-            alias: _contend(found, stages[alias], root, threads, listing) for alias, found in versions.items()
+            alias: _score_version(found, stages[alias], root, threads, listing) for alias, found in versions.items()
         }
     finally:
         shutil.rmtree(listing, ignore_errors=True)
-    return _decide(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
+    return _promote_or_refuse(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
@@ -184,7 +184,7 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
     Raises:
         UserError: names the package and both sums.
     """
-    sums = [each.config.get(SUMS, {}) for each in versions]
+    sums = [each.config.get("user_code", {}) for each in versions]
     for package in dict.fromkeys(name for each in sums for name in each):
         found = [each[package] for each in sums if package in each]
         if len(set(found)) > 1:
@@ -243,7 +243,9 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     return without_secrets(alike.stages["promote"])
 
 
-def _contend(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> Contender:
+def _score_version(
+    version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path
+) -> Contender:
     """Score a version.
 
     Raises:
@@ -289,7 +291,7 @@ def _metric(stage: Stage) -> str:
     return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
 
 
-def _decide(
+def _promote_or_refuse(
     uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
 ) -> int:
     """Show both, write why on the candidate, and move the alias if the gate passes."""

@@ -17,10 +17,10 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import RUNS, STATUS
 from scalablevit.runs.console import duration
-from scalablevit.runs.lease import claim_of, known_owners, lives, owned
+from scalablevit.runs.lease import claim_of, find_owned, is_owner_alive, known_owners
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
-from scalablevit.text import lined_up
+from scalablevit.text import format_table
 
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""
@@ -66,11 +66,11 @@ def run(options: argparse.Namespace) -> int:
     if options.verb == "list":
         return _list(root)
     known = {path.parent.name for path in (root / RUNS).glob(f"*/{STATUS}")}
-    found = _found(root / RUNS / options.run) if options.run in known else None
+    found = _read_run(root / RUNS / options.run) if options.run in known else None
     if found is None:
         raise UserError(f"no run {options.run!r}", where=str(root / RUNS),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
-    (found,) = _judged([found])
+    (found,) = _check_leases([found])
     if options.verb == "show":
         print(details(found))
         return 0
@@ -83,7 +83,7 @@ def _list(root: Path) -> int:
     print(table(found, unreadable, root), flush=True)
     unclear = [each for each in found if each.unclear]
     if unclear:
-        print("\n".join(f"{each.status.run}: {each.state}" for each in _judged(unclear)))
+        print("\n".join(f"{each.status.run}: {each.state}" for each in _check_leases(unclear)))
     return 0
 
 
@@ -114,32 +114,32 @@ def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
     unreadable: dict[str, UserError] = {}
     for path in sorted((root / RUNS).glob(f"*/{STATUS}")):
         try:
-            found += filter(None, [_found(path.parent)])
+            found += filter(None, [_read_run(path.parent)])
         except UserError as error:
             unreadable[path.parent.name] = error
     alive = known_owners([each.store for each in found if each.status.state not in ENDED])
     found = [
         replace(each, unclear=True)
         if alive.get(each.store.name, True) is None
-        else _as_it_is(each, alive=alive.get(each.store.name) is True)
+        else _read_again(each, alive=alive.get(each.store.name) is True)
         for each in found
     ]
     return sorted(found, key=lambda each: each.status.started, reverse=True), unreadable
 
 
-def _found(folder: Path) -> Found | None:
+def _read_run(folder: Path) -> Found | None:
     """The run as its file says, None without one."""
     status = read_status(folder)
     return None if status is None else Found(RunStore(folder.name, status.folder, folder), status)
 
 
-def _judged(found: Sequence[Found]) -> list[Found]:
+def _check_leases(found: Sequence[Found]) -> list[Found]:
     """Runs with what their leases say of them."""
-    owners = owned([each.store for each in found if each.status.state not in ENDED])
-    return [_as_it_is(each, alive=each.store.name in owners) for each in found]
+    owners = find_owned([each.store for each in found if each.status.state not in ENDED])
+    return [_read_again(each, alive=each.store.name in owners) for each in found]
 
 
-def _as_it_is(found: Found, *, alive: bool) -> Found:
+def _read_again(found: Found, *, alive: bool) -> Found:
     """Return the run with its status read again: between status and lease it may have ended, or started again."""
     status = read_status(found.store.local) or found.status
     same = (status.started, status.state) == (found.status.started, found.status.state)
@@ -158,7 +158,7 @@ def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path
         rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
                      duration(time.time() - status.started)))  # fmt: skip
     rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
-    return "\n".join([lined_up(rows, rule=False), *left_out, *map(str, unreadable.values())])
+    return "\n".join([format_table(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
 
 def details(found: Found) -> str:
@@ -217,7 +217,7 @@ def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
         time.sleep(POLL_S)
         claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
         now = read_status(found.store.local) or status
-        if claim is None or lives(claim) is False:
+        if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
             print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
             return 0
@@ -227,7 +227,7 @@ def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
 
 def _refuse_elsewhere(found: Found) -> None:
     claim = claim_of(found.store)
-    if claim is None or lives(claim) is None:
+    if claim is None or is_owner_alive(claim) is None:
         status = found.status
         raise UserError(
             f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
@@ -239,7 +239,7 @@ def _refuse_elsewhere(found: Found) -> None:
 def _interrupt(found: Found) -> None:
     """SIGINT to the process that owns the lease: the status may be older than that."""
     claim = claim_of(found.store)
-    if claim is None or not lives(claim):
+    if claim is None or not is_owner_alive(claim):
         return
     try:
         os.kill(claim["process"], signal.SIGINT)

@@ -7,7 +7,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.run_files import RECORDS, RUNS
 from scalablevit.tracking.outbox import open_runs, outbox_of, read_lines
-from scalablevit.tracking.sync import OutboxSync, Pending, refused_records, remembered
+from scalablevit.tracking.sync import OutboxSync, Pending, load_progress, refused_records
 
 EPILOG = """\
 Each run's records are in <root>/runs/<run>/outbox and stay there. Without --uri they go where their job sent them, or
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{folder.parent.name}: {sync.pending().records} records would be sent", flush=True)
             continue
         pending = sync.send_left(from_start=options.again)
-        print(f"{folder.parent.name}: {_tell(pending, len(open_runs(folder)))}", flush=True)
+        print(f"{folder.parent.name}: {_describe(pending, len(open_runs(folder)))}", flush=True)
         for refused in refused_records(folder):
             print(f"  refused: {refused}", flush=True)
         left += pending.records
@@ -62,19 +62,19 @@ def _outboxes(root: Path, names: list[str]) -> list[Path]:
             where=str(root / RUNS),
             fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
         )
-    return sorted((found[name] for name in names or found), key=_begun)
+    return sorted((found[name] for name in names or found), key=_start_ms)
 
 
-def _begun(folder: Path) -> int:
+def _start_ms(folder: Path) -> int:
     return next((line.record.time_ms for line in read_lines(folder) if line.record is not None), 0)
 
 
 def _sync_of(root: Path, folder: Path, uri: str | None) -> OutboxSync:
-    last = remembered(folder)
+    last = load_progress(folder)
     return OutboxSync(folder, uri or (last.uri if last is not None else tracking_uri(None, root)))
 
 
-def _tell(pending: Pending, unended: int) -> str:
+def _describe(pending: Pending, unended: int) -> str:
     parts = [f"{pending.records} records left ({pending.error})" if pending.records else "everything sent"]
     if unended and pending.error is None:
         runs = "1 run" if unended == 1 else f"{unended} runs"

@@ -56,7 +56,8 @@ def check(schema: type[Schema], merged: YamlMapping, places: Places, name: str) 
         overridden = any(map(_is_override, places.values()))
         errors += [_with_stage(path, explained, places) if overridden else explained[path] for path in explained]
         errors += [
-            UserError(details[0]["msg"], where=located(path, places, name)) for path, details in several[EXPLAINED:]
+            UserError(details[0]["msg"], where=format_place(path, places, name))
+            for path, details in several[EXPLAINED:]
         ]
         raise together(errors) from None
     if errors:
@@ -97,7 +98,7 @@ def _old_word(rename: upgrade.Rename, places: Places, name: str) -> UserError:
     old = f"{rename.old!r} " if rename.is_value else ""
     return UserError(
         f"{old}was renamed; write {rename.new} (recipe version {upgrade.VERSION})",
-        where=located(rename.path, places, name),
+        where=format_place(rename.path, places, name),
         fix=fix,
     )
 
@@ -109,7 +110,7 @@ def _other_version(version: Any, places: Places, name: str) -> UserError:
         f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
         _upgrade_command(_place(("version",), places, name)),
     )
-    return UserError(what, where=located(("version",), places, name), fix=fix)
+    return UserError(what, where=format_place(("version",), places, name), fix=fix)
 
 
 def _upgrade_command(place: str) -> str:
@@ -141,10 +142,10 @@ def short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def located(key_path: KeyPath, places: Places, name: str) -> str:
+def format_place(key_path: KeyPath, places: Places, name: str) -> str:
     """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
     place = _place(key_path, places, name)
-    dotted = ".".join(str(part) for part in _as_written(key_path, place, places))
+    dotted = ".".join(str(part) for part in _written_path(key_path, place, places))
     return ": ".join(part for part in (place, dotted) if part)
 
 
@@ -187,7 +188,7 @@ def _explain(
     schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str
 ) -> UserError:
     """Pydantic's errors at one path in the words of the file: place, key, value, what is allowed."""
-    where = located(key_path, places, name)
+    where = format_place(key_path, places, name)
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
@@ -223,7 +224,7 @@ def _first_lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _as_written(key_path: KeyPath, place: str, places: Places) -> KeyPath:
+def _written_path(key_path: KeyPath, place: str, places: Places) -> KeyPath:
     """Return the path as written: without `stages.<name>` where the file has no stages, or they share the section."""
     if key_path[:1] != ("stages",) or len(key_path) < 3:
         return key_path
@@ -287,13 +288,13 @@ def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the names of the keys allowed next to the last part of a pydantic location."""
     types: list[Any] = [schema]
     for part in loc[:-1]:
-        types = [inner for each in types for inner in _inside(each, part)]
+        types = [inner for each in types for inner in _types_under(each, part)]
     names = [name for each in types for model in sections_in(each) for name in model.model_fields]
     # the sections of a recipe may also be at its top level
     return [*names, *SECTIONS] if types == [Recipe] else names
 
 
-def _inside(annotation: Any, part: int | str) -> list[Any]:
+def _types_under(annotation: Any, part: int | str) -> list[Any]:
     """Return the types that may be under one part of a pydantic location."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if part in annotation.model_fields:
@@ -302,7 +303,7 @@ def _inside(annotation: Any, part: int | str) -> list[Any]:
         return [annotation] if kind_of(annotation) == part else []
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]
-    return [inner for each in typing.get_args(annotation) for inner in _inside(each, part)]
+    return [inner for each in typing.get_args(annotation) for inner in _types_under(each, part)]
 
 
 def kind_of(model: type[BaseModel]) -> str | None:

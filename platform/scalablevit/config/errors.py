@@ -22,7 +22,7 @@ _USER = re.compile(
 _QUERY = re.compile(r"([?&][^=&\s'\"]*=)[^&\s'\"]+")
 
 
-def masked(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """`text` without the credentials of addresses in it: what stands before an @, and the values of a query."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
 
@@ -37,9 +37,9 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what = masked(what)
-        self.where = masked(where)
-        self.fix = masked(fix)
+        self.what = mask_credentials(what)
+        self.where = mask_credentials(where)
+        self.fix = mask_credentials(fix)
         super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:

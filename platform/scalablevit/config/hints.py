@@ -166,7 +166,7 @@ def key_hint(path: Sequence[str | int]) -> str:
     if name in SENTENCES:
         return SENTENCES[name]
     homes = schema_keys().get(name, ())
-    target = KEYS.get(name) or _renamed().get(name) or (homes[0] if len(homes) == 1 else "")
+    target = KEYS.get(name) or _new_path_by_old_name().get(name) or (homes[0] if len(homes) == 1 else "")
     if not target or target == ".".join(names):
         return ""
     return f"write {target}" + (f" ({NOTES[target]})" if target in NOTES else "")
@@ -196,7 +196,7 @@ def _paths(annotation: Any, at: str) -> Iterator[str]:
 
 
 @cache
-def _renamed() -> dict[str, str]:
+def _new_path_by_old_name() -> dict[str, str]:
     """Today's dotted path by the old name, for old names in a wrong place."""
     return {old.rpartition(".")[2]: f"{old.rpartition('.')[0]}.{new}" for old, new in RENAMED.items()}
 

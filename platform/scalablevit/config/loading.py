@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config import strict_yaml, upgrade
-from scalablevit.config.checking import SECTIONS, Places, check, located
+from scalablevit.config.checking import SECTIONS, Places, check, format_place
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors, raise_all
 from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
 from scalablevit.config.recipe import Recipe
@@ -70,7 +70,7 @@ def _import_all(stages: YamlMapping, places: Places, origin: str) -> None:
     Raises:
         UserError: as `import_user_code`.
     """
-    named = {located(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()}
+    named = {format_place(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()}
     errors: list[UserError] = []
     for where, modules in named.items():
         try:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from scalablevit.config import strict_yaml
 from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nearest, short, stage_advice
 from scalablevit.config.commands import command_name
-from scalablevit.config.errors import UserError, masked, raise_all
+from scalablevit.config.errors import UserError, mask_credentials, raise_all
 from scalablevit.config.hints import key_hint
 from scalablevit.config.recipe import Stage
 from scalablevit.config.section import sections_in
@@ -47,7 +47,7 @@ class Scope:
 
     def runs(self, name: str, stage: YamlMapping) -> bool:
         """Whether the script runs a stage, given as plain values."""
-        return (not self.names or name in self.names) and self.kind in (None, _at(stage, "task", "kind"))
+        return (not self.names or name in self.names) and self.kind in (None, _value_at(stage, "task", "kind"))
 
 
 WHOLE = Scope()
@@ -60,7 +60,7 @@ def summary(overrides: Sequence["Override"], stages: Sequence[str], places: Plac
         names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
         if each.stage is None and names != list(stages):
             shown = ", ".join(names) or "no stage (other overrides replace it)"
-            yield f"{masked(each.text.strip())} applies to: {shown}"
+            yield f"{mask_credentials(each.text.strip())} applies to: {shown}"
 
 
 class Override(NamedTuple):
@@ -147,7 +147,7 @@ class Reach:
         seen = _preview(overrides, stages, [])
         running = [name for name in seen if scope.runs(name, seen[name])] or list(seen)
         seen = _preview(overrides, stages, running)
-        reached = with_parents(running, {name: _at(stage, "model", "init") for name, stage in seen.items()})
+        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in seen.items()})
         return cls(scope, _preview(overrides, stages, reached), running, reached)
 
     def targets(self, override: Override) -> list[str]:
@@ -204,7 +204,7 @@ class Reach:
 
 def _misfit(stage: YamlMapping) -> str | None:
     """Why a task cannot learn from its source of data; None: it can, or one of the two is unknown."""
-    kind, source = _at(stage, "task", "kind"), _at(stage, "data", "source")
+    kind, source = _value_at(stage, "task", "kind"), _value_at(stage, "data", "source")
     fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
     if not fitting or source in fitting or not any(source in info.sources for info in TASKS.values()):
         return None
@@ -240,7 +240,7 @@ def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
     return [name for name in inits if name in needed]
 
 
-def _at(node: Any, *path: str) -> Any:
+def _value_at(node: Any, *path: str) -> Any:
     """The value at a path of plain values; None where there is none."""
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
@@ -270,7 +270,7 @@ def _keys(annotation: Any, values: Any) -> Iterator[str]:
     for model in models_of_kind(annotation, values):
         for name, field in model.model_fields.items():
             yield name
-            yield from (f"{name}.{key}" for key in _keys(field.annotation, _at(values, name)))
+            yield from (f"{name}.{key}" for key in _keys(field.annotation, _value_at(values, name)))
 
 
 def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
@@ -278,7 +278,7 @@ def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
     models = sections_in(annotation)
     if len(models) < 2:
         return models
-    kinds = (_at(values, "source"), _at(values, "kind"))
+    kinds = (_value_at(values, "source"), _value_at(values, "kind"))
     return [model for model in models if kind_of(model) in kinds] or models
 
 

@@ -58,7 +58,7 @@ def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
         raise UserError(problem[0], where=name, fix=problem[1])
     converted, renames = convert(raw)
     _refuse_conflicts(renames, node, name)
-    found = [_renamed(each, node, text) for each in renames] + _versioned(raw, node, text)
+    found = [_rename_edit(each, node, text) for each in renames] + _version_edits(raw, node, text)
     edits = sorted((edit for edit, _ in found), key=lambda edit: edit.start, reverse=True)
     changed = text
     for edit in edits:
@@ -75,23 +75,23 @@ def _is_known(raw: YamlDict) -> bool:
 
 def _refuse_conflicts(renames: list[Rename], node: yaml.Node, name: str) -> None:
     errors = [
-        UserError(conflict(each), where=f"{name}:{_found(node, each.path)[0].start_mark.line + 1}", fix="keep one")
+        UserError(conflict(each), where=f"{name}:{_find_nodes(node, each.path)[0].start_mark.line + 1}", fix="keep one")
         for each in renames
         if each.conflict
     ]
     raise_all(errors)
 
 
-def _renamed(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Change]:
+def _rename_edit(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Change]:
     """The edit for one old key or value."""
-    key, value = _found(node, rename.path)
+    key, value = _find_nodes(node, rename.path)
     target = value if rename.is_value else key
     place = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
     what = f"{place} {rename.old} -> {rename.new}" if rename.is_value else f"{place} -> {rename.new}"
-    return _replaced(target, rename.old, rename.new, text), Change(target.start_mark.line + 1, what)
+    return _replace_edit(target, rename.old, rename.new, text), Change(target.start_mark.line + 1, what)
 
 
-def _replaced(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
+def _replace_edit(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
     """The edit that gives a scalar another text; quotes stay."""
     start, end = node.start_mark.index, node.end_mark.index
     written = text[start:end]
@@ -101,12 +101,12 @@ def _replaced(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
     return _Edit(start, end, quote + new + quote)
 
 
-def _versioned(raw: YamlDict, node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
+def _version_edits(raw: YamlDict, node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
     """The edit that states the version; none where it is stated."""
     if raw.get("version") == VERSION:
         return []
     if "version" in raw:
-        value = _found(node, ("version",))[1]
+        value = _find_nodes(node, ("version",))[1]
         change = Change(value.start_mark.line + 1, f"version: {raw['version']} -> {VERSION}")
         return [(_Edit(value.start_mark.index, value.end_mark.index, str(VERSION)), change)]
     edit = _new_line(node, text)
@@ -128,7 +128,7 @@ def _new_line(node: yaml.MappingNode, text: str) -> _Edit:
     return _Edit(end + 1, end + 1, f"{margin}version: {VERSION}{line_end}")
 
 
-def _found(node: yaml.Node, path: KeyPath) -> tuple[yaml.Node, yaml.Node]:
+def _find_nodes(node: yaml.Node, path: KeyPath) -> tuple[yaml.Node, yaml.Node]:
     """The nodes of the key and the value at a key path; of an entry of a list, its own for both."""
     key = value = node
     for part in path:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.checking import Places, check, located, nearest, short, without_old_words
+from scalablevit.config.checking import Places, check, format_place, nearest, short, without_old_words
 from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe, override_recipe, read_mapping
@@ -138,7 +138,7 @@ class _Mistakes:
 
     def add(self, what: str, *key_path: str, fix: str = "") -> None:
         """Note a mistake at a key of the space."""
-        self.found.append(UserError(what, where=located(key_path, self.places, self.name), fix=fix))
+        self.found.append(UserError(what, where=format_place(key_path, self.places, self.name), fix=fix))
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

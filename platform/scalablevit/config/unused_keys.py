@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalablevit.config.checking import OVERRIDE, Places, located
-from scalablevit.config.errors import UserError, masked
+from scalablevit.config.checking import OVERRIDE, Places, format_place
+from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override, models_of_kind
 from scalablevit.config.recipe import Stage
@@ -123,7 +123,7 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
 
 def value_of(stage: YamlMapping, key: str) -> Any:
     """The value at a dotted path of a stage's plain values, or the default; None where there is no such key."""
-    given, value = _given(stage, key)
+    given, value = _get(stage, key)
     if given:
         return value
     default = _default(stage, key)
@@ -162,15 +162,17 @@ def find_unused(
                 continue
         what, fix = explain(key, stage)
         path = ("stages", names[0], *key.split("."))
-        errors.append(UserError(what, where=located(path, {**places, path: place}, origin), fix=fix))
-    return errors, [masked(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()]
+        errors.append(UserError(what, where=format_place(path, {**places, path: place}, origin), fix=fix))
+    return errors, [
+        mask_credentials(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()
+    ]
 
 
 def without_unused(stage: YamlMapping) -> YamlDict:
     """A stage's plain values less those without effect that are not the default, so that they load as a file."""
     copied: YamlDict = copy.deepcopy(dict(stage))
     for key in CONDITIONS:
-        if _given(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
+        if _get(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
             *sections, last = key.split(".")
             node = copied
             for part in sections:
@@ -187,7 +189,7 @@ def _written(
     for name, stage in stages.items():
         for key in (*CONDITIONS, *TIMM_WORDS):
             place = _author(name, key, overrides, places)
-            if place and _given(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
+            if place and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
                 shared = place.startswith(OVERRIDE) or places.get(tuple(key.split("."))) == place
                 written.setdefault((key, place, "" if shared else name), []).append(name)
     return written
@@ -204,7 +206,7 @@ def _author(name: str, key: str, overrides: Sequence[Override], places: Places) 
     return None
 
 
-def _given(stage: YamlMapping, key: str) -> tuple[bool, Any]:
+def _get(stage: YamlMapping, key: str) -> tuple[bool, Any]:
     """Whether plain values have a key, and its value."""
     node: Any = stage
     for part in key.split("."):
@@ -233,7 +235,7 @@ def _default(stage: YamlMapping, key: str) -> Any:
 
 def _is_default(stage: YamlMapping, key: str) -> bool:
     default = _default(stage, key)
-    return bool(_given(stage, key)[1] == (list(default) if isinstance(default, tuple) else default))
+    return bool(_get(stage, key)[1] == (list(default) if isinstance(default, tuple) else default))
 
 
 def _is_read_in(stage: YamlMapping, key: str) -> bool:

@@ -143,7 +143,7 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
     owners = np.array([place[each["image_id"]] for each in annotations], np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
     given_boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
-    boxes, clipped, kept = _cleaned(given_boxes, sizes[owners])
+    boxes, clipped, kept = _clip_boxes(given_boxes, sizes[owners])
     box_counts = count_boxes(given_boxes, sizes[owners], clipped, kept)
     annotations = [each for each, keep in zip(annotations, kept, strict=True) if keep]
     boxes, owners = boxes[kept], owners[kept]
@@ -195,7 +195,7 @@ def _masks_of(annotations: list[Record], boxes: NDArray[np.float64]) -> tuple[li
     return texts, unmasked, left_out
 
 
-def _cleaned(
+def _clip_boxes(
     boxes: NDArray[np.float64], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """Corners (n, 4) of x, y, width, height, clipped; which were clipped; which still have an area."""

@@ -69,14 +69,14 @@ def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float
     content = _read(file, where)
     tables = _tables(content, file, where)
     problems: Problems = {}
-    images = _checked(tables["images"], "images", _image_problem(files), problems)
-    categories = _checked(tables["categories"], "categories", _category_problem, problems)
-    annotations = _checked(tables["annotations"], "annotations", _annotation_problem(masks), problems)
+    images = _check_records(tables["images"], "images", _image_problem(files), problems)
+    categories = _check_records(tables["categories"], "categories", _category_problem, problems)
+    annotations = _check_records(tables["annotations"], "annotations", _annotation_problem(masks), problems)
     raise_all(_errors(problems, file, where))  # references mean something only between sound records
     _contradictions(images, categories, annotations, problems, masks=masks)
     missing = [each for each in annotations if not has_mask(each)] if masks else []
     errors = _errors(problems, file, where)
-    if missing and len(missing) > _tolerated(len(annotations), max_bad_fraction):
+    if missing and len(missing) > _most_without_mask(len(annotations), max_bad_fraction):
         errors.append(_without_masks(missing, len(annotations), file, where))
     raise_all(errors)
     return Records(images, categories, annotations, hashlib.sha256(content).hexdigest())
@@ -98,9 +98,9 @@ def _contradictions(
 ) -> None:
     """Add what is wrong between records that are sound each by itself."""
     for table, records in (("images", images), ("annotations", annotations), ("categories", categories)):
-        _twice((record["id"] for record in records), f"ids of {table} occur twice", problems)
-    _twice((str(PurePosixPath(each["file_name"])) for each in images), "images share a file_name", problems)
-    _twice((each["name"] for each in categories), "categories share a name", problems)
+        _report_duplicates((record["id"] for record in records), f"ids of {table} occur twice", problems)
+    _report_duplicates((str(PurePosixPath(each["file_name"])) for each in images), "images share a file_name", problems)
+    _report_duplicates((each["name"] for each in categories), "categories share a name", problems)
     if not images:
         problems["there are no images"] = [""]
     if not categories:
@@ -137,7 +137,7 @@ def _tables(content: bytes, file: Path, where: str) -> dict[str, list[Any]]:
     return {name: tree[name] for name in names}
 
 
-def _checked(
+def _check_records(
     records: list[Any], table: str, problem_of: Callable[[Record], Problem | None], problems: Problems
 ) -> list[Record]:
     """Return the records, with what is wrong with each added to `problems`."""
@@ -272,7 +272,7 @@ def _segmentation_problem(segmentation: Any) -> str | None:
     return None if sum(plain["counts"]) == size[0] * size[1] else "segmentation's counts do not add up to its size"
 
 
-def _tolerated(objects: int, max_bad_fraction: float) -> float:
+def _most_without_mask(objects: int, max_bad_fraction: float) -> float:
     """Return how many of a file's objects may lack a mask."""
     return min(max(max_bad_fraction * objects, TOLERATED_WITHOUT_MASK), objects - 1)
 
@@ -293,7 +293,7 @@ def _size_problem(segmentation: Any, image: Record) -> str | None:
     return None
 
 
-def _twice(values: Iterable[Any], what: str, problems: dict[str, list[str]]) -> None:
+def _report_duplicates(values: Iterable[Any], what: str, problems: dict[str, list[str]]) -> None:
     if found := [str(value) for value, count in Counter(values).items() if count > 1]:
         problems[what] = found
 

@@ -65,7 +65,7 @@ class Contents:
             return False
         if content != self.sums[row].tobytes():
             return True
-        if _settled(found, before):
+        if _is_settled(found, before):
             self.stamps[row] = found
         return False
 
@@ -141,7 +141,7 @@ def content_sum(path: str) -> bytes | None:
         return None
 
 
-def look_at(
+def read_contents_of(
     folder: Path, names: Names, cache: ContentCache | None, what: str, deadline: float | None, part: str = ""
 ) -> Contents:
     """Find out sizes, times and sums of files; only those that the cache does not know by size and times are read.
@@ -231,7 +231,7 @@ def _hash(
             content = content_sum(f"{folder}/{names[row]}")
             if content is not None:
                 sums[row] = np.frombuffer(content, np.uint8)
-                if _settled(tuple(found[row].tolist()), before):
+                if _is_settled(tuple(found[row].tolist()), before):
                     stamps[row] = found[row]
             progress.add(float(found[row, 0]) / 2**20)
 
@@ -247,6 +247,6 @@ def _hash(
             raise
 
 
-def _settled(found: tuple[int, ...], before_ns: int) -> bool:
+def _is_settled(found: tuple[int, ...], before_ns: int) -> bool:
     """By the time of the last change of the file itself, which nobody can set, as they can that of its contents."""
     return found[2] < before_ns - SETTLED_NS

@@ -166,7 +166,7 @@ def decode(
     background: Color = IMAGENET_COLOR,
 ) -> Decoded:
     """`decode_image` with what the conversion may have changed."""
-    with _explained(name):
+    with _refuse_bad_bytes(name):
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
             # Decoders fill missing rows of a JPEG with grey and say nothing. Pillow has read up to the first scan, so
@@ -196,7 +196,7 @@ def convert_image(
     Raises:
         BadSample: as `read_image`.
     """
-    with _explained(name):
+    with _refuse_bad_bytes(name):
         _check_size(image, max_pixels, name, "data.max_pixels")
         layout = _layout(image)
         kept = dict(image.info)
@@ -211,7 +211,7 @@ def read_header(path: Path | Member, max_pixels: int) -> Header:
     Raises:
         BadSample: as `read_image`, as far as the header tells.
     """
-    with _explained(str(path)), path.open("rb") as file:
+    with _refuse_bad_bytes(str(path)), path.open("rb") as file:
         image = _open(file, max_pixels, str(path))
         transparency, deep = image.has_transparency_data, _is_deep(image, _layout(image))
         size = _upright_size(image)
@@ -229,7 +229,7 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         BadSample: the file is missing, cut short or too large.
     """
     data = _read(path)
-    with _explained(str(path)):
+    with _refuse_bad_bytes(str(path)):
         image = _open_mask(io.BytesIO(data), max_pixels, str(path))
         if image.format == "PNG":
             _check_png(data, str(path))
@@ -244,7 +244,7 @@ def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
     Raises:
         BadSample: as `read_mask`, as far as the header tells.
     """
-    with _explained(str(path)), path.open("rb") as file:
+    with _refuse_bad_bytes(str(path)), path.open("rb") as file:
         return _upright_size(_open_mask(file, max_pixels, str(path)))
 
 
@@ -256,7 +256,7 @@ def _read(path: Path | Member) -> bytes:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _refuse_bad_bytes(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises on foreign bytes into a BadSample."""
     try:
         yield
@@ -433,7 +433,7 @@ def _to_rgb(image: Image.Image, name: str, layout: str, background: Color, orien
         if deep and (highest := int(pixels.max())) < _LOW // 256:  # Pillow gives the upper 8 bits
             low_range = _low_range(pixels, highest * 256 + 255, 16)
     if transparent := alpha is not None and int(alpha.min()) < 255:
-        pixels = _composed(pixels, np.asarray(alpha), background)
+        pixels = _compose(pixels, np.asarray(alpha), background)
     return Decoded(_upright(pixels, orientation), transparent, deep, low_range)
 
 
@@ -459,7 +459,7 @@ def _keyed_alpha(image: Image.Image, layout: str) -> NDArray[np.int64]:
     return np.where(matches.all(axis=2) if matches.ndim == 3 else matches, 0, 255)
 
 
-def _composed(pixels: NDArray[np.uint8], alpha: NDArray[np.generic], background: Color) -> NDArray[np.uint8]:
+def _compose(pixels: NDArray[np.uint8], alpha: NDArray[np.generic], background: Color) -> NDArray[np.uint8]:
     """Return pixels over a background; those of opacity 255 stay as they are."""
     over = alpha.astype(np.int32)[:, :, None]
     return ((pixels * over + np.array(background, np.int32) * (255 - over) + 127) // 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.contents import ContentCache
 from scalablevit.data.findings import find_evaluation_problems, find_problems
-from scalablevit.data.names import alike
+from scalablevit.data.names import describe_lookalikes
 from scalablevit.data.progress import OutOfTime
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
@@ -85,7 +85,7 @@ def inspect_data(
         split: check_split(source, data, workers, None if source.contents is None else cache, depth, deadline=deadline)
         for split, source in sources.items()
     }
-    unfit = [error for split, report in reports.items() for error in _unfit(report, data, split)]
+    unfit = [error for split, report in reports.items() for error in _refusals(report, data, split)]
     if errors:
         return Inspection(sources, reports, None, (), tuple(errors), tuple(unfit))
     shared = None
@@ -139,7 +139,7 @@ def _categories_differ(train: Source, val: Source) -> UserError | None:
         for split, found in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
         if found
     ]
-    if twins := alike(name for _, name in (*first, *second)):
+    if twins := describe_lookalikes(name for _, name in (*first, *second)):
         only.append(f"equal up to Unicode form (NFC): {', '.join(twins)}")
     return UserError(
         f"the categories of the splits differ: {'; '.join(only)}",
@@ -148,7 +148,7 @@ def _categories_differ(train: Source, val: Source) -> UserError | None:
     )
 
 
-def _unfit(report: Report, data: Data, split: SplitName) -> list[UserError]:
+def _refusals(report: Report, data: Data, split: SplitName) -> list[UserError]:
     try:
         raise_if_fatal(report, data.max_bad_fraction, where=f"data.{split}")
     except UserErrors as several:
@@ -164,7 +164,7 @@ def _look_at_contents(
     unread = []
     for split, source in sources.items():
         try:
-            source.look_at_contents(sums, f"data.{split}", deadline)
+            source.read_contents(sums, f"data.{split}", deadline)
         except OutOfTime as over:
             unread.append(f"{over}: the digest and whether the splits share images are not known")
     return unread

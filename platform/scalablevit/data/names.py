@@ -11,7 +11,7 @@ def shown(name: object) -> str:
     )
 
 
-def alike(names: Iterable[str]) -> list[str]:
+def describe_lookalikes(names: Iterable[str]) -> list[str]:
     """Describe names that look the same and differ only in Unicode form, such as an accent apart from its letter."""
     by_form: dict[str, set[str]] = {}
     for name in names:

@@ -83,12 +83,12 @@ def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str],
     shards: list[Shard] = []
     current: _ShardWriter | None = None
     bad: list[BadSample] = []
-    for number, (label, made) in enumerate(_encoded(source, packing)):
+    for number, (label, made) in enumerate(_encode_samples(source, packing)):
         if isinstance(made, BadSample):
             bad.append(made)
             continue
         suffix, content = made
-        if current and current.size + _stored(len(content)) > packing.shard_bytes:
+        if current and current.size + _stored_bytes(len(content)) > packing.shard_bytes:
             shards.append(current.close(said))
             current = None
         if current is None:
@@ -107,7 +107,7 @@ def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str],
     return Index(version=1, classes=list(source.classes), shards=shards)
 
 
-def _encoded(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
+def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
     """Label, and suffix and bytes or what is wrong, of each sample in order."""
     with ThreadPoolExecutor(packing.workers) as pool:
         for part in source.parts():  # no more than a part's images in memory
@@ -175,7 +175,7 @@ class _ShardWriter:
         )  # fmt: skip
 
 
-def _stored(size: int) -> int:
+def _stored_bytes(size: int) -> int:
     """Bytes that an image and its label take in a tar file, and its end."""
     return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK + 2 * tarfile.RECORDSIZE
 

@@ -155,7 +155,7 @@ def _write_scenes(root: Path, shapes: Shapes, split: str, images: int) -> None:
         encoded = _jpeg(image)
         (pictures / f"{number:06d}.jpg").write_bytes(encoded)
         (copies / f"{number:06d}.jpg").write_bytes(encoded)
-        (masks / f"{number:06d}.png").write_bytes(_encoded(".png", class_mask(instances, shapes.image_size)))
+        (masks / f"{number:06d}.png").write_bytes(_encode_image(".png", class_mask(instances, shapes.image_size)))
         coco.add(f"{number:06d}.jpg", instances)
     (annotations / f"instances_{split}.json").write_text(json.dumps(coco.content()))
 
@@ -282,9 +282,9 @@ def _finish(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
-    return _encoded(".jpg", image[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY)
+    return _encode_image(".jpg", image[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY)
 
 
-def _encoded(suffix: str, image: NDArray[np.uint8], *options: int) -> bytes:
+def _encode_image(suffix: str, image: NDArray[np.uint8], *options: int) -> bytes:
     _, data = cv2.imencode(suffix, image, options)
     return data.tobytes()

@@ -172,10 +172,10 @@ def open_shards(folder: Path, where: str) -> Listing:
     if wrong:
         named = "; ".join(wrong[:_NAMED]) + and_more(len(wrong), _NAMED)
         raise UserError(f"{len(wrong)} shards are damaged: {named}", where=where, fix=_REPACK)
-    return _listed(index, hashlib.sha256(content).hexdigest())
+    return _list_index(index, hashlib.sha256(content).hexdigest())
 
 
-def _listed(index: Index, index_sha256: str) -> Listing:
+def _list_index(index: Index, index_sha256: str) -> Listing:
     shards = index.shards
     facts = {
         "classes": index.classes,
@@ -185,9 +185,9 @@ def _listed(index: Index, index_sha256: str) -> Listing:
     arrays = {
         **Names.of(()).arrays("ignored_"),
         **Names.of(name for shard in shards for name in shard.names).arrays(),
-        "labels": _joined([shard.labels for shard in shards], np.dtype(np.int32)),
-        "member_sizes": _joined([shard.sizes for shard in shards], np.dtype(np.int64)),
-        "offsets": _joined([shard.offsets for shard in shards], np.dtype(np.int64)),
+        "labels": _join([shard.labels for shard in shards], np.dtype(np.int32)),
+        "member_sizes": _join([shard.sizes for shard in shards], np.dtype(np.int64)),
+        "offsets": _join([shard.offsets for shard in shards], np.dtype(np.int64)),
         "shard_ends": np.cumsum([len(shard.names) for shard in shards], dtype=np.int64),
     }
     return Listing(facts, arrays)
@@ -206,5 +206,5 @@ def _is_file(file: Path) -> bool:
     return not file.is_symlink() and file.is_file()
 
 
-def _joined(lists: list[list[int]], kind: "np.dtype[np.signedinteger]") -> "NDArray[np.signedinteger]":
+def _join(lists: list[list[int]], kind: "np.dtype[np.signedinteger]") -> "NDArray[np.signedinteger]":
     return np.concatenate([np.asarray(each, kind) for each in lists])

@@ -87,7 +87,7 @@ def build_classifier(
         UserError: unknown architecture, or arguments it does not take.
     """
     model = _build(name, drop_path_rate, num_classes=num_classes, **kwargs)
-    return cast("nn.Module", _configured(model, name, grad_checkpointing, channels_last))
+    return cast("nn.Module", _configure(model, name, grad_checkpointing, channels_last))
 
 
 def build_pyramid(
@@ -112,7 +112,7 @@ def build_pyramid(
     pyramid = Pyramid(body, _pyramid_indices(body, name), norm=bool(kwargs.get("feature_norms")))
     if isinstance(patches := getattr(body, "patch_embed", None), PatchEmbed):
         patches.dynamic_img_pad = True  # sides that are not multiples of the patch are padded, not refused
-    _configured(body, name, grad_checkpointing, channels_last)
+    _configure(body, name, grad_checkpointing, channels_last)
     return pyramid
 
 
@@ -176,7 +176,7 @@ def _any_size(name: str, given: Container[str]) -> dict[str, bool]:
     return {"dynamic_img_size": True} if hasattr(model, "dynamic_img_size") else {}
 
 
-def _configured(model: Any, name: str, grad_checkpointing: bool, channels_last: bool) -> Any:
+def _configure(model: Any, name: str, grad_checkpointing: bool, channels_last: bool) -> Any:
     if grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)

@@ -145,8 +145,8 @@ class ScalableViT(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.global_pool = _checked(global_pool, ("avg", ""), "global_pool")
-        self.head_kind = _checked(head, ("released", "linear"), "head")
+        self.global_pool = _check_choice(global_pool, ("avg", ""), "global_pool")
+        self.head_kind = _check_choice(head, ("released", "linear"), "head")
         self.num_features = self.head_hidden_size = channels[-1]
         self.output_fmt = "NHWC"
         self.grad_checkpointing = False
@@ -156,7 +156,7 @@ class ScalableViT(nn.Module):
         def attention(stage: int, index: int) -> nn.Module:
             dim, heads = channels[stage], num_heads[stage]
             kind = attention_pattern[index % len(attention_pattern)]
-            if _checked(kind, ("window", "scalable", "plain_window"), "attention") == "scalable":
+            if _check_choice(kind, ("window", "scalable", "plain_window"), "attention") == "scalable":
                 return ScalableAttention(dim, heads, spatial_reductions[stage], channel_ratios[stage], wide_value)
             return WindowAttention(dim, heads, sides, local_interaction if kind == "window" else "none")
 
@@ -221,7 +221,7 @@ class ScalableViT(nn.Module):
         """Put a new head of the same kind in place; 0 classes leave it out."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = _checked(global_pool, ("avg", ""), "global_pool")
+            self.global_pool = _check_choice(global_pool, ("avg", ""), "global_pool")
         like = next(self.parameters())
         self.head = self._build_head().to(like.device, like.dtype).train(self.training)
         self.head.apply(_init_parameters)
@@ -268,7 +268,7 @@ class ScalableViT(nn.Module):
             output_fmt: `NCHW` (channels-last views) or `NHWC`.
             intermediates_only: return the maps alone.
         """
-        _checked(output_fmt, ("NCHW", "NHWC"), "output_fmt")
+        _check_choice(output_fmt, ("NCHW", "NHWC"), "output_fmt")
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
         for stage in range(last + 1 if stop_early else len(self.stages)):
@@ -321,7 +321,7 @@ class ScalableViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _checked(value: str, allowed: tuple[str, ...], name: str) -> str:
+def _check_choice(value: str, allowed: tuple[str, ...], name: str) -> str:
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
     return value

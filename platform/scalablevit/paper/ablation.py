@@ -13,7 +13,7 @@ from scalablevit.config.recipe import Recipe
 from scalablevit.paper.saving import save_note, save_rows
 from scalablevit.pipeline.resolve import DRY_RUN_S, ResolvedStage, resolve
 from scalablevit.runs.result import StageResult
-from scalablevit.text import lined_up
+from scalablevit.text import format_table
 
 if TYPE_CHECKING:
     from scalablevit.models.counting import Cost
@@ -128,7 +128,7 @@ def table(outcomes: Sequence[ArmResult]) -> str:
     for stage in stages:
         heading += [f"{stage}: M", "GFLOPs", "with attention", f"{of[arms[0], stage][0].metric} %"]
     rows = [[arm, *(cell for stage in stages for cell in _cells(of[arm, stage]))] for arm in arms]
-    return "\n".join([lined_up([heading, *rows]), "", *_notes({stage: of[arms[0], stage] for stage in stages})])
+    return "\n".join([format_table([heading, *rows]), "", *_notes({stage: of[arms[0], stage] for stage in stages})])
 
 
 def _cells(trained: Sequence[ArmResult]) -> list[str]:

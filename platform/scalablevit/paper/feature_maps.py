@@ -52,7 +52,7 @@ def attention_name(attention: nn.Module) -> str:
     return {"lim": "IWSA", "lem": "WSA + LEM", "none": "WSA"}[attention.local_interaction]
 
 
-def captured(model: ScalableViT, modules: Sequence[nn.Module], images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def capture_features(model: ScalableViT, modules: Sequence[nn.Module], images: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What modules of a model are given and what they answer, (B, H, W, C) each.
 
     Args:

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.paper.feature_maps import Row, attention_name, blocks_of, captured, contrast, save_features, stage_ends
+from scalablevit.paper.feature_maps import (
+    Row,
+    attention_name,
+    blocks_of,
+    capture_features,
+    contrast,
+    save_features,
+    stage_ends,
+)
 from scalablevit.paper.loaded_models import Subject, differences, load_subjects, pictures, seen
 from scalablevit.paper.saving import save_note
 
@@ -37,7 +45,7 @@ def draw_features(
         for subject in subjects:
             image, normalised = seen(subject, picture)
             chosen = [blocks_of(subject.backbone)[number - 1] for number in blocks]
-            outputs = [contrast(answer[0]) for _, answer in captured(subject.backbone, chosen, normalised)]
+            outputs = [contrast(answer[0]) for _, answer in capture_features(subject.backbone, chosen, normalised)]
             titles = [
                 f"block {number}: {attention_name(block.attn)}, {values.shape[0]} x {values.shape[1]}"
                 for number, block, values in zip(blocks, chosen, outputs, strict=True)

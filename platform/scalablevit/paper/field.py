@@ -12,7 +12,7 @@ from scalablevit.config.shipped import RECIPES
 from scalablevit.models.attention import WindowAttention
 from scalablevit.models.receptive_field import ReceptiveField, receptive_field
 from scalablevit.models.scalablevit import ScalableViT
-from scalablevit.paper.feature_maps import attention_name, blocks_of, captured
+from scalablevit.paper.feature_maps import attention_name, blocks_of, capture_features
 from scalablevit.paper.field_plot import said, save_fields
 from scalablevit.paper.loaded_models import Picture, Subject, load_subjects, pictures, seen
 from scalablevit.paper.saving import save_note, save_rows
@@ -78,7 +78,7 @@ def _layer(subject: Subject, block: int) -> WindowAttention:
 
 
 def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Picture]) -> ReceptiveField:
-    given = [captured(subject.backbone, [layer], seen(subject, picture)[1])[0][0] for picture in shown]
+    given = [capture_features(subject.backbone, [layer], seen(subject, picture)[1])[0][0] for picture in shown]
     if len({tokens.shape for tokens in given}) > 1:
         raise UserError("the images come to different sizes, whose maps cannot be averaged", where="--images",
                         fix="give images of one size")  # fmt: skip

@@ -21,7 +21,7 @@ from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
-from scalablevit.text import lined_up
+from scalablevit.text import format_table
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
@@ -59,7 +59,7 @@ def run_chain(
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
             status_file.update(stage=names, step=len(results))
-            outbox.metrics(job.uid, [_headline(results)])
+            outbox.metrics(job.uid, [_best_metrics(results)])
             publish_job(job, stages, results, store, outbox)
         except Exception as error:
             # how far it came, and how it came to that
@@ -133,7 +133,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
     return {stage.name: results[stage.name] for stage in group}
 
 
-def _headline(results: dict[str, StageResult]) -> StepMetrics:
+def _best_metrics(results: dict[str, StageResult]) -> StepMetrics:
     """The stages' best metrics on the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
@@ -167,7 +167,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
     return "\n".join(
         [
-            lined_up(rows),
+            format_table(rows),
             *spent,
             *owed,
             "",

@@ -277,7 +277,7 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
 
 def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
     """By node: those of the paths that a process there does not see."""
-    answers: dict[str, list[str]] = _ask_nodes(node_ids, _unreadable, paths, "whether it sees the files")
+    answers: dict[str, list[str]] = _ask_nodes(node_ids, _find_unreadable, paths, "whether it sees the files")
     return answers
 
 
@@ -350,5 +350,5 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     return dict(zip(asked, answers, strict=True))
 
 
-def _unreadable(paths: list[str]) -> list[str]:
+def _find_unreadable(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.access(path, os.R_OK)]

@@ -38,7 +38,7 @@ def older_runs(recipe: str, resolved: ResolvedStage, root: Path) -> list[str]:
     return [
         (FINISHED if _is_finished(folder) else BEGUN).format(folder, "run")
         for folder, raw in _version_1(root, f"{recipe}-{resolved.name}-", RECIPE)
-        if _hashed(raw) == wanted
+        if _hashed_part(raw) == wanted
     ]
 
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> YamlMapping:
     return raw if isinstance(raw, dict) else {}
 
 
-def _hashed(raw: YamlMapping) -> PlainValues | None:
+def _hashed_part(raw: YamlMapping) -> PlainValues | None:
     """What makes a stored stage's run the same run; None for values that are refused today."""
     try:
         return hashed_part(stored_stage(raw))

@@ -12,7 +12,7 @@ from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
-from scalablevit.text import lined_up
+from scalablevit.text import format_table
 from scalablevit.tracking.connection import without_credentials
 
 SHORT = 6
@@ -44,7 +44,7 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
             print(f"  {name:<14}{fact}", flush=True)
         if resolved.statistics is not None:
             print("  statistics", flush=True)
-            for line in lined_up(table(resolved.statistics, SHORT), rule=False).splitlines():
+            for line in format_table(table(resolved.statistics, SHORT), rule=False).splitlines():
                 print(f"    {line}", flush=True)
             if resolved.statistics.unknown:
                 print(f"  {'not yet known':<14}{unknown_text(resolved.statistics)}", flush=True)

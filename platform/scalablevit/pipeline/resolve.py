@@ -305,7 +305,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
     cache = ContentCache.below(root)
     source = open_source(stage.data, "val", root, classes)
-    source.look_at_contents(cache, "data.val")
+    source.read_contents(cache, "data.val")
     threads = min(16, 4 * (os.cpu_count() or 1))
     report = check_split(source, stage.data, threads, cache=root / "cache" / "checks")
     raise_if_fatal(report, stage.data.max_bad_fraction, where="data.val")
@@ -315,7 +315,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         _refuse_top5(source.classes, "promotion.metric", "promotion.metric=top1")
     try:
         train = open_source(stage.data, "train", root, classes)
-        train.look_at_contents(cache, "data.train")
+        train.read_contents(cache, "data.train")
         digest = f"content:{hashlib.sha256(f'{train.digest()} {source.digest()}'.encode()).hexdigest()}"
     except UserError:  # not there, or of no use: nothing is trained
         train, digest = None, source.digest()

@@ -37,7 +37,7 @@ from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
 from scalablevit.tuning.study import as_study
 from scalablevit.tuning.trial import TrialContext
-from scalablevit.tuning.trials import Trial, ranked, table, trial_folder
+from scalablevit.tuning.trials import Trial, rank_trials, table, trial_folder
 from scalablevit.viz.search import save_plots
 
 
@@ -150,7 +150,7 @@ def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> N
     """How far the search is, into its status; Tune comes by here whenever a trial has ended."""
     check()
     space = search.space
-    leading = next(iter(ranked(trials, space.mode)), None)
+    leading = next(iter(rank_trials(trials, space.mode)), None)
     best = leading.best(space.mode) if leading else None
     status_file.update(
         step=sum(trial.ended() for trial in trials),
@@ -208,7 +208,7 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
 
 
 def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> SearchResult:
-    leading = next(iter(ranked(trials, search.space.mode)), None)
+    leading = next(iter(rank_trials(trials, search.space.mode)), None)
     best = leading.best(search.space.mode) if leading else None
     if leading is None or best is None:
         raise SearchFailed(
@@ -229,7 +229,7 @@ def _write_down(context: TrialContext, found: SearchResult, outbox: Outbox) -> N
     files = [found.folder / TRIAL_TABLE, found.folder / BEST_RECIPE]
     files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
     files[1].write_text(best_recipe(context.search, found), encoding="utf-8")
-    curves, ranking = {trial.number: trial.curve for trial in found.trials}, ranked(found.trials, space.mode)
+    curves, ranking = {trial.number: trial.curve for trial in found.trials}, rank_trials(found.trials, space.mode)
     study, places = as_study(found.trials, space), [trial.number for trial in ranking]
     files += save_plots(study, curves, places, space.metric, found.folder / PLOTS)
     for file in files:

@@ -38,11 +38,11 @@ def plan(search: Search, train_samples: int) -> str:
 
 def summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
     """Return the best trials, what became of the others, and where everything is."""
-    from scalablevit.tuning.trials import ranked  # here, since a dry run need not load what this loads
+    from scalablevit.tuning.trials import rank_trials  # here, since a dry run need not load what this loads
 
     space = search.space
     lines = [f"{space.metric}  trial"]
-    for trial in ranked(trials, space.mode)[:5]:
+    for trial in rank_trials(trials, space.mode)[:5]:
         best = trial.best(space.mode)
         values = ", ".join(f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
                            for path, value in trial.values.items())  # fmt: skip

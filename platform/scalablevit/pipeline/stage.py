@@ -31,7 +31,7 @@ from scalablevit.runs.status import StatusFile, finish_late, read_status
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import brief
-from scalablevit.tracking.environment import environment_info, pinned
+from scalablevit.tracking.environment import environment_info, pin_requirements
 from scalablevit.tracking.outbox import Outbox, open_runs
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
@@ -89,7 +89,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
             finished = _train(job, resolved, earlier, session)
         if session.uid in open_runs(store.outbox):  # also when a kill came between the result and this
             _record_model(resolved, finished, store, session.outbox)
-        return _registered(job, finished, session)
+        return _look_up_version(job, finished, session)
 
 
 def _last_at_work(store: RunStore) -> float | None:
@@ -235,7 +235,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
         folder=store.local / MODEL,
         package=PACKAGE,
         serving=SERVING,
-        requirements=pinned([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
+        requirements=pin_requirements([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
         user_packages=[package.folder for package in find_packages(resolved.stage.imports)],
         tags={
             tags.RECIPE_HASH: resolved.hash,
@@ -248,7 +248,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
     outbox.end(finished.uid, "FINISHED")
 
 
-def _registered(job: Job, finished: StageResult, session: RunSession) -> StageResult:
+def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
     command = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
     pending = session.drain()

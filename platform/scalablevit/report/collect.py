@@ -9,7 +9,7 @@ import yaml
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.data import Data
-from scalablevit.config.errors import UserError, masked
+from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.recipe import Cluster
 from scalablevit.config.stored import stored_stage
 from scalablevit.config.task_info import task_info
@@ -86,8 +86,8 @@ def _job(folder: Path) -> Page:
     status = read_status(folder)
     facts = {
         "recipe": known["recipe"],
-        "run folder": masked(str(folder)),
-        "tracking": masked(status.tracking) if status else "",
+        "run folder": mask_credentials(str(folder)),
+        "tracking": mask_credentials(status.tracking) if status else "",
         "not begun": ", ".join(waiting),
     }
     return Page(folder.name, facts, tuple(stages), tuple(searches))
@@ -109,10 +109,10 @@ def _stage(store: RunStore, registered: str) -> Stage:
         why="" if result or status is None else status.why,
         best_metric=task_info(stage.task.kind).best_metric,
         rows=rows,
-        recipe=masked(recipe),
+        recipe=mask_credentials(recipe),
         facts=_cost(local, stage.cluster, rows, result),
         lineage=_lineage(store, stage.data, recorded, result, registered),
-        result=None if result is None else {**vars(result), "reason": masked(result.reason)},
+        result=None if result is None else {**vars(result), "reason": mask_credentials(result.reason)},
         registered=registered,
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
         findings=load_findings(local / ERROR_ANALYSIS),
@@ -156,7 +156,7 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
         reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
         facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
         facts["reserved"] = f"{reserved} (workers x wall time)"
-        facts["ended"] = masked(result.reason)
+        facts["ended"] = mask_credentials(result.reason)
     peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}
     for name, metric in peaks.items():
         values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{metric}")]
@@ -183,13 +183,13 @@ def _lineage(
         "Values from a search": search,
         "Parent version": parent and f"{parent}, weights sha256 {recorded.get(tags.INIT_SHA256, 'not recorded')}",
         "Start of the last attempt": start,
-        "Run": masked(store.location),
+        "Run": mask_credentials(store.location),
     }
     if result is not None:
         steps["Best checkpoint"] = f"{result.checkpoint}, at step {result.step}"
         steps["Weights"] = f"sha256 {result.weights_sha256}"
         steps["Registered version"] = registered or "not registered when this page was made"
-    return {name: masked(fact) for name, fact in steps.items()}
+    return {name: mask_credentials(fact) for name, fact in steps.items()}
 
 
 def _search(folder: Path) -> Search:
@@ -217,7 +217,7 @@ def _search(folder: Path) -> Search:
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],
         "scheduler": parsed["scheduler"]["kind"],
-        "folder": masked(str(folder)),
+        "folder": mask_credentials(str(folder)),
     }
     return Search(
         name=folder.name,
@@ -225,14 +225,14 @@ def _search(folder: Path) -> Search:
         header=names,
         trials=tuple(tuple(map(_short, row)) for row in rows),
         plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
-        best_recipe=masked(best_recipe.read_text(encoding="utf-8")) if best_recipe.is_file() else "",
-        space=masked(space),
+        best_recipe=mask_credentials(best_recipe.read_text(encoding="utf-8")) if best_recipe.is_file() else "",
+        space=mask_credentials(space),
     )
 
 
 def _short(cell: str) -> str:
     """A number with four digits; anything else as it is, without the credentials of addresses."""
     try:
-        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else masked(cell)
+        return f"{float(cell):.4g}" if "." in cell or "e-" in cell else mask_credentials(cell)
     except ValueError:
-        return masked(cell)
+        return mask_credentials(cell)

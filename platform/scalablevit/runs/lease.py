@@ -66,7 +66,7 @@ class Lease:
         self._stopped.set()
         self._thread.join(timeout=RENEW_S)
         try:
-            with self._alone():
+            with self._exclusively():
                 if self._is_own(self._read()):
                     self._store.write(LEASE, b"{}")
         except OSError as failure:  # storage that is away or full: the claim is then taken over as a dead owner's
@@ -88,7 +88,7 @@ class Lease:
         claim = self._read()
         if claim is None:
             return None
-        alive = lives(claim)
+        alive = is_owner_alive(claim)
         if alive:
             raise self._refusal(claim)
         if alive is None:
@@ -122,7 +122,7 @@ class Lease:
 
     def _claim_over(self, seen: Claim | None) -> bool:
         """Write the own claim in place of the one seen; False: another one came between."""
-        with self._alone():
+        with self._exclusively():
             begin = time.monotonic()
             if self._read() != seen:
                 return False
@@ -154,7 +154,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._stopped.wait(RENEW_S):
             try:
-                with self._alone():
+                with self._exclusively():
                     if self._stopped.is_set():
                         return
                     content = self._store.read(LEASE)
@@ -176,7 +176,7 @@ class Lease:
             return
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         """No other process looks at or writes the claim meanwhile, where the file system has locks.
 
         Raises:
@@ -228,7 +228,7 @@ def claim_of(store: RunStore) -> Claim | None:
     return _parsed(store.read(LEASE))
 
 
-def lives(claim: Claim) -> bool | None:
+def is_owner_alive(claim: Claim) -> bool | None:
     """Whether the owner behind a claim lives; None: it cannot be told from here, and the claim must be watched."""
     return _lives_here(claim) if claim.get("machine") == _machine() else None
 
@@ -241,13 +241,13 @@ def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
     alive: dict[str, bool | None] = {}
     for store in stores:
         claim = claim_of(store)
-        alive[store.name] = False if claim is None else lives(claim)
+        alive[store.name] = False if claim is None else is_owner_alive(claim)
         if alive[store.name] is None and _watched_before(store) == claim:
             alive[store.name] = False
     return alive
 
 
-def owned(stores: Sequence[RunStore]) -> set[str]:
+def find_owned(stores: Sequence[RunStore]) -> set[str]:
     """Names of the runs whose owners live; where only watching tells, all are watched together for `STALE_S`."""
     alive = known_owners(stores)
     claims = {store.name: claim_of(store) for store in stores if alive[store.name] is None}

@@ -63,7 +63,7 @@ class Progress:
         self._thread.join()
         clean_up(
             error,
-            ("showing the last records", self._tell_new),
+            ("showing the last records", self._print_new),
             ("writing metrics.jsonl and results.csv", self._write_metrics),
             ("closing the screen", self._console.close),
         )
@@ -71,9 +71,9 @@ class Progress:
     def _follow(self) -> None:
         while not self._stopped.wait(POLL_S):
             with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
-                self._tell_new()
+                self._print_new()
 
-    def _tell_new(self) -> None:
+    def _print_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):
             self._noted = True
             self._console.say(note.decode())
@@ -92,9 +92,9 @@ class Progress:
         for record in records:
             self._memory = memory(record.metrics) or self._memory
         for record in records:
-            self._tell(record.step, record.time_ms, record.metrics)
+            self._print_step(record.step, record.time_ms, record.metrics)
 
-    def _tell(self, step: int, time_ms: int, metrics: Values) -> None:
+    def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
         if self._best_metric in metrics:
             self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
             self._write_metrics()
@@ -168,7 +168,7 @@ def training_line(metrics: Values) -> str:
 
 def evaluation_line(metrics: Values) -> str:
     """The metrics of an evaluation."""
-    shown = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _headline(k, v))
+    shown = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _is_shown(k, v))
     return f"evaluation: {shown}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
 
 
@@ -178,7 +178,7 @@ def _remedies(metrics: Values) -> str:
     return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))
 
 
-def _headline(name: str, value: float | str) -> bool:
+def _is_shown(name: str, value: float | str) -> bool:
     """Metrics for people, not those of single classes; bad samples when there are any."""
     if name == "val/bad_samples":
         return bool(value)

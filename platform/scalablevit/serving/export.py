@@ -91,7 +91,7 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
         fixed: False leaves height and width open, which `any_size` must allow.
     """
     data, how = trained.stage.data, task_kind(trained.stage.task.kind).export()
-    pixels = torch.stack([_fitted(eval_transform(data)(image=image)["image"], data, size) for image in images])
+    pixels = torch.stack([_fit(eval_transform(data)(image=image)["image"], data, size) for image in images])
     pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
     if how.parts is not None:
         return how.parts(trained.network, data, pixels, _normalized(pixels, data))
@@ -103,7 +103,7 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
     others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
     if not fixed:
         network = for_any_size(network)
-        traced, *rest = (_resized(pixels, other) for other in sizes_to_check(size))
+        traced, *rest = (_resize(pixels, other) for other in sizes_to_check(size))
         others = tuple((each, expected(each)) for each in (*rest, rest[0][:1]))
     return [
         Part("network", FromPixels(network, data, how.finish), traced, "pixels", ("logits",), expected(traced), others)
@@ -138,12 +138,15 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     named = {0: "N", 2: "H", 3: "W"} if part.others else {0: "N"}
     open_dimensions = dict.fromkeys(named, torch.export.Dim.DYNAMIC)
     kind = "any size" if part.others else "one size"
-    with _refused(f"torch.export refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
+    with _refuse_export(f"torch.export refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
         program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=(open_dimensions,))
         content = io.BytesIO()
         torch.export.save(program, content)
     archive.write_bytes(content.getvalue())  # not by torch, to which a full disk is a RuntimeError
-    with _refused(f"the ONNX exporter refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
+    with (
+        _refuse_export(f"the ONNX exporter refuses {part.name} of {whose} for {kind}"),
+        _no_rule_for_one(bool(part.others)),
+    ):
         torch.onnx.export(
             program,
             (part.inputs,),
@@ -157,10 +160,10 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
         )
     finish_graph(graph, named, facts)
     pairs = [(part.inputs, part.expected), *part.others]
-    with _refused(f"{archive.name} of {whose} is not for {kind}"):
+    with _refuse_export(f"{archive.name} of {whose} is not for {kind}"):
         program_again = torch.export.load(archive).module()
         by_program = [_largest_difference(flat(program_again(inputs)), expected) for inputs, expected in pairs]
-    with _refused(f"{graph.name} of {whose} is not for {kind}"):
+    with _refuse_export(f"{graph.name} of {whose} is not for {kind}"):
         by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
     largest = max(float(each.abs().max()) for _, expected in pairs for each in expected)
     return Exported(part, (archive, graph), (tuple(by_program), tuple(by_graph)), largest)
@@ -185,7 +188,7 @@ def _largest_difference(answers: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _refuse_export(what: str) -> Iterator[None]:
     """An exporter's refusal, any exception but an OSError, as a UserError; its warnings are about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -207,12 +210,12 @@ def _normalized(pixels: Tensor, data: Data) -> Tensor:
     return normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
 
 
-def _resized(pixels: Tensor, size: Size) -> Tensor:
+def _resize(pixels: Tensor, size: Size) -> Tensor:
     """Images stretched to a size, whole values again."""
     return F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
 
 
-def _fitted(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:
+def _fit(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:
     """An evaluation image (h, w, 3) as float32 (3, H, W), cut or filled at the right and bottom."""
     canvas = np.empty((*size, 3), np.uint8)
     canvas[:] = np.array(fill_color(data), np.uint8)

@@ -107,7 +107,7 @@ def export_detector(trained: Trained, network: Part, folder: Path, facts: Prepro
     whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # regions of several images would be mixed up
     onnx.save(whole, file)
     finish_graph(file, {0: "detections"}, facts)
-    return _compared(trained, network.inputs, file, selection.first)
+    return _compare(trained, network.inputs, file, selection.first)
 
 
 def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
@@ -137,7 +137,7 @@ def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
             ) from error
 
 
-def _compared(trained: Trained, pixels: Tensor, file: Path, first: int) -> ExportedDetector:
+def _compare(trained: Trained, pixels: Tensor, file: Path, first: int) -> ExportedDetector:
     """Hold the file against the network on each image whole, and with its last rows as padding."""
     import onnxruntime
 

@@ -70,9 +70,9 @@ class Predictor:
         Args:
             batch: their files.
         """
-        return {"name": batch["name"], "answer": [json.dumps(self._answer(os.fsdecode(n))) for n in batch["name"]]}
+        return {"name": batch["name"], "answer": [json.dumps(self._predict(os.fsdecode(n))) for n in batch["name"]]}
 
-    def _answer(self, name: str) -> Answer:
+    def _predict(self, name: str) -> Answer:
         trained = self.trained
         try:
             data = trained.stage.data

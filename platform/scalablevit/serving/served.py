@@ -79,13 +79,13 @@ class Served:
             UserError: no model, or one of something else.
         """
         try:
-            self._ask("/ping", None, PING_S)
+            self._post("/ping", None, PING_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"is no model server: /ping answers {error.code} {_words(error)}") from None
+            raise self.wrong(f"is no model server: /ping answers {error.code} {_message(error)}") from None
         try:
-            content = self._ask("/invocations", _body(), ANSWER_S)
+            content = self._post("/invocations", _body(), ANSWER_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"answers {error.code} {_words(error)}") from None
+            raise self.wrong(f"answers {error.code} {_message(error)}") from None
         try:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
@@ -108,9 +108,9 @@ class Served:
             UserError: no answer, or that of something else.
         """
         try:
-            content = self._ask("/invocations", _body(image), ANSWER_S)
+            content = self._post("/invocations", _body(image), ANSWER_S)
         except urllib.error.HTTPError as error:
-            words = _words(error)
+            words = _message(error)
             if error.code == 400 and words.startswith("image 0: "):
                 raise Declined(words.removeprefix("image 0: ")) from None
             raise self.wrong(f"answers {error.code} {words}") from None
@@ -120,7 +120,7 @@ class Served:
         except (ValueError, TypeError, KeyError):
             raise self.wrong(f"gives no answer: {_short(content)}") from None
 
-    def _ask(self, path: str, body: bytes | None, seconds: float) -> bytes:
+    def _post(self, path: str, body: bytes | None, seconds: float) -> bytes:
         request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
             self.address + path, body, {"Content-Type": "application/json"}
         )
@@ -172,7 +172,7 @@ def _body(*images: bytes) -> bytes:
     return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
 
 
-def _words(error: urllib.error.HTTPError) -> str:
+def _message(error: urllib.error.HTTPError) -> str:
     """What a server says of its refusal: MLflow's `message`, or the text itself."""
     content = error.read(2**16)
     try:

@@ -16,7 +16,7 @@ def aliases(uri: str, name: str) -> dict[str, int]:
     Raises:
         UserError: no such model, or no answer.
     """
-    with _asked(uri, name):
+    with _short_requests(uri, name):
         return {alias: int(number) for alias, number in connect(uri).get_registered_model(name).aliases.items()}
 
 
@@ -26,7 +26,7 @@ def tags_of(uri: str, name: str, version: int) -> dict[str, str]:
     Raises:
         UserError: no such version, or no answer.
     """
-    with _asked(uri, f"{name}/{version}"):
+    with _short_requests(uri, f"{name}/{version}"):
         return dict(connect(uri).get_model_version(name, str(version)).tags)
 
 
@@ -36,7 +36,7 @@ def write_tags(uri: str, name: str, version: int, tags: Mapping[str, str]) -> No
     Raises:
         UserError: no such version, or no answer.
     """
-    with _asked(uri, f"{name}/{version}"):
+    with _short_requests(uri, f"{name}/{version}"):
         client = connect(uri)
         for key, value in tags.items():
             client.set_model_version_tag(name, str(version), key, value)
@@ -55,12 +55,12 @@ def move_champion(uri: str, name: str, before: int | None, after: int) -> None:
             where=f"{name}@{CHAMPION}",
             fix="somebody else moved it; run this again",
         )
-    with _asked(uri, f"{name}/{after}"):
+    with _short_requests(uri, f"{name}/{after}"):
         connect(uri).set_registered_model_alias(name, CHAMPION, str(after))
 
 
 @contextmanager
-def _asked(uri: str, what: str) -> Iterator[None]:
+def _short_requests(uri: str, what: str) -> Iterator[None]:
     """Short requests, and whatever MLflow raises as a UserError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

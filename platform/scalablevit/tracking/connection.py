@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from scalablevit.config.errors import UserError, masked
+from scalablevit.config.errors import UserError, mask_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,7 +109,7 @@ def without_credentials(uri: str) -> str:
     if uri.startswith(SQLITE):
         host, slash, path = uri.removeprefix(SQLITE).partition("?")[0].partition("/")
         return f"{SQLITE}{host.rpartition('@')[2]}{slash}{path}"
-    return re.split(r"[?#]", masked(uri), maxsplit=1)[0].replace("***@", "", 1)
+    return re.split(r"[?#]", mask_credentials(uri), maxsplit=1)[0].replace("***@", "", 1)
 
 
 def mask(text: str, uri: str) -> str:
@@ -122,7 +122,7 @@ def mask(text: str, uri: str) -> str:
     }
     for secret in sorted(({password, unquote(password)} | environment) - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return masked(text)
+    return mask_credentials(text)
 
 
 def brief(error: Exception, uri: str) -> str:

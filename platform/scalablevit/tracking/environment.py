@@ -76,7 +76,7 @@ def git_version(package: Path) -> GitVersion | None:
     return None if commit is None or changes is None else {"commit": commit, "modified": bool(changes)}
 
 
-def pinned(distributions: list[str]) -> list[str]:
+def pin_requirements(distributions: list[str]) -> list[str]:
     """`name==version` of installed distributions, as a requirements list.
 
     Raises:

@@ -55,7 +55,7 @@ class Progress:
     @classmethod
     def load(cls, folder: Path, uri: str) -> "Progress":
         """What was saved for this server; a lost or torn file costs only sending again what MLflow then ignores."""
-        saved = remembered(folder)
+        saved = load_progress(folder)
         return saved if saved is not None and saved.uri == uri else cls(uri)
 
     def save(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class Progress:
         write_file(folder / SENT, json.dumps(asdict(self)).encode(), durable=False)
 
 
-def remembered(folder: Path) -> Progress | None:
+def load_progress(folder: Path) -> Progress | None:
     """Where an outbox was sent last and how far, or None."""
     try:
         saved = Progress(**json.loads((folder / SENT).read_bytes()))
@@ -148,7 +148,7 @@ class OutboxSync:
         deadline = time.monotonic() + timeout_s
         self._draining = True
         self._wake.set()
-        while time.monotonic() < deadline and self._thread.is_alive() and self._left():
+        while time.monotonic() < deadline and self._thread.is_alive() and self._count_left():
             time.sleep(0.05)
         self._draining = False
         return self.pending()
@@ -161,7 +161,7 @@ class OutboxSync:
 
     def pending(self) -> Pending:
         """What has not been sent."""
-        return Pending(self._left(), self._refused, self._error)
+        return Pending(self._count_left(), self._refused, self._error)
 
     def status(self) -> str:
         """One line for people."""
@@ -184,7 +184,7 @@ class OutboxSync:
             from_start: send every record again, for a server that lost some or refused some before; it keeps one each.
         """
         try:
-            with self._owned() as owned:
+            with self._own_lock() as owned:
                 if not owned:
                     raise Away(f"{self._owner()} is sending it")
                 self._load()
@@ -199,9 +199,9 @@ class OutboxSync:
             self._error = brief(error, self._uri)
         return self.pending()
 
-    def _left(self) -> int:
+    def _count_left(self) -> int:
         """Counted from the file while another process ships."""
-        saved = remembered(self._folder)
+        saved = load_progress(self._folder)
         here = saved is not None and saved.uri == self._progress.uri
         return count_lines(self._folder, saved.offset if saved is not None and here else 0)
 
@@ -209,7 +209,7 @@ class OutboxSync:
         """The thread: wait for the lock, then ship until told to stop."""
         while not self._stopping.is_set():
             try:
-                with self._owned() as owned:
+                with self._own_lock() as owned:
                     if owned:
                         self._load()
                         # also when nothing ever arrives: pipelines/sync.py then knows where to
@@ -349,7 +349,7 @@ class OutboxSync:
             outbox.close()
 
     @contextmanager
-    def _owned(self) -> Iterator[bool]:
+    def _own_lock(self) -> Iterator[bool]:
         """Whether the sync's lock is ours; a process that dies gives it back."""
         with (self._folder / SYNC_LOCK).open("a+") as file:
             try:

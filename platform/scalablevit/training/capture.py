@@ -71,8 +71,8 @@ def unflat(tensors: dict[str, Tensor]) -> list[Batch]:
             batch.setdefault(name, {})[int(place[0])] = tensor
         else:
             batch[name] = int(tensor) if name == "samples" else tensor
-    return [{name: _listed(value) for name, value in batches[number].items()} for number in sorted(batches)]
+    return [{name: _as_lists(value) for name, value in batches[number].items()} for number in sorted(batches)]
 
 
-def _listed(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     return [value[number] for number in sorted(value)] if isinstance(value, dict) else value

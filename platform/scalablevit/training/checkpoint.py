@@ -127,7 +127,7 @@ class CheckpointStore:
             DamagedCheckpoint: names the file, the expected and the actual sum.
         """
         folder = f"{self.folder}/{name}"
-        contents = self._verified(folder)
+        contents = self._read_checked(folder)
         meta = json.loads(contents.pop(STATE))
         files = {Path(file).stem: safetensors.torch.load(content) for file, content in contents.items()}
         if f"step_{meta['step']:09d}" != name[:14]:
@@ -165,7 +165,7 @@ class CheckpointStore:
         reasons = []
         for entry in valued:
             try:
-                self._verified(f"{self.folder}/{entry.name}")
+                self._read_checked(f"{self.folder}/{entry.name}")
             except DamagedCheckpoint as error:
                 logger.warning("checkpoint %s with value %s is not used: %s", entry.name, entry.value, error)
                 reasons.append(f"{entry.name}: {error}")
@@ -186,7 +186,7 @@ class CheckpointStore:
             DamagedCheckpoint: names the file, the expected and the actual sum.
         """
         folder = f"{self.folder}/{name}"
-        return self._checked(folder, file, self._sums(folder).get(file, ""))
+        return self._check_sum(folder, file, self._sums(folder).get(file, ""))
 
     def prune(self, keep: Keep) -> None:
         """Delete all but the newest and the best ones; of several at one step the newest stays."""
@@ -229,9 +229,9 @@ class CheckpointStore:
                 fix="free space, set cluster.storage elsewhere, or lower training.keep",
             )
 
-    def _verified(self, folder: str) -> dict[str, bytes]:
+    def _read_checked(self, folder: str) -> dict[str, bytes]:
         """All files of a checkpoint, checked against the manifest's sums."""
-        return {file: self._checked(folder, file, sha256) for file, sha256 in self._sums(folder).items()}
+        return {file: self._check_sum(folder, file, sha256) for file, sha256 in self._sums(folder).items()}
 
     def _sums(self, folder: str) -> dict[str, str]:
         """SHA-256 of each file, by the checkpoint's manifest."""
@@ -243,7 +243,7 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpoint(f"{folder}/{MANIFEST} is not readable: {error!r}") from error
 
-    def _checked(self, folder: str, file: str, expected: str) -> bytes:
+    def _check_sum(self, folder: str, file: str, expected: str) -> bytes:
         if "/" in file:
             raise DamagedCheckpoint(f"{folder}: {file!r} leaves the folder")
         content = self._get(f"{folder}/{file}")

@@ -114,7 +114,7 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
     model = distributed(context, state.model)
     model.train()
     batches = callbacks.batches(state.position)
-    micro = _take(batches, training.accumulation_steps)
+    micro = _take_batches(batches, training.accumulation_steps)
     warm_up(context, model, micro[0])
     clock = _Clock()
     while True:
@@ -124,9 +124,9 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
                 return refused
             if training.nonfinite.action == "rollback":
                 batches = callbacks.batches(state.position)
-                micro = _take(batches, training.accumulation_steps)
+                micro = _take_batches(batches, training.accumulation_steps)
                 continue
-        state.saw_step(metrics, micro)
+        state.add_step(metrics, micro)
         clock.seconds_of_step(state)
         done = state.step >= length.total
         evaluates = done or state.step % length.evaluate_every == 0
@@ -147,7 +147,7 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
             return TrainResult("node leaving")
         before = state.spent["data"]
         with _counted(state, "data"):
-            micro = _take(batches, training.accumulation_steps)
+            micro = _take_batches(batches, training.accumulation_steps)
         clock.data_wait += state.spent["data"] - before
 
 
@@ -275,7 +275,7 @@ def _log_point(
     record = _log(context, state, clock, save_failed=callbacks.save_failed())
     if saves or _too_many_bad(context, state):
         _name_bad(context, state, callbacks)
-    if refused := _refused(context, state, record):
+    if refused := _reason_to_stop(context, state, record):
         return refused
     if reports:
         _report(state, callbacks, record)
@@ -290,7 +290,7 @@ def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallback
         metrics = callbacks.evaluate(state.evaluated)
     value = context.score(metrics)
     rule = context.stage.training.early_stopping
-    best = state.saw_evaluation(metrics, value, rule.min_delta if rule else 0.0)
+    best = state.add_evaluation(metrics, value, rule.min_delta if rule else 0.0)
     _report(state, callbacks, Record(state.step, _agreed_time_ms(context), {**metrics, "val/is_best": float(best)}))
     clock.resume()
     return value
@@ -406,15 +406,15 @@ def _gains(state: TrainState) -> str:
     return f"{state.evaluations_without_gain} evaluations without gain"
 
 
-def _seen(context: TrainContext, state: TrainState) -> int:
+def _samples_seen(context: TrainContext, state: TrainState) -> int:
     return state.step * context.stage.training.global_batch_size
 
 
 def _too_many_bad(context: TrainContext, state: TrainState) -> bool:
-    return state.bad_samples > context.stage.data.max_bad_fraction * max(_seen(context, state), FEW_SAMPLES)
+    return state.bad_samples > context.stage.data.max_bad_fraction * max(_samples_seen(context, state), FEW_SAMPLES)
 
 
-def _refused(context: TrainContext, state: TrainState, record: Record) -> TrainResult | None:
+def _reason_to_stop(context: TrainContext, state: TrainState, record: Record) -> TrainResult | None:
     """Why training cannot go on from here, if so."""
     looked_at = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
     if not all(math.isfinite(value) for value in looked_at):  # none, where all steps since the last time were skipped
@@ -429,7 +429,7 @@ def _refused(context: TrainContext, state: TrainState, record: Record) -> TrainR
 def _bad_files(context: TrainContext, state: TrainState) -> str:
     named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
     more = and_more(len(named), SHOWN_FILES, before="\n  ", what="more files")
-    counted = f"{state.bad_samples} of {_seen(context, state)} samples could not be decoded:"
+    counted = f"{state.bad_samples} of {_samples_seen(context, state)} samples could not be decoded:"
     return "".join([counted, *named[:SHOWN_FILES], more])
 
 
@@ -440,7 +440,7 @@ def _not_finite(record: Record) -> str:
     )
 
 
-def _take(batches: Iterator[Batch], count: int) -> list[Batch]:
+def _take_batches(batches: Iterator[Batch], count: int) -> list[Batch]:
     return [next(batches) for _ in range(count)]
 
 

@@ -65,7 +65,7 @@ def replay(folder: Path) -> Replay:
     model.load_state_dict(weights)
     named = [f"weights before the step: {name}" for name, tensor in weights.items() if not _is_finite(tensor)]
     losses: dict[tuple[int, int], float] = {}
-    with _watched(model) as outputs:
+    with _watch_outputs(model) as outputs:
         for rank, micro_batches in enumerate(batches):
             model.load_state_dict(weights)  # batch statistics
             context = TrainContext(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
@@ -82,7 +82,7 @@ def replay(folder: Path) -> Replay:
     return Replay(state["step"], world, losses, norm, named)
 
 
-def told(found: Replay) -> str:
+def format_finding(found: Replay) -> str:
     """What was found, for people."""
     lines = [f"step {found.step + 1}, {found.ranks} rank(s), gradient norm {found.gradient_norm:.6g}"]
     lines += [f"  rank {rank}, micro-batch {number}: loss {loss:.6g}" for (rank, number), loss in found.losses.items()]
@@ -94,7 +94,7 @@ def told(found: Replay) -> str:
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
+def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
     """Collects the names of modules without children whose output is not finite, as they come."""
     named: list[str] = []
 

@@ -166,7 +166,7 @@ class TrainState:
         self.roll_backs = roll_backs
         self.skipped_in_row = 0
 
-    def saw_step(self, metrics: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
+    def add_step(self, metrics: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
         """Take in a step's scalars (None: skipped), and which samples were left out of this rank's batches."""
         if metrics is not None:
             self.skipped_in_row = 0
@@ -175,7 +175,7 @@ class TrainState:
             self.bad_files.update(batch["bad"])
             self.changed_files.update(batch["changed"])
 
-    def saw_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
+    def add_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
         """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is.
 
         Args:

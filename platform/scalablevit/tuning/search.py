@@ -36,7 +36,7 @@ from scalablevit.tuning.trials import (
     Trial,
     drop_checkpoints,
     load_trials,
-    ranked,
+    rank_trials,
     save_list,
     trial_folder,
     write_result,
@@ -198,7 +198,7 @@ class SearchCallback(tune.Callback):
         self._outbox.end(uid, "FAILED" if status == "failed" else "FINISHED")
         if space.scheduler.kind != "pbt":  # there an ended trial may still be another's donor
             drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best)
-        leader = next(iter(ranked(self.trials, space.mode)), None)
+        leader = next(iter(rank_trials(self.trials, space.mode)), None)
         so_far = leader.best(space.mode) if leader else None
         lead = f"; best so far {self._metric(so_far[1])} (trial {leader.number})" if leader and so_far else ""
         self._say(f"trial {trial_name(ours)}: {status}{' ' + reason if reason else ''}, {chosen}{lead}")

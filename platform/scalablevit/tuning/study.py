@@ -8,7 +8,7 @@ from optuna.trial import TrialState, create_trial
 
 from scalablevit.config.space import Distribution, Space
 from scalablevit.tuning.sampling import as_category, distribution
-from scalablevit.tuning.trials import Trial, ranked
+from scalablevit.tuning.trials import Trial, rank_trials
 from scalablevit.viz.style import plain
 
 
@@ -17,7 +17,7 @@ def as_study(trials: Sequence[Trial], space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if space.mode == "min" else "maximize")
     distributions = {path: distribution(_written(parameter)) for path, parameter in space.parameters.items()}
-    for trial in sorted(ranked(trials, space.mode), key=lambda trial: trial.number):
+    for trial in sorted(rank_trials(trials, space.mode), key=lambda trial: trial.number):
         if (best := trial.best(space.mode)) is not None:
             params = {path: _category(value) for path, value in trial.values.items()}
             done = create_trial(state=TrialState.COMPLETE, value=best[1], params=params, distributions=distributions)

@@ -80,7 +80,7 @@ class Reports:
         self._waiting: list[StepMetrics] = []
         self._best = -math.inf
 
-    def replayed(self) -> list[TrialResult]:
+    def known_results(self) -> list[TrialResult]:
         """Results of the evaluations that are known."""
         return [self._result(step, value) for step, value in self._known.items()]
 
@@ -98,7 +98,7 @@ class Reports:
         """Whether trials take over each other's weights."""
         return self._context.search.space.scheduler.kind == "pbt"
 
-    def last_words(self) -> list[TrialResult]:
+    def final_results(self) -> list[TrialResult]:
         """A result of the worst score for the records since the last evaluation of a trial that failed, if any."""
         return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
 
@@ -136,7 +136,7 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     read_result(context.folder, trial)
     reports = Reports(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
     if not reports.of_population():  # a population's past cannot be replayed: weights went from trial to trial
-        _report_all(reports.replayed())
+        _report_all(reports.known_results())
     if trial.status == "failed":
         raise TrialFailed(trial.reason)
     if not trial.ended():
@@ -200,10 +200,10 @@ def _train_here(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> N
     try:
         result = run(assignment, rank=0, world=1, device=device, send=send)
     except Exception:
-        _report_all(reports.last_words())
+        _report_all(reports.final_results())
         raise
     if result.error is not None:
-        _report_all(reports.last_words())
+        _report_all(reports.final_results())
         raise TrialFailed(result.error.what)
 
 

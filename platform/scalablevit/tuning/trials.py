@@ -79,7 +79,7 @@ def write_result(search_folder: str, trial: Trial) -> None:
     put_text(trial_folder(search_folder, trial.number), RESULT, json.dumps(result))
 
 
-def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:
+def rank_trials(trials: Iterable[Trial], mode: str) -> list[Trial]:
     """Trials with an evaluation, best first; of equal ones the lower number. Failed ones are left out."""
     sign = -1 if mode == "min" else 1
     valued = [(trial, best) for trial in trials if trial.status != "failed" and (best := trial.best(mode)) is not None]
@@ -88,7 +88,7 @@ def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:
 
 def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int) -> None:
     """Delete the checkpoints of ended trials that are not among the best; the others' stay."""
-    kept = {trial.number for trial in ranked(trials, mode)[:keep_best]}
+    kept = {trial.number for trial in rank_trials(trials, mode)[:keep_best]}
     for trial in trials:
         if trial.ended() and trial.number not in kept:
             folder = trial_folder(search_folder, trial.number)

@@ -36,7 +36,7 @@ def save_plots(
         The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_saved(_draw_curves(curves, ranking[:LEADING], metric), folder / "curves.png")]
+    files = [_save(_draw_curves(curves, ranking[:LEADING], metric), folder / "curves.png")]
     values = {trial.value for trial in study.trials}
     drawn: dict[str, Callable[..., Any]] = {"history": views.plot_optimization_history}
     if len(values) > 1:
@@ -51,7 +51,7 @@ def save_plots(
                 for lines in axes.collections:
                     # Optuna's blue fades to white, and with it the worst trials
                     lines.set_cmap("viridis_r" if study.direction == StudyDirection.MINIMIZE else "viridis")
-                files.append(_saved(axes.figure, folder / f"{name}.png"))
+                files.append(_save(axes.figure, folder / f"{name}.png"))
     return files
 
 
@@ -72,7 +72,7 @@ def _draw_curves(curves: Mapping[int, Mapping[int, float]], leading: Sequence[in
     return figure
 
 
-def _saved(figure: Figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     figure.set_size_inches(*SIZE)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
     plt.close(figure)

@@ -69,7 +69,7 @@ class ImageFiles:
         Raises:
             UserError: more names are ambiguous, or stand for files outside the folder of images.
         """
-        absent = _absent(names, self.folder, self.files)
+        absent = _missing_names(names, self.folder, self.files)
         if not absent:
             return list(names), []
         free: dict[str, list[str]] = {}  # files that no name has as it is
@@ -89,7 +89,7 @@ class ImageFiles:
     def _find(self, name: str, free: dict[str, list[str]]) -> tuple[str, str] | _Unmatched:
         """Return the one file that a name means and how the name was read, or why there is none."""
         if any(map(_leads_out, _forms(name))):
-            places = self._unclaimed(name, free)
+            places = self._describe_unclaimed(name, free)
             return _Unmatched(f"it leads out of the folder of images{f'; there, {places}' if places else ''}")
         outside = {
             str(parent / form)
@@ -104,9 +104,9 @@ class ImageFiles:
             return next(iter(fitting.items()))
         if fitting:
             return _Unmatched(f"it may be {' or '.join(map(shown, sorted(fitting)[:_SHOWN]))}")
-        return _Unmatched(self._unclaimed(name, free))
+        return _Unmatched(self._describe_unclaimed(name, free))
 
-    def _unclaimed(self, name: str, free: dict[str, list[str]]) -> str:
+    def _describe_unclaimed(self, name: str, free: dict[str, list[str]]) -> str:
         """Return what to say of files with a name's last part that no other name means; empty if there are none."""
         files = [file for file in self.with_base_name(name) if file in free.get(_composed(file), [])]
         return f"a file of that base name is {first(files, 2)}" if files else ""
@@ -131,7 +131,7 @@ class ImageFiles:
         )
 
 
-def _absent(names: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
+def _missing_names(names: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
     """Names that nothing in the folder has; what is hidden or a link was not listed, but is there."""
     return [name for name in sorted(set(names).difference(files)) if not os.path.lexists(folder / name)]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scalablevit.config.data import Data, Split
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations
-from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, look_at, stamp
+from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, read_contents_of, stamp
 from scalablevit.data.decoding import ChangedSample, mean_color, read_image
 from scalablevit.data.instances import Instances
-from scalablevit.data.names import alike
+from scalablevit.data.names import describe_lookalikes
 from scalablevit.data.shards import Member
 from scalablevit.data.sources.files import first
 from scalablevit.data.sources.listing import Listing, Names
@@ -182,7 +182,7 @@ class Source(Sequence[Sample]):
         folder, names = self.groups()[group]
         return f"{folder}/{names[number]}"
 
-    def look_at_contents(
+    def read_contents(
         self, cache: ContentCache | None = None, what: str = "data", deadline: float | None = None
     ) -> Contents:
         """Find out sizes, times and sums of all files; from then on `read` refuses a file that has changed.
@@ -199,7 +199,7 @@ class Source(Sequence[Sample]):
         if found is None:
             self.cache = cache
             parts = [
-                look_at(folder, names, cache, what, deadline, f"{what}.{number}")
+                read_contents_of(folder, names, cache, what, deadline, f"{what}.{number}")
                 for number, (folder, names) in enumerate(self.groups())
             ]
             found = self.contents = Contents.joined(parts)
@@ -208,7 +208,7 @@ class Source(Sequence[Sample]):
 
     def digest(self) -> str:
         """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they are."""
-        contents = self.look_at_contents()
+        contents = self.read_contents()
         if "digest" not in self.listing.facts:
             self.listing.facts["digest"] = self._digest(contents)
         return str(self.listing.facts["digest"])
@@ -219,7 +219,7 @@ class Source(Sequence[Sample]):
         Raises:
             OutOfTime: the deadline has passed.
         """
-        return self.look_at_contents().sums[: len(self)]
+        return self.read_contents().sums[: len(self)]
 
     def total_bytes(self) -> int:
         """Of all files of the samples."""
@@ -261,7 +261,7 @@ def _other_classes(found: Sequence[str], wanted: Sequence[str]) -> UserError:
         for owner, names in (("data", set(found) - set(wanted)), ("model", set(wanted) - set(found)))
         if names
     ]
-    if twins := alike({*found}.symmetric_difference(wanted)):
+    if twins := describe_lookalikes({*found}.symmetric_difference(wanted)):
         differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
     return UserError(
         f"the data has the classes {first(found, _SHOWN_CLASSES)}; the model has {first(wanted, _SHOWN_CLASSES)}: "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import alike
+from scalablevit.data.names import describe_lookalikes
 from scalablevit.data.sources.files import first, lies_in
 
 
@@ -15,7 +15,7 @@ def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: 
     differences = [
         f"only {split} has {first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
     ]
-    if twins := alike([*only_train, *only_val]):
+    if twins := describe_lookalikes([*only_train, *only_val]):
         differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
     return UserError(
         f"the classes of {train} and {val} differ: {'; '.join(differences) or 'their order'}",
@@ -61,7 +61,7 @@ def refuse_alike(names: Sequence[str], where: str) -> None:
     Raises:
         UserError: with their bytes.
     """
-    if twins := alike(names):
+    if twins := describe_lookalikes(names):
         raise UserError(f"class names are equal up to Unicode form (NFC): {first(twins)}", where=where,
                         fix="make them one class, or give each its own name")  # fmt: skip
 

@@ -39,12 +39,12 @@ def open_on_node(sha256: str, fetch: Callable[[], bytes]) -> Listing:
 
     def fetched() -> bytes:
         try:
-            return _checked(fetch(), sha256)
+            return _check_sum(fetch(), sha256)
         except OSError as error:  # of the storage; those of this node's disk are the cache's
             raise ValueError(f"it cannot be read: {error}") from error
 
     try:
-        return _unpacked(cache_folder(), sha256, fetched)
+        return _unpack(cache_folder(), sha256, fetched)
     except OSError as error:
         listing = Listing.unpack(fetched())
         size = sum(array.nbytes for array in listing.arrays.values()) / 2**20
@@ -53,7 +53,7 @@ def open_on_node(sha256: str, fetch: Callable[[], bytes]) -> Listing:
         return listing
 
 
-def _unpacked(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Listing:
+def _unpack(cache: Path, sha256: str, fetch: Callable[[], bytes]) -> Listing:
     target = cache / "listings" / sha256
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.mkdir(mode=0o700, exist_ok=True)  # by itself: folders made on the way to another have the umask's mode
@@ -91,7 +91,7 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _checked(content: bytes, sha256: str) -> bytes:
+def _check_sum(content: bytes, sha256: str) -> bytes:
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"the listing has the SHA-256 {found}, not {sha256}")
     return content

@@ -51,7 +51,7 @@ class TarShardsSource(Source):
 
     def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:
         """SHA-256 of each image inside the shards; reads all of them, with a cache once."""
-        stamps = self.look_at_contents().stamps[np.searchsorted(self.shards.ends, np.arange(len(self)), side="right")]
+        stamps = self.read_contents().stamps[np.searchsorted(self.shards.ends, np.arange(len(self)), side="right")]
         kept = self.cache.load(f"{self.images}#images") if self.cache else None
         if kept is not None and kept[0] == self.names and np.array_equal(kept[1], stamps) and stamps[:, 2].all():
             return kept[2]
@@ -70,7 +70,7 @@ class TarShardsSource(Source):
 
     def damaged(self) -> list[str]:
         """Shards whose SHA-256 is not the index's."""
-        sums = self.look_at_contents().sums
+        sums = self.read_contents().sums
         return [str(self.images / name) for (name, _, packed), found in zip(self.shards.files, sums, strict=True)
                 if found.tobytes().hex() != packed]  # fmt: skip
 

@@ -29,7 +29,7 @@ class PrecisionStatistics(CocoMetric):
     def _matched(self) -> tuple[COCOeval_faster, list[Any]]:
         """The evaluation, and what it says of each image, class by class."""
         truth = COCO(self._truth())
-        found = self._found(self.kind, truth)
+        found = self._all_detections(self.kind, truth)
         evaluation = COCOeval_faster(
             truth, found, iouType=KINDS[self.kind], print_function=say_nothing, separate_eval=True
         )

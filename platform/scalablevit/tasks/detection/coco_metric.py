@@ -105,7 +105,7 @@ class CocoMetric:
         self.metrics = {"val/samples": float(len(self.records))}
         truth = COCO(self._truth())
         for kind in self.kinds:
-            found = self._found(kind, truth)
+            found = self._all_detections(kind, truth)
             evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
             evaluation.run()
             self.metrics |= self._named(kind, evaluation)
@@ -139,7 +139,7 @@ class CocoMetric:
         categories: list[CocoCategory] = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _found(self, kind: str, truth: COCO) -> COCO:
+    def _all_detections(self, kind: str, truth: COCO) -> COCO:
         """All detections; not by the library's `loadRes`, which measures every mask by a call of its own."""
         return COCO({**truth.dataset, "annotations": self._detections(kind)})
 

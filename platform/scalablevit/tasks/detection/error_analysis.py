@@ -48,7 +48,7 @@ class BoxErrorAnalysis(CocoMetric):
             most: detections of an image and class that count; COCO's 100 by default.
         """
         truth = COCO(self._truth())
-        found = self._found("box", truth)
+        found = self._all_detections("box", truth)
         evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])

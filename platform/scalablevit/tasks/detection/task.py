@@ -136,11 +136,11 @@ class DetectionTask:
         }
         if self.has_masks:
             pasted = pasted_masks(found["masks"].float(), boxes, size)
-            result["masks"] = [each for part in pasted for each in _encoded(part)]
+            result["masks"] = [each for part in pasted for each in _encode_masks(part)]
         return result
 
 
-def _encoded(masks: Tensor) -> list[dict[str, Any]]:
+def _encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Run lengths of masks bool (n, height, width)."""
     columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
     encoded: list[dict[str, Any]] = run_lengths.encode(columns_first)

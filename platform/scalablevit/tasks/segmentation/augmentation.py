@@ -50,13 +50,13 @@ class MaskAugmentation:
         """What the network says of an image (3, h, w), whose mask has `size`, at each scale and of its mirror image."""
         data, sliding = self._task.data, self._task.task.sliding
         for scale in self._augmentation.scales:
-            scaled = _resized(image, scaled_size(*size, int(data.short_side * scale), int(data.long_side * scale)))
+            scaled = _resize(image, scaled_size(*size, int(data.short_side * scale), int(data.long_side * scale)))
             inputs = [scaled, scaled.flip(-1)] if self._augmentation.flip else [scaled]
             for number, view in see(model, inputs, sliding, self._task.max_pixels):
                 yield view.mirrored() if number == 1 else view
 
 
-def _resized(image: Tensor, size: Size) -> Tensor:
+def _resize(image: Tensor, size: Size) -> Tensor:
     """A normalised image (3, h, w) at another size, averaged over areas where it shrinks."""
     if _size(image) == size:
         return image

@@ -98,7 +98,7 @@ class SegmentationTask:
 
         Reports `loss_ce`, `loss_aux` where there is one, and `acc`, the share of labelled pixels that are right.
         """
-        found = model(*self._enough(batch["image"], batch["mask"]))
+        found = model(*self._fill_up(batch["image"], batch["mask"]))
         loss = torch.stack([part for name, part in found.items() if name.startswith("loss")]).sum()
         return loss, {name: part.detach() for name, part in found.items()}
 
@@ -124,7 +124,7 @@ class SegmentationTask:
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)
 
-    def _enough(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def _fill_up(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """A batch that the network can take although bad samples were left out of it.
 
         A lone image stands twice where batch norm needs two, which changes no mean. A rank without any image still
