@@ -126,7 +126,8 @@ def score_here(model: str, root: Any) -> Any:
     found = promote.resolve_weights(model, f"sqlite:///{root}/mlflow.db", root / "cache")
     resolved = promote._resolve(found, [], root)
     store_listings(str(root / "cache" / "listed"), resolved.sources)
-    return promote._score_version(found, promote._on_same_data(found, resolved), root, 1, root / "cache" / "listed").score
+    stage, listing = promote._on_same_data(found, resolved), root / "cache" / "listed"
+    return promote._score_version(found, stage, root, 1, listing).score
 
 
 @contextmanager

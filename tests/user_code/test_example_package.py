@@ -52,8 +52,8 @@ def launch_here(stage, worker_config, run_folder, callbacks, stop_file):
             reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}
             callback.after_report(None, [reported], None)
 
-    result = worker.run(worker.WorkerConfig(**worker_config), 0, 1, torch.device("cpu"), send)
-    assert "error" not in result, result
+    result = worker.run(worker_config, 0, 1, torch.device("cpu"), send)
+    assert result.error is None, result
     return result
 
 

@@ -10,14 +10,17 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from image_tags.costs import TagCosts
+from image_tags.predictor import TagPredictor
 from image_tags.task import TaggingTask, counts_of, f1_of
 from scalablevit.config.recipe import Stage
 from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.transforms import MiddleOfStrip
-from scalablevit.tasks.error_analysis import SampleScore
+from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
 from scalablevit.tasks.export import Export
 from scalablevit.tasks.output import Answer, Table
+from scalablevit.tasks.preprocessing import TaskPreprocessing
 from scalablevit.tasks.registry import TaskKind
 from scalablevit.viz.samples import Image, draw_image, fitted
 from scalablevit.viz.style import plain
@@ -32,6 +35,12 @@ class TaggingKind(TaskKind):
 
     def build_task(self, stage: Stage, classes: tuple[str, ...]) -> TaggingTask:
         return TaggingTask(stage, classes)
+
+    def build_costs(self, stage: Stage, classes: tuple[str, ...]) -> TagCosts:
+        return TagCosts(stage, classes)
+
+    def build_predictor(self, stage: Stage, classes: tuple[str, ...]) -> TagPredictor:
+        return TagPredictor(stage, classes)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "TagErrors":
         return TagErrors(classes)
@@ -52,16 +61,16 @@ class TaggingKind(TaskKind):
     def export(self) -> Export:
         return Export(lambda stage: (stage.data.image_size, stage.data.image_size))
 
-    def describe_preprocessing(self, stage: Stage) -> dict[str, Any]:
+    def describe_preprocessing(self, stage: Stage) -> TaskPreprocessing:
         data = stage.data
-        return {
-            "short_side": data.eval_resize,
-            "rounding": "half_even",
-            "shrink_filter": "bilinear_antialiased" if data.antialias else "bilinear",
-            "antialias": data.antialias,
-            "longest_strip": MiddleOfStrip.LONGEST,
-            "center_crop": data.image_size,
-        }
+        return TaskPreprocessing(
+            short_side=data.eval_resize,
+            rounding="half_even",
+            shrink_filter="bilinear_antialiased" if data.antialias else "bilinear",
+            antialias=data.antialias,
+            longest_strip=MiddleOfStrip.LONGEST,
+            center_crop=data.image_size,
+        )
 
 
 class TagErrors:
@@ -81,7 +90,7 @@ class TagErrors:
             found.append(SampleScore(number, loss, words))
         return found
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> ErrorDetails:
         return {}
 
     def _named(self, chosen: Tensor) -> str:

@@ -1,14 +1,11 @@
 """Model, loss and metric: each tag is a decision of its own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from image_tags.sections import TAGGING, Tagging, TagTable
@@ -16,30 +13,8 @@ from scalablevit.config.data import SplitName
 from scalablevit.config.recipe import Stage
 from scalablevit.data.loader import Batch, collate_classification
 from scalablevit.data.mixing import normalize
-from scalablevit.data.transforms import prepare_image
 from scalablevit.models.backbone import build_classifier
-from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
 from scalablevit.tasks.metric_names import class_metric_names
-from scalablevit.tasks.task import GREY, NOTHING_LEFT_OUT
-
-
-@dataclass(frozen=True, eq=False)
-class TagPrediction:
-    """How probable each tag is."""
-
-    classes: tuple[str, ...]
-    probabilities: NDArray[np.float32]
-    """(classes,)"""
-    threshold: float
-
-    @property
-    def tags(self) -> list[str]:
-        """Names of the tags that count as given."""
-        return [name for name, share in zip(self.classes, self.probabilities, strict=True) if share >= self.threshold]
-
-    def answer(self) -> dict[str, Any]:
-        """Return `tags`, and `probabilities` of all of them by name."""
-        return {"tags": self.tags, "probabilities": dict(zip(self.classes, self.probabilities.tolist(), strict=True))}
 
 
 class TaggingTask:
@@ -62,18 +37,6 @@ class TaggingTask:
     def backbone(self, model: nn.Module) -> nn.Module:
         return model
 
-    def cost(self) -> Cost:
-        with torch.device("meta"):
-            model = self.build_model()
-        return count_cost(model, (1, 3, *self.cost_size))
-
-    @property
-    def cost_size(self) -> tuple[int, int]:
-        return self.data.image_size, self.data.image_size
-
-    def cost_beside_paper(self) -> str:
-        return cost_beside_paper(self.stage.model.name, self.cost())
-
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         return collate_classification
 
@@ -89,38 +52,12 @@ class TaggingTask:
         logits = model(batch["image"]).float()
         return F.binary_cross_entropy_with_logits(logits, batch["label"].float()), {}
 
-    def blank_batch(self, samples: int) -> Batch:
-        side = self.data.image_size
-        return {
-            "image": torch.full((samples, side, side, 3), GREY, dtype=torch.uint8),
-            "label": torch.zeros(samples, len(self.classes), dtype=torch.int64),
-            "samples": samples,
-            **NOTHING_LEFT_OUT,
-        }
-
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.loss(model, batch)[0]
-
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (N, classes)."""
         return model(batch["image"]).float()
 
-    @property
-    def augmented_data(self) -> TagTable:
-        return self.data
-
-    def predict_augmented(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.predict(model, batch)
-
     def metric(self) -> "TagMetric":
         return TagMetric(self.classes, self.threshold)
-
-    def predict_image(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> TagPrediction:
-        logits = self.predict(model, {"image": prepare_image(self.stage, image, device)})
-        return TagPrediction(self.classes, logits.sigmoid()[0].cpu().numpy(), self.threshold)
-
-    def answer(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
-        return self.predict_image(model, image, device).answer()
 
 
 def counts_of(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:

@@ -1,0 +1,40 @@
+"""What a model costs, and blank batches to time its steps on."""
+
+import torch
+from torch import Tensor, nn
+
+from image_tags.task import TaggingTask
+from scalablevit.config.recipe import Stage
+from scalablevit.data.loader import Batch
+from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
+from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+
+
+class TagCosts:
+    """See `scalablevit.tasks.capabilities.Costs`."""
+
+    def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
+        self.task = TaggingTask(stage, classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.task.data.image_size, self.task.data.image_size
+
+    def count(self) -> Cost:
+        with torch.device("meta"):
+            model = self.task.build_model()
+        return count_cost(model, (1, 3, *self.size))
+
+    def describe(self) -> str:
+        return cost_beside_paper(self.task.stage.model.name, self.count())
+
+    def blank_batch(self, samples: int) -> Batch:
+        return {
+            "image": torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8),
+            "label": torch.zeros(samples, len(self.task.classes), dtype=torch.int64),
+            "samples": samples,
+            **NOTHING_LEFT_OUT,
+        }
+
+    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.task.loss(model, batch)[0]
