@@ -218,9 +218,9 @@ def evaluated(stage, root):
 def test_a_metric_is_reported_beside_the_tasks_own(place, tmp_path):
     write_package(place, "mine", init=METRIC.replace("NAME", "worst"))
     stage = load_and_import(RECIPE, ["imports=[mine]"]).stages["pretrain"]
-    metrics = evaluated(stage, tmp_path)["metrics"]
+    metrics = evaluated(stage, tmp_path).metrics
     assert 0 <= metrics["val/worst"] <= metrics["val/top1"] <= metrics["val/top5"]
-    without = evaluated(stage.model_copy(update={"imports": ()}), tmp_path)["metrics"]
+    without = evaluated(stage.model_copy(update={"imports": ()}), tmp_path).metrics
     assert "val/worst" not in without and set(metrics) - set(without) == {"val/worst"}
     space = tmp_path / "space.yaml"
     text = f"recipe: {RECIPE}\nstage: pretrain\nmetric: val/worst\nbudget: {{trials: 2, epochs: 1}}\n"
