@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from scalablevit.tracking.connection import Refused
 from scalablevit.tracking.environment import code_digest
 from scalablevit.tracking.mlflow_writer import MLflowWriter
 from scalablevit.tracking.outbox import RECORDS, Outbox
-from scalablevit.tracking.records import EndRecord, MetricsRecord, TagsRecord, UnknownRecord, parse_line
+from scalablevit.tracking.records import (
+    EndRecord,
+    MetricsRecord,
+    ModelRecord,
+    TagsRecord,
+    UnknownRecord,
+    parse_line,
+    write_line,
+)
 
 UID = "a" * 32
 
@@ -115,3 +124,12 @@ def test_a_record_that_cannot_be_sent_keeps_all_its_fields_and_says_why(line: by
     assert record.problem == problem
     with pytest.raises(Refused, match=problem):
         MLflowWriter(MlflowClient("sqlite://"), "sqlite://", Path(), {}).send([record])
+
+
+def test_a_younger_field_is_written_where_it_has_a_value_and_read_where_it_is() -> None:
+    """Lines without users' packages are to the byte those of before there were any."""
+    model = ModelRecord("u", 1, "r", "m", "/f", "code/1/a", "s.py", [], {}, "candidate")
+    assert b"user_code" not in write_line(model) and parse_line(write_line(model)) == model
+    with_code = replace(model, user_code=["code/2/b"])
+    assert write_line(with_code).endswith(b',"alias":"candidate","user_code":["code/2/b"]}\n')
+    assert parse_line(write_line(with_code)) == with_code

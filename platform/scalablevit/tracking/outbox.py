@@ -217,7 +217,7 @@ class Outbox:
             requirements=list(requirements),
             tags=_strings(lineage),
             alias=alias,
-            user_code=[copy.relative_to(self.folder).as_posix() for copy in copies],
+            user_code=[copy.relative_to(self.folder).as_posix() for copy in copies] or None,
         )
         self._append(record)
 

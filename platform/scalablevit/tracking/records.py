@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 FORMAT = 1
@@ -26,7 +26,10 @@ class StepMetrics(TypedDict):
 
 @dataclass(frozen=True)
 class _Record:
-    """What all records have; a line's fields are `v` (format), `kind` and those of the class, in their order."""
+    """What all records have; a line's fields are `v` (format), `kind` and those of the class, in their order.
+
+    A field with a default is younger than the format: lines may lack it.
+    """
 
     kind: ClassVar[str]
     uid: str
@@ -111,12 +114,13 @@ class ModelRecord(_Record):
     tags: dict[str, str]
     """Lineage, by the names of `tracking.tags`."""
     alias: str
-    user_code: list[str] = field(default_factory=list)
-    """Folders of users' packages that the model's code imports besides, as `code`."""
+    user_code: list[str] | None = None
+    """Folders of users' packages that the model's code needs besides, as `code`; None: none, and not written."""
 
     def as_dict(self) -> RecordFields:
-        """Return the line's fields; those of a model without users' code are as ever."""
-        return {name: value for name, value in super().as_dict().items() if name != "user_code" or value}
+        """Return the line's fields."""
+        written = super().as_dict()
+        return written if self.user_code is not None else {k: v for k, v in written.items() if k != "user_code"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class UnknownRecord:
         """Why it cannot be sent."""
         if self.kind not in _KINDS:
             return f"unknown kind of record {self.kind!r}"
-        lacking = [name for name in _KINDS[self.kind][1] if name not in self.fields]
+        lacking = [name for name, needed in _KINDS[self.kind][1].items() if needed and name not in self.fields]
         return f"a record of kind {self.kind!r} without {', '.join(lacking)}"
 
     def as_dict(self) -> RecordFields:
@@ -184,7 +188,7 @@ Record: TypeAlias = (
 )
 
 _KINDS = {
-    each.kind: (each, tuple(each_field.name for each_field in fields(each) if each_field.default_factory is MISSING))
+    each.kind: (each, {field.name: field.default is MISSING for field in fields(each)})
     for each in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord)
 }
 
@@ -211,6 +215,6 @@ def parse_line(raw: bytes) -> Record | None:
             return None
         return MetricsRecord(uid, time_ms, step, metrics)
     known = _KINDS.get(kind)
-    if known is None or not all(name in found for name in known[1]):
+    if known is None or any(needed and name not in found for name, needed in known[1].items()):
         return UnknownRecord(uid, time_ms, kind, found)
-    return known[0](**{each.name: found[each.name] for each in fields(known[0]) if each.name in found})
+    return known[0](**{name: found[name] for name in known[1] if name in found})

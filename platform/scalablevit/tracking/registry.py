@@ -35,7 +35,7 @@ def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: P
     Raises:
         Refused: a file of the model or its code is missing, or the code does not run.
     """
-    code, users = outbox / record.code, [outbox / each for each in record.user_code]
+    code, users = outbox / record.code, [outbox / each for each in record.user_code or ()]
     needed = [Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving]
     missing = [str(path) for path in (*needed, *(each / "__init__.py" for each in users)) if not path.is_file()]
     if missing:
