@@ -92,9 +92,8 @@ def _with_imports(error: UserError, stages: Mapping[str, Any]) -> UserError:
         if unread
         else f"{', '.join(dict.fromkeys(names))} registered no such name (scalablevit.register_...)"
     )
-    explained = UndefinedKind(error.what, where=error.where, fix=fix)
-    explained.unread = unread
-    return explained
+    error.fix, error.unread = fix, unread
+    return error
 
 
 def _imports_in(stage: Mapping[str, Any]) -> list[str]:
