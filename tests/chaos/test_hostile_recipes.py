@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.transforms import TRANSFORMS
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted((REPOSITORY / "pipelines" / "recipes").glob("*.yaml"))
@@ -60,6 +61,7 @@ training:
 cluster: {min_workers: 1, storage: null}
 tracking: {uri: null, register_as: null}
 promotion: {metric: null, min_value: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}
+imports: [mine]
 """
 DATA = """
   root: set
@@ -76,6 +78,7 @@ data:
   crop_scale: [0.1, 1.0]
   crop_ratio: [0.75, 1.25]
   rand_augment: {magnitude: 9}
+  transforms: [same, same]  # two: one, times the limit, would not be above it
 task: {kind: classification}
 """,
     "segmentation": """
@@ -85,6 +88,7 @@ data:
   val: {images: val, masks: m}
   classes: [a, b]
   scale_range: [0.5, 2.0]
+  transforms: [same, same]  # two: one, times the limit, would not be above it
 task:
   kind: segmentation
   head: upernet
@@ -101,6 +105,15 @@ data:
 task: {kind: detection, head: mask_rcnn}
 """,
 }
+
+
+def same(image: Any, _draws: Any) -> Any:
+    """A registered transform, as if of a user's package."""
+    return image
+
+
+same.__module__ = "mine"
+TRANSFORMS["same"] = same
 
 
 def base(kind: str) -> dict[str, Any]:
@@ -203,6 +216,10 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("promotion.metric", "miou")], "promotion.metric must be top1 or top5 here, not miou"),
     ("detection", [("task.head", "retinanet"), ("promotion.metric", "mask_ap")], "must be box_ap here, not mask_ap"),
     ("classification", [("cluster.workers", 3), ("training.accumulation_steps", 4)], "(3 x 4 = 12)"),
+    ("classification", [("imports", ["mine", "mine"])], "a name occurs twice"),
+    ("classification", [("imports", ["mine", "os.path"])], "os.path belongs to Python itself"),
+    ("classification", [("imports", ["theirs"])], "transform same is defined by mine"),
+    ("segmentation", [("data.transforms", ["absent"])], "no transform 'absent' is registered"),
 ]
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -23,13 +22,7 @@ MAX_PIXELS = 178_956_970
 """Most pixels of an image: above it Pillow, too, takes a file for a decompression bomb."""
 Side = Annotated[int, Field(ge=16, le=4096)]
 
-
-def _registered(names: tuple[str, ...]) -> tuple[str, ...]:
-    refuse_unknown(names)
-    return names
-
-
-Transforms = Annotated[tuple[str, ...], Field(max_length=16), AfterValidator(_registered)]
+Transforms = Annotated[tuple[str, ...], Field(max_length=16)]
 
 
 class Split(Section):
@@ -162,6 +155,12 @@ class LabelledImages(_Images):
     """Users' own, by the names that `register_transform` gave them: applied to training images in this order, after all
     that is above and before a batch is made."""
 
+    @field_validator("transforms")
+    @classmethod
+    def _are_registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        refuse_unknown(names)
+        return names
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.eval_resize < self.image_size:
@@ -214,6 +213,12 @@ class MaskPairs(_Images):
     transforms: Transforms = ()
     """Users' own, by the names that `register_transform` gave them: applied to training images in this order, after all
     that is above; masks stay as they are."""
+
+    @field_validator("transforms")
+    @classmethod
+    def _are_registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        refuse_unknown(names)
+        return names
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -93,9 +93,8 @@ def _with_imports(error: UserError, stages: YamlMapping) -> UserError:
         if unread
         else f"{', '.join(dict.fromkeys(names))} registered no such name (scalablevit.register_...)"
     )
-    explained = UndefinedKind(error.what, where=error.where, fix=fix)
-    explained.unread = unread
-    return explained
+    error.fix, error.unread = fix, unread
+    return error
 
 
 def _imports_in(stage: YamlMapping) -> list[str]:

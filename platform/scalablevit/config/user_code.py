@@ -56,6 +56,7 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
         UserError: a module is not there, or is no part of a package of the user's own.
     """
     found: dict[str, UserPackage] = {}
+    importlib.invalidate_caches()  # a package may be younger than the last look into its folder
     for name in names:
         top, _, inner = name.partition(".")
         if top not in found:
