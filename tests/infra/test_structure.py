@@ -63,7 +63,7 @@ def names_in(node: ast.AST) -> set[str]:
     return set()
 
 
-FREE_MAPPINGS = 31
+FREE_MAPPINGS = 28
 """Signatures and fields that take any value under any name: signatures of libraries, and the edges to other processes.
 
 It may only go down: a record is a class, and what is really free has a name of its own (`YamlMapping`).
