@@ -177,7 +177,7 @@ def _allow_promotion(metrics: Iterable[str]) -> None:
 
 
 def rebuild_schema() -> None:
-    """Make the validators of stages and recipes anew, after a field's type has changed."""
+    """Make the validators of stages and recipes again, after a field's type has changed."""
     Promotion.model_rebuild(force=True)
     Stage.model_rebuild(force=True)
     Recipe.model_rebuild(force=True)
