@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         print("\ndry run: nothing was started")
         return 0
     print(flush=True)
-    cluster.connect(stages if options.retrain else stages[:-1], root, trial_gpus(search))
+    trained = stages if options.retrain else stages[:-1]
+    cluster.connect(trained, root, trial_gpus(search), imports=stages[-1].stage.imports)
     found = search_stage(search, stages, root)
     if options.retrain:
         print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
