@@ -23,6 +23,7 @@ from scalablevit.config import model_names
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
+from scalablevit.config.user_code import UserPackage
 from scalablevit.data import coco, coco_records, labels, shapes
 from scalablevit.data.sources import (
     annotated_names,
@@ -372,6 +373,10 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
         assert f"1 of 1 nodes do not see what is here ({here[0]})" in message
         assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
+        package = [UserPackage("mine", other, installed=False)]
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(cluster, "_ask_nodes", lambda *_: {here[0]: {"mine": "f" * 64}})
+            assert "1 of 1 nodes have another mine" in said(lambda: cluster.refuse_other_code(package, here))
         monkeypatch.setattr(cluster, "PROBE_S", 0)
         assert "not every node answered within 0 s" in said(lambda: cluster.unreadable_on(here, ["/"]))
     finally:

@@ -110,7 +110,7 @@ def traced_save(run: Path, last: int) -> None:
 
     def traced_open(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         file = path_open(self, mode, *arguments, **options)
-        return TornFile(file, killer) if "w" in mode else file
+        return TornFile(file, killer) if set(mode) & set("wxa") else file
 
     def traced_fsync(number: int) -> None:
         killer.operation()

@@ -9,6 +9,7 @@ import pytest
 from scalablevit.config.recipe import Stage
 from scalablevit.training.environment import CPU_ALLOCATOR, call_in_cpu_worker, worker_variables
 from scalablevit.training.launch import _trainer
+from scalablevit.training.worker import WorkerConfig
 
 FAULTS = """
 import resource, torch
@@ -99,7 +100,9 @@ def test_a_users_own_value_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("gpus", [0.0, 0.5, 1.0])
 def test_train_workers_start_with_them_on_a_cpu_only(make_stage, gpus: float) -> None:
     stage: Stage = make_stage(cluster={"gpus_per_worker": gpus})
-    workers = _trainer(stage, {}, "/runs/toy", [], 0).run_config.worker_runtime_env
+    workers = _trainer(
+        stage, WorkerConfig("", "", "", init_weights=None), "/runs/toy", [], 0
+    ).run_config.worker_runtime_env
     assert workers == {"env_vars": {} if gpus else worker_variables(0)}
 
 

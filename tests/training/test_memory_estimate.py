@@ -84,7 +84,8 @@ def test_state_and_checkpoint_of_a_real_training(options, make_stage, tmp_path):
     stage = make_stage(optimizer=options, training=short)
     foretold = estimate_memory(stage, build_task(stage, CLASSES), IMAGES)
     given = WorkerConfig(stage.model_dump_json(), str(tmp_path), str(tmp_path), init_weights=None)
-    assert worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)["reason"] == "finished"
+    ended = worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None).training
+    assert ended is not None and ended.reason == "finished"
     (entry,) = CheckpointStore(str(tmp_path)).entries()
     folder = tmp_path / "checkpoints" / entry.name
     on_disk = {file.stem: file.stat().st_size for file in folder.glob("*.safetensors")}
