@@ -18,7 +18,7 @@ def write_file(file: Path, content: bytes, *, durable: bool = True) -> None:
     part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # its own, should another process write the file
     try:
         with part.open("xb") as out:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # a new file; a mount that has no permissions
                 shutil.copymode(file, part)
             out.write(content)
             if durable:

@@ -16,10 +16,11 @@ def test_a_new_recipe_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     file = tmp_path / "mine" / "my recipe.yaml"
     assert main("recipe", ["new", template, str(file)]) == 0
     recipe = load_recipe(file)
-    assert recipe.name == f"my-{template.replace('_', '-')}" and len(recipe.stages) == 1
+    assert recipe.name == ("my-fine-tune" if template == "fine_tune" else "my") and len(recipe.stages) == 1
     said = capsys.readouterr().out
     assert f"--recipe '{file}' --dry-run" in said
     (stage,) = recipe.stages
+    assert f"registered as {recipe.name}-{stage}\n" in file.read_text()
     assert f"{stage}.py --recipe" in said
     first, *_ = file.read_text().splitlines()
     assert first == f"# yaml-language-server: $schema={SCHEMA}"

@@ -57,6 +57,7 @@ EXIT_2 = {
     "full.py optimizer.lrr": "did you mean 'lr'?",
     "predict.py http://127.0.0.1:5001": "the server cannot be asked",
     "export.py": "exports for any size begin at 33x33",
+    "recipe.py new": "is there already",
     "runs.py stop": f"run {RUN} has ended already",
     "replay.py": "holds no step.json",
     "report.py": "there is no job, stage or search in this folder",

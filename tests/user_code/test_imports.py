@@ -13,7 +13,14 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part, stage_hash
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.stored import stored_stage, to_store
-from scalablevit.config.user_code import find_packages, import_user_code, package_sums, stage_from_json
+from scalablevit.config.user_code import (
+    find_packages,
+    import_stored_code,
+    import_user_code,
+    package_sums,
+    stage_from_json,
+)
+from scalablevit.tracking.outbox import Outbox
 
 LEAVES_A_TRACE = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
 
@@ -193,3 +200,40 @@ def test_the_base_recipe_of_a_search_is_imported_too(place, tmp_path):
     assert not Path(package / "imported").exists()
     assert load_search(space, ["imports=[mine]"], imports=True).recipe.stages["pretrain"].imports == ("mine",)
     assert Path(package / "imported").exists()
+
+
+@pytest.mark.parametrize("sums", [["mine"], {"mine": 3}, "mine", {"mine": None}])
+def test_stored_sums_that_are_none_are_refused(place, sums):
+    write_package(place, "mine")
+    with pytest.raises(UserError, match="no content sums by package"):
+        import_stored_code({"stage": {"imports": ["mine"]}, "user_code": sums}, "models:/foreign/1")
+
+
+def test_stored_code_without_a_sum_is_not_imported(place):
+    write_package(place, "mine", init="raise RuntimeError")
+    for config in ({"user_code": None}, {"user_code": {}}, {}):
+        with pytest.raises(UserError, match="without a content sum"):
+            import_stored_code({"stage": {"imports": ["mine"]}, **config}, "models:/foreign/1")
+
+
+def test_code_that_was_corrected_after_it_failed_is_imported(place):
+    package = write_package(place, "mine", init="raise RuntimeError")
+    with pytest.raises(UserError, match="RuntimeError"):
+        import_user_code(["mine"])
+    (package / "__init__.py").write_text("DONE = True")
+    import_user_code(["mine"])
+    assert sys.modules["mine"].DONE
+
+
+def test_what_was_imported_counts_whatever_becomes_of_the_files(place, tmp_path):
+    """A training lasts; the model takes along what it was trained with."""
+    package = write_package(place, "mine", init="VALUE = 1")
+    import_user_code(["mine"])
+    before = package_sums(["mine"])
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.keep_user_code(package, before["mine"])
+    (package / "__init__.py").write_text("VALUE = 2")
+    assert package_sums(["mine"]) == before
+    assert (tmp_path / "outbox" / "code" / before["mine"] / "mine" / "__init__.py").read_text() == "VALUE = 1"
+    with pytest.raises(ValueError, match="files of mine have changed"):
+        Outbox(tmp_path / "other").keep_user_code(package, before["mine"])

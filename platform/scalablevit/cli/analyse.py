@@ -64,7 +64,7 @@ The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted.""",
     "table": f"""\
 Counts parameters and FLOPs of ScalableViT S, B and L as classifier and under every dense head, as the shipped recipes
-build them, and sets the paper's metrics next to them. Trains nothing.
+build them, and sets the paper's values next to them. Trains nothing.
 
 {EXIT}""",
 }

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import SHOWN_SUM, import_stored_code
+from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, stored_sums
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
@@ -155,6 +155,7 @@ def run(options: argparse.Namespace) -> int:
     elif registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
     stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
+    _connect(stages.values(), root)
     threads = options.latency_threads
     listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
     try:
@@ -184,7 +185,7 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
     Raises:
         UserError: names the package and both sums.
     """
-    sums = [each.config.get("user_code", {}) for each in versions]
+    sums = [stored_sums(each.config, each.name) for each in versions]
     for package in dict.fromkeys(name for each in sums for name in each):
         found = [each[package] for each in sums if package in each]
         if len(set(found)) > 1:
@@ -236,6 +237,7 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
         },
         "cluster": {**stage.cluster.model_dump(mode="json"), "workers": 1, "min_workers": None},
         "promotion": stage.promotion.model_dump(mode="json"),
+        "imports": list(dict.fromkeys([*stored.get("imports", ()), *stage.imports])),
     }
     name = f"{version.name}/{version.version}"
     import_stored_code(version.config, name)
@@ -262,6 +264,18 @@ def _score_version(
     return Contender(version, found)
 
 
+def _connect(stages: Iterable[Stage], root: Path) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, if any, with the users' code of all contenders."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    import ray
+
+    from scalablevit.pipeline import cluster
+
+    if not ray.is_initialized():
+        cluster.connect([], root, imports=[name for stage in stages for name in stage.imports])
+
+
 def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> "Score":
     """On a node of the cluster that RAY_ADDRESS names, else in this process."""
     from scalablevit.serving.score import score
@@ -275,8 +289,6 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     from scalablevit.pipeline import cluster
     from scalablevit.training.environment import worker_variables
 
-    if not ray.is_initialized():
-        cluster.connect([], root, imports=stage.imports)
     data = str(root / Path(stage.data.root).expanduser())
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
     gpus = stage.cluster.gpus_per_worker

@@ -6,6 +6,7 @@ from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.shipped import DEMO, SPACES, recipe_file, space_file
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
+from scalablevit.config.user_code import imports_of
 
 EPILOG = """\
 Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
-    cluster.connect(trained, root, trial_gpus(search), imports=stages[-1].stage.imports)
+    cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
     found = search_stage(search, stages, root)
     if options.retrain:
         print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import site
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,13 +69,20 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
 def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
     """Return the content sum of each package that modules belong to, by its name; arguments as `find_packages`.
 
+    Of a package that this process has imported it is the sum at that time: this code is at work, whatever becomes of
+    the files.
+
     Raises:
         UserError: as `find_packages`.
     """
-    return {package.name: package.content_sum() for package in find_packages(names, where)}
+    packages = find_packages(names, where)
+    at_work = {name: found for name, found in _imported.items() if name in sys.modules}
+    return {package.name: at_work.get(package.name) or package.content_sum() for package in packages}
 
 
-def import_user_code(names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY) -> None:
+def import_user_code(
+    names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY, *, to_look: bool = False
+) -> None:
     """Import users' modules, so that what they register is known.
 
     All are found, and their sums compared, before the first one is imported.
@@ -83,18 +91,20 @@ def import_user_code(names: Sequence[str], expected: Mapping[str, str] | None = 
         names: dotted names of modules, in the order of importing.
         expected: content sums that their packages must have; None: whatever is here.
         where: what errors name as the place of the names.
+        to_look: only to read a stored stage: files that have changed since they were imported do not matter.
 
     Raises:
         UserError: a module is not there, its package has another sum, or it raises an exception.
     """
     if not names:
         return
-    packages = find_packages(names, where)
+    packages, sums = find_packages(names, where), dict[str, str]()
     for package in packages:
         found = package.content_sum()
         if expected is not None and expected.get(package.name) != found:
             raise _other_code(package, expected.get(package.name), found, where)
-        if _imported.setdefault(package.name, found) != found:
+        sums[package.name] = found
+        if _imported.get(package.name, found) != found and not to_look:
             raise UserError(
                 f"the files of {package.name} have changed since this process imported it",
                 where=str(package.folder),
@@ -102,6 +112,8 @@ def import_user_code(names: Sequence[str], expected: Mapping[str, str] | None = 
             )
     for name in names:
         _import(name, next(package for package in packages if package.name == top_level(name)))
+    for name, found in sums.items():
+        _imported.setdefault(name, found)
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
@@ -114,7 +126,19 @@ def import_stored_code(config: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: as `import_user_code`; nothing of the code that is stored with the model runs.
     """
-    import_user_code(stored_names(config["stage"], where), config.get(SUMS, {}), where)
+    import_user_code(stored_names(config["stage"], where), stored_sums(config, where), where)
+
+
+def stored_sums(config: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the content sums in a model's `config.json`, which need not be ours; empty where it has none.
+
+    Raises:
+        UserError: they are no sums by names.
+    """
+    found = config.get(SUMS) or {}
+    if not isinstance(found, dict) or not all(isinstance(each, str) for pair in found.items() for each in pair):
+        raise UserError(f"{SUMS} are no content sums by package", where=where, fix="restore the file from a copy")
+    return dict(found)
 
 
 def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Stage:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a model at an input size, next to the paper's metrics."""
+"""Parameters and multiply-accumulates of a model at an input size, next to the paper's values."""
 
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ def giga(count: float) -> str:
 
 
 def cost_beside_paper(name: str, cost: Cost) -> str:
-    """One line with the cost, and the paper's metrics where the paper has the model."""
+    """One line with the cost, and the paper's values where the paper has the model."""
     line = (
         f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts "
         "(multiply-accumulates of convolutions and linear layers), "

@@ -22,7 +22,7 @@ BACKBONES = (
     ("B", "scalablevit_base", ()),
     ("L", "scalablevit_large", ()),
 )
-"""Names, recipes' endings and overrides. The paper's own metrics fit S with wide values, which its recipes have."""
+"""Names, recipes' endings and overrides. The paper's own values fit S with wide values, which its recipes have."""
 LINE = "{:<13} {:<16} {:<11} {:>7} {:>7} {:>8} {:>7} {:>15}"
 NOTES = """\
 GFLOPs: multiply-accumulates of convolutions and linear layers, as the paper counts; the last column has attention's

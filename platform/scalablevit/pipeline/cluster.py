@@ -11,7 +11,7 @@ from typing import Any
 
 from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.recipe import Stage
-from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages, package_sums
+from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import interruptible_start
@@ -320,7 +320,7 @@ def _sums_here(names: list[str]) -> dict[str, str]:
     sums: dict[str, str] = {}
     for name in names:
         try:
-            sums |= package_sums([name])
+            sums |= {package.name: package.content_sum() for package in find_packages([name])}
         except UserError:
             sums[name] = ""
     return sums

@@ -86,7 +86,7 @@ def train(
     """
     from scalablevit.pipeline import chain, cluster, resolve  # these load Ray
 
-    cluster.connect(stages, root, None if search is None else trial_gpus(search))
+    cluster.connect(stages, root, None if search is None else trial_gpus(search), imports=imports_of(recipe))
     origins: dict[str, dict[str, str]] = {}
     if search is not None:
         from scalablevit.pipeline.older_runs import older_searches

@@ -12,6 +12,7 @@ import yaml
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
@@ -180,6 +181,7 @@ def _begin(
         # not parameters: a restart may change them, and MLflow's parameters never change
         **flat(stage.cluster.model_dump(mode="json"), "cluster."),
     }
+    _keep_user_code(stage, outbox)
     outbox.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
     outbox.params(uid, flat(hashed_part(stage)))
     counts = {"steps": resolved.length.total, "train_samples": resolved.train_samples,
@@ -190,6 +192,22 @@ def _begin(
         outbox.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
     for name in artifacts:
         outbox.artifact(uid, store.local / name)
+
+
+def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
+    """Keep what the stage's imports are now: the registered model takes it along.
+
+    Raises:
+        UserError: files have changed since they were imported.
+    """
+    sums = package_sums(stage.imports)
+    for package in find_packages(stage.imports):
+        try:
+            outbox.keep_user_code(package.folder, sums[package.name])
+        except ValueError as error:
+            raise UserError(
+                f"{error} since this process imported it", where=str(package.folder), fix="submit the job again"
+            ) from None
 
 
 def _launch(
@@ -236,7 +254,7 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
         package=PACKAGE,
         serving=SERVING,
         requirements=pin_requirements([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
-        user_packages=[package.folder for package in find_packages(resolved.stage.imports)],
+        user_code=package_sums(resolved.stage.imports),
         tags={
             tags.RECIPE_HASH: resolved.hash,
             tags.DATA_DIGEST: resolved.digest,

@@ -86,7 +86,7 @@ def trained_recipe(script: str, config: ModelConfig, overrides: Sequence[str], m
         UserError: an override of the model's section or code, or as `import_stored_code` and `override_stage`.
     """
     for override in overrides:
-        if path_in_stage(override)[0] in ("model", "imports"):
+        if path_in_stage(override)[:1] in (["model"], ["imports"]):
             raise UserError(
                 "the weights are of the network that the model's own recipe describes",
                 where=f"override {override!r}",

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scalablevit.config.task_info import TaskInfo, task_info
 from scalablevit.report.findings import Findings
+from scalablevit.tasks.metric_names import class_metric_names
 from scalablevit.viz.charts import LINES, PAGE_INK, Line, line_chart
 from scalablevit.viz.curves import Rows, points
 from scalablevit.viz.palette import class_hex
@@ -218,9 +219,14 @@ def class_metrics(stage: Stage) -> dict[str, dict[str, float]]:
 
 
 def class_colour(stage: Stage, name: str) -> str:
-    """The colour that a class has in all pictures; that of the text for a name that is no class."""
-    classes = list(stage.result["classes"]) if stage.result else []
-    return class_hex(classes.index(name)) if name in classes else PAGE_INK
+    """The colour that a class has in all pictures; that of the text for a name that is no class's.
+
+    Args:
+        name: of the class as metrics have it, see `class_metric_names`.
+    """
+    classes = class_metric_names("", stage.result["classes"]) if stage.result else []
+    names = [each.removeprefix("/") for each in classes]
+    return class_hex(names.index(name)) if name in names else PAGE_INK
 
 
 def _pairs(stage: Stage) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Progress of a running stage, read from its outbox as it arrives: lines, `status.json` and its metrics' files."""
+"""Progress of a running stage, read from its outbox as it arrives: lines, `status.json` and its files of metrics."""
 
 import threading
 import time

@@ -33,14 +33,14 @@ class ImageModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from `config.json` and fill it from safetensors: nothing is unpickled."""
         from scalablevit.config.stored import stored_stage
+        from scalablevit.config.user_code import stored_sums
         from scalablevit.serving.network import load_trained
         from scalablevit.serving.request import Limits
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
         # users' code: the archive's own copy, which MLflow has put on the path
-        stage = stored_stage(
-            config["stage"], context.artifacts["config"], imports=True, expected=config.get("user_code", {})
-        )
+        where = context.artifacts["config"]
+        stage = stored_stage(config["stage"], where, imports=True, expected=stored_sums(config, where))
         self.limits = Limits.from_environment()
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 

@@ -1,4 +1,4 @@
-"""The cost of segmentation models and detectors next to the paper's metrics."""
+"""The cost of segmentation models and detectors next to the paper's values."""
 
 from scalablevit.models.counting import Cost, PaperRow, giga
 

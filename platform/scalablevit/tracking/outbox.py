@@ -180,7 +180,7 @@ class Outbox:
         requirements: Sequence[str],
         tags: Texts,
         alias: str = "candidate",
-        user_packages: Sequence[Path] = (),
+        user_code: Mapping[str, str] | None = None,
     ) -> None:
         """Append a `ModelRecord`, and copy the packages into the outbox: a job's copies of them vanish with the job.
 
@@ -191,7 +191,8 @@ class Outbox:
             serving: file inside `package` that calls `mlflow.models.set_model`, relative path.
             requirements: `name==version` lines.
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
-            user_packages: folders of users' packages that the model's code imports besides; copied likewise.
+            user_code: content sums, by name, of users' packages that the model's code imports besides, each kept before
+                by `keep_user_code`.
         """
         package = Path(package).resolve()
         sums = {file: sha256_of(folder / file) for file in (WEIGHTS_NAME, CONFIG_NAME)}
@@ -205,7 +206,6 @@ class Outbox:
             tag_names.CONFIG_SHA256: sums[CONFIG_NAME],
             tag_names.CODE_DIGEST: code.parent.name,
         }
-        copies = [self._keep_code(each, content_sum(each), package_files(each)) for each in user_packages]
         record = ModelRecord(
             uid,
             now_ms(),
@@ -217,9 +217,20 @@ class Outbox:
             requirements=list(requirements),
             tags=_strings(lineage),
             alias=alias,
-            user_code=[copy.relative_to(self.folder).as_posix() for copy in copies] or None,
+            user_code=[f"code/{digest}/{package}" for package, digest in (user_code or {}).items()] or None,
         )
         self._append(record)
+
+    def keep_user_code(self, package: Path, digest: str) -> None:
+        """Copy a user's package into the outbox before a training, which may last longer than its files stay.
+
+        Raises:
+            ValueError: its files are not those of the digest.
+        """
+        copy = self._keep_code(package, digest, package_files(package))
+        if content_sum(copy) != digest:
+            shutil.rmtree(copy)
+            raise ValueError(f"the files of {package.name} have changed")
 
     def end(self, uid: str, status: Status, *, time_ms: int | None = None) -> None:
         """Append an `EndRecord`; `time_ms` is when the run ended (now, unless given)."""

@@ -200,13 +200,13 @@ class OutboxSync:
         return self.pending()
 
     def _count_left(self) -> int:
-        """Counted from the file while another process ships."""
+        """Counted from the file while another process sends."""
         saved = load_progress(self._folder)
         here = saved is not None and saved.uri == self._progress.uri
         return count_lines(self._folder, saved.offset if saved is not None and here else 0)
 
     def _work(self) -> None:
-        """The thread: wait for the lock, then ship until told to stop."""
+        """The thread: wait for the lock, then send until told to stop."""
         while not self._stopping.is_set():
             try:
                 with self._own_lock() as owned:

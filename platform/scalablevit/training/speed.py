@@ -53,8 +53,8 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
 
 def cpu_step_s(stage_json: str, classes: tuple[str, ...], images: int) -> float | tuple[str, str, str]:
     """`median_step_s` on a CPU, of plain values; a mistake of the user's is returned as its three parts."""
-    stage = stage_from_json(stage_json)
     try:
+        stage = stage_from_json(stage_json)
         return median_step_s(stage, build_task(stage, classes), images, torch.device("cpu"))
     except UserError as error:
         return error.what, error.where, error.fix

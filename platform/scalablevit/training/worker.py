@@ -105,7 +105,7 @@ def run(
 def _run(
     worker_config: WorkerConfig, rank: int, world: int, device: torch.device, send: Send, poller: PreemptionPoller
 ) -> WorkerResult:
-    stage = stage_from_json(worker_config.stage, worker_config.user_code)
+    stage = run_on_all_ranks(lambda: stage_from_json(worker_config.stage, worker_config.user_code))
     configure_torch(stage)
     context, source = run_on_all_ranks(lambda: _open(stage, worker_config, device, rank, world))
     poller.timings.opened = time.time()
@@ -263,7 +263,7 @@ def _initial_or_restored(
 
 
 def new_state(context: TrainContext, model: nn.Module) -> TrainState:
-    """The state before the first step, on the plan's device.
+    """The state before the first step, on the context's device.
 
     Raises:
         UserError: the recipe wants torch.compile, and it does not work here.

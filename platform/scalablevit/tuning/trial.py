@@ -129,7 +129,10 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     """
     number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
     trial = Trial(number, values)
-    import_user_code(imports_of(context.search.recipe), context.user_code)
+    try:
+        import_user_code(imports_of(context.search.recipe), context.user_code)
+    except UserError as error:  # of this node: repaired, the trial is another
+        raise NoUserCode(" ".join(str(error).split())) from None
     stage = trial_stage(context.search, values)
     check_sampled(stage, values)
     folder = trial_folder(context.folder, number)
@@ -143,6 +146,10 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
         folder = segment_folder(folder, stage) if reports.of_population() else folder
         write_recipe(folder, stage)
         _train(stage, folder, context, reports)
+
+
+class NoUserCode(Exception):
+    """The node cannot import the users' code that the recipe names."""
 
 
 def check_sampled(stage: Stage, values: Values) -> None:
@@ -161,7 +168,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
     from scalablevit.training.worker import WorkerConfig
 
     space = context.search.space
-    assignment = WorkerConfig(
+    worker_config = WorkerConfig(
         stage=stage.model_dump_json(),
         run_folder=folder,
         root=context.root,
@@ -175,12 +182,12 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         stored_first=True,
     )
     if stage.cluster.workers == 1:
-        _train_here(stage, assignment, reports)
+        _train_here(stage, worker_config, reports)
     else:
-        _train_distributed(stage, assignment, reports)
+        _train_distributed(stage, worker_config, reports)
 
 
-def _train_here(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
+def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
     import torch
 
     from scalablevit.training.state import Record
@@ -191,14 +198,14 @@ def _train_here(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> N
     def send(records: list[Record], _node: dict[str, float]) -> None:
         for result in reports.take([record.as_dict() for record in records]):
             if population:
-                with pointing(assignment.run_folder, result["step"]) as checkpoint:
+                with pointing(worker_config.run_folder, result["step"]) as checkpoint:
                     tune.report(dict(result), checkpoint=checkpoint)
             else:
                 tune.report(dict(result))
 
     device = torch.device("cuda" if stage.cluster.gpus_per_worker else "cpu")
     try:
-        result = run(assignment, rank=0, world=1, device=device, send=send)
+        result = run(worker_config, rank=0, world=1, device=device, send=send)
     except Exception:
         _report_all(reports.final_results())
         raise
@@ -226,11 +233,11 @@ class TrialCallback(TuneReportCallback):
             super().after_report(run_context, [dict(result)], None)
 
 
-def _train_distributed(stage: Stage, assignment: "WorkerConfig", reports: Reports) -> None:
+def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
     from scalablevit.training.launch import launch
 
     try:
-        launch(stage, assignment, assignment.run_folder, [TrialCallback(reports)])
+        launch(stage, worker_config, worker_config.run_folder, [TrialCallback(reports)])
     except UserError as error:
         raise TrialFailed(error.what) from error
 
@@ -239,10 +246,14 @@ FAILED = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
 
 
 def reason_of(error: str) -> tuple[str, bool]:
-    """Why a trial failed, by Tune's traceback, without secrets; and whether it would again: not with a lost process."""
+    """Why a trial failed, by Tune's traceback, without secrets; and whether it would again.
+
+    It would not with a lost process, or a node that lacks the users' code.
+    """
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
     if said is not None:
         return mask(said.removeprefix(FAILED), ""), True
-    lost = any("ActorDied" in line or "ActorUnavailable" in line or "NodeDied" in line for line in lines)
+    passing = ("ActorDied", "ActorUnavailable", "NodeDied", NoUserCode.__name__)
+    lost = any(name in line for line in lines for name in passing)
     return (mask(lines[-1], "") if lines else "it ended without a word"), not lost

@@ -1,4 +1,4 @@
-"""A run's curves as one picture: loss, figures of evaluations, learning rate, gradient and speed."""
+"""A run's curves as one picture: loss, metrics of evaluations, learning rate, gradient and speed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ Rows = Mapping[int, Mapping[str, float | str]]
 
 
 def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
-    """Draw the figures of a run.
+    """Draw the metrics of a run.
 
     Args:
-        rows: by step; panels whose figures are not there stay empty.
+        rows: by step; panels whose metrics are not there stay empty.
         best_metric: drawn among the evaluations, its best value marked.
         file: a PNG, replaced as a whole.
     """

@@ -14,7 +14,7 @@ from scalablevit.tasks.detection.task import DetectionTask
 COST_ASPECT = 1.6
 """Long over short side of the image that costs are given for: 800 x 1280 in the paper."""
 BOX_REGIONS, MASK_REGIONS = 1000, 100
-"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's metrics."""
+"""Regions of Mask R-CNN's heads that costs are given for, as in the paper's tables."""
 BLANK_OBJECTS = 5
 """In a blank image: one for each level of the pyramid."""
 
