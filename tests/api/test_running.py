@@ -28,7 +28,7 @@ class FakeCluster:
         self.events: list[object] = []
         self.failure: BaseException | None = None
 
-    def connect(self, *_arguments: object) -> None:
+    def connect(self, *_arguments: object, **_options: object) -> None:
         self.events.append("connected")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray leaves a handler of its own
 
@@ -128,7 +128,7 @@ def test_after_an_interrupt_the_next_call_works(fake, recipe, root, monkeypatch)
 
 
 def test_outside_the_main_thread_signals_are_left_alone(fake, recipe, root, monkeypatch):
-    monkeypatch.setattr(cluster, "connect", lambda *_arguments: None)
+    monkeypatch.setattr(cluster, "connect", lambda *_arguments, **_options: None)
     before, results, seen = handlers(), [], []
     run_chain = fake.run_chain
     monkeypatch.setattr(chain, "run_chain", lambda *given: seen.append(handlers()) or run_chain(*given))

@@ -111,7 +111,7 @@ def test_a_disk_that_is_full(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shutil.copymode", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         upgrade(mine)
     assert mine.read_text() == RECIPE and list(mine.parent.iterdir()) == [mine]

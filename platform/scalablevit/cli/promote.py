@@ -185,7 +185,7 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
     Raises:
         UserError: names the package and both sums.
     """
-    sums = [stored_sums(each.config, each.name) for each in versions]
+    sums = [stored_sums(each.config.get("user_code"), each.name) for each in versions]
     for package in dict.fromkeys(name for each in sums for name in each):
         found = [each[package] for each in sums if package in each]
         if len(set(found)) > 1:

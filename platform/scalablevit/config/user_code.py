@@ -126,16 +126,20 @@ def import_stored_code(config: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: as `import_user_code`; nothing of the code that is stored with the model runs.
     """
-    import_user_code(stored_names(config["stage"], where), stored_sums(config, where), where)
+    import_user_code(stored_names(config["stage"], where), stored_sums(config.get(SUMS), where), where)
 
 
-def stored_sums(config: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Return the content sums in a model's `config.json`, which need not be ours; empty where it has none.
+def stored_sums(found: object, where: str) -> dict[str, str]:
+    """Return the content sums of a model's `config.json`, which need not be ours; empty where it has none.
+
+    Args:
+        found: its `user_code`.
+        where: its file, for errors.
 
     Raises:
         UserError: they are no sums by names.
     """
-    found = config.get(SUMS) or {}
+    found = found or {}
     if not isinstance(found, dict) or not all(isinstance(each, str) for pair in found.items() for each in pair):
         raise UserError(f"{SUMS} are no content sums by package", where=where, fix="restore the file from a copy")
     return dict(found)

@@ -40,7 +40,7 @@ class ImageModel(PythonModel):
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
         # users' code: the archive's own copy, which MLflow has put on the path
         where = context.artifacts["config"]
-        stage = stored_stage(config["stage"], where, imports=True, expected=stored_sums(config, where))
+        stage = stored_stage(config["stage"], where, imports=True, expected=stored_sums(config.get("user_code"), where))
         self.limits = Limits.from_environment()
         self.trained = load_trained(stage, config["classes"], context.artifacts["weights"])
 
