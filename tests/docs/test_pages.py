@@ -44,6 +44,7 @@ NO_DRY_RUN = (
     "plan.py",
     "recipe.py list",
     "recipe.py new",
+    "recipe.py schema",
     "replay.py",
     "runs.py list",
     "runs.py show",
