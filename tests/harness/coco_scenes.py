@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
 
+from harness.batches import instance_batch
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 
 CLASSES = ("sky, clear", "road", "car", "tree", "boat")
 Scene = tuple[int, Instances, dict[str, Any]]
@@ -59,12 +60,12 @@ def made_scene(draws: np.random.Generator, number: int, *, objects: int, found: 
         guesses.append(box)
     shown = np.array(guesses, np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
     order = np.argsort(-(scores := draws.random(found).astype(np.float32)), kind="stable")
-    detections = {
-        "boxes": torch.from_numpy(shown[order]),
-        "scores": torch.from_numpy(scores[order]),
-        "labels": torch.tensor(names, dtype=torch.int64)[order.tolist()],
-        "masks": _encoded(shown[order], height, width),
-    }
+    detections = Detections(
+        boxes=torch.from_numpy(shown[order]),
+        scores=torch.from_numpy(scores[order]),
+        labels=torch.tensor(names, dtype=torch.int64)[order.tolist()],
+        masks=_encoded(shown[order], height, width),
+    )
     return number, truth, detections
 
 
@@ -81,7 +82,9 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
         part = scenes[start : start + batch]
         metric.update(
             [found for _, _, found in part],
-            {"index": torch.tensor([number for number, _, _ in part]), "instances": [truth for _, truth, _ in part]},
+            instance_batch(
+                index=torch.tensor([number for number, _, _ in part]), instances=[truth for _, truth, _ in part]
+            ),
         )
     return metric
 

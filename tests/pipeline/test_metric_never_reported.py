@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.batches import instance_batch
 from PIL import Image
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.coco import SIZES, read_annotations
 from scalablevit.pipeline.resolve import check_metric, resolve
-from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 
 RECIPE = """\
 name: r
@@ -78,10 +79,14 @@ def test_the_metric_counts_sizes_the_same_way(areas: list[float], tmp_path: Path
     file = written(tmp_path, [(area, 0) for area in areas])
     read = read_annotations(file, "data.val.annotations", masks=True)
     metric = CocoMetric(("thing",), masks=True)
-    nothing = {"boxes": torch.zeros((0, 4)), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64),
-               "masks": []}  # fmt: skip
+    nothing = Detections(
+        boxes=torch.zeros((0, 4)),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=[],
+    )
     truth = [read.of_image(number) for number in range(len(areas))]
-    metric.update([nothing] * len(areas), {"index": torch.arange(len(areas)), "instances": truth})
+    metric.update([nothing] * len(areas), instance_batch(index=torch.arange(len(areas)), instances=truth))
     reported = metric.compute()
     for kind in ("box", "mask"):
         absent = tuple(size for size in SIZES if f"val/{kind}_ap_{size}" not in reported)

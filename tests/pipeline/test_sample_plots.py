@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval import mask as run_lengths
+from harness.batches import instance_batch, label_batch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scalablevit.config.data import Shapes
@@ -20,6 +21,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline import sample_plots
 from scalablevit.pipeline.sample_plots import save_pair, save_predictions, save_training_batch
 from scalablevit.tasks.detection import drawing as detection_drawing
+from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.viz.palette import class_color
 
@@ -105,7 +107,7 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     found = Instances((1080, 1920), np.zeros((8, 4), np.float32), np.arange(8), np.zeros(8, bool),
                       np.full(8, 5e4, np.float32), run_lengths.encode(masks))  # fmt: skip
     tracemalloc.start()
-    truth = task_kind("detection").drawing().truth_of({"instances": [found]}, 0)
+    truth = task_kind("detection").drawing().truth_of(instance_batch(instances=[found]), 0)
     save_pair("detection", np.full((90, 160, 3), 0.5, np.float32), truth, truth, tmp_path / "pair.png")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -121,8 +123,8 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
     metrics = drawn_metric(monkeypatch)
     stage = stage_of("detect", "stages.detect.data.short_side=48", "stages.detect.data.long_side=64")
     task, source = opened(stage, shapes, "val")
-    answer = {"boxes": torch.tensor([[5.0, 12.0, 33.0, 60.0]]), "labels": torch.tensor([2]), "scores": torch.ones(1)}
-    monkeypatch.setattr(task, "predict", lambda model, batch: [answer] * batch["samples"])
+    answer = Detections(boxes=torch.tensor([[5.0, 12.0, 33.0, 60.0]]), labels=torch.tensor([2]), scores=torch.ones(1))
+    monkeypatch.setattr(task, "predict", lambda model, batch: [answer] * batch.samples)
     save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
     annotated = json.loads((shapes / "tiny-data/detection/annotations/instances_val.json").read_text())
     last = [each for each in annotated["annotations"] if each["image_id"] == annotated["images"][0]["id"]][-1]
@@ -144,8 +146,8 @@ def test_a_training_image_is_put_back_into_its_colours(shapes):
     stage = stage_of("pretrain", "data.mean=[0.2, 0.4, 0.6]", "data.std=[0.1, 0.2, 0.3]")
     task, _ = opened(stage, shapes, "train")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-    prepared = task.prepare({"image": torch.from_numpy(pixels)}, "val", ())
-    shown = sample_plots._colours(prepared["image"][0], stage)
+    prepared = task.prepare(label_batch(image=torch.from_numpy(pixels), label=[0]), "val", ())
+    shown = sample_plots._colours(prepared.image[0], stage)
     assert np.abs(shown * 255 - pixels[0]).max() < 0.01
 
 

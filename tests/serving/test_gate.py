@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from harness.batches import label_batch
 
 from scalablevit.config.promotion import Promotion
 from scalablevit.serving import score as scoring
@@ -16,7 +17,9 @@ from scalablevit.tasks.classification.bootstrap import HitStatistics
 def per_sample(hits: np.ndarray, first: int = 0) -> HitStatistics:
     made = HitStatistics(1)
     right = torch.eye(2)[torch.from_numpy(hits.astype(np.int64))]  # class 1 is true; predicted where there is a hit
-    made.update(right, {"label": torch.ones(len(hits), dtype=torch.int64), "index": torch.arange(len(hits)) + first})
+    made.update(
+        right, label_batch(label=torch.ones(len(hits), dtype=torch.int64), index=torch.arange(len(hits)) + first)
+    )
     return made
 
 

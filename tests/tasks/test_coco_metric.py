@@ -2,12 +2,14 @@ import contextlib
 import copy
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from harness.batches import instance_batch
 from harness.coco_scenes import CLASSES, Scene, made_scene, made_scenes, metric_of, metrics_of
 from harness.ranks import call_on_ranks
 from pycocotools.coco import COCO
@@ -15,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -40,7 +42,7 @@ def _pycocotools(scenes: list[Scene], kind: str) -> COCOeval:
                 }
             )  # fmt: skip
         for box, score, label, mask in zip(
-            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), found["masks"], strict=True
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True
         ):
             what = (
                 {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
@@ -100,12 +102,7 @@ def test_all_twelve_metrics_of_the_summary_are_pycocotools(monkeypatch: pytest.M
 
 def test_boxes_alone_need_no_masks() -> None:
     scenes = made_scenes(1)
-    bare = [
-        (number, Instances(truth.size, truth.boxes, truth.labels, truth.crowd, truth.areas, None), found)
-        for number, truth, found in scenes
-    ]
-    for _, _, found in bare:
-        found.pop("masks")
+    bare = [(number, replace(truth, masks=None), replace(found, masks=None)) for number, truth, found in scenes]
     metrics = metrics_of(bare, masks=False)
     assert not [name for name in metrics if "mask" in name]
     expected = metrics_of(made_scenes(1))
@@ -125,11 +122,11 @@ def test_metrics_by_hand() -> None:
     boxes = np.array([[10, 10, 50, 50], [60, 60, 100, 100]], np.float32)
     nothing = np.zeros(2, bool)
     truth = Instances((120, 120), boxes, np.array([1, 1]), nothing, np.full(2, 1600, np.float32), None)
-    found = {
-        "boxes": torch.tensor([[10.0, 10, 50, 50], [0, 0, 9, 9]]),
-        "scores": torch.tensor([0.9, 0.4]),
-        "labels": torch.tensor([1, 1]),
-    }
+    found = Detections(
+        boxes=torch.tensor([[10.0, 10, 50, 50], [0, 0, 9, 9]]),
+        scores=torch.tensor([0.9, 0.4]),
+        labels=torch.tensor([1, 1]),
+    )
     share = 51 / 101  # of 101 recalls those up to 0.5
     assert metrics_of([(4, truth, found)], masks=False) == pytest.approx(
         {
@@ -171,7 +168,7 @@ def test_a_split_without_objects_is_the_users_to_mend(scenes: list[Scene]) -> No
 def test_no_image_counts_twice() -> None:
     metric = metric_of(made_scenes(0))
     with pytest.raises(ValueError, match="image 3 was evaluated twice"):
-        metric.update([made_scenes(0)[1][2]], {"index": torch.tensor([3]), "instances": [made_scenes(0)[1][1]]})
+        metric.update([made_scenes(0)[1][2]], instance_batch(index=torch.tensor([3]), instances=[made_scenes(0)[1][1]]))
 
 
 def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

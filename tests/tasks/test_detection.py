@@ -9,12 +9,14 @@ import pytest
 import timm
 import torch
 from faster_coco_eval import mask as run_lengths
+from harness.batches import instance_batch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.data.batch import BoxBatch
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.instances import Instances
 from scalablevit.data.loader import build_loader
@@ -123,7 +125,7 @@ def test_a_batch_whose_samples_were_all_bad_moves_no_weight(detection_stage: Mak
     task = _task(detection_stage, head, name=name)
     model = task.build_model().train()
     empty = task.collate("train")([])
-    assert empty["samples"] == 0
+    assert empty.samples == 0
     loss, parts = task.loss(model, task.prepare(empty, "train", (0, 0, 0, 0)))
     loss.backward()
     assert loss.item() == 0
@@ -139,17 +141,14 @@ def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: 
     task = _task(detection_stage, head)
     torch.manual_seed(0)
     model = task.build_model().train()
-    batch: dict[str, Any] = {
-        "image": list(
-            torch.randint(256, (2, 80, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        ),
-        "boxes": [torch.zeros(0, 4)] * 2,
-        "labels": [torch.zeros(0, dtype=torch.int64)] * 2,
-        "masks": [torch.zeros(0, 80, 80, dtype=torch.uint8)] * 2,
-        "samples": 2,
-    }
-    if head == "retinanet":
-        del batch["masks"]
+    draws = torch.Generator().manual_seed(0)
+    batch = BoxBatch(
+        image=list(torch.randint(256, (2, 80, 80, 3), dtype=torch.uint8, generator=draws)),
+        boxes=[torch.zeros(0, 4)] * 2,
+        labels=[torch.zeros(0, dtype=torch.int64)] * 2,
+        masks=None if head == "retinanet" else [torch.zeros(0, 80, 80, dtype=torch.uint8)] * 2,
+        samples=2,
+    )
     prepared = task.prepare(batch, "train", (0, 0, 0, 0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     losses = []
@@ -202,19 +201,19 @@ def test_detections_come_back_in_the_pixels_of_the_original_image(detection_stag
     """The network's image is half as wide and a third as high as the original."""
     task = _task(detection_stage, "mask_rcnn")
     model = _Fixed([_left_half([[10.0, 10.0, 40.0, 30.0], [0.0, 0.0, 50.0, 40.0]], [1, 6]), _left_half([], [])])
-    batch = {"image": [torch.zeros(3, 40, 50), torch.zeros(3, 20, 20)]}
-    batch["instances"] = [_instances(120, 100), _instances(7, 9)]
+    images = [torch.zeros(3, 40, 50), torch.zeros(3, 20, 20)]
+    batch = instance_batch(image=images, instances=[_instances(120, 100), _instances(7, 9)])
     first, second = task.predict(model, batch)
-    assert first["boxes"].tolist() == [[20, 30, 80, 90], [0, 0, 100, 120]]
-    assert first["labels"].tolist() == [0, 5]
-    assert first["scores"].tolist() == pytest.approx([0.9, 0.3])
-    masks = run_lengths.decode(first["masks"])
+    assert first.boxes.tolist() == [[20, 30, 80, 90], [0, 0, 100, 120]]
+    assert first.labels.tolist() == [0, 5]
+    assert first.scores.tolist() == pytest.approx([0.9, 0.3])
+    masks = run_lengths.decode(first.masks)
     assert masks.shape == (120, 100, 2)
     rows, columns = np.nonzero(masks[..., 0])
     assert np.abs(np.array([columns.min(), rows.min(), columns.max(), rows.max()]) - [20, 30, 50, 90]).max() <= 2
     assert masks[..., 1].mean() == pytest.approx(0.5, abs=0.03)
-    assert second["boxes"].shape == (0, 4)
-    assert second["masks"] == []
+    assert second.boxes.shape == (0, 4)
+    assert second.masks == []
 
 
 @HEADS

@@ -8,6 +8,7 @@ import timm.optim
 import torch
 import torch.distributed as dist
 from faster_coco_eval import mask as run_lengths
+from harness.batches import instance_batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -17,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
+from scalablevit.data.batch import BoxBatch
 from scalablevit.data.instances import Instances
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_pyramid
@@ -55,21 +57,21 @@ def _target(boxes: list[list[float]], labels: list[int], size: tuple[int, int]) 
     return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels).long(), "masks": masks}
 
 
-def _batch() -> dict[str, Any]:
+def _batch() -> BoxBatch:
     """Two images as the training loader gives them: one with three objects, one with a single small one."""
     draws = np.random.default_rng(3)
     targets = [
         _target([[8.0, 10.0, 60.5, 70.0], [50.0, 20.0, 120.0, 90.0], [3.0, 60.0, 40.0, 95.0]], [0, 2, 1], SIZES[0]),
         _target([[30.0, 100.0, 45.0, 120.0]], [1], SIZES[1]),
     ]
-    return {
-        "image": [torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES],
-        **{name: [target[name] for target in targets] for name in ("boxes", "labels", "masks")},
-        "instances": [_nothing(size) for size in SIZES],
-        "index": torch.arange(2),
-        "samples": 2,
-        "bad": [],
-    }
+    return BoxBatch(
+        image=[torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES],
+        boxes=[target["boxes"] for target in targets],
+        labels=[target["labels"] for target in targets],
+        masks=[target["masks"] for target in targets],
+        index=torch.arange(2),
+        samples=2,
+    )
 
 
 def _nothing(size: tuple[int, int]) -> Instances:
@@ -119,9 +121,9 @@ def test_losses_and_gradients_are_those_of_torchvisions_own_network(detection_st
     shift = 1 if head == "mask_rcnn" else 0
     targets = [
         {"boxes": boxes, "labels": labels + shift, "masks": masks}
-        for boxes, labels, masks in zip(batch["boxes"], batch["labels"], batch["masks"], strict=True)
+        for boxes, labels, masks in zip(batch.boxes, batch.labels, batch.masks, strict=True)
     ]
-    images = [image.permute(2, 0, 1) / 255 for image in batch["image"]]
+    images = [image.permute(2, 0, 1) / 255 for image in batch.image]
     for model in (ours, theirs):  # torchvision's transform draws a size for each image, even where there is one only
         model.transform.register_forward_hook(lambda *_: (torch.manual_seed(7), None)[1])
     expected = theirs.train()(images, targets)
@@ -141,18 +143,18 @@ def test_losses_and_gradients_are_those_of_torchvisions_own_network(detection_st
 @HEADS
 def test_detections_are_those_of_torchvisions_own_network(detection_stage: MakeStage, head: str) -> None:
     task, ours, theirs = _pair(detection_stage, head)
-    batch = _batch()
+    batch = instance_batch(image=_batch().image, instances=[_nothing(size) for size in SIZES])
     with torch.no_grad():
-        expected = theirs.eval()([image.permute(2, 0, 1) / 255 for image in batch["image"]])
+        expected = theirs.eval()([image.permute(2, 0, 1) / 255 for image in batch.image])
         found = task.predict(ours.eval(), task.prepare(batch, "val", ()))
     for own, their in zip(found, expected, strict=True):
-        assert len(own["boxes"]) == len(their["boxes"]) > 10
-        torch.testing.assert_close(own["boxes"], their["boxes"], rtol=1e-4, atol=1e-2)
-        torch.testing.assert_close(own["scores"], their["scores"], rtol=1e-4, atol=1e-5)
-        assert torch.equal(own["labels"], their["labels"] - int(head == "mask_rcnn"))
-        assert set(own["labels"].tolist()) <= {0, 1, 2}
+        assert len(own.boxes) == len(their["boxes"]) > 10
+        torch.testing.assert_close(own.boxes, their["boxes"], rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(own.scores, their["scores"], rtol=1e-4, atol=1e-5)
+        assert torch.equal(own.labels, their["labels"] - int(head == "mask_rcnn"))
+        assert set(own.labels.tolist()) <= {0, 1, 2}
         if head == "mask_rcnn":
-            masks = torch.from_numpy(run_lengths.decode(own["masks"])).permute(2, 0, 1).bool()
+            masks = torch.from_numpy(run_lengths.decode(own.masks)).permute(2, 0, 1).bool()
             assert masks.any()
             assert (masks != (their["masks"][:, 0] >= 0.5)).float().mean() < 1e-4
 
@@ -161,7 +163,7 @@ def test_normalization_is_torchvisions(detection_stage: MakeStage) -> None:
     task = DetectionTask(detection_stage(), CLASSES)
     batch = _batch()
     theirs = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), num_classes=2).transform
-    for own, image in zip(task.prepare(batch, "train", (0, 0, 0, 0))["image"], batch["image"], strict=True):
+    for own, image in zip(task.prepare(batch, "train", (0, 0, 0, 0)).image, batch.image, strict=True):
         torch.testing.assert_close(own, theirs.normalize(image.permute(2, 0, 1) / 255), rtol=1e-5, atol=1e-6)
 
 
@@ -302,9 +304,9 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def test_every_parameter_takes_part_also_where_no_image_shows_an_object(head: str, name: str) -> None:
     model = _detector(head, name)
     wrapped = DistributedDataParallel(model)
-    images = [normalize(image[None], (0.5,) * 3, (0.2,) * 3)[0] for image in _batch()["image"]]
+    images = [normalize(image[None], (0.5,) * 3, (0.2,) * 3)[0] for image in _batch().image]
     empty = [_target([], [], size) for size in SIZES]
-    shown = [{name: _batch()[name][number] for name in ("boxes", "labels", "masks")} for number in range(2)]
+    shown = [{name: getattr(_batch(), name)[number] for name in ("boxes", "labels", "masks")} for number in range(2)]
     for targets in (empty, shown, empty):  # a pass raises if a parameter got no gradient in the one before
         model.zero_grad(set_to_none=True)
         losses = wrapped(images, targets)

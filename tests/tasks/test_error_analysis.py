@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from harness.batches import instance_batch, label_batch, mask_batch
 from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.classification.error_analysis import ClassErrorAnalysis
+from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.tasks.detection.error_analysis import BoxErrorAnalysis
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 from scalablevit.tasks.segmentation.error_analysis import MaskErrorAnalysis
@@ -17,7 +19,7 @@ NAMES = ("cat", "dog", "cow")
 def test_a_class_image_is_as_wrong_as_its_loss():
     logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
     analysis = ClassErrorAnalysis(NAMES)
-    scores = analysis.update(logits, {"label": torch.tensor([0, 2]), "index": torch.tensor([7, 5])})
+    scores = analysis.update(logits, label_batch(label=torch.tensor([0, 2]), index=torch.tensor([7, 5])))
     assert [each.number for each in scores] == [7, 5]
     assert [each.error for each in scores] == pytest.approx([0.03596, 4.03596], abs=1e-4)
     assert scores[1].words == "label cow, answer cat 0.96; loss 4.04"
@@ -28,7 +30,7 @@ def test_a_mask_is_as_wrong_as_its_overlaps():
     """Of class 0 two of three pixels, of class 1 none of two; the ignored pixel does not count."""
     truth = torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)
     found = torch.tensor([[0, 0, 0, 2]], dtype=torch.uint8)
-    scores = MaskErrorAnalysis(NAMES).update([found], {"mask": [truth], "index": torch.tensor([3])})
+    scores = MaskErrorAnalysis(NAMES).update([found], mask_batch(mask=[truth], index=torch.tensor([3])))
     assert scores[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
     assert scores[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
 
@@ -40,7 +42,7 @@ def test_pixels_are_counted_as_by_the_metric():
     found = [torch.from_numpy(draws.integers(0, 3, size).astype(np.uint8)) for size in sizes]
     analysis, metric = MaskErrorAnalysis(NAMES), ConfusionMetric(NAMES)
     for part in (slice(0, 2), slice(2, 5)):
-        batch = {"mask": masks[part], "index": torch.arange(5)[part]}
+        batch = mask_batch(mask=masks[part], index=torch.arange(5)[part])
         analysis.update(found[part], batch)
         metric.update(found[part], batch)
     counts = np.zeros((3, 3), np.int64)
@@ -51,7 +53,7 @@ def test_pixels_are_counted_as_by_the_metric():
 
 def test_an_image_without_a_labelled_pixel_is_not_wrong():
     truth = torch.full((2, 2), 255, dtype=torch.uint8)
-    scores = MaskErrorAnalysis(NAMES).update([truth], {"mask": [truth], "index": torch.tensor([0])})
+    scores = MaskErrorAnalysis(NAMES).update([truth], mask_batch(mask=[truth], index=torch.tensor([0])))
     assert (scores[0].error, scores[0].words) == (0.0, "no labelled pixel")
 
 
@@ -60,12 +62,12 @@ def test_boxes_are_found_missed_and_false():
     boxes = np.array([[0, 0, 10, 10], [30, 0, 40, 10], [0, 30, 40, 50]], np.float32)
     truth = Instances((50, 50), boxes, np.array([0, 0, 1]), np.array([False, False, True]),
                       np.full(3, 100, np.float32), None)  # fmt: skip
-    found = {
-        "boxes": torch.tensor([[0, 0, 10, 9.0], [30, 0, 40, 10], [30, 0, 40, 10], [1, 31, 9, 40], [20, 31, 30, 40]]),
-        "scores": torch.tensor([0.9, 0.8, 0.2, 0.7, 0.6]),
-        "labels": torch.tensor([0, 2, 0, 1, 1]),
-    }
-    scores = BoxErrorAnalysis(NAMES).update([found], {"instances": [truth], "index": torch.tensor([4])})
+    found = Detections(
+        boxes=torch.tensor([[0, 0, 10, 9.0], [30, 0, 40, 10], [30, 0, 40, 10], [1, 31, 9, 40], [20, 31, 30, 40]]),
+        scores=torch.tensor([0.9, 0.8, 0.2, 0.7, 0.6]),
+        labels=torch.tensor([0, 2, 0, 1, 1]),
+    )
+    scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([4])))
     assert (scores[0].number, scores[0].words) == (4, "1 of 2 objects found, 1 false")
     assert scores[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
 
@@ -77,8 +79,10 @@ def test_every_detection_counts_however_many_there_are():
     count = len(boxes)
     truth = Instances((120, 120), boxes.numpy(), np.zeros(count, np.int64), np.zeros(count, bool),
                       np.full(count, 64, np.float32), None)  # fmt: skip
-    found = {"boxes": boxes, "scores": torch.linspace(0.9, 0.5, count), "labels": torch.zeros(count, dtype=torch.int64)}
-    scores = BoxErrorAnalysis(NAMES).update([found], {"instances": [truth], "index": torch.tensor([0])})
+    found = Detections(
+        boxes=boxes, scores=torch.linspace(0.9, 0.5, count), labels=torch.zeros(count, dtype=torch.int64)
+    )
+    scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([0])))
     assert (scores[0].error, scores[0].words) == (0.0, "120 of 120 objects found, 0 false")
 
 
@@ -86,7 +90,7 @@ def test_precision_by_recall_has_the_metrics_area():
     scenes = made_scenes(1)
     analysis = BoxErrorAnalysis(CLASSES)
     for number, truth, found in scenes:
-        analysis.update([found], {"instances": [truth], "index": torch.tensor([number])})
+        analysis.update([found], instance_batch(instances=[truth], index=torch.tensor([number])))
     curves = analysis.details()["precision"]
     expected = metric_of(scenes, masks=False).compute()
     assert np.mean(list(curves.values())) == pytest.approx(expected["val/box_ap50"])
@@ -96,8 +100,8 @@ def test_precision_by_recall_has_the_metrics_area():
 def test_images_without_objects_or_detections_are_judged():
     empty = Instances((20, 20), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool),
                       np.zeros(0, np.float32), None)  # fmt: skip
-    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
     analysis = BoxErrorAnalysis(NAMES)
-    scores = analysis.update([nothing], {"instances": [empty], "index": torch.tensor([0])})
+    scores = analysis.update([nothing], instance_batch(instances=[empty], index=torch.tensor([0])))
     assert (scores[0].error, scores[0].words) == (0.0, "0 of 0 objects found, 0 false")
     assert analysis.details() == {"precision": {}}

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
+from harness.batches import instance_batch, label_batch, mask_batch
 
 from scalablevit.config.task_info import task_info
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.classification.task import AccuracyMetric
-from scalablevit.tasks.detection.coco_metric import CocoMetric
+from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CLASSES = ("a", "b", "c", "d", "e")
@@ -25,7 +26,7 @@ def metrics_of(kind: str, head: str | None = None) -> set[str]:
 def test_classification() -> None:
     for classes in (5, 6):  # top-5 accuracy of five classes says nothing
         metric = AccuracyMetric(classes)
-        metric.update(torch.eye(classes), {"label": torch.arange(classes)})
+        metric.update(torch.eye(classes), label_batch(label=torch.arange(classes)))
         expected = metrics_of("classification") - ({"val/top5"} if classes == 5 else set())
         assert over_all_classes(metric.compute()) == expected
 
@@ -33,7 +34,7 @@ def test_classification() -> None:
 def test_segmentation() -> None:
     metric = ConfusionMetric(CLASSES)
     mask = torch.arange(5, dtype=torch.uint8).repeat(3, 1)
-    metric.update([mask], {"mask": [mask]})
+    metric.update([mask], mask_batch(mask=[mask]))
     assert over_all_classes(metric.compute()) == metrics_of("segmentation", "upernet")
 
 
@@ -46,11 +47,14 @@ def test_detection() -> None:
     lengths = list(run_lengths.encode(masks))
     areas = np.array([run_lengths.area(each) for each in lengths], np.float32)
     truth = Instances((256, 256), boxes, np.arange(3), np.zeros(3, bool), areas, lengths)
-    found = {
-        "boxes": torch.from_numpy(boxes), "scores": torch.ones(3), "labels": torch.arange(3), "masks": lengths
-    }  # fmt: skip
+    found = Detections(
+        boxes=torch.from_numpy(boxes),
+        scores=torch.ones(3),
+        labels=torch.arange(3),
+        masks=lengths,
+    )
     for with_masks in (True, False):
         metric = CocoMetric(CLASSES, masks=with_masks)
-        metric.update([found], {"index": torch.tensor([0]), "instances": [truth]})
+        metric.update([found], instance_batch(index=torch.tensor([0]), instances=[truth]))
         expected = metrics_of("detection", "mask_rcnn" if with_masks else "retinanet")
         assert over_all_classes(metric.compute()) == expected

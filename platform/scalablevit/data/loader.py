@@ -2,74 +2,57 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from scalablevit.data.batch import B, Batch, BoxBatch, InstanceBatch, LabelBatch, MaskBatch, map_tensors, named_tensors
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
-
-Batch = dict[str, Any]
-"""What the loop passes to the task.
-
-- "image": uint8 (samples, height, width, 3), or in the evaluation of segmentation a list of (height, width, 3).
-- "label": int64 (samples,), for users' own tasks perhaps (samples, classes), or "mask": uint8 (samples, height, width),
-  in evaluation a list of (height, width).
-- for detection "image" is a list of (height, width, 3); in training with "boxes", "labels" and perhaps "masks", lists
-  of float32 (n, 4), int64 (n,) and uint8 (n, height, width); in evaluation with "instances", a list of `Instances`.
-- "index": int64 (samples,), numbers in the source.
-- "samples": number of good samples; with 0 the stacked tensors have size 0 in every dimension but the channels.
-- "bad": [(path, reason), ...] of the samples left out.
-- "changed": of these, the paths of files that are not those that the run began with.
-"""
 
 Collate = Callable[[list[Item | Bad]], Batch]
 
 
-def collate_classification(items: list[Item | Bad]) -> Batch:
+def collate_classification(items: list[Item | Bad]) -> LabelBatch:
     """Stack images and labels; those of images with several are rows of 0 and 1."""
-    good, batch = _split(items)
-    return batch | {
-        "image": _stack([item["image"] for item in good], (0, 0, 0, 3)),
-        "label": torch.from_numpy(np.array([item["label"] for item in good], np.int64)),
-    }
+    good, common = _split(items)
+    images = _stack([item["image"] for item in good], (0, 0, 0, 3))
+    labels = torch.from_numpy(np.array([item["label"] for item in good], np.int64))
+    return LabelBatch(image=images, label=labels, **common)
 
 
-def collate_segmentation_train(items: list[Item | Bad]) -> Batch:
+def collate_segmentation_train(items: list[Item | Bad]) -> MaskBatch:
     """Stack crops and their labels."""
-    good, batch = _split(items)
-    return batch | {
-        "image": _stack([item["image"] for item in good], (0, 0, 0, 3)),
-        "mask": _stack([item["mask"] for item in good], (0, 0, 0)),
-    }
+    good, common = _split(items)
+    images = _stack([item["image"] for item in good], (0, 0, 0, 3))
+    return MaskBatch(image=images, mask=_stack([item["mask"] for item in good], (0, 0, 0)), **common)
 
 
-def collate_segmentation_eval(items: list[Item | Bad]) -> Batch:
+def collate_segmentation_eval(items: list[Item | Bad]) -> MaskBatch:
     """Keep images and masks apart: each has its own size."""
-    good, batch = _split(items)
-    return batch | {
-        "image": [torch.from_numpy(item["image"]) for item in good],
-        "mask": [torch.from_numpy(item["mask"]) for item in good],
-    }
+    good, common = _split(items)
+    return MaskBatch(image=_listed(good, "image"), mask=_listed(good, "mask"), **common)
 
 
-def collate_detection_train(items: list[Item | Bad]) -> Batch:
+def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
     """Lists of images, boxes, labels and masks: each image has its own size."""
-    good, batch = _split(items)
-    names = ["image", "boxes", "labels", *(["masks"] if any("masks" in item for item in good) else [])]
-    return batch | {name: [torch.from_numpy(item[name]) for item in good] for name in names}  # type: ignore[literal-required]
+    good, common = _split(items)
+    return BoxBatch(
+        image=_listed(good, "image"),
+        boxes=_listed(good, "boxes"),
+        labels=_listed(good, "labels"),
+        masks=_listed(good, "masks") if any("masks" in item for item in good) else None,
+        **common,
+    )
 
 
-def collate_detection_eval(items: list[Item | Bad]) -> Batch:
+def collate_detection_eval(items: list[Item | Bad]) -> InstanceBatch:
     """Lists of images and of what they show."""
-    good, batch = _split(items)
-    return batch | {
-        "image": [torch.from_numpy(item["image"]) for item in good],
-        "instances": [item["instances"] for item in good],
-    }
+    good, common = _split(items)
+    return InstanceBatch(image=_listed(good, "image"), instances=[item["instances"] for item in good], **common)
 
 
 def build_loader(
@@ -109,17 +92,9 @@ def build_loader(
     )
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: B, device: torch.device) -> B:
     """Copy the tensors of a batch, and those in its lists, without waiting."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, list):
-            return [move(each) for each in value]
-        return value
-
-    return {name: move(value) for name, value in batch.items()}
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -144,18 +119,33 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 def _keep_until_used(batch: Batch, device: torch.device) -> None:
     """Tell the allocator that the current stream reads memory that the copying stream allocated."""
-    for value in batch.values():
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, torch.Tensor) and each.is_cuda:
-                each.record_stream(torch.cuda.current_stream(device))
+    for _, tensor in named_tensors(batch):
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(device))
 
 
-def _split(items: list[Item | Bad]) -> tuple[list[Item], Batch]:
+class _Common(TypedDict):
+    """Fields of every batch but the images."""
+
+    index: torch.Tensor
+    samples: int
+    bad: list[tuple[str, str]]
+    changed: list[str]
+
+
+def _split(items: list[Item | Bad]) -> tuple[list[Item], _Common]:
     good = [item for item in items if not isinstance(item, Bad)]
-    bad = [(item.path, item.reason) for item in items if isinstance(item, Bad)]
-    index = torch.tensor([item["index"] for item in good], dtype=torch.int64)
-    changed = [item.path for item in items if isinstance(item, Bad) and item.changed]
-    return good, {"index": index, "samples": len(good), "bad": bad, "changed": changed}
+    bad = [item for item in items if isinstance(item, Bad)]
+    return good, {
+        "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
+        "samples": len(good),
+        "bad": [(item.path, item.reason) for item in bad],
+        "changed": [item.path for item in bad if item.changed],
+    }
+
+
+def _listed(items: list[Item], name: Literal["image", "mask", "boxes", "labels", "masks"]) -> list[torch.Tensor]:
+    return [torch.from_numpy(item[name]) for item in items]
 
 
 def _stack(arrays: list["np.ndarray[Any, np.dtype[np.uint8]]"], empty: tuple[int, ...]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scalablevit.config.recipe import Stage
+from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import Batch
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
@@ -71,8 +71,8 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
     images = bad = 0
     model.eval()
     for batch in _batches(task, stage, source):
-        bad += len(batch["bad"])
-        if batch["samples"]:
+        bad += len(batch.bad)
+        if batch.samples:
             with torch.inference_mode():
                 predictions = task.predict(model, task.prepare(batch, "val", ()))
             fresh = _seen(drawing, batch, predictions, analysis.update(predictions, batch))
@@ -114,7 +114,7 @@ def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleS
     found = []
     for place, score in enumerate(scores):
         truth = drawing.truth_of(batch, place)
-        image = batch["image"][place].numpy().copy()  # else the whole batch would stay
+        image = batch.image[place].numpy().copy()  # else the whole batch would stay
         found.append(_Seen(score, image, truth, drawing.prediction_of(predictions[place], truth)))
     return found
 

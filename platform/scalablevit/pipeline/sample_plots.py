@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.task_info import task_info
+from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import Bad, SampleDataset
-from scalablevit.data.loader import Batch
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.sources.base import Source
 from scalablevit.tasks.registry import task_kind
@@ -46,11 +46,11 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     dataset = SampleDataset(source, stage.data, training.seed, train=True)
     batch = _batch(task, dataset, keys, "train")
     prepared = task.prepare(batch, "train", (training.seed, 0, 0, 0))
-    count = min(TRAINING_IMAGES, batch["samples"])
+    count = min(TRAINING_IMAGES, batch.samples)
     figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
     drawing = task_kind(stage.task.kind).drawing()
     for number, place in zip(range(count), axes.flat, strict=False):
-        image = _colours(prepared["image"][number], stage)
+        image = _colours(prepared.image[number], stage)
         drawing.draw_training_image(place, image, prepared, number, task.classes)
     save(figure, file)
 
@@ -70,11 +70,11 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
     model.eval()
     with torch.inference_mode():
         predictions = task.predict(model, task.prepare(batch, "val", ()))
-    figure, axes = _grid(-(-batch["samples"] // PAIRS), 2 * PAIRS)
+    figure, axes = _grid(-(-batch.samples // PAIRS), 2 * PAIRS)
     places = axes.reshape(-1, 2)
     drawing = task_kind(stage.task.kind).drawing()
-    for number in range(batch["samples"]):
-        image = batch["image"][number].numpy().astype(np.float32) / 255
+    for number in range(batch.samples):
+        image = batch.image[number].numpy().astype(np.float32) / 255
         truth = drawing.truth_of(batch, number)
         prediction = drawing.prediction_of(predictions[number], truth)
         for place, shown, what in zip(places[number], (truth, prediction), ("truth", "prediction"), strict=True):

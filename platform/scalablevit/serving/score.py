@@ -85,10 +85,10 @@ def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> 
     )
     bad = 0
     for batch in prefetch(loader, trained.device):
-        if batch["changed"]:
-            end_with_changed_files(batch["changed"])
-        bad += len(batch["bad"])
-        if batch["samples"]:
+        if batch.changed:
+            end_with_changed_files(batch.changed)
+        bad += len(batch.bad)
+        if batch.samples:
             prepared = task.prepare(batch, "val", ())
             per_sample.update(task.predict(trained.network, prepared), prepared)
     return bad

@@ -8,14 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, LabelledImages, MaskPairs
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import Batch, BatchOfTask
 from scalablevit.models.counting import Cost
 from scalablevit.tasks.predictions import Prediction
 
 GREY = 128
 """Of blank images."""
-NOTHING_LEFT_OUT: Batch = {"bad": [], "changed": []}
-"""Of blank batches."""
 
 
 class Costs(Protocol):
@@ -34,7 +32,7 @@ class Costs(Protocol):
     def blank_batch(self, samples: int) -> Batch:
         """Return grey images as large as training's, as the task's `collate` gives them."""
 
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: BatchOfTask) -> Tensor:
         """Return a loss that keeps as much for its backward pass as the task's, and runs on fake tensors."""
 
 
@@ -52,5 +50,5 @@ class Augmentation(Protocol):
     def data(self) -> LabelledImages | MaskPairs | CocoInstances:
         """Return the data section for `predict`: the recipe's own, or with larger images."""
 
-    def predict(self, model: nn.Module, batch: Batch) -> Any:
+    def predict(self, model: nn.Module, batch: BatchOfTask) -> Any:
         """Return predictions as the task's `predict` does."""

@@ -5,14 +5,16 @@ from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import BatchOfTask
 from scalablevit.viz.samples import Image
 
 
 class Drawing(Protocol):
     """Of a kind of task. What an image shows, as truth or as predicted, has a type of the kind's own."""
 
-    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+    def draw_training_image(
+        self, axes: Axes, image: Image, batch: BatchOfTask, number: int, classes: Sequence[str]
+    ) -> None:
         """Draw an image as training sees it.
 
         Args:
@@ -23,7 +25,7 @@ class Drawing(Protocol):
             classes: names of all classes.
         """
 
-    def truth_of(self, batch: Batch, number: int) -> Any:
+    def truth_of(self, batch: BatchOfTask, number: int) -> Any:
         """Return what a validation sample shows."""
 
     def prediction_of(self, prediction: Any, truth: Any) -> Any:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import BatchOfTask
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ErrorAnalysis(Protocol):
     measure: str
     """How the worst are ranked, in words."""
 
-    def update(self, predictions: Any, batch: Batch) -> list[SampleScore]:
+    def update(self, predictions: Any, batch: BatchOfTask) -> list[SampleScore]:
         """Add one batch, as to the task's metric; return a score for each image, in the batch's order."""
 
     def details(self) -> ErrorDetails:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import BatchOfTask
 
 Choice = NDArray[np.int64]
 """Positions of images in the order in which they were added; an image may be in it several times."""
@@ -14,7 +14,7 @@ Choice = NDArray[np.int64]
 class SampleStatistics(Protocol):
     """The per-sample statistics of one metric of one model."""
 
-    def update(self, predictions: Any, batch: Batch) -> None:
+    def update(self, predictions: Any, batch: BatchOfTask) -> None:
         """Add one batch, as to the task's metric."""
 
     @property

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from scalablevit.config.data import SplitName
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import Batch, BatchOfTask
 
 
 class Metric(Protocol):
     """Metrics summed over batches and ranks, each sample counted exactly once."""
 
-    def update(self, predictions: Any, batch: Batch) -> None:
+    def update(self, predictions: Any, batch: BatchOfTask) -> None:
         """Add one batch."""
 
     def synchronize(self) -> None:
@@ -44,13 +44,13 @@ class Task(Protocol):
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
         """Samples (also undecodable ones) to a batch."""
 
-    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+    def prepare(self, batch: BatchOfTask, split: SplitName, seed: Sequence[int]) -> Batch:
         """On the device: uint8 NHWC to normalised float NCHW; in training also mixing and erasing from `seed`."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: BatchOfTask) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the batch's samples (scalar), and detached scalars to report."""
 
-    def predict(self, model: nn.Module, batch: Batch) -> Any:
+    def predict(self, model: nn.Module, batch: BatchOfTask) -> Any:
         """Predictions for `metric().update`; called without gradients, in eval mode, under autocast."""
 
     def metric(self) -> Metric:

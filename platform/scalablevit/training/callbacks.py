@@ -11,8 +11,9 @@ from scalablevit.config.data import CocoInstances, LabelledImages, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Stage
+from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import Batch, build_loader, prefetch
+from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.run_files import BAD_SAMPLES

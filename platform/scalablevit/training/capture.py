@@ -1,6 +1,7 @@
 """A step that is not finite, written down whole: from its folder it can be taken again."""
 
 import json
+from dataclasses import MISSING, fields
 from typing import Any
 
 import safetensors.torch
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.config.stored import to_store
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import B, Batch, named_tensors
 from scalablevit.run_files import NONFINITE, STEP
 from scalablevit.training.loop import TrainContext
 from scalablevit.training.state import TrainState
@@ -52,27 +53,29 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
 
 def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
     """A batch's tensors by name, those of lists with their number; what cannot be trained on is left out."""
-    found: list[tuple[str, Tensor]] = [("samples", torch.tensor(batch["samples"]))]
-    for name, value in batch.items():
-        if isinstance(value, Tensor):
-            found.append((name, value.detach().cpu().contiguous()))
-        elif isinstance(value, list) and name not in ("bad", "changed"):
-            found += [(f"{name}/{number}", each.detach().cpu().contiguous()) for number, each in enumerate(value)]
-    return found
+    tensors = [(name, tensor.detach().cpu().contiguous()) for name, tensor in named_tensors(batch)]
+    return [("samples", torch.tensor(batch.samples)), *tensors]
 
 
-def unflat(tensors: dict[str, Tensor]) -> list[Batch]:
-    """The micro-batches of one rank, from the file that holds them."""
+def unflat(tensors: dict[str, Tensor], kind: type[B]) -> list[B]:
+    """Return the micro-batches of one rank, of the task's class of batch, from the file that holds them."""
     batches: dict[int, dict[str, Any]] = {}
     for path, tensor in tensors.items():
         number, name, *place = path.split("/")
-        batch = batches.setdefault(int(number), {"bad": [], "changed": []})
+        batch = batches.setdefault(int(number), {})
         if place:
             batch.setdefault(name, {})[int(place[0])] = tensor
         else:
             batch[name] = int(tensor) if name == "samples" else tensor
-    return [{name: _as_lists(value) for name, value in batches[number].items()} for number in sorted(batches)]
+    return [_filled(kind, batches[number]) for number in sorted(batches)]
 
 
-def _as_lists(value: Any) -> Any:
-    return [value[number] for number in sorted(value)] if isinstance(value, dict) else value
+def _filled(kind: type[B], values: dict[str, Any]) -> B:
+    """A batch of stored fields; a field without any stored tensor was a list without a member."""
+    for each in fields(kind):
+        stored = values.get(each.name)
+        if isinstance(stored, dict):
+            values[each.name] = [stored[number] for number in sorted(stored)]
+        elif stored is None and each.default is MISSING and each.default_factory is MISSING:
+            values[each.name] = []
+    return kind(**values)

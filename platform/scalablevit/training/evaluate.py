@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scalablevit.config.extensions import RegisteredMetric
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import Batch
 from scalablevit.tasks.capabilities import Augmentation
 from scalablevit.tasks.task import Task
 from scalablevit.training.collectives import end_with_changed_files, world_size
@@ -56,9 +56,9 @@ def evaluate(
     # Autocast forgets its casts of the weights when the outermost region ends: with this one around they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
-            bad += len(batch["bad"])
-            changed.update(batch["changed"])
-            if batch["samples"] == 0:
+            bad += len(batch.bad)
+            changed.update(batch.changed)
+            if batch.samples == 0:
                 continue
             prepared = task.prepare(batch, "val", ())
             with autocast:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scalablevit.config.recipe import FIRST_STEPS, Length, Stage
 from scalablevit.config.schedule import learning_rate
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import Batch
 from scalablevit.tasks.task import Task
 from scalablevit.text import and_more
 from scalablevit.training import optim, seeds
@@ -171,7 +171,7 @@ def train_step(
     parts: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):
         prepared = context.task.prepare(batch, "train", (stage.training.seed, state.position, context.rank, number))
-        share = batch["samples"] * context.world / stage.training.global_batch_size
+        share = batch.samples * context.world / stage.training.global_batch_size
         with _synchronise(model, last=number == len(micro_batches) - 1):
             with context.autocast():
                 loss, logs = context.task.loss(model, prepared)

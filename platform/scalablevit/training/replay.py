@@ -48,9 +48,7 @@ def replay(folder: Path) -> Replay:
     try:
         facts = json.loads((folder / STEP).read_text(encoding="utf-8"))
         weights = safetensors.torch.load_file(folder / "model.safetensors")
-        batches = [
-            unflat(safetensors.torch.load_file(folder / batches_file(rank))) for rank in range(int(facts["world"]))
-        ]
+        stored = [safetensors.torch.load_file(folder / batches_file(rank)) for rank in range(int(facts["world"]))]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"holds no whole captured step: {error}",
@@ -59,6 +57,7 @@ def replay(folder: Path) -> Replay:
         ) from None
     stage = stored_stage(facts["stage"], str(folder / STEP), imports=True)
     task = build_task(stage, tuple(facts["classes"]))
+    batches = [unflat(tensors, type(task.collate("train")([]))) for tensors in stored]
     world, state = len(batches), facts["state"]
     position = state["step"] + state["passed_over"]
     model = task.build_model().train()
@@ -74,7 +73,7 @@ def replay(folder: Path) -> Replay:
                 prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, number))
                 with context.autocast():
                     loss, _ = task.loss(model, prepared)
-                (loss * (batch["samples"] / stage.training.global_batch_size)).backward()
+                (loss * (batch.samples / stage.training.global_batch_size)).backward()
                 losses[rank, number] = loss.item()
     norm = optim.clip_gradients(model.parameters(), None).item()
     named += [f"output: {name}" for name in outputs]

@@ -8,8 +8,9 @@ import torch
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.user_code import stage_from_json
+from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import Batch, build_loader, to_device
+from scalablevit.data.loader import build_loader, to_device
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
 from scalablevit.tasks.registry import build_task, task_kind
@@ -70,4 +71,4 @@ def decoded_per_s(stage: Stage, task: Task, source: Source) -> float:
     next(batches)
     start = time.perf_counter()
     batch: Batch = next(batches)
-    return float(batch["samples"] / (time.perf_counter() - start))
+    return float(batch.samples / (time.perf_counter() - start))

@@ -9,7 +9,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import Batch
 from scalablevit.tracking.records import StepMetrics
 from scalablevit.training.worker_result import TrainSummary
 
@@ -170,10 +170,10 @@ class TrainState:
         """Take in a step's scalars (None: skipped), and which samples were left out of this rank's batches."""
         if metrics is not None:
             self.skipped_in_row = 0
-        self.running.add(metrics, sum(len(batch["bad"]) for batch in micro_batches))
+        self.running.add(metrics, sum(len(batch.bad) for batch in micro_batches))
         for batch in micro_batches:
-            self.bad_files.update(batch["bad"])
-            self.changed_files.update(batch["changed"])
+            self.bad_files.update(batch.bad)
+            self.changed_files.update(batch.changed)
 
     def add_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
         """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is.

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from image_tags.task import TaggingTask
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.capabilities import GREY
 
 
 class TagCosts:
@@ -28,13 +28,12 @@ class TagCosts:
     def describe(self) -> str:
         return cost_beside_paper(self.task.stage.model.name, self.count())
 
-    def blank_batch(self, samples: int) -> Batch:
-        return {
-            "image": torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8),
-            "label": torch.zeros(samples, len(self.task.classes), dtype=torch.int64),
-            "samples": samples,
-            **NOTHING_LEFT_OUT,
-        }
+    def blank_batch(self, samples: int) -> LabelBatch:
+        return LabelBatch(
+            image=torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8),
+            label=torch.zeros(samples, len(self.task.classes), dtype=torch.int64),
+            samples=samples,
+        )
 
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         return self.task.loss(model, batch)[0]

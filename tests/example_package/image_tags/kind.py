@@ -14,7 +14,7 @@ from image_tags.costs import TagCosts
 from image_tags.predictor import TagPredictor
 from image_tags.task import TaggingTask, counts_of, f1_of
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.data.names import shown
 from scalablevit.data.transforms import MiddleOfStrip
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
@@ -81,11 +81,11 @@ class TagErrors:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
 
-    def update(self, predictions: Tensor, batch: Batch) -> list[SampleScore]:
-        labels = batch["label"]
+    def update(self, predictions: Tensor, batch: LabelBatch) -> list[SampleScore]:
+        labels = batch.label
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none").mean(dim=1).tolist()
         found = []
-        for number, label, logits, loss in zip(batch["index"].tolist(), labels, predictions, losses, strict=True):
+        for number, label, logits, loss in zip(batch.index.tolist(), labels, predictions, losses, strict=True):
             words = f"{self._named(label > 0)}, answer {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
             found.append(SampleScore(number, loss, words))
         return found
@@ -104,9 +104,9 @@ class TagStatistics:
         self.numbers: list[int] = []
         self._counts: list[list[float]] = []
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
-        self._counts += counts_of(predictions, batch["label"], HALF).sum(dim=2).T.tolist()
-        self.numbers += batch["index"].tolist()
+    def update(self, predictions: Tensor, batch: LabelBatch) -> None:
+        self._counts += counts_of(predictions, batch.label, HALF).sum(dim=2).T.tolist()
+        self.numbers += batch.index.tolist()
 
     def metric(self, chosen: NDArray[np.int64]) -> float:
         right, wrong, missing = np.array(self._counts)[chosen].sum(axis=0).tolist()
@@ -129,12 +129,14 @@ class Tags(Table):
 class TagDrawing:
     """An image with the numbers of its tags, as a tuple."""
 
-    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+    def draw_training_image(
+        self, axes: Axes, image: Image, batch: LabelBatch, number: int, classes: Sequence[str]
+    ) -> None:
         axes.set_title(plain(self.caption(self.truth_of(batch, number), classes)), fontsize="x-small")
         self.draw(axes, image, None)
 
-    def truth_of(self, batch: Batch, number: int) -> tuple[int, ...]:
-        return tuple(batch["label"][number].nonzero().flatten().tolist())
+    def truth_of(self, batch: LabelBatch, number: int) -> tuple[int, ...]:
+        return tuple(batch.label[number].nonzero().flatten().tolist())
 
     def prediction_of(self, prediction: Tensor, truth: Any) -> tuple[int, ...]:
         return tuple((prediction.sigmoid() >= HALF).nonzero().flatten().tolist())

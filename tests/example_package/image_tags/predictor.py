@@ -39,5 +39,5 @@ class TagPredictor:
         self.task = TaggingTask(stage, classes)
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> TagPrediction:
-        logits = self.task.predict(model, {"image": prepare_image(self.task.stage, image, device)})
+        logits = model(prepare_image(self.task.stage, image, device)).float()
         return TagPrediction(self.task.classes, logits.sigmoid()[0].cpu().numpy(), self.task.threshold)

@@ -1,6 +1,7 @@
 """Model, loss and metric: each tag is a decision of its own."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from image_tags.sections import TAGGING, Tagging, TagTable
 from scalablevit.config.data import SplitName
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch, collate_classification
+from scalablevit.data.batch import LabelBatch
+from scalablevit.data.loader import collate_classification
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_classifier
 from scalablevit.tasks.metric_names import class_metric_names
@@ -37,24 +39,24 @@ class TaggingTask:
     def backbone(self, model: nn.Module) -> nn.Module:
         return model
 
-    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+    def collate(self, split: SplitName) -> Callable[[list[Any]], LabelBatch]:
         return collate_classification
 
-    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+    def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
         data = self.data
-        images = normalize(batch["image"], data.mean, data.std, channels_last=self.stage.model.channels_last)
-        return {**batch, "image": images}
+        images = normalize(batch.image, data.mean, data.std, channels_last=self.stage.model.channels_last)
+        return replace(batch, image=images)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        if batch["samples"] == 0:  # all were undecodable: the rank still takes part in the step
+    def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        if batch.samples == 0:  # all were undecodable: the rank still takes part in the step
             side = self.data.image_size
-            return model(batch["image"].new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
-        logits = model(batch["image"]).float()
-        return F.binary_cross_entropy_with_logits(logits, batch["label"].float()), {}
+            return model(batch.image.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
+        logits = model(batch.image).float()
+        return F.binary_cross_entropy_with_logits(logits, batch.label.float()), {}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+    def predict(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Logits (N, classes)."""
-        return model(batch["image"]).float()
+        return model(batch.image).float()
 
     def metric(self) -> "TagMetric":
         return TagMetric(self.classes, self.threshold)
@@ -81,8 +83,8 @@ class TagMetric:
         """Right, too many, missing tags and summed losses, by tag."""
         self.samples = torch.zeros(1, dtype=torch.float64)
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
-        labels = batch["label"]
+    def update(self, predictions: Tensor, batch: LabelBatch) -> None:
+        labels = batch.label
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none")
         counts = counts_of(predictions, labels, self.threshold).sum(dim=1)
         self.sums = self.sums.to(counts.device) + torch.cat([counts, losses.double().sum(dim=0)[None]])

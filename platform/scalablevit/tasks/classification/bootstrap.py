@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.tasks.sample_statistics import Choice
 
 
@@ -15,11 +15,11 @@ class HitStatistics:
         self.numbers: list[int] = []
         self._hits: list[bool] = []
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         """Add logits (N, classes) against labels (N,)."""
         top = predictions.topk(self.top, dim=1).indices
-        self._hits += (top == batch["label"][:, None]).any(dim=1).tolist()
-        self.numbers += batch["index"].tolist()
+        self._hits += (top == batch.label[:, None]).any(dim=1).tolist()
+        self.numbers += batch.index.tolist()
 
     def metric(self, chosen: Choice) -> float:
         """The share of hits."""

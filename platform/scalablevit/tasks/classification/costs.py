@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
-from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.capabilities import GREY
 from scalablevit.tasks.classification.task import ClassificationTask
 
 
@@ -32,12 +32,12 @@ class ClassifierCosts:
         """Return the classifier's line."""
         return cost_beside_paper(self._task.stage.model.name, self.count())
 
-    def blank_batch(self, samples: int) -> Batch:
+    def blank_batch(self, samples: int) -> LabelBatch:
         """Return images all of the first class."""
         images = torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8)
         labels = torch.zeros(samples, dtype=torch.int64)
-        return {"image": images, "label": labels, "samples": samples, **NOTHING_LEFT_OUT}
+        return LabelBatch(image=images, label=labels, samples=samples)
 
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Return the task's own loss."""
         return self._task.loss(model, batch)[0]

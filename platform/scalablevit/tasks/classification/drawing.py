@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.viz.samples import Image, draw_image, fitted
 from scalablevit.viz.style import plain
 
@@ -26,17 +26,19 @@ class ShownClass:
 class ClassDrawing:
     """See `tasks.drawing.Drawing`; an image of one class, which nothing can be drawn on."""
 
-    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+    def draw_training_image(
+        self, axes: Axes, image: Image, batch: LabelBatch, number: int, classes: Sequence[str]
+    ) -> None:
         """Name the classes that were mixed."""
-        values, numbers = batch["target"][number].topk(min(2, len(classes)))
+        values, numbers = batch.target[number].topk(min(2, len(classes)))
         named = [f"{classes[c]} {v:.2f}" for v, c in zip(values.tolist(), numbers.tolist(), strict=True)
                  if v >= SHOWN_SHARE]  # fmt: skip
         axes.set_title(plain(" + ".join(named)), fontsize="x-small")
         self.draw(axes, image, None)
 
-    def truth_of(self, batch: Batch, number: int) -> ShownClass:
+    def truth_of(self, batch: LabelBatch, number: int) -> ShownClass:
         """Return the label."""
-        return ShownClass(int(batch["label"][number]))
+        return ShownClass(int(batch.label[number]))
 
     def prediction_of(self, prediction: Tensor, truth: ShownClass) -> ShownClass:
         """Return the most probable class by logits (classes,)."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import LabelBatch
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
 
 
@@ -22,14 +22,14 @@ class ClassErrorAnalysis:
         self.classes = classes
         self._pairs: Counter[tuple[int, int]] = Counter()
 
-    def update(self, predictions: Tensor, batch: Batch) -> list[SampleScore]:
+    def update(self, predictions: Tensor, batch: LabelBatch) -> list[SampleScore]:
         """Add logits (N, classes) against labels (N,)."""
-        labels = batch["label"]
+        labels = batch.label
         losses = F.cross_entropy(predictions, labels, reduction="none").tolist()
         shares, answers = predictions.softmax(dim=1).max(dim=1)
         scores = []
         for number, label, answer, share, loss in zip(
-            batch["index"].tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
+            batch.index.tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
         ):
             self._pairs[label, answer] += 1
             words = f"label {self.classes[label]}, answer {self.classes[answer]} {share:.2f}; loss {loss:.2f}"

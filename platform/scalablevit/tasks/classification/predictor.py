@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.transforms import prepare_image
@@ -19,5 +19,5 @@ class ClassPredictor:
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> ClassificationPrediction:
         """Return the probabilities of all classes."""
-        logits = self._task.predict(model, {"image": prepare_image(self._task.stage, image, device)})
+        logits: Tensor = model(prepare_image(self._task.stage, image, device)).float()
         return ClassificationPrediction(self._task.classes, logits.softmax(dim=1)[0].cpu().numpy())

@@ -1,6 +1,7 @@
 """Image classification: mixed soft targets in training; top-1, and of more than five classes top-5, in evaluation."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -16,7 +17,8 @@ from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
 from scalablevit.config.task_info import task_info
-from scalablevit.data.loader import Batch, collate_classification
+from scalablevit.data.batch import LabelBatch
+from scalablevit.data.loader import collate_classification
 from scalablevit.data.mixing import mix, normalize, random_erasing
 from scalablevit.models.backbone import build_classifier
 
@@ -55,24 +57,24 @@ class ClassificationTask:
         """The whole classifier; a head for other classes stays new."""
         return model
 
-    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+    def collate(self, split: SplitName) -> Callable[[list[Any]], LabelBatch]:
         """Both splits: one uint8 tensor (N, H, W, 3) and labels (N,)."""
         return collate_classification
 
-    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+    def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
         """`image` becomes float (N, 3, H, W); in training `target` holds soft labels (N, classes)."""
         data = self.data
-        images = normalize(batch["image"], data.mean, data.std, channels_last=self.stage.model.channels_last)
+        images = normalize(batch.image, data.mean, data.std, channels_last=self.stage.model.channels_last)
         if split == "val":
-            return {**batch, "image": images}
-        if batch["samples"] == 0:
-            return {**batch, "image": images}
+            return replace(batch, image=images)
+        if batch.samples == 0:
+            return replace(batch, image=images)
         draws = np.random.default_rng(list(seed))
         # erased before mixed, as where the paper's training comes from (DeiT erases samples, then mixes batches)
         images = random_erasing(images, data.random_erasing, draws)
         images, targets = mix(
             images,
-            batch["label"],
+            batch.label,
             classes=len(self.classes),
             mixup=data.mixup,
             cutmix=data.cutmix,
@@ -81,20 +83,20 @@ class ClassificationTask:
             smoothing=self.smoothing,
             draws=draws,
         )
-        return {**batch, "image": images, "target": targets}
+        return replace(batch, image=images, target=targets)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy against the soft targets, mean over the batch."""
-        if batch["samples"] == 0:
+        if batch.samples == 0:
             # all were undecodable: the rank still takes part in the step, with nothing to add
             side = self.data.image_size
-            return model(batch["image"].new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
-        logits = model(batch["image"])
-        return F.cross_entropy(logits.float(), batch["target"]), {}
+            return model(batch.image.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
+        logits = model(batch.image)
+        return F.cross_entropy(logits.float(), batch.target), {}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+    def predict(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Logits (N, classes), float32."""
-        logits: Tensor = model(batch["image"])
+        logits: Tensor = model(batch.image)
         return logits.float()
 
     def metric(self) -> "AccuracyMetric":
@@ -109,9 +111,9 @@ class AccuracyMetric:
         self.top = 5 if classes >= TOP5_CLASSES else 1
         self.sums = torch.zeros(4, dtype=torch.float64)
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         """Add logits (N, classes) against labels (N,)."""
-        labels = batch["label"]
+        labels = batch.label
         hits = predictions.topk(self.top, dim=1).indices == labels[:, None]
         loss = F.cross_entropy(predictions, labels, reduction="sum")
         self.sums = (

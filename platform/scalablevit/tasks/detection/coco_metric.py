@@ -1,6 +1,7 @@
 """COCO's average precision of boxes and masks, by faster-coco-eval."""
 
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -9,9 +10,9 @@ from faster_coco_eval import mask as run_lengths
 from torch import Tensor
 
 from scalablevit.config.errors import UserError
+from scalablevit.data.batch import InstanceBatch
 from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
 from scalablevit.data.instances import Instances, RunLengths
-from scalablevit.data.loader import Batch
 from scalablevit.tasks.metric_names import class_metric_names
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -21,8 +22,9 @@ _NO_VALUE = -1
 """What COCO answers where there is nothing to find."""
 
 
-class Detections(TypedDict):
-    """What a detector finds in an image, in the original image's pixels."""
+@dataclass(frozen=True)
+class Detections:
+    """What a detector finds in an image, in the original image's pixels, best first."""
 
     boxes: Tensor
     """Float (n, 4): x1, y1, x2, y2."""
@@ -30,7 +32,7 @@ class Detections(TypedDict):
     """(n,)."""
     labels: Tensor
     """(n,) class numbers from 0."""
-    masks: NotRequired[list[RunLengths]]
+    masks: list[RunLengths] | None = None
     """n, of Mask R-CNN."""
 
 
@@ -52,14 +54,14 @@ class CocoMetric:
         self.records: Records = {}
         self.metrics: dict[str, float] | None = None
 
-    def update(self, predictions: list[Detections], batch: Batch) -> None:
+    def update(self, predictions: list[Detections], batch: InstanceBatch) -> None:
         """Add images.
 
         Args:
             predictions: of each image.
             batch: with `index` and `instances`.
         """
-        for number, truth, found in zip(batch["index"].tolist(), batch["instances"], predictions, strict=True):
+        for number, truth, found in zip(batch.index.tolist(), batch.instances, predictions, strict=True):
             self._add({number: (truth, found)})
 
     def synchronize(self) -> None:
@@ -147,13 +149,13 @@ class CocoMetric:
         """In COCO's format, with the areas that decide what is small."""
         found = list[CocoAnnotation]()
         for number, (_, detections) in sorted(self.records.items()):
-            labels, scores = (detections["labels"] + 1).tolist(), detections["scores"].tolist()
+            labels, scores = (detections.labels + 1).tolist(), detections.scores.tolist()
             places: list[CocoAnnotation]
             if kind == "box":
-                boxes = _corners_and_sizes(detections["boxes"].cpu().numpy())
+                boxes = _corners_and_sizes(detections.boxes.cpu().numpy())
                 places = [{"bbox": box, "area": box[2] * box[3]} for box in boxes]
             else:
-                masks = detections["masks"]
+                masks = detections.masks or []
                 areas = run_lengths.area(masks).tolist() if masks else []
                 places = [{"segmentation": mask, "area": float(area)} for mask, area in zip(masks, areas, strict=True)]
             for label, score, place in zip(labels, scores, places, strict=True):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import BoxBatch
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.capabilities import GREY
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.detection.detector import CostProbe, countable_loss
 from scalablevit.tasks.detection.task import DetectionTask
@@ -41,21 +41,21 @@ class DetectorCosts:
         """Return the detector's line."""
         return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
-    def blank_batch(self, samples: int) -> Batch:
+    def blank_batch(self, samples: int) -> BoxBatch:
         """Return images of `size`, each with some boxes of one class as large as anchors."""
         height, width = self.size
         sides = [min(self._task.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
         masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
         for mask, side in zip(masks, sides, strict=True):
             mask[:side, :side] = 1
-        each: dict[str, Tensor] = {
-            "image": torch.full((height, width, 3), GREY, dtype=torch.uint8),
-            "boxes": torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32),
-            "labels": torch.zeros(BLANK_OBJECTS, dtype=torch.int64),
-            **({"masks": masks} if self._task.has_masks else {}),
-        }
-        return {**{name: [tensor] * samples for name, tensor in each.items()}, "samples": samples, **NOTHING_LEFT_OUT}
+        return BoxBatch(
+            image=[torch.full((height, width, 3), GREY, dtype=torch.uint8)] * samples,
+            boxes=[torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32)] * samples,
+            labels=[torch.zeros(BLANK_OBJECTS, dtype=torch.int64)] * samples,
+            masks=[masks] * samples if self._task.has_masks else None,
+            samples=samples,
+        )
 
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: BoxBatch) -> Tensor:
         """Return a loss of as many regions as the heads are trained on at the most."""
-        return countable_loss(model, batch["image"], self._task.task.roi_samples)
+        return countable_loss(model, batch.image, self._task.task.roi_samples)

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
+from scalablevit.data.batch import BoxBatch, InstanceBatch
 from scalablevit.data.instances import RunLengths, decoded
-from scalablevit.data.loader import Batch
 from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.viz.samples import Image, draw_boxes, draw_objects
 
@@ -32,27 +32,29 @@ class ShownObjects:
 class BoxDrawing:
     """See `tasks.drawing.Drawing`."""
 
-    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+    def draw_training_image(
+        self, axes: Axes, image: Image, batch: BoxBatch, number: int, classes: Sequence[str]
+    ) -> None:
         """Draw boxes, and masks if they are read."""
-        labels = batch["labels"][number].tolist()
-        masks = batch["masks"][number].numpy() if "masks" in batch else ()
+        labels = batch.labels[number].tolist()
+        masks = () if batch.masks is None else batch.masks[number].numpy()
         draw_objects(axes, image, image.shape[:2], masks, labels)
-        draw_boxes(axes, batch["boxes"][number].numpy(), labels, classes)
+        draw_boxes(axes, batch.boxes[number].numpy(), labels, classes)
 
-    def truth_of(self, batch: Batch, number: int) -> ShownObjects:
+    def truth_of(self, batch: InstanceBatch, number: int) -> ShownObjects:
         """Return the annotated objects."""
-        found = batch["instances"][number]
+        found = batch.instances[number]
         return ShownObjects(found.size, found.boxes, found.labels.tolist(), found.masks or [])
 
     def prediction_of(self, prediction: Detections, truth: ShownObjects) -> ShownObjects:
         """Return the detections with a score of `SHOWN_SCORE` or more."""
-        kept = [number for number, score in enumerate(prediction["scores"].tolist()) if score >= SHOWN_SCORE]
+        kept = [number for number, score in enumerate(prediction.scores.tolist()) if score >= SHOWN_SCORE]
         return ShownObjects(
             truth.size,
-            prediction["boxes"].numpy()[kept],
-            [int(prediction["labels"][number]) for number in kept],
-            [prediction["masks"][number] for number in kept if "masks" in prediction],
-            [float(prediction["scores"][number]) for number in kept],
+            prediction.boxes.numpy()[kept],
+            [int(prediction.labels[number]) for number in kept],
+            [] if prediction.masks is None else [prediction.masks[number] for number in kept],
+            [float(prediction.scores[number]) for number in kept],
         )
 
     def size(self, image: Image, shown: ShownObjects) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import InstanceBatch
 from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, Detections, say_nothing
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
 
@@ -26,13 +26,13 @@ class BoxErrorAnalysis(CocoMetric):
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(tuple(classes), masks=False)
 
-    def update(self, predictions: list[Detections], batch: Batch) -> list[SampleScore]:  # type: ignore[override]
+    def update(self, predictions: list[Detections], batch: InstanceBatch) -> list[SampleScore]:  # type: ignore[override]
         """Add images, as to `CocoMetric`."""
         super().update(predictions, batch)
         part = BoxErrorAnalysis(self.classes)
         CocoMetric.update(part, predictions, batch)
-        matched = part._matched(most=max(len(each["scores"]) for each in predictions))
-        return [_score(number, matched) for number in batch["index"].tolist()]
+        matched = part._matched(most=max(len(each.scores) for each in predictions))
+        return [_score(number, matched) for number in batch.index.tolist()]
 
     def details(self) -> ErrorDetails:
         """See the class."""

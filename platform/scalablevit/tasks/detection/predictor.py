@@ -23,13 +23,13 @@ class DetectionPredictor:
         prepared = prepare_image(self._task.stage, image, device)[0]
         found = self._task.in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
         masks: tuple[RunLengths, ...] = tuple(
-            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.get("masks", ())
+            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.masks or ()
         )
         return DetectionPrediction(
             self._task.classes,
-            boxes=found["boxes"].numpy(),
-            scores=found["scores"].numpy(),
-            labels=found["labels"].numpy(),
+            boxes=found.boxes.numpy(),
+            scores=found.scores.numpy(),
+            labels=found.labels.numpy(),
             masks_rle=masks if self._task.has_masks else None,
         )
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import TestTimeAugmentation
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import MaskBatch
 from scalablevit.data.transforms import scaled_size
 from scalablevit.tasks.segmentation.dense_inference import Size, View, averaged_labels, see
 from scalablevit.tasks.segmentation.task import SegmentationTask
@@ -34,16 +34,16 @@ class MaskAugmentation:
         sides = {"short_side": int(data.short_side * largest), "long_side": int(data.long_side * largest)}
         return data.model_copy(update=sides)
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def predict(self, model: nn.Module, batch: MaskBatch) -> list[Tensor]:
         """Return label maps, of probabilities averaged over the recipe's scales and mirror images.
 
         Each image is brought to the sizes that its mask's size implies, so images may come in any size; those that
         `data` describes lose no detail.
         """
-        sizes = [_size(mask) for mask in batch["mask"]]
+        sizes = [_size(mask) for mask in batch.mask]
         return [
             averaged_labels(list(self._views(model, image, size)), size)
-            for image, size in zip(batch["image"], sizes, strict=True)
+            for image, size in zip(batch.image, sizes, strict=True)
         ]
 
     def _views(self, model: nn.Module, image: Tensor, size: Size) -> Iterator[View]:

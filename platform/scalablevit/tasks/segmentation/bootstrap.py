@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalablevit.data.batch import MaskBatch
 from scalablevit.data.labels import IGNORE
-from scalablevit.data.loader import Batch
 from scalablevit.tasks.sample_statistics import Choice
 
 
@@ -26,14 +26,14 @@ class OverlapStatistics:
         self.numbers: list[int] = []
         self._counts: list[NDArray[np.int64]] = []
 
-    def update(self, predictions: list[Tensor], batch: Batch) -> None:
-        """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
-        for predicted, mask in zip(predictions, batch["mask"], strict=True):
+    def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
+        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
+        for predicted, mask in zip(predictions, batch.mask, strict=True):
             counted = mask != IGNORE
             truth, found = mask[counted].long(), predicted[counted].long()
             rows = [torch.bincount(each, minlength=self.classes) for each in (truth[truth == found], truth, found)]
             self._counts.append(torch.stack(rows).cpu().numpy())
-        self.numbers += batch["index"].tolist()
+        self.numbers += batch.index.tolist()
 
     @cached_property
     def _flat(self) -> NDArray[np.float64]:

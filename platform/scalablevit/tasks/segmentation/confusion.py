@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scalablevit.config.errors import UserError
+from scalablevit.data.batch import MaskBatch
 from scalablevit.data.labels import IGNORE
-from scalablevit.data.loader import Batch
 from scalablevit.tasks.metric_names import class_metric_names
 
 
@@ -27,9 +27,9 @@ class ConfusionMetric:
         self.counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
         self.samples = torch.zeros(1, dtype=torch.int64)
 
-    def update(self, predictions: list[Tensor], batch: Batch) -> None:
-        """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
-        for predicted, mask in zip(predictions, batch["mask"], strict=True):
+    def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
+        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
+        for predicted, mask in zip(predictions, batch.mask, strict=True):
             self.counts = self.counts.to(mask.device) + pixels_by_pair(mask, predicted, len(self.classes))
         self.samples += len(predictions)
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import MaskBatch
 from scalablevit.models.counting import Cost, count_cost
-from scalablevit.tasks.capabilities import GREY, NOTHING_LEFT_OUT
+from scalablevit.tasks.capabilities import GREY
 from scalablevit.tasks.dense_cost import dense_cost_beside_paper
 from scalablevit.tasks.segmentation.task import SegmentationTask
 
@@ -32,13 +32,13 @@ class SegmentorCosts:
         """Return the segmentor's line."""
         return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
-    def blank_batch(self, samples: int) -> Batch:
+    def blank_batch(self, samples: int) -> MaskBatch:
         """Return crops all of the first class."""
         side = self._task.data.crop_size
         images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
         masks = torch.zeros((samples, side, side), dtype=torch.uint8)
-        return {"image": images, "mask": masks, "samples": samples, **NOTHING_LEFT_OUT}
+        return MaskBatch(image=images, mask=masks, samples=samples)
 
-    def countable_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
         """Return the task's own loss."""
         return self._task.loss(model, batch)[0]

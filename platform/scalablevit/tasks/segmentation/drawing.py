@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalablevit.data.batch import MaskBatch
 from scalablevit.data.labels import IGNORE
-from scalablevit.data.loader import Batch
 from scalablevit.viz.samples import Image, draw_label_map
 
 LabelMap = NDArray[np.uint8]
@@ -18,13 +18,15 @@ LabelMap = NDArray[np.uint8]
 class MaskDrawing:
     """See `tasks.drawing.Drawing`."""
 
-    def draw_training_image(self, axes: Axes, image: Image, batch: Batch, number: int, classes: Sequence[str]) -> None:
+    def draw_training_image(
+        self, axes: Axes, image: Image, batch: MaskBatch, number: int, classes: Sequence[str]
+    ) -> None:
         """Draw the mask."""
-        self.draw(axes, image, batch["mask"][number].numpy(), classes)
+        self.draw(axes, image, batch.mask[number].numpy(), classes)
 
-    def truth_of(self, batch: Batch, number: int) -> LabelMap:
+    def truth_of(self, batch: MaskBatch, number: int) -> LabelMap:
         """Return the mask."""
-        mask: LabelMap = batch["mask"][number].numpy()
+        mask: LabelMap = batch.mask[number].numpy()
         return mask
 
     def prediction_of(self, prediction: Tensor, truth: LabelMap) -> LabelMap:

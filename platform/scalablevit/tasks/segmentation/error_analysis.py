@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scalablevit.data.loader import Batch
+from scalablevit.data.batch import MaskBatch
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
 from scalablevit.tasks.segmentation.confusion import pixels_by_pair
 
@@ -22,10 +22,10 @@ class MaskErrorAnalysis:
         self.classes = classes
         self._pairs: Counter[tuple[int, int]] = Counter()
 
-    def update(self, predictions: list[Tensor], batch: Batch) -> list[SampleScore]:
-        """Add label maps (height, width) against `batch["mask"]`; pixels whose mask is 255 do not count."""
+    def update(self, predictions: list[Tensor], batch: MaskBatch) -> list[SampleScore]:
+        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
         scores = []
-        for number, predicted, mask in zip(batch["index"].tolist(), predictions, batch["mask"], strict=True):
+        for number, predicted, mask in zip(batch.index.tolist(), predictions, batch.mask, strict=True):
             pixels = pixels_by_pair(mask, predicted, len(self.classes))
             met = pixels.nonzero().tolist()
             pairs = Counter({(label, answer): int(pixels[label, answer]) for label, answer in met})

@@ -1,6 +1,7 @@
 """Semantic segmentation: MMSegmentation's heads over our pyramid, mIoU at the masks' own size."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation
 from scalablevit.config.task_info import task_info
+from scalablevit.data.batch import MaskBatch
 from scalablevit.data.labels import IGNORE
-from scalablevit.data.loader import Batch, collate_segmentation_eval, collate_segmentation_train
+from scalablevit.data.loader import collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
@@ -82,29 +84,29 @@ class SegmentationTask:
         pyramid: Pyramid = model.get_submodule("backbone")  # type: ignore[assignment]
         return pyramid
 
-    def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
+    def collate(self, split: SplitName) -> Callable[[list[Any]], MaskBatch]:
         """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""
         return collate_segmentation_train if split == "train" else collate_segmentation_eval
 
-    def prepare(self, batch: Batch, split: SplitName, seed: Sequence[int]) -> Batch:
+    def prepare(self, batch: MaskBatch, split: SplitName, seed: Sequence[int]) -> MaskBatch:
         """`image` becomes float (N, 3, crop, crop), in evaluation a list of (3, h, w); nothing is drawn from `seed`."""
-        images = batch["image"]
+        images = batch.image
         if split == "train":
-            return {**batch, "image": self._normalized(images)}
-        return {**batch, "image": [self._normalized(image[None])[0] for image in images]}
+            return replace(batch, image=self._normalized(images))
+        return replace(batch, image=[self._normalized(image[None])[0] for image in images])
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: MaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the head, plus the weighted one of UperNet's auxiliary head, means over all pixels.
 
         Reports `loss_ce`, `loss_aux` where there is one, and `acc`, the share of labelled pixels that are right.
         """
-        found = model(*self._fill_up(batch["image"], batch["mask"]))
+        found = model(*self._fill_up(batch.image, batch.mask))
         loss = torch.stack([part for name, part in found.items() if name.startswith("loss")]).sum()
         return loss, {name: part.detach() for name, part in found.items()}
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def predict(self, model: nn.Module, batch: MaskBatch) -> list[Tensor]:
         """Label maps uint8 (height, width) at the masks' sizes."""
-        return self.label_maps(model, batch["image"], [_size(mask) for mask in batch["mask"]])
+        return self.label_maps(model, batch.image, [_size(mask) for mask in batch.mask])
 
     def label_maps(self, model: nn.Module, images: list[Tensor], sizes: list[Size]) -> list[Tensor]:
         """Return label maps uint8 of prepared images (3, h, w), each at a size (height, width)."""
