@@ -1,4 +1,4 @@
-"""Evaluate a registered model, on the workers of the Ray cluster."""
+"""Evaluate a registered model or a finished run on Ray workers."""
 
 import sys
 

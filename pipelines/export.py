@@ -1,4 +1,4 @@
-"""Write a model as ONNX and torch.export archives, checked."""
+"""Export a model to ONNX and torch.export, and compare the files with it."""
 
 import sys
 

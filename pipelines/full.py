@@ -1,4 +1,4 @@
-"""Run all stages of a recipe in order: pretrain a backbone, fine-tune it, evaluate and register every model."""
+"""Run a recipe's search, if it names one, and all its stages: pretrain, fine-tune, evaluate, register."""
 
 import sys
 

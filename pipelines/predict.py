@@ -1,4 +1,4 @@
-"""Answer a folder of images with a registered model."""
+"""Predict images with a registered model or a finished run."""
 
 import sys
 

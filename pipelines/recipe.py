@@ -1,4 +1,4 @@
-"""Begin a recipe, list the shipped ones, print their schema, or rewrite files in the current version's keys."""
+"""Write a first recipe, list the shipped ones, print their schema, or rewrite files in the newest keys."""
 
 import sys
 

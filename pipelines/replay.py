@@ -1,4 +1,4 @@
-"""Take a captured step again, to see where it stops being finite."""
+"""Repeat a captured training step and print the first tensors that are not finite."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Make the report of a job, a stage or a search again."""
+"""Write the report.html of a job, a stage or a search again."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Search a recipe's values by Ray Tune, train the best in full, and register it."""
+"""Search hyper-parameters with Ray Tune, train the best ones at full length, and register the model."""
 
 import sys
 

@@ -26,14 +26,19 @@ FILES = {
 MODELS = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs: a ScalableViT of any
 task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger pictures
-data.eval_resize=224 data.image_size=224 (dense models: data.short_side=224 data.long_side=448).
-Without --images, four scenes of the built-in shapes are shown; else the first four images of the folder."""
+data.eval_resize=224 data.image_size=224 (segmentation and detection: data.short_side=224 data.long_side=448).
+Without --images, four images of the built-in shapes are used; else the first four images of the folder."""
 EXIT = "Exit codes: 0 done; 2 something that you can fix."
-EPILOG = "Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes."
+EPILOG = """\
+The paper's attention: windows (WSA, window self-attention), alone or with a convolution between them (LIM, the local
+interactive module: together IWSA, interactive WSA) or within them (LEM, the arm to compare it with), in turn with SSA,
+scalable self-attention.
+
+Every verb takes --out, --overwrite and --root; <verb> --help says what it shows and writes."""
 EPILOGS = {
     "features": f"""\
-The paper's Figure 2: an image next to its feature maps after chosen blocks, a row for each model. A map shows how far
-each token lies from its map's mean token. Train models that differ in attention alone with
+The paper's Figure 2: an image next to its feature maps after chosen blocks, a row for each model. A map shows each
+token's distance from the mean of all tokens. Train models that differ in attention alone with
 `{short_name("analyse")} ablation --arms lim,wsa_for_ssa`; what else differs between the models is named. Blocks are
 counted from 1 through all stages; by default the last of each stage but the last one: 2, 4 and 24 in ScalableViT-S, as
 in the paper.
@@ -51,13 +56,13 @@ output depends on at all. Without MODEL: ScalableViT-S with fresh weights, the s
 
 {EXIT}""",
     "ablation": f"""\
-The paper's Table 1 on any recipe: trains all of its stages once for each arm, alike in all but the attention, under one
-parent run, and sets parameters, FLOPs and best metrics side by side. Arms:
+The paper's Table 1 on any recipe: trains all of its stages once for each arm (a variant of the attention, all else
+equal), under one parent run, and writes parameters, FLOPs and best metrics as one table. Arms:
   lim          the standard model: IWSA and SSA in turn
   lem          IWSA's convolution kept within each window (LEM)
   none         no convolution: plain windows (WSA) in IWSA's place
   wsa_for_ssa  plain windows (WSA) in SSA's place
-lim and lem start from the same random weights; the others have other layers, so only their data come alike.
+lim and lem start from the same random weights; the others have other layers, so that only their data is the same.
 Overrides are dotted recipe keys, as for {command_name("full")}. The same command again continues where it stopped.
 The paper's own: --recipe ablation_scalablevit_small --arms lim,lem
 
@@ -75,7 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     features = _verb(verbs, "features", "Figure 2: images next to feature maps after chosen blocks")
     features.add_argument("given", nargs="+", metavar="MODEL|key=value")
-    features.add_argument("--blocks", type=_numbers, default=[], metavar="2,4,24", help="counted from 1")
+    features.add_argument(
+        "--blocks",
+        type=_numbers,
+        default=[],
+        metavar="2,4,24",
+        help="blocks, counted from 1 (default: the last of each stage but the last one)",
+    )
     field = _verb(verbs, "field", "Figure 1: the receptive field of one IWSA layer against WSA and LEM")
     field.add_argument("given", nargs="*", metavar="MODEL|key=value")
     field.add_argument(
@@ -83,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for each in (features, field):
         each.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)")
-    ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in attention alone, side by side")
+    ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in their attention alone")
     ablation.add_argument("given", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(ablation)
     ablation.add_argument("--arms", type=_names, default=["lim", "lem", "none"], metavar="A,B",

@@ -4,10 +4,26 @@ import argparse
 
 from scalablevit.config.shipped import recipe_file
 
+MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a run's name, as `runs list` prints it"
+ON_A_CLUSTER = "Runs on the Ray cluster that RAY_ADDRESS names; without it, Ray is started on this machine."
+
+
+def add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
+    """Add `MODEL`, a registered version or a run."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL + others)
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """Add `--root`."""
+    parser.add_argument(
+        "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root begins here "
+        "(default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
+    )  # fmt: skip
+
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add `--recipe`: a file, or the name of a shipped recipe."""
     parser.add_argument(
         "--recipe", type=recipe_file, metavar="FILE",
-        help="recipe, or the name of a shipped one (default: the built-in demo)",
+        help="recipe file, or a name that `recipe list` prints (default: demo, on built-in data)",
     )  # fmt: skip

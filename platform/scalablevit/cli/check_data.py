@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from scalablevit.cli.arguments import add_recipe
+from scalablevit.cli.arguments import add_recipe, add_root
 from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, raise_all
@@ -22,13 +22,14 @@ from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.text import format_table
 
 EPILOG = """\
-Both splits of every stage are looked at, each once. A line is printed for each bad sample: the file, a tab, the reason.
+Both splits of every stage are checked; stages that share data share the check. A line is printed for each bad sample:
+the file, a tab, the reason.
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
-named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is compared). The result is
-kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data answers from
-there (--again checks all files again). With --quick only headers are read: kind, size, and whether masks fit their
-images; nothing is kept, and contents are summed up (digest, images that the splits share) only as far as 10 s take.
+named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is verified). The result is
+kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data prints it
+again (--again decodes all files again). With --quick only headers are read: kind, size, and whether masks fit their
+images; nothing is kept, and contents are hashed (for the digest, and to find images in both splits) for at most 10 s.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
@@ -36,16 +37,17 @@ have. What a training would be refused for is refused here, too, and what it wou
 Samples that cannot be decoded are left out of training and counted, as long as they are at most data.max_bad_fraction
 of the split; masks that do not fit are refused in any number.
 
-Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to fix."""
+Exit codes: 0 nothing bad; 1 bad samples, all named; 2 something in the recipe or in the data's folders to fix;
+130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(parser)
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
-    parser.add_argument("--quick", action="store_true", help="headers only")
-    parser.add_argument("--again", action="store_true", help="decode also what an earlier check has decoded")
+    add_root(parser)
+    parser.add_argument("--quick", action="store_true", help="read headers only: nothing is decoded, nothing is kept")
+    parser.add_argument("--again", action="store_true", help="ignore the kept result of an earlier check")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from scalablevit.cli.arguments import add_model, add_root
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.user_code import package_sums
@@ -19,19 +20,24 @@ from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
 
 EPILOG = """\
-MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its own recipe says
-what it is evaluated on; overrides change that: data.root=/other/data (laid out alike; the validation split is enough,
-and its classes may come in any order), cluster.workers=4,
-task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://..."""
+The model's own recipe says what it is evaluated on; overrides change that: data.root=/other/data (the same layout; the
+validation split is enough, and its classes may come in any order), cluster.workers=4,
+task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://...
+
+Runs on the Ray cluster that RAY_ADDRESS names; without it, Ray is started on this machine.
+
+Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("model", metavar="MODEL")
+    add_model(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    add_root(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to a file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the metrics to FILE as JSON, replacing it"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

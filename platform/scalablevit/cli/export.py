@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from scalablevit.cli.arguments import add_model, add_root
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import shown
@@ -22,41 +23,43 @@ IMAGES = 4
 MOST_PIXELS = 4096 * 8192
 """Of an input by --size: the largest that a recipe of detection may have."""
 EPILOG = f"""\
-MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
-recipe are read; nothing of the code in the registry is run.
+The model's weights and recipe are read; no code of the registry is run.
 
-Each part is written as <part>.onnx and <part>.pt2 (torch.export), and its answers to images of IMAGES are compared with
-the model's; ONNX Runtime computes on the CPU. Inputs are RGB pixels, float32 (N, 3, H, W) from 0 to 255, prepared as in
-evaluation (resized, and cropped for classification).
+Each part is written as <part>.onnx and <part>.pt2 (torch.export). Its outputs for the first images of IMAGES must be
+those of the model, within 0.001 of the largest output; ONNX Runtime computes on the CPU. Inputs are RGB pixels,
+float32 (N, 3, H, W) from 0 to 255, prepared as in evaluation (resized, and cropped for classification).
 
-N is open. So are H and W, from 33 pixels, for classification and segmentation without --size; the answers are then
-compared at four sizes, and what an exporter does not follow is refused: ask for one size by --size.
-Detection is always of one size.
+The batch size N is dynamic. So are H and W, from 33 pixels, for classification and segmentation without --size; the
+outputs are then compared at four sizes, and a model that cannot be exported with dynamic sizes is refused: give --size.
+Detection always has one size.
   classification  network: logits (N, classes)
   segmentation    network: logits (N, classes, H, W)
-  detection       detector.onnx: boxes (n, 4), scores, labels and, of Mask R-CNN, masks in their boxes (n, 28, 28) of
+  detection       detector.onnx: boxes (n, 4), scores, labels and, of Mask R-CNN, a 28 x 28 mask in each box, of
                   one image, given with its height and width without padding; ONNX only.
                   network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
-                  also box_head and mask_head, which take pooled regions: for those who select by themselves.
+                  also box_head and mask_head, which take pooled regions: for users with a selection (NMS) of
+                  their own.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
 ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
 
-Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can fix, as
-a model that an exporter refuses."""
+Exit codes: 0 all outputs are the model's; 1 an export's outputs differ: do not use it; 2 something that you can fix, as
+a model that cannot be exported; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("model", metavar="MODEL")
+    add_model(parser)
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the exports")
     parser.add_argument(
-        "--size", metavar="HxW", help="export for this size alone, in pixels (detection: default its evaluation size)"
+        "--size",
+        metavar="HxW",
+        help="fixed height x width in pixels, multiples of 32 (default: any size; detection: its evaluation size)",
     )
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    add_root(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+        "--dry-run", action="store_true", help="check everything, print what would be done, write nothing"
     )
 
 

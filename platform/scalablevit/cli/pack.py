@@ -26,13 +26,15 @@ Exit codes: 0 done; 2 something to fix, nothing was written; 130 interrupted."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="one folder of images per class")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="folder to make; must not be there yet")
     parser.add_argument("--short-side", type=_between(16, 16_384), metavar="PIXELS",
-                        help="shrink larger images to it, antialiased (default: copy the files)")  # fmt: skip
-    parser.add_argument("--quality", type=_between(1, 100), default=90, help="of the JPEGs made (default: 90)")
+                        help="shrink images whose shorter side is longer (default: copy the files)")  # fmt: skip
+    parser.add_argument(
+        "--quality", type=_between(1, 100), default=90, help="quality of shrunk JPEGs, 1 to 100 (default: 90)"
+    )
     parser.add_argument("--shard-mib", type=_between(1, 2**20), default=256, metavar="MIB",
-                        help="most MiB of a shard (default: 256)")  # fmt: skip
+                        help="largest size of a shard, MiB (default: 256)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list the folder, print the plan, write nothing")
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalablevit.cli.arguments import add_recipe
+from scalablevit.cli.arguments import add_recipe, add_root
 from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they import torch
     from scalablevit.tasks.task import Task
 
 EPILOG = """\
-Nothing is started or changed.
+No training is started. --measure takes some optimizer steps on this machine; nothing is written but --json.
 
 A step time is needed: --step-s from a run's log or a benchmark, or --measure, which takes steps with blank images on
 this machine's device and, where the data is on this machine, times decoding too. It is that of one device by itself,
@@ -34,7 +34,9 @@ without waiting for data or for other devices, and is scaled from --step-images 
 How many images and classes there are is taken from the arguments, else from the data if it is on this machine, else
 from what the data set is published with (root folders named imagenet, ADEChallengeData2016 and coco).
 
-Memory is counted, not measured: bfloat16 and attention as on the devices that cluster.gpus_per_worker asks for."""
+Memory is counted, not measured: bfloat16 and attention as on the devices that cluster.gpus_per_worker asks for.
+
+Exit codes: 0 done; 2 something that you can fix; 130 interrupted."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(parser)
-    parser.add_argument("--stage", metavar="NAME", help="needed when the recipe has several")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
-    parser.add_argument("--devices", type=int, metavar="N", help="devices (default: the recipe's cluster.workers)")
-    parser.add_argument("--step-s", type=float, metavar="S", help="seconds of an optimizer step of one device")
-    parser.add_argument("--measure", action="store_true", help="take steps on this machine's device instead")
+    parser.add_argument("--stage", metavar="NAME", help="stage to plan; needed when the recipe has several")
+    add_root(parser)
+    parser.add_argument("--devices", type=int, metavar="N", help="number of devices (default: cluster.workers)")
+    parser.add_argument(
+        "--step-s",
+        type=float,
+        metavar="S",
+        help="seconds of one optimizer step on one device; this or --measure is needed",
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the step on this machine's device")
     parser.add_argument("--step-images", type=int, metavar="N",
-                        help="images of that step (default: the device's share of the batch)")  # fmt: skip
-    parser.add_argument("--train-images", type=int, metavar="N", help="images of the training split")
-    parser.add_argument("--val-images", type=int, metavar="N", help="images of the validation split")
-    parser.add_argument("--classes", type=int, metavar="N", help="classes")
+                        help="images in the step of --step-s (default: the device's share of the batch)")  # fmt: skip
+    parser.add_argument(
+        "--train-images", type=int, metavar="N", help="images of the training split (default: see below)"
+    )
+    parser.add_argument(
+        "--val-images", type=int, metavar="N", help="images of the validation split (default: see below)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: see below)")
     parser.add_argument("--bandwidth", type=float, default=10.0, metavar="GB/S",
-                        help="that a device exchanges gradients at (default: 10)")  # fmt: skip
-    parser.add_argument("--decode-rate", type=float, metavar="R", help="images/s that one core decodes and augments")
-    parser.add_argument("--price", type=float, metavar="P", help="of a device for an hour, in any currency")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to a file")
+                        help="all-reduce bandwidth of a device, 10^9 bytes/s (default: 10)")  # fmt: skip
+    parser.add_argument(
+        "--decode-rate",
+        type=float,
+        metavar="R",
+        help="images/s that one CPU core decodes and augments (default: measured by --measure, else not predicted)",
+    )
+    parser.add_argument(
+        "--price",
+        type=float,
+        metavar="P",
+        help="price of one device for one hour, in any currency (default: cost is not predicted)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write prediction, memory estimate and inputs to FILE as JSON, replacing it",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

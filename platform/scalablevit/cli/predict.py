@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.cli.arguments import add_model, add_root
 from scalablevit.cli.prediction_folder import BAD, LEFT_OUT, NOTE, check_out, deliver, print_left_out, tabulate
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.recipe import Stage
@@ -20,39 +21,41 @@ if TYPE_CHECKING:
     from scalablevit.tasks.output import Answer
 
 EPILOG = f"""\
-MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs. Its weights and its
-recipe are read; nothing of the code in the registry is run. Overrides change the recipe: task.score_threshold=0.5,
-tracking.uri=http://..., cluster.gpus_per_worker=1.
+The model's weights and recipe are read; no code of the registry is run. Overrides change the recipe:
+task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
 
 MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
 THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
 
-What comes out, by the model's task (file names are relative to IMAGES):
+What is written, by the model's task (file names are relative to IMAGES):
   classification  labels.csv: file, label, probability, top5
-  segmentation    masks/<file>.png (palette images of class numbers), overlays/<file>.jpg, shares.csv, classes.csv
+  segmentation    masks/<file>.png (a class index per pixel, with a palette), overlays/<file>.jpg, classes.csv, and
+                  shares.csv: file, class, share of its pixels
   detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg (of scores
                   of {SHOWN_SCORE} or more)
 and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
 named in {BAD} and left out of the rest; files that are no images by their suffixes are named in
-{LEFT_OUT}. An interrupted prediction leaves nothing, and with --overwrite the earlier one; a killed one may leave
-a hidden folder .partial-... in DIR, or next to a new DIR, which the next one names.
+{LEFT_OUT}. If it is interrupted, nothing is written, and with --overwrite the earlier prediction stays. A killed
+process may leave a hidden folder .partial-... in DIR, or next to a new DIR; the next prediction prints its path.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
-every node sees); without, this process answers them all.
+every node sees); without, this process predicts them all.
 
-Exit codes: 0 every image answered; 1 bad images, all named; 2 something that you can fix."""
+Exit codes: 0 every image predicted; 1 bad images, all named; 2 something that you can fix; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("model", metavar="MODEL")
+    add_model(parser, ", or http://HOST:PORT")
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, with its subfolders")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the answers")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+        "--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the predictions"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
+    add_root(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be done, write nothing"
     )
 
 

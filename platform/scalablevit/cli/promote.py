@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.cli.arguments import add_root
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
@@ -42,20 +43,21 @@ CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.g
 """What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
 EPILOG = """\
-NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
-validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
-(platform/scalablevit/config/promotion.py): overrides change it, as in promotion.margin=0.005
+NAME is a registered model. Its version with the alias candidate and the one with the alias champion are
+evaluated on the validation split of the candidate's recipe, in float32 as served. The gate is the recipe's
+`promotion` section: overrides change it, as in promotion.margin=0.005
 promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
 with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
 of it are refused. Where there is no champion yet, the limits alone decide. Both versions' metrics, the gain with its
 confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as tags,
 whatever comes out.
 
-Latency is the median time of 20 answers to one image (batch size 1), from decoded pixels to the plain answer, on the
-machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU torch
-has one thread meanwhile (--latency-threads N: N), and a line says so when the machine had no core free for each.
+Latency is the median time of 20 predictions of one image (batch size 1), from decoded pixels to the prediction, on the
+machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU, torch
+uses one thread, or --latency-threads; a line warns when a thread had no free core.
 
-Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can fix."""
+Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can fix; 130
+interrupted."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,19 @@ class Evidence:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", metavar="NAME", help="registered model, as in models:/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the candidate's recipe")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    add_root(parser)
     parser.add_argument("--latency-threads", type=_positive, default=1, metavar="N",
-                        help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
-    parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
-    parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
+                        help="torch's threads while latency is measured on a CPU (default: 1)")  # fmt: skip
+    parser.add_argument(
+        "--rollback", action="store_true", help="make the previous champion the champion again, without evaluating"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="evaluate both versions and print the decision; move no alias, write no tag",
+    )
 
 
 def _positive(text: str) -> int:

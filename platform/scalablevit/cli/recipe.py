@@ -46,11 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     new = verbs.add_parser("new", help="write a first recipe for your data, with its JSON schema")
-    new.add_argument("template", choices=template_names(), metavar="WHAT", help=f"one of {', '.join(template_names())}")
+    new.add_argument(
+        "template",
+        choices=template_names(),
+        metavar="WHAT",
+        help="template: pretrain or fine_tune (classification), segment, detect",
+    )
     new.add_argument("file", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="FILE",
-                     help="where to (default: recipe.yaml)")  # fmt: skip
+                     help="file to write; must not be there yet (default: recipe.yaml)")  # fmt: skip
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
-    schema.add_argument("--space", action="store_true", help="of search spaces instead")
+    schema.add_argument("--space", action="store_true", help="print the schema of search spaces")
     verbs.add_parser("list", help="name the shipped recipes and search spaces")
     upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")

@@ -8,16 +8,16 @@ from scalablevit.run_files import STEP
 
 EPILOG = """\
 A recipe with training.nonfinite.capture=true writes a step whose loss or gradient is infinite or not a number into
-<run>/nonfinite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and what its random
-numbers are functions of. This takes the step again on this machine, without an update, and names weights, module
-outputs and gradients that are not finite, in the order in which they come.
+<run>/nonfinite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and the seeds of its
+random numbers. This repeats the step on this machine, without an update, and names weights, module outputs and
+gradients that are not finite, in the order in which they come.
 
-Exit codes: 0 the step was taken again; 2 the folder holds no whole captured step."""
+Exit codes: 0 the step was repeated; 2 the folder holds no whole captured step; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("folder", type=Path, help="<run>/nonfinite/step_<n>")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a captured step: <run>/nonfinite/step_<n>")
 
 
 def run(options: argparse.Namespace) -> int:

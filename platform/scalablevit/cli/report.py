@@ -3,19 +3,22 @@
 import argparse
 from pathlib import Path
 
+from scalablevit.cli.arguments import add_root
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import RUNS
 
 EPILOG = """\
 RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
-is there and replaces the folder's report.html; nothing is computed again, and MLflow is not contacted."""
+is there and replaces the folder's report.html; nothing is computed again, and MLflow is not contacted.
+
+Exit codes: 0 done; 2 something that you can fix; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
-    parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
+    add_root(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what the page would be made of, write nothing")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -31,17 +31,16 @@ RAY_S = 60
 """Longest wait for Ray to take the request to stop a job."""
 
 EPILOG = """\
-States: started (being prepared), running, finished, failed, killed (interrupted), and lost: the process ended without a
-word, by the lease in the run's folder. Except for finished ones, the command that started a run continues it. For a
-process on another machine its lease is watched for a sign of life, up to 30 s: list first shows such a run with a ?,
-as in running?, and a line for each at the end; one that was watched and is lost is not waited for again. Of an
-unreadable one the file status.json is damaged.
+States: started (being prepared), running, finished, failed, killed (interrupted), lost (the process is gone without
+having written its end), unreadable (the run's status.json is damaged). The command that started a run continues it,
+unless it is finished. `running?` means that the process is on another machine: list waits up to 30 s for a sign of
+life in the run's folder and then prints the final state; a run that was found lost is not waited for again.
 
-stop does what Ctrl-C does, to the whole job that the run belongs to; one that was submitted to a cluster is stopped by
-`ray job stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the head of `make full` by
-<root>/head.json.
+stop stops the whole job that the run belongs to, as Ctrl-C does; a job that was submitted to a cluster by `ray job
+stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the local Ray head that `make full`
+started (its address is in <root>/head.json).
 
-Exit codes: 0 done; 2 no such run, or one that cannot be stopped from here; 1 it had not ended in time."""
+Exit codes: 0 done; 1 the run had not ended within 150 s; 2 no such run, or one that cannot be stopped from here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

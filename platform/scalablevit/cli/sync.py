@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from scalablevit.cli.arguments import add_root
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.run_files import RECORDS, RUNS
@@ -12,21 +13,24 @@ from scalablevit.tracking.sync import OutboxSync, Pending, load_progress, refuse
 EPILOG = """\
 Each run's records are in <root>/runs/<run>/outbox and stay there. Without --uri they go where their job sent them, or
 `sync` last (where neither is known: sqlite:///<root>/mlflow.db). Give user and password in --uri, or in
-MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose job died are marked KILLED, a minute after they were
-last at work. Sending again is harmless: MLflow keeps one of each. Records that the server refused for good (their own
-file is gone, or the server takes others but not them) are named with run, kind and reason, and sent again by --again.
-Exit code: 0 when nothing is left, 1 when something is, 2 for a mistake on the command line."""
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose process died are marked KILLED, 60 s after
+their last record. Sending twice is safe: MLflow stores each record once. Records that the server rejects, or whose
+artifact is missing, are listed with run, kind and reason, and sent again by --again.
+
+Exit codes: 0 nothing is left; 1 something is; 2 something that you can fix; 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument("runs", nargs="*", metavar="run", help="run folders' names; default: all")
-    parser.add_argument("--root", help="the platform's root folder (default: SCALABLEVIT_ROOT, else ~/scalablevit)")
-    parser.add_argument("--uri", help="MLflow server or SQLite address")
     parser.add_argument(
-        "--again", action="store_true", help="send every record from the start, also those that were refused"
+        "runs", nargs="*", metavar="RUN", help="names of runs, as `runs list` prints them (default: all)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say how much each run has left, send nothing")
+    add_root(parser)
+    parser.add_argument("--uri", help="MLflow's tracking URI (default: see below)")
+    parser.add_argument(
+        "--again", action="store_true", help="send all records from the first on, also the refused ones"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print how much each run has left, send nothing")
 
 
 def run(options: argparse.Namespace) -> int:

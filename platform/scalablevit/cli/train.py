@@ -2,7 +2,7 @@
 
 import argparse
 
-from scalablevit.cli.arguments import add_recipe
+from scalablevit.cli.arguments import ON_A_CLUSTER, add_recipe, add_root
 from scalablevit.config.commands import short_name
 from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
@@ -12,23 +12,23 @@ from scalablevit.config.task_info import kind_of_script
 from scalablevit.config.unused_keys import without_unused
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
 
-EPILOG = """\
-Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. Each applies to the stages
-that have the key, of those that the script runs and those that they start from; a line names the stages when they are
-not all of the recipe. stages.<name>.<key>=value applies to one stage. Every key is described where it is defined: data
-and task in platform/scalablevit/config/data.py and task.py, the other sections in recipe.py next to them.
+EPILOG = f"""\
+Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. An override
+applies to every stage that this command runs, and to the stages whose weights those start from, if the stage has the
+key; if these are not all stages of the recipe, a line names them. stages.<name>.<key>=value applies to one stage. The
+page "Recipe keys" of the documentation has every key (`recipe schema` prints them).
 
-Exit codes: 0 done; 2 something in the recipe, the data or the cluster that you can fix (nothing was lost); 1 a
-failure while running; 130 interrupted. Submitting the same command again continues where it stopped."""
+{ON_A_CLUSTER}
+
+Exit codes: 0 done; 1 a failure while running; 2 something in the recipe, the data or the cluster that you can fix
+(nothing was lost); 130 interrupted. The same command again continues where it stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what all trainings take."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(parser)
-    parser.add_argument(
-        "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
-    )
+    add_root(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
 
 

@@ -2,21 +2,25 @@
 
 import argparse
 
+from scalablevit.cli.arguments import ON_A_CLUSTER, add_root
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.shipped import DEMO, SPACES, recipe_file, space_file
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_gpus, with_values
 from scalablevit.config.user_code import imports_of
 
-EPILOG = """\
+EPILOG = f"""\
 Overrides are dotted recipe keys (data.root=/data/photos), which apply to the searched stage and to those that it starts
-from, and keys of the space with `space.` before them: space.budget.trials=40 space.concurrency=8. Every key of a
-space is described in platform/scalablevit/config/space.py.
+from, and keys of the space with `space.` before them: space.budget.trials=40 space.concurrency=8. The page "Search
+space keys" of the documentation has every key of a space (`recipe schema --space` prints them).
 
-The same command again continues the search: ended trials are answered from their folders, interrupted ones go on from
-their checkpoints. --resume does the same and refuses to start a new search.
+The same command again continues the search: finished trials are read from their folders, interrupted ones resume from
+their checkpoints.
 
-Exit codes: 0 done; 2 something that you can fix (nothing was lost); 1 all trials failed; 130 interrupted."""
+{ON_A_CLUSTER}
+
+Exit codes: 0 done; 1 all trials failed, or the training of the best one did; 2 something that you can fix (nothing was
+lost); 130 interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe or the space")
     parser.add_argument(
         "--space", type=space_file, metavar="FILE",
-        help="search space, or the name of a shipped one (default: the built-in demo)",
+        help="search space file, or a name that `recipe list` prints (default: demo, on built-in data)",
     )  # fmt: skip
     parser.add_argument("--recipe", type=recipe_file, metavar="FILE",
-                        help="search around this recipe, not the space's own")  # fmt: skip
-    parser.add_argument("--root", metavar="DIR", help="where searches, runs and mlflow.db are kept (SCALABLEVIT_ROOT, "
-                        "~/scalablevit)")  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="only continue a search that was begun before")
-    parser.add_argument("--retrain", action=argparse.BooleanOptionalAction, default=True,
-                        help="train the best configuration in full and register it (default: yes)")  # fmt: skip
+                        help="base recipe of the search (default: the space's own)")  # fmt: skip
+    add_root(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="refuse to start a search that has not been started before"
+    )
+    parser.add_argument(
+        "--retrain",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train the best trial's values at full length and register the model (default: yes)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
 
 

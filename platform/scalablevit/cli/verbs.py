@@ -16,7 +16,7 @@ class Verb(NamedTuple):
 VERBS = {
     "full": Verb(
         "scalablevit.cli.train",
-        "Run all stages of a recipe in order: pretrain a backbone, fine-tune it, evaluate and register every model.",
+        "Run a recipe's search, if it names one, and all its stages: pretrain, fine-tune, evaluate, register.",
     ),
     "pretrain": Verb(
         "scalablevit.cli.train",
@@ -32,14 +32,15 @@ VERBS = {
         "Run the detection stage of a recipe (and the stage whose weights it starts from, if that has not finished).",
     ),
     "tune": Verb(
-        "scalablevit.cli.tune", "Search a recipe's values by Ray Tune, train the best in full, and register it."
+        "scalablevit.cli.tune",
+        "Search hyper-parameters with Ray Tune, train the best ones at full length, and register the model.",
     ),
-    "evaluate": Verb("scalablevit.cli.evaluate", "Evaluate a registered model, on the workers of the Ray cluster."),
-    "predict": Verb("scalablevit.cli.predict", "Answer a folder of images with a registered model."),
+    "evaluate": Verb("scalablevit.cli.evaluate", "Evaluate a registered model or a finished run on Ray workers."),
+    "predict": Verb("scalablevit.cli.predict", "Predict images with a registered model or a finished run."),
     "promote": Verb(
         "scalablevit.cli.promote", "Make a candidate the champion of its registered model if it passes the gate."
     ),
-    "export": Verb("scalablevit.cli.export", "Write a model as ONNX and torch.export archives, checked."),
+    "export": Verb("scalablevit.cli.export", "Export a model to ONNX and torch.export, and compare the files with it."),
     "runs": Verb("scalablevit.cli.runs", "List, show and stop runs.", has_verbs=True),
     "check-data": Verb("scalablevit.cli.check_data", "Name every bad sample of a recipe's data, without training."),
     "pack": Verb("scalablevit.cli.pack", "Pack an image folder into tar shards."),
@@ -47,11 +48,13 @@ VERBS = {
         "scalablevit.cli.plan",
         "Predict what a training takes: hours, images/s, decode cores, memory, checkpoint traffic and cost.",
     ),
-    "replay": Verb("scalablevit.cli.replay", "Take a captured step again, to see where it stops being finite."),
-    "report": Verb("scalablevit.cli.report", "Make the report of a job, a stage or a search again."),
+    "replay": Verb(
+        "scalablevit.cli.replay", "Repeat a captured training step and print the first tensors that are not finite."
+    ),
+    "report": Verb("scalablevit.cli.report", "Write the report.html of a job, a stage or a search again."),
     "recipe": Verb(
         "scalablevit.cli.recipe",
-        "Begin a recipe, list the shipped ones, print their schema, or rewrite files in the current version's keys.",
+        "Write a first recipe, list the shipped ones, print their schema, or rewrite files in the newest keys.",
         has_verbs=True,
     ),
     "sync": Verb("scalablevit.cli.sync", "Send to MLflow what outages and killed jobs left in the runs' outboxes."),
@@ -60,6 +63,6 @@ VERBS = {
         "The paper's analysis: feature maps, receptive fields, the ablation of its attention, and its table of costs.",
         has_verbs=True,
     ),
-    "completion": Verb("scalablevit.cli.completion", "Print what makes a shell complete this command."),
+    "completion": Verb("scalablevit.cli.completion", "Print the completion script for bash, zsh or fish."),
 }
 """In the order of --help. All but `completion` have a script in pipelines/, with the same description."""
