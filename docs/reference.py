@@ -28,7 +28,9 @@ def main() -> int:
     """Write all pages into the folder that is given."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, page in PAGES.items():
+    pages = {"recipe": recipe_page, "space": space_page, "commands": commands_page, "metrics": metrics_page,
+             "python": python_page, "errors": errors_page}  # fmt: skip
+    for name, page in pages.items():
         (folder / f"{name}.md").write_text(page(), encoding="utf-8")
     return 0
 
@@ -250,11 +252,6 @@ def _text(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(each) if isinstance(each, ast.Constant) else "..." for each in node.values)
     return "..."
-
-
-PAGES = {"recipe": recipe_page, "space": space_page, "commands": commands_page, "metrics": metrics_page,
-         "python": python_page, "errors": errors_page}  # fmt: skip
-"""What writes each page, by the page's name."""
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ def reference() -> ModuleType:
 
 @cache
 def printed(reference: ModuleType) -> str:
-    """All texts of the package and of the local head, a line each, with `...` for what is filled in."""
+    """All texts of the package and of the local head but docstrings, a line each, with `...` for what is filled in."""
     files = [*sorted(reference.PACKAGE.rglob("*.py")), REPOSITORY / "infra" / "head.py"]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-    texts = [reference._text(node) for tree in trees for node in ast.walk(tree) if is_text(node)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [reference._text(node) for node in nodes if is_text(node) and id(node) not in docstrings]
     made = re.sub(r"\$\(\w+\)", "...", MAKEFILE.read_text(encoding="utf-8"))
     return "\n".join(map(alike, [*texts, *made.splitlines()]))
 
@@ -37,8 +39,9 @@ def alike(text: str) -> str:
 
 
 def quoted(content: str) -> list[str]:
-    """Messages of a block, those that follow `fix:` among them."""
-    return [alike(line.strip().removeprefix("fix: ")) for line in content.splitlines()]
+    """Messages of a block, those after `fix:` among them; a line that begins with four spaces continues one."""
+    lines = re.sub(r"\n {4,}", " ", content).splitlines()
+    return [alike(line.strip().removeprefix("fix: ")) for line in lines]
 
 
 def test_every_quoted_message_is_in_the_code(reference: ModuleType) -> None:
@@ -51,7 +54,7 @@ def test_every_quoted_message_is_in_the_code(reference: ModuleType) -> None:
 def test_a_message_of_no_code_is_noticed(reference: ModuleType) -> None:
     (line,) = quoted("the data is not to my liking\n")
     assert line not in printed(reference)
-    assert quoted("run ... belongs to process ... on ... since ...")[0] in printed(reference)
+    assert quoted("run ... belongs to process ...\n    on ... since ...")[0] in printed(reference)
 
 
 def test_each_message_has_cause_and_fix() -> None:
