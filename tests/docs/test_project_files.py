@@ -115,10 +115,11 @@ def test_contributing_names_every_target_that_checks_something() -> None:
     assert checks and checks <= named
 
 
-def test_contributing_has_the_layers_that_import_linter_holds(project: dict[str, Any]) -> None:
+@pytest.mark.parametrize("page", [CONTRIBUTING, REPOSITORY / "docs" / "how_it_works.md"], ids=lambda page: page.name)
+def test_pages_have_the_layers_that_import_linter_holds(page: Any, project: dict[str, Any]) -> None:
     (contract,) = (each for each in project["tool"]["importlinter"]["contracts"] if each["type"] == "layers")
     held = [set(re.findall(r"\w+", layer)) for layer in reversed(contract["layers"])]
-    (text,) = (content for language, content in blocks(CONTRIBUTING) if language == "text")
+    (text,) = (content for language, content in blocks(page) if language == "text")
     assert [set(re.findall(r"\w+", layer)) for layer in text.split("<")] == held
 
 

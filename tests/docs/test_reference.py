@@ -1,11 +1,10 @@
 """The pages of reference name every key, command, metric and name of the API, and say what each means."""
 
-import importlib.util
 import re
 from types import ModuleType
 
 import pytest
-from harness.pages import REPOSITORY
+from harness.pages import load_reference
 
 import scalablevit
 from scalablevit.cli.verbs import VERBS
@@ -14,11 +13,7 @@ from scalablevit.config.task_info import TASKS
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_reference", REPOSITORY / "docs" / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_reference()
 
 
 def rows(page: str) -> list[list[str]]:

@@ -1,9 +1,11 @@
-"""What stands in the README pages: code blocks, commands, paths and links."""
+"""What is in the README pages and in docs/: code blocks, commands, paths and links."""
 
+import importlib.util
 import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*sorted(REPOSITORY.glob("*.md")),
@@ -78,6 +80,15 @@ def links(page: Path) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """Headings as links name them."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(prose(page))}
+
+
+def load_reference() -> ModuleType:
+    """Return `docs/reference.py`, which writes the pages of reference."""
+    spec = importlib.util.spec_from_file_location("docs_reference", REPOSITORY / "docs" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _text(page: Path) -> str:
