@@ -7,6 +7,7 @@ needs the environment of `make setup`. `make docs` calls it before the pages are
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def recipe_page() -> str:
         for title, definition in _alternatives(schema["properties"][section], schema):
             heading = [f"### {section}: {title}", ""] if title else []
             lines += [*heading, definition.get("description", ""), "",
-                      *_rows(definition["properties"], section, schema, examples)]  # fmt: skip
+                      *_rows(definition["properties"], section, schema, examples.of_kind(section, title))]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -68,6 +69,12 @@ class Examples:
 
     def __init__(self, contents: list[Any]) -> None:
         self._contents = contents
+
+    def of_kind(self, section: str, kind: str) -> "Examples":
+        """Return those of the files whose section is of a kind, which its `source` or `kind` names; all without one."""
+        sections = [(content, content.get(section)) for content in self._contents]
+        return Examples([content for content, found in sections if not kind or
+                         (isinstance(found, dict) and kind in (found.get("source"), found.get("kind")))])  # fmt: skip
 
     def of(self, path: str) -> str:
         """Return the first value found at a dotted path, or nothing."""
@@ -242,7 +249,8 @@ def _errors(file: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError" and node.args:
             fix = next((each.value for each in node.keywords if each.arg == "fix"), None)
-            yield _text(node.args[0]), "" if fix is None else _text(fix)
+            if re.search("[a-z]{3}", _text(node.args[0])):  # else all of it is filled in, elsewhere in the code
+                yield _text(node.args[0]), "" if fix is None else _text(fix)
 
 
 def _text(node: ast.expr) -> str:
