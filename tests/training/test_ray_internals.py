@@ -75,8 +75,8 @@ def source_of(module: str) -> str:
 HOOKS = [
     ("WorkerGroupCallback", "_Release", "before_init_train_context", "to know what a group of workers holds"),
     ("ControllerCallback", "_Release", "before_controller_shutdown", "to give back what a lost group held"),
-    ("WorkerGroupCallback", "_SaveAndEnd", "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),
-    ("WorkerGroupCallback", "_SaveAndEnd", "after_worker_group_poll_status", "to look for a Ctrl-C"),
+    ("WorkerGroupCallback", "_StopFileWatcher", "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),
+    ("WorkerGroupCallback", "_StopFileWatcher", "after_worker_group_poll_status", "to look for a Ctrl-C"),
 ]
 
 
@@ -91,7 +91,7 @@ def test_hooks_of_the_controller(base, ours, hook, purpose):
 
 
 def test_every_hook_that_we_override_is_tested_above():
-    classes = [getattr(launch(), name) for name in ("_Release", "_SaveAndEnd")]
+    classes = [getattr(launch(), name) for name in ("_Release", "_StopFileWatcher")]
     ours = {(each.__name__, name) for each in classes for name in vars(each) if name[0] != "_"}
     assert ours == {(each, hook) for _, each, hook, _ in HOOKS}
 
@@ -106,7 +106,7 @@ def test_the_controller_gets_callbacks_that_are_no_user_callbacks(tmp_path):
 
 def test_reasons_why_workers_did_not_start():
     """They decide what is tried again, and how often."""
-    judge = launch()._judge
+    judge = launch()._classify_failure
     timeout, failed = ray_internals.WorkerGroupStartupTimeoutError(2), ray_internals.WorkerGroupStartupFailedError("x")
     for cause, kind in ((timeout, "unplaced"), (failed, "lost"), (RuntimeError("x"), "final")):
         error = ray.train.ControllerError(cause)

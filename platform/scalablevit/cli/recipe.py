@@ -11,7 +11,7 @@ from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.json_schema import recipe_schema, schema_text, space_schema
-from scalablevit.config.loading import load_recipe, read_mapping, settled
+from scalablevit.config.loading import drop_unknown_kinds, load_recipe, read_mapping
 from scalablevit.config.rewriting import Change, is_space, upgrade_text
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.space import Space
@@ -151,5 +151,5 @@ def _mistakes(path: Path) -> list[UserError]:
         else:
             load_search(path)
     except UserError as error:
-        return settled(error)
+        return drop_unknown_kinds(error)
     return []

@@ -32,7 +32,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE)
         scope: the stages that the script runs.
 
     Raises:
-        UserError: a lone mistake, or a file that is missing or no YAML.
+        UserError: a lone mistake, or a file that is missing or not YAML.
         UserErrors: all wrong overrides, everything that breaks the schema and every value without effect, each with
             file and line or override, value and nearest key.
     """
@@ -44,7 +44,7 @@ def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WH
     """Read and check a recipe as `load_recipe`, and import the users' code that it names.
 
     Nothing is imported while there is any other mistake. What the code then registers, such as kinds of task, belongs
-    to the schema that the recipe is held against once more.
+    to the schema against which the recipe is checked again.
 
     Raises:
         UserError: as `load_recipe`, and as `import_user_code`.
@@ -54,13 +54,13 @@ def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WH
     try:
         override_recipe(merged, overrides, places, str(path), replace(scope, note=None))
     except UserError as error:
-        raise_all(settled(error))
+        raise_all(drop_unknown_kinds(error))
     _import_all(merged["stages"], places, str(path))
     return load_recipe(path, overrides, scope)
 
 
-def settled(error: UserError) -> list[UserError]:
-    """Return the mistakes in an error of `load_recipe` less those that users' code may settle when it is imported."""
+def drop_unknown_kinds(error: UserError) -> list[UserError]:
+    """Return the mistakes in an error of `load_recipe`, without kinds that users' code may still register."""
     return [each for each in _each(error) if not (isinstance(each, UndefinedKind) and each.unread)]
 
 
@@ -70,20 +70,22 @@ def _import_all(stages: YamlMapping, places: Places, origin: str) -> None:
     Raises:
         UserError: as `import_user_code`.
     """
-    named = {format_place(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()}
+    imports = {
+        format_place(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()
+    }
     errors: list[UserError] = []
-    for where, modules in named.items():
+    for where, modules in imports.items():
         try:
             find_packages(modules, where)
         except UserError as error:
             errors.append(error)
     raise_all(errors)
-    for where, modules in named.items():
+    for where, modules in imports.items():
         import_user_code(modules, where=where)
 
 
 def _with_imports(error: UserError, stages: YamlMapping) -> UserError:
-    """Say of a kind that is not known what the recipe's users' code has to do with it."""
+    """Add to the error of an unknown kind whether a module of `imports` could register it."""
     names = [name for stage in stages.values() for name in _imports_in(stage)]
     if not isinstance(error, UndefinedKind) or not names:
         return error
@@ -98,7 +100,7 @@ def _with_imports(error: UserError, stages: YamlMapping) -> UserError:
 
 
 def _imports_in(stage: YamlMapping) -> list[str]:
-    """The names under `imports` of plain values, valid or not."""
+    """Return the names under `imports` of plain values, valid or not."""
     names = stage.get(KEY)
     return [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
 
@@ -154,17 +156,17 @@ def override_recipe(
 
 
 def read_mapping(path: Path, what: str) -> tuple[YamlDict, Places]:
-    """A YAML file whose document is a mapping, and where each of its values stands.
+    """Read a YAML file whose document is a mapping; return it with the line of each value.
 
     Args:
         what: what the file is, for errors: `recipe`, `space`.
 
     Raises:
-        UserError: the file is missing, no YAML or no mapping.
+        UserError: the file is missing, not YAML or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no possible path
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an impossible path
         raise UserError(f"cannot read the {what}: {error}", where=str(path), fix=_available(path, what)) from None
     raw, lines = strict_yaml.load(text, str(path))
     if not isinstance(raw, dict):
@@ -188,7 +190,7 @@ def _available(path: Path, what: str) -> str:
 
 
 def _merge_stages(raw: YamlDict, name: str, places: Places) -> YamlDict:
-    """Bring both forms of file into `{name, stages: {...}}`, recording where each value stands."""
+    """Convert a file of one stage or of several to `{name, stages: {...}}`, recording the place of each value."""
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
     stages = rest.get("stages")

@@ -1,15 +1,15 @@
-"""Lines on work that may take long: how far it is, how long it will take, and an end to it when time is up."""
+"""Print the progress of long work and the time that is left; raise when a deadline has passed."""
 
 import sys
 import time
 from threading import Lock
 
 EVERY_S = 10.0
-"""Between two lines on standard error; what ends sooner prints none."""
+"""Seconds between two lines on standard error; work that ends sooner prints none."""
 
 
 class OutOfTime(Exception):
-    """The time that was given is over; the message says how far the work is."""
+    """The deadline has passed; the message says how much is done."""
 
 
 class Progress:
@@ -17,7 +17,7 @@ class Progress:
 
     Args:
         what: begins each line, as `data.train: hashing`.
-        total: of `unit`, in all.
+        total: amount of work, in `unit`.
         unit: what is counted, as `files`.
         deadline: `time.monotonic()` at which `add` raises; None: never.
     """
@@ -28,7 +28,7 @@ class Progress:
         self.unit = unit
         self.deadline = deadline
         self.done = 0.0
-        self.started = self._told = time.monotonic()
+        self.started = self._last_printed = time.monotonic()
         self._lock = Lock()
 
     def add(self, amount: float) -> None:
@@ -40,14 +40,14 @@ class Progress:
         with self._lock:
             self.done += amount
             now = time.monotonic()
-            if now - self._told >= EVERY_S:
-                self._told = now
+            if now - self._last_printed >= EVERY_S:
+                self._last_printed = now
                 print(self.line(), file=sys.stderr, flush=True)
             if self.deadline is not None and now > self.deadline:
                 raise OutOfTime(self.line())
 
     def line(self) -> str:
-        """How far it is and how long it will take."""
+        """Return one line: how much is done, and about how long the rest takes."""
         share = self.done / self.total if self.total else 1.0
         seconds = time.monotonic() - self.started
         left = f", about {duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
@@ -59,7 +59,7 @@ def _number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a short text."""
+    """Format seconds: `95 s`, `12 min`, `3.4 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -27,27 +27,27 @@ from scalablevit.tasks.export import FromPixels, Part, Size, flat
 from scalablevit.tasks.registry import task_kind
 
 TOLERANCE = 1e-3
-"""Largest difference from the network, as a fraction of its largest output."""
+"""Largest absolute difference from the network's outputs, as a fraction of the largest output, or of 1."""
 OPSET = 18
 TRACED = 256
-"""Shortest side in pixels of what an open size is traced with."""
+"""Shortest side of the example input where height and width are dynamic, pixels."""
 SMALLEST = 33
-"""Shortest side of an open size: torch's tracer tells maps of one token, at stride 32, from others."""
+"""Smallest dynamic side, pixels: torch.export makes a separate case of maps of one token, at stride 32."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of a part."""
+    """Files of an exported part, and how their outputs differ from the network's."""
 
     part: Part
     files: tuple[Path, ...]
     differences: tuple[tuple[float, ...], ...]
-    """Largest absolute difference from the network's outputs, of each file by inputs: the part's own, then others."""
+    """Largest absolute difference from the network's outputs, of each file: for the part's own inputs, then others."""
     largest: float
     """Largest absolute output of the network."""
 
     def by_inputs(self) -> dict[str, dict[str, float]]:
-        """The differences by the file's name and the inputs' shape, as 4x3x224x224."""
+        """Return the differences by the file's name and the inputs' shape, as in 4x3x224x224."""
         inputs = [self.part.inputs, *(other for other, _ in self.part.others)]
         shapes = ["x".join(map(str, each.shape)) for each in inputs]
         return {
@@ -57,7 +57,7 @@ class Exported:
 
     @property
     def faithful(self) -> bool:
-        """Whether all files answer as the network does."""
+        """Return whether all files have the network's outputs."""
         return all(max(by_inputs) <= TOLERANCE * max(self.largest, 1.0) for by_inputs in self.differences)
 
 
@@ -78,7 +78,7 @@ def selects(stage: Stage) -> bool:
 
 @torch.no_grad()
 def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True) -> list[Part]:
-    """What is exported of a network, with inputs made of real images.
+    """Return the parts of a network to export, with inputs made of real images.
 
     Classification and segmentation: `network`, logits. Detection: `network`, pyramid and dense head; of Mask R-CNN also
     `box_head` and `mask_head`. Anchors, decoding and suppression stay outside: torch.export refuses torchvision's
@@ -88,7 +88,7 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
         trained: on the CPU.
         images: decoded, at least one.
         size: of the exported input, or without `fixed` the usual one.
-        fixed: False leaves height and width open, which `any_size` must allow.
+        fixed: False makes height and width dynamic, which `any_size` must allow.
     """
     data, how = trained.stage.data, task_kind(trained.stage.task.kind).export()
     pixels = torch.stack([_fit(eval_transform(data)(image=image)["image"], data, size) for image in images])
@@ -113,7 +113,7 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
 def sizes_to_check(size: Size) -> tuple[Size, ...]:
     """Around the usual size of an input: one that is traced, that size, and a smaller and a larger one.
 
-    What is traced has several windows and tokens at every stage: of a single one a tracer makes a rule.
+    The example input has several windows and tokens at every stage: torch.export makes a rule of dimensions of size 1.
     """
     height, width = size
     traced = max(height, TRACED), max(width, TRACED) + 32
@@ -122,7 +122,7 @@ def sizes_to_check(size: Size) -> tuple[Size, ...]:
 
 @torch.no_grad()
 def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | None = None) -> Exported:
-    """Write `<part>.pt2` and `<part>.onnx`, and hold both against the network.
+    """Write `<part>.pt2` and `<part>.onnx`, and compare their outputs with the network's.
 
     Args:
         part: see `parts_of`.
@@ -138,14 +138,14 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     named = {0: "N", 2: "H", 3: "W"} if part.others else {0: "N"}
     open_dimensions = dict.fromkeys(named, torch.export.Dim.DYNAMIC)
     kind = "any size" if part.others else "one size"
-    with _refuse_export(f"torch.export refuses {part.name} of {whose} for {kind}"), _no_rule_for_one(bool(part.others)):
+    with _refuse_export(f"torch.export refuses {part.name} of {whose} for {kind}"), _allow_size_one(bool(part.others)):
         program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=(open_dimensions,))
         content = io.BytesIO()
         torch.export.save(program, content)
     archive.write_bytes(content.getvalue())  # not by torch, to which a full disk is a RuntimeError
     with (
         _refuse_export(f"the ONNX exporter refuses {part.name} of {whose} for {kind}"),
-        _no_rule_for_one(bool(part.others)),
+        _allow_size_one(bool(part.others)),
     ):
         torch.onnx.export(
             program,
@@ -169,27 +169,27 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     return Exported(part, (archive, graph), (tuple(by_program), tuple(by_graph)), largest)
 
 
-def _no_rule_for_one(wanted: bool) -> Any:
-    """Make no separate case of a dimension being 1: torch's tracer else takes "not 1" of every map for a condition."""
+def _allow_size_one(wanted: bool) -> Any:
+    """Keep torch.export from making a separate case of dimensions of size 1."""
     return symbolic_config.patch(backed_size_oblivious=wanted)  # type: ignore[attr-defined]  # put there at its import
 
 
 def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
-    """ONNX Runtime's answer, on the CPU."""
+    """Return ONNX Runtime's outputs, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    return [torch.from_numpy(answer) for answer in answers]
+    outputs = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return [torch.from_numpy(answer) for answer in outputs]
 
 
-def _largest_difference(answers: list[Tensor], expected: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(answers, expected, strict=True))
+def _largest_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True))
 
 
 @contextmanager
 def _refuse_export(what: str) -> Iterator[None]:
-    """An exporter's refusal, any exception but an OSError, as a UserError; its warnings are about itself."""
+    """Turn an exporter's exceptions, but OSError, into a UserError; its warnings, about itself, are hidden."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -211,12 +211,12 @@ def _normalized(pixels: Tensor, data: Data) -> Tensor:
 
 
 def _resize(pixels: Tensor, size: Size) -> Tensor:
-    """Images stretched to a size, whole values again."""
+    """Return images stretched to a size, rounded to whole values."""
     return F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
 
 
 def _fit(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:
-    """An evaluation image (h, w, 3) as float32 (3, H, W), cut or filled at the right and bottom."""
+    """An evaluation image (h, w, 3) as float32 (3, H, W), cropped or padded at the right and bottom."""
     canvas = np.empty((*size, 3), np.uint8)
     canvas[:] = np.array(fill_color(data), np.uint8)
     height, width = min(size[0], image.shape[0]), min(size[1], image.shape[1])

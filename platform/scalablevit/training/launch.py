@@ -1,4 +1,4 @@
-"""From a stage to a Ray Train run: scaling, failures, reporting."""
+"""Train a stage with Ray Train's TorchTrainer: resources, new workers after failures, the result."""
 
 import secrets
 import time
@@ -35,11 +35,11 @@ if TYPE_CHECKING:  # it loads torch models and data code
 set_defaults(TRAIN_VARIABLES)
 
 PLACING_RETRIES = 2
-"""Worker groups that could not be placed are tried again so often; Ray's default is for ever."""
+"""Retries when workers could not be placed; Ray's default is to retry forever."""
 STOP = "stop"
 """Name of the file in a run's folder that lets its workers save and end."""
 RESTART_PAUSE_S = 1.0
-"""Before a new controller: until then Ray has freed what the old one held, or an interrupt has disconnected us."""
+"""Seconds before a new controller starts, in which Ray frees what the old one held, or an interrupt disconnects us."""
 
 
 def launch(
@@ -64,7 +64,7 @@ def launch(
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: they saved and ended because of `stop_file`.
     """
-    own = [_Release()] if stop_file is None else [_Release(), _SaveAndEnd(stop_file)]
+    own = [_Release()] if stop_file is None else [_Release(), _StopFileWatcher(stop_file)]
     lost = unplaced = 0
     while True:
         trainer = _trainer(stage, worker_config, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
@@ -79,7 +79,7 @@ def launch(
                 raise KeyboardInterrupt
             what = details = f"a node is about to be taken away: {ended}"
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            kind, what = _judge(error)
+            kind, what = _classify_failure(error)
             details = f"{what}\n{error}"
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
@@ -151,10 +151,10 @@ class _Release(WorkerGroupCallback, ControllerCallback):
             remove_placement_group(self._held)  # ends all that runs there; nothing happens where it is gone
 
 
-class _SaveAndEnd(WorkerGroupCallback):
-    """Has the workers save and end once a file is there; runs in the controller, on the machine of who asks.
+class _StopFileWatcher(WorkerGroupCallback):
+    """Lets workers save a checkpoint and end once a file exists; runs in the controller, on the driver's machine.
 
-    They get the notice of a node that is about to go, which they look for anyway: no step waits for anything more.
+    Workers get a notice of preemption, which they poll for anyway, so that no step waits for another signal.
     """
 
     def __init__(self, file: Path) -> None:
@@ -173,8 +173,8 @@ class _SaveAndEnd(WorkerGroupCallback):
             self._workers = []
 
 
-def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]:
-    """Whether new workers may help, and what happened."""
+def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]:
+    """Return whether new workers may help, and what happened."""
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "lost", "the process that leads the workers (Ray Train's controller) was lost"
     cause = getattr(error, "controller_failure", None)
@@ -186,8 +186,8 @@ def _judge(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs on each worker; imported there, so that the driver does not pay for torch models and data code."""
-    entered = time.time()
+    """Train on a worker; the import is here, so that the driver does not load torch models and data code."""
+    started_at = time.time()
     from scalablevit.training.worker import WorkerConfig, run_on_ray
 
-    return run_on_ray(WorkerConfig(**config), entered).as_dict()
+    return run_on_ray(WorkerConfig(**config), started_at).as_dict()

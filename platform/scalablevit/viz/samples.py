@@ -14,33 +14,33 @@ from scalablevit.viz.palette import class_color, class_hex, ink_on
 from scalablevit.viz.style import DPI, plain
 
 CELL = 2.6
-"""Inches of a picture's side."""
+"""Side of an image in a plot, inches."""
 ACROSS = round(CELL * DPI)
-"""Pixels of a picture's width: what is wider is shrunk before it is drawn."""
+"""Pixels: wider images are shrunk to this width before they are drawn."""
 LABELS, OBJECTS = 0.55, 0.45
 """Opacity of a label map and of an object's mask."""
 NAMED_CLASSES = 6
-"""Of a label map, the largest."""
+"""Most classes in a legend: those with the most pixels."""
 
 Image = NDArray[np.float32]
 """(height, width, 3), RGB, 0 to 1."""
 
 
 def draw_image(axes: Axes, image: Image, size: Sequence[int]) -> None:
-    """An image, at the places of an image of `size` (height, width)."""
+    """Draw an image, stretched to the coordinates of `size` (height, width), in which boxes are given."""
     edges = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
     axes.imshow((image * 255).round().astype(np.uint8), interpolation="nearest", extent=edges)
 
 
 def fitted(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> NDArray[Any]:
-    """An image in a size (height, width), or as much smaller as it is drawn."""
+    """Return an image resized to `size` (height, width), or smaller where it is drawn smaller."""
     factor = min(1.0, ACROSS / size[1])
     height, width = (max(1, round(side * factor)) for side in size)
     return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
-    """A label map over its image, with the names of its largest classes if any; ignored pixels stay clear."""
+    """Draw a label map over its image, with a legend of its largest classes if `classes` is given."""
     numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
     seen = fitted(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
     tinted = _tinted(fitted(image, mask.shape), (seen == number for number in numbers), numbers.tolist(), LABELS)
@@ -54,13 +54,13 @@ def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: S
 def draw_objects(
     axes: Axes, image: Image, size: Sequence[int], masks: Iterable[NDArray[np.uint8]], labels: Sequence[int]
 ) -> None:
-    """Objects' masks of `size` (height, width), if there are any, over their image."""
+    """Draw objects' masks of `size` (height, width), if there are any, over their image."""
     seen = (fitted(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
     draw_image(axes, _tinted(fitted(image, size), seen, labels, OBJECTS), size)
 
 
 def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[int], opacity: float) -> Image:
-    """An image with its classes' colours at their places, one over the other."""
+    """Return an image with each class's colour blended over its pixels, one after another."""
     tinted = image.copy()
     for here, label in zip(places, labels, strict=False):  # without masks there are only labels
         tinted[here] = (1 - opacity) * tinted[here] + opacity * np.array(class_color(label), np.float32) / 255
@@ -70,7 +70,7 @@ def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[
 def draw_boxes(
     axes: Axes, boxes: NDArray[np.float32], labels: Sequence[int], classes: Sequence[str], scores: Any = None
 ) -> None:
-    """Boxes, with the names of their classes and scores if there are any names."""
+    """Draw boxes, with the names of their classes and the scores if `classes` is given."""
     for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
         edge, ink = class_hex(labels[number]), ink_on(class_color(labels[number]))
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=1.2))

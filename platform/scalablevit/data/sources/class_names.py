@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import describe_lookalikes
-from scalablevit.data.sources.files import first, lies_in
+from scalablevit.data.sources.files import first, is_inside
 
 
 def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: Sequence[str]) -> UserError:
@@ -34,7 +34,7 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
         names = classes
     else:
         file = base / classes
-        if not lies_in(file, base.resolve()) or not file.is_file():
+        if not is_inside(file, base.resolve()) or not file.is_file():
             raise UserError(f"no file {file} inside {base}", where="data.classes", fix="name a file inside data.root")
         try:
             content = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark

@@ -15,7 +15,7 @@ from scalablevit.data.labels import annotated_size_mismatch
 from scalablevit.data.sources.annotated_names import ImageFiles
 from scalablevit.data.sources.base import IGNORED, Example, Sample, Source
 from scalablevit.data.sources.class_names import refuse_alike
-from scalablevit.data.sources.files import existing_folder, is_special, lies_in, list_files, refuse_links
+from scalablevit.data.sources.files import existing_folder, is_inside, is_special, list_files, refuse_links
 from scalablevit.data.sources.listing import Listing, Names
 
 
@@ -33,7 +33,7 @@ class CocoSource(Source):
         where = f"data.{split}.annotations"
         folder = existing_folder(base, part.images, f"data.{split}.images")
         file = base / (part.annotations or "")
-        if not lies_in(file, base.resolve()):
+        if not is_inside(file, base.resolve()):
             raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
         found = list_files(folder, base)
         refuse_links(found.links, base, f"data.{split}.images")
@@ -45,7 +45,7 @@ class CocoSource(Source):
         annotated = set(annotations.names)
         inside = base.resolve()
         unlisted = annotated.difference(found.files)  # absent or hidden: not looked at yet
-        strange = (name for name in unlisted if not lies_in(folder / name, inside) or is_special(folder / name))
+        strange = (name for name in unlisted if not is_inside(folder / name, inside) or is_special(folder / name))
         refuse_links(sorted(str(folder / name) for name in strange), base, where)
         facts = {
             "classes": [name for _, name in annotations.categories],

@@ -1,4 +1,4 @@
-"""Files below a data set's folders: checked names in a fixed order, without opening one."""
+"""List the files of a data set: relative names, checked and sorted, without opening any."""
 
 import os
 import stat
@@ -48,11 +48,11 @@ class Files:
     files: list[str]
     """Relative to the folder listed, sorted."""
     links: list[str]
-    """What is refused: links to folders, to nothing or out of the data set; pipes, which nobody may ever write to."""
+    """Paths to refuse: links to folders, to nothing or out of the data set; pipes, sockets and devices."""
 
 
 def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> Files:
-    """All files in subfolders `below` of `folder`, hidden ones left out, without asking for the state of each."""
+    """List the files in subfolders `below` of `folder`, without hidden ones and without a system call per file."""
     inside = base.resolve()
     files: list[str] = []
     links: list[str] = []
@@ -64,7 +64,7 @@ def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> File
                 name = f"{current}/{entry.name}" if current else entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_symlink() and not (Path(entry.path).is_file() and lies_in(entry.path, inside)):
+                if entry.is_symlink() and not (Path(entry.path).is_file() and is_inside(entry.path, inside)):
                     links.append(entry.path)
                 elif entry.is_dir():
                     pending.append(name)
@@ -75,16 +75,16 @@ def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> File
     return Files(sorted(files), sorted(links))
 
 
-def lies_in(path: str | Path, base: Path) -> bool:
+def is_inside(path: str | Path, base: Path) -> bool:
     """Whether a path, its links followed, is inside a resolved folder."""
     return Path(os.path.realpath(path)).is_relative_to(base)  # `resolve` raises at links in a circle
 
 
 def is_special(path: Path) -> bool:
-    """A pipe, a socket or a device."""
+    """Return whether a path is a pipe, a socket or a device."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # absent, or a name that no file can have: the check names it
+    except OSError:  # missing, or an impossible name: a later check reports it
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
@@ -127,14 +127,14 @@ def why_left_out(name: str) -> str:
     """Return the reason why a file is not taken for an image."""
     kind = suffix(name)
     if not kind:
-        return "left out: the name has no suffix, by which images are told from other files"
+        return "left out: the name has no suffix, by which images are recognized"
     if kind in ("heic", "heif"):
         return f"left out: .{kind} is not read; convert it to JPEG or PNG"
     return f"left out: .{shown(kind)} is not the suffix of an image that is read"
 
 
 def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
-    """Group names by suffix (`.heic`, `/` for folders, empty where there is none)."""
+    """Group names by suffix: `heic`; `/` for hidden folders, whose names end in it; empty without a suffix."""
     groups: dict[str, list[str]] = {}
     for name in names:
         kind = suffix(name)
@@ -158,7 +158,7 @@ def existing_folder(base: Path, name: str, where: str) -> Path:
             where=where,
             fix="correct data.root or the split's folder",
         )
-    if not lies_in(folder, base.resolve()):
+    if not is_inside(folder, base.resolve()):
         raise UserError(
             f"{folder} is a link that leads out of {base}", where=where, fix="set data.root to a folder that holds it"
         )

@@ -1,4 +1,4 @@
-"""Images and masks under the same relative names."""
+"""Images, each with a label mask under the same relative name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from scalablevit.data.sources.listing import Listing, Names
 from scalablevit.data.sources.mask_names import match_masks
 
 _MASKS = "mask_"
-"""Before the names of the listing's arrays of mask names."""
+"""Prefix of the names of the listing's arrays that hold the masks' names."""
 
 
 class MaskPairsSource(Source):
@@ -47,12 +47,12 @@ class MaskPairsSource(Source):
             self.table[classes] = np.array(numbers, np.uint8)[self.table[classes]]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As the base's."""
+        """Pickle the constructor's arguments."""
         return type(self), (self.data, self.images, self.masks, self.listing)
 
     @classmethod
     def of(cls, data: MaskPairs, base: Path, part: Split, listing: Listing) -> Self:  # type: ignore[override]
-        """Return the source of a listing that was made before."""
+        """Return the source of a stored listing, without reading the folders."""
         return cls(data, base / part.images, base / (part.masks or ""), listing)
 
     @classmethod
@@ -68,7 +68,7 @@ class MaskPairsSource(Source):
             raise UserError(
                 f"masks need at least 2 classes, not {len(classes)} ({', '.join(classes)})",
                 where="data.classes",
-                fix="name the background too, as the class of the mask value that stands for it",
+                fix="name the background too, as the class of its mask value",
             )
         label_table(data, classes)  # refuses impossible combinations of classes and ignored values
         images = existing_folder(base, part.images, f"data.{split}.images")
@@ -83,10 +83,10 @@ class MaskPairsSource(Source):
                 fix="name the folder that holds them",
             )
         matched = match_masks(names, mask_files.files, images, masks, f"data.{split}")
-        taken = set(matched)
+        used = set(matched)
         ignored = [
             *(name for name in image_files.files if suffix(name) not in IMAGE_SUFFIXES),
-            *(name for name in mask_files.files if name not in taken),
+            *(name for name in mask_files.files if name not in used),
         ]
         arrays = {**Names.of(names).arrays(), **Names.of(matched).arrays(_MASKS)}
         return cls(data, images, masks, Listing({"classes": classes}, {**arrays, **Names.of(ignored).arrays(IGNORED)}))
@@ -120,5 +120,5 @@ class MaskPairsSource(Source):
         return Sample(image=self.images / self.names[i], label=None, mask=self.masks / self.mask_names[i])
 
     def groups(self) -> list[tuple[Path, Names]]:
-        """Images, then masks."""
+        """Return folder and names of the images, then of the masks."""
         return [(self.images, self.names), (self.masks, self.mask_names)]

@@ -1,4 +1,4 @@
-"""Images with label maps."""
+"""Label maps of segmentation, drawn over images."""
 
 from collections.abc import Sequence
 
@@ -12,40 +12,40 @@ from scalablevit.data.labels import IGNORE
 from scalablevit.viz.samples import Image, draw_label_map
 
 LabelMap = NDArray[np.uint8]
-"""Class numbers (height, width)."""
+"""Class numbers (height, width); 255 is ignored."""
 
 
 class MaskDrawing:
-    """See `tasks.drawing.Drawing`."""
+    """Draws label maps; implements `tasks.drawing.Drawing`."""
 
     def draw_training_image(
         self, axes: Axes, image: Image, batch: MaskBatch, number: int, classes: Sequence[str]
     ) -> None:
-        """Draw the mask."""
+        """Draw image `number` of a batch with its mask."""
         self.draw(axes, image, batch.mask[number].numpy(), classes)
 
     def truth_of(self, batch: MaskBatch, number: int) -> LabelMap:
-        """Return the mask."""
+        """Return the true label map of image `number`."""
         mask: LabelMap = batch.mask[number].numpy()
         return mask
 
     def prediction_of(self, prediction: Tensor, truth: LabelMap) -> LabelMap:
-        """Return the label map."""
+        """Return the predicted label map."""
         labels: LabelMap = prediction.numpy()
         return labels
 
-    def size(self, image: Image, shown: LabelMap) -> tuple[int, int]:
-        """Return that of the label map."""
-        return shown.shape[0], shown.shape[1]
+    def size(self, image: Image, label_map: LabelMap) -> tuple[int, int]:
+        """Return the height and width of the label map."""
+        return label_map.shape[0], label_map.shape[1]
 
-    def caption(self, shown: LabelMap, classes: Sequence[str]) -> str:
-        """Return nothing: classes are named within the image."""
+    def caption(self, label_map: LabelMap, classes: Sequence[str]) -> str:
+        """Return an empty caption: a legend within the image names the classes."""
         return ""
 
-    def draw(self, axes: Axes, image: Image, shown: LabelMap, classes: Sequence[str] = ()) -> None:
+    def draw(self, axes: Axes, image: Image, label_map: LabelMap, classes: Sequence[str] = ()) -> None:
         """Draw the label map over the image."""
-        draw_label_map(axes, image, shown, classes)
+        draw_label_map(axes, image, label_map, classes)
 
-    def classes_in(self, shown: LabelMap) -> list[int]:
-        """Return those of the label map."""
-        return [number for number in np.unique(shown).tolist() if number != IGNORE]
+    def classes_in(self, label_map: LabelMap) -> list[int]:
+        """Return the class numbers in the label map, without ignored pixels."""
+        return [number for number in np.unique(label_map).tolist() if number != IGNORE]
