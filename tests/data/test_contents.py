@@ -39,7 +39,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
 
 @pytest.fixture
-def drop_unknown_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are trusted at once."""
     monkeypatch.setattr(contents, "SETTLED_NS", -(10**12))
 
