@@ -39,7 +39,7 @@ Detection is always of one size.
                   network: the pyramid's maps, and scores and box offsets at every anchor of each level; of Mask R-CNN
                   also box_head and mask_head, which take pooled regions: for those who select by themselves.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
-ONNX file has the preprocessing in its metadata_props; pipelines/README.md has Python that follows it.
+ONNX file has the preprocessing in its metadata_props; docs/serve_and_export.md has Python that follows it.
 
 Exit codes: 0 all written and alike; 1 an export answers otherwise than the model; 2 something that you can fix, as
 a model that an exporter refuses."""
