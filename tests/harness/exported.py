@@ -11,7 +11,7 @@ from harness.pages import written
 
 
 def page_predict() -> Callable[[str, str], Any]:
-    """The function that pipelines/README.md gives for exported files, taken from the page."""
+    """The function that docs/serve_and_export.md gives for exported files, taken from the page."""
     (block,) = [block for block in written("python") if "custom_metadata_map" in block]
     names: dict[str, Any] = {}
     exec(block, names)  # noqa: S102  # our own page

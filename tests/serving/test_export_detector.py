@@ -1,4 +1,4 @@
-"""A detector's ONNX file detects what the network does, and pipelines/README.md shows how to use it."""
+"""A detector's ONNX file detects what the network does, and docs/serve_and_export.md shows how to use it."""
 
 from pathlib import Path
 

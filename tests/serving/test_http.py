@@ -40,7 +40,7 @@ def model_folder(registry: Path, name: str) -> str:
 
 
 def body(*images: bytes) -> bytes:
-    """As pipelines/README.md says: one binary column, in base64."""
+    """As docs/serve_and_export.md says: one binary column, in base64."""
     return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
 
 
