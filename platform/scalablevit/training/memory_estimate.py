@@ -12,9 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from scalablevit.config.recipe import Stage
+from scalablevit.data.batch import map_tensors
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.task import Task
 from scalablevit.training.optim import build_optimizer
@@ -83,7 +84,7 @@ def kept_bytes(stage: Stage, task: Task, model: nn.Module, images: int) -> int:
         model.to_empty(device=device).train()
         live = _Live()
         with live:
-            batch = tree_map_only(Tensor, like, batch)
+            batch = map_tensors(batch, like)
             with autocast(device.type) if stage.training.precision == "bfloat16" else nullcontext():
                 # the name keeps the graph, and with it what it holds
                 loss = costs.countable_loss(model, batch)  # noqa: F841
