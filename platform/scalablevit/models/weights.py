@@ -1,5 +1,6 @@
 """Initial weights from a local file or timm's local cache, fitted into a model; every difference is named."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,23 +62,40 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
     Raises:
         UserError: the source cannot be read, or more than a head or a pyramid's norms is missing from it.
     """
+    path, tensors = _read_source(source)
+    fitted, new, ignored = fit_tensors(model, tensors, str(source), keep_head=keep_head)
+    _load(model, fitted, str(source))
+    return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
+
+
+def check_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
+    """Refuse what `load_initial` refuses.
+
+    Args:
+        model: on the meta device, where it takes shapes alone.
+        source: see `load_initial`.
+        keep_head: see `load_initial`.
+
+    Raises:
+        UserError: as `load_initial`.
+    """
+    fitted, _, _ = fit_tensors(model, _read_source(source)[1], str(source), keep_head=keep_head)
+    with warnings.catch_warnings(action="ignore"):  # torch's, of values that are not copied onto the meta device
+        _load(model, fitted, str(source))
+
+
+def _read_source(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
+    """Return the file that `source` names, and its tensors."""
     path = Path(source).expanduser()
     if path.is_file():
-        tensors = read_tensors(path)
-    elif is_model_pretrained(str(source)):
-        path, tensors = _read_cached_tag(str(source))
-    else:
-        raise UserError(
-            f"{str(source)!r} is neither a file nor a pretrained tag of timm",
-            where="model.init",
-            fix="give the path of a .safetensors or .pth file, or a tag such as resnet18.a1_in1k",
-        )
-    fitted, new, ignored = fit_tensors(model, tensors, str(source), keep_head=keep_head)
-    try:
-        model.load_state_dict(fitted, strict=False)
-    except RuntimeError as error:
-        raise _shape_error(str(source), str(error)) from error
-    return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
+        return path, read_tensors(path)
+    if is_model_pretrained(str(source)):
+        return _read_cached_tag(str(source))
+    raise UserError(
+        f"{str(source)!r} is neither a file nor a pretrained tag of timm",
+        where="model.init",
+        fix="give the path of a .safetensors or .pth file, or a tag such as resnet18.a1_in1k",
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -227,13 +245,17 @@ def _cached_file(config: PretrainedCfg) -> Path | None:
     return downloaded if config.url and downloaded.is_file() else None
 
 
-def _shape_error(source: str, message: str) -> UserError:
-    mismatches = [line.strip() for line in message.splitlines() if "size mismatch" in line]
-    return UserError(
-        f"{len(mismatches)} tensors have other shapes than the model: {_some(mismatches)}",
-        where=source,
-        fix="build the model with the arguments the weights were trained with (model.name, model.options)",
-    )
+def _load(model: nn.Module, fitted: Mapping[str, Tensor], source: str) -> None:
+    """Give tensors to a model, whose own hooks may convert them."""
+    try:
+        model.load_state_dict(fitted, strict=False)
+    except RuntimeError as error:
+        mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        raise UserError(
+            f"{len(mismatches)} tensors have other shapes than the model: {_some(mismatches)}",
+            where=source,
+            fix="build the model with the arguments the weights were trained with (model.name, model.options)",
+        ) from error
 
 
 def _some(names: list[str]) -> str:

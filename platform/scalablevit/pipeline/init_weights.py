@@ -1,5 +1,6 @@
 """Where `model.init` points, found before anything is started."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.io import sha256_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
+
+SAME = 0.01
+"""Largest difference between two means or deviations of pixels, of 0 to 1, that changes nothing that matters."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,50 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
             fix="give a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
         )
     return InitWeights(str(path), sha256_of(path), None)
+
+
+def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, ...]) -> None:
+    """Refuse weights of another architecture, before any worker starts.
+
+    Args:
+        classes: of the stage's data.
+
+    Raises:
+        UserError: the file cannot be read as weights, or the stage's backbone cannot take them.
+    """
+    import torch
+
+    from scalablevit.models.weights import check_initial
+    from scalablevit.tasks.registry import build_task
+
+    task = build_task(stage, classes)
+    with torch.device("meta"):
+        backbone = task.backbone(task.build_model())
+    try:
+        check_initial(backbone, initial.location, keep_head=initial.keep_head(classes))
+    except UserError as error:
+        error.where = f"model.init ({stage.model.init}: {error.where})"
+        raise
+
+
+def normalization_warnings(stage: Stage) -> tuple[str, ...]:
+    """Warn where `data.mean` and `data.std` are not those that the weights of a timm tag were trained with."""
+    init = stage.model.init or ""
+    if not init.startswith("timm:"):
+        return ()
+    from timm.models import get_pretrained_cfg
+
+    trained = get_pretrained_cfg(init.removeprefix("timm:"))
+    if trained is None:
+        return ()
+    pairs = {"mean": (trained.mean, stage.data.mean), "std": (trained.std, stage.data.std)}
+    return tuple(
+        f"data.{name} is {_listed(ours)}, and {init} was trained with {_listed(theirs)}: "
+        f"data.{name}={_listed(theirs)} gives the weights what they know"
+        for name, (theirs, ours) in pairs.items()
+        if any(abs(a - b) > SAME for a, b in zip(theirs, ours, strict=True))
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return f"[{','.join(f'{value:g}' for value in values)}]"

@@ -29,7 +29,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.sources.opening import open_source
 from scalablevit.data.statistics import DataStatistics
-from scalablevit.pipeline.init_weights import InitWeights, find_init_weights
+from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
 from scalablevit.tracking.connection import check_uri
 
 if TYPE_CHECKING:  # imports torch
@@ -247,6 +247,8 @@ def _resolve_stage(
     sources = inspection.sources
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
+    if initial is not None:
+        check_init_weights(stage, initial, sources["train"].classes)
     known = all(source.contents is not None for source in sources.values())
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
@@ -265,7 +267,7 @@ def _resolve_stage(
         unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
         ignored=tuple(name for source in sources.values() for name in source.ignored),
         statistics=inspection.statistics,
-        warnings=inspection.warnings,
+        warnings=(*inspection.warnings, *normalization_warnings(stage)),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),

@@ -1,0 +1,69 @@
+"""Weights that a stage's backbone cannot take are refused before any worker starts."""
+
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.loading import load_recipe
+from scalablevit.models.backbone import build_classifier
+from scalablevit.pipeline.init_weights import check_init_weights, find_init_weights, normalization_warnings
+
+TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+CLASSES = ("cat", "dog", "emu")
+
+
+def check(root: Path, stage: str) -> None:
+    chosen = load_recipe(TINY, [f"stages.{stage}.model.init=weights.safetensors"]).stages[stage]
+    initial = find_init_weights(chosen, root)
+    assert initial is not None
+    check_init_weights(chosen, initial, CLASSES)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "segment", "detect"])
+def test_weights_of_the_same_architecture_pass_with_other_classes(tmp_path: Path, stage: str) -> None:
+    name = load_recipe(TINY).stages[stage].model.name
+    save_file(build_classifier(name, 7).state_dict(), tmp_path / "weights.safetensors")
+    check(tmp_path, stage)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "segment"])
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, stage: str) -> None:
+    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"lacks \d+ of the model's \d+ tensors") as caught:
+        check(tmp_path, stage)
+    assert "model.init (weights.safetensors" in caught.value.where
+
+
+def test_other_shapes_are_refused(tmp_path: Path) -> None:
+    tensors = build_classifier(load_recipe(TINY).stages["pretrain"].model.name, 3).state_dict()
+    name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.ndim == 4)
+    tensors[name] = tensor[:-1].clone()
+    save_file(tensors, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="1 tensors have other shapes than the model") as caught:
+        check(tmp_path, "pretrain")
+    assert f"size mismatch for {name}" in str(caught.value)
+
+
+def test_a_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="is damaged or no weights"):
+        check(tmp_path, "pretrain")
+
+
+def test_other_means_than_those_of_a_tag_are_a_warning() -> None:
+    init = "stages.pretrain.model.init=timm:vit_small_patch16_224.augreg_in1k"
+    stage = load_recipe(TINY, [init]).stages["pretrain"]
+    mean, std = normalization_warnings(stage)
+    assert mean == (
+        "data.mean is [0.485,0.456,0.406], and timm:vit_small_patch16_224.augreg_in1k was trained with [0.5,0.5,0.5]: "
+        "data.mean=[0.5,0.5,0.5] gives the weights what they know"
+    )
+    assert std.startswith("data.std is [0.229,0.224,0.225], and ")
+    fixed = load_recipe(TINY, [init, "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]).stages["pretrain"]
+    assert normalization_warnings(fixed) == ()
+    same = load_recipe(TINY, ["stages.pretrain.model.init=timm:resnet18.a1_in1k"]).stages["pretrain"]
+    assert normalization_warnings(same) == ()
+    assert normalization_warnings(load_recipe(TINY).stages["pretrain"]) == ()
