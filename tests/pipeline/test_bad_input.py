@@ -217,7 +217,7 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
     done = run(ROOT / "pipelines" / "full.py", "--recipe", recipe, "--root", root, "--dry-run")
     assert done.returncode == 0, done.stderr
     for part in ("18 training and 12 validation samples", "learning rate step 0", "M parameters", "16 = 1 workers",
-                 "resolved recipe", "nothing was started"):  # fmt: skip
+                 f"resolved recipe: {root}/cache/plans/", "nothing was started"):  # fmt: skip
         assert part in done.stdout
     assert not (root / "runs").exists()
 

@@ -13,8 +13,9 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.resolved_recipe import write_resolved
 from scalablevit.pipeline.stage import Job, run_stage
-from scalablevit.run_files import RUNS
+from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.result import StageResult
@@ -55,6 +56,7 @@ def run_chain(
         results: dict[str, StageResult] = {}
         try:
             begin_job(job, stages, store)
+            write_resolved(recipe, stages, store.local / RESOLVED)
             for group in groups(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
