@@ -69,7 +69,7 @@ def follow(head: Dashboard, process: Any, limit_s: float = 60.0) -> int:
         return int(head_script.follow(Path("/my root"), head, "job-1", process, signals, time.monotonic() + limit_s))
 
 
-def test_without_a_signal_the_code_is_that_of_rays_command(log: Any) -> None:
+def test_without_a_signal_the_code_is_that_of_what_shows_the_log(log: Any) -> None:
     head = Dashboard(["RUNNING"])
     assert follow(head, log("exit 1")) == 1
     assert head.stops == 0
@@ -197,6 +197,8 @@ def test_a_signal_to_make_full_saves_and_ends_the_job(root: Path, tmp_path: Path
     assert process.returncode in (-number, 2), shown
     assert "stopping job raysubmit_" in shown and "saving first" in shown and ": STOPPED" in shown, shown
     assert "Aborted!" not in shown and "Traceback" not in shown, shown
+    assert "is submitted; its log: ray job logs raysubmit_" in shown, shown
+    assert not [part for part in ("INFO ", "SUCC ", "Running entrypoint", "ignored by default") if part in shown], shown
     (run,) = {manifest.parents[2] for manifest in root.glob("runs/tiny-pretrain-*/checkpoints/*/manifest.json")} - known
     ended = json.loads((run / "status.json").read_text())
     assert ended["state"] == "killed", ended
