@@ -22,13 +22,16 @@ from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
-from scalablevit.text import format_table
+from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
+
+NO_TIME_S = 0.5
+"""Parts of a stage that took less are not shown."""
 
 
 def run_chain(
@@ -167,17 +170,22 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
     where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
+    evaluate, predict, promote, runs = (
+        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
+    )
     return "\n".join(
         [
             format_table(rows),
             *spent,
             *owed,
             "",
-            "next:",
+            paint("next:", "bold"),
             f"  look at runs and models   {look}",
-            f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
+            f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
+            f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
+            f"  make it the champion      {promote} {shlex.quote(results[-1].registered_as)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
+            f"  the runs and their state  {runs} list --root {place}",
             f"  run folders               {root / RUNS}",
         ]
     )
@@ -186,4 +194,6 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
 def _profile(seconds: dict[str, float]) -> str:
     """Each part with its share, as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
-    return ", ".join(f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items())
+    return ", ".join(
+        f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items() if each >= NO_TIME_S
+    )
