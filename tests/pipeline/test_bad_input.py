@@ -220,6 +220,13 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
                  f"resolved recipe: {root}/cache/plans/", "nothing was started"):  # fmt: skip
         assert part in done.stdout
     assert not (root / "runs").exists()
+    # the same again is answered without what takes seconds to load
+    again = f"""import sys; sys.path.insert(0, {str(ROOT / "platform")!r})
+from scalablevit.cli import main
+assert main("full", ["--recipe", {str(recipe)!r}, "--root", {str(root)!r}, "--dry-run"]) == 0
+print(sorted({{"torch", "ray", "timm", "mlflow", "albumentations"}} & set(sys.modules)))"""
+    repeated = run("-c", again)
+    assert repeated.stdout.startswith(done.stdout) and repeated.stdout.endswith("\n[]\n"), repeated.stderr
 
 
 def test_results_hold_the_best_metric_that_tasks_report(make_stages):

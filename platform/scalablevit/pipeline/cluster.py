@@ -182,9 +182,13 @@ def copies(stage: Stage) -> int:
     return count
 
 
-def local_resources() -> dict[str, float]:
-    """CPUs and GPUs that Ray would find on this machine; without importing torch."""
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())}
+def local_resources(*, gpus: bool = True) -> dict[str, float]:
+    """Return the CPUs and GPUs that Ray would find on this machine; without importing torch.
+
+    Args:
+        gpus: whether they are counted, for which Ray is imported.
+    """
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if gpus else 0.0}
 
 
 def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:

@@ -1,6 +1,7 @@
 """The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from scalablevit.config.recipe import FIRST_STEPS
@@ -9,6 +10,7 @@ from scalablevit.config.schedule import largest_rate
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
+from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
@@ -22,14 +24,14 @@ LEAST_SHARE = 0.9
 
 
 def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
-    """Print the facts of all stages, what is the same for all of them once; imports torch, to count parameters.
+    """Print the facts of all stages, what is the same for all of them once.
+
+    Imports torch to count parameters, unless an earlier plan has counted those of the same models.
 
     Raises:
         UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
-    for resolved in stages:
-        check_micro_batches(resolved.name, resolved.stage, resolved.classes)
     facts = [plan_facts(recipe, resolved, root) for resolved in stages]
     shared = shared_facts(facts)
     if shared:
@@ -55,22 +57,29 @@ def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, st
     stage = resolved.stage
     described = describe(resolved)
     registered = stage.tracking.register_as or f"{recipe}-{resolved.name}"
+    of_model = cached_facts(resolved, root, partial(_model_facts, resolved))
     run_folder = RunStore.at(resolved.run_name, stage.cluster.storage, root).location
     return {
         **described,
         "run": f"{described['run']}, registered as {registered}",
         "computes": f"on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
         f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker",
-        "model": model_cost(resolved.name, stage, resolved.classes),
+        "model": of_model["model"],
         "GFLOPs": "multiply-accumulates of convolutions and linear layers",
         "starts from": starts_from(resolved),
-        "automatic": "; ".join(automatic(resolved)),
+        "automatic": of_model["automatic"],
         "metrics": format_metric_steps(resolved),
         "checkpoints": format_checkpoints(resolved),
         "run folders": run_folder.rpartition("/")[0],
         "tracking": f"{without_credentials(tracking_uri(stage.tracking.uri, root))}, experiment "
         f"{stage.tracking.experiment}",
     }
+
+
+def _model_facts(resolved: ResolvedStage) -> dict[str, str]:
+    check_micro_batches(resolved.name, resolved.stage, resolved.classes)
+    cost = model_cost(resolved.name, resolved.stage, resolved.classes)
+    return {"model": cost, "automatic": "; ".join(automatic(resolved))}
 
 
 def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
