@@ -12,6 +12,8 @@ from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
+from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, long_warning
+from scalablevit.runs.console import duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
@@ -32,7 +34,8 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
         UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
-    facts = [plan_facts(recipe, resolved, root) for resolved in stages]
+    times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
+    facts = [{**plan_facts(recipe, each, root), "time": format_time(times[each.name])} for each in stages]
     shared = shared_facts(facts)
     if shared:
         _print_facts("all stages", shared)
@@ -44,7 +47,8 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
                 print(_line("not yet known", unknown_text(resolved.statistics)), flush=True)
-        for warning in [*resolved.warnings, *schedule_warnings(resolved)]:
+        slow = long_warning(resolved.stage, times[resolved.name])
+        for warning in [*resolved.warnings, *schedule_warnings(resolved), *slow]:
             print(paint(_line("warning", warning), "yellow"), flush=True)
         for note in older_runs(recipe, resolved, root):
             print(_line("note", note), flush=True)
@@ -143,6 +147,13 @@ def automatic(resolved: ResolvedStage) -> list[str]:
     if stage.model.drop_path_rate is None:
         made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
     return made + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
+
+
+def format_time(estimate: TimeEstimate | None) -> str:
+    """Return how long a stage will take, as far as that is known."""
+    if estimate is None:
+        return "not measured on this machine"
+    return f"about {duration(estimate.seconds)}, as {estimate.run} ran on this machine"
 
 
 def format_metric_steps(resolved: ResolvedStage) -> str:
