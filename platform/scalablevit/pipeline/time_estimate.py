@@ -2,13 +2,13 @@
 
 import json
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.config.section import PlainValues
+from scalablevit.config.strict_yaml import YamlMapping
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, RESULT, RUNS
 from scalablevit.runs.result import StageResult
@@ -71,7 +71,7 @@ def long_warning(stage: Stage, estimate: TimeEstimate | None) -> list[str]:
     return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
 
 
-def _what_sets_the_pace(stage: Mapping[str, Any]) -> dict[str, Any]:
+def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
     """Return the values of a stored stage on which the images a second depend."""
     model, data, training, cluster = (stage[section] for section in ("model", "data", "training", "cluster"))
     return {
