@@ -149,6 +149,17 @@ def test_without_a_head_there_is_a_message(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, f"error: no head answers for {tmp_path}; start one first\n")
 
 
+def test_a_head_that_is_gone_is_said_in_one_line(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What submits runs with the head's address and token, and its exit code is passed on."""
+    (tmp_path / "ray_token").write_text("0" * 64)
+    gone = head_script.Head("1", 1, "http://127.0.0.1:9", "127.0.0.1:8", str(tmp_path / "ray_token"), "", "")
+    monkeypatch.setitem(head_script.submit.__globals__, "answering_head", lambda _: gone)
+    assert head_script.submit(tmp_path, ["true"], 60.0) == 1
+    said = capfd.readouterr()
+    assert said.err.startswith("error: job raysubmit_") and said.err.count("\n") == 1, said.err
+    assert "http://127.0.0.1:9" in said.err and said.out.startswith("The Ray head stays up")
+
+
 # --- the real thing ---
 
 

@@ -50,7 +50,15 @@ def _key(resolved: ResolvedStage) -> str:
         list(resolved.classes),
         code_digest(PACKAGE),
         package_sums(resolved.stage.imports),
-        [metadata.version(name) for name in LIBRARIES],
+        [_version(name) for name in LIBRARIES],
         sys.version,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _version(name: str) -> str:
+    """Return an installed version; empty where another distribution has the package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -69,7 +69,7 @@ def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, st
         "computes": f"on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
         f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker",
         "model": of_model["model"],
-        "GFLOPs": "multiply-accumulates of convolutions and linear layers",
+        "GFLOPs": "multiply-accumulates of convolutions and linear layers" * ("GFLOPs" in of_model["model"]),
         "starts from": starts_from(resolved),
         "automatic": of_model["automatic"],
         "metrics": format_metric_steps(resolved),

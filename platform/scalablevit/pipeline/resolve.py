@@ -363,6 +363,13 @@ def _in_stage(name: str, error: UserError) -> UserError:
     return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
 
 
+def unused_data(resolved: ResolvedStage) -> str:
+    """Return what of the data is not used, and what was changed in it, to end a sentence; empty where nothing is."""
+    unreadable = f", {resolved.unreadable} unreadable" * bool(resolved.unreadable)
+    ignored = f", {left_out(resolved.ignored)}" if resolved.ignored else ""
+    return unreadable + ignored + "".join(f"; {note}" for note in resolved.notes)
+
+
 def describe(resolved: ResolvedStage) -> dict[str, str]:
     """The automatic values made concrete, by name."""
     stage, length = resolved.stage, resolved.length
@@ -371,14 +378,10 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
     per_worker = training.global_batch_size / cluster.workers / training.accumulation_steps
     synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
     largest = largest_rate(stage.optimizer, length)
-    lacking = (f"{resolved.unreadable} unreadable" * bool(resolved.unreadable),
-               left_out(resolved.ignored) * bool(resolved.ignored))  # fmt: skip
     return {
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
-        f"validation samples, {len(resolved.classes)} classes"
-        + "".join(f", {each}" for each in lacking if each)
-        + "".join(f"; {note}" for note in resolved.notes),
+        f"validation samples, {len(resolved.classes)} classes{unused_data(resolved)}",
         "digest": resolved.digest,
         "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
         f"micro-batches x {per_worker:g}",
