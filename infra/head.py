@@ -209,6 +209,7 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
             return recorded
         clear(root, recorded)
     ray = Path(sys.executable).parent / "ray"
+    print(f"starting a Ray head for {root} (at most {timeout_s:.0f} s)", flush=True)
     if not ray.exists():
         raise HeadError(f"{ray} is missing: run this with the Python of the environment that holds Ray (make setup)")
     gcs, dashboard, agent, client, *metric_ports = free_ports(6)
@@ -316,16 +317,17 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
         follow_s: longest time to show the log; the job itself goes on.
 
     Returns:
-        The exit code of `ray job submit`; 130 when the job was stopped, 124 when it goes on after `follow_s`.
+        The exit code of `job.py`; 130 when the job was stopped, 124 when it goes on after `follow_s`.
     """
     head = answering_head(root)
     job = f"raysubmit_{secrets.token_hex(8)}"
-    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--submission-id", job,
-               "--runtime-env", str(REPOSITORY / "infra" / "runtime_env.yaml"), "--", *entrypoint]  # fmt: skip
+    infra = REPOSITORY / "infra"
+    command = [sys.executable, str(infra / "job.py"), job, "--runtime-env", str(infra / "runtime_env.yaml"), "--",
+               *entrypoint]  # fmt: skip
     # a token in the environment would win over the file
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"} | head.exports()
     with SignalCounter() as signals:
-        # in a session of its own: the terminal's Ctrl-C would end Ray's command, and leave the job alone
+        # in a session of its own: the terminal's Ctrl-C would end what shows the log, and leave the job alone
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -349,7 +351,7 @@ def follow(
             say_it_goes_on(root, job)
             return 124
         time.sleep(POLL_S)
-    # a signal that came with the end: Ray's command cannot have been ended by it
+    # a signal that came with the end: `job.py` cannot have been ended by it
     return stop_and_wait(root, head, job, process, signals) if signals.requests else process.returncode
 
 

@@ -1,6 +1,10 @@
-"""Tables as text."""
+"""Tables as text, and styles."""
 
-from scalablevit.text import and_more, format_table
+import io
+
+import pytest
+
+from scalablevit.text import and_more, format_table, paint
 
 ROWS = [("run", "state", "at"), ("a", "finished", ""), ("longer", "-", "3")]
 
@@ -28,3 +32,20 @@ def test_what_a_list_leaves_out_is_counted():
     assert and_more(5, 5) == and_more(0, 5) == ""
     assert and_more(7, 5) == " and 2 more"
     assert and_more(6, 5, before="\n  ", what="more files") == "\n  and 1 more files"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_styles_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert paint("stage", "bold", Terminal()) == "\033[1mstage\033[0m"
+    assert paint("warning", "yellow", io.StringIO()) == "warning"
+    monkeypatch.setenv("TERM", "dumb")
+    assert paint("stage", "bold", Terminal()) == "stage"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("best", "green", Terminal()) == "best"

@@ -62,6 +62,9 @@ JOB = "job.json"
 """`recipe` and `stages`, of each its `name`, the name of its `run` (a folder next to the job's), its folder in run
 `storage` if that is another one, and what it is `registered` as, if it is."""
 
+RESOLVED = "resolved_recipe.yaml"
+"""The recipe of all stages, every key with its value."""
+
 # in the folder of a search
 SPACE = "space.yaml"
 BASE_RECIPE = "base_recipe.yaml"

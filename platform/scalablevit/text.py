@@ -1,6 +1,12 @@
-"""Text for people: tables in columns, and lists that are shown in part."""
+"""Text for people: tables in columns, lists that are shown in part, and styles where a terminal is."""
 
+import os
+import sys
 from collections.abc import Sequence
+from typing import Literal, TextIO
+
+_STYLES = {"bold": 1, "green": 32, "yellow": 33}
+"""ECMA-48's numbers."""
 
 
 def format_table(rows: Sequence[Sequence[str]], *, rule: bool = True) -> str:
@@ -22,3 +28,15 @@ def and_more(total: int, shown: int, *, before: str = " ", what: str = "more") -
         what: is left out.
     """
     return f"{before}and {total - shown} {what}" if total > shown else ""
+
+
+def paint(text: str, style: Literal["bold", "green", "yellow"], out: TextIO | None = None) -> str:
+    """Return the text in a style, or as it is where nobody sees styles: no terminal, a dumb one, or NO_COLOR is set.
+
+    Args:
+        text: one line.
+        style: bold for headings, green for what is best, yellow for warnings.
+        out: where the text goes; None: standard output.
+    """
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain or not (out or sys.stdout).isatty() else f"\033[{_STYLES[style]}m{text}\033[0m"

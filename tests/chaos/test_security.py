@@ -543,7 +543,8 @@ def test_the_dry_run_prints_no_secret(pretrain: tuple[Path, ResolvedStage], plan
     uri = with_secrets("http://user:$uri password@127.0.0.1:9/")
     assert main("pretrain", ["--recipe", str(TINY), "--root", str(root), "--dry-run", f"tracking.uri={uri}"]) == 0
     shown = "".join(capsys.readouterr())
-    assert "resolved recipe" in shown and not leaks(shown)
+    (written,) = (root / "cache" / "plans").iterdir()
+    assert f"resolved recipe: {written}" in shown and not leaks(shown) and not leaks_in(written.parent)
 
 
 def test_what_workers_are_given_holds_no_secret(pretrain: tuple[Path, ResolvedStage]):

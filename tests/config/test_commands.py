@@ -18,6 +18,13 @@ def test_scripts_lead_to_scripts(program: str, monkeypatch: pytest.MonkeyPatch) 
     assert command_line("sync", Path("/a b/bin")) == "'/a b/bin/python' pipelines/sync.py"
 
 
+def test_an_installed_program_goes_before_the_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines/full.py"])
+    (tmp_path / "scalablevit").touch()
+    assert command_line("sync", tmp_path) == f"{tmp_path}/scalablevit sync"
+    assert command_line("sync") == "python pipelines/sync.py"
+
+
 @pytest.mark.parametrize("program", ["scalablevit", "/a b/bin/scalablevit", "C:/bin/scalablevit.exe"])
 def test_the_command_leads_to_itself(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [program, "full"])

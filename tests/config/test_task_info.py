@@ -1,5 +1,6 @@
 """What is known of each kind of task without torch."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from scalablevit.config.errors import UserError
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.task import Task
-from scalablevit.config.task_info import TASKS, kind_of_script, task_info
+from scalablevit.config.task_info import TASKS, MetricInfo, kind_of_script, task_info
 
 OF_SIZES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 MASK_METRICS = {f"val/mask_{name}": "max" for name in OF_SIZES}
@@ -86,3 +87,11 @@ def test_an_unknown_kind_is_named():
     with pytest.raises(UserError, match="there is no task 'pose'") as caught:
         task_info("pose")
     assert caught.value.fix == "write one of classification, segmentation, detection"
+
+
+def test_the_metrics_that_matter_most_come_first() -> None:
+    detection = TASKS["detection"]
+    assert detection.metrics_by_interest[:3] == ("val/box_ap", "val/mask_ap", "val/box_ap50")
+    assert set(detection.metrics_by_interest) == {each.reported_as for each in detection.metrics}
+    own = replace(detection, metrics=(*detection.metrics, MetricInfo("counted", package="mine")))
+    assert own.metrics_by_interest[:3] == ("val/box_ap", "val/counted", "val/mask_ap")

@@ -102,6 +102,7 @@ class Place:
             "<head>": "127.0.0.1", "<mlflow server>": "127.0.0.1", "<user>": "u", "<password>": "p",
             "key.sub=value": "training.seed=1", "seed=N": "seed=1",
             "--recipe R": "--recipe my.yaml", "--space S": "--space spaces/space.yaml", "--root ...": "--root root",
+            "IMAGES --out DIR": "images --out next",
         }  # fmt: skip
         for placeholder, value in known.items():
             text = text.replace(placeholder, value)

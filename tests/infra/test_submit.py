@@ -69,7 +69,7 @@ def follow(head: Dashboard, process: Any, limit_s: float = 60.0) -> int:
         return int(head_script.follow(Path("/my root"), head, "job-1", process, signals, time.monotonic() + limit_s))
 
 
-def test_without_a_signal_the_code_is_that_of_rays_command(log: Any) -> None:
+def test_without_a_signal_the_code_is_that_of_what_shows_the_log(log: Any) -> None:
     head = Dashboard(["RUNNING"])
     assert follow(head, log("exit 1")) == 1
     assert head.stops == 0
@@ -149,6 +149,17 @@ def test_without_a_head_there_is_a_message(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, f"error: no head answers for {tmp_path}; start one first\n")
 
 
+def test_a_head_that_is_gone_is_said_in_one_line(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What submits runs with the head's address and token, and its exit code is passed on."""
+    (tmp_path / "ray_token").write_text("0" * 64)
+    gone = head_script.Head("1", 1, "http://127.0.0.1:9", "127.0.0.1:8", str(tmp_path / "ray_token"), "", "")
+    monkeypatch.setitem(head_script.submit.__globals__, "answering_head", lambda _: gone)
+    assert head_script.submit(tmp_path, ["true"], 60.0) == 1
+    said = capfd.readouterr()
+    assert said.err.startswith("error: job raysubmit_") and said.err.count("\n") == 1, said.err
+    assert "http://127.0.0.1:9" in said.err and said.out.startswith("The Ray head stays up")
+
+
 # --- the real thing ---
 
 
@@ -197,6 +208,8 @@ def test_a_signal_to_make_full_saves_and_ends_the_job(root: Path, tmp_path: Path
     assert process.returncode in (-number, 2), shown
     assert "stopping job raysubmit_" in shown and "saving first" in shown and ": STOPPED" in shown, shown
     assert "Aborted!" not in shown and "Traceback" not in shown, shown
+    assert "is submitted; its log: ray job logs raysubmit_" in shown, shown
+    assert not [part for part in ("INFO ", "SUCC ", "Running entrypoint", "ignored by default") if part in shown], shown
     (run,) = {manifest.parents[2] for manifest in root.glob("runs/tiny-pretrain-*/checkpoints/*/manifest.json")} - known
     ended = json.loads((run / "status.json").read_text())
     assert ended["state"] == "killed", ended

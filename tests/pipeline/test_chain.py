@@ -1,6 +1,8 @@
 """In which order stages run, and which run beside each other."""
 
+import shlex
 import signal
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.cli.tree import parse
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import chain
 from scalablevit.pipeline.chain import groups, run_group
@@ -239,5 +242,21 @@ def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path)
     assert lines[3] == ("time of pretrain: start 50 s (21 %), data 20 s (8 %), step 75 s (31 %), "
                         "evaluation 50 s (21 %), checkpoint 5 s (2 %), other 40 s (17 %)")  # fmt: skip
     assert "canary-4711" not in "\n".join(lines)
+    brief = {**result.profile, "checkpoint": 0.4}
+    assert "checkpoint" not in chain.table([replace(result, profile=brief)], tmp_path, "sqlite:////m.db")
     earlier = replace(result, last_value=None, last_step=0, profile={})
     assert chain.table([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]
+
+
+def test_the_next_commands_are_complete_and_understood(tmp_path, monkeypatch):
+    (tmp_path / "scalablevit").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    shown = chain.table([RESULT], tmp_path / "my root", "http://tracking.example").partition("next:\n")[2]
+    commands = [line.partition(f"{tmp_path}/scalablevit ")[2] for line in shown.splitlines() if "/scalablevit " in line]
+    verbs = {}
+    for verb, *arguments in map(shlex.split, commands):
+        verbs[verb] = parse(verb, arguments)
+        assert verbs[verb].root == str(tmp_path / "my root")
+    assert verbs["predict"].model == verbs["evaluate"].model == "models:/tiny-pretrain@candidate"
+    assert verbs["promote"].name == "tiny-pretrain" and list(verbs) == ["predict", "evaluate", "promote", "runs"]
+    assert verbs["predict"].overrides == verbs["promote"].overrides == ["tracking.uri=http://tracking.example"]

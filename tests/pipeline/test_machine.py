@@ -24,7 +24,7 @@ def resolved(*overrides: str) -> ResolvedStage:
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(machine, "local_resources", lambda: {"CPU": 2.0, "GPU": 0.0})
+    monkeypatch.setattr(machine, "local_resources", lambda **_: {"CPU": 2.0, "GPU": 0.0})
     monkeypatch.setattr(machine, "_available_bytes", lambda: 20 * 2.0**30)
 
 

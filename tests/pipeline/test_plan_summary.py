@@ -1,13 +1,20 @@
 """What is printed of stages before anything starts."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
-from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, starts_from
-from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.config.shipped import DEMO, RECIPES
+from scalablevit.pipeline import plan_summary
+from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, shared_facts, starts_from
+from scalablevit.pipeline.resolve import ResolvedStage, resolve
+from scalablevit.pipeline.resolved_recipe import resolved_text, write_resolved
 
+SOON = [f"stages.{name}.optimizer.schedule.warmup_steps=1" for name in ("segment", "detect")]
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 
@@ -32,11 +39,11 @@ def test_every_automatic_value_is_made_concrete_and_no_password_shown(tmp_path, 
         "GFLOPs",
         "starts from   random weights (seed 0)",
         "model.drop_path_rate: 0.05, the architecture's own",
-        "tracking.register_as: tiny-pretrain",
-        "off: optimizer.layer_decay, optimizer.clip_norm",
-        "metrics at steps 1, 2, 5, 10 and every 2; evaluation every 6 steps and at the end; checkpoint after each "
-        "evaluation and every 3 steps, the last 2 and the best 1 are kept",
-        f"run folder    {tmp_path}/runs/tiny-pretrain-0",
+        "run           tiny-pretrain-0, registered as tiny-pretrain",
+        "metrics       at steps 1, 2, 5, 10 and every 2\n",
+        "warm-up 0, evaluation every 6 and at the end\n",
+        "checkpoints   after each evaluation and every 3 steps; the last 2 and the best 1 are kept\n",
+        f"run folders   {tmp_path}/runs\n",
         "http://tracking.example:5000, experiment scalablevit",
     ):
         assert part in told
@@ -52,7 +59,7 @@ def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
             "stages.pretrain.training.epochs=null", "stages.pretrain.training.steps=12"]  # fmt: skip
     print_plan("tiny", [resolved("pretrain", *long)], tmp_path)
     told = capsys.readouterr().out
-    assert "; the largest is 0.0005, optimizer.lr is 0.001" in told
+    assert "; largest 0.0005, optimizer.lr 0.001\n" in told
     assert (
         "  warning       the learning rate reaches 0.0005 at most, 50 % of optimizer.lr (0.001): the warm-up " in told
     )
@@ -79,3 +86,49 @@ def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers()
     assert schedule_warnings(resolved("pretrain", *long)) == [], "warmed up, it is as long as the training allows"
     short = [*long, "stages.pretrain.training.ema_warmup=false", "stages.pretrain.training.ema_decay=0.98"]
     assert schedule_warnings(resolved("pretrain", *short)) == [], "50 steps of 60"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's stages on fewer images, which fills as many lines."""
+    recipe = load_recipe(RECIPES / DEMO, ["data.shapes={train_images: 96, val_images: 12, image_size: 96}", *SOON])
+    root = tmp_path_factory.mktemp("root")
+    return recipe, resolve(recipe, root), root
+
+
+def test_the_plan_of_three_stages_fits_into_80_lines_of_a_terminal(demo, capsys, monkeypatch):
+    recipe, stages, root = demo
+    line = "{} with semantic_fpn at 96x96: 1.79 M parameters, 0.113 GFLOPs as the paper counts, 0.117 G with attention"
+    monkeypatch.setattr(plan_summary, "model_cost", lambda name, *_: line.format(f"scalablevit_{name}"))
+    monkeypatch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
+    monkeypatch.setattr(plan_summary, "automatic", lambda _: ["model.drop_path_rate: 0.05, the architecture's own"])
+    print_plan(recipe.name, stages, root)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    # a temporary folder's name may be of any length
+    assert sum(math.ceil(max(1, len(each.replace(str(root), "/root"))) / 100) for each in lines) <= 75, shown
+    assert [shown.count(f"\n  {name} ") for name in ("resources", "tracking", "run folders", "run  ", "data")] == [
+        1, 1, 1, 3, 3,
+    ]  # fmt: skip
+    assert lines.index("all stages") < lines.index("stage pretrain") < lines.index("stage detect")
+
+
+def test_only_what_is_the_same_for_all_stages_stands_above_them():
+    facts = [{"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2"}]
+    assert shared_facts(facts) == {"a": "1"}
+    assert shared_facts(facts[:1]) == {}
+
+
+def test_the_resolved_recipe_is_a_recipe_of_the_same_runs(demo, tmp_path, capsys):
+    recipe, stages, root = demo
+    file = tmp_path / "new" / "demo.yaml"
+    write_resolved(recipe, stages, file)
+    assert capsys.readouterr().out == f"resolved recipe: {file}\n"
+    assert [each.run_name for each in resolve(load_recipe(file), root)] == [each.run_name for each in stages]
+    secret = replace(
+        stages[0],
+        stage=load_recipe(TINY, ["tracking.uri=http://someone:canary-4711@tracking.example"]).stages["pretrain"],
+    )
+    assert "canary" not in resolved_text(recipe, [secret])
+    write_resolved(recipe, stages, Path("/dev/null/demo.yaml"))
+    assert capsys.readouterr().out.startswith("the resolved recipe was not written to /dev/null/demo.yaml: ")

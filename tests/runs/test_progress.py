@@ -2,11 +2,14 @@
 
 import io
 import json
+import time
 
 import pytest
 
+from scalablevit.config.task_info import task_info
 from scalablevit.run_files import METRICS, START_NOTE
-from scalablevit.runs.console import Console, duration
+from scalablevit.runs import console, progress
+from scalablevit.runs.console import Console, Waiting, duration, say_while_waiting
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.progress import Pace, Progress
 from scalablevit.runs.run_store import RunStore
@@ -41,15 +44,15 @@ def store(tmp_path):
     return store
 
 
-def follow(store, *reports, total=400):
+def follow(store, *reports, total=400, note=b"random weights (seed 0)", metrics=("val/top1",)):
     """The reports come in while the stage is followed; then its status."""
     callback = OutboxCallback(store.outbox, UID)
     with (
         Lease(store) as lease,
         StatusFile(store, lease, "pretrain", total, "steps", "sqlite:////m.db") as status,
-        Progress(store, UID, "pretrain", total, "val/top1", status),
+        Progress(store, UID, "pretrain", total, metrics, status),
     ):
-        store.write(START_NOTE, b"random weights (seed 0)")
+        store.write(START_NOTE, note)
         for records in reports:
             callback.after_report(None, [{"records": records, "node": NODE}], None)
     return read_status(store.local)
@@ -75,6 +78,24 @@ def test_status_and_metrics_are_those_of_the_outbox(store, capsys):
     assert "step 4/400  evaluation: top1 0.5000  (best so far)" in out and "iou/cat" not in out
 
 
+def test_initial_weights_take_one_line_and_their_names_stay_in_the_file(store, capsys):
+    note = "initial weights: 198 tensors from w.pth (sha256 0); 1 new, 1 ignored\n  new: a.weight\n  ignored: b.bias"
+    follow(store, [trained(1)], note=note.encode())
+    (line, *_) = [line for line in capsys.readouterr().out.splitlines() if "weight" in line]
+    assert line == f"[pretrain] {note.splitlines()[0]} ({store.location}/{START_NOTE} names them)"
+    assert store.read(START_NOTE).decode() == note
+
+
+def test_an_evaluation_shows_what_matters_most_and_the_files_have_the_rest(store, capsys):
+    values = {"box_ap": 0.5, "box_ap50": 0.6, "box_ap75": 0.4, "box_ap_small": 0.0, "mask_ap": 0.3, "mask_ap50": 0.35,
+              "bad_samples": 3.0, "samples": 400.0, "is_best": 1.0, "box_ap/cat": 0.5}  # fmt: skip
+    record = {"step": 8, "time_ms": now_ms(), "metrics": {f"val/{name}": value for name, value in values.items()}}
+    follow(store, [record], metrics=task_info("detection").metrics_by_interest)
+    line = "step 8/400  evaluation: box_ap 0.5000, mask_ap 0.3000, box_ap50 0.6000, box_ap75 0.4000, bad_samples 3.0000"
+    assert f"[pretrain] {line}  (best so far)\n" in capsys.readouterr().out
+    assert set(record["metrics"]) <= set(json.loads((store.local / METRICS).read_text()))
+
+
 def test_a_resumed_run_still_knows_its_best(store):
     follow(store, [evaluated(4, 0.5, True)])
     status = follow(store, [evaluated(8, 0.25, False)])
@@ -90,21 +111,95 @@ def test_metrics_that_cannot_be_written_end_nothing_and_are_said(store, capsys):
 
 def test_a_terminal_has_one_live_line_and_a_job_has_none(monkeypatch):
     out = Terminal()
-    console = Console("pretrain", out)
-    console.show("step 3/400")
-    console.say("evaluation")
-    console.show("step 4/400")
-    console.close()
+    lines = Console("pretrain", out)
+    lines.show("step 3/400")
+    lines.say("evaluation")
+    lines.show("step 4/400")
+    lines.close()
     text = out.getvalue()
     assert "\r[pretrain] step 3/400" in text and "[pretrain] evaluation\n" in text
     assert "step 3/400\n" not in text, "the live line must not stay"
     monkeypatch.setenv(JOB_VARIABLE, json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
     assert not Console("pretrain", Terminal()).is_live
     plain = io.StringIO()
-    console = Console("pretrain", plain)
-    console.show("step 3/400")
-    console.say("evaluation")
+    lines = Console("pretrain", plain)
+    lines.show("step 3/400")
+    lines.say("evaluation")
     assert plain.getvalue() == "[pretrain] evaluation\n"
+
+
+def clock(monkeypatch):
+    """Seconds that pass as the test says."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_what_is_waited_for_is_said_from_time_to_time(monkeypatch):
+    out, now = io.StringIO(), clock(monkeypatch)
+    waiting = Waiting(Console("pretrain", out), "the workers")
+    for _ in range(80):  # half a second each
+        waiting.look()
+        now[0] += 0.5
+    waiting.begin("news since step 2/9", quiet_s=60.0)
+    for _ in range(240):
+        waiting.look()
+        now[0] += 0.5
+    assert out.getvalue().splitlines() == [
+        "[pretrain] waiting for the workers: 15 s",
+        "[pretrain] waiting for the workers: 30 s",
+        "[pretrain] waiting for news since step 2/9: 60 s",
+    ]
+
+
+def test_a_terminals_live_line_counts_the_seconds(monkeypatch):
+    out, now = Terminal(), clock(monkeypatch)
+    waiting = Waiting(Console("pretrain", out), "the workers")
+    now[0] += 7
+    waiting.look()
+    assert out.getvalue().endswith("\r[pretrain] waiting for the workers: 7 s") and "\n" not in out.getvalue()
+
+
+def test_a_start_and_a_silent_training_are_not_silent(store, capsys, monkeypatch):
+    monkeypatch.setattr(console, "WAIT_S", 0.0)
+    monkeypatch.setattr(progress, "SILENT_S", 0.0)
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+
+    def report(records):
+        OutboxCallback(store.outbox, UID).after_report(None, [{"records": records, "node": NODE}], None)
+
+    with (
+        Lease(store) as lease,
+        StatusFile(store, lease, "pretrain", 9, "steps", "sqlite:////m.db") as status,
+        Progress(store, UID, "pretrain", 9, ("val/top1",), status),
+    ):
+        said = ""
+        for event, expected in (
+            (lambda: None, progress.WORKERS),
+            (lambda: store.write(START_NOTE, b"random weights"), "the first step"),
+            (lambda: report([trained(2)]), "news since step 2/9"),
+        ):
+            event()
+            deadline = time.monotonic() + 20
+            while f"[pretrain] waiting for {expected}: 0 s\n" not in said and time.monotonic() < deadline:
+                time.sleep(0.01)
+                said += capsys.readouterr().out
+            assert f"[pretrain] waiting for {expected}: 0 s\n" in said
+
+
+def test_a_call_that_takes_long_is_named_while_it_lasts(capsys, monkeypatch):
+    monkeypatch.setattr(console, "WAIT_S", 0.0)
+    monkeypatch.setattr(console, "LIVE_S", 0.01)
+    said = ""
+    with say_while_waiting("segment", "MLflow"):
+        deadline = time.monotonic() + 20
+        while "waiting" not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capsys.readouterr().out
+    assert said.startswith("[segment] waiting for MLflow: 0 s\n")
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().out == "", "it has ended"
 
 
 def test_the_rest_is_reckoned_from_this_attempts_steps_only():

@@ -12,9 +12,8 @@ from scalablevit.cli.arguments import add_model, add_root
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.user_code import package_sums
-from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline import cluster
-from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation
+from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation, unused_data
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
@@ -65,11 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _described_data(resolved: ResolvedStage) -> str:
     data = resolved.stage.data
-    return "; ".join((
-        f"{data.source} {data.root}: {resolved.val_samples} validation samples, {len(resolved.classes)} classes, "
-        f"{resolved.unreadable} unreadable, {left_out(resolved.ignored)}",
-        *resolved.notes,
-    ))  # fmt: skip
+    counts = f"{resolved.val_samples} validation samples, {len(resolved.classes)} classes{unused_data(resolved)}"
+    return f"{data.source} {data.root}: {counts}"
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:

@@ -9,7 +9,6 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.config.task_info import kind_of_script
-from scalablevit.config.unused_keys import without_unused
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
 
 EPILOG = f"""\
@@ -49,24 +48,14 @@ def run(options: argparse.Namespace) -> int:
     root = platform_root(options.root)
     # imported late: a wrong recipe is answered before anything slow is loaded
     from scalablevit.pipeline import resolve
-    from scalablevit.runs.result import without_secrets
 
     wanted = resolve.wanted_stages(recipe, script)
     stages = prepare(recipe, search, root, wanted, dry_run=options.dry_run)
     if options.dry_run:
-        shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
-        print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
         return 0
-    print(flush=True)
     results = train(recipe, search, stages, root, wanted)
     from scalablevit.pipeline.chain import table
 
     print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return 0
-
-
-def _yaml(tree: object) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

@@ -34,8 +34,10 @@ def command_line(verb: str, programs: Path | None = None) -> str:
 
     Args:
         verb: as `scalablevit --help` lists it.
-        programs: folder of the program; None: the shell finds it by its name.
+        programs: folder of the program, whose `scalablevit` is taken if it is there; None: the shell finds it by name.
     """
+    if programs is not None and (programs / PROGRAM).is_file():
+        return f"{shlex.quote(str(programs / PROGRAM))} {verb}"
     program, _, rest = command_name(verb).rpartition(" ")
     program = program or "python"
     return f"{program if programs is None else shlex.quote(str(programs / program))} {rest}"

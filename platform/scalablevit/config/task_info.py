@@ -66,6 +66,13 @@ class TaskInfo:
         """Return the reported name of the metric that decides which checkpoint is best."""
         return self.metrics[0].reported_as
 
+    @property
+    def metrics_by_interest(self) -> tuple[str, ...]:
+        """Return the reported names: the deciding one, users' own, those that promotion compares by, then the rest."""
+        first, *others = self.metrics
+        ranked = sorted(others, key=lambda each: (not each.package, not each.promotable))
+        return tuple(each.reported_as for each in (first, *ranked))
+
     def metrics_with(self, heads: Iterable[object]) -> tuple[MetricInfo, ...]:
         """Return the metrics that are reported with every one of some heads.
 

@@ -65,7 +65,9 @@ def _facts(split: SplitStatistics) -> dict[str, str]:
     """Facts by name; an empty text where there is nothing to say."""
     pixels, boxes = split.pixels, split.boxes
     return {
-        "ignored pixels": f"{pixels.ignored:,} ({100 * pixels.ignored_share:.3g} %)" if pixels else "",
+        "ignored pixels": f"{pixels.ignored:,} ({100 * pixels.ignored_share:.3g} %)"
+        if pixels and pixels.ignored
+        else "",
         **(_box_facts(boxes) if boxes else {}),
         "swapped by EXIF": _number(split.turned),
     }

@@ -75,8 +75,7 @@ def giga(count: float) -> str:
 def cost_beside_paper(name: str, cost: Cost) -> str:
     """One line with the cost, and the paper's values where the paper has the model."""
     line = (
-        f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts "
-        "(multiply-accumulates of convolutions and linear layers), "
+        f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts, "
         f"{giga(cost.macs_with_attention)} G with attention"
     )
     row = PAPER_CLASSIFICATION.get(name)

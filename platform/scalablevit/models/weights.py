@@ -43,7 +43,9 @@ class InitReport:
     ignored: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors from {self.source} (sha256 {self.sha256[:12]})"]
+        """Return one line with the counts, and a line for each name that is new or ignored."""
+        counts = f"{self.loaded} tensors from {self.source} (sha256 {self.sha256[:12]})"
+        lines = [f"{counts}; {len(self.new)} new, {len(self.ignored)} ignored"]
         lines += [f"  new: {name}" for name in self.new]
         lines += [f"  ignored: {name}" for name in self.ignored]
         return "\n".join(lines)

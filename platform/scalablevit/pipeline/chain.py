@@ -13,21 +13,25 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.resolved_recipe import write_resolved
 from scalablevit.pipeline.stage import Job, run_stage
-from scalablevit.run_files import RUNS
+from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import duration, forgiving_output
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
-from scalablevit.text import format_table
+from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
 """Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
+
+NO_TIME_S = 0.5
+"""Parts of a stage that took less are not shown."""
 
 
 def run_chain(
@@ -55,6 +59,7 @@ def run_chain(
         results: dict[str, StageResult] = {}
         try:
             begin_job(job, stages, store)
+            write_resolved(recipe, stages, store.local / RESOLVED)
             for group in groups(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
@@ -165,17 +170,22 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
     where = f"--root {place}" + ("" if sqlite else f" {shlex.quote(f'tracking.uri={uri}')}")
+    evaluate, predict, promote, runs = (
+        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
+    )
     return "\n".join(
         [
             format_table(rows),
             *spent,
             *owed,
             "",
-            "next:",
+            paint("next:", "bold"),
             f"  look at runs and models   {look}",
-            f"  evaluate the model        {command_line('evaluate', programs)} {shlex.quote(model)} {where}",
+            f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
+            f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
+            f"  make it the champion      {promote} {shlex.quote(results[-1].registered_as)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {command_line('runs', programs)} list --root {place}",
+            f"  the runs and their state  {runs} list --root {place}",
             f"  run folders               {root / RUNS}",
         ]
     )
@@ -184,4 +194,6 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
 def _profile(seconds: dict[str, float]) -> str:
     """Each part with its share, as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
-    return ", ".join(f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items())
+    return ", ".join(
+        f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items() if each >= NO_TIME_S
+    )

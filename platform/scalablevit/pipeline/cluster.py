@@ -14,6 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
+from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.signals import interruptible_start
 from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
@@ -59,7 +60,7 @@ def connect(
     variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
     variables |= _trial_variables(stages, trial_gpus)
     try:
-        with interruptible_start():
+        with interruptible_start(), say_while_waiting("ray", "the cluster" if address else "Ray on this machine"):
             ray.init(
                 address=address or "local",
                 runtime_env={"py_modules": _shipped(packages), "env_vars": variables},
@@ -181,9 +182,13 @@ def copies(stage: Stage) -> int:
     return count
 
 
-def local_resources() -> dict[str, float]:
-    """CPUs and GPUs that Ray would find on this machine; without importing torch."""
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())}
+def local_resources(*, gpus: bool = True) -> dict[str, float]:
+    """Return the CPUs and GPUs that Ray would find on this machine; without importing torch.
+
+    Args:
+        gpus: whether they are counted, for which Ray is imported.
+    """
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if gpus else 0.0}
 
 
 def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:

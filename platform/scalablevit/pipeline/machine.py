@@ -19,7 +19,9 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
     """Name the cores, GPUs and memory that stages ask for and this machine lacks; nothing where a cluster is named."""
     if os.environ.get("RAY_ADDRESS"):
         return []
-    there, memory = local_resources(), _available_bytes()
+    # counting GPUs loads Ray, which takes a second
+    there = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
+    memory = _available_bytes()
     found = []
     for resolved in stages:
         cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)

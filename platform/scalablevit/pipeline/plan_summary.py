@@ -1,6 +1,7 @@
 """The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from scalablevit.config.recipe import FIRST_STEPS
@@ -9,51 +10,99 @@ from scalablevit.config.schedule import largest_rate
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
+from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
+from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, long_warning
+from scalablevit.runs.console import duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
-from scalablevit.text import format_table
+from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 
-SHORT = 6
-"""Classes in the table of statistics."""
+SHORT = 4
+"""Classes in the table of statistics; the run's statistics.json has them all."""
 LEAST_SHARE = 0.9
 """Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
 
 
 def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
-    """Print the facts of all stages; imports torch, to count parameters and FLOPs.
+    """Print the facts of all stages, what is the same for all of them once.
+
+    Imports torch to count parameters, unless an earlier plan has counted those of the same models.
 
     Raises:
         UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
     """
-    for resolved in stages:
-        check_micro_batches(resolved.name, resolved.stage, resolved.classes)
-        print(f"\nstage {resolved.name}", flush=True)
-        facts = {
-            **describe(resolved),
-            "model": model_cost(resolved.name, resolved.stage, resolved.classes),
-            "starts from": starts_from(resolved),
-            "automatic": "; ".join(automatic(recipe, resolved)),
-            "schedule": format_schedule(resolved),
-            "run folder": RunStore.at(resolved.run_name, resolved.stage.cluster.storage, root).location,
-            "tracking": f"{without_credentials(tracking_uri(resolved.stage.tracking.uri, root))}, experiment "
-            f"{resolved.stage.tracking.experiment}",
-        }
-        for name, fact in facts.items():
-            print(f"  {name:<14}{fact}", flush=True)
+    print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
+    times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
+    facts = [{**plan_facts(recipe, each, root), "time": format_time(times[each.name])} for each in stages]
+    shared = shared_facts(facts)
+    if shared:
+        _print_facts("all stages", shared)
+    for resolved, own in zip(stages, facts, strict=True):
+        _print_facts(f"stage {resolved.name}", {name: fact for name, fact in own.items() if name not in shared})
         if resolved.statistics is not None:
-            print("  statistics", flush=True)
-            for line in format_table(table(resolved.statistics, SHORT), rule=False).splitlines():
-                print(f"    {line}", flush=True)
+            heading, _, *rows = table(resolved.statistics, SHORT)  # without the images, which the data's fact counts
+            for line in format_table([("statistics", *heading[1:]), *rows], rule=False).splitlines():
+                print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
-                print(f"  {'not yet known':<14}{unknown_text(resolved.statistics)}", flush=True)
-        for warning in [*resolved.warnings, *schedule_warnings(resolved)]:
-            print(f"  {'warning':<14}{warning}", flush=True)
+                print(_line("not yet known", unknown_text(resolved.statistics)), flush=True)
+        slow = long_warning(resolved.stage, times[resolved.name])
+        for warning in [*resolved.warnings, *schedule_warnings(resolved), *slow]:
+            print(paint(_line("warning", warning), "yellow"), flush=True)
         for note in older_runs(recipe, resolved, root):
-            print(f"  {'note':<14}{note}", flush=True)
+            print(_line("note", note), flush=True)
     for warning in machine_warnings(stages):
-        print(f"\nwarning: {warning}", flush=True)
+        print("\n" + paint(f"warning: {warning}", "yellow"), flush=True)
+
+
+def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, str]:
+    """Return the facts of a stage by name; an empty text where there is nothing to say."""
+    stage = resolved.stage
+    described = describe(resolved)
+    registered = stage.tracking.register_as or f"{recipe}-{resolved.name}"
+    of_model = cached_facts(resolved, root, partial(_model_facts, resolved))
+    run_folder = RunStore.at(resolved.run_name, stage.cluster.storage, root).location
+    return {
+        **described,
+        "run": f"{described['run']}, registered as {registered}",
+        "computes": f"on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
+        f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker",
+        "model": of_model["model"],
+        "GFLOPs": "multiply-accumulates of convolutions and linear layers" * ("GFLOPs" in of_model["model"]),
+        "starts from": starts_from(resolved),
+        "automatic": of_model["automatic"],
+        "metrics": format_metric_steps(resolved),
+        "checkpoints": format_checkpoints(resolved),
+        "run folders": run_folder.rpartition("/")[0],
+        "tracking": f"{without_credentials(tracking_uri(stage.tracking.uri, root))}, experiment "
+        f"{stage.tracking.experiment}",
+    }
+
+
+def _model_facts(resolved: ResolvedStage) -> dict[str, str]:
+    check_micro_batches(resolved.name, resolved.stage, resolved.classes)
+    cost = model_cost(resolved.name, resolved.stage, resolved.classes)
+    return {"model": cost, "automatic": "; ".join(automatic(resolved))}
+
+
+def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the facts that are the same for all of several stages."""
+    first, *others = facts
+    return (
+        {name: fact for name, fact in first.items() if all(each.get(name) == fact for each in others)} if others else {}
+    )
+
+
+def _print_facts(heading: str, facts: Mapping[str, str]) -> None:
+    print("\n" + paint(heading, "bold"), flush=True)
+    for name, fact in facts.items():
+        if fact:
+            print(_line(name, fact), flush=True)
+
+
+def _line(name: str, fact: str) -> str:
+    return f"  {name:<14}{fact}"
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:
@@ -91,37 +140,33 @@ def starts_from(resolved: ResolvedStage) -> str:
     return f"random weights (seed {resolved.stage.training.seed})"
 
 
-def automatic(recipe: str, resolved: ResolvedStage) -> list[str]:
+def automatic(resolved: ResolvedStage) -> list[str]:
     """Return what the recipe leaves open, as it will be."""
     stage = resolved.stage
     made = []
     if stage.model.drop_path_rate is None:
         made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
-    made += [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
-    if stage.tracking.register_as is None:
-        made.append(f"tracking.register_as: {recipe}-{resolved.name}")
-    made.append(f"computes on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
-                f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker")  # fmt: skip
-    switched_off = {
-        "optimizer.layer_decay": stage.optimizer.layer_decay,
-        "optimizer.clip_norm": stage.optimizer.clip_norm,
-        "training.ema_decay": stage.training.ema_decay,
-        "training.early_stopping": stage.training.early_stopping,
-    }
-    off = [name for name, value in switched_off.items() if value is None]
-    return [*made, *([f"off: {', '.join(off)}"] if off else [])]
+    return made + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
 
 
-def format_schedule(resolved: ResolvedStage) -> str:
-    """Return when metrics are logged, when the model is evaluated and saved, and which checkpoints stay."""
-    training, length = resolved.stage.training, resolved.length
-    first = ", ".join(str(step) for step in FIRST_STEPS if step <= length.total)
-    every = f" and every {length.checkpoint_every} steps" if length.checkpoint_every else ""
-    return (
-        f"metrics at steps {first} and every {training.log_every_steps}; evaluation every {length.evaluate_every} "
-        f"steps and at the end; checkpoint after each evaluation{every}, the last {training.keep.last} and the best "
-        f"{training.keep.best} are kept"
-    )
+def format_time(estimate: TimeEstimate | None) -> str:
+    """Return how long a stage will take, as far as that is known."""
+    if estimate is None:
+        return "not measured on this machine"
+    return f"about {duration(estimate.seconds)}, as {estimate.run} ran on this machine"
+
+
+def format_metric_steps(resolved: ResolvedStage) -> str:
+    """Return when metrics of the training are logged."""
+    first = ", ".join(str(step) for step in FIRST_STEPS if step <= resolved.length.total)
+    return f"at steps {first} and every {resolved.stage.training.log_every_steps}"
+
+
+def format_checkpoints(resolved: ResolvedStage) -> str:
+    """Return when the model is saved, and which checkpoints stay."""
+    every, keep = resolved.length.checkpoint_every, resolved.stage.training.keep
+    also = f" and every {every} steps" if every else ""
+    return f"after each evaluation{also}; the last {keep.last} and the best {keep.best} are kept"
 
 
 def _drop_path(resolved: ResolvedStage) -> float:

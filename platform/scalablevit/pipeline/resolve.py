@@ -365,6 +365,13 @@ def _in_stage(name: str, error: UserError) -> UserError:
     return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
 
 
+def unused_data(resolved: ResolvedStage) -> str:
+    """Return what of the data is not used, and what was changed in it, to end a sentence; empty where nothing is."""
+    unreadable = f", {resolved.unreadable} unreadable" * bool(resolved.unreadable)
+    ignored = f", {left_out(resolved.ignored)}" if resolved.ignored else ""
+    return unreadable + ignored + "".join(f"; {note}" for note in resolved.notes)
+
+
 def describe(resolved: ResolvedStage) -> dict[str, str]:
     """The automatic values made concrete, by name."""
     stage, length = resolved.stage, resolved.length
@@ -372,20 +379,20 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
     points = sorted({0, length.warmup, length.total // 2, length.total - 1})
     per_worker = training.global_batch_size / cluster.workers / training.accumulation_steps
     synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
+    largest = largest_rate(stage.optimizer, length)
     return {
         "run": resolved.run_name,
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
-        f"validation samples, {len(resolved.classes)} classes, {resolved.unreadable} unreadable, "
-        f"{left_out(resolved.ignored)}" + "".join(f"; {note}" for note in resolved.notes),
+        f"validation samples, {len(resolved.classes)} classes{unused_data(resolved)}",
         "digest": resolved.digest,
         "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
         f"micro-batches x {per_worker:g}",
         "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
-        f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every}",
-        "learning rate": ", ".join(
-            f"step {step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points
-        )
-        + f"; the largest is {largest_rate(stage.optimizer, length):.4g}, optimizer.lr is {stage.optimizer.lr:.4g}",
+        f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every} "
+        "and at the end",
+        "learning rate": "step "
+        + ", ".join(f"{step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points)
+        + f"; largest {largest:.4g}, optimizer.lr {stage.optimizer.lr:.4g}",
         "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
     }

@@ -42,13 +42,14 @@ def prepare(
         search: that comes first.
         root: the platform's root.
         wanted: names of stages; those that they start from are added. None: all.
-        dry_run: look at the data for `DRY_RUN_S` at most.
+        dry_run: look at the data for `DRY_RUN_S` at most, and write the resolved recipe below the root's cache.
 
     Raises:
         UserErrors: all that is wrong with data and model names, over all stages.
     """
     from scalablevit.pipeline import resolve
     from scalablevit.pipeline.plan_summary import print_plan
+    from scalablevit.pipeline.resolved_recipe import PLANS, write_resolved
 
     stages = resolve.resolve(recipe, root, wanted, resolve.DRY_RUN_S if dry_run else None)
     if search is not None:
@@ -59,6 +60,9 @@ def prepare(
 
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
         print("\n" + plan(search, samples), flush=True)
+    print(flush=True)
+    if dry_run:
+        write_resolved(recipe, stages, root / PLANS / f"{recipe.name}.yaml")
     return stages
 
 

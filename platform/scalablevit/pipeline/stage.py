@@ -24,6 +24,7 @@ from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_v
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, ENVIRONMENT, MODEL, RECIPE, REFUSED, STATISTICS, WEIGHTS
 from scalablevit.runs.cleanup import clean_up
+from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.progress import Progress
 from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
@@ -117,8 +118,9 @@ def _train(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], s
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     drawing.join()
     if not job.stopping.is_set():  # who stops a job does not wait for plots
-        draw_curves(resolved, store, session.uid)
-        draw_validation(resolved, store)
+        with say_while_waiting(resolved.name, "plots and error analysis"):
+            draw_curves(resolved, store, session.uid)
+            draw_validation(resolved, store)
     return finished
 
 
@@ -229,8 +231,8 @@ def _launch(
         data_listing=store.location,
         user_code=package_sums(resolved.stage.imports),
     )
-    metric = task_info(resolved.stage.task.kind).best_metric
-    with Progress(store, uid, resolved.name, resolved.length.total, metric, status_file):
+    metrics = task_info(resolved.stage.task.kind).metrics_by_interest
+    with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file):
         callbacks = [OutboxCallback(store.outbox, uid), AttemptsCallback(store.local / ATTEMPTS)]
         stop_file = store.local / STOP
         stop_file.unlink(missing_ok=True)  # that of an earlier attempt
@@ -269,7 +271,8 @@ def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStor
 def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> StageResult:
     """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
     command = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
-    pending = session.drain()
+    with say_while_waiting(finished.name, "MLflow to take what the run recorded"):
+        pending = session.drain()
     if pending.records:
         return replace(finished, tracking=f"{session.sync.status()}; they are kept, and `{command}` sends them")
     try:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
@@ -9,6 +11,11 @@ from typing import Any, TextIO, cast
 from tqdm import tqdm
 
 from scalablevit.runs.status import submission_id
+
+WAIT_S = 15.0
+"""Between two lines on what is waited for."""
+LIVE_S = 1.0
+"""Between two looks at it: how often the live line changes."""
 
 
 class _Forgiving:
@@ -82,6 +89,66 @@ class Console:
         """Take the live line away."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Waiting:
+    """Says what is waited for, and for how long: on the live line, or in a line every `WAIT_S`.
+
+    Args:
+        console: where to.
+        what: is waited for.
+    """
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console = console
+        self.begin(what)
+
+    def begin(self, what: str, quiet_s: float = 0.0) -> None:
+        """Wait for something else from now on.
+
+        Args:
+            what: is waited for.
+            quiet_s: nothing is said so long, since something else was.
+        """
+        self._what = what
+        self._since = time.monotonic()
+        self._quiet_s = quiet_s
+        self._next = self._since + max(quiet_s, WAIT_S)
+
+    def look(self) -> None:
+        """Say it if it is time to; to be called often."""
+        now = time.monotonic()
+        line = f"waiting for {self._what}: {duration(now - self._since)}"
+        if self._console.is_live and now - self._since >= max(self._quiet_s, LIVE_S):
+            self._console.show(line)
+        elif not self._console.is_live and now >= self._next:
+            self._next = now + max(self._quiet_s, WAIT_S)
+            self._console.say(line)
+
+
+@contextmanager
+def say_while_waiting(stage: str, what: str) -> Iterator[None]:
+    """Within, say what is waited for from time to time, in a thread.
+
+    Args:
+        stage: stands before each line.
+        what: is waited for.
+    """
+    console, ended = Console(stage), threading.Event()
+    waiting = Waiting(console, what)
+
+    def look() -> None:
+        while not ended.wait(LIVE_S):
+            waiting.look()
+
+    thread = threading.Thread(target=look, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        console.close()
 
 
 def duration(seconds: float) -> str:

@@ -2,17 +2,18 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import Console, duration
+from scalablevit.runs.console import Console, Waiting, duration
 from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
+from scalablevit.text import paint
 from scalablevit.tracking.outbox import now_ms, read_lines
 from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.attempt_events import Lost, read_attempts
@@ -23,13 +24,27 @@ Values = Mapping[str, float | str]
 
 QUIET_S = 5.0
 """Without a live line training lines are printed at most this often; evaluations and the first steps always."""
+SILENT_S = 60.0
+"""After so long without news of a training that runs, it is said what the last one was."""
+SHOWN = 4
+"""Metrics in the line of an evaluation; the run's files have them all."""
+WORKERS = "the workers to start (Ray, torch, the data)"
 
 
 class Progress:
-    """A thread that tells while its context lasts; nothing of it is on the path of a step."""
+    """A thread that tells while its context lasts; nothing of it is on the path of a step.
+
+    Args:
+        store: the run.
+        uid: of its records.
+        stage: its name.
+        total_steps: of the training.
+        metrics: of evaluations, those that matter most first; the first one decides which checkpoint is best.
+        status: kept up to date.
+    """
 
     def __init__(
-        self, store: RunStore, uid: str, stage: str, total_steps: int, best_metric: str, status: StatusFile
+        self, store: RunStore, uid: str, stage: str, total_steps: int, metrics: Sequence[str], status: StatusFile
     ) -> None:
         self._store = store
         store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
@@ -37,9 +52,11 @@ class Progress:
         self._outbox = outbox = store.outbox
         self._uid = uid
         self._console = Console(stage)
+        self._waiting = Waiting(self._console, WORKERS)
         self._total = total_steps
         self._files = MetricFiles(store, uid)
-        self._best_metric = best_metric
+        self._metrics = metrics
+        self._best_metric = metrics[0]
         self._status = status
         self._offset = (outbox / RECORDS).stat().st_size
         self._attempts = store.local / ATTEMPTS
@@ -72,11 +89,14 @@ class Progress:
         while not self._stopped.wait(POLL_S):
             with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
                 self._print_new()
+                self._waiting.look()
 
     def _print_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):
             self._noted = True
-            self._console.say(note.decode())
+            first, _, names = note.decode().partition("\n")
+            self._console.say(first + f" ({self._store.location}/{START_NOTE} names them)" * bool(names))
+            self._waiting.begin("the first step")
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
             self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
@@ -84,6 +104,7 @@ class Progress:
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
+                self._waiting.begin(WORKERS)
         records = []
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
@@ -95,8 +116,9 @@ class Progress:
             self._print_step(record.step, record.time_ms, record.metrics)
 
     def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
+        self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
-            self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics)}")
+            self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics, self._metrics)}")
             self._write_metrics()
         elif "train/loss" in metrics:
             self._pace.saw(step, time_ms)
@@ -166,10 +188,19 @@ def training_line(metrics: Values) -> str:
     )
 
 
-def evaluation_line(metrics: Values) -> str:
-    """The metrics of an evaluation."""
-    shown = ", ".join(f"{k.removeprefix('val/')} {float(v):.4f}" for k, v in metrics.items() if _is_shown(k, v))
-    return f"evaluation: {shown}" + ("  (best so far)" if metrics.get(IS_BEST) == 1.0 else "")
+def evaluation_line(metrics: Values, order: Sequence[str]) -> str:
+    """Return the metrics of an evaluation that matter most, and the number of bad samples if there are any.
+
+    Args:
+        metrics: of the evaluation, by name.
+        order: names, those that matter most first.
+    """
+    rank = {name: place for place, name in enumerate(order)}
+    names = sorted(filter(_is_shown, metrics), key=lambda name: rank.get(name, len(rank)))[:SHOWN]
+    names += ["val/bad_samples"] * bool(metrics.get("val/bad_samples"))
+    shown = ", ".join(f"{name.removeprefix('val/')} {float(metrics[name]):.4f}" for name in names)
+    best = "  " + paint("(best so far)", "green") if metrics.get(IS_BEST) == 1.0 else ""
+    return f"evaluation: {shown}{best}"
 
 
 def _remedies(metrics: Values) -> str:
@@ -178,8 +209,6 @@ def _remedies(metrics: Values) -> str:
     return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))
 
 
-def _is_shown(name: str, value: float | str) -> bool:
-    """Metrics for people, not those of single classes; bad samples when there are any."""
-    if name == "val/bad_samples":
-        return bool(value)
-    return name.startswith("val/") and name.count("/") == 1 and name not in (IS_BEST, "val/samples")
+def _is_shown(name: str) -> bool:
+    """Whether a metric is one for people, over all classes."""
+    return name.startswith("val/") and name.count("/") == 1 and name not in (IS_BEST, "val/samples", "val/bad_samples")

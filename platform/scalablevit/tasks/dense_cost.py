@@ -27,8 +27,7 @@ def dense_cost_beside_paper(head: str, name: str, cost: Cost, size: tuple[int, i
     """One line with the cost of a head on a backbone for images of `size`, next to the paper's where it has them."""
     line = (
         f"{name} with {head} at {size[0]}x{size[1]}: {cost.parameters / 1e6:.2f} M parameters, "
-        f"{giga(cost.macs)} GFLOPs as the paper counts (multiply-accumulates of convolutions and linear layers), "
-        f"{giga(cost.macs_with_attention)} G with attention"
+        f"{giga(cost.macs)} GFLOPs as the paper counts, {giga(cost.macs_with_attention)} G with attention"
     )
     if row := PAPER_SEGMENTATION.get((head, name)):
         return f"{line}; paper, ADE20K at 512x2048: {row.parameters_m} M, {row.gflops} GFLOPs"

@@ -1,0 +1,44 @@
+"""The whole recipe as a run takes it, in a file: every key of every stage with its value."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from scalablevit.config.recipe import Recipe
+from scalablevit.config.unused_keys import without_unused
+from scalablevit.io import write_file
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.runs.result import without_secrets
+
+PLANS = Path("cache", "plans")
+"""Below the platform's root: the recipe of the last dry run, by its name."""
+
+
+def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
+    """Return the recipe of these stages as YAML, which can be run again; without the tracking address.
+
+    Args:
+        recipe: that they are of.
+        stages: what is to be trained.
+    """
+    shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
+    tree = {"name": recipe.name, "version": recipe.version, "stages": shown}
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def write_resolved(recipe: Recipe, stages: Sequence[ResolvedStage], file: Path) -> None:
+    """Write the resolved recipe and print where it is; a disk that does not take it ends nothing.
+
+    Args:
+        recipe: that the stages are of.
+        stages: what is to be trained.
+        file: its folder is made if it is not there.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, resolved_text(recipe, stages).encode(), durable=False)
+    except OSError as error:
+        print(f"the resolved recipe was not written to {file}: {error.strerror or error}", flush=True)
+        return
+    print(f"resolved recipe: {file}", flush=True)

@@ -1,0 +1,99 @@
+"""How long a stage will take, by what a finished run of the same model at the same size took on this machine."""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Stage
+from scalablevit.config.section import PlainValues
+from scalablevit.config.strict_yaml import YamlMapping
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.run_files import CONFIG, RESULT, RUNS
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.status import read_status
+
+NEWEST = 50
+"""Finished runs that are looked at; older ones were measured with older code."""
+LONG_S = 3600.0
+"""A training on CPUs that takes longer gets a warning."""
+SIZES = ("image_size", "crop_size", "short_side", "long_side", "train_short_sides")
+"""Keys of `data` by which the size of a training image is given; the first that a stage has shortens its training."""
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """What a stage will take."""
+
+    seconds: float
+    run: str
+    """Name of the run that was measured."""
+
+
+def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
+    """Return how long a stage will take, start and evaluations included; None: nothing like it was measured here.
+
+    Args:
+        resolved: the stage.
+        root: the platform's root, among whose finished runs the measurement is looked for.
+    """
+    wanted = _what_sets_the_pace(resolved.stage.model_dump(mode="json"))
+    results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_changed, reverse=True)
+    for file in results[:NEWEST]:
+        try:
+            status = read_status(file.parent)
+            if status is None or status.host != socket.gethostname():
+                continue
+            stored = json.loads((file.parent / CONFIG).read_bytes())["stage"]
+            if _what_sets_the_pace(stored) == wanted:
+                result = StageResult(**json.loads(file.read_bytes()))
+                images = result.last_step * stored["training"]["global_batch_size"]
+                return TimeEstimate(_scaled(result, images, resolved), result.run_name)
+        except (OSError, UserError, ValueError, KeyError, TypeError):  # of an earlier version, half removed, damaged
+            continue
+    return None
+
+
+def long_warning(stage: Stage, estimate: TimeEstimate | None) -> list[str]:
+    """Name the keys that would shorten a training of more than an hour on CPUs; nothing where it is not known."""
+    if estimate is None or stage.cluster.gpus_per_worker or estimate.seconds <= LONG_S:
+        return []
+    size = next((key for key in SIZES if getattr(stage.data, key, None)), "")
+    length = "epochs" if stage.training.epochs is not None else "steps"
+    values = {
+        f"training.{length}": getattr(stage.training, length),
+        **({f"data.{size}": getattr(stage.data, size)} if size else {}),
+        "model.name": stage.model.name,
+    }
+    keys = ", ".join(f"{key} ({value:g})" if isinstance(value, float) else f"{key} ({value})"
+                     for key, value in values.items())  # fmt: skip
+    return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
+
+
+def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
+    """Return the values of a stored stage on which the images a second depend."""
+    model, data, training, cluster = (stage[section] for section in ("model", "data", "training", "cluster"))
+    return {
+        "model": {key: model[key] for key in ("name", "options", "grad_checkpointing", "channels_last")},
+        "task": {**stage["task"], "test_time_augmentation": None},
+        "data": [data["source"], *(data.get(key) for key in SIZES)],
+        "training": {key: training[key] for key in ("precision", "compile")},
+        "cluster": {key: cluster[key] for key in ("workers", "cpus_per_worker", "gpus_per_worker")},
+    }
+
+
+def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
+    """Return the seconds of a stage: all but the start grows with the images that are trained on."""
+    wanted = resolved.length.total * resolved.stage.training.global_batch_size
+    if not result.profile or not images:
+        return wanted / result.images_per_s
+    start = result.profile.get("start", 0.0)
+    return start + (sum(result.profile.values()) - start) * wanted / images
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0

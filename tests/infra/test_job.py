@@ -1,0 +1,109 @@
+"""`infra/job.py` submits a job and shows its log without Ray's own lines, and everything else."""
+
+import inspect
+import io
+import logging
+import runpy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray._private.runtime_env import working_dir
+from ray.dashboard.modules.job import job_manager, job_supervisor
+from ray.job_submission import JobStatus
+
+job_script = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "infra" / "job.py")))
+OURS = "2026-11-30 04:45:33,835\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+BEGIN = f"{OURS}Running entrypoint for job raysubmit_31: python pipelines/full.py\n"
+"""The first two lines of a job's log, as Ray writes them."""
+
+
+class Client:
+    """Stands for Ray's `JobSubmissionClient`: a job whose log comes in pieces, and its end."""
+
+    def __init__(self, pieces: list[str], status: JobStatus, message: str = "") -> None:
+        self.pieces, self.info = pieces, SimpleNamespace(status=status, message=message)
+        self.submitted: dict[str, Any] = {}
+
+    def submit_job(self, **job: Any) -> None:
+        self.submitted = job
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for piece in self.pieces:
+            yield piece
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return self.info
+
+
+def test_a_job_has_one_line_of_ours_and_its_own_log(capsys: Any) -> None:
+    client = Client([BEGIN + "plan\n", "step 1", "/3\n"], JobStatus.SUCCEEDED)
+    assert job_script.submit(client, "raysubmit_31", ["python", "a b.py"], {"working_dir": "."}) == 0
+    assert client.submitted == {
+        "entrypoint": "python 'a b.py'", "submission_id": "raysubmit_31", "runtime_env": {"working_dir": "."},
+    }  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == [
+        "job raysubmit_31 is submitted; its log: ray job logs raysubmit_31 --follow; to stop it: ray job stop "
+        "raysubmit_31",
+        "plan",
+        "step 1/3",
+        "job raysubmit_31: SUCCEEDED",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "shown", "code"),
+    [
+        (JobStatus.FAILED, "the command failed with exit code 2, last available logs (truncated to):\nx",
+         "job r: FAILED (the command failed with exit code 2)", 1),
+        (JobStatus.FAILED, "runtime_env setup failed: no room", "job r: FAILED (runtime_env setup failed: no room)", 1),
+        (JobStatus.STOPPED, "", "job r: STOPPED", 0),
+    ],
+)  # fmt: skip
+def test_another_end_is_said_with_its_reason(
+    status: JobStatus, message: str, shown: str, code: int, capsys: Any
+) -> None:
+    assert job_script.submit(Client(["x\n"], status, message), "r", ["true"], {}) == code
+    assert capsys.readouterr().out.splitlines()[1:] == ["x", shown]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "INFO: Runtime env is setting up.\n",
+        OURS.replace("INFO", "ERROR"),
+        OURS.rstrip("\n") + " It failed.\n",
+        "said: Running entrypoint for job raysubmit_31: python\n",
+        "half a line, then nothing",
+        "\n",
+    ],
+)
+def test_all_other_lines_are_shown(kept: str) -> None:
+    assert job_script.LogFilter()(BEGIN + kept + BEGIN) == (kept if kept.endswith("\n") else kept + OURS)
+
+
+def test_the_end_of_a_line_that_came_in_pieces_is_no_line_of_rays() -> None:
+    shown = job_script.LogFilter()
+    assert [shown("step: "), shown(OURS), shown(OURS)] == ["step: ", OURS, ""]
+
+
+def test_rays_warnings_are_shown_and_its_chatter_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, error = logging.getLogger("ray"), io.StringIO()
+    assert ray.handlers, "Ray's own lines go to handlers of its own"
+    monkeypatch.setattr(ray, "handlers", [logging.StreamHandler(error)])
+    job_script.keep_ray_quiet()
+    logger = logging.getLogger("ray.dashboard.modules.dashboard_sdk")
+    logger.info("Uploading package")
+    logger.warning("the package is large")
+    logging.getLogger("ray._private.runtime_env.working_dir").warning(job_script.EXCLUDES, ".git")
+    assert error.getvalue() == "the package is large\n"
+
+
+def test_ray_still_writes_the_lines_that_are_left_out() -> None:
+    """Else they are shown again, which does no harm, and the patterns are of no use."""
+    assert '"Directory %r is now ignored by default when packaging the working "' in inspect.getsource(working_dir)
+    assert 'info("Runtime env is setting up.")' in inspect.getsource(job_manager)
+    assert 'f"Running entrypoint for job {self._job_id}: {self._entrypoint}\\n"' in inspect.getsource(job_supervisor)
+    assert job_script.LOGS_AGAIN in inspect.getsource(job_supervisor)

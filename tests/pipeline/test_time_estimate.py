@@ -1,0 +1,100 @@
+"""A plan's time is that of a finished run of the same model and size on this machine, or not known."""
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.recipe import Length
+from scalablevit.pipeline.plan_summary import format_time
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, long_warning
+from scalablevit.runs.status import Status, write_status
+
+TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
+PROFILE = {"start": 50.0, "data": 5.0, "step": 90.0, "evaluation": 5.0}
+STATUS = Status(
+    run="earlier", state="finished", why="", stage="pretrain", step=12, total=12, unit="steps", best=None,
+    host=socket.gethostname(), process=1, job="", started=0.0, updated=1.0, ended=1.0, folder="", tracking="",
+)  # fmt: skip
+
+
+def resolved(*overrides: str) -> ResolvedStage:
+    stage = load_recipe(TINY, overrides).stages["pretrain"]
+    return ResolvedStage(
+        name="pretrain", stage=stage, run_name="tiny-pretrain-0", hash="0", digest="content:0", classes=("cat", "dog"),
+        train_samples=96, val_samples=25, unreadable=0, ignored=(), notes=(), length=Length.of(stage, 96),
+    )  # fmt: skip
+
+
+def measure(root: Path, *overrides: str, name: str = "earlier", host: str = STATUS.host, **result: Any) -> Path:
+    """Leave a finished run of 12 steps."""
+    folder = root / "runs" / name
+    (folder / "model").mkdir(parents=True)
+    stage = resolved(*overrides).stage
+    (folder / "model" / "config.json").write_text(json.dumps({"stage": stage.model_dump(mode="json")}))
+    kept = {
+        "name": "pretrain", "run_name": name, "uid": "0", "folder": str(folder), "metric": "val/top1", "value": 0.5,
+        "step": 12, "metrics": {}, "classes": [], "images_per_s": 2.0, "minutes": 2.5, "reason": "finished",
+        "checkpoint": "", "weights_sha256": "", "registered_as": "", "lineage": {}, "last_step": 12,
+        "profile": PROFILE, **result,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(kept))
+    write_status(folder, replace(STATUS, host=host))
+    return folder
+
+
+STEPS = ["stages.pretrain.training.epochs=null", "stages.pretrain.training.steps=36"]
+
+
+def test_the_time_grows_with_the_images_but_for_the_start(tmp_path: Path) -> None:
+    measure(tmp_path)
+    found = estimate_time(resolved(*STEPS), tmp_path)
+    assert found == TimeEstimate(50.0 + 3 * 100.0, "earlier")
+    assert format_time(found) == "about 5.8 min, as earlier ran on this machine"
+    larger = [*STEPS, "stages.pretrain.training.global_batch_size=32"]
+    assert resolved().stage.training.global_batch_size == 16
+    assert estimate_time(resolved(*larger), tmp_path) == TimeEstimate(50.0 + 6 * 100.0, "earlier")
+
+
+def test_without_a_profile_the_images_a_second_count(tmp_path: Path) -> None:
+    measure(tmp_path, profile={})
+    assert estimate_time(resolved(*STEPS), tmp_path) == TimeEstimate(36 * 16 / 2.0, "earlier")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.name=resnet18", "stages.pretrain.data.image_size=16", "cluster.workers=1", "model.options={qkv_bias: true}",
+     "stages.pretrain.training.precision=bfloat16"],
+)  # fmt: skip
+def test_another_model_size_or_number_of_workers_is_not_measured(override: str, tmp_path: Path) -> None:
+    measure(tmp_path)
+    assert estimate_time(resolved(override), tmp_path) is None
+    assert format_time(None) == "not measured on this machine"
+
+
+def test_other_machines_and_damaged_runs_do_not_count(tmp_path: Path) -> None:
+    assert estimate_time(resolved(), tmp_path) is None
+    measure(tmp_path, host="elsewhere")
+    assert estimate_time(resolved(), tmp_path) is None
+    for name, file in (("a", "result.json"), ("b", "status.json"), ("c", "model/config.json")):
+        (measure(tmp_path, name=name) / file).write_text("{")
+    (measure(tmp_path, name="d") / "status.json").unlink()
+    assert estimate_time(resolved(), tmp_path) is None
+    measure(tmp_path, name="e")
+    assert estimate_time(resolved(), tmp_path) == TimeEstimate(150.0, "e")
+
+
+def test_more_than_an_hour_on_cpus_names_what_shortens_it() -> None:
+    stage = resolved("stages.pretrain.training.epochs=7.5", "stages.pretrain.training.steps=null").stage
+    (warning,) = long_warning(stage, TimeEstimate(3601.0, "earlier"))
+    assert warning.endswith("training.epochs (7.5), data.image_size (32), model.name (scalablevit_tiny)")
+    (by_steps,) = long_warning(resolved(*STEPS).stage, TimeEstimate(3601.0, "earlier"))
+    assert "training.steps (36), " in by_steps
+    assert long_warning(stage, TimeEstimate(3600.0, "earlier")) == long_warning(stage, None) == []
+    on_gpu = resolved("cluster.gpus_per_worker=1").stage
+    assert long_warning(on_gpu, TimeEstimate(9e9, "earlier")) == []
