@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / RUNS / folder
     page = gather(folder.absolute())
-    print("\n".join([f"stage {stage.name}: {stage.state}" + ("" if stage.readable else f"; {stage.problem}")
+    print("\n".join([f"stage {stage.name}: {stage.state}" + (f"; {stage.problem}" if stage.problem else "")
                      for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
     if options.dry_run:

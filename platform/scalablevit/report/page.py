@@ -72,7 +72,8 @@ class Stage:
     time: WorkTime | None = None
     machine: str = ""
     """What it ran on, in words."""
-    readable: ClassVar[bool] = True
+    problem: ClassVar[str] = ""
+    """See `UnreadStage`."""
 
     @property
     def task(self) -> TaskInfo:
@@ -98,7 +99,6 @@ class UnreadStage:
     time: WorkTime | None
     machine: str
     why: ClassVar[str] = ""
-    readable: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def remarks(stage: Stage) -> list[str]:
     if result is None:
         return []
     for table in class_tables(stage)[:1]:
-        name, value = min((table.shown | table.folded).items(), key=lambda pair: pair[1], default=("", 0.0))
+        name, value = min({**table.shown, **table.folded}.items(), key=lambda pair: pair[1], default=("", 0.0))
         if len(table.shown) > 1:
             found.append(f"Weakest class: {name} ({table.metric} {value:.4f}).")
     wrong = confusions(stage)
