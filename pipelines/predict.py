@@ -1,4 +1,4 @@
-"""Answer a folder of images with a registered model."""
+"""Answer images with a registered model or a finished run: a folder, one image, or a list."""
 
 import sys
 

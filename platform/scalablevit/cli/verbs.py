@@ -35,7 +35,10 @@ VERBS = {
         "scalablevit.cli.tune", "Search a recipe's values by Ray Tune, train the best in full, and register it."
     ),
     "evaluate": Verb("scalablevit.cli.evaluate", "Evaluate a registered model, on the workers of the Ray cluster."),
-    "predict": Verb("scalablevit.cli.predict", "Answer a folder of images with a registered model."),
+    "predict": Verb(
+        "scalablevit.cli.predict",
+        "Answer images with a registered model or a finished run: a folder, one image, or a list.",
+    ),
     "promote": Verb(
         "scalablevit.cli.promote", "Make a candidate the champion of its registered model if it passes the gate."
     ),
