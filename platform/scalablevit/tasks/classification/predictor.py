@@ -30,9 +30,8 @@ class ClassPredictor:
         """See `tasks.capabilities.BatchPredictor`."""
         task = self._task
 
-        def run(batch: Tensor) -> NDArray[np.float32]:
-            shares: NDArray[np.float32] = task.predict(model, {"image": batch}).softmax(dim=1).cpu().numpy()
-            return shares
+        def run(batch: Tensor) -> list[NDArray[np.float32]]:
+            return list(task.predict(model, {"image": batch}).softmax(dim=1).cpu().numpy())
 
         prepared = [prepare_image(task.stage, image, device) for image in images]
         return [ClassificationPrediction(task.classes, shares) for shares in run_in_passes(prepared, run)]
