@@ -1,4 +1,4 @@
-"""Predict images with a registered model or a finished run."""
+"""Predict images with a registered model or a finished run: a folder, one image, or a list."""
 
 import sys
 

@@ -2,6 +2,8 @@
 
 RUNS = "runs"
 """Below the platform's root: a folder for each job, stage and search."""
+INDEX = "index.html"
+"""In it: a page over all of them."""
 
 # in the folder of a stage's run
 IDENTITY = "run.json"

@@ -55,7 +55,7 @@ def test_masks_are_those_of_the_command_line(root, models, tmp_path):
     assert run(root, "segment", val_images(root, "segment"), out) == 0
     predictions = models["segment"].predict(files)
     for file, prediction in zip(files, predictions, strict=True):
-        assert np.array_equal(np.array(Image.open(out / "masks" / f"{file.name}.png")), prediction.mask)
+        assert np.array_equal(np.array(Image.open(out / "masks" / f"{file.stem}.png")), prediction.mask)
         assert sum(prediction.shares.values()) == pytest.approx(1)
         first = next(iter(prediction.shares))
         assert prediction.shares[first] == (prediction.mask == prediction.classes.index(first)).mean()

@@ -72,7 +72,7 @@ EXIT_2 = {
     "recipe.py new": "is there already",
     "runs.py stop": f"run {RUN} has ended already",
     "replay.py": "holds no step.json",
-    "report.py": "there is no job, stage or search in this folder",
+    f"report.py {RUN}": "there is no job, stage or search in this folder",
 }
 """What is answered instead of exit code 0, by the command's beginning: to a mistake that a page shows, and where a
 command needs more than a toy run."""

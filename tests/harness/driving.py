@@ -107,9 +107,10 @@ def cluster_state() -> dict[str, Any]:
 def predict_on_cluster(job: Any, names: list[str], workers: int) -> list[Any]:
     """What `predict_on_ray` gives."""
     from scalablevit.serving.predict import predict_on_ray
+    from scalablevit.tasks.output import picture_names
 
     with _connected():
-        return list(predict_on_ray(job, names, workers))
+        return list(predict_on_ray(job, picture_names(names), workers))
 
 
 def score_on_cluster(model: str, root: Any) -> Any:

@@ -49,6 +49,7 @@ def test_each_task_leaves_findings_and_pictures(name, wide, shapes, tmp_path):
         height, width = cv2.imread(str(tmp_path / "seen" / picture)).shape[:2]
         assert width == pytest.approx(wide * height, abs=2)
     assert all(case.file.count("/") == 1 and len(case.words) > 10 for case in found.cases)
+    assert {case.outcome for case in found.cases + found.worst} <= {"right", "partly", "wrong"}
 
 
 def test_no_more_images_are_taken_than_allowed(shapes, tmp_path, monkeypatch):

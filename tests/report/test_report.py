@@ -17,9 +17,10 @@ from scalablevit.config.errors import UserError
 from scalablevit.pipeline.report import publish_job
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.collect import gather
-from scalablevit.report.page import MATRIX_CLASSES, curves, precision, render
-from scalablevit.run_files import JOB, REPORT, TRIAL_TABLE
+from scalablevit.report.page import CLASSES, LOWEST, MATRIX_CLASSES, curves, precision, remarks, render
+from scalablevit.run_files import INDEX, JOB, RECIPE, REPORT, TRIAL_TABLE
 from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.status import Best
 from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.viz.palette import class_hex
 
@@ -66,6 +67,144 @@ def test_the_metrics_are_those_of_the_results(job, page):
         shown = {metric.partition(":")[2]: values for metric, values in page.metrics.items()
                  if metric.startswith(f"{name}:")}  # fmt: skip
         assert shown == {metric: {value} for metric, value in expected.items()}
+
+
+def test_the_first_screen_says_when_how_long_on_what_and_what_next(job):
+    root = job[0]
+    page = gather(root / "runs" / "tiny-0")
+    first = HtmlPage(render(replace(page, stages=(), searches=())).replace("\n", " ")).text
+    assert re.search(r"started\s*2\d{3}-\d\d-\d\d \d\d:\d\d UTC\s*took\s*6.1 min in 3 stages", first)
+    assert "1 worker x (1 CPU)" in first or "2 workers x (1 CPU)" in first
+    assert f"predict.py tiny-detect-0 IMAGES --out predictions --root {root}" in first
+    assert f"promote.py tiny-detect --root {root}" in first
+    html = render(page)
+    assert html.index('class="results"') < html.index("What to do next") < html.index("Stage pretrain</h2>")
+
+
+def test_stages_fold_unless_there_is_one(job):
+    several, one = (render(gather(job[0] / "runs" / name)) for name in ("tiny-0", "tiny-detect-0"))
+    assert several.count("<details>\n<summary><h2>Stage") == 3 and "<details open" not in several
+    assert one.count("<details open>\n<summary><h2>Stage") == 1
+
+
+def test_what_is_right_and_wrong_has_a_colour_and_a_shape(job):
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    outcomes = ("right", "partly", "wrong", None)
+    cases = tuple(replace(stage.findings.cases[0], outcome=outcome) for outcome in outcomes)
+    marked = replace(stage, findings=replace(stage.findings, cases=cases, worst=()))
+    html = render(replace(gather(job[0] / "runs" / "tiny-pretrain-0"), stages=(marked,)))
+    figures = re.findall(r"<figure([^>]*)>\s*<img.*?</figure>", html, re.DOTALL)
+    assert figures == [' class="right"', ' class="partly"', ' class="wrong"', ""]
+    for outcome, shape in (("right", "✓"), ("partly", "◐"), ("wrong", "✕")):
+        assert f'<span class="mark {outcome}"><span aria-hidden="true">{shape}</span>' in html
+    wrong = sum(label != answer for label, answer, _ in stage.findings.details["confusions"])
+    right = len(stage.findings.details["confusions"]) - wrong
+    classes = len(stage.result["classes"])
+    assert html.count('<td class="miss"') == wrong > 0 and html.count('<td class="hit"') == classes >= right
+
+
+def test_classes_and_facts_without_data_are_folded(job):
+    page = gather(job[0] / "runs" / "tiny-segment-0")
+    stage = page.stages[0]
+    first, *others = stage.result["classes"]
+    metrics = {name: value for name, value in stage.result["metrics"].items() if name != f"val/iou/{first}"}
+    statistics = (("", "training", "validation"), ("images", "8", "8"), ("pixels of x", "0 (0 %)", "0"))
+    thinned = replace(stage, result={**stage.result, "metrics": metrics}, statistics=statistics)
+    html = render(replace(page, stages=(thinned,)))
+    assert f'<summary>1 class without validation data</summary><p class="note">{first}</p>' in html
+    assert f'class="name">{first}<' not in html and all(f'class="name">{name}<' in html for name in others)
+    folded = html[html.index("1 row without data") :]
+    assert "pixels of x" in folded and "pixels of x" not in html[: -len(folded)]
+
+
+def test_of_many_classes_the_lowest_stand_first(job):
+    page = gather(job[0] / "runs" / "tiny-segment-0")
+    classes = tuple(f"c{number}" for number in range(CLASSES + 1))
+    metrics = {"val/miou": 0.5} | {f"val/iou/{name}": 1 - number / 100 for number, name in enumerate(classes)}
+    stage = replace(page.stages[0], result={**page.stages[0].result, "classes": classes, "metrics": metrics})
+    html = render(replace(page, stages=(stage,)))
+    names = re.findall(r'class="name">([^<]+)<', html)
+    assert names == [*classes[: -LOWEST - 1 : -1], *classes[:-LOWEST]]
+    assert (
+        f"the lowest {LOWEST} of {CLASSES + 1} classes" in html and f"The other {CLASSES + 1 - LOWEST} classes" in html
+    )
+    assert remarks(stage)[0] == f"Weakest class: c{CLASSES} (iou 0.8000)."
+
+
+def test_what_stands_out_is_said(job):
+    stage = gather(job[0] / "runs" / "tiny-pretrain-0").stages[0]
+    details = {"confusions": [[0, 0, 5], [0, 1, 1], [1, 0, 2]]}
+    classes = stage.result["classes"]
+    result = {**stage.result, "last_step": 12, "metrics": {"val/bad_samples": 2.0}}
+    shared = (("", "training", "validation"), ("also in training", "", "3 of 8"))
+    told = replace(stage, result=result, findings=replace(stage.findings, details=details), statistics=shared)
+    assert remarks(told) == [
+        f"Most frequent confusion: {classes[1]} taken for {classes[0]}, 2 of 8 images.",
+        "The last evaluation was the best one: a longer training may reach more.",
+        "2 validation images could not be decoded.",
+        "3 of 8 validation images are also in the training split: the metrics may be too good.",
+    ]
+    assert remarks(replace(stage, result=None)) == []
+
+
+@pytest.fixture
+def gone(job, tmp_path):
+    """The job, whose first stage names a package that is not here."""
+    shutil.copytree(job[0] / "runs", tmp_path / "runs")
+    recipe = tmp_path / "runs" / "tiny-pretrain-0" / RECIPE
+    recipe.write_text(f"{recipe.read_text()}imports: [gone_package]\n")
+    return tmp_path / "runs" / "tiny-0"
+
+
+def test_a_stage_whose_package_is_gone_says_so_and_the_others_are_shown(gone, capsys):
+    assert report.run(parse("report", [str(gone)])) == 0
+    assert "stage pretrain: finished; " in capsys.readouterr().out
+    html = (gone / REPORT).read_text()
+    page = HtmlPage(html)
+    first, second, third = html.split('<div id="stage-')[1:]
+    assert (
+        "there is no package gone_package" in first and "PYTHONPATH" in first and "gone_package" not in second + third
+    )
+    assert page.metrics["pretrain:value"] == {2 / 3} and "pretrain:val/top1" not in page.metrics
+    assert "segment:val/miou" in page.metrics and "detect:val/box_ap" in page.metrics
+
+
+def test_the_index_has_all_runs_the_latest_first(job, tmp_path, capsys):
+    shutil.copytree(job[0] / "runs", tmp_path / "runs")
+    best = Best("val/box_ap", 0.25, 6)
+    for name, started, changes in (
+        ("tiny-0", 100.0, {"unit": "stages", "step": 1, "total": 3}),
+        ("tiny-pretrain-0", 110.0, {}),
+        ("tiny-detect-0", 120.0, {"state": "failed", "why": "workers <died>", "best": best}),
+        (SEARCH, 300.0, {"unit": "trials"}),
+    ):
+        leave_status(tmp_path / "runs" / name, started=started, ended=started + 60, **changes)
+    (tmp_path / "runs" / "tiny-segment-0" / "status.json").write_text("{}")
+    assert report.run(parse("report", ["--index", "--root", str(tmp_path), "--dry-run"])) == 0
+    assert not (tmp_path / "runs" / INDEX).exists()
+    assert report.run(parse("report", ["--index", "--root", str(tmp_path)])) == 0
+    assert f"4 runs, 1 unreadable\nindex: {tmp_path}/runs/{INDEX}" in capsys.readouterr().out
+    html = (tmp_path / "runs" / INDEX).read_text()
+    page = HtmlPage(html)
+    rows = re.findall(r'<tr( class="sub")?><th scope="row">(?:<a href="([^"]+)">)?([^<]+)', html)
+    assert rows == [
+        ("", "", SEARCH),
+        ("", "tiny-0/report.html", "tiny-0"),
+        (' class="sub"', "tiny-0/report.html#stage-1", "tiny-pretrain-0"),
+        (' class="sub"', "tiny-0/report.html#stage-2", "tiny-detect-0"),
+        ("", "", "tiny-segment-0"),
+    ]
+    assert "box_ap 0.2500" in page.text and "workers <died>" in page.text and "1970-01-01 00:05 UTC" in page.text
+    assert re.findall(r'class="state (\w+)"', html) == ["finished", "finished", "finished", "failed", "unreadable"]
+    assert page.all("script") == [] and all(each.startswith("tiny-0/") for each in page.loads())
+
+
+def test_a_run_or_the_index_is_made_not_both_and_not_neither(tmp_path):
+    for arguments in (["tiny-0", "--index"], []):
+        with pytest.raises(UserError, match="name a run to make its report, or --index"):
+            report.run(parse("report", [*arguments, "--root", str(tmp_path)]))
+    with pytest.raises(UserError, match="there are no runs"):
+        report.run(parse("report", ["--index", "--root", str(tmp_path)]))
 
 
 def test_each_stage_has_its_kind_of_picture(job, page):
@@ -192,7 +331,7 @@ def test_many_classes_are_told_by_their_most_frequent_confusions(job):
 def test_a_class_has_one_colour_on_the_page_and_in_its_pictures(job):
     """The palette's by its number, as in `tests/viz/test_palette.py`: of bars, curves, and what single images show."""
     page = gather(job[0] / "runs" / "tiny-0")
-    sections = render(page).split('<h2 id="stage-')[1:]
+    sections = render(page).split('<div id="stage-')[1:]
     bar = r'class="name">([^<]+)</th><td class="bar"[^>]*><span style="width:[^;]+;background:([^"]+)"'
     for stage, section in zip(page.stages[1:], sections[1:], strict=False):  # classification has no metrics of classes
         palette = {name: class_hex(number) for number, name in enumerate(stage.result["classes"])}

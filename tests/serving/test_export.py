@@ -102,9 +102,11 @@ def test_a_classifier_for_any_size(root, tmp_path, capsys):
     sides = ["stages.pretrain.data.image_size=40", "stages.pretrain.data.eval_resize=40"]
     model = finished_run(root, "pretrain", *SMALL_RESNET, *sides, run="resnet")
     assert run(root, "pretrain", model, tmp_path / "dry", "--dry-run") == 0 and not (tmp_path / "dry").exists()
+    assert capsys.readouterr().out.endswith(f"the exports and export.json would be in {tmp_path / 'dry'}\n")
     out = tmp_path / "out"
     assert run(root, "pretrain", model, out) == 0
     said = capsys.readouterr().out
+    assert said.endswith(f": export.json, network.onnx, network.pt2 are in {out}\n")
     assert "(N, 3, H, W), of any size from 33x33" in said and "network.onnx differs by" in said and "4x3x77x53" in said
     note = facts(out)
     assert note["sizes"] == "any" and note["parts"][0]["input"] == {"pixels": ["N", 3, "H", "W"]}

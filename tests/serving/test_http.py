@@ -171,7 +171,7 @@ def test_boxes(registry, root, monkeypatch, tmp_path):
     assert run_lengths.decode(answer["masks"][0]).shape == (SIDE, SIDE)
     written = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
     assert [each["score"] for each in written] == answer["scores"]
-    assert (tmp_path / "out" / "overlays" / f"{file.name}.jpg").is_file()
+    assert (tmp_path / "out" / "overlays" / f"{file.stem}.jpg").is_file()
 
 
 @pytest.mark.long

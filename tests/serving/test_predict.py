@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.pipeline import trained_models
 from scalablevit.serving.model import ImageModel
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.detection.outputs import Detections
 from scalablevit.viz.palette import class_colors
 
@@ -78,7 +80,7 @@ def test_masks_of_a_folder(root, tmp_path):
     assert run(root, "segment", images, out) == 0
     model = trained(root, "segment")
     for file in sorted(images.iterdir())[:3]:
-        mask = Image.open(out / "masks" / f"{file.name}.png")
+        mask = Image.open(out / "masks" / f"{file.stem}.png")
         said = answer(model, file)
         assert mask.mode == "P" and mask.size == (SIDE, SIDE)
         labels = np.array(mask)
@@ -88,7 +90,7 @@ def test_masks_of_a_folder(root, tmp_path):
         assert [line["class"] for line in lines] == said["classes"]
         first = model.task.classes.index(said["classes"][0])
         assert float(lines[0]["share"]) == pytest.approx((labels == first).mean(), abs=1e-6)
-        drawn = Image.open(out / "overlays" / f"{file.name}.jpg")
+        drawn = Image.open(out / "overlays" / f"{file.stem}.jpg")
         assert drawn.width >= 480 and drawn.height > drawn.width  # enlarged, with a legend below
     assert [line["class"] for line in table(out / "classes.csv")] == list(model.task.classes)
 
@@ -115,8 +117,25 @@ def test_only_clear_detections_are_drawn(tmp_path):
     output = Detections(["a", "b"], tmp_path)
     output.write_pictures("both", image, answer)
     output.write_pictures("clear", image, {key: values[:1] for key, values in answer.items()})
-    both, clear = (Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear"))
-    assert both == clear and len(set(both)) > 2
+    output.shown_score = 0.2
+    output.write_pictures("all", image, answer)
+    both, clear, all_drawn = (
+        Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear", "all")
+    )
+    assert both == clear != all_drawn and len(set(both)) > 2
+
+
+@pytest.mark.parametrize(("threshold", "drawn"), [("", 0), ("0.0", 12), ("0.99", 0)])
+def test_a_score_threshold_that_is_asked_for_is_that_of_the_overlays(root, tmp_path, monkeypatch, threshold, drawn):
+    """An untrained detector is sure of nothing: only a threshold of 0 shows its boxes."""
+    boxes = []
+    monkeypatch.setattr(
+        "scalablevit.tasks.detection.outputs.draw_boxes",
+        lambda image, found, *_: boxes.append(len(found)) or Image.fromarray(image),
+    )
+    override = [f"task.score_threshold={threshold}"] if threshold else []
+    assert run(root, "detect", val_images(root, "detect"), tmp_path / "out", *override) == 0
+    assert len(boxes) == 12 and sum(count > 0 for count in boxes) == drawn
 
 
 def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, tmp_path, capsys):
@@ -173,12 +192,14 @@ def test_transparent_pixels_are_the_recipes_mean_wherever_a_model_sees_them(root
     ), transparent_label
 
 
-def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path):
+def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path, capsys):
     shutil.copy(images / "0.jpg", images / "0.png")  # a JPEG by its content
     (images / "2.jpg").rename(images / "\udce4\n.jpg")
     assert run(root, "segment", images, tmp_path / "out") == 0
     masks = {path.name for path in (tmp_path / "out" / "masks").rglob("*.png")}
-    assert masks == {"0.jpg.png", "0.png.png", "\udce4\n.jpg.png", "1.jpg.png", "3.jpg.png"}
+    assert masks == {"0.png", "0_2.png", "\udce4\n.png", "1.png", "3.png"}
+    assert "differ in their suffix alone are numbered: 0.png as 0_2\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["numbered"] == {"0.png": "0_2"}
     assert {line["file"] for line in table(tmp_path / "out" / "shares.csv")} >= {"\\udce4\\n.jpg", "0.png"}
 
 
@@ -190,7 +211,7 @@ def test_an_earlier_prediction_is_replaced_only_when_asked(root, images, tmp_pat
     (images / "0.jpg").unlink()
     (out / "mine.txt").write_text("kept")
     assert run(root, "segment", images, out, "--overwrite") == 0
-    assert not (out / "masks" / "0.jpg.png").exists() and (out / "masks" / "2.jpg.png").exists()
+    assert not (out / "masks" / "0.png").exists() and (out / "masks" / "2.png").exists()
     assert (out / "mine.txt").read_text() == "kept"
     assert run(root, "pretrain", images, out, "--overwrite") == 0
     assert not (out / "masks").exists(), "masks of another model beside its labels"
@@ -253,9 +274,10 @@ def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
 
 
 def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):
-    """Longer by `.png` than a file system takes."""
-    long = "a" * 250 + ".jpg"
-    (images / "0.jpg").rename(images / long)
+    """Longer by its number than a file system takes."""
+    long = "a" * 251 + ".png"
+    (images / "0.jpg").rename(images / long.replace("png", "jpg"))
+    (images / "2.jpg").rename(images / long)
     assert run(root, "segment", images, tmp_path / "out") == 1
     assert "answered 3 of 4 images" in capsys.readouterr().out
     (line,) = table(tmp_path / "out" / "bad_images.csv")
@@ -288,6 +310,73 @@ def test_a_folder_of_something_else_is_refused_even_with_overwrite(root, images,
     with pytest.raises(UserError, match="is not empty"):
         run(root, "segment", images, tmp_path / "out", "--overwrite")
     assert (tmp_path / "out" / "masks" / "drawn_by_hand.png").exists()
+
+
+def test_one_image_is_answered_also_beside_its_answers(root, images, tmp_path):
+    assert run(root, "segment", images / "0.jpg", images / "out") == 0
+    assert [path.name for path in (images / "out" / "masks").iterdir()] == ["0.png"]
+    assert {line["file"] for line in table(images / "out" / "shares.csv")} == {"0.jpg"}
+    (images / "notes.doc").write_text("no image")
+    with pytest.raises(UserError, match=r"notes\.doc is left out: \.doc is not the suffix of an image"):
+        run(root, "segment", images / "notes.doc", tmp_path / "out")
+
+
+def test_a_list_of_images_is_answered_in_its_order(root, images, tmp_path):
+    chosen = images / "chosen.txt"
+    chosen.write_bytes(b"\xef\xbb\xbfsub/3.jpg\r\n\n0.jpg\nnotes.md\n")
+    (images / "notes.md").write_text("no image")
+    assert run(root, "pretrain", chosen, tmp_path / "out") == 0
+    assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["sub/3.jpg", "0.jpg"]
+    assert [line["file"] for line in table(tmp_path / "out" / "left_out.csv")] == ["notes.md"]
+    (tmp_path / "elsewhere.txt").write_text(f"{images}/sub/1.jpg\nimages/2.jpg\n")
+    assert run(root, "pretrain", tmp_path / "elsewhere.txt", tmp_path / "out", "--overwrite") == 0
+    assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["images/sub/1.jpg", "images/2.jpg"]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "up.txt").write_text(f"../images/sub/1.jpg\n{images}/2.jpg\n")
+    assert run(root, "pretrain", tmp_path / "lists" / "up.txt", tmp_path / "out", "--overwrite") == 0
+    assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["sub/1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("0.jpg\nabsent.jpg\nsub/none.jpg\n", r"2 of 3 lines name no file: line 2: .*/absent\.jpg, line 3: "),
+        ("0.jpg\n\nsub/../0.jpg\n", r"line 3 names .*/0\.jpg again, as line 1"),
+        ("\n", "names no image"),
+        ("chosen.txt\n", "names no image"),
+    ],
+)
+def test_a_list_with_a_mistake_is_refused_before_anything_is_loaded(root, images, tmp_path, lines, said):
+    (images / "chosen.txt").write_text(lines)
+    with pytest.raises(UserError, match=said):
+        run(root, "pretrain", images / "chosen.txt", tmp_path / "out")
+
+
+def test_answers_never_replace_listed_images(root, images):
+    (images.parent / "chosen.txt").write_text("images/sub/1.jpg\n")
+    with pytest.raises(UserError, match="are in each other"):
+        run(root, "pretrain", images.parent / "chosen.txt", images, "--overwrite")
+
+
+def test_the_time_of_loading_is_not_in_the_speed(root, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scalablevit.serving.predict.load_trained", slow := Slow(load_trained))
+    assert run(root, "pretrain", images, tmp_path / "out") == 0
+    said = re.search(r"answered 4 of 4 images, (\S+) images/s without the loading of the model; (\S+) s in all; they "
+                     rf"are in {tmp_path}/out", capsys.readouterr().out)  # fmt: skip
+    assert slow.seconds < float(said[2]) and 4 / float(said[1]) < float(said[2]) - slow.seconds + 0.1
+
+
+class Slow:
+    """A function that takes longer."""
+
+    seconds = 0.5
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        time.sleep(self.seconds)
+        return self.function(*arguments)
 
 
 def test_links_out_of_the_folder_are_refused(root, images, tmp_path):

@@ -40,8 +40,11 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     assert run(registry, name, "promotion.min_value=1.0") == 1
     assert champion_of(client, name) is None
     assert "below the minimum" in client.get_model_version(name, "1").tags[tags.PROMOTION]
+    place = client.tracking_uri
+    assert f"there is no champion; the reasons are tags of version 1 in {place}\n" in capsys.readouterr().out
     assert run(registry, name) == 0
-    assert "the limits alone: there was no champion" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the limits alone: there was no champion" in said and f"@champion is version 1 in {place}; `" in said
     assert champion_of(client, name) == 1
     assert run(registry, name) == 0
     assert "is the champion already" in capsys.readouterr().out
@@ -52,9 +55,14 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     refused = client.get_model_version(name, "2").tags
     assert refused[tags.PROMOTION].startswith("refused against champion version 1: the gain")
     assert tags.PREVIOUS_CHAMPION not in refused
-    capsys.readouterr()
+    assert f"@champion stays version 1; the reasons are tags of version 2 in {place}\n" in capsys.readouterr().out
     assert run(registry, name, *EVEN, "--dry-run") == 0
-    assert "nothing was written or moved" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{name} version 2: would be promoted against champion version 1" in said
+    assert (
+        f"nothing was written or moved; models:/{name}@champion would be version 2, and not 1 any more, in {place}\n"
+        in said
+    )
     assert champion_of(client, name) == 1 and client.get_model_version(name, "2").tags == refused
     assert run(registry, name, *EVEN) == 0
     said = capsys.readouterr().out
@@ -68,8 +76,10 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
 
     assert run(registry, name, "--rollback", "--dry-run") == 0
     assert champion_of(client, name) == 2
+    said = capsys.readouterr().out
+    assert "champion would go back from version 2 to version 1\ndry run: nothing was written or moved in" in said
     assert run(registry, name, "--rollback") == 0
-    assert champion_of(client, name) == 1
+    assert champion_of(client, name) == 1 and f"@champion is version 1 in {place}\n" in capsys.readouterr().out
     assert "champion is version 1 again" in client.get_model_version(name, "2").tags[tags.ROLLED_BACK]
     with pytest.raises(UserError, match="no champion came before version 1"):
         run(registry, name, "--rollback")

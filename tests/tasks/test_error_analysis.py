@@ -22,7 +22,8 @@ def test_a_class_image_is_as_wrong_as_its_loss():
     scores = analysis.update(logits, label_batch(label=torch.tensor([0, 2]), index=torch.tensor([7, 5])))
     assert [each.number for each in scores] == [7, 5]
     assert [each.error for each in scores] == pytest.approx([0.03596, 4.03596], abs=1e-4)
-    assert scores[1].words == "label cow, answer cat 0.96; loss 4.04"
+    assert scores[1].words == "label cow, predicted cat 0.96; loss 4.04"
+    assert [each.outcome for each in scores] == ["right", "wrong"]
     assert analysis.details() == {"confusions": [[0, 0, 1], [2, 0, 1]]}
 
 
@@ -33,6 +34,16 @@ def test_a_mask_is_as_wrong_as_its_overlaps():
     scores = MaskErrorAnalysis(NAMES).update([found], mask_batch(mask=[truth], index=torch.tensor([3])))
     assert scores[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
     assert scores[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
+
+
+@pytest.mark.parametrize(
+    ("predicted", "outcome"),
+    [([0, 0, 1, 1], "right"), ([0, 1, 1, 1], "right"), ([0, 0, 0, 0], "partly"), ([1, 1, 0, 2], "wrong")],
+)
+def test_a_mask_is_right_where_every_class_overlaps_by_half(predicted, outcome):
+    truth, found = (torch.tensor([row], dtype=torch.uint8) for row in ([0, 0, 1, 1], predicted))
+    (score,) = MaskErrorAnalysis(NAMES).update([found], {"mask": [truth], "index": torch.tensor([0])})
+    assert score.outcome == outcome
 
 
 def test_pixels_are_counted_as_by_the_metric():
@@ -69,6 +80,7 @@ def test_boxes_are_found_missed_and_false():
     )
     scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([4])))
     assert (scores[0].number, scores[0].words) == (4, "1 of 2 objects found, 1 false")
+    assert scores[0].outcome == "partly"
     assert scores[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
 
 
@@ -84,6 +96,7 @@ def test_every_detection_counts_however_many_there_are():
     )
     scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([0])))
     assert (scores[0].error, scores[0].words) == (0.0, "120 of 120 objects found, 0 false")
+    assert scores[0].outcome == "right"
 
 
 def test_precision_by_recall_has_the_metrics_area():
@@ -97,6 +110,14 @@ def test_precision_by_recall_has_the_metrics_area():
     assert set(curves) == set(CLASSES[:4])  # of class 4 there is no object
 
 
+def test_an_image_whose_objects_are_all_missed_is_wrong():
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    truth = Instances((20, 20), box, np.array([0]), np.array([False]), np.full(1, 100, np.float32), None)
+    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    (score,) = BoxErrorAnalysis(NAMES).update([nothing], {"instances": [truth], "index": torch.tensor([0])})
+    assert (score.error, score.outcome) == (1.0, "wrong")
+
+
 def test_images_without_objects_or_detections_are_judged():
     empty = Instances((20, 20), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool),
                       np.zeros(0, np.float32), None)  # fmt: skip
@@ -104,4 +125,5 @@ def test_images_without_objects_or_detections_are_judged():
     analysis = BoxErrorAnalysis(NAMES)
     scores = analysis.update([nothing], instance_batch(instances=[empty], index=torch.tensor([0])))
     assert (scores[0].error, scores[0].words) == (0.0, "0 of 0 objects found, 0 false")
+    assert scores[0].outcome == "right"
     assert analysis.details() == {"precision": {}}

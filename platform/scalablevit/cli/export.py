@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
     print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
     if options.dry_run:
-        print("dry run: nothing was written")
+        print(f"dry run: nothing was written; the exports and {NOTE} would be in {shown(out.absolute())}")
         return 0
     try:
         data = stage.data
@@ -122,6 +122,8 @@ def run(options: argparse.Namespace) -> int:
             note["detector"] = detector.facts()
             faithful = faithful and detector.faithful
         (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = sorted(file.name for file in made.iterdir())
+    print(f"exported {options.model}: {', '.join(files)} are in {shown(out.absolute())}")
     if not faithful:
         print("an export answers otherwise than the model: do not use it")
         return 1

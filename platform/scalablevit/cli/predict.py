@@ -1,19 +1,30 @@
-"""A folder of images, answered by a registered model or a finished run."""
+"""Images, answered by a registered model or a finished run."""
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.arguments import add_model, add_root
-from scalablevit.cli.prediction_folder import BAD, LEFT_OUT, NOTE, check_out, deliver, print_left_out, tabulate
+from scalablevit.cli.prediction_folder import (
+    BAD,
+    LEFT_OUT,
+    NOTE,
+    Written,
+    check_out,
+    deliver,
+    print_left_out,
+    tabulate,
+)
+from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError, mask_credentials
+from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import left_out, list_images
+from scalablevit.data.sources.files import left_out
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
 
@@ -27,16 +38,22 @@ task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
 MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
 THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
 
-What is written, by the model's task (file names are relative to IMAGES):
+IMAGES is a folder, with its subfolders; one image; or a list that ends in .txt, with one path on each line, absolute or
+relative to the list's folder.
+
+What is written, by the model's task (file names are relative to the folder, or to the folder of the image or the list):
   classification  labels.csv: file, label, probability, top5
-  segmentation    masks/<file>.png (a class index per pixel, with a palette), overlays/<file>.jpg, classes.csv, and
+  segmentation    masks/<name>.png (a class index per pixel, with a palette), overlays/<name>.jpg, classes.csv, and
                   shares.csv: file, class, share of its pixels
-  detection       detections.json (COCO's format, with a score for each annotation), overlays/<file>.jpg (of scores
-                  of {SHOWN_SCORE} or more)
-and {NOTE}. Images that cannot be decoded, or whose names are too long for those of their pictures, are
-named in {BAD} and left out of the rest; files that are no images by their suffixes are named in
-{LEFT_OUT}. If it is interrupted, nothing is written, and with --overwrite the earlier prediction stays. A killed
-process may leave a hidden folder .partial-... in DIR, or next to a new DIR; the next prediction prints its path.
+  detection       detections.json (COCO's format, with a score for each annotation), overlays/<name>.jpg (of scores
+                  of {SHOWN_SCORE} or more; with an override of task.score_threshold, of that or more)
+and {NOTE}. <name> is the file's name without its suffix; of images that differ in the suffix alone, the second
+and later ones are numbered, as in X_2, and a line names them.
+
+Images that cannot be decoded, or whose names are too long for the files to write, are named in {BAD} and left out
+of the rest; files that are no images by their suffixes are named in {LEFT_OUT}. If it is interrupted, nothing is
+written, and with --overwrite the earlier prediction stays. A killed process may leave a hidden folder .partial-... in
+DIR, or next to a new DIR; the next prediction prints its path.
 
 With RAY_ADDRESS the images are divided among the cluster's processes (IMAGES, --out and --root must be folders that
 every node sees); without, this process predicts them all.
@@ -47,7 +64,9 @@ Exit codes: 0 every image predicted; 1 bad images, all named; 2 something that y
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     add_model(parser, ", or http://HOST:PORT")
-    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, with its subfolders")
+    parser.add_argument(
+        "images", metavar="IMAGES", type=Path, help="folder of images, one image, or a list of paths that ends in .txt"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the predictions"
@@ -61,57 +80,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `add_arguments`."""
-    images, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
+    given, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
     if "://" in options.model:
         from scalablevit.cli.predict_served import run_served
 
-        return run_served(options, images, out)
+        return run_served(options, given, out)
     root = platform_root(options.root, make=False)
-    names, ignored = list_images(images)
+    images = find_images(given)
     check_out(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
-    print(f"  images  {len(names)} in {shown(images)}, {left_out(ignored)}", flush=True)
+    print(f"  images  {len(images.names)} in {shown(given)}, {left_out(images.ignored)}", flush=True)
     if options.dry_run:
-        print_left_out(ignored)
+        print_left_out(images.ignored)
         print("dry run: nothing was written")
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-             "images": shown(images), "ignored": len(ignored),
+             "images": shown(given), "ignored": len(images.ignored),
              "overrides": [mask_credentials(each) for each in options.overrides]}  # fmt: skip
-    return deliver(
-        out,
-        len(names),
-        ignored,
-        lambda folder: (_write(stage, tuple(config["classes"]), weights, (images, names), folder, root), facts),
-    )
+    score = getattr(stage.task, "score_threshold", None) if _sets_score(options.overrides) else None
+
+    def write(folder: Path, pictures: Mapping[str, str]) -> Written:
+        return _write(stage, tuple(config["classes"]), (weights, images, score), pictures, folder, root)
+
+    loading = "with the loading of the model" if os.environ.get("RAY_ADDRESS") else "without the loading of the model"
+    return deliver(out, images, facts, write, timed=loading)
+
+
+def _sets_score(overrides: list[str]) -> bool:
+    """Whether an override names the score threshold, by itself or within the task's section."""
+    paths = [path_in_stage(each) for each in overrides]
+    return ["task", "score_threshold"] in [list(path) for path in paths]
 
 
 def _write(
     stage: Stage,
     classes: tuple[str, ...],
-    weights: str,
-    images: tuple[Path, list[str]],
+    what: tuple[str, GivenImages, float | None],
+    pictures: Mapping[str, str],
     out: Path,
     root: Path,
-) -> int:
-    """Answer all images into `out`; how many were bad."""
+) -> Written:
+    """Answer all images into `out`.
+
+    Args:
+        stage: of the model.
+        classes: of the model.
+        what: file of the weights, images, and the score from which on detections are drawn.
+        pictures: names of the images' pictures.
+        out: folder of the answers.
+        root: the platform's root.
+    """
     from scalablevit.serving.predict import Job
     from scalablevit.tasks.registry import task_kind
 
-    folder, names = images
+    weights, images, score = what
     output = task_kind(stage.task.kind).build_output(classes, out)
-    job = Job(stage.model_dump_json(), classes, weights, str(folder), str(out))
-    return tabulate(output, _predict(job, names, root, stage), out, len(names))
+    job = Job(stage.model_dump_json(), classes, weights, str(images.folder), str(out), score)
+    return tabulate(output, _predict(job, pictures, root, stage), out, len(images.names))
 
 
-def _predict(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
+def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
     from scalablevit.serving.predict import predict_here, predict_on_ray
 
     if not os.environ.get("RAY_ADDRESS"):
-        return predict_here(job, names)
+        return predict_here(job, pictures)
     from scalablevit.pipeline import cluster
 
     cluster.connect([], root, imports=stage.imports)
@@ -126,4 +161,4 @@ def _predict(job: Any, names: list[str], root: Path, stage: Stage) -> Iterator[t
             fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to predict in this process",
         )
     print(f"  cluster room for {processes} processes", flush=True)
-    return predict_on_ray(job, names, processes)
+    return predict_on_ray(job, pictures, processes)

@@ -2,16 +2,17 @@
 
 import csv
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.cli.prediction_input import GivenImages, refuse_overlap
 from scalablevit.config.errors import UserError
-from scalablevit.config.task_info import TASKS
+from scalablevit.config.task_info import TASKS, task_info
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import why_left_out
+from scalablevit.data.sources.files import first, stem, why_left_out
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
 from scalablevit.text import and_more
 
@@ -27,36 +28,64 @@ SHOWN = 20
 SAY_EVERY_S = 10.0
 
 
-def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path], tuple[int, dict[str, Any]]]) -> int:
-    """Fill the folder, add the note and say what became of `count` images.
+@dataclass(frozen=True)
+class Written:
+    """What came of the images."""
+
+    bad: int
+    """Images without an answer."""
+    seconds: float
+    """From the loaded model to the last answer."""
+
+
+def deliver(
+    out: Path,
+    images: GivenImages,
+    facts: Mapping[str, Any],
+    write: Callable[[Path, Mapping[str, str]], Written],
+    *,
+    timed: str = "",
+) -> int:
+    """Fill the folder, add the note and say what became of the images.
 
     Args:
         out: see `check_out`.
-        count: of the images.
-        ignored: files of the images' folder that are no images by their names.
-        write: answers into a folder; gives how many images were bad, and facts for the note.
+        images: those to predict.
+        facts: for the note, its `task` among them.
+        write: answers into a folder, with the names of the images' pictures by their own.
+        timed: what else the time of the answers has in it, for the screen.
 
     Returns:
         The exit code.
     """
-    started = time.monotonic()
+    from scalablevit.tasks.output import picture_names  # imported late: it loads NumPy
+
+    started, count, ignored = time.monotonic(), len(images.names), images.ignored
+    pictures = picture_names(images.names)
+    numbered = {name: picture for name, picture in pictures.items() if picture != stem(name)}
+    if not any("." not in each for each in task_info(facts["task"]).output_files):
+        numbered = {}  # nothing is drawn
+    if numbered:
+        named = first([f"{name} as {picture}" for name, picture in numbered.items()])
+        print(f"  names   pictures of images that differ in their suffix alone are numbered: {named}", flush=True)
     written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
     with write_folder(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
-        bad, facts = write(folder)
+        done = write(folder, pictures)
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "reason"))
             table.writerows((shown(name), why_left_out(name)) for name in ignored)
-        note = {**facts, "answered": count - bad, "bad": bad}
+        note = {**facts, "answered": count - done.bad, "bad": done.bad, "numbered": numbered}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    seconds = time.monotonic() - started
-    print(f"answered {count - bad} of {count} images in {seconds:.1f} s; they are in {shown(out)}")
-    if bad:
-        print(f"{bad} images have no answer, and why: {shown(out / BAD)}")
+    rate = f"{count / max(done.seconds, 1e-9):.3g} images/s {timed}".rstrip()
+    print(f"answered {count - done.bad} of {count} images, {rate}; {time.monotonic() - started:.1f} s in all; they are "
+          f"in {shown(out)}")  # fmt: skip
+    if done.bad:
+        print(f"{done.bad} images have no answer, and why: {shown(out / BAD)}")
     if ignored:
         print_left_out(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
-    return 1 if bad else 0
+    return 1 if done.bad else 0
 
 
 def print_left_out(ignored: Sequence[str]) -> None:
@@ -67,17 +96,13 @@ def print_left_out(ignored: Sequence[str]) -> None:
         print(more)
 
 
-def check_out(out: Path, images: Path, overwrite: bool) -> None:
+def check_out(out: Path, images: GivenImages, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or in which answers would be taken for images.
 
     Raises:
         UserError: it is no folder, cannot be written, is in IMAGES or around them, or holds other things.
     """
-    here, there = Path(os.path.realpath(out)), Path(os.path.realpath(images))
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise UserError(
-            f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
-        )
+    refuse_overlap(out, images)
     refuse_unusable(out)
     if not out.exists() or not any(out.iterdir()):
         return
@@ -93,8 +118,8 @@ def check_out(out: Path, images: Path, overwrite: bool) -> None:
         )
 
 
-def tabulate(output: "Output", answers: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> int:
-    """Tables of the answers, and of `bad` images; how many were bad."""
+def tabulate(output: "Output", answers: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> Written:
+    """Write tables of the answers, and of `bad` images; the clock starts when this is called."""
     started, said, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -110,4 +135,4 @@ def tabulate(output: "Output", answers: Iterable[tuple[str, "Answer"]], out: Pat
             if time.monotonic() > said + SAY_EVERY_S:
                 said = time.monotonic()
                 print(f"  {number} of {count} images, {number / (said - started):.3g}/s", flush=True)
-    return bad
+    return Written(bad, time.monotonic() - started)

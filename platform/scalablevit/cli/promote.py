@@ -28,6 +28,7 @@ from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
+from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
 from scalablevit.training.data_listing import store_listings
 
@@ -334,20 +335,43 @@ def _promote_or_refuse(
     before = None if champion is None else champion.version.version
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
-    print(f"{name} version {number}: {verdict}")
+    print(f"{name} version {number}: {'would be ' * dry_run}{verdict}")
     if dry_run:
-        print("dry run: nothing was written or moved")
+        print(f"dry run: nothing was written or moved; {_outcome(uri, candidate, before, missed, dry_run=True)}")
         return 1 if missed else 0
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
         write_tags(uri, name, number, written)
+        print(_outcome(uri, candidate, before, missed))
         return 1
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
-    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
-    print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
+    print(_outcome(uri, candidate, before, missed))
     return 0
+
+
+def _outcome(
+    uri: str, candidate: Contender, before: int | None, missed: Sequence[str], *, dry_run: bool = False
+) -> str:
+    """What became of the alias, or would become of it without --dry-run, and where.
+
+    Args:
+        uri: of MLflow.
+        candidate: the version that was compared.
+        before: number of the champion so far; None: there was none.
+        missed: why the gate refuses; empty: it does not.
+        dry_run: nothing was done.
+    """
+    name, number = candidate.version.name, candidate.version.version
+    alias, place = f"models:/{name}@{CHAMPION}", without_credentials(uri)
+    if missed:
+        stays = f"{alias} {'would stay' if dry_run else 'stays'} version {before}" if before else "there is no champion"
+        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
+    if dry_run:
+        return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
+    return f"{alias} is version {number} in {place}; `{back}` takes it back"
 
 
 def _evidence(
@@ -414,12 +438,13 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> i
             f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"
         )
     tags_of(uri, name, int(previous))  # still there?
-    print(f"{name}: champion goes back from version {champion} to version {previous}")
+    print(f"{name}: champion {'would go' if dry_run else 'goes'} back from version {champion} to version {previous}")
     if dry_run:
-        print("dry run: nothing was written or moved")
+        print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
         return 0
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
+    print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
     return 0
 
 

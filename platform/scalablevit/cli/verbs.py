@@ -36,7 +36,10 @@ VERBS = {
         "Search hyper-parameters with Ray Tune, train the best ones at full length, and register the model.",
     ),
     "evaluate": Verb("scalablevit.cli.evaluate", "Evaluate a registered model or a finished run on Ray workers."),
-    "predict": Verb("scalablevit.cli.predict", "Predict images with a registered model or a finished run."),
+    "predict": Verb(
+        "scalablevit.cli.predict",
+        "Predict images with a registered model or a finished run: a folder, one image, or a list.",
+    ),
     "promote": Verb(
         "scalablevit.cli.promote", "Make a candidate the champion of its registered model if it passes the gate."
     ),

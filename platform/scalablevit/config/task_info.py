@@ -60,6 +60,8 @@ class TaskInfo:
     """Whether the network takes a list of images (3, height, width) in place of one tensor."""
     drawn_in_pairs: bool = True
     """Whether truth and prediction of an image are drawn next to each other; else the image is drawn once."""
+    right_means: str = ""
+    """When the prediction for an image counts as right, and when as partly right, in words; empty: it is not said."""
 
     @property
     def best_metric(self) -> str:
@@ -110,6 +112,7 @@ _ENTRIES = (
         output_files=("labels.csv",),
         confusion_unit="images",
         drawn_in_pairs=False,
+        right_means="the label is the most probable class",
     ),
     TaskInfo(
         kind="segmentation",
@@ -121,6 +124,7 @@ _ENTRIES = (
         checks_micro_batches=True,
         serving_packages=("onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine"),
         output_files=("shares.csv", "classes.csv", "masks", "overlays"),
+        right_means="every class has an IoU of 0.5 or more; partly: some classes have",
     ),
     TaskInfo(
         kind="detection",
@@ -135,6 +139,7 @@ _ENTRIES = (
         ),
         class_metrics={"box_ap": "Average precision of boxes", "mask_ap": "Average precision of masks"},
         output_files=("detections.json", "overlays"),
+        right_means="every object is found and nothing else; partly: some objects are found",
     ),
 )
 

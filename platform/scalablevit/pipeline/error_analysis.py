@@ -133,6 +133,7 @@ def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) 
         words=seen.score.words,
         error=seen.score.error,
         classes={task.classes[number]: class_hex(number) for number in numbers},
+        outcome=seen.score.outcome,
     )
 
 

@@ -1,9 +1,11 @@
 """What the report of a job, a stage or a search shows, collected from run folders alone."""
 
 import csv
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,10 +19,12 @@ from scalablevit.config.upgrade import upgrade
 from scalablevit.data.statistics import DataStatistics
 from scalablevit.data.statistics_table import table
 from scalablevit.report.findings import load_findings
-from scalablevit.report.page import Page, Part, Search, Stage
+from scalablevit.report.overview import NextStep, Overview, WorkTime, machine, overview, steps_of_stages, work_time
+from scalablevit.report.page import Page, Part, Search, Stage, UnreadStage
 from scalablevit.run_files import (
     ATTEMPTS,
     BEST_RECIPE,
+    ENVIRONMENT,
     ERROR_ANALYSIS,
     IDENTITY,
     JOB,
@@ -36,7 +40,7 @@ from scalablevit.runs.console import duration
 from scalablevit.runs.metrics import Row, by_step
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.status import read_status, store_of
+from scalablevit.runs.status import Status, read_status, store_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import outbox_of, read_lines
 from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
@@ -50,6 +54,8 @@ PLOT_WORDS = {
 }
 COLUMNS = ("at_step", "epochs_trained")
 """Of a table of trials; the searched values' names stay as they are in recipes."""
+PACKAGES = ("torch", "ray", "timm")
+"""Named with their versions."""
 
 
 def gather(folder: Path) -> Page:
@@ -61,9 +67,10 @@ def gather(folder: Path) -> Page:
     if (folder / JOB).is_file():
         return _job(folder)
     if (folder / SPACE).is_file():
-        return Page(folder.name, {}, searches=(_search(folder),))
+        return Page(folder.name, _search_overview(folder), {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
-        return Page(folder.name, {}, stages=(_stage(store_of(folder), ""),))
+        stage = _stage(store_of(folder), "")
+        return Page(folder.name, _overview(folder, [stage]), {}, stages=(stage,))
     raise UserError(
         "there is no job, stage or search in this folder",
         where=str(folder),
@@ -90,19 +97,49 @@ def _job(folder: Path) -> Page:
         "tracking": mask_credentials(status.tracking) if status else "",
         "not begun": ", ".join(waiting),
     }
-    return Page(folder.name, facts, tuple(stages), tuple(searches))
+    first = _overview(folder, stages, waiting=bool(waiting), status=status)
+    return Page(folder.name, first, facts, tuple(stages), tuple(searches))
 
 
-def _stage(store: RunStore, registered: str) -> Stage:
+def _overview(
+    folder: Path, stages: Sequence[Stage | UnreadStage], *, waiting: bool = False, status: Status | None = None
+) -> Overview:
+    """The first screen of a job or a stage.
+
+    Args:
+        folder: its own.
+        stages: those that have begun.
+        waiting: whether there are others.
+        status: the job's own; it says `running` while the job makes its page.
+    """
+    results = [(each.result, each.registered) for each in stages if each.result is not None]
+    states = [each.state for each in stages]
+    ended = next((state for state in ("failed", "killed") if state in states), "")
+    whole = not waiting and set(states) == {"finished"}
+    state = "finished" if whole else ended or (status.state if status is not None else "".join(states[-1:]))
+    tracking = mask_credentials(status.tracking) if status is not None else ""
+    steps = steps_of_stages(folder, results, tracking, unfinished=not whole)
+    return overview(state or "unknown", [each.time for each in stages], [each.machine for each in stages], steps)
+
+
+def _stage(store: RunStore, registered: str) -> Stage | UnreadStage:
+    """What the page shows of a stage; of one whose users' code is not here, what can be read without it."""
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
-    stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE), imports=True)
+    recorded = _recorded(local)
+    name = recorded.get("stage", store.name)
+    state = "finished" if result else status.state if status else "unknown"
+    time, host = work_time(store, status, result), status.host if status is not None else ""
+    try:
+        stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE), imports=True)
+    except UserError as error:  # the other stages of the job are worth a page
+        problem = mask_credentials(f"{error.where}: {error.what}")
+        return UnreadStage(name, state, problem, mask_credentials(error.fix), mask_credentials(recipe),
+                           _content(result), registered, time, host)  # fmt: skip
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
     rows = by_step(outbox_of(local), uid)
-    recorded = _recorded(local)
-    state = "finished" if result else status.state if status else "unknown"
     return Stage(
-        name=recorded.get("stage", store.name),
+        name=name,
         kind=stage.task.kind,
         model=stage.model.name,
         state=state,
@@ -112,13 +149,20 @@ def _stage(store: RunStore, registered: str) -> Stage:
         recipe=mask_credentials(recipe),
         facts=_cost(local, stage.cluster, rows, result),
         lineage=_lineage(store, stage.data, recorded, result, registered),
-        result=None if result is None else {**vars(result), "reason": mask_credentials(result.reason)},
+        result=_content(result),
         registered=registered,
         profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
         findings=load_findings(local / ERROR_ANALYSIS),
         pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
+        time=time,
+        machine=machine(stage.cluster, host),
     )
+
+
+def _content(result: StageResult | None) -> dict[str, Any] | None:
+    """Content of `result.json`, without credentials."""
+    return None if result is None else {**vars(result), "reason": mask_credentials(result.reason)}
 
 
 def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
@@ -163,7 +207,18 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
         facts[name] = f"at most {max(values):.2f} GiB" if values else ""
     if (local / WEIGHTS).is_file():
         facts["weights"] = f"{(local / WEIGHTS).stat().st_size / 1e6:.1f} MB"
+    facts["software"] = _software(local)
     return facts
+
+
+def _software(local: Path) -> str:
+    """Versions and operating system as the stage recorded them; empty where it recorded none."""
+    try:
+        found = json.loads((local / ENVIRONMENT).read_bytes())
+        versions = [f"{name} {found['packages'][name]}" for name in PACKAGES if name in found["packages"]]
+        return ", ".join([f"Python {found['python']}", *versions, str(found["platform"])])
+    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or damaged: the page is worth more
+        return ""
 
 
 def _lineage(
@@ -190,6 +245,16 @@ def _lineage(
         steps["Weights"] = f"sha256 {result.weights_sha256}"
         steps["Registered version"] = registered or "not registered when this page was made"
     return {name: mask_credentials(fact) for name, fact in steps.items()}
+
+
+def _search_overview(folder: Path) -> Overview:
+    """The first screen of a search; it has ended when there is a page."""
+    store, status = store_of(folder), read_status(folder)
+    time: WorkTime | None = work_time(store, status)
+    steps = []
+    if (folder / BEST_RECIPE).is_file():
+        steps.append(NextStep("Look at the recipe with the best trial's values:", str(folder / BEST_RECIPE)))
+    return overview("finished", [time], [status.host if status is not None else ""], tuple(steps))
 
 
 def _search(folder: Path) -> Search:

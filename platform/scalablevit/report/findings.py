@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import FINDINGS
-from scalablevit.tasks.error_analysis import ErrorDetails
+from scalablevit.tasks.error_analysis import ErrorDetails, Outcome
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Case:
     error: float
     classes: dict[str, str]
     """Those drawn on the picture: name and colour (#rrggbb)."""
+    outcome: Outcome | None = None
+    """None: not said, as by runs of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """A job's report: one HTML page that needs nothing besides itself."""
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scalablevit.config.task_info import TaskInfo, task_info
 from scalablevit.report.findings import Findings
+from scalablevit.report.overview import Overview, WorkTime
 from scalablevit.tasks.metric_names import class_metric_names
 from scalablevit.viz.charts import LINES, PAGE_INK, Line, line_chart
 from scalablevit.viz.curves import Rows, points
@@ -22,6 +24,10 @@ MATRIX_CLASSES = 20
 """Up to so many a matrix can be read."""
 CONFUSIONS = 20
 """Shown instead of it: the most frequent ones."""
+CLASSES, LOWEST = 20, 10
+"""Up to so many classes are shown by their metrics; of more, so many with the lowest values, and the others folded."""
+NOTHING = ("", "0", "0 (0 %)")
+"""Cells of the table of data that tell of no data."""
 MIME = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -63,11 +69,36 @@ class Stage:
     """Folder of the pictures that `findings` names."""
     statistics: tuple[tuple[str, str, str], ...] = ()
     """Rows on the data: name, training, validation; the first is the heading. Empty: not kept."""
+    time: WorkTime | None = None
+    machine: str = ""
+    """What it ran on, in words."""
+    problem: ClassVar[str] = ""
+    """See `UnreadStage`."""
 
     @property
     def task(self) -> TaskInfo:
         """Return what is known of the kind of task."""
         return task_info(self.kind)
+
+
+@dataclass(frozen=True)
+class UnreadStage:
+    """A stage whose recipe cannot be read here, as without its users' code: what the page shows all the same."""
+
+    name: str
+    state: str
+    problem: str
+    """Why it cannot be read, in one line."""
+    fix: str
+    """What to do about it."""
+    recipe: str
+    """YAML."""
+    result: Mapping[str, Any] | None
+    """As of `Stage`, like the fields below."""
+    registered: str
+    time: WorkTime | None
+    machine: str
+    why: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
@@ -92,27 +123,32 @@ class Page:
     """What the page shows: a job's stages and searches, or one of them alone."""
 
     name: str
+    overview: Overview
     facts: Mapping[str, str]
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Stage | UnreadStage, ...] = ()
     searches: tuple[Search, ...] = ()
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    environment = Environment(
+    helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "metrics": metrics,
+               "class_tables": class_tables, "class_colour": class_colour, "data_rows": data_rows,
+               "remarks": remarks}  # fmt: skip
+    return environment().get_template(TEMPLATE).render(page=page, **helpers)
+
+
+def environment() -> Environment:
+    """The templates of this folder, with their filters."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        image=_data_uri, big=_big, colour=class_hex, sentence=lambda text: text[:1].upper() + text[1:]
-    )
-    helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "metrics": metrics,
-               "class_metrics": class_metrics, "class_colour": class_colour}  # fmt: skip
-    return environment.get_template(TEMPLATE).render(page=page, **helpers)
+    made.filters.update(image=_data_uri, big=_big, colour=class_hex, sentence=lambda text: text[:1].upper() + text[1:])
+    return made
 
 
 @dataclass(frozen=True)
@@ -215,6 +251,64 @@ def class_metrics(stage: Stage) -> dict[str, dict[str, float]]:
         _, metric, *class_name = name.split("/", 2)
         if class_name:
             found.setdefault(metric, {})[class_name[0]] = value
+    return found
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Values of a metric by class."""
+
+    title: str
+    metric: str
+    """Its name, such as `iou`."""
+    shown: Mapping[str, float]
+    folded: Mapping[str, float]
+    """Of the other classes."""
+    absent: tuple[str, ...]
+    """Classes without a value: the evaluation had no data of them."""
+
+
+def class_tables(stage: Stage) -> list[ClassTable]:
+    """Return a table for each metric of classes; of many classes those with the lowest values stand first."""
+    known = class_metric_names("", stage.result["classes"]) if stage.result else []
+    tables = []
+    for metric, values in class_metrics(stage).items():
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        shown = finite if len(finite) <= CLASSES else dict(sorted(finite.items(), key=lambda pair: pair[1])[:LOWEST])
+        folded = {name: value for name, value in finite.items() if name not in shown}
+        absent = tuple(name[1:] for name in known if name[1:] not in finite)
+        tables.append(ClassTable(stage.task.class_metrics.get(metric, metric), metric, shown, folded, absent))
+    return tables
+
+
+def data_rows(stage: Stage) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """Rows of the table of data without its heading: those that tell of data, and the others."""
+    rows = stage.statistics[1:]
+    empty = [row for row in rows if all(cell in NOTHING for cell in row[1:])]
+    return [row for row in rows if row not in empty], empty
+
+
+def remarks(stage: Stage) -> list[str]:
+    """What stands out of a finished stage, in sentences."""
+    result, found = stage.result, []
+    if result is None:
+        return []
+    for table in class_tables(stage)[:1]:
+        name, value = min({**table.shown, **table.folded}.items(), key=lambda pair: pair[1], default=("", 0.0))
+        if len(table.shown) > 1:
+            found.append(f"Weakest class: {name} ({table.metric} {value:.4f}).")
+    wrong = confusions(stage)
+    if wrong and stage.task.confusion_unit == "images" and stage.findings:
+        label, answer, times = wrong[0]
+        found.append(f"Most frequent confusion: {label} taken for {answer}, {times} of {stage.findings.images} images.")
+    evaluations = points(stage.rows, stage.best_metric)[0]
+    if len(evaluations) > 1 and result["step"] == result["last_step"]:
+        found.append("The last evaluation was the best one: a longer training may reach more.")
+    if result["metrics"].get("val/bad_samples"):
+        found.append(f"{result['metrics']['val/bad_samples']:.0f} validation images could not be decoded.")
+    shared = next((row[2] for row in stage.statistics if row[0] == "also in training"), "0")
+    if not shared.startswith("0"):
+        found.append(f"{shared} validation images are also in the training split: the metrics may be too good.")
     return found
 
 

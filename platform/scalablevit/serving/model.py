@@ -1,14 +1,17 @@
 """The registered model: encoded image bytes in, answers out. MLflow runs this file ("models from code") to load it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow.models
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from numpy.typing import NDArray
 
 
 class BadRequest(MlflowException):
@@ -49,6 +52,8 @@ class ImageModel(PythonModel):
     ) -> pd.DataFrame:
         """Answers for encoded images (JPEG, PNG, ...) in the only column, in their order.
 
+        Images of a request share passes of the network where they come out in equal sizes.
+
         `model_input` is any form that `read_request` takes. Its type hint stays: of a wider one, MLflow makes a
         signature of its own, which refuses tables.
 
@@ -62,6 +67,7 @@ class ImageModel(PythonModel):
         import torch
 
         from scalablevit.data.decoding import BadSample, decode_image, mean_color
+        from scalablevit.serving.grouping import in_groups
         from scalablevit.serving.request import RefusedRequest, read_request, variable
 
         trained, limits = self.trained, self.limits
@@ -75,14 +81,18 @@ class ImageModel(PythonModel):
             about = {"task": trained.stage.task.kind, "model_classes": list(trained.task.classes), "max_pixels": most,
                      "max_images": limits.max_images, "max_bytes": limits.max_bytes}  # fmt: skip
             return pd.DataFrame([about])
+
+        def decoded() -> Iterator[NDArray[np.uint8]]:
+            for number, content in enumerate(contents):
+                try:
+                    yield decode_image(content, most, f"image {number}", limit=limit, background=background)
+                except BadSample as error:
+                    raise BadRequest(f"image {number}: {error.reason}") from None
+
         answers = []
-        for number, content in enumerate(contents):
-            try:
-                image = decode_image(content, most, f"image {number}", limit=limit, background=background)
-            except BadSample as error:
-                raise BadRequest(f"image {number}: {error.reason}") from None
+        for images in in_groups(decoded()):
             with torch.inference_mode():
-                answers.append(trained.predict(image).answer())
+                answers += [prediction.answer() for prediction in trained.predict_batch(images)]
         return pd.DataFrame(answers)
 
 

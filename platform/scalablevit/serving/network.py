@@ -12,7 +12,7 @@ from torch import nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.tasks.capabilities import Predictor
+from scalablevit.tasks.capabilities import BatchPredictor, Predictor
 from scalablevit.tasks.predictions import Prediction
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
@@ -34,6 +34,16 @@ class Trained:
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Return the prediction for a decoded RGB image (height, width, 3); called without gradients."""
         return self.predictor.predict(self.network, image, self.device)
+
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Prediction]:
+        """Return the prediction for each of some images, which share passes of the network where its task can do that.
+
+        Args:
+            images: as for `predict`, in any sizes.
+        """
+        if isinstance(self.predictor, BatchPredictor):
+            return self.predictor.predict_batch(self.network, images, self.device)
+        return [self.predict(image) for image in images]  # a users' own task may know single images alone
 
 
 def load_trained(

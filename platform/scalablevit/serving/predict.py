@@ -2,19 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import numpy as np
 import torch
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.serving.network import load_trained
-from scalablevit.tasks.output import Answer, draw
+from scalablevit.tasks.output import Answer, ScoredOutput, draw
 from scalablevit.tasks.registry import task_kind
 from scalablevit.training.environment import worker_variables
 
@@ -35,6 +35,8 @@ class Job:
     """Folder that names are relative to."""
     out: str
     """Folder that pictures are written to."""
+    shown_score: float | None = None
+    """Score from which on detections are drawn; None: as the task has it."""
 
 
 class Names(TypedDict):
@@ -42,6 +44,8 @@ class Names(TypedDict):
 
     name: Sequence[bytes]
     """The files' names, which need not be text."""
+    picture: Sequence[bytes]
+    """Names of what is drawn of them, without a suffix."""
 
 
 class Answers(Names):
@@ -63,6 +67,8 @@ class Predictor:
         stage = stage_from_json(self.job.stage)
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
         self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
+        if self.job.shown_score is not None and isinstance(self.output, ScoredOutput):
+            self.output.shown_score = self.job.shown_score
 
     def __call__(self, batch: Names) -> Answers:
         """Answer some images.
@@ -70,9 +76,11 @@ class Predictor:
         Args:
             batch: their files.
         """
-        return {"name": batch["name"], "answer": [json.dumps(self._predict(os.fsdecode(n))) for n in batch["name"]]}
+        names = zip(map(os.fsdecode, batch["name"]), map(os.fsdecode, batch["picture"]), strict=True)
+        answers = [json.dumps(self._predict(name, picture)) for name, picture in names]
+        return {"name": batch["name"], "picture": batch["picture"], "answer": answers}
 
-    def _predict(self, name: str) -> Answer:
+    def _predict(self, name: str, picture: str) -> Answer:
         trained = self.trained
         try:
             data = trained.stage.data
@@ -81,20 +89,25 @@ class Predictor:
             return {"bad": bad.reason}
         with torch.inference_mode():
             answer = trained.predict(image).answer()
-        return draw(self.output, name, image, answer)
+        return draw(self.output, picture, image, answer)
 
 
-def predict_here(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Answer]]:
-    """Name and answer of each image, in order, from this process."""
+def predict_here(job: Job, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
+    """Name and answer of each image, in order, from this process; the model is loaded when this returns.
+
+    Args:
+        job: what to predict with.
+        pictures: by the names of the images, the names of their pictures (`tasks.output.picture_names`).
+    """
     predictor = Predictor(**asdict(job))
-    for name in names:
-        yield from _rows(predictor({"name": [os.fsencode(name)]}))
+    batches = ({"name": [name], "picture": [picture]} for name, picture in _encoded(pictures))
+    return chain.from_iterable(_rows(predictor(cast(Names, batch))) for batch in batches)
 
 
-def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[tuple[str, Answer]]:
+def predict_on_ray(job: Job, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
     """The same from the connected cluster, by 1 to `processes` processes with the stage's resources for a worker.
 
-    Every node must see the job's three paths.
+    Every node must see the job's three paths. The processes load the model while the first answers are waited for.
     """
     import ray.data
 
@@ -102,8 +115,8 @@ def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[t
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    encoded = np.array([os.fsencode(name) for name in names], dtype=object)
-    answered = ray.data.from_items([{"name": name} for name in encoded]).map_batches(
+    items = [{"name": name, "picture": picture} for name, picture in _encoded(pictures)]
+    answered = ray.data.from_items(items).map_batches(
         Predictor,
         fn_constructor_kwargs=asdict(job),
         batch_size=BATCH,
@@ -115,6 +128,11 @@ def predict_on_ray(job: Job, names: Sequence[str], processes: int) -> Iterator[t
     )
     for batch in answered.iter_batches(batch_size=BATCH, batch_format="numpy"):
         yield from _rows(cast(Answers, batch))
+
+
+def _encoded(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Names as bytes, which is what they are on disk."""
+    return [(os.fsencode(name), os.fsencode(picture)) for name, picture in pictures.items()]
 
 
 def _rows(batch: Answers) -> Iterator[tuple[str, Answer]]:

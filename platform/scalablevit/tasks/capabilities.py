@@ -1,6 +1,7 @@
 """What a kind of task can do beside training, each found by its `TaskKind`: training itself needs none of it."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +42,16 @@ class Predictor(Protocol):
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> Prediction:
         """Return the prediction for a decoded RGB image (height, width, 3); without gradients, in eval mode."""
+
+
+@runtime_checkable
+class BatchPredictor(Protocol):
+    """What a `Predictor` may have besides, so that the images of one request share passes of the network."""
+
+    def predict_batch(
+        self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
+    ) -> Sequence[Prediction]:
+        """Return what `predict` returns for each decoded image, in their order and up to rounding."""
 
 
 class Augmentation(Protocol):

@@ -2,9 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from scalablevit.data.batch import BatchOfTask
+
+Outcome: TypeAlias = Literal["right", "partly", "wrong"]
+"""What a prediction is as a whole; `TaskInfo.right_means` says it in words."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class SampleScore:
     """The larger, the worse."""
     words: str
     """What is right and wrong, for people to read."""
+    outcome: Outcome | None = None
+    """None: not said, and then the report has no mark for it."""
 
 
 class ErrorDetails(TypedDict, total=False):

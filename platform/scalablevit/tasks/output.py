@@ -5,10 +5,12 @@ import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scalablevit.data.sources.files import stem
 
 MASKS, OVERLAYS = "masks", "overlays"
 Answer = dict[str, Any]
@@ -22,7 +24,10 @@ class Output(Protocol):
     """
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Write what is drawn of an image uint8 (height, width, 3); gives the answer's plain values."""
+        """Write what is drawn of an image uint8 (height, width, 3); gives the answer's plain values.
+
+        `name` is that of its pictures, without a suffix.
+        """
 
     def __enter__(self) -> Self:
         """Open the tables."""
@@ -34,14 +39,49 @@ class Output(Protocol):
         """End the tables."""
 
 
+@runtime_checkable
+class ScoredOutput(Protocol):
+    """An output that draws only what has a score of `shown_score` or more."""
+
+    shown_score: float
+
+
 def draw(output: Output, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-    """`output.write_pictures`; a name too long for a picture's makes a bad image."""
+    """`output.write_pictures`; a name too long for a picture's makes a bad image.
+
+    Args:
+        output: of the task.
+        name: of the pictures, as `picture_names` gives it.
+        image: uint8 (height, width, 3).
+        answer: to the image.
+    """
     try:
         return output.write_pictures(name, image, answer)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         return {"bad": "its name is too long for the pictures of its answer"}
+
+
+def picture_names(names: Sequence[str]) -> dict[str, str]:
+    """Return what the pictures of each image are called, without a suffix: `sub/X` of `sub/X.jpg`.
+
+    Of images that differ in their suffixes alone the first one has that name, and the others are numbered: `X_2`.
+
+    Args:
+        names: of the images' files.
+    """
+    plain = {stem(name) for name in names}
+    chosen: dict[str, str] = {}
+    used: set[str] = set()
+    for name in names:
+        found, number = stem(name), 1
+        while found in used or (number > 1 and found in plain):
+            number += 1
+            found = f"{stem(name)}_{number}"
+        used.add(found)
+        chosen[name] = found
+    return chosen
 
 
 class Table:
@@ -70,7 +110,7 @@ class Table:
 
 
 def place(folder: Path, kind: str, name: str, suffix: str) -> Path:
-    """Return `<kind>/<name><suffix>` with its folder made; the whole name, so that a.jpg and a.png keep apart."""
+    """Return `<kind>/<name><suffix>` with its folder made."""
     path = folder / kind / f"{name}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -32,8 +32,8 @@ class ClassErrorAnalysis:
             batch.index.tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
         ):
             self._pairs[label, answer] += 1
-            words = f"label {self.classes[label]}, answer {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
-            scores.append(SampleScore(number, loss, words))
+            words = f"label {self.classes[label]}, predicted {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
+            scores.append(SampleScore(number, loss, words, "right" if answer == label else "wrong"))
         return scores
 
     def details(self) -> ErrorDetails:

@@ -1,5 +1,7 @@
 """The classes of single images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from scalablevit.config.recipe import Stage
 from scalablevit.data.transforms import prepare_image
 from scalablevit.tasks.classification.task import ClassificationTask
+from scalablevit.tasks.passes import run_in_passes
 from scalablevit.tasks.predictions import ClassificationPrediction
 
 
@@ -19,5 +22,17 @@ class ClassPredictor:
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> ClassificationPrediction:
         """Return the probabilities of all classes."""
-        logits: Tensor = model(prepare_image(self._task.stage, image, device)).float()
-        return ClassificationPrediction(self._task.classes, logits.softmax(dim=1)[0].cpu().numpy())
+        return self.predict_batch(model, [image], device)[0]
+
+    def predict_batch(
+        self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
+    ) -> list[ClassificationPrediction]:
+        """See `tasks.capabilities.BatchPredictor`."""
+        task = self._task
+
+        def run(batch: Tensor) -> list[NDArray[np.float32]]:
+            logits: Tensor = model(batch)
+            return list(logits.float().softmax(dim=1).cpu().numpy())
+
+        prepared = [prepare_image(task.stage, image, device) for image in images]
+        return [ClassificationPrediction(task.classes, shares) for shares in run_in_passes(prepared, run)]

@@ -8,7 +8,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.batch import InstanceBatch
 from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, Detections, say_nothing
-from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
+from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore
 
 OVERLAP = 0.5
 """Intersection over union from which on a detection is right."""
@@ -69,4 +69,5 @@ def _score(number: int, evaluation: COCOeval_faster) -> SampleScore:
     false = sum("gt_id" not in each for each in shown)
     words = f"{hits} of {there} objects found, {false} false"
     wrong = there - hits + false
-    return SampleScore(number, wrong / (2 * hits + wrong) if wrong else 0.0, words)
+    outcome: Outcome = "partly" if wrong and hits else "wrong" if wrong else "right"
+    return SampleScore(number, wrong / (2 * hits + wrong) if wrong else 0.0, words, outcome)

@@ -25,6 +25,8 @@ class Detections:
     """
 
     name = "detections.json"
+    shown_score: float = SHOWN_SCORE
+    """Detections with a lower score are not drawn."""
 
     def __init__(self, classes: Sequence[str], folder: Path) -> None:
         self.classes = tuple(classes)
@@ -34,9 +36,9 @@ class Detections:
         self._file: io.TextIOWrapper | None = None
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Boxes and masks over the image as `overlays/<file>.jpg`; of scores below `SHOWN_SCORE` there are too many."""
+        """Boxes and masks over the image as `overlays/<name>.jpg`, those of scores of `shown_score` or more."""
         palette = class_colors(len(self.classes))
-        clear = [i for i, score in enumerate(answer["scores"]) if score >= SHOWN_SCORE]
+        clear = [i for i, score in enumerate(answer["scores"]) if score >= self.shown_score]
         order = clear[::-1]  # the best last, on top
         masks = answer.get("masks")
         drawn = draw_boxes(

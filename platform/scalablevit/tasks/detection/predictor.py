@@ -1,14 +1,17 @@
 """Detections in single images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.instances import RunLengths
 from scalablevit.data.transforms import prepare_image
 from scalablevit.tasks.detection.task import DetectionTask
+from scalablevit.tasks.passes import run_in_passes
 from scalablevit.tasks.predictions import DetectionPrediction
 
 
@@ -20,8 +23,26 @@ class DetectionPredictor:
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
         """Return the detections, best first, in the image's own pixels."""
-        prepared = prepare_image(self._task.stage, image, device)[0]
-        found = self._task.in_original(model([prepared])[0], prepared, (image.shape[0], image.shape[1]))
+        return self.predict_batch(model, [image], device)[0]
+
+    def predict_batch(
+        self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
+    ) -> list[DetectionPrediction]:
+        """See `tasks.capabilities.BatchPredictor`."""
+
+        def run(batch: Tensor) -> list[dict[str, Tensor]]:
+            found: list[dict[str, Tensor]] = model(list(batch))
+            return found
+
+        prepared = [prepare_image(self._task.stage, image, device) for image in images]
+        found = run_in_passes(prepared, run)
+        return [self._in_original(*each) for each in zip(found, prepared, images, strict=True)]
+
+    def _in_original(
+        self, detections: dict[str, Tensor], prepared: Tensor, image: NDArray[np.uint8]
+    ) -> DetectionPrediction:
+        """Bring detections from the prepared image (1, 3, h, w) to the pixels of the image as it was."""
+        found = self._task.in_original(detections, prepared, (image.shape[0], image.shape[1]))
         masks: tuple[RunLengths, ...] = tuple(
             {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.masks or ()
         )

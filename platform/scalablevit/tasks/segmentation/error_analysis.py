@@ -1,13 +1,16 @@
 """Error analysis of a segmentation model: the IoU of each image, and which class is taken for which."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from scalablevit.data.batch import MaskBatch
-from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
+from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore, triples
 from scalablevit.tasks.segmentation.confusion import pixels_by_pair
+
+OVERLAP = 0.5
+"""IoU from which on a class of an image is right."""
 
 
 class MaskErrorAnalysis:
@@ -48,4 +51,10 @@ class MaskErrorAnalysis:
         mean = sum(overlaps.values()) / len(overlaps)
         worst = min(overlaps, key=overlaps.__getitem__)
         words = f"mean IoU {mean:.2f} over {len(overlaps)} classes; lowest {self.classes[worst]} {overlaps[worst]:.2f}"
-        return SampleScore(number, 1 - mean, words)
+        return SampleScore(number, 1 - mean, words, _outcome(overlaps.values()))
+
+
+def _outcome(overlaps: Collection[float]) -> Outcome:
+    """Return what the IoUs of an image's classes come to."""
+    right = sum(each >= OVERLAP for each in overlaps)
+    return "right" if right == len(overlaps) else "partly" if right else "wrong"

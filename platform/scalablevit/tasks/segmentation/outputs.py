@@ -30,7 +30,7 @@ class Masks(Table):
         return super().__enter__()
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """The mask as `masks/<file>.png`, and over its image as `overlays/<file>.jpg`."""
+        """The mask as `masks/<name>.png`, and over its image as `overlays/<name>.jpg`."""
         colors = class_colors(len(self.classes))
         mask = Image.open(io.BytesIO(answer["mask_png"]))
         labels = np.array(mask, np.uint8)

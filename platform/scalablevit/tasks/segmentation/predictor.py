@@ -1,5 +1,7 @@
 """Label maps of single images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +21,13 @@ class MaskPredictor:
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> SegmentationPrediction:
         """Return the label map, at the image's own size."""
-        prepared = prepare_image(self._task.stage, image, device)[0]
-        labels = self._task.label_maps(model, [prepared], [(image.shape[0], image.shape[1])])[0]
-        return SegmentationPrediction(self._task.classes, labels.cpu().numpy())
+        return self.predict_batch(model, [image], device)[0]
+
+    def predict_batch(
+        self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
+    ) -> list[SegmentationPrediction]:
+        """See `tasks.capabilities.BatchPredictor`."""
+        task = self._task
+        prepared = [prepare_image(task.stage, image, device)[0] for image in images]
+        maps = task.label_maps(model, prepared, [(image.shape[0], image.shape[1]) for image in images])
+        return [SegmentationPrediction(task.classes, labels.cpu().numpy()) for labels in maps]

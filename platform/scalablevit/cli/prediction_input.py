@@ -1,0 +1,124 @@
+"""The images of a prediction: a folder, one file, or a text file with a path on each line."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.config.errors import UserError
+from scalablevit.data.names import shown
+from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, first, list_images, suffix, why_left_out
+
+LIST_SUFFIX = "txt"
+WHERE = "IMAGES"
+_MARK = b"\xef\xbb\xbf"  # with which some editors begin a file of UTF-8
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images to predict."""
+
+    given: Path
+    """What the user named."""
+    folder: Path
+    """What `names` are relative to."""
+    names: list[str]
+    """Of the images."""
+    ignored: list[str]
+    """Of files that are no images by their suffixes."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether the user named a folder, all images of which are meant."""
+        return self.given == self.folder
+
+
+def find_images(given: Path) -> GivenImages:
+    """Find the images that a user names.
+
+    Args:
+        given: absolute path of a folder, of an image, or of a list that ends in `.txt`.
+
+    Raises:
+        UserError: there is nothing, no image, or a line of the list names no file.
+    """
+    if given.is_dir() or not given.exists():  # the listing says what is wrong with the latter
+        names, ignored = list_images(given)
+        return GivenImages(given, given, names, ignored)
+    if suffix(given.name) == LIST_SUFFIX:
+        return _read_list(given)
+    if suffix(given.name) not in IMAGE_SUFFIXES:
+        raise UserError(
+            f"{shown(given.name)} is {why_left_out(given.name)}",
+            where=WHERE,
+            fix=f"name a folder, an image ({all_suffixes()}), or a list of paths that ends in .{LIST_SUFFIX}",
+        )
+    return GivenImages(given, given.parent, [given.name], [])
+
+
+def _read_list(file: Path) -> GivenImages:
+    """Read a list; names are relative to its folder, or to the folder that has all files if they are not below it."""
+    where = shown(file)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"not readable: {error.strerror or error}", where=where, fix="make it readable") from None
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(_MARK).split(b"\n")]
+    numbered = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
+    paths = {number: os.path.normpath(file.parent / line) for number, line in numbered.items()}
+    _check_lines(paths, where)
+    inside = all(Path(path).is_relative_to(file.parent) for path in paths.values())
+    folder = file.parent if inside else Path(os.path.commonpath([Path(path).parent for path in paths.values()]))
+    names = [str(Path(path).relative_to(folder)) for path in paths.values()]
+    images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
+    if not images:
+        raise UserError("names no image", where=where, fix=f"images end in {all_suffixes()}")
+    return GivenImages(file, folder, images, [name for name in names if suffix(name) not in IMAGE_SUFFIXES])
+
+
+def _check_lines(paths: dict[int, str], where: str) -> None:
+    """Refuse lines that name no file, or one that another line names.
+
+    Args:
+        paths: absolute, by the number of their line.
+        where: the list.
+
+    Raises:
+        UserError: there are any.
+    """
+    missing = [f"line {number}: {path}" for number, path in paths.items() if not Path(path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} lines name no file: {first(missing)}",
+            where=where,
+            fix="write one path a line, absolute or relative to the list's folder",
+        )
+    lines: dict[str, int] = {}
+    for number, path in paths.items():
+        if (before := lines.setdefault(path, number)) != number:
+            raise UserError(
+                f"line {number} names {shown(path)} again, as line {before}", where=where, fix="name each image once"
+            )
+
+
+def refuse_overlap(out: Path, images: GivenImages) -> None:
+    """Refuse a folder for predictions in which they would be taken for images, or images be lost.
+
+    Args:
+        out: of the predictions.
+        images: those to predict.
+
+    Raises:
+        UserError: it is in the images' folder, or around images.
+    """
+    there = Path(os.path.realpath(out))
+    here = [Path(os.path.realpath(images.folder))] if images.is_folder else _places(images.folder, images.names)
+    inside = images.is_folder and there.is_relative_to(here[0])
+    if inside or any(place.is_relative_to(there) for place in here):
+        raise UserError(
+            f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
+        )
+
+
+def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [Path(os.path.realpath(folder / name)) for name in names]

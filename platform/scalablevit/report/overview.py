@@ -1,0 +1,130 @@
+"""What the first screen of a report shows: when, how long, on what, how it ended, and what to do next."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scalablevit.config.commands import command_line
+from scalablevit.config.recipe import Cluster
+from scalablevit.run_files import IDENTITY, RUNS
+from scalablevit.runs.console import duration
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.status import Status
+
+DATE = "%Y-%m-%d %H:%M UTC"
+
+
+@dataclass(frozen=True)
+class WorkTime:
+    """When a run was at work."""
+
+    started: float
+    """Its first start; seconds since the epoch."""
+    seconds: float
+    """At work, over all attempts where that is known."""
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Something to do next."""
+
+    words: str
+    command: str = ""
+    """For a shell."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The first screen."""
+
+    state: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """When, how long and on what machines, by name."""
+    next_steps: tuple[NextStep, ...] = ()
+
+
+def work_time(store: RunStore, status: Status | None, result: StageResult | None = None) -> WorkTime | None:
+    """Return when a run was at work; None where nothing says so.
+
+    Args:
+        store: the run.
+        status: its status, if it has one.
+        result: of a finished stage.
+    """
+    created = (store.read_json(IDENTITY) or {}).get("created")
+    if result is not None:
+        seconds = sum(result.profile.values()) or 60 * result.minutes
+    elif status is not None:
+        seconds = (status.ended or status.updated) - status.started
+    else:
+        return None
+    started = created if isinstance(created, int | float) else status.started if status is not None else None
+    return None if started is None else WorkTime(float(started), max(0.0, seconds))
+
+
+def machine(cluster: Cluster, host: str) -> str:
+    """Return what a stage ran on, in words.
+
+    Args:
+        cluster: the recipe's section.
+        host: name of the driver's machine; empty: not known.
+    """
+    asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    each = ", ".join(f"{count:g} {name}" for name, count in asked.items() if count)
+    workers = f"{cluster.workers} worker{'s' * (cluster.workers > 1)} x ({each})"
+    return f"{host}, {workers}" if host else workers
+
+
+def overview(
+    state: str, times: Sequence[WorkTime | None], machines: Sequence[str], next_steps: tuple[NextStep, ...]
+) -> Overview:
+    """Return the first screen of some stages or of a search.
+
+    Args:
+        state: of all together.
+        times: of each.
+        machines: of each, in words; empty ones are left out.
+        next_steps: see `steps_of_stages`.
+    """
+    known = [each for each in times if each is not None]
+    facts = {}
+    if known:
+        facts["started"] = datetime.fromtimestamp(min(each.started for each in known), UTC).strftime(DATE)
+        stages = f" in {len(known)} stages" if len(known) > 1 else ""
+        facts["took"] = duration(sum(each.seconds for each in known)) + stages
+    facts["machine"] = "; ".join(dict.fromkeys(filter(None, machines)))
+    return Overview(state, facts, next_steps)
+
+
+def steps_of_stages(
+    folder: Path, finished: Sequence[tuple[Mapping[str, Any], str]], tracking: str, *, unfinished: bool
+) -> tuple[NextStep, ...]:
+    """Return what to do after a job or a stage.
+
+    Args:
+        folder: of the job or stage, below `<root>/runs`; elsewhere there are no commands to name.
+        finished: `result.json` of the finished stages, in order, and what each is registered as (empty: it is not).
+        tracking: MLflow's address without credentials; empty: not known.
+        unfinished: whether there are stages without a result.
+    """
+    steps = []
+    if unfinished:
+        steps.append(NextStep("Go on: submit the same command again. Finished stages are skipped, the others resume."))
+    if finished and folder.parent.name == RUNS:
+        place = f"--root {shlex.quote(str(folder.parent.parent))}"
+        result, registered = finished[-1]
+        run = shlex.quote(result["run_name"])
+        predict = f"{command_line('predict')} {run} IMAGES --out predictions {place}"
+        steps.append(NextStep(f"Predict your own images with the model of stage {result['name']}:", predict))
+        if registered:
+            # a database in the root is found without its address
+            where = "" if not tracking or tracking.startswith("sqlite") else f" tracking.uri={shlex.quote(tracking)}"
+            promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {place}{where}"
+            steps.append(NextStep("Compare it with the champion, and promote it if it passes the gate:", promote))
+        else:
+            steps.append(NextStep("Send to MLflow what it does not have yet:", f"{command_line('sync')} {place}"))
+    return tuple(steps)
