@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Answer, ColumnType, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -79,6 +79,10 @@ class TaskKind(ABC):
         Raises:
             ValueError, TypeError, KeyError: this is no answer to an image of that size.
         """
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the columns of an answer with their types, for a registered model's signature; empty: not said."""
+        return {}
 
     @abstractmethod
     def drawing(self) -> "Drawing":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Answer, ColumnType, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -59,6 +59,12 @@ class ClassificationKind(TaskKind):
         from scalablevit.tasks.classification.outputs import Labels
 
         return Labels(classes, folder)
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the class and the probabilities of the most probable ones."""
+        from scalablevit.tasks.output import DOUBLE, STRING
+
+        return {"class": STRING, "probability": DOUBLE, "probabilities": {"type": "map", "values": DOUBLE}}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
         """Return the plain values of an answer."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Answer, ColumnType, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -68,6 +68,12 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.outputs import Masks
 
         return Masks(classes, folder)
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the mask as a PNG file, and the classes in it with their shares."""
+        from scalablevit.tasks.output import DOUBLE, STRING, array_of
+
+        return {"mask_png": {"type": "binary"}, "classes": array_of(STRING), "shares": array_of(DOUBLE)}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
         """Return the plain values of an answer."""
