@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.cli.documents import Prediction
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import shown
@@ -57,6 +58,15 @@ def deliver(out: Path, count: int, ignored: Sequence[str], write: Callable[[Path
         print_left_out(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
     return 1 if bad else 0
+
+
+def predicted(out: Path, *, dry_run: bool = False) -> Prediction:
+    """Return what the note in a folder says became of the images, as a document."""
+    if dry_run:
+        return Prediction(folder=str(out), images=None, bad=None, left_out=None)
+    note = json.loads((out / NOTE).read_text(encoding="utf-8"))
+    images = note["answered"] + note["bad"]
+    return Prediction(folder=str(out), images=images, bad=note["bad"], left_out=note["ignored"])
 
 
 def print_left_out(ignored: Sequence[str]) -> None:

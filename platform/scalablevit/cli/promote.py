@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.cli.documents import Promotion
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
@@ -41,6 +43,7 @@ CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.g
               "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
+PROMOTED, REFUSED, ALREADY, ROLLED_BACK = "promoted", "refused", "champion already", "rolled back"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion answer the
 validation split of the candidate's recipe, in float32 as served. The gate is the recipe's `promotion` section
@@ -111,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="torch's threads while latency is measured on a CPU (1)")  # fmt: skip
     parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
     parser.add_argument("--dry-run", action="store_true", help="evaluate and show, but move and write nothing")
+    add_json(parser)
 
 
 def _positive(text: str) -> int:
@@ -121,6 +125,14 @@ def _positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `add_arguments`."""
+    with messages_aside(options.json):
+        found = _decide(options)
+    if options.json:
+        print_document(found)
+    return 1 if found.outcome == REFUSED else 0
+
+
+def _decide(options: argparse.Namespace) -> Promotion:
     _refuse_without_effect(options.overrides)
     root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
@@ -136,7 +148,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if known.get(CHAMPION) == known[CANDIDATE]:
         print(f"{options.name} version {known[CANDIDATE]} is the champion already")
-        return 0
+        return Promotion(model=options.name, candidate=known[CANDIDATE], champion=known[CANDIDATE], outcome=ALREADY,
+                         reasons=(), moved=False, evidence=None)  # fmt: skip
     versions = {
         alias: resolve_weights(f"models:/{options.name}/{known[alias]}", uri, root / "cache" / "models")
         for alias in (CANDIDATE, CHAMPION)
@@ -305,7 +318,7 @@ def _metric(stage: Stage) -> str:
 
 def _promote_or_refuse(
     uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
-) -> int:
+) -> Promotion:
     """Show both, write why on the candidate, and move the alias if the gate passes."""
     from scalablevit.serving.gate import failures, paired_gain
 
@@ -327,19 +340,23 @@ def _promote_or_refuse(
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
     print(f"{name} version {number}: {verdict}")
+    found = Promotion(
+        model=name, candidate=number, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
+        moved=not missed and not dry_run, evidence=asdict(evidence),
+    )  # fmt: skip
     if dry_run:
         print("dry run: nothing was written or moved")
-        return 1 if missed else 0
+        return found
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
         write_tags(uri, name, number, written)
-        return 1
+        return found
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
     back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
     print(f"models:/{name}@{CHAMPION} is version {number}; `{back}` takes it back")
-    return 0
+    return found
 
 
 def _evidence(
@@ -396,7 +413,7 @@ def _table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> int:
+def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
     """Point champion at the version that it pointed at before."""
     if champion is None:
         raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
@@ -407,12 +424,14 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> i
         )
     tags_of(uri, name, int(previous))  # still there?
     print(f"{name}: champion goes back from version {champion} to version {previous}")
+    found = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
+                      moved=not dry_run, evidence=None)  # fmt: skip
     if dry_run:
         print("dry run: nothing was written or moved")
-        return 0
+        return found
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
-    return 0
+    return found
 
 
 def _now() -> str:

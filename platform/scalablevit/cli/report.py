@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import RUNS
 
@@ -16,11 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     parser.add_argument("--dry-run", action="store_true", help="say what the page would be made of, write nothing")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the page and say where it is; see `add_arguments`."""
     # imported late: they load Ray
+    from scalablevit.cli.documents import ReportedSearch, ReportedStage, ReportMade
     from scalablevit.report.collect import gather
     from scalablevit.report.page import render
     from scalablevit.run_files import REPORT
@@ -30,11 +33,17 @@ def run(options: argparse.Namespace) -> int:
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / RUNS / folder
     page = gather(folder.absolute())
+    if not options.dry_run:
+        put_text(str(folder), REPORT, render(page))
+    if options.json:
+        stages = tuple(ReportedStage(name=each.name, state=each.state) for each in page.stages)
+        searches = tuple(ReportedSearch(name=each.name, trials=len(each.trials)) for each in page.searches)
+        print_document(ReportMade(file=str(folder / REPORT), stages=stages, searches=searches))
+        return 0
     print("\n".join([f"stage {stage.name}: {stage.state}" for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    put_text(str(folder), REPORT, render(page))
     print(f"report: {folder / REPORT}")
     return 0

@@ -1,9 +1,14 @@
 """A training from its command line: arguments, the gates in order, the dry run, and the chain of stages."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.commands import short_name
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
@@ -11,6 +16,9 @@ from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.config.task_info import kind_of_script
 from scalablevit.config.unused_keys import without_unused
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
+
+if TYPE_CHECKING:
+    from scalablevit.pipeline.resolve import ResolvedStage
 
 EPILOG = """\
 Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. Each applies to the stages
@@ -30,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", metavar="DIR", help="where runs, models and mlflow.db are kept (SCALABLEVIT_ROOT, ~/scalablevit)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,6 +47,23 @@ def run(options: argparse.Namespace) -> int:
     Args:
         options: with the verb as `command`: `full`, or that of a single stage.
     """
+    if options.json and not options.dry_run:
+        raise UserError(
+            "--json prints the plan of a dry run",
+            where="--json",
+            fix="add --dry-run; what a training came to is in `result.json` of each run's folder",
+        )
+    with messages_aside(options.json):
+        recipe, stages, root = _run(options)
+    if options.json:
+        from scalablevit.cli.training_plan import training_plan
+
+        print_document(training_plan(recipe, stages, root))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Path]":
+    """Do it; the recipe's name, its stages and the root are returned."""
     script = options.command
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
@@ -57,13 +83,13 @@ def run(options: argparse.Namespace) -> int:
         shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
         print("\nresolved recipe:\n" + _yaml({"name": recipe.name, "version": recipe.version, "stages": shown}))
         print("dry run: nothing was started")
-        return 0
+        return recipe.name, stages, root
     print(flush=True)
     results = train(recipe, search, stages, root, wanted)
     from scalablevit.pipeline.chain import table
 
     print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
-    return 0
+    return recipe.name, stages, root
 
 
 def _yaml(tree: object) -> str:

@@ -240,7 +240,7 @@ class Tracking(Section):
     """Registered model's name; null: `<recipe>-<stage>`."""
     log_images: bool = False
     """Send the plots that show images of the data to MLflow, too: the first training batch, and validation images with
-    predictions. false: they stay in the run's folder. Those of the built-in shapes are always sent."""
+    predictions. false: they stay in the run's folder. Those of the built-in shapes, and the report, are always sent."""
 
 
 class Stage(Section):
