@@ -4,6 +4,7 @@ A document keeps its keys and their meanings as long as its `version` stays; new
 seconds since the epoch, fractions are from 0 to 1, and a number that is not finite is null.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -193,7 +194,7 @@ class Evaluation(Document):
     """Of the validation split."""
     data_digest: str
     """Of what it was evaluated on."""
-    metrics: dict[str, float | None] | None
+    metrics: Mapping[str, float | None] | None
     """By name, such as `val/top1`; null in a dry run."""
 
 

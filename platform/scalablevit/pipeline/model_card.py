@@ -1,12 +1,12 @@
 """The model card of a registered version: its description in MLflow, for people who did not train it."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.commands import PROGRAM
-from scalablevit.config.data import CocoInstances, Data, LabelledImages, MaskPairs
+from scalablevit.config.data import Data, LabelledImages
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.task import head_of
@@ -25,6 +25,8 @@ CLASSES = (12, 6, 3, 0)
 """Rows of classes, as many as the card has room for."""
 LONGEST_CELL = 60
 """Characters; a class may have a longer name."""
+SPACE = " | &emsp;"
+"""Between the cells of a row: MLflow's page puts none between columns."""
 LOWER_END = "_low95"
 """Ends the name of a metric that is the lower end of another one's interval."""
 
@@ -117,17 +119,20 @@ def _data(resolved: ResolvedStage, classes: int) -> str:
 
 def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
     metrics = finished.metrics
-    known = [each for each in task_info(resolved.stage.task.kind).metrics if each.reported_as in metrics]
-    rows = [("metric", "value", "95 % interval")]
-    for each in known:
-        if each.name.endswith(LOWER_END) and each.reported_as.removesuffix(LOWER_END) in metrics:
-            continue
-        low = metrics.get(each.reported_as + LOWER_END)
-        rows.append((each.name, f"{metrics[each.reported_as]:.4f}", "-" if low is None else f"from {low:.4f}"))
-    if all(row[2] == "-" for row in rows[1:]):
-        rows = [(name, value) for name, value, _ in rows]
-    best = finished.metric.removeprefix("val/")
-    return f"## Metrics\n\nOn the validation images, at the step with the best {best}:\n\n{_markdown_table(rows)}"
+    names = [each.reported_as for each in task_info(resolved.stage.task.kind).metrics if each.reported_as in metrics]
+    lower = {name.removesuffix(LOWER_END): metrics[name] for name in names if name.endswith(LOWER_END)}
+    rows = [
+        (_short(name), f"{metrics[name]:.4f}", f"from {lower[name]:.4f}" if name in lower else "-")
+        for name in names
+        if not name.endswith(LOWER_END)
+    ]
+    heading = ("metric", "value", "95 % interval")
+    shown = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
+    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{shown}"
+
+
+def _short(metric: str) -> str:
+    return metric.removeprefix("val/")
 
 
 def _plots(finished: StageResult, plots: Sequence[str]) -> str:
@@ -161,9 +166,7 @@ def _sizes(data: Data) -> str:
     if isinstance(data, LabelledImages):
         side = data.image_size
         return f"Images are scaled to a short side of {data.eval_resize} pixels and cropped to {side} x {side}"
-    if isinstance(data, MaskPairs | CocoInstances):
-        return f"Images are scaled to a short side of {data.short_side} pixels, the long one {data.long_side} at most"
-    return "Images are scaled as the recipe says"
+    return f"Images are scaled to a short side of {data.short_side} pixels, the long one {data.long_side} at most"
 
 
 def _use(finished: StageResult, registry: Registry) -> str:
@@ -201,9 +204,9 @@ As ONNX, and measured on other data:
 ```"""
 
 
-def _markdown_table(rows: Iterable[Sequence[str]]) -> str:
-    heading, *body = (" | ".join(_plain(cell) for cell in row) for row in rows)
-    return "\n".join([f"| {heading} |", "|---" * (heading.count(" | ") + 1) + "|", *(f"| {row} |" for row in body)])
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {SPACE.join(_plain(cell) for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _plain(text: str) -> str:

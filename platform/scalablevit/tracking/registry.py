@@ -130,7 +130,7 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
             python_model=str(code[0] / record.serving),
             code_paths=[str(each) for each in code],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
-            signature=ModelSignature(outputs=_output_schema(record.outputs)),  # type: ignore[no-untyped-call]
+            signature=ModelSignature(outputs=_output_schema(record.outputs)),
             input_example=None if record.sample is None else pd.DataFrame({INPUT_COLUMN: [record.sample]}),
             metadata={"input": INPUT, "classes": config["classes"]},
             pip_requirements=list(record.requirements),
@@ -144,7 +144,10 @@ def _output_schema(columns: str | None) -> "Schema":
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
 
-    return Schema([ColSpec(AnyType())]) if columns is None else Schema.from_json(columns)
+    if columns is not None:
+        known: Schema = Schema.from_json(columns)
+        return known
+    return Schema([ColSpec(AnyType())])  # type: ignore[no-untyped-call]
 
 
 def _point(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
