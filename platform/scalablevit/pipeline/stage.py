@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from scalablevit.config.commands import command_line
-from scalablevit.config.errors import UserError, mask_credentials
+from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.schedule import largest_rate
@@ -35,7 +35,7 @@ from scalablevit.runs.status import StatusFile, finish_late, read_status
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import brief, mask
 from scalablevit.tracking.environment import environment_info
 from scalablevit.tracking.outbox import Outbox, open_runs, recorded_params
 from scalablevit.tracking.params import flat
@@ -185,7 +185,7 @@ def _begin(
     _keep_user_code(stage, outbox)
     outbox.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
     outbox.params(uid, flat(hashed_part(stage)))
-    source = mask_credentials(str(job.root / Path(stage.data.root).expanduser()))
+    source = mask(str(job.root / Path(stage.data.root).expanduser()), job.tracking_uri)
     outbox.params(uid, resolved_values(resolved))
     if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the same data elsewhere
         outbox.params(uid, {"data.root": source})
