@@ -5,7 +5,7 @@ import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, Self, TypedDict
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +13,6 @@ from numpy.typing import NDArray
 MASKS, OVERLAYS = "masks", "overlays"
 Answer = dict[str, Any]
 """Of the task's `answer`; without bytes once its pictures are written."""
-
-
-class ColumnType(TypedDict):
-    """The type of a value of an answer, in the words of MLflow's signatures."""
-
-    type: str
-    """`string`, `double`, `long`, `binary`, or `array`, `map` and `object`, whose parts are below."""
-    items: NotRequired["ColumnType"]
-    """Of each entry of an array."""
-    values: NotRequired["ColumnType"]
-    """Of each value of a map, whose keys are strings."""
-    properties: NotRequired[dict[str, "ColumnType"]]
-    """Of each field of an object."""
-
-
-def array_of(items: ColumnType) -> ColumnType:
-    """Return the type of a list."""
-    return {"type": "array", "items": items}
-
-
-STRING: ColumnType = {"type": "string"}
-DOUBLE: ColumnType = {"type": "double"}
 
 
 class Output(Protocol):

@@ -13,10 +13,11 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, ColumnType, Output
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task

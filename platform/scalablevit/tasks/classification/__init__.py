@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.capabilities import Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, ColumnType, Output
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -62,7 +63,7 @@ class ClassificationKind(TaskKind):
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the class and the probabilities of the most probable ones."""
-        from scalablevit.tasks.output import DOUBLE, STRING
+        from scalablevit.tasks.columns import DOUBLE, STRING
 
         return {"class": STRING, "probability": DOUBLE, "probabilities": {"type": "map", "values": DOUBLE}}
 

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.capabilities import Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, ColumnType, Output
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -63,7 +64,7 @@ class DetectionKind(TaskKind):
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the objects' boxes, scores and classes and, of Mask R-CNN, their masks."""
         from scalablevit.config.task import head_of
-        from scalablevit.tasks.output import DOUBLE, STRING, ColumnType, array_of
+        from scalablevit.tasks.columns import DOUBLE, STRING, ColumnType, array_of
 
         columns = {"boxes": array_of(array_of(DOUBLE)), "scores": array_of(DOUBLE), "labels": array_of(STRING)}
         if head_of(stage.task) == "mask_rcnn":

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, ColumnType, Output
+    from scalablevit.tasks.output import Answer, Output
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -71,7 +72,7 @@ class SegmentationKind(TaskKind):
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the mask as a PNG file, and the classes in it with their shares."""
-        from scalablevit.tasks.output import DOUBLE, STRING, array_of
+        from scalablevit.tasks.columns import DOUBLE, STRING, array_of
 
         return {"mask_png": {"type": "binary"}, "classes": array_of(STRING), "shares": array_of(DOUBLE)}
 
