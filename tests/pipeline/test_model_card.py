@@ -107,6 +107,13 @@ def test_it_fits_whatever_the_classes_are(known: bool, pretrain: ResolvedStage, 
     assert card.endswith("```")  # nothing was cut off
 
 
+def test_a_root_with_a_strange_name_is_quoted(pretrain: ResolvedStage) -> None:
+    strange = Path('/my "root"')
+    card = card_of(pretrain, strange)
+    assert r'root="/my \"root\""' in card and "--root '/my \"root\"'" in card
+    assert not Registry(Path("/what?"), "http://mlflow.example").is_default
+
+
 def test_without_error_analysis_it_says_no_cost(pretrain: ResolvedStage, root: Path, tmp_path: Path) -> None:
     (tmp_path / "examination").mkdir()
     (tmp_path / "examination" / "findings.json").write_text("{")

@@ -1,5 +1,6 @@
 """The model card of a registered version: its description in MLflow, for people who did not train it."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,10 @@ class Registry:
     @property
     def is_default(self) -> bool:
         """Return whether the root alone says where it is."""
-        return self.uri == tracking_uri(None, self.root)
+        try:
+            return self.uri == tracking_uri(None, self.root)
+        except UserError:  # the root's name cannot be in such an address
+            return False
 
 
 def model_card(
@@ -172,10 +176,10 @@ def _sizes(data: Data) -> str:
 def _use(finished: StageResult, registry: Registry) -> str:
     model = f"models:/{finished.registered_as}/{VERSION_PLACE}"
     option = f"--root {shlex.quote(str(registry.root))}"
-    argument = f'root="{registry.root}"'
+    argument = f"root={_literal(str(registry.root))}"
     if not registry.is_default:
         option = shlex.quote(f"tracking.uri={registry.address}")
-        argument = f'"tracking.uri={registry.address}"'
+        argument = _literal(f"tracking.uri={registry.address}")
     return f"""## Use
 
 With the package `{PROGRAM}`, in Python:
@@ -202,6 +206,11 @@ As ONNX, and measured on other data:
 {PROGRAM} export {model} images/ --out onnx/ {option}
 {PROGRAM} evaluate {model} data.root=/other/data {option}
 ```"""
+
+
+def _literal(text: str) -> str:
+    """Text as Python writes it in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
