@@ -62,14 +62,14 @@ def record_model(
 
 
 def plots_to_send(stage: Stage, local: Path) -> list[str]:
-    """Return the plots that go to MLflow: those with images of the data only where `tracking.log_images` says so.
-
-    The built-in shapes are nobody's images.
-    """
-    names = [CURVES]
-    if stage.tracking.log_images or stage.data.shapes is not None:
-        names += [TRAINING_BATCH, VALIDATION]
+    """Return the plots that go to MLflow, of those that a run has; see `may_send_images`."""
+    names = [CURVES, TRAINING_BATCH, VALIDATION] if may_send_images(stage) else [CURVES]
     return [name for name in names if (local / name).is_file()]
+
+
+def may_send_images(stage: Stage) -> bool:
+    """Return whether MLflow gets images of the data: where the recipe says so, or they are the built-in shapes."""
+    return stage.tracking.log_images or stage.data.shapes is not None
 
 
 def sample_image() -> str:

@@ -37,7 +37,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import brief, mask
 from scalablevit.tracking.environment import environment_info
-from scalablevit.tracking.outbox import Outbox, open_runs, recorded_params
+from scalablevit.tracking.outbox import Outbox, Texts, open_runs, recorded_params
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
 
@@ -195,7 +195,7 @@ def _begin(
         outbox.artifact(uid, store.local / name)
 
 
-def resolved_values(resolved: ResolvedStage) -> dict[str, object]:
+def resolved_values(resolved: ResolvedStage) -> Texts:
     """Return the parameters that the recipe leaves to data and task, by name; the same at every attempt."""
     length, optimizer = resolved.length, resolved.stage.optimizer
     return {
