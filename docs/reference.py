@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import scalablevit
+from scalablevit.cli import documents
 from scalablevit.cli.tree import parser_of
 from scalablevit.cli.verbs import VERBS
 from scalablevit.config.json_schema import JsonSchema, recipe_schema, space_schema
@@ -30,7 +31,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     pages = {"recipe": recipe_page, "space": space_page, "commands": commands_page, "metrics": metrics_page,
-             "python": python_page, "errors": errors_page}  # fmt: skip
+             "json": json_page, "python": python_page, "errors": errors_page}  # fmt: skip
     for name, page in pages.items():
         (folder / f"{name}.md").write_text(page(), encoding="utf-8")
     return 0
@@ -188,6 +189,30 @@ def commands_page() -> str:
         lines += [f"## scalablevit {verb}", "", entry.description, ""]
         lines += ["```text", parser.format_help().strip(), "```", ""]
     return "\n".join(lines)
+
+
+def json_page() -> str:
+    """Return the page of what commands print with `--json`."""
+    lines = ["# JSON", "", inspect.getdoc(documents) or "", "",
+             "The document is all that is on standard output. What people read, also an error, is on standard error;",
+             "after an error (exit code 2) there is no document.", ""]  # fmt: skip
+    for document in documents.DOCUMENTS:
+        schema = document.model_json_schema()
+        lines += [f"## {document.schema_name}", "", inspect.getdoc(document) or "", "",
+                  f"`schema` is `{document.schema_name}`, `version` is {document.version}.", "",
+                  "| key | type | meaning |", "|---|---|---|",
+                  *_document_rows(schema["properties"], schema), ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _document_rows(properties: dict[str, JsonSchema], schema: JsonSchema, prefix: str = "") -> Iterator[str]:
+    """Yield a row for each key; those of a mapping within follow, `[]` for each entry of a list, `{}` of a mapping."""
+    for name, spec in properties.items():
+        yield f"| `{prefix}{name}` | {_cell(_type(spec, schema))} | {_cell(spec.get('description', ''))} |"
+        for mark, inner in (("", spec), ("[]", spec.get("items", {})), ("{}", spec.get("additionalProperties"))):
+            found = _section_of(inner, schema) if isinstance(inner, dict) else None
+            if found is not None:
+                yield from _document_rows(found["properties"], schema, f"{prefix}{name}{mark}.")
 
 
 def metrics_page() -> str:

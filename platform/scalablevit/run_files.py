@@ -26,6 +26,8 @@ RESULTS = "results.csv"
 RESULT = "result.json"
 """The run has finished; a trial has its own."""
 REPORT = "report.html"
+FOR_MLFLOW = "for_mlflow"
+"""Folder of what MLflow gets in place of a file of the same name: a report without images of the data."""
 
 # what keeps jobs apart, also in the folders of jobs and searches
 STATUS = "status.json"

@@ -408,7 +408,7 @@ def test_a_job_whose_driver_is_killed_in_an_outage_goes_on_in_the_same_run(
         assert [step for step, _, _ in points(client, run, "val/top1")] == list(range(100, STEPS + 1, 100))
         assert run.data.params["training.steps"] == str(STEPS)
         artifacts = [file.path for file in client.list_artifacts(run.info.run_id)]
-        assert artifacts == ["environment.json", "recipe.yaml", "statistics.json"]
+        assert artifacts == ["environment.json", "plots", "recipe.yaml", "statistics.json"]
         assert not any(root.glob(f"runs/*/outbox/{REFUSED}"))
     finally:
         server.kill()

@@ -51,3 +51,11 @@ def test_messages_come_with_what_to_do(reference: ModuleType) -> None:
     found = [line for line in reference.errors_page().splitlines() if line.startswith("| ")]
     assert len(found) > 300
     assert any("did you mean" in line or "known here" in line for line in found)
+
+
+def test_every_key_of_a_document_has_a_meaning(reference: ModuleType) -> None:
+    page = reference.json_page()
+    found = rows(page)
+    assert [key for key, _, meaning in found if not meaning] == []
+    assert {"`runs[].best.value`", "`data[].splits{}.unreadable[].path`", "`evidence`"} <= {row[0] for row in found}
+    assert "## scalablevit.evaluate" in page and "`version` is 1" in page

@@ -12,8 +12,9 @@ from scalablevit.cli.verbs import VERBS
 from scalablevit.config.json_schema import JsonSchema, recipe_schema, space_schema
 
 REPLACED = (
-    "figures?", "headlines?", "examinations?", "examines?", "tally", "complaints", "pictures?", "screen", "spool", "shipper",
-    "delivery", "footprint", "instants", "mend", "anew", "beside", "behind", "lies", "stands", "answers?", "answered",
+    "figures?", "headlines?", "examinations?", "examines?", "tally", "complaints", "pictures?", "screen", "spool",
+    "shipper", "delivery", "footprint", "instants", "mend", "anew", "beside", "behind", "lies", "stands", "answers?",
+    "answered",
     "is told", "given back", "gives up",
 )  # fmt: skip
 ALLOWED = (

@@ -98,6 +98,11 @@ def test_all_models_are_registered_with_their_lineage(whole):
     losses = client.get_metric_history(segment.run_id, "train/loss")
     assert [point.step for point in losses] == LOGGED
     assert child.data.params["optimizer.lr"] == "0.001"
+    assert child.data.metrics["best/miou"] == results["segment"]["value"]
+    assert segment.description.startswith(f"**{segment.name}** version {segment.version}, ")
+    parent = runs[child.data.tags["mlflow.parentRunId"]]
+    assert parent.data.metrics == {f"{name}/{each['metric'].removeprefix('val/')}": each["value"] for name, each in
+                                   results.items()}  # fmt: skip
     assert any(name.startswith("system/node0/") for name in child.data.metrics)
 
 

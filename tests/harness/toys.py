@@ -17,7 +17,7 @@ from scalablevit.config.task_info import task_info
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline.cluster import PACKAGE
-from scalablevit.pipeline.stage import SERVING
+from scalablevit.pipeline.registration import SERVING
 from scalablevit.run_files import CONFIG, WEIGHTS
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore

@@ -20,10 +20,12 @@ from scalablevit.pipeline.export_weights import time_profile
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.collect import gather
-from scalablevit.run_files import REPORT
+from scalablevit.run_files import OUTBOX, REPORT
 from scalablevit.runs import session, signals
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
+from scalablevit.tracking.outbox import read_lines
+from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.attempt_events import Lost, StartupTimings, Submitted
 from scalablevit.training.worker_result import TrainSummary
 
@@ -214,6 +216,8 @@ def test_the_jobs_own_status_follows_its_stages(stages, monkeypatch, tmp_path, e
     assert len(list(tmp_path.glob(f"runs/*/{REPORT}"))) == (state != "killed")
     (folder,) = (path.parent for path in tmp_path.glob("runs/*/status.json"))
     assert [part.name for part in gather(folder).stages] == [], "no stage wrote anything, and the job is known"
+    metrics = [each.record.metrics for each in read_lines(folder / OUTBOX) if isinstance(each.record, MetricsRecord)]
+    assert metrics == [{f"{name}/top1": 0.5} for name in (["pretrain"] if error else ["pretrain", "segment"])]
 
 
 def test_the_parts_of_a_stages_time_add_up_to_the_wall_time_of_its_jobs():

@@ -18,11 +18,14 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.task_info import TASKS
 from scalablevit.pipeline.export_weights import export_weights
+from scalablevit.pipeline.registration import SERVING_PACKAGES
 from scalablevit.pipeline.resolve import resolve
-from scalablevit.pipeline.stage import SERVING_PACKAGES, Job, _look_up_version, flat
+from scalablevit.pipeline.stage import Job, _begin, _look_up_version, flat
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
+from scalablevit.tracking.outbox import Outbox, read_lines
+from scalablevit.tracking.records import DatasetRecord, ParamsRecord
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 from scalablevit.training.worker_result import TrainingEnd
@@ -90,6 +93,24 @@ def test_results_are_read_back_as_they_were_saved(tmp_path):
     assert load_result(store) is None
     RESULT.save(store)
     assert load_result(store) == replace(RESULT, skipped=True)
+
+
+def test_parameters_hold_resolved_values_and_the_first_place_of_the_data(small, tmp_path):
+    """MLflow never changes a parameter: an attempt that finds the data elsewhere must not be refused."""
+    resolved = resolve(load_recipe(small), tmp_path, ["pretrain"])[0]
+    store = RunStore.open("run", None, tmp_path)
+    outbox = Outbox(store.outbox)
+    for root in (tmp_path, tmp_path / "moved"):
+        _begin(Job(root, "recipe", "1" * 32, "sqlite://"), resolved, None, store, outbox, "0" * 32)
+    records = [line.record for line in read_lines(store.outbox)]
+    params = [name for each in records if isinstance(each, ParamsRecord) for name in each.params.items()]
+    place = tmp_path / resolved.stage.data.root
+    assert [value for name, value in params if name == "data.root"] == [str(place)]
+    assert len({name for name, _ in params}) == len(set(params))
+    assert ("resolved.warmup_steps", str(resolved.length.warmup)) in params
+    assert ("resolved.evaluate_every_steps", str(resolved.length.evaluate_every)) in params
+    sources = [each.source for each in records if isinstance(each, DatasetRecord)]
+    assert sources == [str(place)] * 2 + [str(tmp_path / "moved" / resolved.stage.data.root)] * 2
 
 
 def test_nested_settings_become_dotted_names():

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from harness.html_page import HtmlPage
@@ -234,6 +235,31 @@ def test_the_page_goes_to_mlflow_through_the_outbox(job):
     folder = job[0] / "runs" / "tiny-0"
     records = [line.record for line in read_lines(folder / "outbox") if line.record is not None]
     assert [(each.kind, each.uid, each.path) for each in records] == [("artifact", "1" * 32, str(folder / REPORT))]
+
+
+def test_images_of_the_data_stay_here_unless_the_recipe_sends_them(job, tmp_path):
+    root, stages, results = job
+    shutil.copytree(root / "runs", tmp_path / "runs")
+    theirs = [replace(each, stage=each.stage.model_copy(update={"data": each.stage.data.model_copy(
+              update={"shapes": None})})) for each in stages[:2]]  # fmt: skip
+    mixed = [*theirs, stages[2]]
+    store = RunStore("tiny-0", str(tmp_path / "runs" / "tiny-0"), tmp_path / "runs" / "tiny-0")
+    outbox = Outbox(tmp_path / "outbox")
+    publish_job(Job(tmp_path, "tiny", "1" * 32, "sqlite://"), mixed, results, store, outbox)
+    outbox.close()
+    (record,) = (line.record for line in read_lines(tmp_path / "outbox"))
+    sent = HtmlPage(Path(record.path).read_text())
+    here = HtmlPage((store.local / REPORT).read_text())
+    assert Path(record.path).name == REPORT and Path(record.path) != store.local / REPORT
+    assert sent.text == here.text and sent.metrics == here.metrics
+    pictures = [[image["src"] for image in page.all("img") if image["src"].startswith("data:image/jpeg")]
+                for page in (here, sent)]  # fmt: skip
+    changed = [one != other for one, other in zip(*pictures, strict=True)]
+    assert 0 < sum(changed) < len(changed)
+    grey = {other for one, other in zip(*pictures, strict=True) if one != other}
+    assert len(grey) == 1 and not grey & set(pictures[0])
+    findings = json.loads((tmp_path / "runs" / "tiny-detect-0" / "examination" / "findings.json").read_text())
+    assert changed.count(False) == len(findings["cases"]) + len(findings["worst"])
 
 
 def test_a_page_is_made_again_by_name_and_by_path(job, capsys):

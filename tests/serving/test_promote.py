@@ -34,6 +34,21 @@ def candidate(client: MlflowClient, name: str, version: int) -> None:
     client.set_registered_model_alias(name, "candidate", str(version))
 
 
+def test_a_script_gets_one_document(registry, client, capsys):
+    name = "toy-pretrain"
+    before = champion_of(client, name)
+    candidate(client, name, 1 if before == 2 else 2)
+    assert run(registry, name, *EVEN, "--dry-run", "--json") == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["schema"], found["outcome"], found["moved"]) == ("scalablevit.promote", "promoted", False)
+    assert (found["champion"], found["candidate"]) == (before, 1 if before == 2 else 2)
+    assert found["evidence"]["candidate"]["version"] == found["candidate"] and "dry run" in said.err
+    assert run(registry, name, "promotion.min_value=1.0", "--dry-run", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcome"] == "refused" and any("below the minimum" in reason for reason in found["reasons"])
+
+
 def test_the_whole_way_there_and_back(registry, client, capsys):
     name = "toy-pretrain"
     candidate(client, name, 1)

@@ -133,3 +133,6 @@ def test_a_younger_field_is_written_where_it_has_a_value_and_read_where_it_is() 
     with_code = replace(model, user_code=["code/2/b"])
     assert write_line(with_code).endswith(b',"alias":"candidate","user_code":["code/2/b"]}\n')
     assert parse_line(write_line(with_code)) == with_code
+    described = replace(model, description="a card", sample="aQ==")
+    assert write_line(described).endswith(b',"alias":"candidate","description":"a card","sample":"aQ=="}\n')
+    assert parse_line(write_line(described)) == described

@@ -88,7 +88,7 @@ Record = Callable[..., None]
 def record(outbox: Outbox, package: Path, tmp_path: Path, name: str) -> Record:
     """Record a model with one weight of the given value."""
 
-    def record(weight: float, into: Outbox = outbox) -> None:
+    def record(weight: float, into: Outbox = outbox, **more: str) -> None:
         into.model(
             "u" + "0" * 31,
             name=name,
@@ -97,6 +97,7 @@ def record(outbox: Outbox, package: Path, tmp_path: Path, name: str) -> Record:
             serving="serve.py",
             requirements=pin_requirements(["mlflow", "safetensors"]),
             tags={"scalablevit.recipe_hash": "abc", "metric.top1": 0.5},
+            **more,
         )
 
     return record
@@ -163,6 +164,40 @@ def test_a_registered_model_loads_with_pickles_forbidden(
     assert models_of(client, version) == [model.metadata.model_id]
 
 
+def test_a_version_gets_its_description_and_keeps_a_persons(
+    outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str
+) -> None:
+    record(1.0, description="first")
+    record(2.0, description=f"**{name}** version {{{{version}}}}: models:/{name}/{{{{version}}}}")
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    assert client.get_model_version(name, "2").description == f"**{name}** version 2: models:/{name}/2"
+    client.update_model_version(name, "2", "a person's own words")
+    assert OutboxSync(outbox.folder, uri).send_left(from_start=True) == NOTHING_LEFT
+    described = [client.get_model_version(name, str(number)).description for number in (1, 2)]
+    assert described == ["first", "a person's own words"]
+
+
+def test_no_description_is_longer_than_the_servers_column(
+    outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str
+) -> None:
+    record(1.0, description="x" * 6000)
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    assert only_version(client, name).description == "x" * 5000
+
+
+def test_a_signature_says_the_outputs_and_has_a_sample(
+    outbox: Outbox, record: Record, uri: str, client: MlflowClient, name: str
+) -> None:
+    columns = [{"name": "class", "type": "string"}, {"name": "boxes", "type": "array", "items": {"type": "double"}}]
+    record(1.0, outputs=json.dumps(columns), sample="aW1hZ2U=")
+    assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
+    model = load(uri, f"models:/{name}/1")
+    schema = json.loads(model.metadata.signature.outputs.to_json())
+    assert [(each["name"], each["type"]) for each in schema] == [("class", "string"), ("boxes", "array")]
+    assert model.metadata.signature.inputs is None
+    assert model.input_example.to_dict("list") == {"image": ["aW1hZ2U="]}
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL at the place where it is raised."""
 
@@ -176,6 +211,7 @@ class Killed(BaseException):
         "finalize_logged_model",
         "create_model_version",
         "set_registered_model_alias",
+        "update_model_version",
     ],
 )
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
@@ -196,7 +232,7 @@ def test_killed_anywhere_it_registers_one_version(
             real(*arguments, **options)
         raise Killed
 
-    record(2.0)
+    record(2.0, description="version {{version}}")
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, dies_in, killed)
         with pytest.raises(Killed):
@@ -206,6 +242,7 @@ def test_killed_anywhere_it_registers_one_version(
     assert OutboxSync(outbox.folder, uri).send_left() == NOTHING_LEFT
     version = only_version(client, name)
     assert client.get_model_version_by_alias(name, "candidate").version == version.version
+    assert version.description == "version 1"
     experiment = client.get_run(str(version.run_id)).info.experiment_id
     (model,) = client.search_logged_models([experiment])
     assert str(model.status) == "READY"

@@ -184,12 +184,16 @@ def test_a_model_is_registered_once_and_its_weights_come_back(
         serving="serve.py",
         requirements=pin_requirements(["mlflow"]),
         tags={},
+        description="# version {{version}}\n" + 4900 * "é",
+        outputs='[{"name": "class", "type": "string"}]',
+        sample="aW1hZ2U=",
     )
     shutil.rmtree(package.parent)
     for _ in range(2):
         left = OutboxSync(outbox.folder, server.uri).send_left(from_start=True)
         assert left == Pending(records=0, refused=0, error=None)
     (version,) = connect(server.uri).search_model_versions("name = 'over-http'")
+    assert version.description == f"# version {version.version}\n" + 4900 * "é"
     got = resolve_weights("models:/over-http@candidate", server.uri, tmp_path / "cache")
     assert got.version == int(version.version)
     assert load_file(got.weights)["w"].tolist() == [7.0]

@@ -77,6 +77,7 @@ def test_a_search_is_tracked_and_its_best_is_retrained_and_registered(search, wr
         row = table[int(run.data.tags["trial"])]
         points = client.get_metric_history(run.info.run_id, "val/loss")
         assert min(point.value for point in points) == pytest.approx(float(row["best"]))
+        assert run.data.metrics["best/loss"] == pytest.approx(float(row["best"]))
         assert float(run.data.params["optimizer.lr"]) == float(row["optimizer.lr"])
         assert run.data.tags["stop_reason"] == (row["reason"] or row["status"])
         assert f"lr={float(row['optimizer.lr']):.3g}" in run.info.run_name

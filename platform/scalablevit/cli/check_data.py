@@ -1,25 +1,32 @@
 """Every bad sample of a recipe's data, named with its reason before training."""
 
 import argparse
+import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
-from scalablevit.config.errors import UserError, raise_all
+from scalablevit.config.errors import raise_all
 from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
-from scalablevit.data.check import Report, mask_advice
+from scalablevit.data.check import Problem, Report, mask_advice
 from scalablevit.data.inspection import Inspection, inspect_data
+from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.statistics_table import table, unknown_text
 from scalablevit.text import format_table
+
+if TYPE_CHECKING:
+    from scalablevit.cli.documents import DataCheck
 
 EPILOG = """\
 Both splits of every stage are checked; stages that share data share the check. A line is printed for each bad sample:
@@ -48,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument("--quick", action="store_true", help="read headers only: nothing is decoded, nothing is kept")
     parser.add_argument("--again", action="store_true", help="ignore the kept result of an earlier check")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,18 +65,44 @@ def run(options: argparse.Namespace) -> int:
         UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
             other than bad samples; all that can be has been checked and printed.
     """
-    path = options.recipe or RECIPES / DEMO
-    recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
-    root = platform_root(options.root)
-    bad, warnings, errors = 0, 0, list[UserError]()
-    for name, data in _data_sections(recipe):
-        found = _inspect(data, root, options)
-        bad += _print_inspection(name, data, found)
-        warnings += len(found.warnings)
-        errors += found.errors
-    raise_all(list({str(error): error for error in errors}.values()))
-    print(_advice(bad, warnings, path, options))
+    with messages_aside(options.json):
+        path = options.recipe or RECIPES / DEMO
+        recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
+        root = platform_root(options.root)
+        bad, inspections = 0, dict[str, Inspection]()
+        for name, data in _data_sections(recipe):
+            inspections[name] = _inspect(data, root, options)
+            bad += _print_inspection(name, data, inspections[name])
+        errors = [error for found in inspections.values() for error in found.errors]
+        raise_all(list({str(error): error for error in errors}.values()))
+        print(_advice(bad, sum(len(found.warnings) for found in inspections.values()), path, options))
+    if options.json:
+        print_document(_document(recipe.name, inspections, bad))
     return 1 if bad else 0
+
+
+def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "DataCheck":
+    from scalablevit.cli.documents import BadFile, CheckedData, CheckedSplit, DataCheck
+
+    def files(problems: Iterable[Problem]) -> tuple[BadFile, ...]:
+        return tuple(BadFile(path=each.path, reason=each.reason) for each in problems)
+
+    def split(source: Source, report: Report) -> CheckedSplit:
+        return CheckedSplit(
+            samples=len(source), ignored=len(source.ignored), notes=source.notes,
+            unreadable=files(report.unreadable), wrong=files(report.wrong), damaged=files(report.damaged),
+        )  # fmt: skip
+
+    data = tuple(
+        CheckedData(
+            stage=name,
+            splits={each: split(source, found.reports[each]) for each, source in found.sources.items()},
+            statistics=None if found.statistics is None else json.loads(found.statistics.to_json()),
+            warnings=found.warnings,
+        )
+        for name, found in inspections.items()
+    )
+    return DataCheck(recipe=recipe, data=data, bad=bad)
 
 
 def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Data]]:

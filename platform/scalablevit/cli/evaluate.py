@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 
 from scalablevit.cli.arguments import add_model, add_root
+from scalablevit.cli.documents import Evaluation
+from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.user_code import package_sums
@@ -34,13 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     add_root(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the metrics to FILE as JSON, replacing it"
-    )
+    add_json_or_file(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `add_arguments`."""
+    check_file(options.json)
+    with messages_aside(options.json is STDOUT):
+        found = _evaluate(options)
+    if options.json is STDOUT:
+        print_document(found)
+    elif options.json is not None and found.metrics is not None:
+        options.json.write_text(json.dumps(found.metrics, indent=1), encoding="utf-8")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> Evaluation:
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
@@ -50,16 +61,18 @@ def run(options: argparse.Namespace) -> int:
     for name in ("data", "digest", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)
     print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
+    metrics = None
     if options.dry_run:
         shown = to_store(without_secrets(stage.stage))
         print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
-        return 0
-    metrics = evaluate_weights(stage, weights, sha256, root)
-    width = max(map(len, metrics))
-    print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()))
-    if options.json is not None:
-        options.json.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    return 0
+    else:
+        metrics = evaluate_weights(stage, weights, sha256, root)
+        width = max(map(len, metrics))
+        print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()))
+    return Evaluation(
+        model=options.model, weights_sha256=sha256, task=stage.stage.task.kind, classes=stage.classes,
+        samples=stage.val_samples, data_digest=stage.digest, metrics=metrics,
+    )  # fmt: skip
 
 
 def _described_data(resolved: ResolvedStage) -> str:

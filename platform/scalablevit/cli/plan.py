@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
+from scalablevit.cli.documents import TrainingPrediction
+from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
 from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
@@ -94,16 +96,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="price of one device for one hour, in any currency (default: cost is not predicted)",
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write prediction, memory estimate and inputs to FILE as JSON, replacing it",
-    )
+    add_json_or_file(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `add_arguments`."""
+    with messages_aside(options.json is STDOUT):
+        found = _predict(options)
+    if options.json is STDOUT:
+        print_document(found)
+    elif options.json is not None:
+        options.json.write_text(json.dumps(found.model_dump(), indent=1), encoding="utf-8")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> TrainingPrediction:
     _check(options)
     recipe, name = _planned(options)
     stage = recipe.stages[name]
@@ -137,16 +144,13 @@ def run(options: argparse.Namespace) -> int:
     }
     print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
     print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
-    if options.json is not None:
-        metrics = {
-            "recipe": recipe.name,
-            "stage": name,
-            "prediction": {**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
-            "memory_bytes": {**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
-            "given": {**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
-        }
-        options.json.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    return 0
+    return TrainingPrediction(
+        recipe=recipe.name,
+        stage=name,
+        prediction={**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
+        memory_bytes={**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
+        given={**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
+    )
 
 
 def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -> tuple[float, int, str]:
@@ -179,8 +183,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("no step time", where="--step-s", fix=fix)
     if options.step_s is not None and options.measure:
         raise UserError("given and to be measured at once", where="--step-s", fix="leave out --step-s or --measure")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"no folder {options.json.parent}", where="--json", fix="name a file in a folder that is there")
+    check_file(options.json)
 
 
 def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:

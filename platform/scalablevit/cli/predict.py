@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.arguments import add_model, add_root
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.cli.prediction_folder import (
     BAD,
     LEFT_OUT,
@@ -14,6 +15,7 @@ from scalablevit.cli.prediction_folder import (
     Written,
     check_out,
     deliver,
+    predicted,
     print_left_out,
     tabulate,
 )
@@ -76,10 +78,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be done, write nothing"
     )
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `add_arguments`."""
+    with messages_aside(options.json):
+        code = _run(options)
+    if options.json:
+        out = options.out.expanduser().absolute()
+        print_document(predicted(out, dry_run=options.dry_run))
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
     given, out = options.images.expanduser().absolute(), options.out.expanduser().absolute()
     if "://" in options.model:
         from scalablevit.cli.predict_served import run_served

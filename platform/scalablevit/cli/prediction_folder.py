@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.cli.documents import Prediction
 from scalablevit.cli.prediction_input import GivenImages, refuse_overlap
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS, task_info
@@ -86,6 +87,15 @@ def deliver(
         print_left_out(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
     return 1 if done.bad else 0
+
+
+def predicted(out: Path, *, dry_run: bool = False) -> Prediction:
+    """Return what the note in a folder says became of the images, as a document."""
+    if dry_run:
+        return Prediction(folder=str(out), images=None, bad=None, left_out=None)
+    note = json.loads((out / NOTE).read_text(encoding="utf-8"))
+    images = note["answered"] + note["bad"]
+    return Prediction(folder=str(out), images=images, bad=note["bad"], left_out=note["ignored"])
 
 
 def print_left_out(ignored: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_root
+from scalablevit.cli.documents import Promotion
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
@@ -43,6 +45,7 @@ CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.g
               "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """What overrides may change; all else belongs to each of the two models."""
 NONE = "none"
+PROMOTED, REFUSED, ALREADY, ROLLED_BACK = "promoted", "refused", "champion already", "rolled back"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion are
 evaluated on the validation split of the candidate's recipe, in float32 as served. The gate is the recipe's
@@ -120,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate both versions and print the decision; move no alias, write no tag",
     )
+    add_json(parser)
 
 
 def _positive(text: str) -> int:
@@ -130,6 +134,14 @@ def _positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `add_arguments`."""
+    with messages_aside(options.json):
+        found = _decide(options)
+    if options.json:
+        print_document(found)
+    return 1 if found.outcome == REFUSED else 0
+
+
+def _decide(options: argparse.Namespace) -> Promotion:
     _refuse_without_effect(options.overrides)
     root = platform_root(options.root, make=False)
     given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
@@ -145,7 +157,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if known.get(CHAMPION) == known[CANDIDATE]:
         print(f"{options.name} version {known[CANDIDATE]} is the champion already")
-        return 0
+        return Promotion(model=options.name, candidate=known[CANDIDATE], champion=known[CANDIDATE], outcome=ALREADY,
+                         reasons=(), moved=False, evidence=None)  # fmt: skip
     versions = {
         alias: resolve_weights(f"models:/{options.name}/{known[alias]}", uri, root / "cache" / "models")
         for alias in (CANDIDATE, CHAMPION)
@@ -314,7 +327,7 @@ def _metric(stage: Stage) -> str:
 
 def _promote_or_refuse(
     uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
-) -> int:
+) -> Promotion:
     """Show both, write why on the candidate, and move the alias if the gate passes."""
     from scalablevit.serving.gate import failures, paired_gain
 
@@ -336,19 +349,23 @@ def _promote_or_refuse(
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
     print(f"{name} version {number}: {'would be ' * dry_run}{verdict}")
+    found = Promotion(
+        model=name, candidate=number, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
+        moved=not missed and not dry_run, evidence=asdict(evidence),
+    )  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved; {_outcome(uri, candidate, before, missed, dry_run=True)}")
-        return 1 if missed else 0
+        return found
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
         write_tags(uri, name, number, written)
         print(_outcome(uri, candidate, before, missed))
-        return 1
+        return found
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
     print(_outcome(uri, candidate, before, missed))
-    return 0
+    return found
 
 
 def _outcome(
@@ -428,7 +445,7 @@ def _table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> int:
+def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
     """Point champion at the version that it pointed at before."""
     if champion is None:
         raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
@@ -439,13 +456,15 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> i
         )
     tags_of(uri, name, int(previous))  # still there?
     print(f"{name}: champion {'would go' if dry_run else 'goes'} back from version {champion} to version {previous}")
+    found = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
+                      moved=not dry_run, evidence=None)  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
-        return 0
+        return found
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
     print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
-    return 0
+    return found
 
 
 def _now() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, raise_all
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="file to write; must not be there yet (default: recipe.yaml)")  # fmt: skip
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
     schema.add_argument("--space", action="store_true", help="print the schema of search spaces")
-    verbs.add_parser("list", help="name the shipped recipes and search spaces")
+    add_json(verbs.add_parser("list", help="name the shipped recipes and search spaces"))
     upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")
     upgrade.add_argument("--dry-run", action="store_true", help="print the changes, write nothing")
@@ -73,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
     if options.verb == "schema":
         print(schema_text(space_schema() if options.space else recipe_schema()), end="")
         return 0
-    return _list() if options.verb == "list" else _upgrade(options.files, dry_run=options.dry_run)
+    if options.verb == "list":
+        return _list_json() if options.json else _list()
+    return _upgrade(options.files, dry_run=options.dry_run)
 
 
 def _list() -> int:
@@ -82,6 +85,17 @@ def _list() -> int:
         files = shipped_files(folder)
         width = max(map(len, files), default=0)
         print("\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in files.items()))
+    return 0
+
+
+def _list_json() -> int:
+    from scalablevit.cli.documents import RecipeList, Shipped
+
+    def shipped(folder: Path) -> tuple[Shipped, ...]:
+        files = shipped_files(folder).items()
+        return tuple(Shipped(name=name, file=str(file), summary=_summary(file)) for name, file in files)
+
+    print_document(RecipeList(recipes=shipped(RECIPES), spaces=shipped(SPACES)))
     return 0
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalablevit.cli.arguments import add_root
+from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import INDEX, REPORT, RUNS
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", action="store_true", help="write a page over all runs of the root, without RUN")
     add_root(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what the page would be made of, write nothing")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,8 +38,11 @@ def run(options: argparse.Namespace) -> int:
         given = f"{options.run} and --index" if options.index else "neither RUN nor --index"
         raise UserError(f"given: {given}", where="RUN", fix="name a run to make its report, or --index for all runs")
     if options.index:
+        if options.json:
+            raise UserError("the index has no JSON document", where="--json", fix="use `runs list --json`")
         return _write_index(platform_root(options.root, make=False), dry_run=options.dry_run)
     # imported late: they load Ray
+    from scalablevit.cli.documents import ReportedSearch, ReportedStage, ReportMade
     from scalablevit.report.collect import gather
     from scalablevit.report.page import render
     from scalablevit.training.storage import put_text
@@ -46,13 +51,19 @@ def run(options: argparse.Namespace) -> int:
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / RUNS / folder
     page = gather(folder.absolute())
+    if not options.dry_run:
+        put_text(str(folder), REPORT, render(page))
+    if options.json:
+        stages = tuple(ReportedStage(name=each.name, state=each.state) for each in page.stages)
+        searches = tuple(ReportedSearch(name=each.name, trials=len(each.trials)) for each in page.searches)
+        print_document(ReportMade(file=str(folder / REPORT), stages=stages, searches=searches))
+        return 0
     print("\n".join([f"stage {stage.name}: {stage.state}" + (f"; {stage.problem}" if stage.problem else "")
                      for stage in page.stages]
                     + [f"search {search.name}: {len(search.trials)} trials" for search in page.searches]))  # fmt: skip
     if options.dry_run:
         print("dry run: nothing was written")
         return 0
-    put_text(str(folder), REPORT, render(page))
     print(f"report: {folder / REPORT}")
     return 0
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
@@ -21,6 +23,9 @@ from scalablevit.runs.lease import claim_of, find_owned, is_owner_alive, known_o
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
 from scalablevit.text import format_table
+
+if TYPE_CHECKING:
+    from scalablevit.cli.documents import RunFacts
 
 STOP_S = 150.0
 """Longest wait for a run to end: its stages tell MLflow of it."""
@@ -48,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list", parents=[shared], help="a table of all runs")
-    verbs.add_parser("show", parents=[shared], help="one run in detail").add_argument("run")
+    add_json(verbs.add_parser("list", parents=[shared], help="a table of all runs"))
+    show = verbs.add_parser("show", parents=[shared], help="one run in detail")
+    show.add_argument("run")
+    add_json(show)
     stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
     stop.add_argument("run")
     stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
@@ -63,13 +70,18 @@ def run(options: argparse.Namespace) -> int:
     """
     root = platform_root(options.root, make=False)
     if options.verb == "list":
-        return _list(root)
+        return _list_json(root) if options.json else _list(root)
     known = {path.parent.name for path in (root / RUNS).glob(f"*/{STATUS}")}
     found = _read_run(root / RUNS / options.run) if options.run in known else None
     if found is None:
         raise UserError(f"no run {options.run!r}", where=str(root / RUNS),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
     (found,) = _check_leases([found])
+    if options.verb == "show" and options.json:
+        from scalablevit.cli.documents import RunDetails
+
+        print_document(RunDetails(run=_facts(found), files=_files(found)))
+        return 0
     if options.verb == "show":
         print(details(found))
         return 0
@@ -83,6 +95,17 @@ def _list(root: Path) -> int:
     unclear = [each for each in found if each.unclear]
     if unclear:
         print("\n".join(f"{each.status.run}: {each.state}" for each in _check_leases(unclear)))
+    return 0
+
+
+def _list_json(root: Path) -> int:
+    """Print all that is known, once what only waiting tells is known, too."""
+    from scalablevit.cli.documents import RunList
+
+    found, unreadable = found_runs(root)
+    settled = {each.status.run: each for each in _check_leases([each for each in found if each.unclear])}
+    runs = tuple(_facts(settled.get(each.status.run, each)) for each in found)
+    print_document(RunList(root=str(root), runs=runs, unreadable={name: str(why) for name, why in unreadable.items()}))
     return 0
 
 
@@ -160,11 +183,20 @@ def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path
     return "\n".join([format_table(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
 
+def _facts(found: Found) -> "RunFacts":
+    from scalablevit.cli.documents import RunFacts
+
+    return RunFacts.model_validate({**asdict(found.status), "state": found.state})
+
+
+def _files(found: Found) -> tuple[str, ...]:
+    return tuple(sorted(path.name + "/" * path.is_dir() for path in found.store.local.iterdir()))
+
+
 def details(found: Found) -> str:
     """One run, a line for each fact."""
     status = found.status
     why = "its process ended without a word; the command that started it continues it" if found.lost else status.why
-    files = sorted(path.name + "/" * path.is_dir() for path in found.store.local.iterdir())
     facts = {
         "run": status.run,
         "state": found.state,
@@ -179,7 +211,7 @@ def details(found: Found) -> str:
         "job": status.job,
         "folder": status.folder,
         "tracking": status.tracking,
-        "files": ", ".join(files),
+        "files": ", ".join(_files(found)),
     }
     return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from scalablevit.cli.arguments import add_root
+from scalablevit.cli.documents import Sync, SyncedRun
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.run_files import RECORDS, RUNS
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--again", action="store_true", help="send all records from the first on, also the refused ones"
     )
     parser.add_argument("--dry-run", action="store_true", help="print how much each run has left, send nothing")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,20 +43,29 @@ def run(options: argparse.Namespace) -> int:
         UserError: there is no such run, or MLflow's address is none.
     """
     root = platform_root(options.root, make=False)
-    syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
-    if not syncs:
-        print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
-    left = 0
-    for folder, sync in syncs.items():
-        if options.dry_run:
-            print(f"{folder.parent.name}: {sync.pending().records} records would be sent", flush=True)
-            continue
-        pending = sync.send_left(from_start=options.again)
-        print(f"{folder.parent.name}: {_describe(pending, len(open_runs(folder)))}", flush=True)
-        for refused in refused_records(folder):
-            print(f"  refused: {refused}", flush=True)
-        left += pending.records
-    return 1 if left else 0
+    with messages_aside(options.json):
+        syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
+        if not syncs:
+            print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
+        synced = [_sync(folder, sync, options) for folder, sync in syncs.items()]
+    if options.json:
+        print_document(Sync(root=str(root), sent=not options.dry_run, runs=tuple(synced)))
+    return 1 if any(each.left for each in synced) and not options.dry_run else 0
+
+
+def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> SyncedRun:
+    """Send an outbox, or only count what it has left, and print what became of it."""
+    run = folder.parent.name
+    if options.dry_run:
+        left, unended = sync.pending(), None
+        print(f"{run}: {left.records} records would be sent", flush=True)
+    else:
+        left, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
+        print(f"{run}: {_describe(left, unended)}", flush=True)
+    refused = refused_records(folder)
+    for each in () if options.dry_run else refused:
+        print(f"  refused: {each}", flush=True)
+    return SyncedRun(run=run, left=left.records, refused=tuple(refused), error=left.error or "", without_end=unended)
 
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:

@@ -1,9 +1,14 @@
 """A training from its command line: arguments, the gates in order, the dry run, and the chain of stages."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_recipe, add_root
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.commands import short_name
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, tracking_uri
@@ -11,11 +16,14 @@ from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.config.task_info import kind_of_script
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
 
+if TYPE_CHECKING:
+    from scalablevit.pipeline.resolve import ResolvedStage
+
 EPILOG = f"""\
-Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. An override
-applies to every stage that this command runs, and to the stages whose weights those start from, if the stage has the
-key; if these are not all stages of the recipe, a line names them. stages.<name>.<key>=value applies to one stage. The
-page "Recipe keys" of the documentation has every key (`recipe schema` prints them).
+Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. An override applies to
+every stage that this command runs, and to the stages whose weights those start from, if the stage has the key; if
+these are not all stages of the recipe, a line names them. stages.<name>.<key>=value applies to one stage. The page
+"Recipe keys" of the documentation has every key (`recipe schema` prints them).
 
 {ON_A_CLUSTER}
 
@@ -29,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_root(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,6 +46,23 @@ def run(options: argparse.Namespace) -> int:
     Args:
         options: with the verb as `command`: `full`, or that of a single stage.
     """
+    if options.json and not options.dry_run:
+        raise UserError(
+            "--json prints the plan of a dry run",
+            where="--json",
+            fix="add --dry-run; what a training came to is in `result.json` of each run's folder",
+        )
+    with messages_aside(options.json):
+        recipe, stages, root = _run(options)
+    if options.json:
+        from scalablevit.cli.training_plan import training_plan
+
+        print_document(training_plan(recipe, stages, root))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Path]":
+    """Do it; the recipe's name, its stages and the root are returned."""
     script = options.command
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
@@ -53,9 +79,9 @@ def run(options: argparse.Namespace) -> int:
     stages = prepare(recipe, search, root, wanted, dry_run=options.dry_run)
     if options.dry_run:
         print("dry run: nothing was started")
-        return 0
+        return recipe.name, stages, root
     results = train(recipe, search, stages, root, wanted)
     from scalablevit.pipeline.chain import table
 
     print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
-    return 0
+    return recipe.name, stages, root

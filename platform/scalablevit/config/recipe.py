@@ -238,6 +238,9 @@ class Tracking(Section):
     """MLflow experiment."""
     register_as: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Registered model's name; null: `<recipe>-<stage>`."""
+    log_images: bool = False
+    """Send images of the data to MLflow, too: the plots of the first training batch and of validation images, and those
+    in the report. false: they stay in the run's folder. Those of the built-in shapes are always sent."""
 
 
 class Stage(Section):

@@ -63,8 +63,8 @@ def run_chain(
             for group in groups(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
+                outbox.metrics(job.uid, [_best_metrics(results)])
             status_file.update(stage=names, step=len(results))
-            outbox.metrics(job.uid, [_best_metrics(results)])
             publish_job(job, stages, results, store, outbox)
         except Exception as error:
             # how far it came, and how it came to that

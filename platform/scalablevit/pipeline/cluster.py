@@ -77,6 +77,9 @@ def connect(
         ) from None
     nodes = alive_nodes()
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
+    if address is not None and not trial_gpus:  # this machine's are in the plan
+        for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
+            print(f"warning: {warning}", flush=True)
     if len(nodes) > 1:
         _check_reach(stages, root, [node.id for node in nodes])
         refuse_other_code(packages, [node.id for node in nodes])
@@ -189,6 +192,19 @@ def local_resources(*, gpus: bool = True) -> dict[str, float]:
         gpus: whether they are counted, for which Ray is imported.
     """
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if gpus else 0.0}
+
+
+def unused_gpus(stages: Sequence[ResolvedStage], gpus: float, whose: str) -> list[str]:
+    """Return a warning where there are GPUs and no stage asks for one.
+
+    Args:
+        stages: all that are trained.
+        gpus: how many there are.
+        whose: what has them.
+    """
+    if gpus < 1 or not stages or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
+        return []
+    return [f"{whose} has {gpus:g} GPUs, and no stage uses one: set cluster.gpus_per_worker=1"]
 
 
 def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.pipeline.cluster import least_workers, local_resources
+from scalablevit.pipeline.cluster import least_workers, local_resources, unused_gpus
 from scalablevit.pipeline.resolve import ResolvedStage
 
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+"""A folder for each GPU."""
 PROCESS_BYTES = 1.2 * 2**30
 """Of a worker with torch and its libraries, before it trains; measured on a CPU."""
 IMAGE_BYTES_A_PIXEL = 10_000
@@ -22,7 +24,7 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
     # counting GPUs loads Ray, which takes a second
     there = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
     memory = _available_bytes()
-    found = []
+    found = unused_gpus(stages, _nvidia_gpus(), "this machine")
     for resolved in stages:
         cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)
         for kind, each in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
@@ -40,6 +42,14 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
                 "training.accumulation_steps, or take smaller images"
             )
     return found
+
+
+def _nvidia_gpus() -> int:
+    """GPUs that NVIDIA's driver names, counted without loading Ray or torch."""
+    try:
+        return len(list(NVIDIA.iterdir()))
+    except OSError:
+        return 0
 
 
 def _needed_bytes(resolved: ResolvedStage, available: float) -> float:

@@ -1,20 +1,27 @@
 """A job's report: made from run folders, written next to them, and handed to MLflow."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scalablevit.pipeline.registration import may_send_images
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.collect import gather
-from scalablevit.report.page import render
-from scalablevit.run_files import JOB, REPORT
+from scalablevit.report.page import Page, Stage, render
+from scalablevit.run_files import FOR_MLFLOW, JOB, REPORT
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
+from scalablevit.tasks.capabilities import GREY
 from scalablevit.tracking.connection import brief
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.training.storage import put_text
+
+GREY_SIDE = 96
+"""Pixels of what stands for an image that is not sent."""
 
 
 def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> None:
@@ -31,7 +38,8 @@ def publish_job(
         results: of the stages that have finished.
         store: the job's own folder.
     """
-    publish(store.local, outbox, job.uid, _known(job, stages, results))
+    hidden = {stage.name for stage in stages if not may_send_images(stage.stage)}
+    publish(store.local, outbox, job.uid, _known(job, stages, results), hidden)
 
 
 def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
@@ -45,20 +53,53 @@ def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, Stag
     return {"recipe": job.recipe, "stages": known}
 
 
-def publish(folder: Path, outbox: Outbox, uid: str, job: Mapping[str, Any] | None = None) -> None:
+def publish(
+    folder: Path,
+    outbox: Outbox,
+    uid: str,
+    job: Mapping[str, Any] | None = None,
+    hidden: Collection[str] = (),
+) -> None:
     """Make the page of a job or a search and record it for MLflow; one that fails is reported and ends nothing.
 
     Args:
+        folder: of the job or the search.
+        outbox: of the folder.
+        uid: of its run.
         job: content of a job's `job.json`, written first.
+        hidden: stages whose images stay on this machine: MLflow gets another page.
     """
     try:
         if job is not None:
             put_text(str(folder), JOB, json.dumps(job, indent=1))
-        put_text(str(folder), REPORT, render(gather(folder)))
-        outbox.artifact(uid, folder / REPORT)
+        page = gather(folder)
+        put_text(str(folder), REPORT, render(page))
+        if any(stage.name in hidden for stage in page.stages):
+            put_text(str(folder / FOR_MLFLOW), REPORT, _render_without_images(page, hidden))
+            outbox.artifact(uid, folder / FOR_MLFLOW / REPORT)
+        else:
+            outbox.artifact(uid, folder / REPORT)
         print(f"report: {folder / REPORT}", flush=True)
     except Exception as error:  # whatever a page fails of, the job is worth more
         print(f"{REPORT} was not made: {brief(error, '')}", flush=True)
+
+
+def _render_without_images(page: Page, hidden: Collection[str]) -> str:
+    """The page as HTML, with a grey image in place of each of those stages' images."""
+    import cv2
+    import numpy as np
+
+    grey = cv2.imencode(".jpg", np.full((GREY_SIDE, GREY_SIDE, 3), GREY, np.uint8))[1].tobytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        read = [stage for stage in page.stages if isinstance(stage, Stage)]
+        for stage in read:
+            for case in (*stage.findings.cases, *stage.findings.worst) if stage.findings else ():
+                (Path(scratch) / Path(case.picture).name).write_bytes(grey)
+        stages = tuple(
+            replace(stage, pictures=Path(scratch)) if isinstance(stage, Stage) and stage.name in hidden else stage
+            for stage in page.stages
+        )
+        return render(replace(page, stages=stages))
 
 
 def _registered(result: StageResult | None) -> str:

@@ -14,15 +14,18 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
+from scalablevit.config.schedule import largest_rate
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
 from scalablevit.config.user_code import find_packages, package_sums
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import InitWeights
+from scalablevit.pipeline.model_card import Registry
 from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_validation
+from scalablevit.pipeline.registration import record_model
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, ENVIRONMENT, MODEL, RECIPE, REFUSED, STATISTICS, WEIGHTS
+from scalablevit.run_files import ATTEMPTS, ENVIRONMENT, RECIPE, REFUSED, STATISTICS, WEIGHTS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.progress import Progress
@@ -30,20 +33,17 @@ from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import StatusFile, finish_late, read_status
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
-from scalablevit.tracking.connection import brief
-from scalablevit.tracking.environment import environment_info, pin_requirements
-from scalablevit.tracking.outbox import Outbox, open_runs
+from scalablevit.tracking.connection import brief, mask
+from scalablevit.tracking.environment import environment_info
+from scalablevit.tracking.outbox import Outbox, Texts, open_runs, recorded_params
 from scalablevit.tracking.params import flat
 from scalablevit.tracking.registry import version_of_run
 
 if TYPE_CHECKING:
     from scalablevit.training.worker_result import WorkerResult
-
-SERVING = "serving/model.py"
-SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
-                    "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         else:
             finished = _train(job, resolved, earlier, session)
         if session.uid in open_runs(store.outbox):  # also when a kill came between the result and this
-            _record_model(resolved, finished, store, session.outbox)
+            registry = Registry(job.root, job.tracking_uri)
+            record_model(job.recipe, resolved, finished, store, session.outbox, registry)
         return _look_up_version(job, finished, session)
 
 
@@ -186,14 +187,31 @@ def _begin(
     _keep_user_code(stage, outbox)
     outbox.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
     outbox.params(uid, flat(hashed_part(stage)))
-    counts = {"steps": resolved.length.total, "train_samples": resolved.train_samples,
-              "val_samples": resolved.val_samples, "classes": len(resolved.classes)}  # fmt: skip
-    outbox.params(uid, counts)
-    source = str(job.root / Path(stage.data.root).expanduser())
+    source = mask(str(job.root / Path(stage.data.root).expanduser()), job.tracking_uri)
+    outbox.params(uid, resolved_values(resolved))
+    if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the same data elsewhere
+        outbox.params(uid, {"data.root": source})
     for split in ("train", "val"):
         outbox.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
     for name in artifacts:
         outbox.artifact(uid, store.local / name)
+
+
+def resolved_values(resolved: ResolvedStage) -> Texts:
+    """Return the parameters that the recipe leaves to data and task, by name; the same at every attempt."""
+    length, optimizer = resolved.length, resolved.stage.optimizer
+    return {
+        "steps": length.total,
+        "train_samples": resolved.train_samples,
+        "val_samples": resolved.val_samples,
+        "classes": len(resolved.classes),
+        "resolved.epochs": f"{length.total / length.steps_per_epoch:.4g}",
+        "resolved.warmup_steps": length.warmup,
+        "resolved.evaluate_every_steps": length.evaluate_every,
+        "resolved.largest_lr": f"{largest_rate(optimizer, length):.4g}",
+        **{f"resolved.{key}": value for key, value in task_kind(resolved.stage.task.kind)
+           .automatic_values(resolved.stage).items()},
+    }  # fmt: skip
 
 
 def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
@@ -243,29 +261,6 @@ def _launch(
             return launch(resolved.stage, worker_config, store.location, callbacks, stop_file)
         finally:
             job.training.discard(stop_file)
-
-
-def _record_model(resolved: ResolvedStage, finished: StageResult, store: RunStore, outbox: Outbox) -> None:
-    """Ask for registration and end the run; asking twice registers once."""
-    chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
-    outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/{CHECKPOINTS}/{finished.checkpoint}"})
-    outbox.model(
-        finished.uid,
-        name=finished.registered_as,
-        folder=store.local / MODEL,
-        package=PACKAGE,
-        serving=SERVING,
-        requirements=pin_requirements([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
-        user_code=package_sums(resolved.stage.imports),
-        tags={
-            tags.RECIPE_HASH: resolved.hash,
-            tags.DATA_DIGEST: resolved.digest,
-            tags.METRIC: chosen,
-            **tags.user_code(package_sums(resolved.stage.imports)),
-            **finished.lineage,
-        },
-    )
-    outbox.end(finished.uid, "FINISHED")
 
 
 def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> StageResult:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -79,6 +80,10 @@ class TaskKind(ABC):
         Raises:
             ValueError, TypeError, KeyError: this is no answer to an image of that size.
         """
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the columns of an answer with their types, for a registered model's signature; empty: not said."""
+        return {}
 
     @abstractmethod
     def drawing(self) -> "Drawing":

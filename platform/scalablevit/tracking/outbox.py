@@ -100,6 +100,14 @@ def open_runs(folder: Path) -> dict[str, int]:
     return last
 
 
+def recorded_params(folder: Path, uid: str) -> set[str]:
+    """Return the names of the parameters that were recorded of a run."""
+    records = (line.record for line in read_lines(folder))
+    return {
+        name for record in records if isinstance(record, ParamsRecord) and record.uid == uid for name in record.params
+    }
+
+
 def _step(value: int) -> int:
     step = operator.index(value)
     if not 0 <= step <= MAX_STEP:
@@ -181,6 +189,9 @@ class Outbox:
         tags: Texts,
         alias: str = "candidate",
         user_code: Mapping[str, str] | None = None,
+        description: str | None = None,
+        outputs: str | None = None,
+        sample: str | None = None,
     ) -> None:
         """Append a `ModelRecord`, and copy the packages into the outbox: a job's copies of them vanish with the job.
 
@@ -193,6 +204,9 @@ class Outbox:
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
             user_code: content sums, by name, of users' packages that the model's code imports besides, each kept before
                 by `keep_user_code`.
+            description: the version's, in Markdown, see `ModelRecord`.
+            outputs: columns of a prediction, see `ModelRecord`.
+            sample: an image file in base64, see `ModelRecord`.
         """
         package = Path(package).resolve()
         sums = {file: sha256_of(folder / file) for file in (WEIGHTS_NAME, CONFIG_NAME)}
@@ -218,6 +232,9 @@ class Outbox:
             tags=_strings(lineage),
             alias=alias,
             user_code=[f"code/{digest}/{package}" for package, digest in (user_code or {}).items()] or None,
+            description=description,
+            outputs=outputs,
+            sample=sample,
         )
         self._append(record)
 

@@ -9,6 +9,9 @@ FORMAT = 1
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+VERSION_PLACE = "{{version}}"
+"""Stands for the number of a version in the description that is sent along."""
+
 RecordFields: TypeAlias = Mapping[str, Any]
 """The fields of a record whose kind is not known here, or that lacks some: whatever its line holds."""
 
@@ -115,12 +118,18 @@ class ModelRecord(_Record):
     """Lineage, by the names of `tracking.tags`."""
     alias: str
     user_code: list[str] | None = None
-    """Folders of users' packages that the model's code needs besides, as `code`; None: none, and not written."""
+    """Folders of users' packages that the model's code needs besides, as `code`."""
+    description: str | None = None
+    """The version's, in Markdown; `VERSION_PLACE` in it stands for the version's number, which MLflow gives."""
+    outputs: str | None = None
+    """Columns of a prediction: JSON as of MLflow's `Schema`; None: any."""
+    sample: str | None = None
+    """An image file in base64, as an example of a request."""
 
     def as_dict(self) -> RecordFields:
-        """Return the line's fields."""
-        written = super().as_dict()
-        return written if self.user_code is not None else {k: v for k, v in written.items() if k != "user_code"}
+        """Return the line's fields; those younger than the format that are None are not written."""
+        young = {each.name for each in fields(self) if each.default is None}
+        return {key: value for key, value in super().as_dict().items() if value is not None or key not in young}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Registering a trained model: code and safetensors, never a pickle; once, however often it is asked for."""
 
 import json
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -8,23 +9,28 @@ from typing import TYPE_CHECKING
 
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import Refused, bounded_requests, connect
-from scalablevit.tracking.records import ModelRecord
+from scalablevit.tracking.records import VERSION_PLACE, ModelRecord
 from scalablevit.tracking.tags import RUN_UID, UID
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.types import Schema
 
 INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
+INPUT_COLUMN = "image"
+"""Of the sample input; the model takes any name."""
+LONGEST_DESCRIPTION = 5000
+"""Characters: the column of MLflow's database has no more, and MySQL and PostgreSQL refuse what is longer."""
 LOOKUP_TIMEOUT_S = 10
 
 
 def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: Path) -> "ModelVersion":
-    """Make the version that a record asks for and point its alias at it.
+    """Make the version that a record asks for, point its alias at it and describe it.
 
     Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
-    found by the registration's uid.
+    found by the registration's uid. A description that somebody has written since then stays.
 
     Args:
         client: MLflow, for runs and registry.
@@ -44,6 +50,9 @@ def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: P
     found = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
     version = found[0] if found else _create_version(client, client.get_run(run_id), record, [code, *users])
     _point(client, version, record.alias)
+    if record.description and not version.description:
+        text = record.description.replace(VERSION_PLACE, str(version.version))
+        client.update_model_version(name, version.version, text[:LONGEST_DESCRIPTION])
     return version
 
 
@@ -99,14 +108,14 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
         Refused: that code does not run; no server has a part in it, so trying again is of no use.
     """
     import mlflow.pyfunc
+    import pandas as pd
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import AnyType
 
-    # The signature is given; an example would only have it inferred. It names no input: MLflow would enforce it before
+    # The signature is given, so the sample input is kept and not run. It names no input: MLflow would enforce it before
     # the model sees a request, drop further columns silently and repeat all bytes of an image in its refusals.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it says that it validates the sample
     folder = Path(record.folder)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     metadata = Model(
@@ -121,13 +130,24 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
             python_model=str(code[0] / record.serving),
             code_paths=[str(each) for each in code],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
-            signature=ModelSignature(outputs=Schema([ColSpec(AnyType())])),  # type: ignore[no-untyped-call]
+            signature=ModelSignature(outputs=_output_schema(record.outputs)),
+            input_example=None if record.sample is None else pd.DataFrame({INPUT_COLUMN: [record.sample]}),
             metadata={"input": INPUT, "classes": config["classes"]},
             pip_requirements=list(record.requirements),
             mlflow_model=metadata,
         )
     except MlflowException as error:
         raise Refused(f"the model cannot be packed: {error.message}") from error
+
+
+def _output_schema(columns: str | None) -> "Schema":
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    if columns is not None:
+        known: Schema = Schema.from_json(columns)
+        return known
+    return Schema([ColSpec(AnyType())])  # type: ignore[no-untyped-call]
 
 
 def _point(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of the tags by which the platform finds and explains its runs and model versions in MLflow."""
+"""Names of the tags and metrics by which the platform finds, sorts and explains its runs and versions in MLflow."""
 
 import json
 from collections.abc import Mapping
@@ -39,6 +39,15 @@ PREVIOUS_CHAMPION = "scalablevit.previous_champion"
 """On a version that became champion: number of the version that was champion before; `none` for the first one."""
 ROLLED_BACK = "scalablevit.rolled_back"
 """On a version that was champion: when it was taken back, and to which version."""
+
+
+def best_metric(metric: str) -> str:
+    """Return the metric of a run that holds the value of its best evaluation, by which runs are sorted: `best/top1`.
+
+    Args:
+        metric: as evaluations report it, such as `val/top1`.
+    """
+    return f"best/{metric.removeprefix('val/')}"
 
 
 def user_code(sums: Mapping[str, str]) -> dict[str, str]:

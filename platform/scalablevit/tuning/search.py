@@ -25,9 +25,10 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Distribution, Search, Value
 from scalablevit.config.trial import trial_stage
-from scalablevit.tracking.outbox import Outbox, read_lines
+from scalablevit.tracking.outbox import Outbox, now_ms, read_lines
 from scalablevit.tracking.params import flat
-from scalablevit.tracking.records import MetricsRecord
+from scalablevit.tracking.records import MetricsRecord, StepMetrics
+from scalablevit.tracking.tags import best_metric
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, listed
@@ -195,6 +196,9 @@ class SearchCallback(tune.Callback):
         best = ours.best(space.mode)
         chosen = f"{space.metric}={best[1]:.6g} at step {best[0]}" if best else "none"
         self._outbox.tags(uid, {"stop_reason": reason or status, "best": chosen})
+        if best:
+            found: StepMetrics = {"step": best[0], "time_ms": now_ms(), "metrics": {best_metric(space.metric): best[1]}}
+            self._outbox.metrics(uid, [found])
         self._outbox.end(uid, "FAILED" if status == "failed" else "FINISHED")
         if space.scheduler.kind != "pbt":  # there an ended trial may still be another's donor
             drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best)

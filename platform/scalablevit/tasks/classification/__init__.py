@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.capabilities import Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -59,6 +60,12 @@ class ClassificationKind(TaskKind):
         from scalablevit.tasks.classification.outputs import Labels
 
         return Labels(classes, folder)
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the class and the probabilities of the most probable ones."""
+        from scalablevit.tasks.columns import DOUBLE, STRING
+
+        return {"class": STRING, "probability": DOUBLE, "probabilities": {"type": "map", "values": DOUBLE}}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
         """Return the plain values of an answer."""

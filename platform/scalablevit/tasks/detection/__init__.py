@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.capabilities import Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -59,6 +60,17 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.outputs import Detections
 
         return Detections(classes, folder)
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the objects' boxes, scores and classes and, of Mask R-CNN, their masks."""
+        from scalablevit.config.task import head_of
+        from scalablevit.tasks.columns import DOUBLE, STRING, ColumnType, array_of
+
+        columns = {"boxes": array_of(array_of(DOUBLE)), "scores": array_of(DOUBLE), "labels": array_of(STRING)}
+        if head_of(stage.task) == "mask_rcnn":
+            mask: ColumnType = {"type": "object", "properties": {"size": array_of({"type": "long"}), "counts": STRING}}
+            columns["masks"] = array_of(mask)
+        return columns
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
         """Return the plain values of an answer."""

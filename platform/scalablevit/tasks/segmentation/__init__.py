@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
+    from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
@@ -68,6 +69,12 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.outputs import Masks
 
         return Masks(classes, folder)
+
+    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the mask as a PNG file, and the classes in it with their shares."""
+        from scalablevit.tasks.columns import DOUBLE, STRING, array_of
+
+        return {"mask_png": {"type": "binary"}, "classes": array_of(STRING), "shares": array_of(DOUBLE)}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
         """Return the plain values of an answer."""

@@ -1,0 +1,98 @@
+"""What a finished stage records for MLflow at its end: its plots, its best metric, and the model to register."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalablevit.config.recipe import Stage
+from scalablevit.config.task_info import task_info
+from scalablevit.config.user_code import package_sums
+from scalablevit.pipeline.cluster import PACKAGE
+from scalablevit.pipeline.model_card import Registry, model_card
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.run_files import CHECKPOINTS, CURVES, MODEL, PLOTS, TRAINING_BATCH, VALIDATION
+from scalablevit.runs.result import StageResult
+from scalablevit.runs.run_store import RunStore
+from scalablevit.tasks.registry import task_kind
+from scalablevit.tracking import tags
+from scalablevit.tracking.connection import brief
+from scalablevit.tracking.environment import pin_requirements
+from scalablevit.tracking.outbox import Outbox, now_ms
+from scalablevit.tracking.tags import best_metric
+
+SERVING = "serving/model.py"
+SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
+                    "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
+SAMPLE_SIDE = 64
+"""Pixels of the sample input."""
+
+
+def record_model(
+    recipe: str, resolved: ResolvedStage, finished: StageResult, store: RunStore, outbox: Outbox, registry: Registry
+) -> None:
+    """Record the plots and the best metric, ask for registration and end the run; asking twice registers once."""
+    plots = plots_to_send(resolved.stage, store.local)
+    for name in plots:
+        outbox.artifact(finished.uid, store.local / name, PLOTS)
+    best = {best_metric(finished.metric): finished.value}
+    outbox.metrics(finished.uid, [{"step": finished.step, "time_ms": now_ms(), "metrics": best}])
+    chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
+    outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/{CHECKPOINTS}/{finished.checkpoint}"})
+    outbox.model(
+        finished.uid,
+        name=finished.registered_as,
+        folder=store.local / MODEL,
+        package=PACKAGE,
+        serving=SERVING,
+        requirements=pin_requirements([*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]),
+        user_code=package_sums(resolved.stage.imports),
+        tags={
+            tags.RECIPE_HASH: resolved.hash,
+            tags.DATA_DIGEST: resolved.digest,
+            tags.METRIC: chosen,
+            **tags.user_code(package_sums(resolved.stage.imports)),
+            **finished.lineage,
+        },
+        description=_card(recipe, resolved, finished, store.local, plots, registry),
+        outputs=_outputs(resolved.stage),
+        sample=sample_image(),
+    )
+    outbox.end(finished.uid, "FINISHED")
+
+
+def plots_to_send(stage: Stage, local: Path) -> list[str]:
+    """Return the plots that go to MLflow, of those that a run has; see `may_send_images`."""
+    names = [CURVES, TRAINING_BATCH, VALIDATION] if may_send_images(stage) else [CURVES]
+    return [name for name in names if (local / name).is_file()]
+
+
+def may_send_images(stage: Stage) -> bool:
+    """Return whether MLflow gets images of the data: where the recipe says so, or they are the built-in shapes."""
+    return stage.tracking.log_images or stage.data.shapes is not None
+
+
+def sample_image() -> str:
+    """Return a grey PNG file in base64: a request to try the model with that shows nothing of the data."""
+    import cv2
+    import numpy as np
+
+    from scalablevit.tasks.capabilities import GREY
+
+    grey = np.full((SAMPLE_SIDE, SAMPLE_SIDE, 3), GREY, np.uint8)
+    return base64.b64encode(cv2.imencode(".png", grey)[1].tobytes()).decode()
+
+
+def _card(
+    recipe: str, resolved: ResolvedStage, finished: StageResult, local: Path, plots: Sequence[str], registry: Registry
+) -> str | None:
+    try:
+        return model_card(recipe, resolved, finished, local, plots, registry)
+    except Exception as error:  # whatever the card fails of, the model is worth more
+        print(f"[{resolved.name}] the model card was not made: {brief(error, registry.uri)}", flush=True)
+        return None
+
+
+def _outputs(stage: Stage) -> str | None:
+    columns = task_kind(stage.task.kind).answer_columns(stage)
+    return json.dumps([{"name": name, **column} for name, column in columns.items()]) if columns else None
