@@ -34,12 +34,12 @@ from harness.hostile_data import (
 
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.names import shown
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
+from scalablevit.inspection.check import Depth, Report, check_split, image_notes, raise_if_fatal
 
 pytestmark = [
     pytest.mark.row("Data: hostile images, masks, annotations and folders"),

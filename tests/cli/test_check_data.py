@@ -14,7 +14,7 @@ from scalablevit.cli import check_data, pack
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.data import check
+from scalablevit.inspection import check
 from scalablevit.pipeline.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,6 @@ from pycocotools import mask as reference
 
 from scalablevit.config.data import CocoInstances, Shapes, Split
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.check import check_split
 from scalablevit.data.coco import Annotations
 from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.instances import decoded
@@ -23,6 +22,7 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
+from scalablevit.inspection.check import check_split
 
 HEIGHT, WIDTH = 20, 30
 DIAGONAL = reference.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))["counts"].decode()

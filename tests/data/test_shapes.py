@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scalablevit.config.data import ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.config.errors import UserError
 from scalablevit.data import shapes as module
-from scalablevit.data.check import check_split
 from scalablevit.data.decoding import read_mask
 from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, dominant_shape, run_lengths, scene, write_shapes
 from scalablevit.data.sources.opening import open_source
+from scalablevit.inspection.check import check_split
 
 SMALL = Shapes(train_images=13, val_images=6, image_size=48, seed=4)
 

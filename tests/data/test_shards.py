@@ -12,11 +12,11 @@ from PIL import Image
 
 from scalablevit.config.data import Split, TarShards
 from scalablevit.config.errors import UserError
-from scalablevit.data.check import check_split
 from scalablevit.data.decoding import BadSample, read_header, read_image
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_class_folders, open_source
+from scalablevit.inspection.check import check_split
 
 DATA = TarShards(source="tar_shards", root="set", train=Split(images="train"), val=Split(images="val"))
 

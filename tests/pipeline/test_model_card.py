@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.loading import load_recipe
-from scalablevit.data.statistics import LeftOut, SharedImages
+from scalablevit.inspection.statistics import LeftOut, SharedImages
 from scalablevit.pipeline.model_card import Registry, model_card
 from scalablevit.pipeline.registration import plots_to_send
 from scalablevit.pipeline.resolve import ResolvedStage, resolve

@@ -10,8 +10,8 @@ from harness.html_page import HtmlPage
 from scalablevit.cli import main
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
-from scalablevit.data.inspection import inspect_data
-from scalablevit.data.statistics import DataStatistics
+from scalablevit.inspection.inspect_data import inspect_data
+from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline import plan_summary, resolve
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _begin

@@ -93,8 +93,8 @@ def test_ade20k_classes_are_the_published_names_in_order(data: Path) -> None:
 
 
 def test_ade20k_masks_have_the_ids_that_the_recipe_expects(data: Path) -> None:
-    from scalablevit.data.check import check_split
     from scalablevit.data.sources.opening import open_source
+    from scalablevit.inspection.check import check_split
 
     root = data / "segmentation-ade20k-sample" / "ADEChallengeData2016"
     (stage,) = load_recipe(RECIPES / "ade20k_upernet_scalablevit_small.yaml", [f"data.root={root}"]).stages.values()

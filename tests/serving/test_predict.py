@@ -46,7 +46,7 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
     images = val_images(root, "pretrain")
     tracking = "tracking.uri=http://me:canary-4711@127.0.0.1:9"
     assert run(root, "pretrain", images, tmp_path / "out", tracking) == 0
-    assert "answered 12 of 12 images" in capsys.readouterr().out
+    assert "predicted 12 of 12 images" in capsys.readouterr().out
     assert "canary-4711" not in (tmp_path / "out" / "prediction.json").read_text()
     lines = table(tmp_path / "out" / "labels.csv")
     files = [line["file"] for line in lines]
@@ -145,7 +145,7 @@ def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, 
     assert run(root, "pretrain", images, tmp_path / "out") == 1
     said = capsys.readouterr().out
     assert "5 in" in said and "1 other files left out" in said
-    assert "answered 3 of 5 images" in said and "2 images have no answer" in said
+    assert "predicted 3 of 5 images" in said and "2 images without a prediction" in said
     assert "bad: sub/1.jpg\tthe file is cut short" in said
     assert [line["file"] for line in table(tmp_path / "out" / "bad_images.csv")] == ["page.png", "sub/1.jpg"]
     assert [line["file"] for line in table(tmp_path / "out" / "labels.csv")] == ["0.jpg", "2.jpg", "sub/3.jpg"]
@@ -279,7 +279,7 @@ def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, 
     (images / "0.jpg").rename(images / long.replace("png", "jpg"))
     (images / "2.jpg").rename(images / long)
     assert run(root, "segment", images, tmp_path / "out") == 1
-    assert "answered 3 of 4 images" in capsys.readouterr().out
+    assert "predicted 3 of 4 images" in capsys.readouterr().out
     (line,) = table(tmp_path / "out" / "bad_images.csv")
     assert line["file"] == long and "name is too long" in line["reason"]
 
@@ -361,7 +361,7 @@ def test_answers_never_replace_listed_images(root, images):
 def test_the_time_of_loading_is_not_in_the_speed(root, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("scalablevit.serving.predict.load_trained", slow := Slow(load_trained))
     assert run(root, "pretrain", images, tmp_path / "out") == 0
-    said = re.search(r"answered 4 of 4 images, (\S+) images/s without the loading of the model; (\S+) s in all; they "
+    said = re.search(r"predicted 4 of 4 images, (\S+) images/s without the loading of the model; (\S+) s in all; they "
                      rf"are in {tmp_path}/out", capsys.readouterr().out)  # fmt: skip
     assert slow.seconds < float(said[2]) and 4 / float(said[1]) < float(said[2]) - slow.seconds + 0.1
 

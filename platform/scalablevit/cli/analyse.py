@@ -25,7 +25,7 @@ FILES = {
 """What each verb writes into --out."""
 MODELS = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs: a ScalableViT of any
-task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger pictures
+task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger images
 data.eval_resize=224 data.image_size=224 (segmentation and detection: data.short_side=224 data.long_side=448).
 Without --images, four images of the built-in shapes are used; else the first four images of the folder."""
 EXIT = "Exit codes: 0 done; 2 something that you can fix."

@@ -18,11 +18,11 @@ from scalablevit.config.overrides import Scope
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
-from scalablevit.data.check import Problem, Report, mask_advice
-from scalablevit.data.inspection import Inspection, inspect_data
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
-from scalablevit.data.statistics_table import table, unknown_text
+from scalablevit.inspection.check import Problem, Report, mask_advice
+from scalablevit.inspection.inspect_data import Inspection, inspect_data
+from scalablevit.inspection.statistics_table import table, unknown_text
 from scalablevit.text import format_table
 
 if TYPE_CHECKING:

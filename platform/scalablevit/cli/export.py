@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
         files = sorted(file.name for file in made.iterdir())
     print(f"exported {options.model}: {', '.join(files)} are in {shown(out.absolute())}")
     if not faithful:
-        print("an export answers otherwise than the model: do not use it")
+        print("an export's outputs differ from the model's: do not use it")
         return 1
     return 0
 

@@ -19,7 +19,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
     """`cli.predict.run` for an address."""
     if options.overrides:
         raise UserError(
-            "a served model answers by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
+            "a served model predicts by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
         )
     server = Served(options.model)
     images = find_images(given)
@@ -41,7 +41,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
 def _write(
     server: Served, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
 ) -> Written:
-    """Answer all images into `folder`.
+    """Write the predictions of all images into `folder`.
 
     Raises:
         UserError: the server fails, or answers no image at all.
@@ -54,7 +54,7 @@ def _write(
     done = tabulate(output, answers, folder, len(pictures))
     if done.bad == len(pictures):
         raise UserError(
-            f"none of the {done.bad} images was answered",
+            f"none of the {done.bad} images could be predicted",
             where=shown(images.given),
             fix="see the reasons printed above",
         )

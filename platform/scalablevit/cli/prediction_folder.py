@@ -68,7 +68,7 @@ def deliver(
         numbered = {}  # nothing is drawn
     if numbered:
         named = first([f"{name} as {picture}" for name, picture in numbered.items()])
-        print(f"  names   pictures of images that differ in their suffix alone are numbered: {named}", flush=True)
+        print(f"  names   files of images that differ in their suffix alone are numbered: {named}", flush=True)
     written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
     with write_folder(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
         done = write(folder, pictures)
@@ -79,10 +79,10 @@ def deliver(
         note = {**facts, "answered": count - done.bad, "bad": done.bad, "numbered": numbered}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     rate = f"{count / max(done.seconds, 1e-9):.3g} images/s {timed}".rstrip()
-    print(f"answered {count - done.bad} of {count} images, {rate}; {time.monotonic() - started:.1f} s in all; they are "
-          f"in {shown(out)}")  # fmt: skip
+    seconds = time.monotonic() - started
+    print(f"predicted {count - done.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {shown(out)}")
     if done.bad:
-        print(f"{done.bad} images have no answer, and why: {shown(out / BAD)}")
+        print(f"{done.bad} images without a prediction, and why: {shown(out / BAD)}")
     if ignored:
         print_left_out(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")

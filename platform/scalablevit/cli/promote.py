@@ -230,7 +230,7 @@ def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path)
 def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
     if set(version.config["classes"]) != set(classes):
         raise UserError(
-            f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} answers "
+            f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} predicts "
             f"{', '.join(version.config['classes'])}",
             where="data",
             fix="name data with the model's classes; models of different classes cannot be compared",
@@ -440,7 +440,7 @@ def _table(evidence: Evidence) -> str:
             f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
         )
     places = dict.fromkeys(each.measured_on for each in columns.values())
-    lines.append(f"latency of one answer at a time on {' and '.join(places)}")
+    lines.append(f"latency of one prediction at a time on {' and '.join(places)}")
     lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
     return "\n".join(lines)
 

@@ -203,7 +203,7 @@ def _explain(
         case "missing":
             return UserError(MISSING, where=where, fix="add it")
         case "union_tag_not_found":
-            return UserError("is missing, and decides what else stands here", where=where, fix="add it")
+            return UserError("is missing, and decides which other keys there are", where=where, fix="add it")
         case "union_tag_invalid":
             what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
             return UndefinedKind(what, where=where)

@@ -26,6 +26,6 @@ class Promotion(Section):
     min_value: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least value of the metric itself; null: none."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """Longest median time of one answer (one image, on the machine that promotes), milliseconds; null: none."""
+    """Longest median time of one prediction (one image, on the machine that promotes), milliseconds; null: none."""
     max_weights_mb: Annotated[float, Field(gt=0)] | None = None
     """Largest file of weights, 10^6 bytes; null: none."""

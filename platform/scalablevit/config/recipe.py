@@ -77,8 +77,8 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0, le=10)]
-    """Learning rate at the start of the schedule's curve, for the global batch as given (never rescaled behind your
-    back); a warm-up reaches all of it only with `schedule.warmup_prefix`."""
+    """Learning rate at the start of the schedule's curve, for the global batch as given (never rescaled for
+    you); a warm-up reaches all of it only with `schedule.warmup_prefix`."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8

@@ -33,7 +33,7 @@ def repeated_blocks(backbone: nn.Module, name: str) -> list[nn.Module]:
     repeated = [modules for modules in found.values() if len(modules) > 1 and _parameters(modules) >= enough]
     if not repeated:
         raise UserError(
-            f"{name} has no repeated blocks to compile: no class that stands more than once in its lists of modules "
+            f"{name} has no repeated blocks to compile: no class that occurs more than once in its lists of modules "
             f"holds {BLOCKS_SHARE:.0%} of its parameters",
             where="training.compile",
             fix="set it to false, or to true to compile the whole model",

@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.data.statistics_table import table
+from scalablevit.inspection.statistics_table import table
 from scalablevit.pipeline.plan_summary import starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.report.findings import load_findings

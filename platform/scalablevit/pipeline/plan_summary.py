@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
-from scalablevit.data.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import table, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts

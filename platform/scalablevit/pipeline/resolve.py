@@ -20,15 +20,15 @@ from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.config.space import Search
 from scalablevit.config.task_info import kind_of_script, task_info
 from scalablevit.config.user_code import import_user_code
-from scalablevit.data.check import check_split, image_notes, raise_if_fatal
 from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
-from scalablevit.data.inspection import Inspection, inspect_data, inspect_validation
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import left_out
 from scalablevit.data.sources.opening import open_source
-from scalablevit.data.statistics import DataStatistics
+from scalablevit.inspection.check import check_split, image_notes, raise_if_fatal
+from scalablevit.inspection.inspect_data import Inspection, inspect_data, inspect_validation
+from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
 from scalablevit.tracking.connection import check_uri
 

@@ -16,8 +16,8 @@ from scalablevit.config.recipe import Cluster
 from scalablevit.config.stored import stored_stage
 from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
-from scalablevit.data.statistics import DataStatistics
-from scalablevit.data.statistics_table import table
+from scalablevit.inspection.statistics import DataStatistics
+from scalablevit.inspection.statistics_table import table
 from scalablevit.report.findings import load_findings
 from scalablevit.report.overview import NextStep, Overview, WorkTime, machine, overview, steps_of_stages, work_time
 from scalablevit.report.page import Page, Part, Search, Stage, UnreadStage

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import MISSING, fields
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -59,23 +58,26 @@ def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
 
 def unflat(tensors: dict[str, Tensor], kind: type[B]) -> list[B]:
     """Return the micro-batches of one rank, of the task's class of batch, from the file that holds them."""
-    batches: dict[int, dict[str, Any]] = {}
+    batches: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
-        number, name, *place = path.split("/")
-        batch = batches.setdefault(int(number), {})
-        if place:
-            batch.setdefault(name, {})[int(place[0])] = tensor
-        else:
-            batch[name] = int(tensor) if name == "samples" else tensor
-    return [_filled(kind, batches[number]) for number in sorted(batches)]
+        number, _, name = path.partition("/")
+        batches.setdefault(int(number), {})[name] = tensor
+    return [_restored(kind, batches[number]) for number in sorted(batches)]
 
 
-def _filled(kind: type[B], values: dict[str, Any]) -> B:
-    """A batch of stored fields; a field without any stored tensor was a list without a member."""
+def _restored(kind: type[B], tensors: dict[str, Tensor]) -> B:
+    """A batch of stored tensors; a required field without any was a list without a member."""
+    lists: dict[str, dict[int, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, is_listed, place = path.partition("/")
+        if is_listed:
+            lists.setdefault(name, {})[int(place)] = tensor
+    values: dict[str, int | Tensor | list[Tensor]] = {"samples": int(tensors["samples"])}
     for each in fields(kind):
-        stored = values.get(each.name)
-        if isinstance(stored, dict):
-            values[each.name] = [stored[number] for number in sorted(stored)]
-        elif stored is None and each.default is MISSING and each.default_factory is MISSING:
+        if each.name in lists:
+            values[each.name] = [lists[each.name][number] for number in sorted(lists[each.name])]
+        elif each.name in tensors and each.name != "samples":
+            values[each.name] = tensors[each.name]
+        elif each.default is MISSING and each.default_factory is MISSING and each.name != "samples":
             values[each.name] = []
-    return kind(**values)
+    return kind(**values)  # type: ignore[arg-type]  # fields of a class that is not known here

@@ -8,12 +8,12 @@ from PIL import Image
 
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserErrors
-from scalablevit.data import check
-from scalablevit.data.check import Depth, Problem, Report, check_split, image_notes, raise_if_fatal
-from scalablevit.data.counts import Counts
 from scalablevit.data.decoding import Header, inspect_image, read_header
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
+from scalablevit.inspection import check
+from scalablevit.inspection.check import Depth, Problem, Report, check_split, image_notes, raise_if_fatal
+from scalablevit.inspection.counts import Counts
 
 FILES = 6
 

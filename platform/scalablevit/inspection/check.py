@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from scalablevit.config.data import CocoInstances, Data, MaskPairs
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data.counts import Counter, Counts
 from scalablevit.data.decoding import (
     CODED_BY_COLOR,
     DEEPEST,
@@ -35,6 +34,7 @@ from scalablevit.data.names import shown
 from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.stderr_capture import StderrCapture
+from scalablevit.inspection.counts import Counter, Counts
 from scalablevit.io import write_file
 from scalablevit.text import and_more
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from scalablevit.config.data import SPLITS, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError, UserErrors, raise_all
-from scalablevit.data.check import Depth, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.data.contents import ContentCache
-from scalablevit.data.findings import find_evaluation_problems, find_problems
 from scalablevit.data.names import describe_lookalikes
 from scalablevit.data.progress import OutOfTime
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
-from scalablevit.data.statistics import DataStatistics, SharedImages, shared_images, split_statistics, unit_of
+from scalablevit.inspection.check import Depth, Report, check_split, image_notes, raise_if_fatal
+from scalablevit.inspection.findings import find_evaluation_problems, find_problems
+from scalablevit.inspection.statistics import DataStatistics, SharedImages, shared_images, split_statistics, unit_of
 
 QUICK_S = 10.0
 """Longest time for summing up contents where only headers are asked for."""

@@ -9,13 +9,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.data.boxes import scale_factors
-from scalablevit.data.check import Report
 from scalablevit.data.coco import SIZES, Annotations
-from scalablevit.data.counts import Counts
 from scalablevit.data.labels import IGNORE, label_table
 from scalablevit.data.names import shown
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import group_by_suffix
+from scalablevit.inspection.check import Report
+from scalablevit.inspection.counts import Counts
 
 NAMED = 5
 """Files of a kind that are named."""

@@ -10,9 +10,9 @@ from PIL import Image
 
 from scalablevit.config.data import CocoInstances, ImageFolder, MaskPairs, Split
 from scalablevit.data.boxes import compare_polygons, scale_factors
-from scalablevit.data.check import check_split
 from scalablevit.data.sources.opening import open_source
-from scalablevit.data.statistics import (
+from scalablevit.inspection.check import check_split
+from scalablevit.inspection.statistics import (
     DataStatistics,
     LeftOut,
     SharedImages,
@@ -21,7 +21,7 @@ from scalablevit.data.statistics import (
     shared_images,
     split_statistics,
 )
-from scalablevit.data.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import table, unknown_text
 
 FOLDERS: dict[str, Any] = {"train": Split(images="train"), "val": Split(images="val")}
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
-from scalablevit.data.findings import Findings, find_problems
-from scalablevit.data.statistics import Boxes, DataStatistics, LeftOut, Pixels, SharedImages, SplitStatistics
+from scalablevit.inspection.findings import Findings, find_problems
+from scalablevit.inspection.statistics import Boxes, DataStatistics, LeftOut, Pixels, SharedImages, SplitStatistics
 
 BOXES = Boxes(annotations=100, objects=100, crowds=0, empty_images=0, by_size={}, by_scaled_size={}, below_pixel=0,
               clipped=0, dropped=0, reach_out=0, corners=10, largest=300.0, loose=0, loose_images=(), flat=0,

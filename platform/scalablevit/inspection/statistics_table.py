@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from scalablevit.config.commands import command_name
 from scalablevit.data.names import shown
-from scalablevit.data.statistics import Boxes, DataStatistics, LeftOut, SplitStatistics
+from scalablevit.inspection.statistics import Boxes, DataStatistics, LeftOut, SplitStatistics
 from scalablevit.text import and_more
 
 CLASSES = 12

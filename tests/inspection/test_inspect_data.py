@@ -10,9 +10,10 @@ from PIL import Image
 
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.data import inspection, progress
-from scalablevit.data.inspection import Inspection, inspect_data
+from scalablevit.data import progress
 from scalablevit.data.progress import Progress
+from scalablevit.inspection import inspect_data as inspection
+from scalablevit.inspection.inspect_data import Inspection, inspect_data
 
 
 def looked(data: Data, **options: Any) -> Inspection:

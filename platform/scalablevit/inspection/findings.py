@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
-from scalablevit.data.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
+from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
 from scalablevit.text import and_more
 
 FEW_CLASSES = 3
