@@ -6,22 +6,29 @@
 import argparse
 import asyncio
 import logging
+import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import requests
 import yaml
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 KNOWN = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO job_manager\.py:\d+ -- Runtime env is setting up\."
     r"|Running entrypoint for job raysubmit_\w+: .*"
 )
-"""Lines that Ray itself writes into a job's log; all others are shown."""
+"""Lines that Ray itself writes at the head of a job's log; all others are shown."""
+KNOWN_LINES = 2
 EXCLUDES = "Directory %r is now ignored by default when packaging the working directory."
 """Ray's warning that .git and .venv do not travel with the job, for which nobody here asks."""
+POLL_S = 2.0
 LOGS_AGAIN = "last available logs "
 """In Ray's reason for a failed command: from here on it repeats the log, which has been shown."""
 
@@ -31,13 +38,21 @@ class LogFilter:
 
     def __init__(self) -> None:
         self._begins_line = True
+        self._expected = KNOWN_LINES
+
+    @property
+    def within_line(self) -> bool:
+        """Return whether the last line has not ended."""
+        return not self._begins_line
 
     def __call__(self, piece: str) -> str:
         """Return what is to be shown of the next piece of a log."""
         kept = []
         for line in re.findall(r"[^\n]*\n|[^\n]+", piece):
-            known = self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
-            if not known:
+            known = self._expected and self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
+            if known:
+                self._expected -= 1
+            else:
                 kept.append(line)
             self._begins_line = line.endswith("\n")
         return "".join(kept)
@@ -51,10 +66,23 @@ def keep_ray_quiet() -> None:
 
 
 async def show_log(client: Any, job: str) -> None:
-    """Print a job's log as it is written, until the job has ended."""
-    shown = LogFilter()
+    """Print a job's log as it is written, until the job has ended, or the log breaks off."""
+    keep = LogFilter()
     async for piece in client.tail_job_logs(job):
-        print(shown(piece), end="", flush=True)
+        print(keep(piece), end="", flush=True)
+    if keep.within_line:
+        print(flush=True)
+
+
+def wait_for_end(client: Any, job: str) -> Any:
+    """Return what Ray says of a job that has ended; a log may break off before that, as with Ray's agent."""
+    info = client.get_job_info(job)
+    if not info.status.is_terminal():
+        print(f"the log of job {job} broke off; the job goes on, and its end is waited for", flush=True)
+    while not info.status.is_terminal():
+        time.sleep(POLL_S)
+        info = client.get_job_info(job)
+    return info
 
 
 def submit(client: Any, job: str, entrypoint: list[str], runtime_env: dict[str, Any]) -> int:
@@ -67,29 +95,34 @@ def submit(client: Any, job: str, entrypoint: list[str], runtime_env: dict[str, 
         runtime_env: of the job; the working directory in it is uploaded.
 
     Returns:
-        1 when the job failed, else 0.
+        0 when the job succeeded, 130 when it was stopped, else 1.
     """
     client.submit_job(entrypoint=shlex.join(entrypoint), submission_id=job, runtime_env=runtime_env)
-    print(f"job {job} is submitted; its log: ray job logs {job} --follow; to stop it: ray job stop {job}", flush=True)
+    print(f"job {job} is submitted (Ctrl-C lets it save and end)", flush=True)
     asyncio.run(show_log(client, job))
-    info = client.get_job_info(job)
+    info = wait_for_end(client, job)
     reason = (info.message or "").partition(LOGS_AGAIN)[0].rstrip(", ") if info.status != JobStatus.SUCCEEDED else ""
     print(f"job {job}: {info.status.value}" + f" ({reason})" * bool(reason), flush=True)
-    return 1 if info.status == JobStatus.FAILED else 0
+    return {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 130}.get(info.status, 1)
 
 
 def main() -> int:
-    """Return the exit code: 0, or 1 when the job failed or was not submitted."""
+    """Return the exit code: as `submit`, or 1 when the job was not submitted or cannot be asked for any more."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job", help="its submission id")
     parser.add_argument("--runtime-env", type=Path, required=True, metavar="FILE", help="of the job, as YAML")
     parser.add_argument("entrypoint", nargs="+", help="the job's command, after --")
     options = parser.parse_args()
     keep_ray_quiet()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a log may hold any character
     runtime_env = yaml.safe_load(options.runtime_env.read_text(encoding="utf-8"))
     try:
         return submit(JobSubmissionClient(), options.job, options.entrypoint, runtime_env)
-    except (RuntimeError, ConnectionError, ValueError) as error:
+    except BrokenPipeError:  # whoever read the log has gone
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # else Python complains at its end
+        print(f"job {options.job} goes on; its log is not read any more", file=sys.stderr)
+        return 1
+    except (RuntimeError, OSError, ValueError, RayError, aiohttp.ClientError, requests.RequestException) as error:
         print(f"error: job {options.job}: {error}", file=sys.stderr)
         return 1
 

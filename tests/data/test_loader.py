@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
+from scalablevit.config.errors import UserError
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.loader import (
     Batch,
@@ -157,3 +159,11 @@ def test_segmentation_evaluation_through_processes(tmp_path: Path) -> None:
     made = list(build_loader(dataset, keys, collate_segmentation_eval, workers=1, device=CPU))
     assert [tuple(each.shape) for batch in made for each in batch.mask] == sizes
     assert all(max(image.shape) == 16 for batch in made for image in batch.image)
+
+
+def test_what_a_task_collates_to_has_to_be_a_batch() -> None:
+    """As packages for earlier versions did."""
+    batches: Any = iter([{"image": torch.zeros(1), "samples": 1}])
+    with pytest.raises(UserError, match="`collate` returns a dict, not a Batch") as caught:
+        next(prefetch(batches, CPU))
+    assert "scalablevit.data.batch" in caught.value.fix

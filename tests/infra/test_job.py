@@ -45,8 +45,7 @@ def test_a_job_has_one_line_of_ours_and_its_own_log(capsys: Any) -> None:
         "entrypoint": "python 'a b.py'", "submission_id": "raysubmit_31", "runtime_env": {"working_dir": "."},
     }  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [
-        "job raysubmit_31 is submitted; its log: ray job logs raysubmit_31 --follow; to stop it: ray job stop "
-        "raysubmit_31",
+        "job raysubmit_31 is submitted (Ctrl-C lets it save and end)",
         "plan",
         "step 1/3",
         "job raysubmit_31: SUCCEEDED",
@@ -59,7 +58,7 @@ def test_a_job_has_one_line_of_ours_and_its_own_log(capsys: Any) -> None:
         (JobStatus.FAILED, "the command failed with exit code 2, last available logs (truncated to):\nx",
          "job r: FAILED (the command failed with exit code 2)", 1),
         (JobStatus.FAILED, "runtime_env setup failed: no room", "job r: FAILED (runtime_env setup failed: no room)", 1),
-        (JobStatus.STOPPED, "", "job r: STOPPED", 0),
+        (JobStatus.STOPPED, "", "job r: STOPPED", 130),
     ],
 )  # fmt: skip
 def test_another_end_is_said_with_its_reason(
@@ -80,13 +79,33 @@ def test_another_end_is_said_with_its_reason(
         "\n",
     ],
 )
-def test_all_other_lines_are_shown(kept: str) -> None:
-    assert job_script.LogFilter()(BEGIN + kept + BEGIN) == (kept if kept.endswith("\n") else kept + OURS)
+def test_all_other_lines_are_shown_and_after_the_head_of_the_log_all(kept: str) -> None:
+    assert job_script.LogFilter()(BEGIN + kept + BEGIN) == kept + BEGIN
 
 
 def test_the_end_of_a_line_that_came_in_pieces_is_no_line_of_rays() -> None:
     shown = job_script.LogFilter()
     assert [shown("step: "), shown(OURS), shown(OURS)] == ["step: ", OURS, ""]
+
+
+class Talkative(Client):
+    """Its log breaks off, and it ends after some more questions."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(["half a line"], JobStatus.RUNNING)
+        self.questions = questions
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        self.questions -= 1
+        return SimpleNamespace(status=JobStatus.RUNNING if self.questions else JobStatus.SUCCEEDED, message="")
+
+
+def test_a_log_that_breaks_off_is_no_end(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(job_script.wait_for_end.__globals__, "POLL_S", 0.0)
+    assert job_script.submit(Talkative(3), "r", ["true"], {}) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "half a line", "the log of job r broke off; the job goes on, and its end is waited for", "job r: SUCCEEDED",
+    ]  # fmt: skip
 
 
 def test_rays_warnings_are_shown_and_its_chatter_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

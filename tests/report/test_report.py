@@ -192,12 +192,21 @@ def test_the_index_has_all_runs_the_latest_first(job, tmp_path, capsys):
         ("", "", SEARCH),
         ("", "tiny-0/report.html", "tiny-0"),
         (' class="sub"', "tiny-0/report.html#stage-1", "tiny-pretrain-0"),
-        (' class="sub"', "tiny-0/report.html#stage-2", "tiny-detect-0"),
+        (' class="sub"', "tiny-0/report.html#stage-3", "tiny-detect-0"),
         ("", "", "tiny-segment-0"),
     ]
     assert "box_ap 0.2500" in page.text and "workers <died>" in page.text and "1970-01-01 00:05 UTC" in page.text
     assert re.findall(r'class="state (\w+)"', html) == ["finished", "finished", "finished", "failed", "unreadable"]
     assert page.all("script") == [] and all(each.startswith("tiny-0/") for each in page.loads())
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"stages": [{}]}'])
+def test_a_damaged_job_ends_no_index(job, tmp_path, content):
+    shutil.copytree(job[0] / "runs", tmp_path / "runs")
+    leave_status(tmp_path / "runs" / "tiny-0", started=1.0)
+    (tmp_path / "runs" / "tiny-0" / "job.json").write_text(content)
+    assert report.run(parse("report", ["--index", "--root", str(tmp_path)])) == 0
+    assert "tiny-0" in HtmlPage((tmp_path / "runs" / INDEX).read_text()).text
 
 
 def test_a_run_or_the_index_is_made_not_both_and_not_neither(tmp_path):
@@ -313,7 +322,7 @@ def test_a_page_that_cannot_be_made_is_said_and_ends_nothing(job, tmp_path, caps
     outbox = Outbox(tmp_path / "outbox")
     publish_job(Job(root, "tiny", "1" * 32, ""), stages, results, store, outbox)
     outbox.close()
-    assert f"{REPORT} was not made: " in capsys.readouterr().out
+    assert f"{REPORT} was not made, or not recorded for MLflow: " in capsys.readouterr().out
 
 
 def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_path):

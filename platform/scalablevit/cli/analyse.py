@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.cli.arguments import add_recipe
+from scalablevit.cli.arguments import add_recipe, add_root
 from scalablevit.config.ablation import ARMS
 from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError
@@ -117,7 +117,7 @@ def _verb(
     )  # fmt: skip
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES[name])}")
     verb.add_argument("--overwrite", action="store_true", help="replace these files where they are there already")
-    verb.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    add_root(verb)
     return verb
 
 

@@ -282,7 +282,7 @@ class PlannedStage(_Shape):
     workers: int
     """Ray Train workers."""
     warnings: tuple[str, ...]
-    """What the statistics say against the data."""
+    """About data and initial weights; those about schedule, time and machine are printed to standard error alone."""
     recipe: PlainValues
     """The stage's resolved recipe, without secrets."""
 

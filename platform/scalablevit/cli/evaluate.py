@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from scalablevit.cli.arguments import add_model, add_root
+from scalablevit.cli.arguments import ON_A_CLUSTER, add_model, add_root
 from scalablevit.cli.documents import Evaluation
 from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
 from scalablevit.config.root import platform_root
@@ -20,12 +20,12 @@ from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
 
-EPILOG = """\
+EPILOG = f"""\
 The model's own recipe says what it is evaluated on; overrides change that: data.root=/other/data (the same layout; the
 validation split is enough, and its classes may come in any order), cluster.workers=4,
-task.test_time_augmentation='{scales: [0.75, 1.0, 1.25], flip: true}', tracking.uri=http://...
+task.test_time_augmentation='{{scales: [0.75, 1.0, 1.25], flip: true}}', tracking.uri=http://...
 
-Runs on the Ray cluster that RAY_ADDRESS names; without it, Ray is started on this machine.
+{ON_A_CLUSTER}
 
 Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -38,7 +39,7 @@ def _json_file(text: str) -> Path:
     """The file of `--json FILE`; what follows `--json` may have been meant for the command."""
     if text == str(STDOUT):
         return STDOUT
-    if "=" in text or "://" in text or text.startswith("models:/"):
+    if re.match(r"[\w.]+=", text) or "://" in text or text.startswith("models:/"):
         raise argparse.ArgumentTypeError(f"{text!r} was taken for its FILE: write `--json` last, or `--json -`")
     return Path(text)
 

@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sets_score(overrides: list[str]) -> bool:
-    """Whether an override names the score threshold, by itself or within the task's section."""
+    """Whether an override names the score threshold."""
     paths = [path_in_stage(each) for each in overrides]
     return ["task", "score_threshold"] in [list(path) for path in paths]
 

@@ -65,15 +65,22 @@ def _read_list(file: Path) -> GivenImages:
         raise UserError(f"not readable: {error.strerror or error}", where=where, fix="make it readable") from None
     lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(_MARK).split(b"\n")]
     numbered = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
-    paths = {number: os.path.normpath(file.parent / line) for number, line in numbered.items()}
+    # `..` is followed on the disk, not in the text: behind a link to a folder it leads elsewhere
+    here = Path(os.path.realpath(file.parent))
+    paths = {number: _real(here / line) for number, line in numbered.items()}
     _check_lines(paths, where)
-    inside = all(Path(path).is_relative_to(file.parent) for path in paths.values())
-    folder = file.parent if inside else Path(os.path.commonpath([Path(path).parent for path in paths.values()]))
+    inside = all(Path(path).is_relative_to(here) for path in paths.values())
+    folder = here if inside else Path(os.path.commonpath([Path(path).parent for path in paths.values()]))
     names = [str(Path(path).relative_to(folder)) for path in paths.values()]
     images = [name for name in names if suffix(name) in IMAGE_SUFFIXES]
     if not images:
         raise UserError("names no image", where=where, fix=f"images end in {all_suffixes()}")
     return GivenImages(file, folder, images, [name for name in names if suffix(name) not in IMAGE_SUFFIXES])
+
+
+def _real(path: Path) -> str:
+    """Return the path with its folder's links followed, and the file's own name."""
+    return str(Path(os.path.realpath(path.parent)) / path.name)
 
 
 def _check_lines(paths: dict[int, str], where: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalablevit.cli.arguments import add_root
-from scalablevit.cli.json_output import add_json, print_document
+from scalablevit.cli.json_output import add_json, messages_aside, print_document
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import INDEX, REPORT, RUNS
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / RUNS / folder
-    page = gather(folder.absolute())
+    with messages_aside(options.json):  # users' code that stages name may print when it is imported
+        page = gather(folder.absolute())
     if not options.dry_run:
         put_text(str(folder), REPORT, render(page))
     if options.json:

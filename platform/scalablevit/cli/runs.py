@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.cli.arguments import add_root
 from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
@@ -51,7 +52,7 @@ Exit codes: 0 done; 1 the run had not ended within 150 s; 2 no such run, or one 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--root", metavar="DIR", help="the platform's root (SCALABLEVIT_ROOT, ~/scalablevit)")
+    add_root(shared)
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_json(verbs.add_parser("list", parents=[shared], help="a table of all runs"))
     show = verbs.add_parser("show", parents=[shared], help="one run in detail")

@@ -240,7 +240,8 @@ class Tracking(Section):
     """Registered model's name; null: `<recipe>-<stage>`."""
     log_images: bool = False
     """Send images of the data to MLflow, too: the plots of the first training batch and of validation images, and those
-    in the report. false: they stay in the run's folder. Those of the built-in shapes are always sent."""
+    in the report. false: they stay in the run's folder. Those of the built-in shapes are always sent. A
+    run that has finished sends no more plots."""
 
 
 class Stage(Section):

@@ -50,6 +50,14 @@ def tracking_uri(given: str | None, root: Path) -> str:
     return given or f"sqlite:///{root}/mlflow.db"
 
 
+def is_default_tracking(uri: str, root: Path) -> bool:
+    """Return whether an address of MLflow is that which commands take by the root alone."""
+    try:
+        return uri == tracking_uri(None, root)
+    except UserError:  # the root's name cannot be in such an address
+        return False
+
+
 def refuse_session_folder(path: str, where: str) -> None:
     """Refuse to keep anything below a Ray session folder.
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from scalablevit.config.errors import UserError
 from scalablevit.data.batch import B, Batch, BoxBatch, InstanceBatch, LabelBatch, MaskBatch, map_tensors, named_tensors
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
@@ -98,16 +99,20 @@ def to_device(batch: B, device: torch.device) -> B:
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the device; on CUDA the next one is copied while the current one is worked on."""
+    """Batches on the device; on CUDA the next one is copied while the current one is worked on.
+
+    Raises:
+        UserError: a task of the user's own collates to something else than a `Batch`.
+    """
     if device.type != "cuda":
         for batch in batches:
-            yield to_device(batch, device)
+            yield to_device(_checked(batch), device)
         return
     copies = torch.cuda.Stream(device)
     waiting: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            coming = to_device(batch, device)
+            coming = to_device(_checked(batch), device)
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(copies)
@@ -115,6 +120,17 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         waiting = coming
     if waiting is not None:
         yield waiting
+
+
+def _checked(batch: object) -> Batch:
+    """Return a batch that is one."""
+    if not isinstance(batch, Batch):
+        raise UserError(
+            f"the task's `collate` returns a {type(batch).__name__}, not a Batch",
+            where="task",
+            fix="return a class of scalablevit.data.batch, such as LabelBatch, or one derived from Batch",
+        )
+    return batch
 
 
 def _keep_until_used(batch: Batch, device: torch.device) -> None:

@@ -45,7 +45,9 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
 
 
 def _nvidia_gpus() -> int:
-    """GPUs that NVIDIA's driver names, counted without loading Ray or torch."""
+    """GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # a part of them, or none: whoever set it knows of them
+        return 0
     try:
         return len(list(NVIDIA.iterdir()))
     except OSError:

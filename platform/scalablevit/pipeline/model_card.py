@@ -9,7 +9,7 @@ from pathlib import Path
 from scalablevit.config.commands import PROGRAM
 from scalablevit.config.data import Data, LabelledImages
 from scalablevit.config.errors import UserError
-from scalablevit.config.root import tracking_uri
+from scalablevit.config.root import is_default_tracking
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.inspection.statistics_table import table
@@ -49,10 +49,7 @@ class Registry:
     @property
     def is_default(self) -> bool:
         """Return whether the root alone says where it is."""
-        try:
-            return self.uri == tracking_uri(None, self.root)
-        except UserError:  # the root's name cannot be in such an address
-            return False
+        return is_default_tracking(self.uri, self.root)
 
 
 def model_card(

@@ -81,7 +81,7 @@ def publish(
             outbox.artifact(uid, folder / REPORT)
         print(f"report: {folder / REPORT}", flush=True)
     except Exception as error:  # whatever a page fails of, the job is worth more
-        print(f"{REPORT} was not made: {brief(error, '')}", flush=True)
+        print(f"{REPORT} was not made, or not recorded for MLflow: {brief(error, '')}", flush=True)
 
 
 def _render_without_images(page: Page, hidden: Collection[str]) -> str:

@@ -16,7 +16,7 @@ PLANS = Path("cache", "plans")
 
 
 def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
-    """Return the recipe of these stages as YAML, which can be run again; without the tracking address.
+    """Return the recipe of these stages as YAML, which can be run again; without tracking address and search.
 
     Args:
         recipe: that they are of.
@@ -24,7 +24,12 @@ def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
     """
     shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
     tree = {"name": recipe.name, "version": recipe.version, "stages": shown}
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    note = (
+        f"# The search ({recipe.tune}) is left out: these are the values as they are before it.\n"
+        if recipe.tune
+        else ""
+    )
+    return note + str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def write_resolved(recipe: Recipe, stages: Sequence[ResolvedStage], file: Path) -> None:

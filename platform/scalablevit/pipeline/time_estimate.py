@@ -84,12 +84,14 @@ def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
 
 
 def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
-    """Return the seconds of a stage: all but the start grows with the images that are trained on."""
+    """Return the seconds of a stage: what is neither the start nor lost grows with the images that are trained on."""
     wanted = resolved.length.total * resolved.stage.training.global_batch_size
     if not result.profile or not images:
         return wanted / result.images_per_s
-    start = result.profile.get("start", 0.0)
-    return start + (sum(result.profile.values()) - start) * wanted / images
+    start, lost = (
+        result.profile.get(part, 0.0) for part in ("start", "other")
+    )  # `other` has attempts that were killed
+    return start + (sum(result.profile.values()) - start - lost) * wanted / images
 
 
 def _changed(file: Path) -> float:

@@ -69,7 +69,7 @@ def gather(folder: Path) -> Page:
     if (folder / SPACE).is_file():
         return Page(folder.name, _search_overview(folder), {}, searches=(_search(folder),))
     if (folder / RECIPE).is_file():
-        stage = _stage(store_of(folder), "")
+        stage = _stage(store_of(folder), None)
         return Page(folder.name, _overview(folder, [stage]), {}, stages=(stage,))
     raise UserError(
         "there is no job, stage or search in this folder",
@@ -122,7 +122,7 @@ def _overview(
     return overview(state or "unknown", [each.time for each in stages], [each.machine for each in stages], steps)
 
 
-def _stage(store: RunStore, registered: str) -> Stage | UnreadStage:
+def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
     """What the page shows of a stage; of one whose users' code is not here, what can be read without it."""
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")

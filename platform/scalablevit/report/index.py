@@ -10,7 +10,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.report.overview import DATE
 from scalablevit.report.page import environment
-from scalablevit.run_files import JOB, REPORT
+from scalablevit.run_files import JOB, RECIPE, REPORT, RUNS
 from scalablevit.runs.console import duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
@@ -73,7 +73,8 @@ def gather_index(root: Path, runs: Sequence[KnownRun], unreadable: Mapping[str, 
         rows = [_row(each, _link(each.local))]
         rows += [
             _row(known[run], _link(known[run].local) or _link(each.local, f"#stage-{place}"))
-            for place, run in enumerate([run for run in stages if run in known], start=1)
+            for place, run in enumerate(_begun(root, stages), start=1)
+            if run in known
         ]
         groups.append(tuple(rows))
     groups += [
@@ -89,9 +90,17 @@ def render_index(index: Index) -> str:
 
 
 def _stages_of(local: Path) -> list[str]:
-    """Names of the runs of a job's stages, in order."""
-    known = RunStore(local.name, str(local), local).read_json(JOB) or {}
-    return [str(stage["run"]) for stage in known["stages"]]
+    """Names of the runs of a job's stages, in order; none where its file is damaged."""
+    try:
+        known = RunStore(local.name, str(local), local).read_json(JOB) or {}
+        return [str(stage["run"]) for stage in known["stages"]]
+    except (UserError, KeyError, TypeError):  # the job is shown without its stages, and these by themselves
+        return []
+
+
+def _begun(root: Path, stages: Sequence[str]) -> list[str]:
+    """Those that the job's own report has a section of."""
+    return [run for run in stages if (root / RUNS / run / RECIPE).is_file()]
 
 
 def _row(run: KnownRun, link: str) -> IndexRow:

@@ -9,6 +9,7 @@ from typing import Any
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Cluster
+from scalablevit.config.root import is_default_tracking
 from scalablevit.run_files import IDENTITY, RUNS
 from scalablevit.runs.console import duration
 from scalablevit.runs.result import StageResult
@@ -101,13 +102,14 @@ def overview(
 
 
 def steps_of_stages(
-    folder: Path, finished: Sequence[tuple[Mapping[str, Any], str]], tracking: str, *, unfinished: bool
+    folder: Path, finished: Sequence[tuple[Mapping[str, Any], str | None]], tracking: str, *, unfinished: bool
 ) -> tuple[NextStep, ...]:
     """Return what to do after a job or a stage.
 
     Args:
         folder: of the job or stage, below `<root>/runs`; elsewhere there are no commands to name.
-        finished: `result.json` of the finished stages, in order, and what each is registered as (empty: it is not).
+        finished: `result.json` of the finished stages, in order, and what each is registered as (empty: it is not;
+            None: not known).
         tracking: MLflow's address without credentials; empty: not known.
         unfinished: whether there are stages without a result.
     """
@@ -121,10 +123,10 @@ def steps_of_stages(
         predict = f"{command_line('predict')} {run} IMAGES --out predictions {place}"
         steps.append(NextStep(f"Predict your own images with the model of stage {result['name']}:", predict))
         if registered:
-            # a database in the root is found without its address
-            where = "" if not tracking or tracking.startswith("sqlite") else f" tracking.uri={shlex.quote(tracking)}"
+            default = not tracking or is_default_tracking(tracking, folder.parent.parent)
+            where = "" if default else f" {shlex.quote(f'tracking.uri={tracking}')}"
             promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {place}{where}"
             steps.append(NextStep("Compare it with the champion, and promote it if it passes the gate:", promote))
-        else:
+        elif registered is not None:
             steps.append(NextStep("Send to MLflow what it does not have yet:", f"{command_line('sync')} {place}"))
     return tuple(steps)

@@ -61,8 +61,8 @@ class Stage:
     """From the data to the registered version, by name."""
     result: Mapping[str, Any] | None
     """Content of `result.json`; None: not finished."""
-    registered: str
-    """Name and version; empty: not registered when the page was made."""
+    registered: str | None
+    """Name and version; empty: not registered when the page was made; None: not known, of a stage without its job."""
     profile: tuple[Part, ...]
     findings: Findings | None
     pictures: Path
@@ -95,7 +95,7 @@ class UnreadStage:
     """YAML."""
     result: Mapping[str, Any] | None
     """As of `Stage`, like the fields below."""
-    registered: str
+    registered: str | None
     time: WorkTime | None
     machine: str
     why: ClassVar[str] = ""
@@ -147,7 +147,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(image=_data_uri, big=_big, colour=class_hex, sentence=lambda text: text[:1].upper() + text[1:])
+    made.filters.update(image=_data_uri, big=_big, colour=class_hex)
     return made
 
 

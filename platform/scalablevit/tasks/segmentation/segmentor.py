@@ -101,7 +101,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
     """Neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
 
     Semantic FPN (Kirillov et al., arXiv 1901.02446): feature pyramid and FPNHead. UperNet (Xiao et al., arXiv
-    1807.10221): UPerHead on the backbone's maps, and an FCNHead on the map of stride 16 for training. MaskBatch norm is
+    1807.10221): UPerHead on the backbone's maps, and an FCNHead on the map of stride 16 for training. Batch norm is
     the plain one; `torch.nn.SyncBatchNorm.convert_sync_batchnorm` finds it.
 
     Args:
