@@ -88,9 +88,8 @@ def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
     wanted = resolved.length.total * resolved.stage.training.global_batch_size
     if not result.profile or not images:
         return wanted / result.images_per_s
-    start, lost = (
-        result.profile.get(part, 0.0) for part in ("start", "other")
-    )  # `other` has attempts that were killed
+    # `other` has attempts that were killed
+    start, lost = (result.profile.get(part, 0.0) for part in ("start", "other"))
     return start + (sum(result.profile.values()) - start - lost) * wanted / images
 
 

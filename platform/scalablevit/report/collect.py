@@ -222,7 +222,7 @@ def _software(local: Path) -> str:
 
 
 def _lineage(
-    store: RunStore, data: Data, recorded: Mapping[str, str], result: StageResult | None, registered: str
+    store: RunStore, data: Data, recorded: Mapping[str, str], result: StageResult | None, registered: str | None
 ) -> dict[str, str]:
     """From the data to the registered version."""
     start = (store.read(START_NOTE) or b"").decode().partition("\n")[0]
@@ -243,7 +243,8 @@ def _lineage(
     if result is not None:
         steps["Best checkpoint"] = f"{result.checkpoint}, at step {result.step}"
         steps["Weights"] = f"sha256 {result.weights_sha256}"
-        steps["Registered version"] = registered or "not registered when this page was made"
+        if registered is not None:
+            steps["Registered version"] = registered or "not registered when this page was made"
     return {name: mask_credentials(fact) for name, fact in steps.items()}
 
 
