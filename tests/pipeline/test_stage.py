@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
+from safetensors.torch import save_file
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.task_info import TASKS
+from scalablevit.models.backbone import build_classifier
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.registration import SERVING_PACKAGES
 from scalablevit.pipeline.resolve import resolve
@@ -183,10 +185,11 @@ def test_a_timm_tag_that_is_not_cached_is_answered_before_anything_trains(small,
 
 
 def test_other_initial_weights_at_the_same_path_are_another_run(small, tmp_path):
-    weights = tmp_path / "weights.pth"
+    weights = tmp_path / "weights.safetensors"
+    model = load_recipe(small).stages["pretrain"].model.name
     names = []
-    for content in (b"one", b"two"):
-        weights.write_bytes(content)
+    for classes in (3, 4):
+        save_file(build_classifier(model, classes).state_dict(), weights)
         recipe = load_recipe(small, [f"stages.pretrain.model.init={weights}"])
         names.append(resolve(recipe, tmp_path, ["pretrain"])[0].run_name)
     assert names[0] != names[1]

@@ -42,7 +42,7 @@ def test_a_mask_is_as_wrong_as_its_overlaps():
 )
 def test_a_mask_is_right_where_every_class_overlaps_by_half(predicted, outcome):
     truth, found = (torch.tensor([row], dtype=torch.uint8) for row in ([0, 0, 1, 1], predicted))
-    (score,) = MaskErrorAnalysis(NAMES).update([found], {"mask": [truth], "index": torch.tensor([0])})
+    (score,) = MaskErrorAnalysis(NAMES).update([found], mask_batch(mask=[truth], index=torch.tensor([0])))
     assert score.outcome == outcome
 
 
@@ -113,8 +113,8 @@ def test_precision_by_recall_has_the_metrics_area():
 def test_an_image_whose_objects_are_all_missed_is_wrong():
     box = np.array([[0, 0, 10, 10]], np.float32)
     truth = Instances((20, 20), box, np.array([0]), np.array([False]), np.full(1, 100, np.float32), None)
-    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
-    (score,) = BoxErrorAnalysis(NAMES).update([nothing], {"instances": [truth], "index": torch.tensor([0])})
+    nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
+    (score,) = BoxErrorAnalysis(NAMES).update([nothing], instance_batch(instances=[truth], index=torch.tensor([0])))
     assert (score.error, score.outcome) == (1.0, "wrong")
 
 
