@@ -60,6 +60,7 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     assert run(registry, name) == 0
     said = capsys.readouterr().out
     assert "the limits alone: there was no champion" in said and f"@champion is version 1 in {place}; `" in said
+    assert f"{name} --rollback tracking.uri={place}` takes it back\n" in said  # the root is not the usual one
     assert champion_of(client, name) == 1
     assert run(registry, name) == 0
     assert "is the champion already" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Stage
-from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.root import is_default_tracking, platform_root, tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
@@ -387,7 +387,9 @@ def _outcome(
         return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
     if dry_run:
         return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
-    back = f"{command_name('promote')} {shlex.quote(name)} --rollback"
+    default = is_default_tracking(uri, platform_root(None, make=False))
+    where = "" if default else f" {shlex.quote(f'tracking.uri={place}')}"
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback{where}"
     return f"{alias} is version {number} in {place}; `{back}` takes it back"
 
 
