@@ -3,27 +3,30 @@
 import argparse
 import json
 import os
-import shlex
 import shutil
-import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_root
 from scalablevit.cli.documents import Promotion
 from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.promotion_evidence import (
+    Contender,
+    format_evidence,
+    format_outcome,
+    gather_evidence,
+    metric_name,
+    now,
+)
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Stage
-from scalablevit.config.root import is_default_tracking, platform_root, tracking_uri
-from scalablevit.config.section import PlainValues
-from scalablevit.config.task import head_of
-from scalablevit.config.task_info import task_info
+from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, stored_sums
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
@@ -35,7 +38,6 @@ from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
 from scalablevit.training.data_listing import store_listings
 
 if TYPE_CHECKING:
-    from scalablevit.serving.gate import Gain
     from scalablevit.serving.score import Score
 
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
@@ -62,50 +64,6 @@ uses one thread, or --latency-threads; a line warns when a thread had no free co
 
 Exit codes: 0 promoted (or champion already, or rolled back); 1 the gate refuses; 2 something that you can fix; 130
 interrupted."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A registered version and what it did."""
-
-    version: RegisteredWeights
-    score: "Score"
-
-    @property
-    def weights_mb(self) -> float:
-        """10^6 bytes."""
-        return self.version.weights.stat().st_size / 1e6
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of a version."""
-
-    version: int
-    value: float
-    """Of the metric."""
-    latency_ms: float
-    measured_on: str
-    busy: str
-    """A note on a machine that was at work on other things; empty: none."""
-    weights_mb: float
-    weights_sha256: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Everything that the decision rests on; kept as JSON by these names."""
-
-    at: str
-    metric: str
-    images: int
-    bad: int
-    data_digest: str
-    candidate: Measured
-    champion: Measured | None
-    gain: "Gain | None"
-    gate: PlainValues
-    """`promotion` of the recipe."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -303,7 +261,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
-                 _metric(stage), latency_threads, str(listing))  # fmt: skip
+                 metric_name(stage), latency_threads, str(listing))  # fmt: skip
     if not os.environ.get("RAY_ADDRESS"):
         return score(*arguments)
     import ray
@@ -319,10 +277,6 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     )
     found: Score = ray.get(task.remote(*arguments))
     return found
-
-
-def _metric(stage: Stage) -> str:
-    return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
 
 
 def _promote_or_refuse(
@@ -342,8 +296,8 @@ def _promote_or_refuse(
             )
         gain = paired_gain(candidate.score.per_sample, champion.score.per_sample, gate.resamples, gate.confidence)
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
-    evidence = _evidence(candidate, champion, gain, resolved)
-    print(_table(evidence))
+    evidence = gather_evidence(candidate, champion, gain, resolved)
+    print(format_evidence(evidence))
     name, number = candidate.version.name, candidate.version.version
     before = None if champion is None else champion.version.version
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
@@ -354,97 +308,18 @@ def _promote_or_refuse(
         moved=not missed and not dry_run, evidence=asdict(evidence),
     )  # fmt: skip
     if dry_run:
-        print(f"dry run: nothing was written or moved; {_outcome(uri, candidate, before, missed, dry_run=True)}")
+        print(f"dry run: nothing was written or moved; {format_outcome(uri, candidate, before, missed, dry_run=True)}")
         return found
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
         write_tags(uri, name, number, written)
-        print(_outcome(uri, candidate, before, missed))
+        print(format_outcome(uri, candidate, before, missed))
         return found
     # before the move: a champion without the way back would be worse than a tag without its move
     write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, number)
-    print(_outcome(uri, candidate, before, missed))
+    print(format_outcome(uri, candidate, before, missed))
     return found
-
-
-def _outcome(
-    uri: str, candidate: Contender, before: int | None, missed: Sequence[str], *, dry_run: bool = False
-) -> str:
-    """What became of the alias, or would become of it without --dry-run, and where.
-
-    Args:
-        uri: of MLflow.
-        candidate: the version that was compared.
-        before: number of the champion so far; None: there was none.
-        missed: why the gate refuses; empty: it does not.
-        dry_run: nothing was done.
-    """
-    name, number = candidate.version.name, candidate.version.version
-    alias, place = f"models:/{name}@{CHAMPION}", without_credentials(uri)
-    if missed:
-        stays = f"{alias} {'would stay' if dry_run else 'stays'} version {before}" if before else "there is no champion"
-        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
-    if dry_run:
-        return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
-    default = is_default_tracking(uri, platform_root(None, make=False))
-    where = "" if default else f" {shlex.quote(f'tracking.uri={place}')}"
-    back = f"{command_name('promote')} {shlex.quote(name)} --rollback{where}"
-    return f"{alias} is version {number} in {place}; `{back}` takes it back"
-
-
-def _evidence(
-    candidate: Contender, champion: Contender | None, gain: "Gain | None", resolved: ResolvedStage
-) -> Evidence:
-    gate = resolved.stage.promotion
-    return Evidence(
-        at=_now(),
-        metric=_metric(resolved.stage),
-        images=len(candidate.score.per_sample.numbers),
-        bad=candidate.score.bad,
-        data_digest=resolved.digest,
-        candidate=_measured(candidate),
-        champion=None if champion is None else _measured(champion),
-        gain=gain,
-        gate=gate.model_dump(mode="json", exclude={"metric"}),
-    )
-
-
-def _measured(contender: Contender) -> Measured:
-    from scalablevit.serving.gate import metric_of
-
-    return Measured(
-        version=contender.version.version,
-        value=metric_of(contender.score),
-        latency_ms=contender.score.latency_ms,
-        measured_on=contender.score.measured_on,
-        busy=contender.score.busy,
-        weights_mb=contender.weights_mb,
-        weights_sha256=contender.version.tags[tags.WEIGHTS_SHA256],
-    )
-
-
-def _table(evidence: Evidence) -> str:
-    """Candidate and champion side by side, and the gain."""
-    columns = {CANDIDATE: evidence.candidate}
-    if evidence.champion is not None:
-        columns[CHAMPION] = evidence.champion
-    heads = "".join(f"{f'{alias} v{measured.version}':>18}" for alias, measured in columns.items())
-    lines = [f"\n{'':<14}{heads}"]
-    for label, key, digits in ((evidence.metric, "value", 4), ("latency, ms", "latency_ms", 2),
-                               ("weights, MB", "weights_mb", 2)):  # fmt: skip
-        lines.append(f"{label:<14}" + "".join(f"{getattr(each, key):>18.{digits}f}" for each in columns.values()))
-    gain, gate = evidence.gain, evidence.gate
-    if gain is not None:
-        lines.append(
-            f"gain {gain.value:+.4f}, {100 * gate['confidence']:g}% interval "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] "
-            f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
-        )
-    places = dict.fromkeys(each.measured_on for each in columns.values())
-    lines.append(f"latency of one prediction at a time on {' and '.join(places)}")
-    lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
-    return "\n".join(lines)
 
 
 def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
@@ -463,11 +338,7 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
     if dry_run:
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
         return found
-    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{_now()}: champion is version {previous} again"})
+    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
     print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
     return found
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scalablevit.data.instances import Instances
 
-B = TypeVar("B", bound="Batch")
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
 BatchOfTask = Any
 """In protocols of tasks: a batch of the class that the task's `collate` returns. Each task's own methods name it."""
 
@@ -72,7 +72,7 @@ class InstanceBatch(Batch):
     instances: list[Instances]
 
 
-def map_tensors(batch: B, change: Callable[[Tensor], Tensor]) -> B:
+def map_tensors(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
     """Return a batch with its tensors, and those in its lists, changed."""
 
     def changed(value: Any) -> Any:

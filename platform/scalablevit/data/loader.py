@@ -10,7 +10,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.batch import B, Batch, BoxBatch, InstanceBatch, LabelBatch, MaskBatch, map_tensors, named_tensors
+from scalablevit.data.batch import (
+    AnyBatch,
+    Batch,
+    BoxBatch,
+    InstanceBatch,
+    LabelBatch,
+    MaskBatch,
+    map_tensors,
+    named_tensors,
+)
 from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
 
@@ -93,7 +102,7 @@ def build_loader(
     )
 
 
-def to_device(batch: B, device: torch.device) -> B:
+def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
     """Copy the tensors of a batch, and those in its lists, without waiting."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Recipe
-from scalablevit.config.root import is_default_tracking, tracking_uri
+from scalablevit.config.root import tracking_uri
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.report import begin_job, publish_job
 from scalablevit.pipeline.resolve import ResolvedStage
@@ -23,7 +23,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
 from scalablevit.text import format_table, paint
-from scalablevit.tracking.connection import without_credentials
+from scalablevit.tracking.connection import tracking_override, without_credentials
 from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
 
@@ -169,8 +169,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
     programs = Path(sys.executable).parent
     place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
-    default = is_default_tracking(address, root)
-    where = f"--root {place}" + ("" if default else f" {shlex.quote(f'tracking.uri={uri}')}")
+    where = f"--root {place}{tracking_override(address, root)}"
     evaluate, predict, promote, runs = (
         command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Cluster
-from scalablevit.config.root import is_default_tracking
 from scalablevit.run_files import IDENTITY, RUNS
 from scalablevit.runs.console import duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
+from scalablevit.tracking.connection import tracking_override
 
 DATE = "%Y-%m-%d %H:%M UTC"
 
@@ -123,8 +123,7 @@ def steps_of_stages(
         predict = f"{command_line('predict')} {run} IMAGES --out predictions {place}"
         steps.append(NextStep(f"Predict your own images with the model of stage {result['name']}:", predict))
         if registered:
-            default = not tracking or is_default_tracking(tracking, folder.parent.parent)
-            where = "" if default else f" {shlex.quote(f'tracking.uri={tracking}')}"
+            where = tracking_override(tracking, folder.parent.parent) if tracking else ""
             promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {place}{where}"
             steps.append(NextStep("Compare it with the champion, and promote it if it passes the gate:", promote))
         elif registered is not None:

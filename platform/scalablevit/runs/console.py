@@ -62,8 +62,8 @@ class Console:
     """Lines of one stage; several stages may have one each at the same time.
 
     Args:
-        stage: stands before each line.
-        out: where to; None: standard output.
+        stage: its name, printed before each line.
+        out: where to print; None: standard output.
     """
 
     def __init__(self, stage: str, out: TextIO | None = None) -> None:
@@ -108,7 +108,7 @@ class Waiting:
 
         Args:
             what: is waited for.
-            quiet_s: nothing is said so long, since something else was.
+            quiet_s: seconds without a line, after something else was printed.
         """
         self._what = what
         self._since = time.monotonic()
@@ -131,7 +131,7 @@ def say_while_waiting(stage: str, what: str) -> Iterator[None]:
     """Within, say what is waited for from time to time, in a thread.
 
     Args:
-        stage: stands before each line.
+        stage: its name, printed before each line.
         what: is waited for.
     """
     console, ended = Console(stage), threading.Event()

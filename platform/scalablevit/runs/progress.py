@@ -25,7 +25,7 @@ Values = Mapping[str, float | str]
 QUIET_S = 5.0
 """Without a live line training lines are printed at most this often; evaluations and the first steps always."""
 SILENT_S = 60.0
-"""After so long without news of a training that runs, it is said what the last one was."""
+"""Seconds without news of a running training, after which a line says what the last news was."""
 SHOWN = 4
 """Metrics in the line of an evaluation; the run's files have them all."""
 WORKERS = "the workers to start (Ray, torch, the data)"

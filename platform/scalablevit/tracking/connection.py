@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from scalablevit.config.errors import UserError, mask_credentials
+from scalablevit.config.root import is_default_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -110,6 +112,16 @@ def without_credentials(uri: str) -> str:
         host, slash, path = uri.removeprefix(SQLITE).partition("?")[0].partition("/")
         return f"{SQLITE}{host.rpartition('@')[2]}{slash}{path}"
     return re.split(r"[?#]", mask_credentials(uri), maxsplit=1)[0].replace("***@", "", 1)
+
+
+def tracking_override(uri: str, root: Path) -> str:
+    """Return ` tracking.uri=...` for a printed command, quoted; empty where the root alone leads to the address.
+
+    Args:
+        uri: MLflow's address; credentials in it are left out.
+        root: the platform's, which the command is given or takes by itself.
+    """
+    return "" if is_default_tracking(uri, root) else f" {shlex.quote(f'tracking.uri={without_credentials(uri)}')}"
 
 
 def mask(text: str, uri: str) -> str:

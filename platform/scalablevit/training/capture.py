@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.config.stored import to_store
-from scalablevit.data.batch import B, Batch, named_tensors
+from scalablevit.data.batch import AnyBatch, Batch, named_tensors
 from scalablevit.run_files import NONFINITE, STEP
 from scalablevit.training.loop import TrainContext
 from scalablevit.training.state import TrainState
@@ -56,7 +56,7 @@ def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
     return [("samples", torch.tensor(batch.samples)), *tensors]
 
 
-def unflat(tensors: dict[str, Tensor], kind: type[B]) -> list[B]:
+def unflat(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[AnyBatch]:
     """Return the micro-batches of one rank, of the task's class of batch, from the file that holds them."""
     batches: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
@@ -65,7 +65,7 @@ def unflat(tensors: dict[str, Tensor], kind: type[B]) -> list[B]:
     return [_restored(kind, batches[number]) for number in sorted(batches)]
 
 
-def _restored(kind: type[B], tensors: dict[str, Tensor]) -> B:
+def _restored(kind: type[AnyBatch], tensors: dict[str, Tensor]) -> AnyBatch:
     """A batch of stored tensors; a required field without any was a list without a member."""
     lists: dict[str, dict[int, Tensor]] = {}
     for path, tensor in tensors.items():

@@ -14,7 +14,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
 from scalablevit.config.task_info import task_info
-from scalablevit.data.batch import B, Batch, BoxBatch, InstanceBatch
+from scalablevit.data.batch import AnyBatch, Batch, BoxBatch, InstanceBatch
 from scalablevit.data.instances import RunLengths
 from scalablevit.data.loader import collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
@@ -76,7 +76,7 @@ class DetectionTask:
         """Lists, since each image has its own size."""
         return collate_detection_train if split == "train" else collate_detection_eval
 
-    def prepare(self, batch: B, split: SplitName, seed: Sequence[int]) -> B:
+    def prepare(self, batch: AnyBatch, split: SplitName, seed: Sequence[int]) -> AnyBatch:
         """`image` becomes a list of float (3, h, w); nothing is drawn from `seed`."""
         return replace(batch, image=[self._normalized(image) for image in batch.image])
 

@@ -1,0 +1,163 @@
+"""What promotion measured of candidate and champion, and how that is shown."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scalablevit.config.commands import command_name
+from scalablevit.config.recipe import Stage
+from scalablevit.config.root import platform_root
+from scalablevit.config.section import PlainValues
+from scalablevit.config.task import head_of
+from scalablevit.config.task_info import task_info
+from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.tracking import tags
+from scalablevit.tracking.champion import CANDIDATE, CHAMPION
+from scalablevit.tracking.connection import tracking_override, without_credentials
+from scalablevit.tracking.weights import RegisteredWeights
+
+if TYPE_CHECKING:
+    from scalablevit.serving.gate import Gain
+    from scalablevit.serving.score import Score
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A registered version and what it did."""
+
+    version: RegisteredWeights
+    score: "Score"
+
+    @property
+    def weights_mb(self) -> float:
+        """10^6 bytes."""
+        return self.version.weights.stat().st_size / 1e6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a version."""
+
+    version: int
+    value: float
+    """Of the metric."""
+    latency_ms: float
+    measured_on: str
+    busy: str
+    """A note on a machine that was at work on other things; empty: none."""
+    weights_mb: float
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the decision rests on; kept as JSON by these names."""
+
+    at: str
+    metric: str
+    images: int
+    bad: int
+    data_digest: str
+    candidate: Measured
+    champion: Measured | None
+    gain: "Gain | None"
+    gate: PlainValues
+    """`promotion` of the recipe."""
+
+
+def gather_evidence(
+    candidate: Contender, champion: Contender | None, gain: "Gain | None", resolved: ResolvedStage
+) -> Evidence:
+    """Return what was measured of both, and the gate that it is compared with.
+
+    Args:
+        candidate: the version to promote.
+        champion: the one in use; None: there is none.
+        gain: of the candidate over the champion.
+        resolved: the candidate's stage on its evaluation data.
+    """
+    gate = resolved.stage.promotion
+    return Evidence(
+        at=now(),
+        metric=metric_name(resolved.stage),
+        images=len(candidate.score.per_sample.numbers),
+        bad=candidate.score.bad,
+        data_digest=resolved.digest,
+        candidate=_measured(candidate),
+        champion=None if champion is None else _measured(champion),
+        gain=gain,
+        gate=gate.model_dump(mode="json", exclude={"metric"}),
+    )
+
+
+def _measured(contender: Contender) -> Measured:
+    from scalablevit.serving.gate import metric_of
+
+    return Measured(
+        version=contender.version.version,
+        value=metric_of(contender.score),
+        latency_ms=contender.score.latency_ms,
+        measured_on=contender.score.measured_on,
+        busy=contender.score.busy,
+        weights_mb=contender.weights_mb,
+        weights_sha256=contender.version.tags[tags.WEIGHTS_SHA256],
+    )
+
+
+def format_evidence(evidence: Evidence) -> str:
+    """Return a table of candidate and champion, and the gain."""
+    columns = {CANDIDATE: evidence.candidate}
+    if evidence.champion is not None:
+        columns[CHAMPION] = evidence.champion
+    heads = "".join(f"{f'{alias} v{measured.version}':>18}" for alias, measured in columns.items())
+    lines = [f"\n{'':<14}{heads}"]
+    for label, key, digits in ((evidence.metric, "value", 4), ("latency, ms", "latency_ms", 2),
+                               ("weights, MB", "weights_mb", 2)):  # fmt: skip
+        lines.append(f"{label:<14}" + "".join(f"{getattr(each, key):>18.{digits}f}" for each in columns.values()))
+    gain, gate = evidence.gain, evidence.gate
+    if gain is not None:
+        lines.append(
+            f"gain {gain.value:+.4f}, {100 * gate['confidence']:g}% interval "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] "
+            f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
+        )
+    places = dict.fromkeys(each.measured_on for each in columns.values())
+    lines.append(f"latency of one prediction at a time on {' and '.join(places)}")
+    lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
+    return "\n".join(lines)
+
+
+def format_outcome(
+    uri: str, candidate: Contender, before: int | None, missed: Sequence[str], *, dry_run: bool = False
+) -> str:
+    """Return what became of the alias, or would become of it without --dry-run, and where.
+
+    Args:
+        uri: of MLflow.
+        candidate: the version that was compared.
+        before: number of the champion so far; None: there was none.
+        missed: why the gate refuses; empty: it does not.
+        dry_run: nothing was done.
+    """
+    name, number = candidate.version.name, candidate.version.version
+    alias, place = f"models:/{name}@{CHAMPION}", without_credentials(uri)
+    if missed:
+        stays = f"{alias} {'would stay' if dry_run else 'stays'} version {before}" if before else "there is no champion"
+        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
+    if dry_run:
+        return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
+    where = tracking_override(uri, platform_root(None, make=False))
+    back = f"{command_name('promote')} {shlex.quote(name)} --rollback{where}"
+    return f"{alias} is version {number} in {place}; `{back}` takes it back"
+
+
+def metric_name(stage: Stage) -> str:
+    """Return the metric by which versions of a stage are compared."""
+    return stage.promotion.metric or task_info(stage.task.kind).promotion_metrics(head_of(stage.task))[0]
+
+
+def now() -> str:
+    """Return the time in UTC, as tags have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
