@@ -51,9 +51,7 @@ def search(space: Path, root: Path) -> Answer:
 
 def _leave_models_out(patch: pytest.MonkeyPatch) -> None:
     """Loading torch takes seconds and building a model another one, and no case is about one."""
-    patch.setattr(plan_summary, "model_cost", lambda *_: "")
-    patch.setattr(plan_summary, "automatic", lambda *_: [])
-    patch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
+    patch.setattr(plan_summary, "model_facts", lambda _: {"model": "", "automatic": "", "macs_per_pixel": "0"})
 
 
 def _answer(command: Callable[[], int]) -> Answer:

@@ -34,6 +34,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.shapes import write_shapes
 from scalablevit.pipeline import plan_summary, resolve
+from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
@@ -125,8 +126,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
         model_cost = once_for_each_model(resolve.model_cost)
-        for module in (plan_summary, evaluate, resolve):
+        for module in (evaluate, resolve):
             patch.setattr(module, "model_cost", model_cost)
+        patch.setattr(plan_summary, "model_facts", once_for_each_plan(plan_summary.model_facts))
         # the registered toy is smaller than the models that the pages name
         patch.setattr(resolve, "check_init_weights", lambda *_: None)
         yield place
@@ -134,18 +136,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def once_for_each_model(count: Callable[[str, Stage, tuple[str, ...]], str]) -> Callable[..., str]:
-    """What a dry run says of a model's cost: counting takes half a second, and most commands name the same few."""
+    """What an evaluation prints of a model's cost: counting takes half a second, and most commands name the same."""
     lines: dict[str, str] = {}
 
     def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
-        parts = [part.model_dump_json() for part in (stage.model, stage.task)]
-        parts.append(stage.data.model_dump_json(exclude={"root", "shapes", "train", "val"}))
-        key = "\n".join([*parts, str(stage.training.compile), *classes])
+        key = _model_key(stage, classes)
         if key not in lines:
             lines[key] = count(name, stage, classes)
         return lines[key]
 
     return model_cost
+
+
+def once_for_each_plan(count: Callable[[ResolvedStage], dict[str, str]]) -> Callable[[ResolvedStage], dict[str, str]]:
+    """What a plan prints of a model, counted once for each model and batch."""
+    facts: dict[str, dict[str, str]] = {}
+
+    def model_facts(resolved: ResolvedStage) -> dict[str, str]:
+        training = resolved.stage.training
+        batch = f"{training.global_batch_size} {training.accumulation_steps} {resolved.stage.cluster.workers}"
+        key = f"{batch}\n{_model_key(resolved.stage, resolved.classes)}"
+        if key not in facts:
+            facts[key] = count(resolved)
+        return facts[key]
+
+    return model_facts
+
+
+def _model_key(stage: Stage, classes: tuple[str, ...]) -> str:
+    parts = [part.model_dump_json() for part in (stage.model, stage.task)]
+    parts.append(stage.data.model_dump_json(exclude={"root", "shapes", "train", "val"}))
+    return "\n".join([*parts, str(stage.training.compile), *classes])
 
 
 def write_data(place: Place) -> None:

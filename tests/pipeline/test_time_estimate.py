@@ -12,7 +12,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.pipeline.plan_summary import format_time
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, long_warning
+from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
 from scalablevit.runs.status import Status, write_status
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -89,6 +89,21 @@ def test_other_machines_and_damaged_runs_do_not_count(tmp_path: Path) -> None:
     assert estimate_time(resolved(), tmp_path) == TimeEstimate(150.0, "e")
 
 
+def test_without_a_measured_run_the_operations_say_what_a_cpu_takes_at_the_least() -> None:
+    """36 steps of 16 images of 32 x 32 pixels on 2 cores, three forward passes of 2 operations each."""
+    stage = resolved(*STEPS)
+    assert (stage.stage.cluster.workers, stage.stage.cluster.cpus_per_worker) == (2, 1)
+    seconds = least_seconds(stage, 1e6)
+    assert seconds == pytest.approx(6 * 1e6 * 36 * 16 * 32 * 32 / (2 * 1e11))
+    assert least_seconds(resolved(*STEPS, "stages.pretrain.training.precision=bfloat16"), 1e6) == seconds / 4
+    (warning,) = long_warning(stage.stage, None, 7200.0)
+    assert warning.startswith("at least 2 h 0 min on 2 CPU cores"), warning
+    assert "counted with 100 GFLOP/s a core" in warning
+    assert "training.steps (36), data.image_size (32), model.name (scalablevit_tiny)" in warning
+    assert long_warning(stage.stage, None, 3600.0) == []
+    assert long_warning(stage.stage, TimeEstimate(60.0, "earlier"), 7200.0) == [], "a measured run counts for more"
+
+
 def test_more_than_an_hour_on_cpus_names_what_shortens_it() -> None:
     stage = resolved("stages.pretrain.training.epochs=7.5", "stages.pretrain.training.steps=null").stage
     (warning,) = long_warning(stage, TimeEstimate(3601.0, "earlier"))
@@ -97,4 +112,5 @@ def test_more_than_an_hour_on_cpus_names_what_shortens_it() -> None:
     assert "training.steps (36), " in by_steps
     assert long_warning(stage, TimeEstimate(3600.0, "earlier")) == long_warning(stage, None) == []
     on_gpu = resolved("cluster.gpus_per_worker=1").stage
+    assert long_warning(on_gpu, None, 9e9) == []
     assert long_warning(on_gpu, TimeEstimate(9e9, "earlier")) == []

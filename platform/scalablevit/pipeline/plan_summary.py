@@ -1,5 +1,6 @@
 """The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
-from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, long_warning
+from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
 from scalablevit.runs.console import duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
@@ -35,7 +36,11 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
-    facts = [{**plan_facts(recipe, each, root), "time": format_time(times[each.name])} for each in stages]
+    models = {resolved.name: cached_facts(resolved, root, partial(model_facts, resolved)) for resolved in stages}
+    facts = [
+        {**plan_facts(recipe, resolved, root, models[resolved.name]), "time": format_time(times[resolved.name])}
+        for resolved in stages
+    ]
     shared = shared_facts(facts)
     if shared:
         _print_facts("all stages", shared)
@@ -47,7 +52,8 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
                 print(_line("not yet known", unknown_text(resolved.statistics)), flush=True)
-        slow = long_warning(resolved.stage, times[resolved.name])
+        least_s = least_seconds(resolved, float(models[resolved.name]["macs_per_pixel"]))
+        slow = long_warning(resolved.stage, times[resolved.name], least_s)
         for warning in [*resolved.warnings, *schedule_warnings(resolved), *slow]:
             print(paint(_line("warning", warning), "yellow"), flush=True)
         for note in older_runs(recipe, resolved, root):
@@ -56,22 +62,28 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
         print("\n" + paint(f"warning: {warning}", "yellow"), flush=True)
 
 
-def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, str]:
-    """Return the facts of a stage by name; an empty text where there is nothing to say."""
+def plan_facts(recipe: str, resolved: ResolvedStage, root: Path, model: Mapping[str, str]) -> dict[str, str]:
+    """Return the facts of a stage by name; an empty text where there is nothing to say.
+
+    Args:
+        recipe: its name.
+        resolved: the stage.
+        root: the platform's root.
+        model: of `model_facts`.
+    """
     stage = resolved.stage
     described = describe(resolved)
     registered = stage.tracking.register_as or f"{recipe}-{resolved.name}"
-    of_model = cached_facts(resolved, root, partial(_model_facts, resolved))
     run_folder = RunStore.at(resolved.run_name, stage.cluster.storage, root).location
     return {
         **described,
         "run": f"{described['run']}, registered as {registered}",
         "computes": f"on {'GPU' if stage.cluster.gpus_per_worker else 'CPU'} in {stage.training.precision}, "
         f"{max(1, int(stage.cluster.cpus_per_worker))} thread(s) a worker",
-        "model": of_model["model"],
-        "GFLOPs": "multiply-accumulates of convolutions and linear layers" * ("GFLOPs" in of_model["model"]),
+        "model": model["model"],
+        "GFLOPs": "multiply-accumulates of convolutions and linear layers" * ("GFLOPs" in model["model"]),
         "starts from": starts_from(resolved),
-        "automatic": of_model["automatic"],
+        "automatic": model["automatic"],
         "metrics": format_metric_steps(resolved),
         "checkpoints": format_checkpoints(resolved),
         "run folders": run_folder.rpartition("/")[0],
@@ -80,10 +92,22 @@ def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, st
     }
 
 
-def _model_facts(resolved: ResolvedStage) -> dict[str, str]:
-    check_micro_batches(resolved.name, resolved.stage, resolved.classes)
-    cost = model_cost(resolved.name, resolved.stage, resolved.classes)
-    return {"model": cost, "automatic": "; ".join(automatic(resolved))}
+def model_facts(resolved: ResolvedStage) -> dict[str, str]:
+    """Return what building a stage's model on the meta device shows; imports torch.
+
+    Raises:
+        UserError: see `print_plan`.
+    """
+    stage, classes = resolved.stage, resolved.classes
+    check_micro_batches(resolved.name, stage, classes)
+    described = model_cost(resolved.name, stage, classes)
+    costs = task_kind(stage.task.kind).build_costs(stage, classes)
+    macs_per_pixel = costs.count().macs / math.prod(costs.size)
+    return {
+        "model": described,
+        "automatic": "; ".join(automatic(resolved)),
+        "macs_per_pixel": f"{macs_per_pixel:.6g}",
+    }
 
 
 def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from scalablevit.config.section import PlainValues
 from scalablevit.config.strict_yaml import YamlMapping
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, RESULT, RUNS
+from scalablevit.runs.console import duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
@@ -18,6 +19,8 @@ NEWEST = 50
 """Finished runs that are looked at; older ones were measured with older code."""
 LONG_S = 3600.0
 """A training on CPUs that takes longer gets a warning."""
+FASTEST_CORE = {"float32": 1e11, "bfloat16": 4e11}
+"""Operations that a CPU core does in a second at the most, by precision: several times what models reach."""
 SIZES = ("image_size", "crop_size", "short_side", "long_side", "train_short_sides")
 """Keys of `data` by which the size of a training image is given; the first that a stage has shortens its training."""
 
@@ -55,9 +58,27 @@ def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
     return None
 
 
-def long_warning(stage: Stage, estimate: TimeEstimate | None) -> list[str]:
-    """Name the keys that would shorten a training of more than an hour on CPUs; nothing where it is not known."""
-    if estimate is None or stage.cluster.gpus_per_worker or estimate.seconds <= LONG_S:
+def least_seconds(resolved: ResolvedStage, macs_per_pixel: float) -> float:
+    """Return a time in seconds that the steps of a training on CPUs cannot be faster than.
+
+    Args:
+        resolved: the stage.
+        macs_per_pixel: multiply-accumulates of the model's forward pass; the backward pass takes twice as many.
+    """
+    stage = resolved.stage
+    pixels = resolved.length.total * stage.training.global_batch_size * stage.data.training_pixels
+    return 2 * 3 * macs_per_pixel * pixels / (_cores(stage) * FASTEST_CORE[stage.training.precision])
+
+
+def long_warning(stage: Stage, estimate: TimeEstimate | None, least_s: float = 0.0) -> list[str]:
+    """Name the keys that would shorten a training of more than an hour on CPUs.
+
+    Args:
+        stage: the stage.
+        estimate: by a run that was measured; None: there is none.
+        least_s: of `least_seconds`, which is used where there is no estimate.
+    """
+    if stage.cluster.gpus_per_worker or (estimate.seconds if estimate else least_s) <= LONG_S:
         return []
     size = next((key for key in SIZES if getattr(stage.data, key, None)), "")
     length = "epochs" if stage.training.epochs is not None else "steps"
@@ -68,7 +89,18 @@ def long_warning(stage: Stage, estimate: TimeEstimate | None) -> list[str]:
     }
     keys = ", ".join(f"{key} ({value:g})" if isinstance(value, float) else f"{key} ({value})"
                      for key, value in values.items())  # fmt: skip
-    return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
+    if estimate is not None:
+        return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
+    rate = FASTEST_CORE[stage.training.precision] / 1e9
+    return [
+        f"at least {duration(least_s)} on {_cores(stage)} CPU cores, and more likely several times that (counted with "
+        f"{rate:.0f} GFLOP/s a core, which no model reaches); what shortens it most: {keys}, or GPUs "
+        "(cluster.gpus_per_worker)"
+    ]
+
+
+def _cores(stage: Stage) -> int:
+    return stage.cluster.workers * max(1, int(stage.cluster.cpus_per_worker))
 
 
 def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
