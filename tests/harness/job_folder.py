@@ -93,6 +93,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
         metrics=metrics, classes=resolved.classes, images_per_s=12.5, minutes=1.5, reason="finished",
         checkpoint="step_000000012-0", weights_sha256="2" * 64, registered_as=f"tiny-{name}", lineage={},
         last_value=0.5, last_step=15, profile={"start": 30.0, "data": 1.5, "step": 90.5},
+        device="A chip",
         version="3",
     )  # fmt: skip
     result.save(store)

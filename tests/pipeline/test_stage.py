@@ -70,9 +70,10 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
         (Path(checkpoints.folder) / name / f"{stem}.safetensors").write_bytes(b"x")
     outcome = TrainingEnd(
         step=8, best_step=8, best_value=0.75, best_metrics={}, last_metrics={"val/top1": 0.75}, seconds=1.0,
-        spent={"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}, reason="finished", detail="",
+        spent={"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}, reason="finished", detail="", device="A chip",
     )  # fmt: skip
     result = export_weights("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
+    assert result.device == "A chip"
     said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
             "step 4 with val/top1 0.5000")  # fmt: skip
     assert result.step == (4 if damaged else 8)

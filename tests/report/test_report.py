@@ -75,7 +75,7 @@ def test_the_first_screen_says_when_how_long_on_what_and_what_next(job):
     page = gather(root / "runs" / "tiny-0")
     first = HtmlPage(render(replace(page, stages=(), searches=())).replace("\n", " ")).text
     assert re.search(r"started\s*2\d{3}-\d\d-\d\d \d\d:\d\d UTC\s*took\s*6.1 min in 3 stages", first)
-    assert "1 worker x (1 CPU)" in first or "2 workers x (1 CPU)" in first
+    assert "1 worker x (1 CPU), A chip" in first or "2 workers x (1 CPU), A chip" in first
     assert f"predict.py tiny-detect-0 IMAGES --out predictions --root {root}" in first
     assert f"promote.py tiny-detect --root {root}" in first
     html = render(page)

@@ -100,9 +100,11 @@ def test_evaluated_up_to_the_cluster(
 ) -> None:
     """Also one whose gate compares top-5 accuracy of four classes, which version 1 took."""
     assert evaluate.run(parse("evaluate", [model, "--root", str(root), "--dry-run"])) == 0
-    out = capsys.readouterr().out
-    assert "global_batch_size: 8" in out and "version: 2" in out and "patience: 5" in out
-    assert "action: rollback" in out and "on_checkpoint_failure: continue" in out
+    file = root / "cache" / "plans" / "evaluate.yaml"
+    assert f"resolved recipe: {file}\n" in capsys.readouterr().out
+    written = file.read_text()
+    assert "global_batch_size: 8" in written and "version: 2" in written and "patience: 5" in written
+    assert "action: rollback" in written and "on_checkpoint_failure: continue" in written
 
 
 @pytest.mark.parametrize("model", [FINISHED, "models:/old-pretrain@candidate", FOUR])

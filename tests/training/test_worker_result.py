@@ -10,6 +10,7 @@ from scalablevit.training.worker_result import TrainingEnd, WorkerResult
 END = TrainingEnd(
     step=8, best_value=0.5, best_step=4, best_metrics={"val/top1": 0.5}, last_metrics={"val/top1": 0.25}, seconds=1.5,
     spent={"data": 0.5}, reason="stopped early", detail="no gain",
+    device="A chip",
 )  # fmt: skip
 
 

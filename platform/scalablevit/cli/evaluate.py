@@ -6,16 +6,15 @@ import shutil
 import uuid
 from pathlib import Path
 
-import yaml
-
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_model, add_root
 from scalablevit.cli.documents import Evaluation
 from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
 from scalablevit.config.root import platform_root
-from scalablevit.config.stored import ModelConfig, to_store
+from scalablevit.config.stored import ModelConfig
 from scalablevit.config.user_code import package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation, unused_data
+from scalablevit.pipeline.resolved_recipe import PLANS, write_resolved
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
@@ -63,8 +62,8 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
     metrics = None
     if options.dry_run:
-        shown = to_store(without_secrets(stage.stage))
-        print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
+        write_resolved(recipe, [stage], root / PLANS / f"{recipe.name}.yaml")
+        print("dry run: nothing was started")
     else:
         metrics = evaluate_weights(stage, weights, sha256, root)
         width = max(map(len, metrics))

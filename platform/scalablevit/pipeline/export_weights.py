@@ -91,6 +91,7 @@ def export_weights(
         last_value=None if math.isnan(last_value) else last_value,
         last_step=outcome.step,
         profile=time_profile(outcome, read_attempts(store.local / ATTEMPTS)[0], time.time()),
+        device=outcome.device,
     )
 
 

@@ -156,7 +156,7 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
         pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
         time=time,
-        machine=machine(stage.cluster, host),
+        machine=machine(stage.cluster, host, result.device if result else ""),
     )
 
 

@@ -67,17 +67,18 @@ def work_time(store: RunStore, status: Status | None, result: StageResult | None
     return None if started is None else WorkTime(float(started), max(0.0, seconds))
 
 
-def machine(cluster: Cluster, host: str) -> str:
+def machine(cluster: Cluster, host: str, device: str = "") -> str:
     """Return what a stage ran on, in words.
 
     Args:
         cluster: the recipe's section.
         host: name of the driver's machine; empty: not known.
+        device: name of the first worker's GPU or CPU; empty: not known.
     """
     asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
     each = ", ".join(f"{count:g} {name}" for name, count in asked.items() if count)
     workers = f"{cluster.workers} worker{'s' * (cluster.workers > 1)} x ({each})"
-    return f"{host}, {workers}" if host else workers
+    return ", ".join(filter(None, [host, workers, device]))
 
 
 def overview(

@@ -35,6 +35,8 @@ class StageResult:
     last_step: int = 0
     profile: dict[str, float] = field(default_factory=dict)
     """Wall seconds by part (`pipeline.export_weights.time_profile`)."""
+    device: str = ""
+    """Name of rank 0's GPU or CPU in the attempt that finished; empty in results of earlier versions."""
     skipped: bool = False
     version: str = ""
     """Registered version; empty while MLflow has not taken it."""

@@ -2,8 +2,6 @@
 
 import math
 import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.sample_statistics import SampleStatistics
 from scalablevit.training.collectives import end_with_changed_files
 from scalablevit.training.data_listing import open_stored
+from scalablevit.training.device_name import device_name
 
 WARM_UP, ANSWERS = 3, 20
 """Answers before the time is taken, and those whose median it is."""
@@ -140,14 +139,5 @@ def _busy(load: float, threads: int, cores: int) -> str:
 
 
 def _measured_on(device: torch.device, threads: int) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _processor() -> str:
-    try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        named = None
-    return named[1] if named else platform.machine()
+    threads_used = "" if device.type == "cuda" else f", {threads} thread{'s' * (threads > 1)}"
+    return device_name(device) + threads_used

@@ -33,6 +33,7 @@ from scalablevit.training.callbacks import PreemptionPoller, Send, WorkerCallbac
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks, run_on_all_ranks
 from scalablevit.training.data_listing import open_stored
+from scalablevit.training.device_name import device_name
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
@@ -129,7 +130,7 @@ def _run(
     finally:  # a process that trains many runs must not be left with threads of those that ended early
         callbacks.close()
     callbacks.sender.flush()
-    return _result(outcome, state, callbacks.writer) if rank == 0 else WorkerResult()
+    return _result(outcome, state, callbacks.writer, device) if rank == 0 else WorkerResult()
 
 
 def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> WorkerResult:
@@ -167,7 +168,7 @@ def _check_sum(worker_config: WorkerConfig, found: str) -> None:
         )
 
 
-def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -> WorkerResult:
+def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter, device: torch.device) -> WorkerResult:
     if outcome.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
@@ -180,7 +181,9 @@ def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter) -
         fix = "free space and submit again: training resumes"
         return WorkerResult(error=UserError(writer.failed, where=writer.store.folder, fix=fix))
     detail = "; ".join(filter(None, [outcome.detail, writer.failed, writer.missing_best(state.best_step)]))
-    return WorkerResult(TrainingEnd(**vars(state.summary()), reason=outcome.reason, detail=detail))
+    return WorkerResult(
+        TrainingEnd(**vars(state.summary()), reason=outcome.reason, detail=detail, device=device_name(device))
+    )
 
 
 def configure_torch(stage: Stage) -> None:

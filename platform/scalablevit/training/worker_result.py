@@ -33,6 +33,8 @@ class TrainingEnd(TrainSummary):
     """A `loop.StopReason`."""
     detail: str
     """More about it, for people; may be empty."""
+    device: str = ""
+    """Name of rank 0's GPU or CPU."""
 
 
 @dataclass(frozen=True)
