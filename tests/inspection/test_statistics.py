@@ -111,6 +111,7 @@ def test_objects_by_class_and_by_size_before_and_after_scaling(tmp_path: Path) -
     assert statistics.boxes.empty_images == 1
     assert statistics.boxes.by_size == {"small": 2, "medium": 1, "large": 0}, "32 x 32 is counted once"
     assert statistics.boxes.by_scaled_size == {"small": 1, "medium": 1, "large": 1}, "30 x 30, 96 x 96, 120 x 120"
+    assert statistics.boxes.scaled_side == 96, "the median, without the crowd"
 
 
 def test_boxes_clipped_dropped_below_a_pixel_and_read_as_corners(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from scalablevit.config.data import Data
 from scalablevit.config.errors import raise_all
 from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
-from scalablevit.config.recipe import Recipe
+from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.sources.base import Source
@@ -23,6 +24,7 @@ from scalablevit.data.sources.files import left_out
 from scalablevit.inspection.check import Problem, Report, mask_advice
 from scalablevit.inspection.inspect_data import Inspection, inspect_data
 from scalablevit.inspection.statistics_table import table, unknown_text
+from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
         recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
         root = platform_root(options.root)
         bad, inspections = 0, dict[str, Inspection]()
-        for name, data in _data_sections(recipe):
-            inspections[name] = _inspect(data, root, options)
-            bad += _print_inspection(name, data, inspections[name])
+        for name, stage in _data_sections(recipe):
+            inspections[name] = _with_task_warnings(stage, _inspect(stage.data, root, options))
+            bad += _print_inspection(name, stage.data, inspections[name])
         errors = [error for found in inspections.values() for error in found.errors]
         raise_all(list({str(error): error for error in errors}.values()))
         print(_advice(bad, sum(len(found.warnings) for found in inspections.values()), path, options))
@@ -105,13 +107,21 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     return DataCheck(recipe=recipe, data=data, bad=bad)
 
 
-def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Data]]:
-    """Different data sections, each with the name of its first stage."""
+def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
+    """Return the first stage of each data section, with its name."""
     known: list[Data] = []
     for name, stage in recipe.stages.items():
         if stage.data not in known:
             known.append(stage.data)
-            yield name, stage.data
+            yield name, stage
+
+
+def _with_task_warnings(stage: Stage, found: Inspection) -> Inspection:
+    """Add what of the stage's task does not fit the data, as a training says it."""
+    if found.statistics is None:
+        return found
+    of_task = task_kind(stage.task.kind).data_warnings(stage, found.statistics)
+    return replace(found, warnings=(*found.warnings, *of_task))
 
 
 def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:

@@ -83,6 +83,9 @@ class Boxes:
     """Objects whose polygons have no area; None: not looked at."""
     flat_images: tuple[str, ...]
     """The first images with one."""
+    scaled_side: float | None = None
+    """Median of the objects' sizes in the scaled image, sqrt(width * height) of the box in pixels; None: no object, or
+    counted by an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,7 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         loose_images=tuple(map(shown, counts.loose_images)),
         flat=counts.flat_polygons if compared else None,
         flat_images=tuple(map(shown, counts.flat_images)),
+        scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
     )
 
 

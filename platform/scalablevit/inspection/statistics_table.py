@@ -89,6 +89,7 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
             f"{name}, {' / '.join(found)}": " / ".join(f"{n:,}" for n in found.values())
             for name, found in sizes.items()
         },
+        "median scaled side": "" if boxes.scaled_side is None else f"{boxes.scaled_side:.3g} pixels",
         **{name: _number(count) for name, count in counts.items()},
     }
 

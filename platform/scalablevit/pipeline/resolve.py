@@ -30,6 +30,7 @@ from scalablevit.inspection.check import check_split, image_notes, raise_if_fata
 from scalablevit.inspection.inspect_data import Inspection, inspect_data, inspect_validation
 from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
+from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
 
 if TYPE_CHECKING:  # imports torch
@@ -193,7 +194,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     """
     import torch
 
-    from scalablevit.tasks.registry import build_task, task_kind
+    from scalablevit.tasks.registry import build_task
 
     torch.manual_seed(0)
     try:
@@ -267,7 +268,7 @@ def _resolve_stage(
         unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
         ignored=tuple(name for source in sources.values() for name in source.ignored),
         statistics=inspection.statistics,
-        warnings=(*inspection.warnings, *normalization_warnings(stage)),
+        warnings=(*inspection.warnings, *_stage_warnings(stage, inspection)),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_checked_length(stage, len(sources["train"])),
@@ -275,6 +276,13 @@ def _resolve_stage(
         sources=sources,
         initial=initial,
     )
+
+
+def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
+    """Warn of what does not fit the data or the weights that training starts from."""
+    statistics = inspection.statistics
+    of_task = () if statistics is None else task_kind(stage.task.kind).data_warnings(stage, statistics)
+    return (*of_task, *normalization_warnings(stage))
 
 
 def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
 
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
+    from scalablevit.inspection.statistics import DataStatistics
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
     from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
@@ -96,6 +97,10 @@ class TaskKind(ABC):
     @abstractmethod
     def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
         """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
+
+    def data_warnings(self, stage: "Stage", statistics: "DataStatistics") -> "tuple[str, ...]":
+        """Return what of the stage's task does not fit its data, with the numbers and what to change."""
+        return ()
 
     def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
         """Return values that the stage's recipe leaves open, by their dotted keys."""

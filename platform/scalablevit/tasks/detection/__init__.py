@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
+    from scalablevit.inspection.statistics import DataStatistics
     from scalablevit.tasks.capabilities import Costs, Predictor
     from scalablevit.tasks.columns import ColumnType
     from scalablevit.tasks.drawing import Drawing
@@ -30,6 +31,12 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.task import DetectionTask
 
         return DetectionTask(stage, classes)
+
+    def data_warnings(self, stage: "Stage", statistics: "DataStatistics") -> "tuple[str, ...]":
+        """Warn of anchors of another size than the objects."""
+        from scalablevit.tasks.detection.anchor_sizes import anchor_warnings
+
+        return anchor_warnings(stage, statistics)
 
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
         """Return what a detector costs."""
