@@ -17,7 +17,7 @@ from scalablevit.config.transforms import TRANSFORMS
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import SOURCES
 
-EXAMPLE = Path(__file__).parents[1] / "example_package"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_task"
 """Folder of the example package, of its recipe and of its search space."""
 
 
