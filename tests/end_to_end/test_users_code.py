@@ -1,4 +1,4 @@
-"""The example package of tests/example_package through a real head: training with a kill, search, registry, use."""
+"""The package of docs/examples/own_task through a real head: training with a kill, search, registry, use."""
 
 import csv
 import json

@@ -67,7 +67,7 @@ def commands(page: Path) -> list[Command]:
 
 def paths(page: Path) -> set[str]:
     """Paths of this repository that a page names, `{a,b}` written out."""
-    tops = r"(?:platform|pipelines|tune_spaces|infra|tests)/[^\s<>]*"
+    tops = r"(?:docs|platform|pipelines|tune_spaces|infra|tests)/[^\s<>]*"
     named = {word for span in spans(page) for word in span.split() if re.fullmatch(tops, word)}
     return {path for word in named for path in _written_out(word)}
 

@@ -1,24 +1,23 @@
 """Users' own code in tests: packages written to a folder, and everything that their import changed put back."""
 
-import json
-import shutil
+import runpy
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from scalablevit.config import extensions, user_code
-from scalablevit.config.data import Shapes
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.transforms import TRANSFORMS
-from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import SOURCES
 
-EXAMPLE = Path(__file__).parents[1] / "example_package"
-"""Folder of the example package, of its recipe and of its search space."""
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_task"
+"""Folder of the example package, of its recipe, search space and data."""
+write_tag_data: Callable[..., None] = runpy.run_path(str(EXAMPLE / "tag_data.py"))["write_tag_data"]
+"""Writes the data of the example's recipe below a root."""
 
 
 @contextmanager
@@ -52,19 +51,3 @@ def write_package(folder: Path, name: str, **files: str) -> Path:
     for module, text in files.items():
         (package / ("__init__.py" if module == "init" else f"{module}.py")).write_text(text)
     return package
-
-
-def write_tag_data(root: Path, train_images: int = 24, val_images: int = 8) -> None:
-    """Write the data of the example's recipe below a root: scenes of the built-in shapes, and the shapes in each."""
-    made = root / "made"
-    write_shapes(Shapes(train_images=train_images, val_images=val_images, image_size=32), made)
-    for split in ("train", "val"):
-        annotations = json.loads((made / "detection" / "annotations" / f"instances_{split}.json").read_text())
-        names = {category["id"]: category["name"] for category in annotations["categories"]}
-        tags: dict[int, set[str]] = {image["id"]: set() for image in annotations["images"]}
-        for each in annotations["annotations"]:
-            tags[each["image_id"]].add(names[each["category_id"]])
-        folder = root / "tag-data" / "images" / split
-        shutil.copytree(made / "detection" / split, folder)
-        lines = [",".join([image["file_name"], *sorted(tags[image["id"]])]) for image in annotations["images"]]
-        (root / "tag-data" / f"{split}.csv").write_text("\n".join(lines) + "\n")

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.pages import blocks, spans
+from packaging.requirements import Requirement
 from ray._private.runtime_env import packaging
 
 from scalablevit.config.loading import load_recipe
@@ -99,6 +101,15 @@ def containers(job: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]
     return [(pod, container) for pod in pods for container in pod["containers"]]
 
 
+def test_the_job_is_kuberays_and_its_command_is_on_the_page(job: dict[str, Any]) -> None:
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    command = shlex.split(job["spec"]["entrypoint"])
+    page = REPOSITORY / "docs" / "clusters.md"
+    assert command in [shlex.split(content) for language, content in blocks(page) if language == "text"]
+    assert all({"cpu", "memory"} <= container["resources"]["requests"].keys() for _, container in containers(job))
+    assert {container["image"] for _, container in containers(job)} <= set(spans(page))
+
+
 def test_the_job_runs_a_shipped_recipe_on_enough_machines(job: dict[str, Any]) -> None:
     program, script, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (program, script) == ("python", "/app/pipelines/full.py")
@@ -127,6 +138,9 @@ def test_every_pod_has_the_image_the_storage_and_no_privileges(job: dict[str, An
 def test_the_cluster_has_the_locked_ray_and_a_token_by_reference(job: dict[str, Any]) -> None:
     cluster = job["spec"]["rayClusterSpec"]
     assert {cluster["rayVersion"]} == locked()["ray"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pin,) = [each for line in project["dependencies"] if (each := Requirement(line)).name == "ray"]
+    assert cluster["rayVersion"] in pin.specifier
     assert cluster["authOptions"] == {"mode": "token", "secretName": "scalablevit-ray"}
     for _, container in containers(job):
         assert all(set(source) == {"secretRef"} for source in container["envFrom"])
