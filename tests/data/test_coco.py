@@ -423,7 +423,7 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     assert source.notes == ("1 boxes clipped to their image", "3 boxes without area in their image dropped")
     assert source.annotations is not None
     assert source.annotations.of_image(1).boxes.tolist() == [[0, 3, 6, 11]]
-    again = Annotations.in_listing(source.listing)
+    again = Annotations.from_listing(source.listing)
     assert (again.box_counts["clipped"], again.box_counts["dropped"], again.without_mask) == (1, 3, 0)
 
 

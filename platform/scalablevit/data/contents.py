@@ -81,7 +81,7 @@ class ContentCache:
         self._broken = False
 
     @classmethod
-    def below(cls, root: Path) -> "ContentCache":
+    def in_root(cls, root: Path) -> "ContentCache":
         """That of a platform root."""
         return cls(root / "cache" / "contents.sqlite")
 

@@ -42,7 +42,7 @@ class Pyramid(nn.Module):
             images, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
 
-    def leave_out(self, count: int) -> None:
+    def drop_finest(self, count: int) -> None:
         """Give only the maps after the finest `count`.
 
         The norm of a map left out is no longer trained: a parameter that asks for a gradient and never gets one stops

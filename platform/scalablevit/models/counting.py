@@ -72,7 +72,7 @@ def giga(count: float) -> str:
     return f"{float(f'{count / 1e9:.3g}'):g}"
 
 
-def cost_beside_paper(name: str, cost: Cost) -> str:
+def describe_cost(name: str, cost: Cost) -> str:
     """One line with the cost, and the paper's values where the paper has the model."""
     line = (
         f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts, "

@@ -26,7 +26,7 @@ _NORM_PREFIXES = ("feature_norms.", "norm.")
 
 @dataclass(frozen=True)
 class InitReport:
-    """What `load_initial` did.
+    """What `load_init_weights` did.
 
     Attributes:
         source: the file or tag as the user gave it.
@@ -51,7 +51,7 @@ class InitReport:
         return "\n".join(lines)
 
 
-def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> InitReport:
+def load_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> InitReport:
     """Load pretrained weights into a classifier or a pyramid.
 
     Args:
@@ -70,16 +70,16 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
     return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
 
 
-def check_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
-    """Refuse what `load_initial` refuses.
+def check_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
+    """Refuse what `load_init_weights` refuses.
 
     Args:
         model: on the meta device, where it takes shapes alone.
-        source: see `load_initial`.
-        keep_head: see `load_initial`.
+        source: see `load_init_weights`.
+        keep_head: see `load_init_weights`.
 
     Raises:
-        UserError: as `load_initial`.
+        UserError: as `load_init_weights`.
     """
     fitted, _, _ = fit_tensors(model, _read_source(source)[1], str(source), keep_head=keep_head)
     with warnings.catch_warnings(action="ignore"):  # torch's, of values that are not copied onto the meta device

@@ -305,7 +305,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
     check_uri(tracking_uri(stage.tracking.uri, root))
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
-    cache = ContentCache.below(root)
+    cache = ContentCache.in_root(root)
     source = open_source(stage.data, "val", root, classes)
     source.read_contents(cache, "data.val")
     threads = min(16, 4 * (os.cpu_count() or 1))

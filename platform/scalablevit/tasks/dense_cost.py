@@ -23,7 +23,7 @@ PAPER_DETECTION = {
 }
 
 
-def dense_cost_beside_paper(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
+def describe_dense_cost(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
     """One line with the cost of a head on a backbone for images of `size`, next to the paper's where it has them."""
     line = (
         f"{name} with {head} at {size[0]}x{size[1]}: {cost.parameters / 1e6:.2f} M parameters, "

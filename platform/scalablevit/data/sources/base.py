@@ -71,7 +71,7 @@ class Source(Sequence[Sample]):
         self.data = data
         self.images = images
         self.listing = listing
-        self.names = Names.in_listing(listing)
+        self.names = Names.from_listing(listing)
         known = all(name in listing.arrays for name in CONTENTS)
         self.contents = Contents(**{name: listing.arrays[name] for name in CONTENTS}) if known else None
 
@@ -99,7 +99,7 @@ class Source(Sequence[Sample]):
     @property
     def ignored(self) -> tuple[str, ...]:
         """Files left out because they are no images by their names, or not annotated."""
-        return tuple(Names.in_listing(self.listing, IGNORED))
+        return tuple(Names.from_listing(self.listing, IGNORED))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class CocoSource(Source):
 
     def __init__(self, data: CocoInstances, images: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
-        self.annotations: Annotations = Annotations.in_listing(listing)
+        self.annotations: Annotations = Annotations.from_listing(listing)
 
     @classmethod
     def find(cls, data: CocoInstances, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003

@@ -40,7 +40,7 @@ class MaskPairsSource(Source):
     def __init__(self, data: MaskPairs, images: Path, masks: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
         self.masks = masks
-        self.mask_names = Names.in_listing(listing, _MASKS)
+        self.mask_names = Names.from_listing(listing, _MASKS)
         self.table = label_table(data, self.classes)
         if (numbers := listing.facts.get("class_numbers")) is not None:
             classes = self.table < len(numbers)

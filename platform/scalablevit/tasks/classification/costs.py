@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import LabelBatch
-from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
+from scalablevit.models.counting import Cost, count_cost, describe_cost
 from scalablevit.tasks.capabilities import GREY
 from scalablevit.tasks.classification.task import ClassificationTask
 
@@ -30,7 +30,7 @@ class ClassifierCosts:
 
     def describe(self) -> str:
         """Return the classifier's line."""
-        return cost_beside_paper(self._task.stage.model.name, self.count())
+        return describe_cost(self._task.stage.model.name, self.count())
 
     def blank_batch(self, samples: int) -> LabelBatch:
         """Return images all of the first class."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, discard_report
 from scalablevit.tasks.sample_statistics import Choice
 
 
@@ -31,7 +31,7 @@ class PrecisionStatistics(CocoMetric):
         truth = COCO(self._truth())
         found = self._all_detections(self.kind, truth)
         evaluation = COCOeval_faster(
-            truth, found, iouType=KINDS[self.kind], print_function=say_nothing, separate_eval=True
+            truth, found, iouType=KINDS[self.kind], print_function=discard_report, separate_eval=True
         )
         limits = evaluation.params
         limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]

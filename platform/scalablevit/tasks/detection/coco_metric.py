@@ -108,7 +108,7 @@ class CocoMetric:
         truth = COCO(self._truth())
         for kind in self.kinds:
             found = self._all_detections(kind, truth)
-            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
+            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=discard_report)
             evaluation.run()
             self.metrics |= self._named(kind, evaluation)
 
@@ -170,5 +170,5 @@ def _corners_and_sizes(boxes: "np.ndarray[Any, Any]") -> list[list[float]]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()  # type: ignore[no-any-return]
 
 
-def say_nothing(*_lines: Any) -> None:
+def discard_report(*_lines: Any) -> None:
     """Instead of the library's report of each evaluation."""

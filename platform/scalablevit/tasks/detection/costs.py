@@ -7,7 +7,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import BoxBatch
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.capabilities import GREY
-from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import describe_dense_cost
 from scalablevit.tasks.detection.detector import CostProbe, countable_loss
 from scalablevit.tasks.detection.task import DetectionTask
 
@@ -39,7 +39,7 @@ class DetectorCosts:
 
     def describe(self) -> str:
         """Return the detector's line."""
-        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+        return describe_dense_cost(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
     def blank_batch(self, samples: int) -> BoxBatch:
         """Return images of `size`, each with some boxes of one class as large as anchors."""

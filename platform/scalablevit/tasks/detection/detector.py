@@ -147,7 +147,7 @@ def first_label(task: Detection) -> int:
     return int(task.head == "mask_rcnn")
 
 
-def pasted_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """Masks at an image's size, some at a time.
 
     Args:
@@ -237,7 +237,7 @@ def countable_loss(model: Any, images: list[Tensor], roi_samples: int) -> Tensor
 def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
     """Levels P3 to P7; P6 comes from C5 (Lin et al., arXiv 1708.02002)."""
     width = task.neck_channels
-    pyramid.leave_out(1)
+    pyramid.drop_finest(1)
     extra = LastLevelP6P7(pyramid.channels[-1], width)
     extra.use_P5 = False  # torchvision takes P5 instead wherever C5 happens to have as many channels as the pyramid
     sizes = tuple(

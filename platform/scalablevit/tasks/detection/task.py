@@ -25,7 +25,7 @@ from scalablevit.tasks.detection.detector import (
     STRIDE,
     build_detector,
     first_label,
-    pasted_masks,
+    paste_masks,
 )
 
 
@@ -132,7 +132,7 @@ class DetectionTask:
         boxes = found["boxes"].float() * factors
         masks = None
         if self.has_masks:
-            pasted = pasted_masks(found["masks"].float(), boxes, size)
+            pasted = paste_masks(found["masks"].float(), boxes, size)
             masks = [each for part in pasted for each in _encode_masks(part)]
         labels = found["labels"] - self._first
         return Detections(boxes.cpu(), found["scores"].float().cpu(), labels.cpu(), masks)

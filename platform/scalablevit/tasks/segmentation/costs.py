@@ -7,7 +7,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import MaskBatch
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.capabilities import GREY
-from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import describe_dense_cost
 from scalablevit.tasks.segmentation.task import SegmentationTask
 
 
@@ -30,7 +30,7 @@ class SegmentorCosts:
 
     def describe(self) -> str:
         """Return the segmentor's line."""
-        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+        return describe_dense_cost(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
     def blank_batch(self, samples: int) -> MaskBatch:
         """Return crops all of the first class."""
