@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 def look(folder: Path, cache: ContentCache | None = None, names: Names = NAMES) -> list[str]:
     found = read_contents_of(folder, names, cache, "data.train", None)
-    assert found.sizes.tolist() == [contents.stamp(f"{folder}/{name}")[0] for name in names]
+    assert found.sizes.tolist() == [contents.file_stamp(f"{folder}/{name}")[0] for name in names]
     return [each.tobytes().hex() for each in found.sums]
 
 
@@ -159,11 +159,11 @@ def test_a_file_is_changed_by_its_contents_not_by_its_times(folder: Path, reads:
     found = read_contents_of(folder, NAMES, None, "data.train", None)
     path = str(folder / "d")
     reads.take()
-    assert not found.changed(2, path) and reads.take() == []
+    assert not found.has_changed(2, path) and reads.take() == []
     (folder / "d").touch()
-    assert not found.changed(2, path) and reads.take() == ["d"]
-    assert not found.changed(2, path) and reads.take() == []
+    assert not found.has_changed(2, path) and reads.take() == ["d"]
+    assert not found.has_changed(2, path) and reads.take() == []
     (folder / "d").write_text("Content of d")
-    assert found.changed(2, path) and found.changed(2, path)
+    assert found.has_changed(2, path) and found.has_changed(2, path)
     (folder / "d").unlink()
-    assert not found.changed(2, path), "its reader says that it is missing"
+    assert not found.has_changed(2, path), "its reader says that it is missing"

@@ -19,7 +19,7 @@ from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.sources.base import Source
-from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.files import describe_skipped
 from scalablevit.inspection.check import Problem, Report, mask_advice
 from scalablevit.inspection.inspect_data import Inspection, inspect_data
 from scalablevit.inspection.statistics_table import table, unknown_text
@@ -126,7 +126,7 @@ def _print_inspection(name: str, data: Data, found: Inspection) -> int:
     """Name the bad samples of both splits; how many there are."""
     bad = 0
     for split, source in found.sources.items():
-        print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
+        print(f"{name}/{split}: {len(source)} samples, {describe_skipped(source.ignored)}", flush=True)
         for note in source.notes:
             print(f"{name}/{split}: {note}")
         bad += _print_report(f"{name}/{split}", data, found.reports[split])

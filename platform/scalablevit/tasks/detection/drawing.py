@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.batch import BoxBatch, InstanceBatch
-from scalablevit.data.instances import RunLengths, decoded
+from scalablevit.data.instances import RunLengths, decode_masks
 from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.viz.samples import Image, draw_boxes, draw_objects
 
@@ -67,7 +67,7 @@ class BoxDrawing:
 
     def draw(self, axes: Axes, image: Image, shown: ShownObjects, classes: Sequence[str] = ()) -> None:
         """Draw masks and boxes over the image."""
-        masks = (decoded([each], shown.size)[0] for each in shown.masks)
+        masks = (decode_masks([each], shown.size)[0] for each in shown.masks)
         draw_objects(axes, image, shown.size, masks, shown.labels)
         draw_boxes(axes, shown.boxes, shown.labels, classes, shown.scores)
 
