@@ -15,7 +15,7 @@ from harness.coco_scenes import made_scene
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric
 
 CLASSES = tuple(f"class {number}" for number in range(80))
 OBJECTS, DETECTIONS = 7, 100
@@ -60,7 +60,7 @@ def coco_times(metric: CocoMetric, kind: str, rounds: int) -> dict[str, list[flo
     theirs: list[float] = []
 
     def reference() -> None:
-        theirs.append(pycocotools_ap(*given.pop(), KINDS[kind]))
+        theirs.append(pycocotools_ap(*given.pop(), IOU_TYPES[kind]))
 
     seconds = interleaved({"ours": metric.synchronize, "pycocotools": reference}, rounds, warm_up=1)
     ours = metric.metrics[f"val/{kind}_ap"]

@@ -22,7 +22,7 @@ from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import describe_skipped
 from scalablevit.inspection.check import Problem, Report, mask_advice
 from scalablevit.inspection.inspect_data import Inspection, inspect_data
-from scalablevit.inspection.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 from scalablevit.text import format_table
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _print_inspection(name: str, data: Data, found: Inspection) -> int:
             print(f"{name}/{split}: {note}")
         bad += _print_report(f"{name}/{split}", data, found.reports[split])
     if found.statistics is not None:
-        print(format_table(table(found.statistics), rule=False))
+        print(format_table(statistics_rows(found.statistics), rule=False))
         if found.statistics.unknown:
             print(f"not yet known: {unknown_text(found.statistics)}")
     for warning in found.warnings:

@@ -15,7 +15,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.mixing import normalize
-from scalablevit.data.shapes import scene
+from scalablevit.data.shapes import draw_scene
 from scalablevit.data.sources.files import list_images
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.scalablevit import ScalableViT
@@ -71,7 +71,7 @@ def pictures(folder: Path | None) -> dict[str, Picture]:
     """
     if folder is None:
         print(f"  images  {IMAGES} scenes of the built-in shapes")
-        return {f"scene {number}": scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
+        return {f"scene {number}": draw_scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
     folder = folder.expanduser()
     names, _ = list_images(folder)
     print(f"  images  {', '.join(names[:IMAGES])}: {min(IMAGES, len(names))} of {len(names)}", flush=True)

@@ -55,7 +55,7 @@ class FromPixels(nn.Module):
         return self.finish(self.network((pixels - self.mean) / self.std), pixels)
 
 
-def unchanged(outputs: Any, _pixels: Tensor) -> Any:
+def keep_outputs(outputs: Any, _pixels: Tensor) -> Any:
     """Return the outputs as they are."""
     return outputs
 
@@ -79,7 +79,7 @@ class Export:
 
     usual_size: Callable[[Stage], Size]
     """Height and width of a stage's images."""
-    finish: Callable[[Any, Tensor], Any] = unchanged
+    finish: Callable[[Any, Tensor], Any] = keep_outputs
     """Makes the exported outputs from the network's and from the pixels (N, 3, H, W) that it got."""
     parts: Callable[[nn.Module, Data, Tensor, Tensor], list[Part]] | None = None
     """Makes the parts, of one size only, from network, data section, pixels (N, 3, H, W) and the same normalized; None:
@@ -89,6 +89,6 @@ class Export:
     selected."""
 
 
-def flat(outputs: Any) -> list[Tensor]:
+def flatten_outputs(outputs: Any) -> list[Tensor]:
     """Return the tensors of nested outputs in their order."""
-    return [outputs] if isinstance(outputs, Tensor) else [each for part in outputs for each in flat(part)]
+    return [outputs] if isinstance(outputs, Tensor) else [each for part in outputs for each in flatten_outputs(part)]

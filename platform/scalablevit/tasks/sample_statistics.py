@@ -18,7 +18,7 @@ class SampleStatistics(Protocol):
         """Add one batch, as to the task's metric."""
 
     @property
-    def numbers(self) -> list[int]:
+    def indices(self) -> list[int]:
         """Numbers of the images in their source, in the order that `metric` chooses from."""
 
     def metric(self, chosen: Choice) -> float:

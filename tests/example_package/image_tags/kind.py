@@ -101,12 +101,12 @@ class TagStatistics:
     """Right, superfluous and missing tags of each image."""
 
     def __init__(self) -> None:
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._counts: list[list[float]] = []
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         self._counts += counts_of(predictions, batch.label, HALF).sum(dim=2).T.tolist()
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     def metric(self, chosen: NDArray[np.int64]) -> float:
         right, wrong, missing = np.array(self._counts)[chosen].sum(axis=0).tolist()

@@ -12,14 +12,14 @@ class HitStatistics:
 
     def __init__(self, top: int) -> None:
         self.top = top
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._hits: list[bool] = []
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         """Add logits (N, classes) against labels (N,)."""
         top = predictions.topk(self.top, dim=1).indices
         self._hits += (top == batch.label[:, None]).any(dim=1).tolist()
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     def metric(self, chosen: Choice) -> float:
         """The share of hits."""

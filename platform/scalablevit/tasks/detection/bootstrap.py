@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, discard_report
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric, discard_report
 from scalablevit.tasks.sample_statistics import Choice
 
 
@@ -21,7 +21,7 @@ class PrecisionStatistics(CocoMetric):
         self.kind = kind
 
     @property
-    def numbers(self) -> list[int]:
+    def indices(self) -> list[int]:
         """Ascending."""
         return sorted(self.records)
 
@@ -31,7 +31,7 @@ class PrecisionStatistics(CocoMetric):
         truth = COCO(self._truth())
         found = self._all_detections(self.kind, truth)
         evaluation = COCOeval_faster(
-            truth, found, iouType=KINDS[self.kind], print_function=discard_report, separate_eval=True
+            truth, found, iouType=IOU_TYPES[self.kind], print_function=discard_report, separate_eval=True
         )
         limits = evaluation.params
         limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]

@@ -17,7 +17,7 @@ from scalablevit.tasks.metric_names import class_metric_names
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six of COCO's summary, in its order."""
-KINDS = {"box": "bbox", "mask": "segm"}
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
 _NO_VALUE = -1
 """What COCO answers where there is nothing to find."""
 
@@ -108,7 +108,7 @@ class CocoMetric:
         truth = COCO(self._truth())
         for kind in self.kinds:
             found = self._all_detections(kind, truth)
-            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=discard_report)
+            evaluation = COCOeval_faster(truth, found, iouType=IOU_TYPES[kind], print_function=discard_report)
             evaluation.run()
             self.metrics |= self._named(kind, evaluation)
 

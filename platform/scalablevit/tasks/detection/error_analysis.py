@@ -7,7 +7,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.batch import InstanceBatch
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, Detections, discard_report
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric, Detections, discard_report
 from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore
 
 OVERLAP = 0.5
@@ -49,7 +49,9 @@ class BoxErrorAnalysis(CocoMetric):
         """
         truth = COCO(self._truth())
         found = self._all_detections("box", truth)
-        evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=discard_report, extra_calc=True)
+        evaluation = COCOeval_faster(
+            truth, found, iouType=IOU_TYPES["box"], print_function=discard_report, extra_calc=True
+        )
         limits = evaluation.params
         limits.iouThrs = np.array([OVERLAP])
         limits.areaRng, limits.areaRngLbl = limits.areaRng[:1], ["all"]

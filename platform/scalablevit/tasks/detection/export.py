@@ -11,7 +11,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE, first_label
 from scalablevit.tasks.detection.selection import DetectorSelection
 from scalablevit.tasks.detection.task import sections
-from scalablevit.tasks.export import Export, FromPixels, Part, Size, flat, unchanged
+from scalablevit.tasks.export import Export, FromPixels, Part, Size, flatten_outputs, keep_outputs
 from scalablevit.tasks.preprocessing import TaskPreprocessing
 
 
@@ -78,14 +78,14 @@ def _parts(model: Any, data: Data, pixels: Tensor, normalized: Tensor) -> list[P
     levels = len(model.backbone(normalized[:1]))
     said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
     names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("scores", "offsets")))
-    parts = [Part("network", FromPixels(dense, data, unchanged), pixels, "pixels", names, expected)]
+    parts = [Part("network", FromPixels(dense, data, keep_outputs), pixels, "pixels", names, expected)]
     if dense.two_stages:
         for name, module, side, outputs in (
             ("box_head", BoxHead(model.roi_heads), ROI_SIZE, ("scores", "offsets")),
             ("mask_head", MaskHead(model.roi_heads), MASK_ROI_SIZE, ("logits",)),
         ):
             regions = F.interpolate(expected[0], (side, side))
-            parts.append(Part(name, module.eval(), regions, "regions", outputs, flat(module(regions))))
+            parts.append(Part(name, module.eval(), regions, "regions", outputs, flatten_outputs(module(regions))))
     return parts
 
 

@@ -10,7 +10,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import TestTimeAugmentation
 from scalablevit.data.batch import MaskBatch
 from scalablevit.data.transforms import scaled_size
-from scalablevit.tasks.segmentation.dense_inference import Size, View, averaged_labels, see
+from scalablevit.tasks.segmentation.dense_inference import Size, View, averaged_labels, iter_views
 from scalablevit.tasks.segmentation.task import SegmentationTask
 
 
@@ -52,7 +52,7 @@ class MaskAugmentation:
         for scale in self._augmentation.scales:
             scaled = _resize(image, scaled_size(*size, int(data.short_side * scale), int(data.long_side * scale)))
             inputs = [scaled, scaled.flip(-1)] if self._augmentation.flip else [scaled]
-            for number, view in see(model, inputs, sliding, self._task.max_pixels):
+            for number, view in iter_views(model, inputs, sliding, self._task.max_pixels):
                 yield view.mirrored() if number == 1 else view
 
 

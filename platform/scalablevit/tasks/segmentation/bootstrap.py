@@ -23,7 +23,7 @@ class OverlapStatistics:
             raise ValueError(f"no metric {metric!r}")
         self.classes = classes
         self.kind = metric
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._counts: list[NDArray[np.int64]] = []
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
@@ -33,7 +33,7 @@ class OverlapStatistics:
             truth, found = mask[counted].long(), predicted[counted].long()
             rows = [torch.bincount(each, minlength=self.classes) for each in (truth[truth == found], truth, found)]
             self._counts.append(torch.stack(rows).cpu().numpy())
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     @cached_property
     def _flat(self) -> NDArray[np.float64]:

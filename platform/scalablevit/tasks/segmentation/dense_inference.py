@@ -44,7 +44,7 @@ class View:
         return View(self.logits.flip(-1), self.size)
 
 
-def see(
+def iter_views(
     network: Network, images: Sequence[Tensor], sliding: Sliding | None, max_pixels: int
 ) -> Iterator[tuple[int, View]]:
     """Number and view of each image, one after another, in an order that lets images of equal size share a pass.

@@ -18,7 +18,7 @@ from scalablevit.data.loader import collate_segmentation_eval, collate_segmentat
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
-from scalablevit.tasks.segmentation.dense_inference import Size, best_labels, see
+from scalablevit.tasks.segmentation.dense_inference import Size, best_labels, iter_views
 from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 
 
@@ -110,7 +110,7 @@ class SegmentationTask:
 
     def label_maps(self, model: nn.Module, images: list[Tensor], sizes: list[Size]) -> list[Tensor]:
         """Return label maps uint8 of prepared images (3, h, w), each at a size (height, width)."""
-        views = see(model, images, self.task.sliding, self.max_pixels)
+        views = iter_views(model, images, self.task.sliding, self.max_pixels)
         labels = {number: best_labels(view, sizes[number]) for number, view in views}
         return [labels[number] for number in range(len(images))]
 
