@@ -56,7 +56,7 @@ def coco_times(metric: CocoMetric, kind: str, rounds: int) -> dict[str, list[flo
     metric.kinds = (kind,)
     detections = metric._detections(kind)
     # pycocotools writes into the lists that it is given; both are ready in its format before the clock starts
-    given = [(copy.deepcopy(metric._truth()), copy.deepcopy(detections)) for _ in range(rounds + 1)]
+    given = [(copy.deepcopy(metric._ground_truth()), copy.deepcopy(detections)) for _ in range(rounds + 1)]
     theirs: list[float] = []
 
     def reference() -> None:

@@ -69,9 +69,9 @@ class ClassificationTask:
             return replace(batch, image=images)
         if batch.samples == 0:
             return replace(batch, image=images)
-        draws = np.random.default_rng(list(seed))
+        rng = np.random.default_rng(list(seed))
         # erased before mixed, as where the paper's training comes from (DeiT erases samples, then mixes batches)
-        images = random_erasing(images, data.random_erasing, draws)
+        images = random_erasing(images, data.random_erasing, rng)
         images, targets = mix(
             images,
             batch.label,
@@ -81,7 +81,7 @@ class ClassificationTask:
             probability=data.mix_prob,
             switch_probability=data.mixup_switch_prob,
             smoothing=self.smoothing,
-            draws=draws,
+            rng=rng,
         )
         return replace(batch, image=images, target=targets)
 
