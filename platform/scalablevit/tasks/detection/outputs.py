@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.tasks.output import OVERLAYS, Answer, place
+from scalablevit.tasks.output import OVERLAYS, Answer, picture_path
 from scalablevit.viz.overlays import draw_boxes
 from scalablevit.viz.palette import class_colors
 
@@ -48,7 +48,7 @@ class Detections:
             [palette[self.classes.index(answer["labels"][i])] for i in order],
             (run_lengths.decode(masks[i]) for i in order) if masks else (),
         )
-        drawn.save(place(self.folder, OVERLAYS, name, ".jpg"), quality=90)
+        drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {**answer, "size": list(image.shape[:2])}
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.data.names import shown
-from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, place
+from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, picture_path
 from scalablevit.viz.overlays import draw_labels
 from scalablevit.viz.palette import class_colors, class_hex
 
@@ -36,13 +36,13 @@ class Masks(Table):
         labels = np.array(mask, np.uint8)
         palette = Image.fromarray(labels)
         palette.putpalette([part for color in colors for part in color])  # makes it a palette image, pixels unchanged
-        palette.save(place(self.folder, MASKS, name, ".png"))
+        palette.save(picture_path(self.folder, MASKS, name, ".png"))
         legend = [
             (colors[self.classes.index(label)], f"{label}  {share:.1%}")
             for label, share in zip(answer["classes"], answer["shares"], strict=True)
         ]
         drawn = draw_labels(image, labels, legend, colors)
-        drawn.save(place(self.folder, OVERLAYS, name, ".jpg"), quality=90)
+        drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {"classes": answer["classes"], "shares": answer["shares"]}
 
     def add(self, name: str, answer: Answer) -> None:
