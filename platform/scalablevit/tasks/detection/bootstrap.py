@@ -1,4 +1,4 @@
-"""What each image adds to an average precision."""
+"""Per-sample statistics of average precision."""
 
 from functools import cached_property
 from typing import Any, Literal

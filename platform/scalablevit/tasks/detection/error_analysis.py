@@ -1,4 +1,4 @@
-"""Error analysis of a detector: what it finds and misses in each image, and precision by recall."""
+"""Error analysis of a detector: hits, misses and false detections in each image, and precision by recall."""
 
 from collections.abc import Sequence
 
