@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from scalablevit.config.data import CocoInstances, MaskPairs, Shapes, Split
-from scalablevit.data.instances import decoded
+from scalablevit.data.instances import decode_masks
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.viz.overlays import draw_boxes, draw_labels
@@ -74,7 +74,7 @@ def _box_panel(data: CocoInstances, root: Path) -> Image.Image:
     colors = class_colors(1 + len(source.classes))[1:]
     return draw_boxes(
         sample.image, objects.boxes.tolist(), [source.classes[label] for label in objects.labels],
-        [colors[label] for label in objects.labels], decoded(objects.masks or [], objects.size),
+        [colors[label] for label in objects.labels], decode_masks(objects.masks or [], objects.size),
     )  # fmt: skip
 
 

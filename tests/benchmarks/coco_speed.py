@@ -15,7 +15,7 @@ from harness.coco_scenes import made_scene
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric
 
 CLASSES = tuple(f"class {number}" for number in range(80))
 OBJECTS, DETECTIONS = 7, 100
@@ -56,11 +56,11 @@ def coco_times(metric: CocoMetric, kind: str, rounds: int) -> dict[str, list[flo
     metric.kinds = (kind,)
     detections = metric._detections(kind)
     # pycocotools writes into the lists that it is given; both are ready in its format before the clock starts
-    given = [(copy.deepcopy(metric._truth()), copy.deepcopy(detections)) for _ in range(rounds + 1)]
+    given = [(copy.deepcopy(metric._ground_truth()), copy.deepcopy(detections)) for _ in range(rounds + 1)]
     theirs: list[float] = []
 
     def reference() -> None:
-        theirs.append(pycocotools_ap(*given.pop(), KINDS[kind]))
+        theirs.append(pycocotools_ap(*given.pop(), IOU_TYPES[kind]))
 
     seconds = interleaved({"ours": metric.synchronize, "pycocotools": reference}, rounds, warm_up=1)
     ours = metric.metrics[f"val/{kind}_ap"]

@@ -27,7 +27,7 @@ from scalablevit.cli.exit_codes import guarded
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.backbone import build_classifier
-from scalablevit.models.weights import load_initial, read_tensors
+from scalablevit.models.weights import load_init_weights, read_tensors
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import find_init_weights
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
@@ -128,7 +128,7 @@ def test_a_model_is_not_filled_from_a_pickle(tmp_path: Path, canary: Path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     (tmp_path / "weights.pth").write_bytes(EVIL["in a model"])
     with pytest.raises(UserError, match="could run code"):
-        load_initial(model, tmp_path / "weights.pth")
+        load_init_weights(model, tmp_path / "weights.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -171,11 +171,11 @@ def test_stages_stand_beside_each_other_and_one_seed_is_called_one_seed():
     cost = Cost(1_620_000, 45_600_000, 50_000_000)
     segmented = replace(RESULT, metric="val/miou", value=0.411)
     outcomes = [
-        ablation.outcome(Arm(arm, stage, 0), cost, result)
+        ablation.arm_result(Arm(arm, stage, 0), cost, result)
         for arm in ("lim", "lem")
         for stage, result in (("pretrain", RESULT), ("segment", segmented))
     ]
-    heading, _, *rows = ablation.table(outcomes).splitlines()
+    heading, _, *rows = ablation.format_results(outcomes).splitlines()
     columns = "arm pretrain: M GFLOPs with attention top1 % segment: M GFLOPs with attention miou %"
     assert heading.split() == columns.split()
     assert rows[0].split() == ["lim", "1.62", "0.0456", "0.05", "50.00", "1.62", "0.0456", "0.05", "41.10"]

@@ -17,7 +17,7 @@ from scalablevit.config.data import CocoInstances, Shapes, Split
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.coco import Annotations
 from scalablevit.data.dataset import Bad, SampleDataset
-from scalablevit.data.instances import decoded
+from scalablevit.data.instances import decode_masks
 from scalablevit.data.sampler import Key
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.base import Source
@@ -335,7 +335,7 @@ def test_a_few_objects_without_a_mask_are_left_out_and_counted(tmp_path: Path, s
     assert source.annotations is not None and source.annotations.without_mask == 1
     found = source.annotations.of_image(1)
     assert found.crowd.tolist() == [True, False]
-    mask = decoded(found.masks or [], found.size)[0]
+    mask = decode_masks(found.masks or [], found.size)[0]
     box = np.zeros((HEIGHT, WIDTH), np.uint8)
     box[3:11, 2:12] = 1
     np.testing.assert_array_equal(mask, box)
@@ -354,7 +354,7 @@ def test_a_line_among_an_objects_polygons_is_left_out(tmp_path: Path) -> None:
     assert source.annotations is not None
     found = source.annotations.of_image(1)
     expected = reference.decode(reference.merge(reference.frPyObjects([polygon], HEIGHT, WIDTH)))
-    np.testing.assert_array_equal(decoded(found.masks or [], found.size)[0], expected)
+    np.testing.assert_array_equal(decode_masks(found.masks or [], found.size)[0], expected)
 
 
 def many(count: int, bare: int) -> Change:
@@ -404,11 +404,11 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
     found = source.annotations.of_image(1)
     assert found.labels.tolist() == [1, 0] and found.boxes[0].tolist() == [2, 3, 12, 11]
     polygons = reference.merge(reference.frPyObjects(CONTENT["annotations"][0]["segmentation"], HEIGHT, WIDTH))
-    masks = decoded(found.masks or [], found.size)
+    masks = decode_masks(found.masks or [], found.size)
     np.testing.assert_array_equal(masks[0], reference.decode(polygons))
     np.testing.assert_array_equal(masks[1], np.eye(HEIGHT, WIDTH))
     crowd = source.annotations.of_image(0)
-    assert crowd.crowd.tolist() == [True] and decoded(crowd.masks or [], crowd.size).sum() == 5
+    assert crowd.crowd.tolist() == [True] and decode_masks(crowd.masks or [], crowd.size).sum() == 5
     assert len(source.annotations.of_image(2).labels) == 0
 
 
@@ -423,7 +423,7 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     assert source.notes == ("1 boxes clipped to their image", "3 boxes without area in their image dropped")
     assert source.annotations is not None
     assert source.annotations.of_image(1).boxes.tolist() == [[0, 3, 6, 11]]
-    again = Annotations.in_listing(source.listing)
+    again = Annotations.from_listing(source.listing)
     assert (again.box_counts["clipped"], again.box_counts["dropped"], again.without_mask) == (1, 3, 0)
 
 

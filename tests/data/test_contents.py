@@ -55,13 +55,13 @@ def folder(tmp_path: Path) -> Path:
 
 def look(folder: Path, cache: ContentCache | None = None, names: Names = NAMES) -> list[str]:
     found = read_contents_of(folder, names, cache, "data.train", None)
-    assert found.sizes.tolist() == [contents.stamp(f"{folder}/{name}")[0] for name in names]
+    assert found.sizes.tolist() == [contents.file_stamp(f"{folder}/{name}")[0] for name in names]
     return [each.tobytes().hex() for each in found.sums]
 
 
 @pytest.mark.usefixtures("settled")
 def test_only_what_changed_is_read_again(folder: Path, tmp_path: Path, reads: Reads) -> None:
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     first = look(folder, cache)
     assert reads.take() == ["a", "c", "d"] and len(set(first)) == 3
     assert look(folder, cache) == first and reads.take() == []
@@ -80,7 +80,7 @@ def test_only_what_changed_is_read_again(folder: Path, tmp_path: Path, reads: Re
 
 @pytest.mark.usefixtures("settled")
 def test_files_that_come_and_go_leave_the_others_known(folder: Path, tmp_path: Path, reads: Reads) -> None:
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     a, c, d = look(folder, cache)
     reads.take()
     (folder / "b/b").write_text("new")
@@ -93,7 +93,7 @@ def test_files_that_come_and_go_leave_the_others_known(folder: Path, tmp_path: P
 
 
 def test_times_of_files_just_written_are_not_trusted(folder: Path, tmp_path: Path, reads: Reads) -> None:
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     first = look(folder, cache)
     reads.take()
     assert look(folder, cache) == first
@@ -117,7 +117,7 @@ def test_what_was_hashed_until_time_was_up_is_known(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     read = contents.content_sum
 
     def slow(path: str) -> bytes | None:
@@ -137,17 +137,17 @@ def test_what_was_hashed_until_time_was_up_is_known(
 def test_a_damaged_cache_is_said_and_costs_only_time(
     folder: Path, tmp_path: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     first = look(folder, cache)
     cache.file.write_bytes(b"no database" * 100)
-    assert look(folder, ContentCache.below(tmp_path)) == first and len(reads.take()) == 6
+    assert look(folder, ContentCache.in_root(tmp_path)) == first and len(reads.take()) == 6
     (line,) = capsys.readouterr().out.splitlines()
     assert str(cache.file) in line and "not a database" in line and "hashed again" in line
 
 
 @pytest.mark.usefixtures("settled")
 def test_sums_of_another_node_are_not_taken(folder: Path, tmp_path: Path, reads: Reads) -> None:
-    cache = ContentCache.below(tmp_path)
+    cache = ContentCache.in_root(tmp_path)
     first = look(folder, cache)
     with sqlite3.connect(cache.file) as connection:
         connection.execute("update folders set node = 'elsewhere'")
@@ -159,11 +159,11 @@ def test_a_file_is_changed_by_its_contents_not_by_its_times(folder: Path, reads:
     found = read_contents_of(folder, NAMES, None, "data.train", None)
     path = str(folder / "d")
     reads.take()
-    assert not found.changed(2, path) and reads.take() == []
+    assert not found.has_changed(2, path) and reads.take() == []
     (folder / "d").touch()
-    assert not found.changed(2, path) and reads.take() == ["d"]
-    assert not found.changed(2, path) and reads.take() == []
+    assert not found.has_changed(2, path) and reads.take() == ["d"]
+    assert not found.has_changed(2, path) and reads.take() == []
     (folder / "d").write_text("Content of d")
-    assert found.changed(2, path) and found.changed(2, path)
+    assert found.has_changed(2, path) and found.has_changed(2, path)
     (folder / "d").unlink()
-    assert not found.changed(2, path), "its reader says that it is missing"
+    assert not found.has_changed(2, path), "its reader says that it is missing"

@@ -42,7 +42,7 @@ def test_packing_keeps_everything_and_is_repeatable(tmp_path: Path) -> None:
     made = listing()
     content = made.pack()
     assert content == listing().pack() and same(Listing.unpack(content), made)
-    assert list(Names.in_listing(Listing.unpack(content))) == NAMES
+    assert list(Names.from_listing(Listing.unpack(content))) == NAMES
     for damaged in (b"", content[:-30], b"PK" + content[20:]):
         with pytest.raises(ValueError, match="not a listing"):
             Listing.unpack(damaged)

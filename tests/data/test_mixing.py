@@ -31,7 +31,7 @@ def test_normalizing(channels_last: bool) -> None:
 
 
 def mixed(images: Tensor, labels: Tensor, classes: int, seed: Sequence[int], **changed: float) -> tuple[Tensor, Tensor]:
-    return mix(images.clone(), labels, classes, **(SETTINGS | changed), draws=np.random.default_rng(seed))
+    return mix(images.clone(), labels, classes, **(SETTINGS | changed), rng=np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])
@@ -75,7 +75,7 @@ def test_weights_and_kinds_are_distributed_as_timms() -> None:
 
     draws = np.random.default_rng(0)
     settings = SETTINGS | {"probability": 0.7, "smoothing": 0.0}
-    mine = np.array([observe(*mix(images.clone(), labels, 2, **settings, draws=draws)) for _ in range(4000)], float)
+    mine = np.array([observe(*mix(images.clone(), labels, 2, **settings, rng=draws)) for _ in range(4000)], float)
     theirs = np.array([observe(*timm(images.clone(), labels)) for _ in range(4000)], float)
     quantiles = np.linspace(0.02, 0.98, 25)
     assert np.abs(np.quantile(mine[:, 0], quantiles) - np.quantile(theirs[:, 0], quantiles)).max() < 0.06
@@ -113,7 +113,7 @@ def test_draws_decide_everything() -> None:
     def both(seed: int) -> tuple[Tensor, Tensor]:
         draws = np.random.default_rng([seed])
         erased = random_erasing(images.clone(), 0.5, draws)
-        return mix(erased, labels, 4, **SETTINGS, draws=draws)
+        return mix(erased, labels, 4, **SETTINGS, rng=draws)
 
     first = both(1)
     np.random.seed(5)

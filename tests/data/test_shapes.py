@@ -17,7 +17,7 @@ from scalablevit.config.data import ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.config.errors import UserError
 from scalablevit.data import shapes as module
 from scalablevit.data.decoding import read_mask
-from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, dominant_shape, run_lengths, scene, write_shapes
+from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, draw_dominant_shape, draw_scene, run_lengths, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split
 
@@ -107,7 +107,7 @@ def test_run_lengths_decode_to_the_region(region: NDArray[np.bool_]) -> None:
 
 @given(st.integers(0, 10_000))
 def test_no_shape_of_a_scene_is_hidden(seed: int) -> None:
-    image, instances = scene(np.random.default_rng(seed), 64)
+    image, instances = draw_scene(np.random.default_rng(seed), 64)
     assert image.shape == (64, 64, 3)
     assert image.dtype == np.uint8
     assert 1 <= len(instances) <= 4
@@ -129,7 +129,7 @@ def test_shapes_differ_from_each_other_and_are_large() -> None:
 
 
 def test_pictures_vary() -> None:
-    images = [dominant_shape(np.random.default_rng(seed), 32, "star") for seed in range(8)]
+    images = [draw_dominant_shape(np.random.default_rng(seed), 32, "star") for seed in range(8)]
     assert len({image.tobytes() for image in images}) == 8
 
 

@@ -92,7 +92,7 @@ def test_a_source_is_a_sequence_that_travels_to_other_processes(tmp_path: Path, 
     assert (travelled.classes, travelled.digest()) == (source.classes, source.digest())
     assert [number for part in source.parts() for number in part] == list(range(len(source)))
     assert source.total_bytes() >= sum(len(sample.image.read_bytes()) for sample in samples)
-    assert source.damaged() == []
+    assert source.damaged_files() == []
 
 
 def test_shards_give_the_samples_of_their_folder(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_the_table_names_what_came_out(whole):
 def test_a_registered_model_initialises_a_run_with_other_classes(whole):
     """`model.init: models:/...`: the backbone is kept, the head for other classes is new and named."""
     from scalablevit.models.backbone import build_classifier
-    from scalablevit.models.weights import load_initial
+    from scalablevit.models.weights import load_init_weights
 
     recipe = load_recipe(TINY, [*PRETRAIN, "stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
     stage = resolve(recipe, whole.root, ["pretrain"])[0]
@@ -197,7 +197,7 @@ def test_a_registered_model_initialises_a_run_with_other_classes(whole):
     assert initial is not None and initial.keep_head(stage.classes) and not initial.keep_head(("other",))
     assert initial.sha256 == whole.results["pretrain"]["weights_sha256"]
     assert initial.version == "tiny-pretrain/1"
-    report = load_initial(build_classifier("scalablevit_tiny", 3), initial.location)
+    report = load_init_weights(build_classifier("scalablevit_tiny", 3), initial.location)
     assert report.new and all(name.startswith("head") for name in report.new)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
 from scalablevit.inspection.findings import Findings, find_problems
-from scalablevit.inspection.statistics import Boxes, DataStatistics, LeftOut, Pixels, SharedImages, SplitStatistics
+from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SharedImages, SkippedFiles, SplitStatistics
 
 BOXES = Boxes(annotations=100, objects=100, crowds=0, empty_images=0, by_size={}, by_scaled_size={}, below_pixel=0,
               clipped=0, dropped=0, reach_out=0, corners=10, largest=300.0, loose=0, loose_images=(), flat=0,
@@ -221,7 +221,7 @@ def test_rare_classes_are_named_with_what_a_constant_prediction_reaches() -> Non
 
 
 def test_images_of_kinds_that_are_not_read_get_a_warning_and_other_files_none() -> None:
-    files = (LeftOut(".heic", 7, ("a.heic", "b.heic")), LeftOut(".txt", 7, ("a.txt",)))
+    files = (SkippedFiles(".heic", 7, ("a.heic", "b.heic")), SkippedFiles(".txt", 7, ("a.txt",)))
     some = split(samples_by_class=(9, 9))
     warning = the_warning(found(folders(), replace(some, left_out=files), some))
     assert warning.startswith("train: 7 files in .heic are left out (a.heic, b.heic)")

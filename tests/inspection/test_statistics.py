@@ -14,14 +14,14 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split
 from scalablevit.inspection.statistics import (
     DataStatistics,
-    LeftOut,
     SharedImages,
+    SkippedFiles,
     SplitStatistics,
     left_out,
     shared_images,
     split_statistics,
 )
-from scalablevit.inspection.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 
 FOLDERS: dict[str, Any] = {"train": Split(images="train"), "val": Split(images="val")}
 
@@ -48,16 +48,16 @@ def test_samples_by_class_and_files_left_out(tmp_path: Path) -> None:
     assert (statistics.samples, statistics.looked_at, statistics.turned) == (4, 4, 0)
     assert statistics.objects_by_class is statistics.pixels is statistics.boxes is None
     assert statistics.left_out == (
-        LeftOut(".txt", 2, ("cat/a.TXT", "cat/b.txt")),
-        LeftOut("", 1, ("cat/c",)),
-        LeftOut(".heic", 1, ("cat/d.heic",)),
+        SkippedFiles(".txt", 2, ("cat/a.TXT", "cat/b.txt")),
+        SkippedFiles("", 1, ("cat/c",)),
+        SkippedFiles(".heic", 1, ("cat/d.heic",)),
     )
 
 
 def test_files_left_out_name_the_first_of_many_and_folders() -> None:
     assert left_out((".git/", *(f"{n}.xml" for n in range(9)))) == (
-        LeftOut(".xml", 9, tuple(f"{n}.xml" for n in range(5))),
-        LeftOut("/", 1, (".git/",)),
+        SkippedFiles(".xml", 9, tuple(f"{n}.xml" for n in range(5))),
+        SkippedFiles("/", 1, (".git/",)),
     )
 
 
@@ -213,18 +213,20 @@ def test_absent_classes_are_those_of_known_counts() -> None:
 
 def test_a_long_list_of_classes_is_cut_and_its_rest_added_up() -> None:
     names = tuple(f"c{number:02d}" for number in range(20))
-    rows = table(made(tuple(range(20)), names), 12)
+    rows = statistics_rows(made(tuple(range(20)), names), 12)
     assert rows[0] == ("", "training", "validation") and rows[1] == ("images", "190", "190")
     assert rows[2] == ("images of c00", "0", "0") and rows[13] == ("images of c11", "11", "11")
     assert rows[14] == ("... and 8 more", "124", "124")  # 12 + ... + 19
     assert rows[15:] == [("also in training", "", "0 of 4")]
-    assert ("images of c12", "12", "12") in table(made(tuple(range(13)), names[:13]), 12), "one more is as short"
+    assert ("images of c12", "12", "12") in statistics_rows(made(tuple(range(13)), names[:13]), 12), (
+        "one more is as short"
+    )
 
 
 def test_facts_that_are_zero_or_unknown_have_no_row(tmp_path: Path) -> None:
     data = coco(tmp_path, [[1, 1, 20, 20], [190, 90, 20, 20]])
     statistics = DataStatistics(("a", "b"), "objects", counted(data), counted(data, "val"), None, ("x", "y"))
-    rows = {row[0]: row[1:] for row in table(statistics)}
+    rows = {row[0]: row[1:] for row in statistics_rows(statistics)}
     assert rows["boxes clipped"] == ("1", "1") and rows["objects, small / medium / large"] == ("2 / 0 / 0",) * 2
     assert not {"crowds", "boxes dropped", "swapped by EXIF", "also in training", "ignored pixels"} & set(rows)
     assert unknown_text(statistics) == "x; y; pipelines/check_data.py looks at all"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from scalablevit.models.backbone import build_pyramid
-from scalablevit.models.counting import PAPER_CLASSIFICATION, Cost, cost_beside_paper, count_cost
+from scalablevit.models.counting import PAPER_CLASSIFICATION, Cost, count_cost, describe_cost
 
 ROWS = [
     ("scalablevit_small", True, 32.38, 4.142, None, 26.17),
@@ -66,13 +66,13 @@ def test_by_hand_and_without_a_trace() -> None:
 
 def test_the_line_shows_the_paper_only_where_it_has_the_model() -> None:
     cost = Cost(32_381_320, 4_142_000_000, 4_320_000_000)
-    line = cost_beside_paper("scalablevit_small", cost)
+    line = describe_cost("scalablevit_small", cost)
     assert "32.38 M" in line and "4.14 GFLOPs" in line and "4.32 G with attention" in line
     assert "32.4 M, 4.2 GFLOPs" in line
-    assert "paper, " not in cost_beside_paper("resnet18", cost)
+    assert "paper, " not in describe_cost("resnet18", cost)
 
 
 def test_a_small_model_does_not_cost_nothing() -> None:
-    assert "1.37 M parameters, 0.00412 GFLOPs" in cost_beside_paper(
+    assert "1.37 M parameters, 0.00412 GFLOPs" in describe_cost(
         "scalablevit_tiny", Cost(1_370_000, 4_120_000, 4_500_000)
     )

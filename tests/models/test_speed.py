@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import scalablevit.models  # noqa: F401  registers the variants
 from scalablevit.models.attention import attend, attend_by_products
-from scalablevit.models.scalablevit import draw_keep
+from scalablevit.models.scalablevit import draw_branch_scales
 
 SMALL = {"channels": (16, 32, 64, 128), "depths": (2, 2, 2, 2), "drop_path_rate": 0.0, "num_classes": 5}
 
@@ -65,7 +65,7 @@ def test_every_way_to_attend_gives_the_same(widths: tuple[int, int], masked: boo
 
 def test_stochastic_depth_keeps_each_branch_at_its_rate_and_its_expectation() -> None:
     torch.manual_seed(0)
-    keep = draw_keep([0.0, 0.2, 0.4], torch.empty(4000, 1))
+    keep = draw_branch_scales([0.0, 0.2, 0.4], torch.empty(4000, 1))
     assert keep.shape == (3, 2, 4000, 1, 1, 1)
     for block, probability in enumerate((1.0, 0.8, 0.6)):
         torch.testing.assert_close(keep[block].unique(), torch.tensor([0.0, 1 / probability])[probability == 1 :])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.models.backbone import build_classifier, build_pyramid
-from scalablevit.models.weights import load_initial, read_tensors
+from scalablevit.models.weights import load_init_weights, read_tensors
 
 SWIN = "swin_tiny_patch4_window7_224"
 BACKBONES = ("scalablevit_tiny", "resnet18", SWIN, "pvt_v2_b0")
@@ -53,7 +53,7 @@ def test_a_classifier_becomes_a_pyramid_of_the_same_architecture(name: str, tmp_
     classifier = scrambled(build_classifier(name, 5, **small(name)))
     path = save(classifier, tmp_path / "weights.safetensors")
     pyramid = build_pyramid(name, **small(name))
-    report = load_initial(pyramid, path)
+    report = load_init_weights(pyramid, path)
     stages = range(3) if name == "scalablevit_tiny" else range(0)
     norms = tuple(f"body.feature_norms.{stage}.{kind}" for stage in stages for kind in ("weight", "bias"))
     assert report.new == norms
@@ -66,7 +66,7 @@ def test_a_classifier_becomes_a_pyramid_of_the_same_architecture(name: str, tmp_
 def test_the_last_norm_of_a_pyramid_comes_from_the_classifier(tmp_path: Path) -> None:
     classifier = scrambled(build_classifier("scalablevit_tiny", 5))
     pyramid = build_pyramid("scalablevit_tiny")
-    report = load_initial(pyramid, save(classifier, tmp_path / "weights.safetensors"))
+    report = load_init_weights(pyramid, save(classifier, tmp_path / "weights.safetensors"))
     assert set(report.ignored) == {"head.weight", "head.bias"}
     assert torch.equal(pyramid.body.norm.weight, classifier.norm.weight)
 
@@ -76,7 +76,7 @@ def test_the_last_norm_of_a_pyramid_comes_from_the_classifier(tmp_path: Path) ->
 def test_a_pyramid_loads_a_pyramid_and_a_wrapped_one(name: str, prefix: str, tmp_path: Path) -> None:
     source = scrambled(build_pyramid(name, **small(name)))
     target = build_pyramid(name, **small(name))
-    report = load_initial(target, save(source, tmp_path / "weights.safetensors", prefix))
+    report = load_init_weights(target, save(source, tmp_path / "weights.safetensors", prefix))
     assert report.new == report.ignored == ()
     same(target, source.state_dict())
 
@@ -87,7 +87,7 @@ def test_a_pth_file_is_read_with_its_keys_wherever_they_lie(key: str | None, tmp
     content: dict[str, Any] = source.state_dict() if key is None else {key: source.state_dict(), "epoch": 3}
     torch.save(content, tmp_path / "weights.pth")
     target = build_classifier("resnet18", 5)
-    report = load_initial(target, str(tmp_path / "weights.pth"))
+    report = load_init_weights(target, str(tmp_path / "weights.pth"))
     assert report.new == report.ignored == ()
     same(target, source.state_dict())
 
@@ -107,9 +107,9 @@ def test_another_class_list_keeps_the_backbone_and_names_the_rest(
     path = save(source, tmp_path / "weights.safetensors")
     other_count, other_list = build_classifier(name, 4, **arguments), build_classifier(name, 5, **arguments)
     fresh = {key: tensor.clone() for key, tensor in other_list.state_dict().items()}
-    assert load_initial(other_count, path).new == new
+    assert load_init_weights(other_count, path).new == new
     same(other_count, source.state_dict(), except_for=new)
-    report = load_initial(other_list, path, keep_head=False)
+    report = load_init_weights(other_list, path, keep_head=False)
     assert report.new == new and set(report.ignored) == set(new)
     first, *names = str(report).splitlines()
     assert first.endswith(f"; {len(new)} new, {len(report.ignored)} ignored") and f"  new: {new[0]}" in names
@@ -122,27 +122,27 @@ def test_the_value_form_of_a_checkpoint_is_taken(tmp_path: Path) -> None:
     source = scrambled(build_classifier("scalablevit_tiny", 5, wide_value=True, **ratios))
     path = save(source, tmp_path / "wide.safetensors")
     target = build_classifier("scalablevit_tiny", 5, **ratios)
-    load_initial(target, path)
+    load_init_weights(target, path)
     same(target, source.state_dict())
     with pytest.raises(UserError, match="other shapes"):
-        load_initial(build_classifier("scalablevit_tiny", 5, wide_value=False, **ratios), path)
+        load_init_weights(build_classifier("scalablevit_tiny", 5, wide_value=False, **ratios), path)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     path = save(build_classifier("resnet18", 5), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=r"lacks \d+ of the model's \d+ tensors"):
-        load_initial(build_classifier("scalablevit_tiny", 5), path)
+        load_init_weights(build_classifier("scalablevit_tiny", 5), path)
     with pytest.raises(UserError, match=r"lacks \d+ of"):
-        load_initial(build_classifier("resnet34", 5), path)
+        load_init_weights(build_classifier("resnet34", 5), path)
     with pytest.raises(UserError, match=r"other shapes than the model: size mismatch for conv1\.weight"):
-        load_initial(build_classifier("resnet18", 5, in_chans=1), path)
+        load_init_weights(build_classifier("resnet18", 5, in_chans=1), path)
 
 
 def test_a_file_with_part_of_the_backbone_is_refused(tmp_path: Path) -> None:
     tensors = {n: t for n, t in build_classifier("pvt_v2_b0", 5).state_dict().items() if "stages.2" not in n}
     save_file(tensors, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"stages\.2"):
-        load_initial(build_pyramid("pvt_v2_b0"), tmp_path / "part.safetensors")
+        load_init_weights(build_pyramid("pvt_v2_b0"), tmp_path / "part.safetensors")
 
 
 class _Payload:
@@ -168,7 +168,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         if path.name != "whole.safetensors":
             with pytest.raises(UserError) as caught:
-                load_initial(model, path)
+                load_init_weights(model, path)
             assert path.name in str(caught.value)
             assert caught.value.fix
     assert not (tmp_path / "ran").exists()
@@ -219,7 +219,7 @@ def test_a_file_of_the_old_form_that_declares_terabytes_is_refused(tmp_path: Pat
 
 def test_a_source_that_is_neither_file_nor_tag_is_refused() -> None:
     with pytest.raises(UserError, match=r"'/nowhere/weights.pth' is neither a file nor a pretrained tag"):
-        load_initial(build_classifier("resnet18", 5), "/nowhere/weights.pth")
+        load_init_weights(build_classifier("resnet18", 5), "/nowhere/weights.pth")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_tag_loads_from_the_local_hub_cache(empty_caches: Path) -> None:
     (repository / "refs/main").write_text("abc")
     path = save(source, repository / "snapshots/abc/model.safetensors")
     target = build_classifier("resnet18", 5)
-    report = load_initial(target, "resnet18.a1_in1k")
+    report = load_init_weights(target, "resnet18.a1_in1k")
     assert report.new == ("fc.weight", "fc.bias")
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     same(target, source.state_dict(), except_for=report.new)
@@ -248,7 +248,7 @@ def test_a_tag_loads_from_the_local_torch_cache(empty_caches: Path) -> None:
     (empty_caches / "torch/checkpoints").mkdir(parents=True)
     torch.save(source.state_dict(), empty_caches / "torch/checkpoints/resnet18-f37072fd.pth")
     target = build_pyramid("resnet18")
-    report = load_initial(target, "resnet18.tv_in1k")
+    report = load_init_weights(target, "resnet18.tv_in1k")
     assert set(report.ignored) == {"fc.weight", "fc.bias"}
     same(target, source.state_dict(), "body.")
 
@@ -261,4 +261,4 @@ def test_a_tag_that_is_not_cached_is_refused_without_the_network(
 
     monkeypatch.setattr("socket.socket.connect", no_network)
     with pytest.raises(UserError, match=r"resnet18\.a1_in1k are not in this machine's cache"):
-        load_initial(build_classifier("resnet18", 5), "resnet18.a1_in1k")
+        load_init_weights(build_classifier("resnet18", 5), "resnet18.a1_in1k")

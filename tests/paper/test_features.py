@@ -16,7 +16,7 @@ from scalablevit.paper.feature_maps import (
     save_features,
     stage_ends,
 )
-from scalablevit.paper.field_plot import said, save_fields
+from scalablevit.paper.field_plot import describe_field, save_fields
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_pictures_are_drawn(model, tmp_path):
     save_features([Row("one", image, maps), Row("two", image, maps)], tmp_path / "features.png")
     field = receptive_field(blocks_of(model)[0].attn, torch.randn(1, 21, 21, 24))
     save_fields({"a": field, "b": field}, tmp_path / "field.png")
-    assert "reaches 49 to 54 of 441 tokens" in said(field)
+    assert "reaches 49 to 54 of 441 tokens" in describe_field(field)
     for name in ("features.png", "field.png"):
         picture = cv2.imread(str(tmp_path / name))
         assert picture is not None and picture.std() > 20

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.loading import load_recipe
-from scalablevit.inspection.statistics import LeftOut, SharedImages
+from scalablevit.inspection.statistics import SharedImages, SkippedFiles
 from scalablevit.pipeline.model_card import Registry, model_card
 from scalablevit.pipeline.registration import plots_to_send
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
@@ -78,7 +78,7 @@ def test_it_shows_no_password_and_no_file_of_the_data(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-0815")
     known = pretrain.statistics
     assert known is not None
-    left = (LeftOut(".txt", 1, ("patients.txt",)),)
+    left = (SkippedFiles(".txt", 1, ("patients.txt",)),)
     data = pretrain.stage.data.model_copy(update={"root": "/mnt/canary-0815"})
     resolved = replace(
         pretrain,

@@ -93,7 +93,7 @@ def test_another_order_of_the_datas_classes_gives_the_same_metrics(
     weights = str(root / "runs" / made / "model" / "weights.safetensors")
     metric = {"segment": "miou", "detect": "box_ap"}[name]
     scored = score(stage.model_dump_json(), classes, weights, str(root), metric, 1, str(root / "listed"))
-    assert len(scored.per_sample.numbers) == 12
+    assert len(scored.per_sample.indices) == 12
 
 
 def test_a_model_whose_classes_are_not_sorted_is_right_on_class_folders(root: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from scalablevit.config.recipe import Stage
 from scalablevit.models.counting import Cost
-from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION, dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import PAPER_DETECTION, PAPER_SEGMENTATION, describe_dense_cost
 from scalablevit.tasks.detection.costs import DetectorCosts
 from scalablevit.tasks.segmentation.costs import SegmentorCosts
 
@@ -41,17 +41,17 @@ def test_parameters_and_flops_are_the_papers(
 
 def test_the_line_names_the_papers_metrics_only_where_there_are_some() -> None:
     cost = Cost(parameters=30_430_000, macs=174_000_000_000, macs_with_attention=220_000_000_000)
-    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_small", cost, (512, 2048))
+    line = describe_dense_cost("semantic_fpn", "scalablevit_small", cost, (512, 2048))
     assert line.startswith(
         "scalablevit_small with semantic_fpn at 512x2048: 30.43 M parameters, 174 GFLOPs as the paper counts"
     )
     assert line.endswith("220 G with attention; paper, ADE20K at 512x2048: 30.4 M, 174 GFLOPs")
-    assert "paper, " not in dense_cost_beside_paper("upernet", "resnet18", cost, (512, 512))
+    assert "paper, " not in describe_dense_cost("upernet", "resnet18", cost, (512, 512))
 
 
 def test_flops_have_three_digits_whatever_their_size() -> None:
     cost = Cost(parameters=1_540_000, macs=87_654_321, macs_with_attention=1_162_400_000_000)
-    line = dense_cost_beside_paper("semantic_fpn", "scalablevit_tiny", cost, (96, 96))
+    line = describe_dense_cost("semantic_fpn", "scalablevit_tiny", cost, (96, 96))
     assert "0.0877 GFLOPs as the paper counts" in line and line.endswith("1160 G with attention")
 
 

@@ -16,7 +16,7 @@ from scalablevit.config.task import Segmentation, Sliding
 from scalablevit.models.backbone import build_pyramid
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.segmentation.augmentation import MaskAugmentation
-from scalablevit.tasks.segmentation.dense_inference import View, averaged_labels, best_labels, see
+from scalablevit.tasks.segmentation.dense_inference import View, averaged_labels, best_labels, iter_views
 from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 
 CLASSES = 5
@@ -44,7 +44,7 @@ def _image(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def _view(model: Segmentor, image: Tensor, sliding: Sliding | None = None, max_pixels: int = 1) -> View:
-    return next(see(model, [image], sliding, max_pixels))[1]
+    return next(iter_views(model, [image], sliding, max_pixels))[1]
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def test_images_of_equal_size_share_a_pass_and_keep_their_numbers(network: Segme
         passes.append(tuple(batch.shape))
         return network(batch)
 
-    views = dict(see(counted, images, None, 2 * 64 * 64))
+    views = dict(iter_views(counted, images, None, 2 * 64 * 64))
     assert passes == [(2, 3, 64, 64), (1, 3, 64, 64), (1, 3, 32, 64)]
     assert sorted(views) == [0, 1, 2, 3]
     for number, image in enumerate(images):

@@ -24,7 +24,7 @@ from scalablevit.data.sampler import Key
 from scalablevit.data.shapes import CLASSES, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
-from scalablevit.models.weights import load_initial
+from scalablevit.models.weights import load_init_weights
 from scalablevit.tasks.detection.costs import DetectorCosts
 from scalablevit.tasks.detection.predictor import DetectionPredictor
 from scalablevit.tasks.detection.task import DetectionTask
@@ -259,7 +259,7 @@ def test_a_classifiers_weights_go_into_the_backbone(
     model = task.build_model()
     backbone = task.backbone(model)
     assert isinstance(backbone, Pyramid)
-    report = load_initial(backbone, tmp_path / "model.safetensors")
+    report = load_init_weights(backbone, tmp_path / "model.safetensors")
     taken = [key for key in learned if f"body.{key}" in backbone.state_dict()]
     assert report.loaded == len(taken) >= len(backbone.state_dict()) - 8
     assert all(torch.equal(model.state_dict()[f"backbone.body.body.{key}"], learned[key]) for key in taken)

@@ -23,7 +23,7 @@ from scalablevit.data.instances import Instances
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_pyramid
 from scalablevit.tasks.detection import detector
-from scalablevit.tasks.detection.detector import build_detector, pasted_masks
+from scalablevit.tasks.detection.detector import build_detector, paste_masks
 from scalablevit.tasks.detection.task import DetectionTask
 
 MakeStage = Callable[..., Stage]
@@ -329,7 +329,7 @@ def test_without_its_finest_maps_a_pyramid_gives_the_others_unchanged() -> None:
     images = torch.randn(1, 3, 64, 96)
     full = pyramid(images)
     channels = pyramid.channels
-    pyramid.leave_out(1)
+    pyramid.drop_finest(1)
     assert pyramid.channels == channels[1:]
     assert pyramid.strides == (8, 16, 32)
     for own, whole in zip(pyramid(images), full[1:], strict=True):
@@ -368,12 +368,12 @@ def test_masks_are_pasted_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     expected = paste_masks_in_image(masks, boxes, (60, 70))[:, 0] >= 0.5
     assert expected.any()
     monkeypatch.setattr(detector, "PASTED_ELEMENTS", 3 * 60 * 70 + 5)
-    parts = list(pasted_masks(masks, boxes, (60, 70)))
+    parts = list(paste_masks(masks, boxes, (60, 70)))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert torch.equal(torch.cat(parts), expected)
     monkeypatch.setattr(detector, "PASTED_ELEMENTS", 1)  # an image larger than the bound still gets its masks
-    assert torch.equal(torch.cat(list(pasted_masks(masks, boxes, (60, 70)))), expected)
-    assert sum(len(part) for part in pasted_masks(masks[:0], boxes[:0], (60, 70))) == 0
+    assert torch.equal(torch.cat(list(paste_masks(masks, boxes, (60, 70)))), expected)
+    assert sum(len(part) for part in paste_masks(masks[:0], boxes[:0], (60, 70))) == 0
 
 
 def test_padding_keeps_the_gradients_of_a_fresh_network_small() -> None:

@@ -20,9 +20,9 @@ def test_a_class_image_is_as_wrong_as_its_loss():
     logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
     analysis = ClassErrorAnalysis(NAMES)
     scores = analysis.update(logits, label_batch(label=torch.tensor([0, 2]), index=torch.tensor([7, 5])))
-    assert [each.number for each in scores] == [7, 5]
+    assert [each.index for each in scores] == [7, 5]
     assert [each.error for each in scores] == pytest.approx([0.03596, 4.03596], abs=1e-4)
-    assert scores[1].words == "label cow, predicted cat 0.96; loss 4.04"
+    assert scores[1].summary == "label cow, predicted cat 0.96; loss 4.04"
     assert [each.outcome for each in scores] == ["right", "wrong"]
     assert analysis.details() == {"confusions": [[0, 0, 1], [2, 0, 1]]}
 
@@ -33,7 +33,7 @@ def test_a_mask_is_as_wrong_as_its_overlaps():
     found = torch.tensor([[0, 0, 0, 2]], dtype=torch.uint8)
     scores = MaskErrorAnalysis(NAMES).update([found], mask_batch(mask=[truth], index=torch.tensor([3])))
     assert scores[0].error == pytest.approx(1 - (2 / 3 + 0) / 2)
-    assert scores[0].words == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
+    assert scores[0].summary == "mean IoU 0.33 over 2 classes; lowest dog 0.00"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_pixels_are_counted_as_by_the_metric():
 def test_an_image_without_a_labelled_pixel_is_not_wrong():
     truth = torch.full((2, 2), 255, dtype=torch.uint8)
     scores = MaskErrorAnalysis(NAMES).update([truth], mask_batch(mask=[truth], index=torch.tensor([0])))
-    assert (scores[0].error, scores[0].words) == (0.0, "no labelled pixel")
+    assert (scores[0].error, scores[0].summary) == (0.0, "no labelled pixel")
 
 
 def test_boxes_are_found_missed_and_false():
@@ -79,7 +79,7 @@ def test_boxes_are_found_missed_and_false():
         labels=torch.tensor([0, 2, 0, 1, 1]),
     )
     scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([4])))
-    assert (scores[0].number, scores[0].words) == (4, "1 of 2 objects found, 1 false")
+    assert (scores[0].index, scores[0].summary) == (4, "1 of 2 objects found, 1 false")
     assert scores[0].outcome == "partly"
     assert scores[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
 
@@ -95,7 +95,7 @@ def test_every_detection_counts_however_many_there_are():
         boxes=boxes, scores=torch.linspace(0.9, 0.5, count), labels=torch.zeros(count, dtype=torch.int64)
     )
     scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], index=torch.tensor([0])))
-    assert (scores[0].error, scores[0].words) == (0.0, "120 of 120 objects found, 0 false")
+    assert (scores[0].error, scores[0].summary) == (0.0, "120 of 120 objects found, 0 false")
     assert scores[0].outcome == "right"
 
 
@@ -124,6 +124,6 @@ def test_images_without_objects_or_detections_are_judged():
     nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
     analysis = BoxErrorAnalysis(NAMES)
     scores = analysis.update([nothing], instance_batch(instances=[empty], index=torch.tensor([0])))
-    assert (scores[0].error, scores[0].words) == (0.0, "0 of 0 objects found, 0 false")
+    assert (scores[0].error, scores[0].summary) == (0.0, "0 of 0 objects found, 0 false")
     assert scores[0].outcome == "right"
     assert analysis.details() == {"precision": {}}

@@ -75,7 +75,7 @@ def test_each_kind_of_the_table_is_there(info, tmp_path):
     kind = task_kind(info.kind)
     for metric in info.metrics:
         if metric.promotable:
-            assert kind.build_sample_statistics(metric.name, ("a", "b")).numbers == []
+            assert kind.build_sample_statistics(metric.name, ("a", "b")).indices == []
     assert kind.build_error_analysis(("a", "b")).measure
     with kind.build_output(("a", "b"), tmp_path):
         pass

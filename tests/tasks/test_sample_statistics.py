@@ -27,7 +27,7 @@ def test_accuracies(chosen, top):
     metric = AccuracyMetric(7)
     metric.update(logits[chosen], label_batch(label=labels[chosen]))
     assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
-    assert per_sample.numbers == list(range(6))
+    assert per_sample.indices == list(range(6))
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
@@ -74,7 +74,7 @@ def test_precisions(metric):
         copies = [(slot, *scenes[i][1:]) for slot, i in enumerate(chosen)]
         expected = metrics_of(copies)[f"val/{metric}"]
         assert per_sample.metric(chosen) == pytest.approx(expected, abs=1e-12), chosen
-    assert per_sample.numbers == [number for number, _, _ in scenes]
+    assert per_sample.indices == [number for number, _, _ in scenes]
 
 
 def test_precision_without_an_object_is_no_number():

@@ -19,7 +19,7 @@ from scalablevit.data.loader import build_loader
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.backbone import Pyramid
-from scalablevit.models.weights import load_initial
+from scalablevit.models.weights import load_init_weights
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.segmentation.predictor import MaskPredictor
 from scalablevit.tasks.segmentation.segmentor import Segmentor
@@ -212,7 +212,7 @@ def test_a_classifiers_weights_go_into_the_backbone(segmentation_stage: MakeStag
     backbone = task.backbone(model)
     assert isinstance(backbone, Pyramid)
     assert backbone is model.backbone
-    report = load_initial(backbone, tmp_path / "model.safetensors")
+    report = load_init_weights(backbone, tmp_path / "model.safetensors")
     learned = classifier.state_dict()
     taken = [key for key in learned if f"body.{key}" in backbone.state_dict()]
     assert len(taken) >= len(backbone.state_dict()) - 8

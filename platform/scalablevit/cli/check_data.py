@@ -20,10 +20,10 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.data.sources.base import Source
-from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.files import describe_skipped
 from scalablevit.inspection.check import Problem, Report, mask_advice
 from scalablevit.inspection.inspect_data import Inspection, inspect_data
-from scalablevit.inspection.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table
 
@@ -136,12 +136,12 @@ def _print_inspection(name: str, data: Data, found: Inspection) -> int:
     """Name the bad samples of both splits; how many there are."""
     bad = 0
     for split, source in found.sources.items():
-        print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
+        print(f"{name}/{split}: {len(source)} samples, {describe_skipped(source.ignored)}", flush=True)
         for note in source.notes:
             print(f"{name}/{split}: {note}")
         bad += _print_report(f"{name}/{split}", data, found.reports[split])
     if found.statistics is not None:
-        print(format_table(table(found.statistics), rule=False))
+        print(format_table(statistics_rows(found.statistics), rule=False))
         if found.statistics.unknown:
             print(f"not yet known: {unknown_text(found.statistics)}")
     for warning in found.warnings:

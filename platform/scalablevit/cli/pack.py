@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Pack and print; see `add_arguments`."""
     from scalablevit.data.packing import Packing, pack, refuse_existing
-    from scalablevit.data.sources.files import left_out
+    from scalablevit.data.sources.files import describe_skipped
     from scalablevit.data.sources.opening import open_class_folders
 
     folder, target = options.folder.expanduser(), options.target.expanduser()
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     total = source.total_bytes()
     print(
         f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
-        + left_out(source.ignored), flush=True,
+        + describe_skipped(source.ignored), flush=True,
     )  # fmt: skip
     _note_too_high(folder, source.classes)
     if options.short_side is None:

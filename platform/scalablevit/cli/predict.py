@@ -26,7 +26,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.files import describe_skipped
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
 
@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
-    print(f"  images  {len(images.names)} in {shown(given)}, {left_out(images.ignored)}", flush=True)
+    print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
         print_left_out(images.ignored)
         print("dry run: nothing was written")

@@ -9,7 +9,7 @@ from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.files import describe_skipped
 from scalablevit.serving.served import Declined, Description, Served, read_answer
 from scalablevit.tasks.output import Answer, Output, draw
 from scalablevit.tasks.registry import task_kind
@@ -27,7 +27,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
     model = server.describe()
     print(f"  model   served at {server.address}: images leave this machine for it")
     print(f"          {model.task}, {len(model.classes)} classes")
-    print(f"  images  {len(images.names)} in {shown(given)}, {left_out(images.ignored)}", flush=True)
+    print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
         print_left_out(images.ignored)
         print("dry run: no image was sent, nothing was written")

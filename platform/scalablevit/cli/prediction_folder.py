@@ -13,7 +13,7 @@ from scalablevit.cli.prediction_input import GivenImages, refuse_overlap
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS, task_info
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import first, stem, why_left_out
+from scalablevit.data.sources.files import format_first, stem, why_skipped
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
 from scalablevit.text import and_more
 
@@ -67,7 +67,7 @@ def deliver(
     if not any("." not in each for each in task_info(facts["task"]).output_files):
         numbered = {}  # nothing is drawn
     if numbered:
-        named = first([f"{name} as {picture}" for name, picture in numbered.items()])
+        named = format_first([f"{name} as {picture}" for name, picture in numbered.items()])
         print(f"  names   files of images that differ in their suffix alone are numbered: {named}", flush=True)
     written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
     with write_folder(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
@@ -75,7 +75,7 @@ def deliver(
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "reason"))
-            table.writerows((shown(name), why_left_out(name)) for name in ignored)
+            table.writerows((shown(name), why_skipped(name)) for name in ignored)
         note = {**facts, "answered": count - done.bad, "bad": done.bad, "numbered": numbered}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     rate = f"{count / max(done.seconds, 1e-9):.3g} images/s {timed}".rstrip()
@@ -101,7 +101,7 @@ def predicted(out: Path, *, dry_run: bool = False) -> Prediction:
 def print_left_out(ignored: Sequence[str]) -> None:
     """Name the first files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
-        print(f"{shown(name)}\t{why_left_out(name)}")
+        print(f"{shown(name)}\t{why_skipped(name)}")
     if more := and_more(len(ignored), SHOWN, before="", what="more files left out"):
         print(more)
 

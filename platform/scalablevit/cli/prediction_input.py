@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, first, list_images, suffix, why_left_out
+from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, format_first, list_images, suffix, why_skipped
 
 LIST_SUFFIX = "txt"
 WHERE = "IMAGES"
@@ -49,7 +49,7 @@ def find_images(given: Path) -> GivenImages:
         return _read_list(given)
     if suffix(given.name) not in IMAGE_SUFFIXES:
         raise UserError(
-            f"{shown(given.name)} is {why_left_out(given.name)}",
+            f"{shown(given.name)} is {why_skipped(given.name)}",
             where=WHERE,
             fix=f"name a folder, an image ({all_suffixes()}), or a list of paths that ends in .{LIST_SUFFIX}",
         )
@@ -96,7 +96,7 @@ def _check_lines(paths: dict[int, str], where: str) -> None:
     missing = [f"line {number}: {path}" for number, path in paths.items() if not Path(path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(paths)} lines name no file: {first(missing)}",
+            f"{len(missing)} of {len(paths)} lines name no file: {format_first(missing)}",
             where=where,
             fix="write one path a line, absolute or relative to the list's folder",
         )

@@ -235,7 +235,7 @@ def _score_version(
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
     found = _score(version, stage, root, latency_threads, listing)
-    if not found.per_sample.numbers:
+    if not found.per_sample.indices:
         raise UserError(
             f"none of the {found.bad} validation samples can be decoded",
             where="data.val",
@@ -288,7 +288,7 @@ def _promote_or_refuse(
     gate = resolved.stage.promotion
     gain = None
     if champion is not None:
-        if champion.score.per_sample.numbers != candidate.score.per_sample.numbers:
+        if champion.score.per_sample.indices != candidate.score.per_sample.indices:
             raise UserError(
                 "candidate and champion could not read the same samples",
                 where="data.val",

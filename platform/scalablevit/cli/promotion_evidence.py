@@ -82,7 +82,7 @@ def gather_evidence(
     return Evidence(
         at=now(),
         metric=metric_name(resolved.stage),
-        images=len(candidate.score.per_sample.numbers),
+        images=len(candidate.score.per_sample.indices),
         bad=candidate.score.bad,
         data_digest=resolved.digest,
         candidate=_measured(candidate),

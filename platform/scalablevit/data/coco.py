@@ -55,7 +55,7 @@ class Annotations:
     """Objects without a mask although masks are read; see `read_annotations`."""
 
     def facts(self) -> Facts:
-        """What `in_listing` reads as well as `arrays`."""
+        """What `from_listing` reads as well as `arrays`."""
         return {
             "categories": self.categories,
             "notes": self.notes,
@@ -70,12 +70,12 @@ class Annotations:
         return {**self.names.arrays(), **{name: array for name, array in arrays.items() if array is not None}}
 
     @classmethod
-    def in_listing(cls, listing: Listing) -> Self:
+    def from_listing(cls, listing: Listing) -> Self:
         """The annotations of a listing, as arrays that may be mapped."""
         arrays: dict[str, Any] = {name: listing.arrays.get(f"objects_{name}") for name in _ARRAYS}
         return cls(
             categories=tuple((number, name) for number, name in listing.facts["categories"]),
-            names=Names.in_listing(listing),
+            names=Names.from_listing(listing),
             notes=tuple(listing.facts["notes"]),
             box_counts=listing.facts["box_counts"],
             digest=listing.facts["annotations_sha256"],

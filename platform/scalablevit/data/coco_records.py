@@ -14,7 +14,7 @@ from faster_coco_eval import mask_api_new_cpp
 
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
-from scalablevit.data.sources.files import first
+from scalablevit.data.sources.files import format_first
 
 TOLERATED_WITHOUT_MASK = 10
 """So many objects of a file may lack a mask whatever `data.max_bad_fraction` says, as long as others have one."""
@@ -157,7 +157,7 @@ def _id_of(record: Any) -> str:
 def _text(value: Any) -> str:
     """Return a value received as it is in the file, shortened."""
     if isinstance(value, _Located):
-        return f"{_text(value.name)} (in the folder of images there is {first(value.places, 2)})"
+        return f"{_text(value.name)} (in the folder of images there is {format_first(value.places, 2)})"
     text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
@@ -278,7 +278,7 @@ def _most_without_mask(objects: int, max_bad_fraction: float) -> float:
 
 
 def _without_masks(missing: list[Record], count: int, file: Path, where: str) -> UserError:
-    named = first([str(each["id"]) for each in missing], _SHOWN)
+    named = format_first([str(each["id"]) for each in missing], _SHOWN)
     return UserError(
         f"{file}: {len(missing)} of {count} annotations have no mask (segmentation missing, empty or without a polygon "
         f"of three points), and data.instance_masks asks for them: ids {named}",
@@ -301,6 +301,6 @@ def _report_duplicates(values: Iterable[Any], what: str, problems: dict[str, lis
 def _errors(problems: Problems, file: Path, where: str) -> list[UserError]:
     errors = []
     for what, found in problems.items():
-        named = f": {first(found, _SHOWN)}" if found[0] else ""
+        named = f": {format_first(found, _SHOWN)}" if found[0] else ""
         errors.append(UserError(f"{file}: {what}{named}", where=where, fix=_FIXES.get(what, _FIX)))
     return errors

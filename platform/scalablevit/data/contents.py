@@ -44,7 +44,7 @@ class Contents:
     """(files, 32) SHA-256; zeros where a file cannot be read."""
 
     @classmethod
-    def joined(cls, parts: "list[Contents]") -> "Contents":
+    def concatenate(cls, parts: "list[Contents]") -> "Contents":
         """The rows of several, one after another."""
         return cls(
             np.concatenate([part.stamps for part in parts]),
@@ -52,12 +52,12 @@ class Contents:
             np.concatenate([part.sums for part in parts]),
         )
 
-    def changed(self, row: int, path: str) -> bool:
+    def has_changed(self, row: int, path: str) -> bool:
         """Whether a file has other contents than its row says; one with the same contents has its row's times renewed.
 
         A file that is not there or cannot be read is left to its reader.
         """
-        found = stamp(path)
+        found = file_stamp(path)
         if found == tuple(self.stamps[row].tolist()) or found[0] < 0:
             return False
         before = time.time_ns()
@@ -81,7 +81,7 @@ class ContentCache:
         self._broken = False
 
     @classmethod
-    def below(cls, root: Path) -> "ContentCache":
+    def in_root(cls, root: Path) -> "ContentCache":
         """That of a platform root."""
         return cls(root / "cache" / "contents.sqlite")
 
@@ -124,7 +124,7 @@ class ContentCache:
             return []
 
 
-def stamp(path: str) -> tuple[int, int, int]:
+def file_stamp(path: str) -> tuple[int, int, int]:
     """Size, mtime_ns and ctime_ns of a file; (-1, 0, 0) where there is none."""
     try:
         found = os.stat(path)  # noqa: PTH116  # a million of them
@@ -185,7 +185,7 @@ def _stamps(folder: Path, names: Names, progress: Progress) -> list[NDArray[np.i
     """Size and times of all files, in parts."""
 
     def of(part: range) -> NDArray[np.int64]:
-        found = np.array([stamp(f"{folder}/{names[i]}") for i in part], np.int64)
+        found = np.array([file_stamp(f"{folder}/{names[i]}") for i in part], np.int64)
         progress.add(len(part))
         return found
 

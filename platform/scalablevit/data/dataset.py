@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from scalablevit.config.data import DataSection
 from scalablevit.data.decoding import BadSample, ChangedSample
-from scalablevit.data.instances import Instances, decoded
+from scalablevit.data.instances import Instances, decode_masks
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
 from scalablevit.data.transforms import (
@@ -102,7 +102,7 @@ class SampleDataset(Dataset[Item | Bad]):
             return Item(image=self.transform(image=image)["image"], index=key.index, instances=found)
         told_apart = ~found.crowd
         kept = [mask for mask, keep in zip(found.masks or [], told_apart, strict=False) if keep]
-        masks = None if found.masks is None else decoded(kept, found.size)
+        masks = None if found.masks is None else decode_masks(kept, found.size)
         image, boxes, labels, masks = augment_instances(
             self.transform, self.seed, key, image, found.boxes[told_apart], found.labels[told_apart], masks
         )

@@ -48,7 +48,7 @@ def to_run_lengths(segmentation: bytes, size: tuple[int, int]) -> RunLengths:
     return made
 
 
-def decoded(masks: list[RunLengths], size: tuple[int, int]) -> NDArray[np.uint8]:
+def decode_masks(masks: list[RunLengths], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Masks as uint8 (n, height, width)."""
     if not masks:
         return np.zeros((0, *size), np.uint8)

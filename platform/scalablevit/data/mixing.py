@@ -34,7 +34,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ch
     return made.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def random_erasing(images: Tensor, probability: float, draws: np.random.Generator) -> Tensor:
+def random_erasing(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
     """Replace one rectangle of an image, with a probability, by noise of a standard normal distribution.
 
     Zhong et al., arXiv 1708.04896, in timm's mode `pixel`. Changes `images` in place.
@@ -42,14 +42,14 @@ def random_erasing(images: Tensor, probability: float, draws: np.random.Generato
     Args:
         images: normalized (samples, 3, height, width).
         probability: for each image by itself.
-        draws: source of all randomness.
+        rng: source of all randomness.
     """
     height, width = images.shape[-2:]
-    noise = torch.Generator(images.device).manual_seed(int(draws.integers(2**63)))
+    noise = torch.Generator(images.device).manual_seed(int(rng.integers(2**63)))
     for image in images:
-        if draws.random() >= probability:
+        if rng.random() >= probability:
             continue
-        if box := _erased_box(height, width, draws):
+        if box := _erased_box(height, width, rng):
             top, left, tall, wide = box
             image[:, top : top + tall, left : left + wide].normal_(generator=noise)
     return images
@@ -65,7 +65,7 @@ def mix(
     probability: float,
     switch_probability: float,
     smoothing: float,
-    draws: np.random.Generator,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with the one opposite in the batch, and smooth the labels.
 
@@ -81,20 +81,20 @@ def mix(
         probability: that the batch is mixed at all.
         switch_probability: of CutMix when both are on.
         smoothing: mass spread over all classes.
-        draws: source of all randomness.
+        rng: source of all randomness.
 
     Returns:
         The images and float32 targets (samples, classes), each row summing to 1.
     """
     targets = F.one_hot(labels, classes).to(torch.float32) * (1 - smoothing) + smoothing / classes
-    if not (mixup or cutmix) or draws.random() >= probability:
+    if not (mixup or cutmix) or rng.random() >= probability:
         return images, targets
-    use_cutmix = bool(cutmix) and (not mixup or draws.random() < switch_probability)
+    use_cutmix = bool(cutmix) and (not mixup or rng.random() < switch_probability)
     alpha = cutmix if use_cutmix else mixup
-    own = float(draws.beta(alpha, alpha))
+    own = float(rng.beta(alpha, alpha))
     if use_cutmix:
         height, width = images.shape[-2:]
-        rows, columns = _cutmix_box(height, width, own, draws)
+        rows, columns = _cutmix_box(height, width, own, rng)
         images[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
         own = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
@@ -102,23 +102,23 @@ def mix(
     return images, targets * own + targets.flip(0) * (1 - own)
 
 
-def _erased_box(height: int, width: int, draws: np.random.Generator) -> tuple[int, int, int, int] | None:
+def _erased_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
     """Top, left, height, width; None if no attempt fitted."""
     for _ in range(_ATTEMPTS):
-        area = draws.uniform(*ERASED_AREA) * height * width
-        aspect = math.exp(draws.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
+        area = rng.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
         tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if tall < height and wide < width:
-            return int(draws.integers(height - tall + 1)), int(draws.integers(width - wide + 1)), tall, wide
+            return int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1)), tall, wide
     return None
 
 
-def _cutmix_box(height: int, width: int, own: float, draws: np.random.Generator) -> tuple[slice, slice]:
+def _cutmix_box(height: int, width: int, own: float, rng: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of a box of the image's aspect and 1 - `own` of its area, centred anywhere, cut at the edges."""
     side = math.sqrt(1 - own)
 
     def span(length: int) -> slice:
-        extent, middle = int(length * side), int(draws.integers(length))
+        extent, middle = int(length * side), int(rng.integers(length))
         return slice(max(middle - extent // 2, 0), min(middle + (extent + 1) // 2, length))
 
     return span(height), span(width)

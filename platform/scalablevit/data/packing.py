@@ -42,7 +42,7 @@ class Packing:
     workers: int
 
 
-def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], None]) -> Index:
+def pack(source: Source, target: Path, packing: Packing, report: Callable[[str], None]) -> Index:
     """Write the samples of an image folder as shards with an index.
 
     Everything is written to a hidden folder next to `target`, which takes its name when it is whole.
@@ -51,7 +51,7 @@ def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], N
         source: of an image folder.
         target: folder to make.
         packing: how.
-        said: takes a line for each shard.
+        report: takes a line for each shard.
 
     Raises:
         UserError: `target` exists or cannot be written, or images cannot be read; then nothing is left.
@@ -60,7 +60,7 @@ def pack(source: Source, target: Path, packing: Packing, said: Callable[[str], N
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
-        index = _write(source, partial, packing, said)
+        index = _write(source, partial, packing, report)
         write_file(partial / INDEX, json.dumps(index.model_dump()).encode())
         refuse_existing(target)
         partial.rename(target)
@@ -79,7 +79,7 @@ def refuse_existing(target: Path) -> None:
         raise UserError(f"{target} exists", where="TARGET", fix="name a new folder, or remove that one")
 
 
-def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str], None]) -> Index:
+def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str], None]) -> Index:
     shards: list[Shard] = []
     current: _ShardWriter | None = None
     bad: list[BadSample] = []
@@ -89,7 +89,7 @@ def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str],
             continue
         suffix, content = made
         if current and current.size + _stored_bytes(len(content)) > packing.shard_bytes:
-            shards.append(current.close(said))
+            shards.append(current.close(report))
             current = None
         if current is None:
             current = _ShardWriter(folder / f"{len(shards):06}.tar")
@@ -103,7 +103,7 @@ def _write(source: Source, folder: Path, packing: Packing, said: Callable[[str],
             fix="replace or remove them: shards hold exactly what the folder holds",
         )
     if current:
-        shards.append(current.close(said))
+        shards.append(current.close(report))
     return Index(version=1, classes=list(source.classes), shards=shards)
 
 
@@ -163,12 +163,12 @@ class _ShardWriter:
             header.size = len(data)
             self.tar.addfile(header, io.BytesIO(data))
 
-    def close(self, said: Callable[[str], None]) -> Shard:
+    def close(self, report: Callable[[str], None]) -> Shard:
         self.tar.close()
         _sync(self.file)
         size = self.size
         self.file.close()
-        said(f"{self.path.name}: {len(self.names)} samples, {size / 2**20:.1f} MiB")
+        report(f"{self.path.name}: {len(self.names)} samples, {size / 2**20:.1f} MiB")
         return Shard(
             name=self.path.name, size=size, sha256=sha256_of(self.path),
             names=self.names, labels=self.labels, offsets=self.offsets, sizes=self.sizes,

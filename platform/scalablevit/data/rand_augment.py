@@ -23,20 +23,20 @@ _LUMA = np.array([19595, 38470, 7471], np.int64)  # ITU-R 601 in 16 bits, Pillow
 _LEVELS = np.arange(256)
 
 
-def rand_augment(image: Pixels, settings: RandAugment, fill: Color, draws: random.Random) -> Pixels:
+def rand_augment(image: Pixels, settings: RandAugment, fill: Color, rng: random.Random) -> Pixels:
     """Apply `settings.operations` operations, drawn with replacement, each with probability one half.
 
     Args:
         image: uint8 (height, width, 3).
         settings: strength and number of operations.
         fill: RGB of pixels that move in from outside.
-        draws: source of all randomness.
+        rng: source of all randomness.
     """
-    for operation in draws.choices(list(OPERATIONS.values()), k=settings.operations):
-        if draws.random() >= APPLIED:
+    for operation in rng.choices(list(OPERATIONS.values()), k=settings.operations):
+        if rng.random() >= APPLIED:
             continue
-        strength = min(max(draws.gauss(settings.magnitude, settings.magnitude_std), 0.0), _STRONGEST) / _STRONGEST
-        image = operation(image, strength, draws.choice((-1, 1)), fill)
+        strength = min(max(rng.gauss(settings.magnitude, settings.magnitude_std), 0.0), _STRONGEST) / _STRONGEST
+        image = operation(image, strength, rng.choice((-1, 1)), fill)
     return image
 
 

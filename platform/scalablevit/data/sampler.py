@@ -57,18 +57,18 @@ class TrainOrder:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
-            draws = np.random.default_rng([self.seed, epoch])
-            order = draws.permutation(self.samples)
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(self.samples)
             if self.groups is not None:
                 first_step = -epoch * self.samples % self.batch
-                order = _grouped(order, self.groups, self.batch, first_step, draws)
+                order = _grouped(order, self.groups, self.batch, first_step, rng)
             # a step can straddle two epochs
             self._orders = {known: each for known, each in self._orders.items() if known == epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
 
 def _grouped(
-    order: NDArray[np.int64], groups: NDArray[np.int64], batch: int, first_step: int, draws: np.random.Generator
+    order: NDArray[np.int64], groups: NDArray[np.int64], batch: int, first_step: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Move images of one group together into the runs of `batch` slots that begin at `first_step`."""
     room = max(0, len(order) - first_step) // batch
@@ -79,12 +79,12 @@ def _grouped(
         whole = len(members) // batch * batch
         pure += list(members[:whole].reshape(-1, batch))
         rest.append(members[whole:])
-    pure = [pure[number] for number in draws.permutation(len(pure))]
-    left = draws.permutation(np.concatenate([*rest, *pure[room:]]))
+    pure = [pure[number] for number in rng.permutation(len(pure))]
+    left = rng.permutation(np.concatenate([*rest, *pure[room:]]))
     mixed = room - len(pure[:room])
     head, middle, tail = np.split(left, [first_step, first_step + mixed * batch])
     steps = [*pure[:room], *middle.reshape(-1, batch)]
-    return np.concatenate([head, *(steps[number] for number in draws.permutation(len(steps))), tail])
+    return np.concatenate([head, *(steps[number] for number in rng.permutation(len(steps))), tail])
 
 
 class TrainBatches:

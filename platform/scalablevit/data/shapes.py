@@ -77,7 +77,7 @@ def write_shapes(shapes: Shapes, root: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np.uint8]:
+def draw_dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np.uint8]:
     """A picture of one large shape behind clutter, uint8 (side, side, 3)."""
     image = _texture(rng, side, rng.uniform(*_DARK, 3))
     radius = rng.uniform(0.26, 0.44) * side
@@ -88,7 +88,7 @@ def dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np
     return _finish(rng, image)
 
 
-def scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[Instance]]:
+def draw_scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[Instance]]:
     """A picture of two to four shapes, which may overlap, uint8 (side, side, 3), and what is visible of each."""
     image = _texture(rng, side, rng.uniform(*_DARK, 3))
     instances: list[Instance] = []
@@ -137,7 +137,7 @@ def _write_classification(folder: Path, shapes: Shapes, split: str, images: int)
         (folder / name).mkdir(parents=True)
     for number in range(images):
         name = CLASSES[number % len(CLASSES)]
-        image = dominant_shape(_generator(shapes, split, 0, number), shapes.image_size, name)
+        image = draw_dominant_shape(_generator(shapes, split, 0, number), shapes.image_size, name)
         (folder / name / f"{number:06d}.jpg").write_bytes(_jpeg(image))
 
 
@@ -151,7 +151,7 @@ def _write_scenes(root: Path, shapes: Shapes, split: str, images: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     coco = Coco(shapes.image_size)
     for number in range(images):
-        image, instances = scene(_generator(shapes, split, 1, number), shapes.image_size)
+        image, instances = draw_scene(_generator(shapes, split, 1, number), shapes.image_size)
         encoded = _jpeg(image)
         (pictures / f"{number:06d}.jpg").write_bytes(encoded)
         (copies / f"{number:06d}.jpg").write_bytes(encoded)

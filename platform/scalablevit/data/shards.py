@@ -127,7 +127,7 @@ class Shards(Sequence[Member]):
         self.file_names = Names.of(name for name, _, _ in self.files)
         self.labels: NDArray[np.int32] = listing.arrays["labels"]
         self.sizes: NDArray[np.int64] = listing.arrays["member_sizes"]
-        self._names = Names.in_listing(listing)
+        self._names = Names.from_listing(listing)
         self._offsets: NDArray[np.int64] = listing.arrays["offsets"]
         self.ends: NDArray[np.int64] = listing.arrays["shard_ends"]
         """(shards,) where each shard's images end."""

@@ -118,7 +118,9 @@ def check_split(
             counts += part_counts
             progress.add(part_counts.looked_at)
     if depth == "pixels":
-        found += [(Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged()]
+        found += [
+            (Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged_files()
+        ]
     report = Report(
         samples=len(source),
         unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),

@@ -160,7 +160,7 @@ def _look_at_contents(
     sources: Mapping[SplitName, Source], root: Path, cache: Path | None, depth: Depth, deadline: float | None
 ) -> list[str]:
     """Sum up all files as far as there is time; what is not known then, a line each."""
-    sums = None if cache is None and depth == "pixels" else ContentCache.below(root)
+    sums = None if cache is None and depth == "pixels" else ContentCache.in_root(root)
     unread = []
     for split, source in sources.items():
         try:

@@ -22,7 +22,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class SkippedFiles:
     """Files next to the images that are not read."""
 
     suffix: str
@@ -104,7 +104,7 @@ class SplitStatistics:
     """Images whose height and width EXIF swaps."""
     turned_images: tuple[str, ...]
     """The first of them."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedFiles, ...]
 
     @property
     def by_class(self) -> tuple[int, ...] | None:
@@ -200,7 +200,7 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         else None,
         turned=counts.turned if report.complete else None,
         turned_images=counts.turned_images,
-        left_out=left_out(source.ignored),
+        left_out=group_skipped(source.ignored),
     )
 
 
@@ -221,10 +221,10 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     return SharedImages(len(pairs), int(readable.sum()), names)
 
 
-def left_out(names: tuple[str, ...]) -> tuple[LeftOut, ...]:
+def group_skipped(names: tuple[str, ...]) -> tuple[SkippedFiles, ...]:
     """Group files by suffix, the most frequent first."""
     groups = sorted(group_by_suffix(names).items(), key=lambda group: (-len(group[1]), group[0]))
-    return tuple(LeftOut(shown(kind), len(found), tuple(map(shown, found[:NAMED]))) for kind, found in groups)
+    return tuple(SkippedFiles(shown(kind), len(found), tuple(map(shown, found[:NAMED]))) for kind, found in groups)
 
 
 def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:

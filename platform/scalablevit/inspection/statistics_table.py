@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from scalablevit.config.commands import command_name
 from scalablevit.data.names import shown
-from scalablevit.inspection.statistics import Boxes, DataStatistics, LeftOut, SplitStatistics
+from scalablevit.inspection.statistics import Boxes, DataStatistics, SkippedFiles, SplitStatistics
 from scalablevit.text import and_more
 
 CLASSES = 12
@@ -17,7 +17,7 @@ _FILES = 2
 Row = tuple[str, str, str]
 
 
-def table(statistics: DataStatistics, classes: int = CLASSES) -> list[Row]:
+def statistics_rows(statistics: DataStatistics, classes: int = CLASSES) -> list[Row]:
     """Return rows of name, training and validation, the first of them the heading; facts that are zero are left out."""
     train, val = statistics.train, statistics.val
     rows = [("", "training", "validation"), ("images", f"{train.samples:,}", f"{val.samples:,}")]
@@ -27,7 +27,7 @@ def table(statistics: DataStatistics, classes: int = CLASSES) -> list[Row]:
     cells = [(name, train_facts.get(name, ""), val_facts.get(name, "")) for name in names]
     rows += [row for row in cells if row[1] or row[2]]
     for train_files, val_files in _left_out(train, val):
-        kind = (train_files or val_files or LeftOut("", 0, ())).suffix
+        kind = (train_files or val_files or SkippedFiles("", 0, ())).suffix
         rows.append((f"left out: {_kind_name(kind)}", _files(train_files), _files(val_files)))
     if statistics.shared is not None:
         rows.append(("also in training", "", f"{statistics.shared.count:,} of {statistics.shared.of:,}"))
@@ -98,7 +98,9 @@ def _number(count: int | None) -> str:
     return f"{count:,}" if count else ""
 
 
-def _left_out(train: SplitStatistics, val: SplitStatistics) -> Iterator[tuple[LeftOut | None, LeftOut | None]]:
+def _left_out(
+    train: SplitStatistics, val: SplitStatistics
+) -> Iterator[tuple[SkippedFiles | None, SkippedFiles | None]]:
     """Files that are left out, by suffix."""
     in_train = {each.suffix: each for each in train.left_out}
     in_val = {each.suffix: each for each in val.left_out}
@@ -110,7 +112,7 @@ def _kind_name(suffix: str) -> str:
     return {"": "files without suffix", "/": "hidden folders"}.get(suffix, suffix)
 
 
-def _files(left_out: LeftOut | None) -> str:
+def _files(left_out: SkippedFiles | None) -> str:
     if left_out is None:
         return ""
     more = ", ..." if left_out.count > _FILES else ""

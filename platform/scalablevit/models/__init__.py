@@ -1,6 +1,6 @@
 """Backbones: ScalableViT and any timm model with a pyramid.
 
-Importing this package registers ScalableViT with timm, which then makes its models like any others:
+Importing this package registers ScalableViT with timm, which then creates its models like any others:
 
     import scalablevit.models
     import timm

@@ -35,7 +35,7 @@ def attend(
     scale: float | None = None,
     batch_limit: int | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention, by what is fastest on the device.
+    """Return scaled dot-product attention, by the fastest kernel of the device.
 
     On a CPU in bfloat16 that is two products around a softmax: torch's fused kernel for 49 keys takes 1.2x their time
     forward and 4 to 6x with backward, while in float32 it takes 0.8x.
@@ -44,9 +44,9 @@ def attend(
         q: (B, heads, N, D).
         k: (B, heads, M, D).
         v: (B, heads, M, Dv).
-        mask: (B, 1, 1, M), true where a key is real.
-        scale: of the scores; None: D^-0.5.
-        batch_limit: the most along B in one kernel; None: what the device takes.
+        mask: bool (B, 1, 1, M), true where a key is no padding; None: no padding.
+        scale: factor of the scores; None: D^-0.5.
+        batch_limit: largest B of one kernel; None: the device's limit.
 
     Returns:
         (B, heads, N, Dv).
@@ -72,7 +72,7 @@ def attend(
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`attend` with stored scores (B, heads, N, M)."""
+    """Return what `attend` returns, by two products with scores (B, heads, N, M) in memory."""
     scores = q @ (k * scale).transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -80,7 +80,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sca
 
 
 class WindowAttention(nn.Module):
-    """Interactive window-based self-attention (ScalableViT, IWSA): attention inside windows plus a 3 x 3 exchange.
+    """Interactive window-based self-attention (IWSA, Yang et al., ECCV 2022): attention in windows plus a convolution.
 
     Args:
         dim: channels C.
@@ -90,6 +90,9 @@ class WindowAttention(nn.Module):
         local_interaction: `lim` convolves the values re-merged into the full map, so that information crosses the
             windows' borders; `lem` convolves each window's values by itself, zeros beyond its border; `none` is plain
             window attention (WSA), without the convolution's parameters.
+
+    Raises:
+        ValueError: `dim` is no multiple of `num_heads`, or another argument has a value that is not listed here.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class WindowAttention(nn.Module):
             self.lim_func = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Return a map (B, H, W, C) of a map (B, H, W, C) of any height and width."""
         batch, height, width, dim = x.shape
         win_h = min(self.window[0] or height, height)
         win_w = min(self.window[1] or width, width)
@@ -145,21 +148,22 @@ class WindowAttention(nn.Module):
             out = exchanged.reshape(out.shape) + out
         out = out.reshape(batch, rows * win_h, columns * win_w, dim)
         if bottom or right:
-            out = out[:, :height, :width].contiguous()  # of a map with gaps a linear layer makes batched products
+            # a linear layer computes a non-contiguous map by batched products
+            out = out[:, :height, :width].contiguous()
         return self.proj(out)  # type: ignore[no-any-return]
 
     def _convolve(self, maps: Tensor) -> Tensor:
-        """F of the paper on (N, H, W, C); the permuted view is channels-last, so no copy is made on the way."""
+        """Return the paper's F of maps (N, H, W, C), in the same shape; the permuted view is channels-last: no copy."""
         return self.lim_func(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
 def _real_positions(
     height: int, width: int, vertical: tuple[int, int], horizontal: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Which positions of each window lie on the real map: (windows, positions), bool.
+    """Return which positions of each window are on the map, not on its padding: bool (windows, positions).
 
-    `vertical` and `horizontal` are (windows, side). Every window holds at least one real position, so no softmax is
-    ever taken over nothing.
+    `vertical` and `horizontal` are (windows, side). Every window has at least one such position, so no softmax is over
+    an empty set.
     """
     (rows, win_h), (columns, win_w) = vertical, horizontal
     in_height = (torch.arange(rows * win_h, device=device) < height).view(rows, 1, win_h, 1)
@@ -168,12 +172,12 @@ def _real_positions(
 
 
 class ScalableAttention(nn.Module):
-    """Scalable self-attention (ScalableViT, SSA): keys and values from a reduced map, q and k of scaled width.
+    """Scalable self-attention (SSA, Yang et al., ECCV 2022): reduced keys and values, q and k of scaled width.
 
     With C' = int(C * channel_ratio) and `spatial_reduction` > 1, q and k have C' channels and the values C, as in the
     released models, or also C' ("wide value", the form that fits the paper's parameter counts of S). With
-    `spatial_reduction` 1 it is plain attention. The map's sides need not be multiples of the reduction: zeros are added
-    at the bottom and right as padding of the strided convolution, whose every output then covers a real token.
+    `spatial_reduction` 1 it is plain attention. The map's sides need not be multiples of the reduction: the strided
+    convolution pads zeros at the bottom and right, and each of its outputs covers at least one token.
 
     Args:
         dim: channels C.
@@ -181,8 +185,11 @@ class ScalableAttention(nn.Module):
         spatial_reduction: r_n.
         channel_ratio: r_c; 1 where r_n is 1.
         wide_value: the form of the values. None starts in the released form and takes the form of the first checkpoint
-            that is loaded, told by the shape of `v.weight`; an explicit value never changes, and a checkpoint of the
+            that is loaded, by the shape of its `v.weight`; an explicit value never changes, and a checkpoint of the
             other form fails to load.
+
+    Raises:
+        ValueError: C or C' is no multiple of `num_heads`, or r_c is not 1 although r_n is.
     """
 
     def __init__(
@@ -221,7 +228,7 @@ class ScalableAttention(nn.Module):
             self.register_load_state_dict_pre_hook(_adopt_value_form)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Return a map (B, H, W, C) of a map (B, H, W, C) of any height and width."""
         batch, height, width, _ = x.shape
         q = self.q(x).flatten(1, 2)
         if self.spatial_reduction == 1:
@@ -234,19 +241,19 @@ class ScalableAttention(nn.Module):
         return self.proj(out)  # type: ignore[no-any-return]
 
     def _reduce(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, ceil(H / r_n) * ceil(W / r_n), C')."""
+        """Return the reduced tokens (B, ceil(H / r_n) * ceil(W / r_n), C') of a map (B, H, W, C)."""
         step = self.spatial_reduction
         bottom, right = -x.shape[1] % step, -x.shape[2] % step
         if bottom or right:
             x = functional.pad(x, (0, 0, 0, right, 0, bottom))
         depthwise, pointwise = self.reduction
-        # Compiled for a GPU, the sum over each patch reads the map once; cuDNN takes 3.5 times as long with backward.
+        # compiled for a GPU, the sum over each patch reads the map once; cuDNN takes 3.5 times as long with backward
         by_sum = x.is_cuda and torch.compiler.is_compiling()
         x = self._patch_sums(x) if by_sum else depthwise(x.permute(0, 3, 1, 2))
         return self.norm_act(pointwise(x).permute(0, 2, 3, 1).flatten(1, 2))  # type: ignore[no-any-return]
 
     def _patch_sums(self, x: Tensor) -> Tensor:
-        """The reduction's depth-wise convolution, whose stride is its kernel, (B, H, W, C) -> (B, C, H / r, W / r)."""
+        """Return the depth-wise convolution of (B, H, W, C), whose stride is its kernel: (B, C, H / r_n, W / r_n)."""
         depthwise, step = cast("nn.Conv2d", self.reduction[0]), self.spatial_reduction
         patches = x.unflatten(2, (-1, step)).unflatten(1, (-1, step))  # B, rows, r, columns, r, C
         weights = depthwise.weight[:, 0].permute(1, 2, 0)[:, None]  # r, 1, r, C
@@ -255,9 +262,9 @@ class ScalableAttention(nn.Module):
 
 
 def _adopt_value_form(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Give `v` and `proj` the form that the checkpoint has, if it is the other one of the two.
+    """Reshape `v` and `proj` to the checkpoint's form of values, if it is the other one of the two.
 
-    The parameters stay the same objects, so that an optimizer built before loading still holds them.
+    The parameters stay the same objects, so that an optimizer built before loading still refers to them.
     """
     weight = state_dict.get(prefix + "v.weight")
     if not isinstance(module, ScalableAttention) or weight is None:

@@ -17,12 +17,17 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Pyramid(nn.Module):
-    """Four maps with strides 4, 8, 16 and 32 of a timm model, whose parameters keep timm's names under `body.`.
+    """A timm model that returns maps with strides 4, 8, 16 and 32; its parameters keep timm's names under `body.`.
+
+    Args:
+        body: the timm model.
+        indices: of the maps in timm's `feature_info`, finest first.
+        norm: apply the model's norms to the maps.
 
     Attributes:
-        channels: of the four maps.
-        strides: (4, 8, 16, 32).
-        pretrained_cfg: timm's, of the architecture.
+        channels: channels of the maps.
+        strides: (4, 8, 16, 32), or the last of them after `drop_finest`.
+        pretrained_cfg: timm's configuration of the architecture.
     """
 
     strides: tuple[int, ...] = STRIDES
@@ -37,15 +42,15 @@ class Pyramid(nn.Module):
         self.body: Any = body
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (B, C, H, W) -> four NCHW maps, each (B, channels[i], ceil(H / s), ceil(W / s))."""
+        """Return NCHW maps of normalized images (B, C, H, W), each (B, channels[i], ceil(H / s), ceil(W / s))."""
         return self.body.forward_intermediates(  # type: ignore[no-any-return]
             images, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
 
-    def leave_out(self, count: int) -> None:
-        """Give only the maps after the finest `count`.
+    def drop_finest(self, count: int) -> None:
+        """Return all maps but the finest `count` from now on.
 
-        The norm of a map left out is no longer trained: a parameter that asks for a gradient and never gets one stops
+        The norms of dropped maps are frozen: a parameter that requires a gradient and never gets one stops
         DistributedDataParallel.
         """
         for norm in list(getattr(self.body, "feature_norms", []))[:count]:
@@ -54,12 +59,12 @@ class Pyramid(nn.Module):
         self.strides = self.strides[count:]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the architecture keeps from weight decay, besides norms and biases."""
+        """Return names of the parameters that the architecture exempts from weight decay, besides norms and biases."""
         names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else set()
         return {f"body.{name}" for name in names}
 
     def layer_indices(self) -> dict[str, int]:
-        """Layer number of each parameter, from 0 at the stem, for layer-wise learning-rate decay."""
+        """Return the layer index of each parameter, from 0 at the stem, for layer-wise learning-rate decay."""
         layers = group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
         return {f"body.{name}": index for name, index in layers.items()}
 
@@ -73,14 +78,14 @@ def build_classifier(
     channels_last: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build an untrained classifier: images (B, C, H, W) -> logits (B, num_classes).
+    """Return an untrained classifier: images (B, C, H, W) -> logits (B, num_classes).
 
     Args:
         name: a timm architecture, without a pretrained tag.
         num_classes: at least 1.
-        drop_path_rate: stochastic depth; None keeps the architecture's own default.
+        drop_path_rate: stochastic depth, 0 to 1; None keeps the architecture's own default.
         grad_checkpointing: recompute activations in the backward pass.
-        channels_last: memory format of the 4-D weights; give images in the same.
+        channels_last: memory format of the 4-D weights; images should have the same.
         kwargs: further arguments of the architecture.
 
     Raises:
@@ -98,10 +103,10 @@ def build_pyramid(
     channels_last: bool = False,
     **kwargs: Any,
 ) -> Pyramid:
-    """Build an untrained feature pyramid; images may have any size.
+    """Return an untrained feature pyramid; images may have any size.
 
-    Arguments as in `build_classifier`. ScalableViT puts a LayerNorm on each of its maps (`feature_norms=False` leaves
-    them out); other architectures give their maps as timm does.
+    Arguments as in `build_classifier`. ScalableViT applies a LayerNorm to each of its maps (not with
+    `feature_norms=False`); other architectures return their maps as timm does.
 
     Raises:
         UserError: unknown architecture, arguments it does not take, or no maps with strides 4, 8, 16 and 32.
@@ -117,7 +122,7 @@ def build_pyramid(
 
 
 def _pyramid_indices(body: Any, name: str) -> tuple[int, ...]:
-    """Index of the last map of each stride."""
+    """Return the index of the last map of each stride in timm's `feature_info`."""
     strides = [level["reduction"] for level in getattr(body, "feature_info", [])]
     if not hasattr(body, "forward_intermediates") or not set(STRIDES) <= set(strides):
         raise UserError(
@@ -129,7 +134,7 @@ def _pyramid_indices(body: Any, name: str) -> tuple[int, ...]:
 
 
 def check_architecture(name: str) -> None:
-    """Refuse a name that timm, and who registered architectures with it, does not have.
+    """Refuse a name that is not registered with timm.
 
     Raises:
         UserError: with similar names.
@@ -156,7 +161,7 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
             where="model",
             fix="correct or remove that entry of model.options, or model.drop_path_rate",
         ) from error
-    # Some architectures take the argument and do nothing with it.
+    # some architectures accept the argument and ignore it
     if drop_path_rate and not any(getattr(module, "drop_prob", None) for module in model.modules()):
         raise UserError(
             f"{name} has no stochastic depth, so drop_path_rate={drop_path_rate} would do nothing",
@@ -167,7 +172,7 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
 
 
 def _any_size(name: str, given: Container[str]) -> dict[str, bool]:
-    """The argument that frees an architecture of a fixed image size, where it has one and none is given."""
+    """Return timm's argument that lets an architecture of a fixed image size take any, unless a size is given."""
     config = get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size or "img_size" in given:
         return {}

@@ -1,4 +1,4 @@
-"""A backbone's repeated blocks, each compiled by itself, in place: those that are alike share one compilation."""
+"""Regional compilation: each repeated block of a backbone is compiled by itself, and equal blocks share the result."""
 
 import socket
 
@@ -8,29 +8,32 @@ from torch import nn
 from scalablevit.config.errors import UserError
 
 RECOMPILE_LIMIT = 64
-"""Compiled forms of one class's forward; what comes after them torch runs eagerly, with a warning. Its own limit of 8
-is used up by the 8 kinds of blocks (stage, attention) that share ScalableViT's class, before anything is evaluated."""
+"""Most compiled forms of one class's forward; torch runs further ones eagerly, with a warning. torch's own limit of 8
+is used up by the 8 kinds of blocks (stage, attention) that share ScalableViT's class, before any evaluation."""
 BLOCKS_SHARE = 0.25
-"""Of the parameters: what holds fewer is a detail of the blocks, whose compilation would gain nothing."""
+"""Least fraction of the backbone's parameters in its blocks: modules with fewer are details within blocks, whose
+compilation would gain nothing."""
 
 
 def repeated_blocks(backbone: nn.Module, name: str) -> list[nn.Module]:
-    """The blocks: the modules of the class that stands most often in lists, of those that hold enough parameters.
+    """Return the blocks: the modules of the class that is most frequent in `ModuleList`s and `Sequential`s.
+
+    Classes with less than `BLOCKS_SHARE` of the parameters do not count.
 
     Args:
         backbone: a classifier or a pyramid.
         name: of its architecture, for the error.
 
     Raises:
-        UserError: there is no such class, or it stands there once.
+        UserError: there is no such class, or it occurs once.
     """
     lists = (nn.ModuleList, nn.Sequential)
-    found: dict[type[nn.Module], list[nn.Module]] = {}
-    for listed in (each for parent in backbone.modules() if isinstance(parent, lists) for each in parent):
+    by_class: dict[type[nn.Module], list[nn.Module]] = {}
+    for listed in (child for parent in backbone.modules() if isinstance(parent, lists) for child in parent):
         if any(listed.children()) and not isinstance(listed, lists):
-            found.setdefault(type(listed), []).append(listed)
-    enough = BLOCKS_SHARE * _parameters([backbone])
-    repeated = [modules for modules in found.values() if len(modules) > 1 and _parameters(modules) >= enough]
+            by_class.setdefault(type(listed), []).append(listed)
+    least = BLOCKS_SHARE * _count_parameters([backbone])
+    repeated = [modules for modules in by_class.values() if len(modules) > 1 and _count_parameters(modules) >= least]
     if not repeated:
         raise UserError(
             f"{name} has no repeated blocks to compile: no class that occurs more than once in its lists of modules "
@@ -41,21 +44,21 @@ def repeated_blocks(backbone: nn.Module, name: str) -> list[nn.Module]:
     return max(repeated, key=len)
 
 
-def _parameters(modules: list[nn.Module]) -> int:
+def _count_parameters(modules: list[nn.Module]) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def compile_blocks(backbone: nn.Module, name: str, *, one_size: bool) -> None:
-    """Have each block compiled at its first call; names, values and copies of the backbone stay as they are.
+    """Let torch compile each block at its first call; the parameters' names and values do not change.
 
     Args:
         backbone: changed in place; a deep copy of it is not compiled.
         name: of its architecture, for the error.
-        one_size: all images have one size. Kernels are then made for each shape that comes, so that they do not depend
-            on which shapes came before; otherwise the second shape makes them for all sizes.
+        one_size: all images have one size. Kernels are then compiled for each shape by itself, so that they do not
+            depend on earlier shapes; otherwise the second shape compiles them for all sizes.
 
     Raises:
-        UserError: it has no repeated blocks.
+        UserError: the backbone has no repeated blocks.
     """
     torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
     for block in repeated_blocks(backbone, name):
@@ -63,7 +66,7 @@ def compile_blocks(backbone: nn.Module, name: str, *, one_size: bool) -> None:
 
 
 def try_compiler(device: torch.device) -> None:
-    """Compile something small, as everything later is compiled.
+    """Check that torch.compile works on a device, by a small function.
 
     Raises:
         UserError: it fails; torch needs a C++ compiler for a CPU, and a C compiler and Triton for a GPU.

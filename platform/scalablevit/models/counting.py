@@ -17,8 +17,8 @@ class Cost:
 
     Attributes:
         parameters: number of parameters.
-        macs: multiply-accumulates of convolutions and linear layers, what the paper calls FLOPs.
-        macs_with_attention: the same with attention's products.
+        macs: multiply-accumulates of convolutions and linear layers; the paper calls them FLOPs.
+        macs_with_attention: `macs` and the multiply-accumulates of attention's two products.
     """
 
     parameters: int
@@ -28,10 +28,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Parameters in millions and "FLOPs" in G of a model in the paper's tables."""
+    """A model in the paper's tables."""
 
     parameters_m: float
+    """Parameters in millions."""
     gflops: float
+    """The paper's "FLOPs", which are multiply-accumulates, in units of 10^9."""
 
 
 # ScalableViT, table of ImageNet-1K results at 224 x 224. S fits with wide_value=True; L's parameter count is the
@@ -44,11 +46,11 @@ PAPER_CLASSIFICATION = {
 
 
 def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Count on meta tensors, which takes no arithmetic, no memory and leaves the model as it is.
+    """Return the cost of one forward pass, counted on meta tensors without arithmetic or memory.
 
     Args:
-        model: any module whose forward takes one tensor.
-        input_shape: of that tensor, usually (1, 3, H, W); the counts grow with its batch.
+        model: any module whose forward takes one tensor; it is not changed.
+        input_shape: of that tensor, usually (1, 3, H, W); multiply-accumulates grow with its batch.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
@@ -68,12 +70,17 @@ def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 
 
 def giga(count: float) -> str:
-    """A count in units of 10^9 with three significant digits, whatever its size: 0.00412, 4.14, 1160."""
+    """Return a count in units of 10^9 as text with three significant digits: 0.00412, 4.14, 1160."""
     return f"{float(f'{count / 1e9:.3g}'):g}"
 
 
-def cost_beside_paper(name: str, cost: Cost) -> str:
-    """One line with the cost, and the paper's values where the paper has the model."""
+def describe_cost(name: str, cost: Cost) -> str:
+    """Return one line with a classifier's cost, and the paper's values where the paper has the model.
+
+    Args:
+        name: timm's name of the model.
+        cost: of one image.
+    """
     line = (
         f"{name}: {cost.parameters / 1e6:.2f} M parameters, {giga(cost.macs)} GFLOPs as the paper counts, "
         f"{giga(cost.macs_with_attention)} G with attention"

@@ -26,7 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class PatchEmbedding(nn.Module):
-    """Overlapping convolution and LayerNorm: (B, C_in, H, W) -> (B, ceil(H / stride), ceil(W / stride), C)."""
+    """Overlapping convolution and LayerNorm: (B, C_in, H, W) -> (B, ceil(H / stride), ceil(W / stride), C).
+
+    Args:
+        in_chans: C_in.
+        dim: C.
+        kernel_size: side of the kernel, an odd number.
+        stride: of the convolution.
+    """
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +47,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PositionEncodingGenerator(nn.Module):
-    """Adds a depth-wise 3 x 3 convolution of the map to itself (conditional position encoding), (B, H, W, C)."""
+    """Adds to a map (B, H, W, C) its depth-wise 3 x 3 convolution: conditional position encoding (arXiv 2102.10882)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -50,27 +57,33 @@ class PositionEncodingGenerator(nn.Module):
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
-def computing_type(x: Tensor) -> torch.dtype:
-    """The type that a linear layer gives for `x`."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a linear layer's output for `x`: autocast's where it is enabled, else that of `x`."""
     device = x.device.type
-    # torch asks only about real devices, and torch.compile of 2.11 cannot trace the question which devices it knows
+    # autocast knows only real devices, and torch.compile of 2.11 cannot trace the query which devices it knows
     if device == "meta" or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
 
 
 class BranchNorm(nn.LayerNorm):
-    """LayerNorm at the start of a branch, in the type that the branch computes in.
+    """LayerNorm at the start of a branch, with an output in `compute_dtype`.
 
     Autocast leaves a norm in float32 on CUDA. Cast once here, the map is read by all layers at half size.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(computing_type(x))
+        return super().forward(x).to(compute_dtype(x))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP, each a residual branch.
+
+    Args:
+        dim: channels C.
+        attention: (B, H, W, C) -> (B, H, W, C).
+        drop_prob: probability with which an image skips a branch in training (stochastic depth).
+    """
 
     def __init__(self, dim: int, attention: nn.Module, drop_prob: float) -> None:
         super().__init__()
@@ -80,47 +93,66 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, hidden_features=MLP_RATIO * dim)
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); `keep` (2, B, 1, 1, 1) is what the images' branches are multiplied by."""
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Return a map (B, H, W, C) of a map (B, H, W, C).
+
+        Args:
+            x: the map.
+            scales: (2, B, 1, 1, 1), factors of both branches for each image, see `draw_branch_scales`; None: 1.
+        """
         attended = self.attn(self.norm1(x))
-        x = x + (attended if keep is None else attended * keep[0])
+        x = x + (attended if scales is None else attended * scales[0])
         transformed = self.mlp(self.norm2(x))
-        return x + (transformed if keep is None else transformed * keep[1])  # type: ignore[no-any-return]
+        return x + (transformed if scales is None else transformed * scales[1])  # type: ignore[no-any-return]
 
 
-def draw_keep(drop_probs: Sequence[float], like: Tensor) -> Tensor:
-    """Stochastic depth of a stage: (blocks, 2, B, 1, 1, 1), 0 for a branch that an image skips, else 1 / (1 - p).
+def draw_branch_scales(drop_probs: Sequence[float], like: Tensor) -> Tensor:
+    """Return stochastic depth's random factors of a stage's branches (Huang et al., arXiv 1603.09382).
 
-    Drawn at once: at small batches a GPU waits for kernels to start, and each block would start four for it. The
-    probabilities are evenly spaced, so that they are made on the device, for which nothing has to wait.
+    They are drawn at once: at small batches a GPU waits for kernels to start, and each block would start four for its
+    own. The probabilities are evenly spaced, so they are made on the device without a copy from the host.
+
+    Args:
+        drop_probs: p of each block, evenly spaced.
+        like: the stage's input, with B images along the first dimension; gives device and dtype.
+
+    Returns:
+        (blocks, 2, B, 1, 1, 1): 0 for a branch that an image skips, else 1 / (1 - p).
     """
-    kept = torch.linspace(1 - drop_probs[0], 1 - drop_probs[-1], len(drop_probs), device=like.device)
-    kept = kept.view(-1, 1, 1, 1, 1, 1)
-    return (kept.expand(-1, 2, like.shape[0], 1, 1, 1).bernoulli() / kept).to(computing_type(like))
+    keep_probs = torch.linspace(1 - drop_probs[0], 1 - drop_probs[-1], len(drop_probs), device=like.device)
+    keep_probs = keep_probs.view(-1, 1, 1, 1, 1, 1)
+    return (keep_probs.expand(-1, 2, like.shape[0], 1, 1, 1).bernoulli() / keep_probs).to(compute_dtype(like))
 
 
 LayerPatterns: TypeAlias = list[tuple[str, tuple[int, ...] | None]]
-"""For timm: a pattern of names, whose groups are a layer's number; numbers that are appended to it, if any."""
+"""timm's format: a regular expression for parameter names, whose groups are a layer's index, and the index's suffix."""
 
 
 class ScalableViT(nn.Module):
     """ScalableViT (Yang et al., ECCV 2022), with the names and shapes of the released checkpoints.
 
     Args:
-        channels, num_heads, depths, spatial_reductions, channel_ratios: one entry per stage.
+        channels: C of each stage.
+        num_heads: attention heads of each stage.
+        depths: blocks of each stage.
+        spatial_reductions: SSA's r_n of each stage, see `ScalableAttention`.
+        channel_ratios: SSA's r_c of each stage, see `ScalableAttention`.
         in_chans: channels of the image.
-        num_classes: 0 leaves the whole head out; the model then returns pooled features.
+        num_classes: 0: no head; the model then returns pooled features (B, C).
         global_pool: `avg`, or `` for unpooled NHWC output.
         window: (height, width) of IWSA's windows in tokens, or one number for both; None spans the side (stripes).
         local_interaction: `lim`, `lem` or `none` (plain windows), see `WindowAttention`.
-        attention_pattern: kinds of attention that a stage's blocks take in turn: `window` (IWSA), `scalable` (SSA) or
-            `plain_window` (WSA whatever `local_interaction` says, as where it replaces SSA).
+        attention_pattern: kinds of attention, which a stage's blocks take in turn: `window` (IWSA), `scalable` (SSA) or
+            `plain_window` (WSA whatever `local_interaction` is, for models where it replaces SSA).
         wide_value: form of SSA's values, see `ScalableAttention`.
         head: `released`: Linear to 4096, LayerNorm, GELU, Linear to the classes; `linear`: one Linear.
-        feature_norms: norms for the maps of the earlier stages, next to the classifier's own norm of the last, used by
-            `forward_intermediates(norm=True)`; on for `features_only`.
-        drop_rate: dropout before the head.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
+        feature_norms: add norms for the maps of the earlier stages, which `forward_intermediates(norm=True)` uses; the
+            last stage's map has the classifier's norm. On for `features_only`.
+        drop_rate: dropout before the head, 0 to 1.
+        drop_path_rate: stochastic depth of the last block, 0 to 1; it rises linearly from 0 over all blocks.
+
+    Raises:
+        ValueError: an argument has a value that is not listed here, or widths do not fit the heads.
     """
 
     def __init__(
@@ -194,13 +226,13 @@ class ScalableViT(nn.Module):
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the position-encoding generator's parameters (norms and biases are 1-D and left out anyway)."""
+        """Return names of the position-encoding generator's parameters; timm exempts 1-D norms and biases itself."""
         return {f"pos_block.{name}" for name, _ in self.pos_block.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | LayerPatterns]:
-        """Layer groups for timm: the stem, the stages (coarse) or their blocks, then a pyramid's norms and the head.
+        """Return layer groups for timm: the stem, the stages (coarse) or their blocks, then norms and the head.
 
-        A stage's patch embedding and position encoding learn as its first block does.
+        A stage's patch embedding and position encoding are in the layer of its first block.
         """
         stages: LayerPatterns = [(r"^(?:stages|patch_embeds|pos_block)\.(\d+)", None)]
         blocks: LayerPatterns = [
@@ -214,11 +246,11 @@ class ScalableViT(nn.Module):
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """The whole head."""
+        """Return the whole head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head of the same kind in place; 0 classes leave it out."""
+        """Replace the head by a fresh one of the same kind; with 0 classes by an identity."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = _check_choice(global_pool, ("avg", ""), "global_pool")
@@ -227,20 +259,20 @@ class ScalableViT(nn.Module):
         self.head.apply(_init_parameters)
 
     def _forward_stage(self, stage: int, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, H', W', C) of the stage."""
+        """Return a stage's map (B, H', W', C) of the earlier stage's, (B, C_in, H, W)."""
         x = self.patch_embeds[stage](x)
         blocks = cast("list[Block]", self.stages[stage])
         drop_probs = [block.drop_prob for block in blocks]
-        draws = draw_keep(drop_probs, x) if self.training and any(drop_probs) else None
+        scales = draw_branch_scales(drop_probs, x) if self.training and any(drop_probs) else None
         for index, block in enumerate(blocks):
-            keep = None if draws is None or not block.drop_prob else draws[index]
-            x = checkpoint(block, x, keep) if self.grad_checkpointing else block(x, keep)
+            of_block = None if scales is None or not block.drop_prob else scales[index]
+            x = checkpoint(block, x, of_block) if self.grad_checkpointing else block(x, of_block)
             if index == 0:
                 x = self.pos_block[stage](x)
         return x
 
-    def _normed(self, stage: int, x: Tensor) -> Tensor:
-        """The stage's map after its norm, or as it is where the model has none for it."""
+    def _normalize(self, stage: int, x: Tensor) -> Tensor:
+        """Return the stage's map after its norm, or unchanged where the model has none for it."""
         if stage == len(self.feature_info) - 1:
             norm = self.norm
         elif len(self.feature_norms):
@@ -258,15 +290,18 @@ class ScalableViT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after the chosen stages, and what `forward_features` returns.
+        """Return what `forward_features` returns, and the maps after the chosen stages.
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: stages: the last n for a number, all for None.
-            norm: with the norms of `feature_norms`; without them only the last map has one.
-            stop_early: leave the stages after the last chosen one out.
+            indices: the chosen stages, from 0; an int n: the last n; None: all.
+            norm: apply the norms of `feature_norms`; a model without them has a norm for the last map alone.
+            stop_early: skip the stages after the last chosen one.
             output_fmt: `NCHW` (channels-last views) or `NHWC`.
             intermediates_only: return the maps alone.
+
+        Raises:
+            ValueError: another `output_fmt`.
         """
         _check_choice(output_fmt, ("NCHW", "NHWC"), "output_fmt")
         take, last = feature_take_indices(len(self.stages), indices)
@@ -274,7 +309,7 @@ class ScalableViT(nn.Module):
         for stage in range(last + 1 if stop_early else len(self.stages)):
             x = self._forward_stage(stage, x)
             if stage in take:
-                kept = self._normed(stage, x) if norm else x
+                kept = self._normalize(stage, x) if norm else x
                 intermediates.append(kept.permute(0, 3, 1, 2) if output_fmt == "NCHW" else kept)
             x = x.permute(0, 3, 1, 2)
         if intermediates_only:
@@ -285,7 +320,16 @@ class ScalableViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last chosen one, norms of maps that are not taken, and the head."""
+        """Drop the stages after the last chosen one, norms of maps that are not chosen, and the head.
+
+        Args:
+            indices: the chosen stages, as in `forward_intermediates`.
+            prune_norm: drop all norms after stages.
+            prune_head: drop the head; without the last stage it is always dropped.
+
+        Returns:
+            Indices of the chosen stages.
+        """
         take, last = feature_take_indices(len(self.stages), indices)
         complete = last == len(self.feature_info) - 1
         self.patch_embeds = self.patch_embeds[: last + 1]
@@ -304,20 +348,20 @@ class ScalableViT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> normalised tokens (B, ceil(H / 32), ceil(W / 32), C)."""
+        """Return normalized tokens (B, ceil(H / 32), ceil(W / 32), C) of images (B, in_chans, H, W)."""
         for stage in range(len(self.stages)):
             x = self._forward_stage(stage, x).permute(0, 3, 1, 2)
-        return self._normed(len(self.stages) - 1, x.permute(0, 2, 3, 1))
+        return self._normalize(len(self.stages) - 1, x.permute(0, 2, 3, 1))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, H, W, C) -> logits, or the pooled features before the head."""
+        """Return logits (B, num_classes) of tokens (B, H, W, C), or with `pre_logits` the pooled features (B, C)."""
         if self.global_pool == "avg":
             x = x.mean(dim=(1, 2))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
+        """Return logits (B, num_classes) of images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -328,7 +372,7 @@ def _check_choice(value: str, allowed: tuple[str, ...], name: str) -> str:
 
 
 def _init_parameters(module: nn.Module) -> None:
-    """The released model's initialisation."""
+    """Initialize a module as the released model does."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -340,10 +384,13 @@ def _init_parameters(module: nn.Module) -> None:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Prepare a released or own checkpoint for timm's loader.
+    """Return the state dict that timm's loader takes, from a released checkpoint or one of this project.
 
-    Released names are this model's own. A head of another number of classes stays new and is named; anything else that
-    is missing raises `UserError`, also where timm itself would load loosely.
+    The released names are this model's own. A head for another number of classes keeps its fresh weights, with a
+    warning.
+
+    Raises:
+        UserError: anything else is missing, also where timm itself would not be strict.
     """
     tensors = state_dict.get("model", state_dict)
     fitted, new, ignored = fit_tensors(model, tensors, "checkpoint")
@@ -400,7 +447,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def scalablevit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """For demos and tests: 1.6 M parameters, fast on a CPU at 64 to 128 pixels; not in the paper."""
+    """Return a model for demos and tests, not in the paper: 1.6 M parameters, fast on a CPU at 64 to 128 pixels."""
     args: dict[str, Any] = {
         "channels": (24, 48, 96, 160),
         "num_heads": (1, 2, 4, 5),
@@ -414,7 +461,7 @@ def scalablevit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def scalablevit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ScalableViT-S: 32.0 M parameters in the released form, 32.4 M with `wide_value=True`."""
+    """Return ScalableViT-S: 32.0 M parameters in the released form, 32.4 M with `wide_value=True`."""
     args: dict[str, Any] = {
         "channels": (64, 128, 256, 512),
         "num_heads": (2, 4, 8, 16),
@@ -427,7 +474,7 @@ def scalablevit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def scalablevit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ScalableViT-B: 81.9 M parameters."""
+    """Return ScalableViT-B: 81.9 M parameters."""
     args: dict[str, Any] = {
         "channels": (96, 192, 384, 768),
         "num_heads": (3, 6, 12, 24),
@@ -440,7 +487,7 @@ def scalablevit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def scalablevit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ScalableViT-L: 109.3 M parameters as released (the paper says 104.9 M)."""
+    """Return ScalableViT-L: 109.3 M parameters as released (the paper says 104.9 M)."""
     args: dict[str, Any] = {
         "channels": (128, 256, 512, 1024),
         "num_heads": (4, 8, 16, 32),

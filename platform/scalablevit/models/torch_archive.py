@@ -1,4 +1,4 @@
-"""Sizes that a file of torch.save declares, compared with its own before memory is taken for them."""
+"""Check of the sizes that a file of torch.save declares, before memory is allocated for them."""
 
 import io
 import struct
@@ -15,14 +15,17 @@ FIX = "get the file again from where it comes, or save the state dict alone with
 
 
 def check_sizes(path: Path) -> None:
-    """Refuse an archive whose entries or tensors are larger than the file can hold; nothing of them is read.
+    """Refuse an archive whose entries or tensors are larger than the file can hold; no tensor is read.
 
-    torch.save stores entries as they are. A compressed one may unpack to any size, and torch takes the size of a tensor
-    from the pickle without looking whether its entry has as many bytes. Files of another form or with other damage pass
-    here: torch.load refuses them itself.
+    torch.save stores entries uncompressed. A compressed one may unpack to any size, and torch takes the size of a
+    tensor from the pickle without checking that its entry has as many bytes. Files of another form or with other damage
+    pass here: torch.load refuses them itself.
+
+    Args:
+        path: of a .pth or .pt file.
 
     Raises:
-        UserError: with both sizes.
+        UserError: a declared size is larger than the file, or differs from the bytes of the tensor's entry.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,17 +52,18 @@ def _check(archive: zipfile.ZipFile, path: Path) -> None:
     content = io.BytesIO(archive.read(pickles[0]))
 
     def storage(saved_id: tuple[Any, ...]) -> torch.storage.TypedStorage:
-        """A storage without memory, in place of the one that the pickle asks for."""
+        """Return a storage without memory, in place of the one that the pickle refers to."""
         _, kind, key, _, count = saved_id
         dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
-        wanted, found = count * dtype.itemsize, sizes.get(key, 0)
-        if wanted != found:
+        declared_size, stored_size = count * dtype.itemsize, sizes.get(key, 0)
+        if declared_size != stored_size:
             raise UserError(
-                f"declares a tensor of {_size(wanted)} and holds {_size(found)} of it, in a file of {_size(file_size)}",
+                f"declares a tensor of {_size(declared_size)} and holds {_size(stored_size)} of it, "
+                f"in a file of {_size(file_size)}",
                 where=str(path),
                 fix=FIX,
             )
-        untyped = torch.UntypedStorage(wanted, device="meta")
+        untyped = torch.UntypedStorage(declared_size, device="meta")
         return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
     unpickler = _weights_only_unpickler.Unpickler(content, encoding="utf-8")
@@ -68,12 +72,12 @@ def _check(archive: zipfile.ZipFile, path: Path) -> None:
         unpickler.load()
     except UserError:
         raise
-    except Exception:  # what is in it besides tensors, torch.load refuses with its reason
+    except Exception:  # torch.load itself refuses objects other than tensors, and gives the reason
         return
 
 
 def _size(nbytes: int) -> str:
-    """Such as `8.8 TB`."""
+    """Return bytes as text in decimal units, such as `8.8 TB`."""
     size, unit = float(nbytes), "bytes"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
         if size < 1000:

@@ -1,4 +1,4 @@
-"""Initial weights from a local file or timm's local cache, fitted into a model; every difference is named."""
+"""Initial weights from a local file or timm's local cache, loaded into a model; every difference is reported."""
 
 import warnings
 from collections import Counter
@@ -20,20 +20,20 @@ from scalablevit.models.torch_archive import check_sizes
 from scalablevit.text import and_more
 
 _NAMED = 5
-# Norms that a pyramid puts on its maps and a classification checkpoint need not have.
+# norms that a pyramid applies to its maps, and that a classification checkpoint may lack
 _NORM_PREFIXES = ("feature_norms.", "norm.")
 
 
 @dataclass(frozen=True)
 class InitReport:
-    """What `load_initial` did.
+    """The result of `load_init_weights`.
 
     Attributes:
         source: the file or tag as the user gave it.
-        sha256: of the file that was read.
-        loaded: number of tensors taken from it.
+        sha256: of the file that was read, in hexadecimal.
+        loaded: number of tensors that were loaded.
         new: names of the model's tensors that kept their fresh values (a head of other classes, norms of a pyramid).
-        ignored: names in the file that the model has no use for.
+        ignored: names in the file that the model does not have.
     """
 
     source: str
@@ -51,7 +51,7 @@ class InitReport:
         return "\n".join(lines)
 
 
-def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> InitReport:
+def load_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> InitReport:
     """Load pretrained weights into a classifier or a pyramid.
 
     Args:
@@ -59,7 +59,8 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
         source: a .safetensors, .pth or .pt file with a flat dict of tensors, at top level or under `model` or
             `state_dict`, with any wrapper's prefix; or a timm tag such as `resnet18.a1_in1k`, whose weights are in
             timm's local cache (nothing is downloaded).
-        keep_head: False leaves the classifier new although its shape fits, for another list of as many classes.
+        keep_head: False: the classifier keeps its fresh weights even if its shape fits, for other classes of the same
+            number.
 
     Raises:
         UserError: the source cannot be read, or more than a head or a pyramid's norms is missing from it.
@@ -70,16 +71,16 @@ def load_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True
     return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
 
 
-def check_initial(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
-    """Refuse what `load_initial` refuses.
+def check_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
+    """Raise the errors of `load_init_weights` without loading.
 
     Args:
-        model: on the meta device, where it takes shapes alone.
-        source: see `load_initial`.
-        keep_head: see `load_initial`.
+        model: on the meta device: only shapes are compared.
+        source: see `load_init_weights`.
+        keep_head: see `load_init_weights`.
 
     Raises:
-        UserError: as `load_initial`.
+        UserError: as `load_init_weights`.
     """
     fitted, _, _ = fit_tensors(model, _read_source(source)[1], str(source), keep_head=keep_head)
     with warnings.catch_warnings(action="ignore"):  # torch's, of values that are not copied onto the meta device
@@ -101,7 +102,10 @@ def _read_source(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a flat dict of tensors without ever unpickling code.
+    """Return the tensors of a file by name, without unpickling code.
+
+    Args:
+        path: a .safetensors, .pth or .pt file.
 
     Raises:
         UserError: the file is damaged, declares more than it can hold, holds more than tensors, or has no flat dict
@@ -147,9 +151,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fit_tensors(
     model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, keep_head: bool = True
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """Select from `tensors` what `model` can take: (tensors under the model's names, new names, ignored names).
+    """Select the tensors that a model can load.
 
-    Shapes are compared for the classifier only, whose size follows the classes; elsewhere `load_state_dict` tells.
+    Shapes are compared for the classifier only, whose size depends on the classes; `load_state_dict` checks the others.
+
+    Args:
+        model: the model to load into.
+        tensors: by their names in the source.
+        source: file or tag, for errors.
+        keep_head: as in `load_init_weights`.
+
+    Returns:
+        Tensors under the model's names; names of the model's tensors that keep fresh values; names in the source that
+        the model does not have.
 
     Raises:
         UserError: the model needs tensors, other than a head's or a pyramid's norms, that are not there.
@@ -165,11 +179,11 @@ def fit_tensors(
     missing: list[str] = []
     for name, own_name in names.items():
         tensor = tensors.get(outer + name)
-        of_classes = name.startswith(classifiers)
-        if tensor is not None and (not of_classes or (keep_head and tensor.shape == own[own_name].shape)):
+        sized_by_classes = name.startswith(classifiers)
+        if tensor is not None and (not sized_by_classes or (keep_head and tensor.shape == own[own_name].shape)):
             fitted[own_name] = tensor
         elif name.endswith(".num_batches_tracked"):
-            continue  # old checkpoints lack this counter; it has no bearing on what BatchNorm computes
+            continue  # old checkpoints lack this counter, which BatchNorm does not compute with
         elif tensor is not None or name.startswith((*head, *_NORM_PREFIXES)):
             new.append(own_name)
         else:
@@ -192,7 +206,7 @@ def _inner_prefix(own: Mapping[str, Tensor]) -> str:
 
 
 def _outer_prefix(names: set[str], source: set[str]) -> str:
-    """The prefix that a wrapper (DDP, a pyramid, a segmentor) put before the most of the model's names."""
+    """Return the prefix that a wrapper (DDP, a pyramid, a segmentor) put before most of the model's names."""
     prefixes = Counter[str]()
     for name in source:
         parts = name.split(".")
@@ -203,14 +217,14 @@ def _outer_prefix(names: set[str], source: set[str]) -> str:
 
 
 def _classifier_prefixes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(prefixes of the layers sized by the classes, prefixes of the modules that make up the head)."""
+    """Return prefixes of the layers that are sized by the classes, and prefixes of the modules of the head."""
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return tuple(f"{layer}." for layer in layers), tuple(f"{layer.split('.')[0]}." for layer in layers)
 
 
 def cached_tag_file(tag: str) -> Path:
-    """The file in the local cache that holds the weights of a timm tag.
+    """Return the file in the local cache with the weights of a timm tag.
 
     Raises:
         UserError: no such tag, or its weights are not in the cache.
@@ -230,14 +244,14 @@ def cached_tag_file(tag: str) -> Path:
 
 
 def _read_cached_tag(tag: str) -> tuple[Path, dict[str, Tensor]]:
-    """The cached file of a timm tag, and its tensors as timm itself converts them for the tag's architecture."""
+    """Return the cached file of a timm tag, and its tensors as timm converts them for the tag's architecture."""
     path = cached_tag_file(tag)
     overlay = {"file": str(path), "custom_load": cast("PretrainedCfg", get_pretrained_cfg(tag)).custom_load}
     return path, timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
 
 def _cached_file(config: PretrainedCfg) -> Path | None:
-    """Where the hub's client or torch.hub left the file, if one of them did."""
+    """Return the file in the cache of the Hugging Face hub's client or of torch.hub; None: neither has it."""
     filenames = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
     for filename in filenames if config.hf_hub_id else ():
         cached = huggingface_hub.try_to_load_from_cache(str(config.hf_hub_id), filename)
@@ -248,7 +262,7 @@ def _cached_file(config: PretrainedCfg) -> Path | None:
 
 
 def _load(model: nn.Module, fitted: Mapping[str, Tensor], source: str) -> None:
-    """Give tensors to a model, whose own hooks may convert them."""
+    """Load tensors into a model, whose own hooks may convert them."""
     try:
         model.load_state_dict(fitted, strict=False)
     except RuntimeError as error:

@@ -87,9 +87,9 @@ def run_ablation(
 
     cluster.connect(stages, root)
     costs = {stage.name: _cost(stage) for stage in stages}
-    outcomes = [outcome(planned[each.name], costs[each.name], each) for each in chain.run_chain(whole, stages, root)]
-    print("\n" + table(outcomes), flush=True)
-    rows = [asdict(each) for each in outcomes]
+    results = [arm_result(planned[each.name], costs[each.name], each) for each in chain.run_chain(whole, stages, root)]
+    print("\n" + format_results(results), flush=True)
+    rows = [asdict(each) for each in results]
     save_rows(rows, out / "ablation.csv")
     options = {arm: ARMS[arm] for arm in arms}
     save_note({"recipe": recipe.name, "arms": options, "rows": rows, "paper": PAPER}, out / "ablation.json")
@@ -101,7 +101,7 @@ def _cost(resolved: ResolvedStage) -> "Cost":
     return task_kind(resolved.stage.task.kind).build_costs(resolved.stage, resolved.classes).count()
 
 
-def outcome(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:
+def arm_result(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:
     """An arm's stage that has finished."""
     return ArmResult(
         arm=arm.arm,
@@ -118,11 +118,11 @@ def outcome(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:
     )
 
 
-def table(outcomes: Sequence[ArmResult]) -> str:
+def format_results(results: Sequence[ArmResult]) -> str:
     """A line for each arm: parameters, FLOPs and best metrics of each stage."""
-    arms = list(dict.fromkeys(each.arm for each in outcomes))
-    stages = list(dict.fromkeys(each.stage for each in outcomes))
-    of = {(arm, stage): [each for each in outcomes if (each.arm, each.stage) == (arm, stage)]
+    arms = list(dict.fromkeys(each.arm for each in results))
+    stages = list(dict.fromkeys(each.stage for each in results))
+    of = {(arm, stage): [each for each in results if (each.arm, each.stage) == (arm, stage)]
           for arm in arms for stage in stages}  # fmt: skip
     heading = ["arm"]
     for stage in stages:

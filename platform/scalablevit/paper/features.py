@@ -13,7 +13,7 @@ from scalablevit.paper.feature_maps import (
     save_features,
     stage_ends,
 )
-from scalablevit.paper.loaded_models import Subject, differences, load_subjects, pictures, seen
+from scalablevit.paper.loaded_models import Subject, load_images, load_subjects, preprocess, recipe_differences
 from scalablevit.paper.saving import save_note
 
 
@@ -33,17 +33,17 @@ def draw_features(
     Raises:
         UserError: a model, an image or a block is not there.
     """
-    found = pictures(images)
+    found = load_images(images)
     subjects = load_subjects(models, overrides, root)
     blocks = list(blocks) or stage_ends(subjects[0].backbone)
     for subject in subjects:
         _check_blocks(subject, blocks)
-    differ = differences(subjects)
+    differ = recipe_differences(subjects)
     _say(differ, subjects)
     rows = []
     for picture in found.values():
         for subject in subjects:
-            image, normalised = seen(subject, picture)
+            image, normalised = preprocess(subject, picture)
             chosen = [blocks_of(subject.backbone)[number - 1] for number in blocks]
             outputs = [contrast(answer[0]) for _, answer in capture_features(subject.backbone, chosen, normalised)]
             titles = [

@@ -13,8 +13,8 @@ from scalablevit.models.attention import WindowAttention
 from scalablevit.models.receptive_field import ReceptiveField, receptive_field
 from scalablevit.models.scalablevit import ScalableViT
 from scalablevit.paper.feature_maps import attention_name, blocks_of, capture_features
-from scalablevit.paper.field_plot import said, save_fields
-from scalablevit.paper.loaded_models import Picture, Subject, load_subjects, pictures, seen
+from scalablevit.paper.field_plot import describe_field, save_fields
+from scalablevit.paper.loaded_models import Image, Subject, load_images, load_subjects, preprocess
 from scalablevit.paper.saving import save_note, save_rows
 from scalablevit.tasks.registry import build_task
 
@@ -38,14 +38,14 @@ def draw_field(
     Raises:
         UserError: a model or an image is not there, the block has no windows, or its map too few of them.
     """
-    found = pictures(images)
+    found = load_images(images)
     subjects = load_subjects(models, overrides, root) if models else _fresh(overrides)
     fields = {}
     for subject in subjects:
         layer = _layer(subject, block)
         name = f"{attention_name(layer)}, block {block} of\n{subject.name}"
         fields[name] = _measure(subject, layer, list(found.values()))
-        print(f"  {name}: {said(fields[name])}".replace("\n", " "), flush=True)
+        print(f"  {name}: {describe_field(fields[name])}".replace("\n", " "), flush=True)
     save_fields(fields, out / "field.png")
     rows = [_record(name, field) for name, field in fields.items()]
     save_rows(rows, out / "field.csv")
@@ -77,8 +77,8 @@ def _layer(subject: Subject, block: int) -> WindowAttention:
     return windowed[block]
 
 
-def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Picture]) -> ReceptiveField:
-    given = [capture_features(subject.backbone, [layer], seen(subject, picture)[1])[0][0] for picture in shown]
+def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Image]) -> ReceptiveField:
+    given = [capture_features(subject.backbone, [layer], preprocess(subject, picture)[1])[0][0] for picture in shown]
     if len({tokens.shape for tokens in given}) > 1:
         raise UserError("the images come to different sizes, whose maps cannot be averaged", where="--images",
                         fix="give images of one size")  # fmt: skip

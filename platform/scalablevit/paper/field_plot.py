@@ -29,7 +29,7 @@ def save_fields(fields: Mapping[str, ReceptiveField], file: Path) -> None:
     figure = Figure(figsize=(CELL * len(fields) + 1.2, 2 * CELL + 1.2), layout="constrained")
     axes = figure.subplots(2, len(fields), squeeze=False)
     for column, (name, field) in enumerate(fields.items()):
-        axes[0, column].set_title(f"{name}\n{said(field)}", fontsize="medium")
+        axes[0, column].set_title(f"{name}\n{describe_field(field)}", fontsize="medium")
         _draw(axes[0, column], field, field.energy.mean(dim=(0, 1)))
         _draw(axes[1, column], field, field.energy[0, 0])
         axes[1, column].plot(field.left, field.top, "x", color="red", markersize=7)
@@ -43,7 +43,7 @@ def save_fields(fields: Mapping[str, ReceptiveField], file: Path) -> None:
     save(figure, file)
 
 
-def said(field: ReceptiveField) -> str:
+def describe_field(field: ReceptiveField) -> str:
     """The figures of a field in words."""
     low, high = field.reached()
     height, width = field.energy.shape[2:]

@@ -15,7 +15,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.data.decoding import BadSample, read_image
 from scalablevit.data.mixing import normalize
-from scalablevit.data.shapes import scene
+from scalablevit.data.shapes import draw_scene
 from scalablevit.data.sources.files import list_images
 from scalablevit.data.transforms import eval_transform
 from scalablevit.models.scalablevit import ScalableViT
@@ -28,7 +28,7 @@ IMAGES = 4
 SCENE_SIDE = 256
 """Pixels of the built-in pictures, which are then resized as any other."""
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _load(name: str, overrides: Sequence[str], root: Path) -> Subject:
     return Subject(name, stage, backbone)
 
 
-def pictures(folder: Path | None) -> dict[str, Picture]:
+def load_images(folder: Path | None) -> dict[str, Image]:
     """The first images of a folder, or scenes of the built-in shapes, uint8 (h, w, 3) by name.
 
     Raises:
@@ -71,7 +71,7 @@ def pictures(folder: Path | None) -> dict[str, Picture]:
     """
     if folder is None:
         print(f"  images  {IMAGES} scenes of the built-in shapes")
-        return {f"scene {number}": scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
+        return {f"scene {number}": draw_scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
     folder = folder.expanduser()
     names, _ = list_images(folder)
     print(f"  images  {', '.join(names[:IMAGES])}: {min(IMAGES, len(names))} of {len(names)}", flush=True)
@@ -81,14 +81,14 @@ def pictures(folder: Path | None) -> dict[str, Picture]:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
 
 
-def seen(subject: Subject, picture: Picture) -> tuple[Picture, Tensor]:
+def preprocess(subject: Subject, picture: Image) -> tuple[Image, Tensor]:
     """A picture resized and cropped as in the model's evaluation, and normalised: (h, w, 3) and (1, 3, h, w)."""
     data = subject.stage.data
-    image: Picture = eval_transform(data)(image=picture)["image"]
+    image: Image = eval_transform(data)(image=picture)["image"]
     return image, normalize(torch.from_numpy(image)[None], data.mean, data.std)
 
 
-def differences(subjects: Sequence[Subject]) -> dict[str, list[str]]:
+def recipe_differences(subjects: Sequence[Subject]) -> dict[str, list[str]]:
     """Keys of the recipes that make the models' runs different ones, with each model's value as text."""
     recipes = [flat(hashed_part(subject.stage)) for subject in subjects]
     keys = sorted({key for recipe in recipes for key in recipe})

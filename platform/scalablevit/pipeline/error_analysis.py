@@ -113,7 +113,7 @@ def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
 def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_Seen]:
     found = []
     for place, score in enumerate(scores):
-        truth = drawing.truth_of(batch, place)
+        truth = drawing.ground_truth_of(batch, place)
         image = batch.image[place].numpy().copy()  # else the whole batch would stay
         found.append(_Seen(score, image, truth, drawing.prediction_of(predictions[place], truth)))
     return found
@@ -121,16 +121,16 @@ def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleS
 
 def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
-    picture = f"{seen.score.number}.jpg"
+    picture = f"{seen.score.index}.jpg"
     if not (folder / picture).exists():
         image = np.divide(seen.image, 255, dtype=np.float32)
         save_pair(stage.task.kind, image, seen.truth, seen.prediction, folder / picture)
     classes_in = task_kind(stage.task.kind).drawing().classes_in
     numbers = sorted({number for each in (seen.truth, seen.prediction) for number in classes_in(each)})
     return Case(
-        file=_name(source[seen.score.number]),
+        file=_name(source[seen.score.index]),
         picture=picture,
-        words=seen.score.words,
+        words=seen.score.summary,
         error=seen.score.error,
         classes={task.classes[number]: class_hex(number) for number in numbers},
         outcome=seen.score.outcome,

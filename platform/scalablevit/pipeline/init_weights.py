@@ -77,14 +77,14 @@ def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, .
     """
     import torch
 
-    from scalablevit.models.weights import check_initial
+    from scalablevit.models.weights import check_init_weights
     from scalablevit.tasks.registry import build_task
 
     task = build_task(stage, classes)
     with torch.device("meta"):
         backbone = task.backbone(task.build_model())
     try:
-        check_initial(backbone, initial.location, keep_head=initial.keep_head(classes))
+        check_init_weights(backbone, initial.location, keep_head=initial.keep_head(classes))
     except UserError as error:
         error.where = f"model.init ({stage.model.init}: {error.where})"
         raise

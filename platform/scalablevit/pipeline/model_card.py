@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import is_default_tracking
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.inspection.statistics_table import table
+from scalablevit.inspection.statistics_table import statistics_rows
 from scalablevit.pipeline.plan_summary import starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.report.findings import load_findings
@@ -114,7 +114,7 @@ def _data(resolved: ResolvedStage, classes: int) -> str:
         names = ", ".join(_plain(name) for name in resolved.classes[:classes])
         return "\n\n".join([*lines, f"Classes: {names}{' ...' if len(resolved.classes) > classes else ''}"])
     # names of files are the data's owner's
-    rows = [row for row in table(resolved.statistics, classes) if not row[0].startswith("left out")]
+    rows = [row for row in statistics_rows(resolved.statistics, classes) if not row[0].startswith("left out")]
     return "\n\n".join([*lines, _markdown_table(rows)])
 
 

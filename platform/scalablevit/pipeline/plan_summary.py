@@ -8,7 +8,7 @@ from pathlib import Path
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.schedule import largest_rate
-from scalablevit.inspection.statistics_table import table, unknown_text
+from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
@@ -47,7 +47,9 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     for resolved, own in zip(stages, facts, strict=True):
         _print_facts(f"stage {resolved.name}", {name: fact for name, fact in own.items() if name not in shared})
         if resolved.statistics is not None:
-            heading, _, *rows = table(resolved.statistics, SHORT)  # without the images, which the data's fact counts
+            heading, _, *rows = statistics_rows(
+                resolved.statistics, SHORT
+            )  # without the images, which the data's fact counts
             for line in format_table([("statistics", *heading[1:]), *rows], rule=False).splitlines():
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:

@@ -24,7 +24,7 @@ from scalablevit.data.coco import SIZES
 from scalablevit.data.contents import ContentCache
 from scalablevit.data.shapes import write_shapes
 from scalablevit.data.sources.base import Source
-from scalablevit.data.sources.files import left_out
+from scalablevit.data.sources.files import describe_skipped
 from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split, image_notes, raise_if_fatal
 from scalablevit.inspection.inspect_data import Inspection, inspect_data, inspect_validation
@@ -313,7 +313,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
     check_uri(tracking_uri(stage.tracking.uri, root))
     if stage.data.shapes is not None:
         write_shapes(stage.data.shapes, root / Path(stage.data.root).expanduser())
-    cache = ContentCache.below(root)
+    cache = ContentCache.in_root(root)
     source = open_source(stage.data, "val", root, classes)
     source.read_contents(cache, "data.val")
     threads = min(16, 4 * (os.cpu_count() or 1))
@@ -376,7 +376,7 @@ def _in_stage(name: str, error: UserError) -> UserError:
 def unused_data(resolved: ResolvedStage) -> str:
     """Return what of the data is not used, and what was changed in it, to end a sentence; empty where nothing is."""
     unreadable = f", {resolved.unreadable} unreadable" * bool(resolved.unreadable)
-    ignored = f", {left_out(resolved.ignored)}" if resolved.ignored else ""
+    ignored = f", {describe_skipped(resolved.ignored)}" if resolved.ignored else ""
     return unreadable + ignored + "".join(f"; {note}" for note in resolved.notes)
 
 

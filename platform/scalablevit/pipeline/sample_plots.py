@@ -75,7 +75,7 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
     drawing = task_kind(stage.task.kind).drawing()
     for number in range(batch.samples):
         image = batch.image[number].numpy().astype(np.float32) / 255
-        truth = drawing.truth_of(batch, number)
+        truth = drawing.ground_truth_of(batch, number)
         prediction = drawing.prediction_of(predictions[number], truth)
         for place, shown, what in zip(places[number], (truth, prediction), ("truth", "prediction"), strict=True):
             place.set_title(plain(what + drawing.caption(shown, task.classes)), fontsize="small")
@@ -91,7 +91,7 @@ def save_pair(kind: str, image: Image, truth: Any, prediction: Any, file: Path) 
     Args:
         kind: of the task.
         image: as the network sees it.
-        truth, prediction: of `truth_of` and `prediction_of` of the kind's drawing.
+        truth, prediction: of `ground_truth_of` and `prediction_of` of the kind's drawing.
         file: a picture in the format that its suffix names.
     """
     drawing = task_kind(kind).drawing()

@@ -17,7 +17,7 @@ from scalablevit.config.stored import stored_stage
 from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.inspection.statistics import DataStatistics
-from scalablevit.inspection.statistics_table import table
+from scalablevit.inspection.statistics_table import statistics_rows
 from scalablevit.report.findings import load_findings
 from scalablevit.report.overview import NextStep, Overview, WorkTime, machine, overview, steps_of_stages, work_time
 from scalablevit.report.page import Page, Part, Search, Stage, UnreadStage
@@ -171,7 +171,7 @@ def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
         statistics = DataStatistics.from_json((local / STATISTICS).read_bytes())
     except (OSError, ValueError):  # a run of an earlier version, or a damaged file: the page is worth more
         return ()
-    return tuple(table(statistics))
+    return tuple(statistics_rows(statistics))
 
 
 def _recorded(local: Path) -> dict[str, str]:

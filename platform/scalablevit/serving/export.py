@@ -23,7 +23,7 @@ from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
 from scalablevit.serving.network import Trained
 from scalablevit.serving.preprocessing import Preprocessing, finish_graph
-from scalablevit.tasks.export import FromPixels, Part, Size, flat
+from scalablevit.tasks.export import FromPixels, Part, Size, flatten_outputs
 from scalablevit.tasks.registry import task_kind
 
 TOLERANCE = 1e-3
@@ -162,7 +162,9 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     pairs = [(part.inputs, part.expected), *part.others]
     with _refuse_export(f"{archive.name} of {whose} is not for {kind}"):
         program_again = torch.export.load(archive).module()
-        by_program = [_largest_difference(flat(program_again(inputs)), expected) for inputs, expected in pairs]
+        by_program = [
+            _largest_difference(flatten_outputs(program_again(inputs)), expected) for inputs, expected in pairs
+        ]
     with _refuse_export(f"{graph.name} of {whose} is not for {kind}"):
         by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
     largest = max(float(each.abs().max()) for _, expected in pairs for each in expected)

@@ -30,9 +30,9 @@ def paired_gain(candidate: SampleStatistics, champion: SampleStatistics, resampl
     Raises:
         ValueError: the statistics are of different images.
     """
-    if candidate.numbers != champion.numbers:
+    if candidate.indices != champion.indices:
         raise ValueError("candidate and champion were scored on different images")
-    images = len(candidate.numbers)
+    images = len(candidate.indices)
     everything = np.arange(images)
     draws = np.random.default_rng(SEED)
     gains = np.empty(resamples)
@@ -46,7 +46,7 @@ def paired_gain(candidate: SampleStatistics, champion: SampleStatistics, resampl
 
 def metric_of(score: Score) -> float:
     """The metric on all images."""
-    return score.per_sample.metric(np.arange(len(score.per_sample.numbers)))
+    return score.per_sample.metric(np.arange(len(score.per_sample.indices)))
 
 
 def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float) -> list[str]:

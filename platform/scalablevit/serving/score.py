@@ -66,7 +66,7 @@ def score(
     source = open_stored(stage.data, "val", Path(root), listing).with_classes(classes)
     per_sample = task_kind(stage.task.kind).build_sample_statistics(metric, classes)
     bad = _add_all(trained, source, per_sample)
-    latency, busy = _latency_ms(trained, source, latency_threads) if per_sample.numbers else (math.nan, "")
+    latency, busy = _latency_ms(trained, source, latency_threads) if per_sample.indices else (math.nan, "")
     return Score(per_sample, bad, latency, _measured_on(trained.device, latency_threads), busy)
 
 

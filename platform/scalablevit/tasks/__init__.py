@@ -1,1 +1,1 @@
-"""What is trained: model, data set, loss and metric of each task."""
+"""The kinds of task: model, loss, metric, prediction, error analysis and export of each."""

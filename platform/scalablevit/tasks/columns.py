@@ -1,4 +1,4 @@
-"""The types of an answer's values, in the words of MLflow's signatures."""
+"""Types of a served prediction's columns, in the terms of MLflow's model signatures."""
 
 from typing import NotRequired, TypedDict
 
@@ -7,17 +7,17 @@ class ColumnType(TypedDict):
     """The type of a value."""
 
     type: str
-    """`string`, `double`, `long`, `binary`, or `array`, `map` and `object`, whose parts are below."""
+    """`string`, `double`, `long`, `binary`, `array` (see `items`), `map` (`values`) or `object` (`properties`)."""
     items: NotRequired["ColumnType"]
-    """Of each entry of an array."""
+    """Type of each entry of an array."""
     values: NotRequired["ColumnType"]
-    """Of each value of a map, whose keys are strings."""
+    """Type of each value of a map, whose keys are strings."""
     properties: NotRequired[dict[str, "ColumnType"]]
-    """Of each field of an object."""
+    """Type of each field of an object."""
 
 
 def array_of(items: ColumnType) -> ColumnType:
-    """Return the type of a list."""
+    """Return the type of an array of `items`."""
     return {"type": "array", "items": items}
 
 

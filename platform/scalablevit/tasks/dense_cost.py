@@ -23,8 +23,15 @@ PAPER_DETECTION = {
 }
 
 
-def dense_cost_beside_paper(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
-    """One line with the cost of a head on a backbone for images of `size`, next to the paper's where it has them."""
+def describe_dense_cost(head: str, name: str, cost: Cost, size: tuple[int, int]) -> str:
+    """Return one line with the cost of a head on a backbone, and the paper's values where the paper has them.
+
+    Args:
+        head: the recipe's `task.head`.
+        name: timm's name of the backbone.
+        cost: of one image.
+        size: height and width of that image, pixels.
+    """
     line = (
         f"{name} with {head} at {size[0]}x{size[1]}: {cost.parameters / 1e6:.2f} M parameters, "
         f"{giga(cost.macs)} GFLOPs as the paper counts, {giga(cost.macs_with_attention)} G with attention"

@@ -1,4 +1,4 @@
-"""How images of a kind of task are drawn, with what they show."""
+"""How images of a kind of task are drawn, with ground truth or predictions."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,35 +10,55 @@ from scalablevit.viz.samples import Image
 
 
 class Drawing(Protocol):
-    """Of a kind of task. What an image shows, as truth or as predicted, has a type of the kind's own."""
+    """Draws images of one kind of task with annotations.
+
+    An annotation is ground truth or a prediction: a class, a label map or objects, in a type of the kind's own.
+    """
 
     def draw_training_image(
-        self, axes: Axes, image: Image, batch: BatchOfTask, number: int, classes: Sequence[str]
+        self, axes: Axes, image: Image, batch: BatchOfTask, index: int, classes: Sequence[str]
     ) -> None:
-        """Draw an image as training sees it.
+        """Draw an image as training sees it, with its annotation.
 
         Args:
             axes: without frame.
-            image: (height, width, 3) from 0 to 1.
+            image: RGB (height, width, 3), from 0 to 1.
             batch: prepared for training.
-            number: of the image in the batch.
+            index: position of the image in the batch.
             classes: names of all classes.
         """
 
-    def truth_of(self, batch: BatchOfTask, number: int) -> Any:
-        """Return what a validation sample shows."""
+    def ground_truth_of(self, batch: BatchOfTask, index: int) -> Any:
+        """Return the annotation of a validation sample.
 
-    def prediction_of(self, prediction: Any, truth: Any) -> Any:
-        """Return what a task predicts of one image, in the form of its truth."""
+        Args:
+            batch: as `collate` returns it.
+            index: position of the sample in the batch.
+        """
 
-    def size(self, image: Image, shown: Any) -> tuple[int, int]:
-        """Return height and width of an image as it is drawn with what it shows."""
+    def prediction_of(self, prediction: Any, ground_truth: Any) -> Any:
+        """Return the prediction for one image as an annotation.
 
-    def caption(self, shown: Any, classes: Sequence[str]) -> str:
-        """Return what is written above an image after `truth` or `prediction`."""
+        Args:
+            prediction: that image's entry of what `Task.predict` returns.
+            ground_truth: the image's own annotation, of `ground_truth_of`.
+        """
 
-    def draw(self, axes: Axes, image: Image, shown: Any, classes: Sequence[str] = ()) -> None:
-        """Draw an image with what it shows, in the size that this is given in; without `classes` no names."""
+    def size(self, image: Image, annotation: Any) -> tuple[int, int]:
+        """Return height and width, in pixels, in which an image is drawn with its annotation."""
 
-    def classes_in(self, shown: Any) -> list[int]:
-        """Return the classes that a picture has colours of."""
+    def caption(self, annotation: Any, classes: Sequence[str]) -> str:
+        """Return the text above an image that follows the word `truth` or `prediction`."""
+
+    def draw(self, axes: Axes, image: Image, annotation: Any, classes: Sequence[str] = ()) -> None:
+        """Draw an image with its annotation, in the coordinates of `size`.
+
+        Args:
+            axes: to draw on.
+            image: RGB (height, width, 3), from 0 to 1, perhaps smaller than `size`.
+            annotation: of `ground_truth_of` or `prediction_of`.
+            classes: names of all classes; empty: nothing is named.
+        """
+
+    def classes_in(self, annotation: Any) -> list[int]:
+        """Return the class indices whose colours a drawing with this annotation has."""

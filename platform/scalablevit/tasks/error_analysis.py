@@ -7,45 +7,45 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 from scalablevit.data.batch import BatchOfTask
 
 Outcome: TypeAlias = Literal["right", "partly", "wrong"]
-"""What a prediction is as a whole; `TaskInfo.right_means` says it in words."""
+"""Verdict on a prediction as a whole; `TaskInfo.right_means` defines it for each kind of task."""
 
 
 @dataclass(frozen=True)
 class SampleScore:
     """How wrong the prediction for one image is."""
 
-    number: int
-    """In its source."""
+    index: int
+    """Index of the image in its source."""
     error: float
-    """The larger, the worse."""
-    words: str
+    """0 where nothing is wrong; the larger, the worse."""
+    summary: str
     """What is right and wrong, for people to read."""
     outcome: Outcome | None = None
-    """None: not said, and then the report has no mark for it."""
+    """None: no verdict, and the report marks nothing."""
 
 
 class ErrorDetails(TypedDict, total=False):
-    """What all images together show, each kind of task what it has; plain values, since it is kept as JSON."""
+    """Errors over all images, as plain values for JSON. Each kind of task fills the keys that apply to it."""
 
     confusions: list[list[int]]
-    """[label, answer, count] by class numbers, those that occur."""
+    """[label, prediction, count] by class indices, pairs that occur; images or pixels are counted."""
     precision: dict[str, list[float]]
-    """By class name, precisions at recalls 0, 0.01, ... 1."""
+    """By class name, 101 precisions at recalls 0, 0.01, ... 1."""
 
 
 class ErrorAnalysis(Protocol):
     """The errors of one model, image by image."""
 
     measure: str
-    """How the worst are ranked, in words."""
+    """How the worst images are ranked, for people to read."""
 
     def update(self, predictions: Any, batch: BatchOfTask) -> list[SampleScore]:
         """Add one batch, as to the task's metric; return a score for each image, in the batch's order."""
 
     def details(self) -> ErrorDetails:
-        """Return what all images together show."""
+        """Return the errors over all images that were added."""
 
 
-def triples(pairs: Counter[tuple[int, int]]) -> list[list[int]]:
-    """Return [label, answer, count] by class numbers, sorted, of the pairs that occur."""
-    return [[label, answer, count] for (label, answer), count in sorted(pairs.items())]
+def confusion_triples(pairs: Counter[tuple[int, int]]) -> list[list[int]]:
+    """Return [label, prediction, count] by class indices, sorted, of the pairs (label, prediction) that occur."""
+    return [[label, predicted, count] for (label, predicted), count in sorted(pairs.items())]

@@ -17,27 +17,29 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the network that is exported by itself."""
+    """A piece of the network that is exported as a model of its own."""
 
     name: str
     module: nn.Module
     inputs: Tensor
-    """Real ones, at least two along the first dimension, which is left open; the others are fixed, or see `others`."""
+    """Example inputs (N, ...), N at least 2. N is a dynamic dimension of the export; the others are static unless
+    `others` has entries."""
     input_name: str
     outputs: tuple[str, ...]
+    """Names of the outputs."""
     expected: list[Tensor]
-    """The outputs by way of the task's own normalization."""
+    """The outputs for `inputs`, computed with the task's own normalization."""
     others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
-    """Inputs of other heights, widths and counts with their outputs. If there are some, height and width are open."""
+    """Inputs of other counts, heights and widths with their outputs. If there are any, height and width are dynamic."""
 
 
 class FromPixels(nn.Module):
-    """A network behind its normalization: takes RGB pixels, float32 (N, 3, H, W) from 0 to 255.
+    """A network preceded by its normalization: takes RGB pixels, float32 (N, 3, H, W), 0 to 255.
 
     Args:
-        network: takes normalized images.
-        data: the recipe's data section, for mean and deviation.
-        finish: applied to the network's outputs and the pixels.
+        network: takes normalized images (N, 3, H, W).
+        data: the recipe's data section, for mean and standard deviation.
+        finish: called with the network's outputs and the pixels; makes the module's outputs.
     """
 
     mean: Tensor
@@ -51,25 +53,28 @@ class FromPixels(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(data.std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Any:
-        """Pixels (N, 3, H, W) to the outputs."""
+        """Return the outputs for pixels (N, 3, H, W)."""
         return self.finish(self.network((pixels - self.mean) / self.std), pixels)
 
 
-def unchanged(outputs: Any, _pixels: Tensor) -> Any:
-    """Return the outputs as they are."""
+def keep_outputs(outputs: Any, _pixels: Tensor) -> Any:
+    """Return the network's outputs unchanged."""
     return outputs
 
 
 class Selection(nn.Module):
-    """Takes the first part's outputs for one image, and the image's size; gives boxes, scores and labels."""
+    """Selects detections from the first part's outputs for one image, given the image's size.
+
+    Its outputs are boxes, scores and labels, and masks where `two_stages` is true.
+    """
 
     first: int
-    """Number of the first class in the network's own labels."""
+    """Label that the network itself gives to the first class: 1 where 0 is the background, else 0."""
     two_stages: bool
-    """Whether there are masks too."""
+    """Whether the detector has two stages and gives masks."""
 
     def tracing(self) -> AbstractContextManager[None]:
-        """Return what has to be entered while it is traced."""
+        """Return the context manager to enter while this module is traced."""
         return nullcontext()
 
 
@@ -78,17 +83,18 @@ class Export:
     """How the networks of a kind of task are exported."""
 
     usual_size: Callable[[Stage], Size]
-    """Height and width of a stage's images."""
-    finish: Callable[[Any, Tensor], Any] = unchanged
-    """Makes the exported outputs from the network's and from the pixels (N, 3, H, W) that it got."""
+    """Returns height and width of a stage's images, in pixels."""
+    finish: Callable[[Any, Tensor], Any] = keep_outputs
+    """Makes the exported outputs from the network's outputs and its input pixels (N, 3, H, W)."""
     parts: Callable[[nn.Module, Data, Tensor, Tensor], list[Part]] | None = None
-    """Makes the parts, of one size only, from network, data section, pixels (N, 3, H, W) and the same normalized; None:
-    the network is exported as a whole."""
+    """Makes the parts, for images of one size only, from network, data section, pixels (N, 3, H, W) and the same images
+    normalized; None: the network is exported as a whole."""
     selection: Callable[[nn.Module, Size, Stage], Selection] | None = None
-    """Makes the module that selects detections from the first part's outputs, in evaluation mode; None: nothing is
-    selected."""
+    """Makes the module, in eval mode, that selects detections from the first part's outputs; None: there is none."""
 
 
-def flat(outputs: Any) -> list[Tensor]:
+def flatten_outputs(outputs: Any) -> list[Tensor]:
     """Return the tensors of nested outputs in their order."""
-    return [outputs] if isinstance(outputs, Tensor) else [each for part in outputs for each in flat(part)]
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for part in outputs for tensor in flatten_outputs(part)]

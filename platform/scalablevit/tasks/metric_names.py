@@ -1,18 +1,18 @@
-"""Names of metrics that belong to a class."""
+"""Names of per-class metrics."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
 LONGEST = 200
-"""Characters of a class in a metric's name; MLflow takes 250 for the whole name."""
+"""Most characters of a class in a metric's name; MLflow takes 250 for the whole name."""
 
 
 def class_metric_names(metric: str, classes: Sequence[str]) -> list[str]:
-    """Return `<metric>/<class>` for each class, no two alike.
+    """Return `<metric>/<class>` for each class, all different.
 
     Letters and digits of every script, `_ - . :` and spaces stay; other characters, which MLflow refuses, and `/`,
-    which separates metric and class, become `_`. Names that are alike after that are numbered: `a_b`, `a_b_2`.
+    which separates metric and class, become `_`. Names that are equal after that are numbered: `a_b`, `a_b_2`.
     """
     plain = [_plain(name) for name in classes]
     # a class whose name stays as it is keeps it, whatever others become

@@ -1,4 +1,4 @@
-"""What batch prediction leaves in its folder: tables and pictures."""
+"""Files that batch prediction writes: tables and pictures."""
 
 import csv
 import errno
@@ -14,46 +14,56 @@ from scalablevit.data.sources.files import stem
 
 MASKS, OVERLAYS = "masks", "overlays"
 Answer = dict[str, Any]
-"""Of the task's `answer`; without bytes once its pictures are written."""
+"""A prediction as plain values, as a server returns it: what a prediction's `answer()` gives. `write_pictures` takes
+bytes out of it, so that the rest can be JSON."""
 
 
 class Output(Protocol):
-    """Pictures are written where the image is answered, tables where the answers come together.
+    """Writes predictions to a folder: pictures in the processes that predict, tables in the one that collects.
 
-    Used as a context manager, it opens its tables; they are complete when it is left.
+    Enter it as a context manager to open its tables; they are complete after the exit.
     """
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Write what is drawn of an image uint8 (height, width, 3); gives the answer's plain values.
+        """Write an image's pictures, and return the answer without bytes.
 
-        `name` is that of its pictures, without a suffix.
+        Args:
+            name: of the pictures, as `picture_names` gives it, without a suffix.
+            image: uint8 (height, width, 3), RGB.
+            answer: the prediction for the image.
         """
 
     def __enter__(self) -> Self:
         """Open the tables."""
 
     def add(self, name: str, answer: Answer) -> None:
-        """Add an image's line or lines."""
+        """Add the row or rows of an image to the tables.
+
+        Args:
+            name: of the image's file.
+            answer: as `write_pictures` returned it.
+        """
 
     def __exit__(self, *error: object) -> None:
-        """End the tables."""
+        """Complete and close the tables."""
 
 
 @runtime_checkable
 class ScoredOutput(Protocol):
-    """An output that draws only what has a score of `shown_score` or more."""
+    """An output that draws only detections with a score of `shown_score` or more."""
 
     shown_score: float
+    """0 to 1."""
 
 
 def draw(output: Output, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-    """`output.write_pictures`; a name too long for a picture's makes a bad image.
+    """Call `output.write_pictures`; return {"bad": reason} where the name is too long for a file.
 
     Args:
         output: of the task.
         name: of the pictures, as `picture_names` gives it.
-        image: uint8 (height, width, 3).
-        answer: to the image.
+        image: uint8 (height, width, 3), RGB.
+        answer: the prediction for the image.
     """
     try:
         return output.write_pictures(name, image, answer)
@@ -64,28 +74,33 @@ def draw(output: Output, name: str, image: NDArray[np.uint8], answer: Answer) ->
 
 
 def picture_names(names: Sequence[str]) -> dict[str, str]:
-    """Return what the pictures of each image are called, without a suffix: `sub/X` of `sub/X.jpg`.
+    """Return the name of each image's pictures, without a suffix: `sub/X` for `sub/X.jpg`.
 
-    Of images that differ in their suffixes alone the first one has that name, and the others are numbered: `X_2`.
+    Where images differ in their suffixes alone, the first one has that name, and the others are numbered: `X_2`.
 
     Args:
-        names: of the images' files.
+        names: relative names of the images' files.
     """
     plain = {stem(name) for name in names}
     chosen: dict[str, str] = {}
     used: set[str] = set()
     for name in names:
-        found, number = stem(name), 1
-        while found in used or (number > 1 and found in plain):
+        candidate, number = stem(name), 1
+        while candidate in used or (number > 1 and candidate in plain):
             number += 1
-            found = f"{stem(name)}_{number}"
-        used.add(found)
-        chosen[name] = found
+            candidate = f"{stem(name)}_{number}"
+        used.add(candidate)
+        chosen[name] = candidate
     return chosen
 
 
 class Table:
-    """An output with one CSV file in the folder."""
+    """Base of outputs with one CSV file, `name`, in the folder.
+
+    Args:
+        classes: names, in the order of the network's outputs.
+        folder: exists.
+    """
 
     name: str
     header: tuple[str, ...]
@@ -105,12 +120,12 @@ class Table:
             self._file.close()
 
     def write(self, *values: Any) -> None:
-        """Write a line."""
+        """Write a row."""
         csv.writer(self._file, lineterminator="\n").writerow(values)  # type: ignore[arg-type]  # open by now
 
 
-def place(folder: Path, kind: str, name: str, suffix: str) -> Path:
-    """Return `<kind>/<name><suffix>` with its folder made."""
+def picture_path(folder: Path, kind: str, name: str, suffix: str) -> Path:
+    """Return the path `<folder>/<kind>/<name><suffix>`, and create its folder."""
     path = folder / kind / f"{name}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,4 +1,4 @@
-"""What a trained model says of one image, by the kind of task: arrays for Python, plain values for tables and JSON."""
+"""A trained model's prediction for one image, by the kind of task: arrays for Python, plain values for JSON."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,26 +14,26 @@ if TYPE_CHECKING:  # it loads COCO's library, and workers pay for imports
     from scalablevit.data.instances import RunLengths
 
 ANSWERED_CLASSES = 5
-"""Classes that a served model names, most probable first."""
+"""Most classes in a classifier's `answer()`, most probable first."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassificationPrediction:
-    """How probable each class is."""
+    """The probability of each class."""
 
     classes: tuple[str, ...]
     """Names, in the order of the network's outputs."""
     probabilities: NDArray[np.float32]
-    """(classes,), their sum is 1."""
+    """(classes,), 0 to 1; their sum is 1."""
 
     @property
     def label(self) -> str:
-        """Name of the most probable class."""
+        """Return the name of the most probable class."""
         return next(iter(self.top(1)))
 
     @property
     def probability(self) -> float:
-        """Of the most probable class."""
+        """Return the probability of the most probable class, 0 to 1."""
         return next(iter(self.top(1).values()))
 
     def top(self, count: int) -> dict[str, float]:
@@ -43,7 +43,12 @@ class ClassificationPrediction:
         return {self.classes[i]: p for i, p in zip(indices.tolist(), values.tolist(), strict=True)}
 
     def answer(self) -> Answer:
-        """Return `class`, `probability`, and `probabilities` of the most probable classes by name."""
+        """Return plain values.
+
+        Returns:
+            `class`: name of the most probable class; `probability`: its probability; `probabilities`: those of the
+            `ANSWERED_CLASSES` most probable classes by name.
+        """
         top = self.top(ANSWERED_CLASSES)
         best = next(iter(top))
         return {"class": best, "probability": top[best], "probabilities": top}
@@ -54,24 +59,25 @@ class SegmentationPrediction:
     """The class of each pixel."""
 
     classes: tuple[str, ...]
-    """Names, by class number from 0."""
+    """Names, by class index from 0."""
     mask: NDArray[np.uint8]
-    """Class numbers (height, width), at the size of the image as given."""
+    """Class indices (height, width), at the size of the given image."""
 
     @property
     def shares(self) -> dict[str, float]:
-        """Fraction of the pixels of each class that occurs, by name, largest first."""
+        """Return the fraction of the pixels, 0 to 1, of each class that occurs, by name, largest first."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
-        order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
-        return {self.classes[number]: int(counts[number]) / self.mask.size for number in order}
+        order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+        return {self.classes[index]: int(counts[index]) / self.mask.size for index in order}
 
     def answer(self) -> Answer:
         """Return plain values.
 
         Returns:
-            `mask_png`: bytes of an 8-bit greyscale PNG of the image's size, each pixel the number of its class in the
-            recipe's list, from 0; `classes`: names of the classes that occur, largest first; `shares`: the fraction of
-            the pixels of each, in the same order (in pandas, `answers.explode(["classes", "shares"])` is a tidy table).
+            `mask_png`: bytes of an 8-bit greyscale PNG of the image's size, each pixel the index of its class in
+            `classes` of this prediction, from 0; `classes`: names of the classes that occur, largest first; `shares`:
+            the fraction of the pixels of each, in the same order (in pandas, `answers.explode(["classes", "shares"])`
+            is a tidy table).
         """
         shares = self.shares
         png = cv2.imencode(".png", self.mask)[1].tobytes()
@@ -83,23 +89,23 @@ class DetectionPrediction:
     """The objects in an image, best first."""
 
     classes: tuple[str, ...]
-    """Names, by class number from 0."""
+    """Names, by class index from 0."""
     boxes: NDArray[np.float32]
-    """(n, 4): x1, y1, x2, y2 in pixels of the image as given."""
+    """(n, 4): x1, y1, x2, y2 in pixels of the given image."""
     scores: NDArray[np.float32]
-    """(n,), in 0..1, falling."""
+    """(n,), 0 to 1, in descending order."""
     labels: NDArray[np.int64]
-    """(n,): class numbers."""
+    """(n,): class indices from 0."""
     masks_rle: tuple["RunLengths", ...] | None
-    """Of Mask R-CNN, for each object COCO's compressed run lengths, {"size": [height, width], "counts": text}."""
+    """n masks as COCO's compressed run lengths, {"size": [height, width], "counts": text}; None: boxes only."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name of each object's class."""
+        """Return the name of each object's class."""
         return tuple(self.classes[label] for label in self.labels.tolist())
 
-    def mask(self, number: int) -> NDArray[np.bool_]:
-        """Return the mask of an object, bool (height, width) of the image as given.
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """Return the mask of object `index`, bool (height, width), at the size of the given image.
 
         All masks of an image at once may take gigabytes, so each is decoded when it is asked for.
 
@@ -110,15 +116,15 @@ class DetectionPrediction:
             raise ValueError("this model finds boxes without masks; task.head mask_rcnn finds both")
         from faster_coco_eval import mask as run_lengths  # imported late: workers pay for imports
 
-        decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[number])
+        decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[index])
         return decoded.astype(np.bool_)
 
     def answer(self) -> Answer:
         """Return plain values.
 
         Returns:
-            `boxes`: [x1, y1, x2, y2] in the image's pixels; `scores`; `labels`: names of the classes; of Mask R-CNN
-            also `masks`: COCO's compressed run lengths, {"size": [height, width], "counts": text}.
+            `boxes`: [x1, y1, x2, y2] in the image's pixels; `scores`: 0 to 1; `labels`: names of the classes; of
+            Mask R-CNN also `masks`: COCO's compressed run lengths, {"size": [height, width], "counts": text}.
         """
         answer: Answer = {
             "boxes": self.boxes.tolist(),

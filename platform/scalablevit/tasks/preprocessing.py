@@ -1,4 +1,4 @@
-"""What a task does to an image before its network sees it, for those who use an exported network."""
+"""How a task prepares an image for its network, for users of an exported network."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,23 @@ from scalablevit.config.section import PlainValues
 
 @dataclass(frozen=True)
 class TaskPreprocessing:
-    """What differs from task to task; the defaults are those of dense tasks."""
+    """Settings that differ from task to task; the defaults are those of segmentation and detection."""
 
     short_side: int | None = None
-    """Pixels that the short side is scaled to; None: it is not."""
+    """Pixels that the short side is scaled to; None: it is not scaled."""
     long_side: int | None = None
     """Most pixels of the long side; None: no limit."""
     rounding: str = "half_up"
-    """Of the scaled sides."""
+    """How the scaled sides are rounded: `half_up` or `half_even`."""
     shrink_filter: str = "area"
+    """Interpolation of an image that shrinks: `area`, `bilinear` or `bilinear_antialiased`."""
     antialias: bool = True
+    """Whether that interpolation is antialiased."""
     longest_strip: int | None = None
-    """The middle of an image that is longer than so many short sides is cut out first."""
+    """An image whose long side exceeds this many short sides is first cropped to its middle; None: it is not."""
     center_crop: int | None = None
-    """Side of the square that is cut out after scaling, pixels."""
+    """Side of the square that is cropped after scaling, in pixels; None: no crop."""
     score_threshold: float | None = None
-    """Detections below it do not count."""
+    """Detections with a lower score, 0 to 1, are dropped; None: the task has no scores."""
     sliding: PlainValues | None = None
-    """Windows that the image is evaluated in, as in the recipe."""
+    """Sliding windows of evaluation, as in the recipe; None: whole images."""

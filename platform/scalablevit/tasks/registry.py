@@ -1,4 +1,4 @@
-"""The kinds of task, each found by the module that its `TaskInfo` names when something of it is needed."""
+"""The kinds of task: each is loaded from the module that its `TaskInfo` names, when it is first needed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.task_info import task_info
 
-if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server needs none of it
+if TYPE_CHECKING:  # they load torch, which a client of a server does not need
     from pathlib import Path
 
     from scalablevit.config.recipe import Stage
@@ -25,13 +25,14 @@ if TYPE_CHECKING:  # torch and whatever else: who reads the answer of a server n
 
 
 class TaskKind(ABC):
-    """What a kind of task can do. The module named by its `TaskInfo` has an instance of it as `KIND`.
+    """Builds everything that a kind of task can do. The module that its `TaskInfo` names has an instance as `KIND`.
 
-    Each method imports what it needs by itself, since every worker pays for imports.
+    Each method imports what it needs by itself, since every worker pays for imports. An answer is a prediction as plain
+    values, see `tasks.output.Answer`.
     """
 
     class_column: str
-    """The column of an answer that names classes."""
+    """The key of an answer whose value names classes."""
 
     @abstractmethod
     def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
@@ -43,11 +44,15 @@ class TaskKind(ABC):
 
     @abstractmethod
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
-        """Return what a stage's model costs; raises what `build_task` does."""
+        """Return the counter of parameters and multiply-accumulates of a stage's model.
+
+        Raises:
+            UserError: as `build_task`.
+        """
 
     @abstractmethod
     def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
-        """Return what predicts single images with a stage's model."""
+        """Return the predictor of single images for a stage's model."""
 
     def build_augmentation(self, stage: "Stage", classes: tuple[str, ...]) -> "Augmentation | None":
         """Return the test-time augmentation that the stage's recipe asks for; None: there is none."""
@@ -55,11 +60,11 @@ class TaskKind(ABC):
 
     @abstractmethod
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
-        """Return what tells how wrong a model is on single images."""
+        """Return a fresh error analysis, which scores the predictions for single images."""
 
     @abstractmethod
     def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
-        """Return per-sample statistics of a metric that promotion may name, for its confidence interval.
+        """Return empty per-sample statistics of a metric that promotion may name, for its confidence interval.
 
         Args:
             metric: one of the task's promotable metrics.
@@ -68,53 +73,53 @@ class TaskKind(ABC):
 
     @abstractmethod
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return what writes the answers of batch prediction into a folder."""
+        """Return the writer of batch prediction's answers to a folder."""
 
     @abstractmethod
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return the answer of a server as the task gives it in the model's own process.
+        """Return a server's answer with the Python types that a prediction's own `answer()` has.
 
         Args:
-            received: from a server.
-            size: height and width of the image.
+            received: from a server's JSON.
+            size: height and width of the image, pixels.
 
         Raises:
-            ValueError, TypeError, KeyError: this is no answer to an image of that size.
+            ValueError, TypeError, KeyError: this is no answer for an image of that size.
         """
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
-        """Return the columns of an answer with their types, for a registered model's signature; empty: not said."""
+        """Return the type of each key of an answer, for a registered model's signature; empty: it names no outputs."""
         return {}
 
     @abstractmethod
     def drawing(self) -> "Drawing":
-        """Return how images with truth and predictions are drawn."""
+        """Return the drawing of images with ground truth and predictions."""
 
     @abstractmethod
     def export(self) -> "Export":
-        """Return how networks are exported."""
+        """Return the description of how networks are exported."""
 
     @abstractmethod
     def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
-        """Return what is done to an image before an exported network sees it; see `serving.preprocessing`."""
+        """Return how an image is prepared for an exported network; see `serving.preprocessing`."""
 
     def data_warnings(self, stage: "Stage", statistics: "DataStatistics") -> "tuple[str, ...]":
         """Return what of the stage's task does not fit its data, with the numbers and what to change."""
         return ()
 
     def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
-        """Return values that the stage's recipe leaves open, by their dotted keys."""
+        """Return the values in effect for keys that the stage's recipe leaves open, by their dotted keys."""
         return {}
 
 
 def task_kind(kind: str) -> TaskKind:
-    """Return what a kind of task can do.
+    """Return the `TaskKind` of a kind of task, such as `classification`.
 
     Raises:
         UserError: there is no such kind.
     """
-    found: TaskKind = import_module(task_info(kind).module).KIND
-    return found
+    loaded: TaskKind = import_module(task_info(kind).module).KIND
+    return loaded
 
 
 def build_task(stage: "Stage", classes: tuple[str, ...]) -> "Task":

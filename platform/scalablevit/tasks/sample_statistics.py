@@ -1,4 +1,4 @@
-"""Per-sample statistics: what each image adds to a metric, kept apart for the bootstrap over images."""
+"""Per-sample statistics: each image's contribution to a metric, kept for the bootstrap over images."""
 
 from typing import Any, Protocol
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scalablevit.data.batch import BatchOfTask
 
 Choice = NDArray[np.int64]
-"""Positions of images in the order in which they were added; an image may be in it several times."""
+"""(n,) positions in `SampleStatistics.indices`; with replacement, so a position may occur several times."""
 
 
 class SampleStatistics(Protocol):
@@ -18,8 +18,11 @@ class SampleStatistics(Protocol):
         """Add one batch, as to the task's metric."""
 
     @property
-    def numbers(self) -> list[int]:
-        """Numbers of the images in their source, in the order that `metric` chooses from."""
+    def indices(self) -> list[int]:
+        """Return the images' indices in their source, in the order that the positions of `Choice` refer to."""
 
     def metric(self, chosen: Choice) -> float:
-        """Return the metric of the chosen images as a fraction; one chosen twice counts twice; nan without truth."""
+        """Return the metric of the chosen images, 0 to 1; nan where they have no annotation.
+
+        An image that is chosen twice counts twice.
+        """

@@ -24,7 +24,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
-from scalablevit.models.weights import load_initial
+from scalablevit.models.weights import load_init_weights
 from scalablevit.run_files import BAD_SAMPLES, START_NOTE
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.training import seeds
@@ -254,7 +254,7 @@ def _initial_or_restored(
     model = context.task.build_model()
     if restored is None and worker_config.init_weights is not None:
         with local_copy(worker_config.init_weights) as weights:
-            report = load_initial(context.task.backbone(model), weights, keep_head=worker_config.keep_head)
+            report = load_init_weights(context.task.backbone(model), weights, keep_head=worker_config.keep_head)
         _check_sum(worker_config, report.sha256)
         start = f"initial weights: {report}"
     state = new_state(context, model)

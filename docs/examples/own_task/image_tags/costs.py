@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from image_tags.task import TaggingTask
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import LabelBatch
-from scalablevit.models.counting import Cost, cost_beside_paper, count_cost
+from scalablevit.models.counting import Cost, count_cost, describe_cost
 from scalablevit.tasks.capabilities import GREY
 
 
@@ -26,7 +26,7 @@ class TagCosts:
         return count_cost(model, (1, 3, *self.size))
 
     def describe(self) -> str:
-        return cost_beside_paper(self.task.stage.model.name, self.count())
+        return describe_cost(self.task.stage.model.name, self.count())
 
     def blank_batch(self, samples: int) -> LabelBatch:
         return LabelBatch(

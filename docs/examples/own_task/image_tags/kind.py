@@ -85,9 +85,9 @@ class TagErrors:
         labels = batch.label
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none").mean(dim=1).tolist()
         found = []
-        for number, label, logits, loss in zip(batch.index.tolist(), labels, predictions, losses, strict=True):
+        for index, label, logits, loss in zip(batch.index.tolist(), labels, predictions, losses, strict=True):
             words = f"{self._named(label > 0)}, answer {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
-            found.append(SampleScore(number, loss, words))
+            found.append(SampleScore(index, loss, words))
         return found
 
     def details(self) -> ErrorDetails:
@@ -101,12 +101,12 @@ class TagStatistics:
     """Right, superfluous and missing tags of each image."""
 
     def __init__(self) -> None:
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._counts: list[list[float]] = []
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         self._counts += counts_of(predictions, batch.label, HALF).sum(dim=2).T.tolist()
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     def metric(self, chosen: NDArray[np.int64]) -> float:
         right, wrong, missing = np.array(self._counts)[chosen].sum(axis=0).tolist()
@@ -130,27 +130,27 @@ class TagDrawing:
     """An image with the numbers of its tags, as a tuple."""
 
     def draw_training_image(
-        self, axes: Axes, image: Image, batch: LabelBatch, number: int, classes: Sequence[str]
+        self, axes: Axes, image: Image, batch: LabelBatch, index: int, classes: Sequence[str]
     ) -> None:
-        axes.set_title(plain(self.caption(self.truth_of(batch, number), classes)), fontsize="x-small")
+        axes.set_title(plain(self.caption(self.ground_truth_of(batch, index), classes)), fontsize="x-small")
         self.draw(axes, image, None)
 
-    def truth_of(self, batch: LabelBatch, number: int) -> tuple[int, ...]:
-        return tuple(batch.label[number].nonzero().flatten().tolist())
+    def ground_truth_of(self, batch: LabelBatch, index: int) -> tuple[int, ...]:
+        return tuple(batch.label[index].nonzero().flatten().tolist())
 
-    def prediction_of(self, prediction: Tensor, truth: Any) -> tuple[int, ...]:
+    def prediction_of(self, prediction: Tensor, ground_truth: Any) -> tuple[int, ...]:
         return tuple((prediction.sigmoid() >= HALF).nonzero().flatten().tolist())
 
-    def size(self, image: Image, shown: Any) -> tuple[int, int]:
+    def size(self, image: Image, tags: Any) -> tuple[int, int]:
         return image.shape[0], image.shape[1]
 
-    def caption(self, shown: tuple[int, ...], classes: Sequence[str]) -> str:
-        return ": " + (" ".join(classes[number] for number in shown) or "none")
+    def caption(self, tags: tuple[int, ...], classes: Sequence[str]) -> str:
+        return ": " + (" ".join(classes[index] for index in tags) or "none")
 
-    def draw(self, axes: Axes, image: Image, shown: Any, classes: Sequence[str] = ()) -> None:
+    def draw(self, axes: Axes, image: Image, tags: Any, classes: Sequence[str] = ()) -> None:
         draw_image(axes, fitted(image, image.shape[:2]), image.shape[:2])
 
-    def classes_in(self, shown: Any) -> list[int]:
+    def classes_in(self, tags: Any) -> list[int]:
         return []
 
 

@@ -10,7 +10,7 @@ from image_tags.sections import TagTable
 from scalablevit.config.data import SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.sources.base import IGNORED, Sample, Source
-from scalablevit.data.sources.files import existing_folder
+from scalablevit.data.sources.files import require_folder
 from scalablevit.data.sources.listing import Listing, Names
 
 
@@ -21,7 +21,7 @@ class TagTableSource(Source):
     def find(cls, data: TagTable, split: SplitName, base: Path, *, alone: bool = False) -> Self:
         """Read the table of a split."""
         part = data.train if split == "train" else data.val
-        folder, table = existing_folder(base, part.images, f"data.{split}.images"), base / str(part.annotations)
+        folder, table = require_folder(base, part.images, f"data.{split}.images"), base / str(part.annotations)
         if not table.is_file():
             raise UserError(
                 f"no file {table}", where=f"data.{split}.annotations", fix="name a CSV file inside data.root"

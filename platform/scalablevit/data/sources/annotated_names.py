@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import first
+from scalablevit.data.sources.files import format_first
 from scalablevit.text import and_more
 
 _SHOWN = 5
@@ -109,7 +109,7 @@ class ImageFiles:
     def _describe_unclaimed(self, name: str, free: dict[str, list[str]]) -> str:
         """Return what to say of files with a name's last part that no other name means; empty if there are none."""
         files = [file for file in self.with_base_name(name) if file in free.get(_composed(file), [])]
-        return f"a file of that base name is {first(files, 2)}" if files else ""
+        return f"a file of that base name is {format_first(files, 2)}" if files else ""
 
     def _own_folders(self, form: str) -> list[int]:
         """Return how many leading parts may go: none, or as many as are the end of the folder's own path."""

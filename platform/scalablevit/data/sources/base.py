@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scalablevit.config.data import Data, Split
 from scalablevit.config.errors import UserError
 from scalablevit.data.coco import Annotations
-from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, read_contents_of, stamp
+from scalablevit.data.contents import SUM_BYTES, ContentCache, Contents, file_stamp, read_contents_of
 from scalablevit.data.decoding import ChangedSample, mean_color, read_image
 from scalablevit.data.instances import Instances
 from scalablevit.data.names import describe_lookalikes
 from scalablevit.data.shards import Member
-from scalablevit.data.sources.files import first
+from scalablevit.data.sources.files import format_first
 from scalablevit.data.sources.listing import Listing, Names
 
 CONTENTS = ("stamps", "sizes", "sums")
@@ -71,7 +71,7 @@ class Source(Sequence[Sample]):
         self.data = data
         self.images = images
         self.listing = listing
-        self.names = Names.in_listing(listing)
+        self.names = Names.from_listing(listing)
         known = all(name in listing.arrays for name in CONTENTS)
         self.contents = Contents(**{name: listing.arrays[name] for name in CONTENTS}) if known else None
 
@@ -99,7 +99,7 @@ class Source(Sequence[Sample]):
     @property
     def ignored(self) -> tuple[str, ...]:
         """Files left out because they are no images by their names, or not annotated."""
-        return tuple(Names.in_listing(self.listing, IGNORED))
+        return tuple(Names.from_listing(self.listing, IGNORED))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class Source(Sequence[Sample]):
                 read_contents_of(folder, names, cache, what, deadline, f"{what}.{number}")
                 for number, (folder, names) in enumerate(self.groups())
             ]
-            found = self.contents = Contents.joined(parts)
+            found = self.contents = Contents.concatenate(parts)
             self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}
         return found
 
@@ -223,9 +223,9 @@ class Source(Sequence[Sample]):
 
     def total_bytes(self) -> int:
         """Of all files of the samples."""
-        return sum(max(0, stamp(f"{folder}/{name}")[0]) for folder, names in self.groups() for name in names)
+        return sum(max(0, file_stamp(f"{folder}/{name}")[0]) for folder, names in self.groups() for name in names)
 
-    def damaged(self) -> list[str]:
+    def damaged_files(self) -> list[str]:
         """Files that are not what was packed, as far as sums tell; only shards have any."""
         return []
 
@@ -238,7 +238,7 @@ class Source(Sequence[Sample]):
         if self.contents is None:
             return
         for row in self.rows(i):
-            if self.contents.changed(row, path := self.file(row)):
+            if self.contents.has_changed(row, path := self.file(row)):
                 raise ChangedSample(path, CHANGED)
 
     def _digest(self, contents: Contents) -> str:
@@ -257,15 +257,15 @@ class Source(Sequence[Sample]):
 
 def _other_classes(found: Sequence[str], wanted: Sequence[str]) -> UserError:
     differences = [
-        f"only the {owner} has {first(sorted(names))}"
+        f"only the {owner} has {format_first(sorted(names))}"
         for owner, names in (("data", set(found) - set(wanted)), ("model", set(wanted) - set(found)))
         if names
     ]
     if twins := describe_lookalikes({*found}.symmetric_difference(wanted)):
-        differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
+        differences.append(f"equal up to Unicode form (NFC): {format_first(twins)}")
     return UserError(
-        f"the data has the classes {first(found, _SHOWN_CLASSES)}; the model has {first(wanted, _SHOWN_CLASSES)}: "
-        f"{'; '.join(differences)}",
+        f"the data has the classes {format_first(found, _SHOWN_CLASSES)}; "
+        f"the model has {format_first(wanted, _SHOWN_CLASSES)}: {'; '.join(differences)}",
         where="data",
         fix="name data with the model's classes, in any order",
     )

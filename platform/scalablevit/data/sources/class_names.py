@@ -6,17 +6,19 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import describe_lookalikes
-from scalablevit.data.sources.files import first, is_inside
+from scalablevit.data.sources.files import format_first, is_inside
 
 
 def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: Sequence[str]) -> UserError:
     """Say which classes only one of the splits has."""
     only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
     differences = [
-        f"only {split} has {first(names)}" for split, names in (("train", only_train), ("val", only_val)) if names
+        f"only {split} has {format_first(names)}"
+        for split, names in (("train", only_train), ("val", only_val))
+        if names
     ]
     if twins := describe_lookalikes([*only_train, *only_val]):
-        differences.append(f"equal up to Unicode form (NFC): {first(twins)}")
+        differences.append(f"equal up to Unicode form (NFC): {format_first(twins)}")
     return UserError(
         f"the classes of {train} and {val} differ: {'; '.join(differences) or 'their order'}",
         where="data.val.images",
@@ -50,7 +52,9 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
         raise UserError("class names are missing", where="data.classes", fix="give one name for each class")
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
-        raise UserError(f"class names occur twice: {first(twice)}", where="data.classes", fix="give each its own name")
+        raise UserError(
+            f"class names occur twice: {format_first(twice)}", where="data.classes", fix="give each its own name"
+        )
     check_names(names, "data.classes")
     return tuple(names)
 
@@ -62,7 +66,7 @@ def refuse_alike(names: Sequence[str], where: str) -> None:
         UserError: with their bytes.
     """
     if twins := describe_lookalikes(names):
-        raise UserError(f"class names are equal up to Unicode form (NFC): {first(twins)}", where=where,
+        raise UserError(f"class names are equal up to Unicode form (NFC): {format_first(twins)}", where=where,
                         fix="make them one class, or give each its own name")  # fmt: skip
 
 
@@ -75,5 +79,7 @@ def check_names(names: Sequence[str], where: str) -> None:
     refuse_alike(names, where)
     if strange := [name for name in names if not name.isprintable()]:
         raise UserError(
-            f"class names with characters that cannot be printed: {first(strange)}", where=where, fix="rename them"
+            f"class names with characters that cannot be printed: {format_first(strange)}",
+            where=where,
+            fix="rename them",
         )

@@ -15,7 +15,7 @@ from scalablevit.data.labels import annotated_size_mismatch
 from scalablevit.data.sources.annotated_names import ImageFiles
 from scalablevit.data.sources.base import IGNORED, Example, Sample, Source
 from scalablevit.data.sources.class_names import refuse_alike
-from scalablevit.data.sources.files import existing_folder, is_inside, is_special, list_files, refuse_links
+from scalablevit.data.sources.files import is_inside, is_special, list_files, refuse_links, require_folder
 from scalablevit.data.sources.listing import Listing, Names
 
 
@@ -24,14 +24,14 @@ class CocoSource(Source):
 
     def __init__(self, data: CocoInstances, images: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
-        self.annotations: Annotations = Annotations.in_listing(listing)
+        self.annotations: Annotations = Annotations.from_listing(listing)
 
     @classmethod
     def find(cls, data: CocoInstances, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
         """Read the annotations of a split and hold them against its folder of images."""
         part = data.train if split == "train" else data.val
         where = f"data.{split}.annotations"
-        folder = existing_folder(base, part.images, f"data.{split}.images")
+        folder = require_folder(base, part.images, f"data.{split}.images")
         file = base / (part.annotations or "")
         if not is_inside(file, base.resolve()):
             raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")

@@ -36,7 +36,9 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     images = [name for name in listing.files if suffix(name) in IMAGE_SUFFIXES]
     if not images:
         raise UserError(
-            f"no images here; {left_out(listing.files)}", where=shown(folder), fix=f"images end in {all_suffixes()}"
+            f"no images here; {describe_skipped(listing.files)}",
+            where=shown(folder),
+            fix=f"images end in {all_suffixes()}",
         )
     return images, [name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
 
@@ -106,24 +108,26 @@ def all_suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def left_out(names: Sequence[str]) -> str:
+def describe_skipped(names: Sequence[str]) -> str:
     """Return how many files are left out, by suffix with the first names: `2 other files left out: 2 .heic (...)`."""
     total = f"{len(names)} other files left out"
-    return f"{total}: {by_suffix(names)}" if names else total
+    return f"{total}: {describe_suffixes(names)}" if names else total
 
 
-def by_suffix(names: Sequence[str]) -> str:
+def describe_suffixes(names: Sequence[str]) -> str:
     """Return the number of files of each suffix with the first names: `2 .heic (a.heic, b.heic), 1 .txt (c.txt)`."""
     groups = {_WORDS.get(kind, kind): found for kind, found in group_by_suffix(names).items()}
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    texts = [f"{len(found)} {shown(kind)} ({first(found, _SHOWN_NAMES)})" for kind, found in ordered[:_SHOWN_GROUPS]]
+    texts = [
+        f"{len(found)} {shown(kind)} ({format_first(found, _SHOWN_NAMES)})" for kind, found in ordered[:_SHOWN_GROUPS]
+    ]
     if len(ordered) > _SHOWN_GROUPS:
         rest = sum(len(found) for _, found in ordered[_SHOWN_GROUPS:])
         texts.append(f"{rest} with {len(ordered) - _SHOWN_GROUPS} further suffixes")
     return ", ".join(texts)
 
 
-def why_left_out(name: str) -> str:
+def why_skipped(name: str) -> str:
     """Return the reason why a file is not taken for an image."""
     kind = suffix(name)
     if not kind:
@@ -142,7 +146,7 @@ def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def existing_folder(base: Path, name: str, where: str) -> Path:
+def require_folder(base: Path, name: str, where: str) -> Path:
     """Return the folder `base / name`.
 
     Raises:
@@ -152,7 +156,7 @@ def existing_folder(base: Path, name: str, where: str) -> Path:
     if not folder.is_dir():
         parent = next(parent for parent in folder.parents if parent.is_dir())
         names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        holds = f"holds the folders {first(names, 10)}" if names else "holds no folders"
+        holds = f"holds the folders {format_first(names, 10)}" if names else "holds no folders"
         raise UserError(
             f"folder {folder} does not exist; {parent} does, and {holds}",
             where=where,
@@ -174,12 +178,12 @@ def refuse_links(links: list[str], base: Path, where: str) -> None:
     if links:
         raise UserError(
             f"{len(links)} links or special files (links to folders, to nothing or out of {base}; pipes, sockets): "
-            f"{first(links)}",
+            f"{format_first(links)}",
             where=where,
             fix="replace them by the files themselves, or by links to files inside the data set",
         )
 
 
-def first(names: Sequence[str], count: int = 5) -> str:
+def format_first(names: Sequence[str], count: int = 5) -> str:
     """Name the first few of many."""
     return f"{', '.join(map(shown, names[:count]))}{and_more(len(names), count)}"

@@ -15,11 +15,11 @@ from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
     all_suffixes,
-    existing_folder,
-    first,
-    left_out,
+    describe_skipped,
+    format_first,
     list_files,
     refuse_links,
+    require_folder,
     suffix,
 )
 from scalablevit.data.sources.listing import Listing, Names
@@ -33,7 +33,7 @@ class ImageFolderSource(Source):
         """Find the images of a split; both splits must have the same class folders, unless it is taken `alone`."""
         where = f"data.{split}.images"
         part = data.train if split == "train" else data.val
-        folder = existing_folder(base, part.images, where)
+        folder = require_folder(base, part.images, where)
         classes = find_class_folders(folder, where) if alone else _matching_classes(data, base)
         return cls(data, folder, list_class_folders(folder, base, classes, where))
 
@@ -85,8 +85,8 @@ def _hidden_folders(folder: Path) -> list[str]:
 
 def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
     """Class folders, the same in both splits."""
-    train = existing_folder(base, data.train.images, "data.train.images")
-    val = existing_folder(base, data.val.images, "data.val.images")
+    train = require_folder(base, data.train.images, "data.train.images")
+    val = require_folder(base, data.val.images, "data.val.images")
     classes, val_classes = find_class_folders(train, "data.train.images"), _class_folders(val)
     if list(classes) != val_classes:
         raise classes_differ(train, val, classes, val_classes)
@@ -100,7 +100,7 @@ def _no_classes(folder: Path, where: str) -> UserError:
 def _refuse_empty(empty: list[str], others: list[str], folder: Path, where: str) -> None:
     if empty:
         raise UserError(
-            f"{len(empty)} class folders of {folder} hold no images: {first(empty)}; {left_out(others)}",
+            f"{len(empty)} class folders of {folder} hold no images: {format_first(empty)}; {describe_skipped(others)}",
             where=where,
             fix=f"add images ({all_suffixes()}) or remove the folders",
         )

@@ -133,7 +133,7 @@ class Names(Sequence[str]):
         )
 
     @classmethod
-    def in_listing(cls, listing: Listing, prefix: str = "") -> Self:
+    def from_listing(cls, listing: Listing, prefix: str = "") -> Self:
         """The names that `arrays` gave to a listing."""
         return cls(listing.arrays[f"{prefix}names"], listing.arrays[f"{prefix}ends"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import MASK_FORMATS, SUFFIXES
 from scalablevit.data.names import shown
-from scalablevit.data.sources.files import by_suffix, first, stem, suffix
+from scalablevit.data.sources.files import describe_suffixes, format_first, stem, suffix
 
 MASK_SUFFIXES = frozenset(ending for kind in MASK_FORMATS for ending in SUFFIXES[kind])
 _SHOWN_PATTERNS = 3
@@ -34,7 +34,7 @@ def match_masks(
     stems = Counter(map(stem, images))
     if twice := [name for name in images if stems[stem(name)] > 1]:
         raise UserError(
-            f"images of {image_folder} share a name and so a mask: {first(twice)}",
+            f"images of {image_folder} share a name and so a mask: {format_first(twice)}",
             where=f"{where}.images",
             fix="rename or remove one of each",
         )
@@ -64,20 +64,22 @@ def _refuse_unmatched(
     problems, fixes = [], []
     several = [found[stem(name)] for name, mask in masks.items() if mask is None and stem(name) in found]
     if several:
-        named = first([" and ".join(names) for names in several])
+        named = format_first([" and ".join(names) for names in several])
         problems.append(f"{len(several)} images of {image_folder} have several masks in {mask_folder}: {named}")
         fixes.append("remove all but one of each")
     if lonely := [name for name, mask in masks.items() if mask is None and stem(name) not in found]:
         others, advice = _what_is_there(lonely, sorted(set(files).difference(filter(None, masks.values()))))
         problems.append(
-            f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {first(lonely)}; {others}"
+            f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {format_first(lonely)}; {others}"
         )
         fixes.append(advice)
     stems = {stem(name) for name in masks}
     used = {"png", *(suffix(mask) for mask in masks.values() if mask)}
     extra = [name for key, names in found.items() if key not in stems for name in names if suffix(name) in used]
     if extra and not lonely:  # else they are among the files that are there
-        problems.append(f"{len(extra)} masks of {mask_folder} have no image in {image_folder}: {first(sorted(extra))}")
+        problems.append(
+            f"{len(extra)} masks of {mask_folder} have no image in {image_folder}: {format_first(sorted(extra))}"
+        )
     if problems:
         rule = "a mask is a PNG, TIFF or BMP with its image's relative name (a/b.jpg and a/b.png)"
         raise UserError("; ".join(problems), where=f"{where}.masks", fix="; ".join(dict.fromkeys([*fixes, rule])))
@@ -95,7 +97,7 @@ def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, s
         for pattern, image in _patterns(name, by_stem, by_base):
             patterns[pattern] += 1
             examples.setdefault(pattern, (name, image))
-    text = f"{len(others)} other files are there: {by_suffix(others)}"
+    text = f"{len(others)} other files are there: {describe_suffixes(others)}"
     if not patterns:
         return text, "rename the masks as their images, or correct the folders"
     common = patterns.most_common(_SHOWN_PATTERNS)

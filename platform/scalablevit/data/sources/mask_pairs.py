@@ -15,10 +15,10 @@ from scalablevit.data.sources.base import IGNORED, Example, Sample, Source
 from scalablevit.data.sources.class_names import class_names
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
-    existing_folder,
-    left_out,
+    describe_skipped,
     list_files,
     refuse_links,
+    require_folder,
     suffix,
 )
 from scalablevit.data.sources.listing import Listing, Names
@@ -40,7 +40,7 @@ class MaskPairsSource(Source):
     def __init__(self, data: MaskPairs, images: Path, masks: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
         self.masks = masks
-        self.mask_names = Names.in_listing(listing, _MASKS)
+        self.mask_names = Names.from_listing(listing, _MASKS)
         self.table = label_table(data, self.classes)
         if (numbers := listing.facts.get("class_numbers")) is not None:
             classes = self.table < len(numbers)
@@ -71,14 +71,14 @@ class MaskPairsSource(Source):
                 fix="name the background too, as the class of its mask value",
             )
         label_table(data, classes)  # refuses impossible combinations of classes and ignored values
-        images = existing_folder(base, part.images, f"data.{split}.images")
-        masks = existing_folder(base, part.masks or "", f"data.{split}.masks")
+        images = require_folder(base, part.images, f"data.{split}.images")
+        masks = require_folder(base, part.masks or "", f"data.{split}.masks")
         image_files, mask_files = list_files(images, base), list_files(masks, base)
         refuse_links([*image_files.links, *mask_files.links], base, f"data.{split}")
         names = [name for name in image_files.files if suffix(name) in IMAGE_SUFFIXES]
         if not names:
             raise UserError(
-                f"no images in {images}; {left_out(image_files.files)}",
+                f"no images in {images}; {describe_skipped(image_files.files)}",
                 where=f"data.{split}.images",
                 fix="name the folder that holds them",
             )

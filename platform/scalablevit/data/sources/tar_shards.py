@@ -14,7 +14,7 @@ from scalablevit.data.progress import Progress
 from scalablevit.data.shards import Member, Shards, open_shards
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.sources.class_names import check_names, classes_differ
-from scalablevit.data.sources.files import existing_folder
+from scalablevit.data.sources.files import require_folder
 from scalablevit.data.sources.listing import Listing, Names
 
 
@@ -28,7 +28,7 @@ class TarShardsSource(Source):
     @classmethod
     def find(cls, data: TarShards, split: SplitName, base: Path, *, alone: bool = False) -> Self:
         """Read the indexes of both splits, which must have the same classes, or of one `alone`."""
-        folders = {name: existing_folder(base, part.images, f"data.{name}.images")
+        folders = {name: require_folder(base, part.images, f"data.{name}.images")
                    for name, part in (("train", data.train), ("val", data.val))
                    if not alone or name == split}  # fmt: skip
         listings = {name: open_shards(folder, f"data.{name}.images") for name, folder in folders.items()}
@@ -68,7 +68,7 @@ class TarShardsSource(Source):
             self.cache.save(f"{self.images}#images", self.names, stamps, sums)
         return sums
 
-    def damaged(self) -> list[str]:
+    def damaged_files(self) -> list[str]:
         """Shards whose SHA-256 is not the index's."""
         sums = self.read_contents().sums
         return [str(self.images / name) for (name, _, packed), found in zip(self.shards.files, sums, strict=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ClassificationKind(TaskKind):
-    """See `TaskKind`."""
+    """The kind `classification`; implements `TaskKind`."""
 
     class_column = "probabilities"
 
@@ -32,61 +32,61 @@ class ClassificationKind(TaskKind):
         return ClassificationTask(stage, classes)
 
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
-        """Return what a classifier costs."""
+        """Return the counter of a classifier's parameters and multiply-accumulates."""
         from scalablevit.tasks.classification.costs import ClassifierCosts
 
         return ClassifierCosts(stage, classes)
 
     def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
-        """Return what predicts single images."""
+        """Return the predictor of an image's classes."""
         from scalablevit.tasks.classification.predictor import ClassPredictor
 
         return ClassPredictor(stage, classes)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
-        """Return the confusions and the cross-entropy of each image."""
+        """Return an error analysis by the cross-entropy of each image."""
         from scalablevit.tasks.classification.error_analysis import ClassErrorAnalysis
 
         return ClassErrorAnalysis(classes)
 
     def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
-        """Return the hits among the most probable classes of each image."""
+        """Return the statistics of top-1 or top-5: whether each image's class is among the most probable ones."""
         from scalablevit.tasks.classification.bootstrap import HitStatistics
 
         return HitStatistics(int(metric.removeprefix("top")))
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return what writes a table of labels."""
+        """Return the writer of a table of labels."""
         from scalablevit.tasks.classification.outputs import Labels
 
         return Labels(classes, folder)
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
-        """Return the class and the probabilities of the most probable ones."""
+        """Return the types of `class`, `probability` and `probabilities`."""
         from scalablevit.tasks.columns import DOUBLE, STRING
 
         return {"class": STRING, "probability": DOUBLE, "probabilities": {"type": "map", "values": DOUBLE}}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return the plain values of an answer."""
+        """Return a server's answer with the types of `ClassificationPrediction.answer`."""
         from scalablevit.tasks.classification.outputs import read_answer
 
         return read_answer(received, size)
 
     def drawing(self) -> "Drawing":
-        """Return how images are drawn with their class."""
+        """Return the drawing of images with their class."""
         from scalablevit.tasks.classification.drawing import ClassDrawing
 
         return ClassDrawing()
 
     def export(self) -> "Export":
-        """Return how a classifier is exported."""
+        """Return the description of how a classifier is exported."""
         from scalablevit.tasks.classification.export import EXPORT
 
         return EXPORT
 
     def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
-        """Return what is done to an image."""
+        """Return how an image is resized and cropped."""
         from scalablevit.tasks.classification.export import describe_preprocessing
 
         return describe_preprocessing(stage)

@@ -1,4 +1,4 @@
-"""What each image adds to an accuracy."""
+"""Per-sample statistics of top-k accuracy."""
 
 import numpy as np
 from torch import Tensor
@@ -8,19 +8,23 @@ from scalablevit.tasks.sample_statistics import Choice
 
 
 class HitStatistics:
-    """Classification: whether the class is among the `top` most probable ones."""
+    """Whether each image's class is among its most probable ones; implements `SampleStatistics`.
+
+    Args:
+        top: how many of the most probable classes count, the k of top-k.
+    """
 
     def __init__(self, top: int) -> None:
         self.top = top
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._hits: list[bool] = []
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
-        """Add logits (N, classes) against labels (N,)."""
+        """Add logits (N, classes) with labels (N,)."""
         top = predictions.topk(self.top, dim=1).indices
         self._hits += (top == batch.label[:, None]).any(dim=1).tolist()
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     def metric(self, chosen: Choice) -> float:
-        """The share of hits."""
+        """Return the fraction of hits, 0 to 1."""
         return float(np.array(self._hits)[chosen].mean())

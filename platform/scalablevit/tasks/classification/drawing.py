@@ -11,53 +11,53 @@ from scalablevit.viz.samples import Image, draw_image, fitted
 from scalablevit.viz.style import plain
 
 SHOWN_SHARE = 0.1
-"""Of a mixed image's classes, those with less are not named."""
+"""Classes of a mixed image with a smaller share, 0 to 1, are not named."""
 
 
 @dataclass(frozen=True)
-class ShownClass:
+class ClassLabel:
     """Class of an image."""
 
-    number: int
+    index: int
     probability: float | None = None
-    """None: it is the truth."""
+    """0 to 1; None: this is the ground truth."""
 
 
 class ClassDrawing:
-    """See `tasks.drawing.Drawing`; an image of one class, which nothing can be drawn on."""
+    """Draws images without marks, since their class is in the caption; implements `tasks.drawing.Drawing`."""
 
     def draw_training_image(
-        self, axes: Axes, image: Image, batch: LabelBatch, number: int, classes: Sequence[str]
+        self, axes: Axes, image: Image, batch: LabelBatch, index: int, classes: Sequence[str]
     ) -> None:
-        """Name the classes that were mixed."""
-        values, numbers = batch.target[number].topk(min(2, len(classes)))
-        named = [f"{classes[c]} {v:.2f}" for v, c in zip(values.tolist(), numbers.tolist(), strict=True)
+        """Draw the image under the names and shares of at most two mixed classes."""
+        values, indices = batch.target[index].topk(min(2, len(classes)))
+        named = [f"{classes[c]} {v:.2f}" for v, c in zip(values.tolist(), indices.tolist(), strict=True)
                  if v >= SHOWN_SHARE]  # fmt: skip
         axes.set_title(plain(" + ".join(named)), fontsize="x-small")
         self.draw(axes, image, None)
 
-    def truth_of(self, batch: LabelBatch, number: int) -> ShownClass:
-        """Return the label."""
-        return ShownClass(int(batch.label[number]))
+    def ground_truth_of(self, batch: LabelBatch, index: int) -> ClassLabel:
+        """Return the label of image `index`."""
+        return ClassLabel(int(batch.label[index]))
 
-    def prediction_of(self, prediction: Tensor, truth: ShownClass) -> ShownClass:
+    def prediction_of(self, prediction: Tensor, ground_truth: ClassLabel) -> ClassLabel:
         """Return the most probable class by logits (classes,)."""
         probabilities = prediction.softmax(dim=0)
-        return ShownClass(int(probabilities.argmax()), float(probabilities.max()))
+        return ClassLabel(int(probabilities.argmax()), float(probabilities.max()))
 
-    def size(self, image: Image, shown: ShownClass) -> tuple[int, int]:
-        """Return that of the image."""
+    def size(self, image: Image, label: ClassLabel) -> tuple[int, int]:
+        """Return height and width of the image, in pixels."""
         return image.shape[0], image.shape[1]
 
-    def caption(self, shown: ShownClass, classes: Sequence[str]) -> str:
+    def caption(self, label: ClassLabel, classes: Sequence[str]) -> str:
         """Return the class, and its probability if it is a prediction."""
-        probability = "" if shown.probability is None else f" {shown.probability:.2f}"
-        return f": {classes[shown.number]}{probability}"
+        probability = "" if label.probability is None else f" {label.probability:.2f}"
+        return f": {classes[label.index]}{probability}"
 
-    def draw(self, axes: Axes, image: Image, shown: ShownClass | None, classes: Sequence[str] = ()) -> None:
+    def draw(self, axes: Axes, image: Image, label: ClassLabel | None, classes: Sequence[str] = ()) -> None:
         """Draw the image alone."""
         draw_image(axes, fitted(image, image.shape[:2]), image.shape[:2])
 
-    def classes_in(self, shown: ShownClass) -> list[int]:
-        """Return none."""
+    def classes_in(self, label: ClassLabel) -> list[int]:
+        """Return an empty list: no class has a colour here."""
         return []

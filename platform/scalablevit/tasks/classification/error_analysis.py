@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.data.batch import LabelBatch
-from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, triples
+from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore, confusion_triples
 
 
 class ClassErrorAnalysis:
-    """Classification.
+    """Error analysis by the cross-entropy of each image; implements `tasks.error_analysis.ErrorAnalysis`.
 
-    `details()["confusions"]`: [label, answer, images] by class numbers, those that occur.
+    `details()["confusions"]` holds [label, prediction, images] by class indices, pairs that occur.
     """
 
     measure = "by the cross-entropy of the label, the highest first"
@@ -23,19 +23,19 @@ class ClassErrorAnalysis:
         self._pairs: Counter[tuple[int, int]] = Counter()
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> list[SampleScore]:
-        """Add logits (N, classes) against labels (N,)."""
+        """Add logits (N, classes) with labels (N,); return the score of each image."""
         labels = batch.label
         losses = F.cross_entropy(predictions, labels, reduction="none").tolist()
-        shares, answers = predictions.softmax(dim=1).max(dim=1)
+        probabilities, predicted = predictions.softmax(dim=1).max(dim=1)
         scores = []
-        for number, label, answer, share, loss in zip(
-            batch.index.tolist(), labels.tolist(), answers.tolist(), shares.tolist(), losses, strict=True
+        for index, label, best, probability, loss in zip(
+            batch.index.tolist(), labels.tolist(), predicted.tolist(), probabilities.tolist(), losses, strict=True
         ):
-            self._pairs[label, answer] += 1
-            words = f"label {self.classes[label]}, predicted {self.classes[answer]} {share:.2f}; loss {loss:.2f}"
-            scores.append(SampleScore(number, loss, words, "right" if answer == label else "wrong"))
+            self._pairs[label, best] += 1
+            summary = f"label {self.classes[label]}, predicted {self.classes[best]} {probability:.2f}; loss {loss:.2f}"
+            scores.append(SampleScore(index, loss, summary, "right" if best == label else "wrong"))
         return scores
 
     def details(self) -> ErrorDetails:
-        """See the class."""
-        return {"confusions": triples(self._pairs)}
+        """Return the confusions of all images."""
+        return {"confusions": confusion_triples(self._pairs)}

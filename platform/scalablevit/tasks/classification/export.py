@@ -1,4 +1,4 @@
-"""A classifier as it is exported: as a whole, logits (N, classes)."""
+"""Export of a classifier: as one network, with logits (N, classes)."""
 
 from scalablevit.config.recipe import Stage
 from scalablevit.data.transforms import MiddleOfStrip
@@ -8,7 +8,7 @@ from scalablevit.tasks.preprocessing import TaskPreprocessing
 
 
 def describe_preprocessing(stage: Stage) -> TaskPreprocessing:
-    """Return what is done to images otherwise than for dense tasks."""
+    """Return how images are resized and cropped."""
     _, data = sections(stage)
     return TaskPreprocessing(
         short_side=data.eval_resize,

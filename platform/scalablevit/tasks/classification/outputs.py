@@ -1,4 +1,4 @@
-"""What batch prediction leaves of a classifier: a table of labels."""
+"""Output of batch prediction with a classifier: a table of labels."""
 
 import json
 
@@ -10,26 +10,26 @@ from scalablevit.tasks.output import Answer, Table
 
 
 class Labels(Table):
-    """Classification: `labels.csv` with the class, its probability, and the five most probable as one JSON object."""
+    """Writes `labels.csv`: the class, its probability, and the five most probable classes as one JSON object."""
 
     name = "labels.csv"
     header = ("file", "label", "probability", "top5")
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Nothing is drawn."""
+        """Draw nothing; return the answer."""
         return answer
 
     def add(self, name: str, answer: Answer) -> None:
-        """One line for an image."""
+        """Add the row of an image."""
         top = {label: round(value, 6) for label, value in answer["probabilities"].items()}
         self.write(shown(name), answer["class"], f"{answer['probability']:.6f}", json.dumps(top, ensure_ascii=False))
 
 
 def read_answer(received: Answer, _size: tuple[int, int]) -> Answer:
-    """Return the answer of a server as the task gives it in the model's own process.
+    """Return a server's answer with the types of `ClassificationPrediction.answer`.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none.
+        ValueError, TypeError, KeyError: it is no answer of a classifier.
     """
     probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
     return {

@@ -1,4 +1,4 @@
-"""The classes of single images."""
+"""Prediction of single images' classes."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,19 @@ from scalablevit.tasks.predictions import ClassificationPrediction
 
 
 class ClassPredictor:
-    """See `tasks.capabilities.Predictor`."""
+    """Predicts the classes of images; implements `Predictor` and `BatchPredictor` of `tasks.capabilities`."""
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         self._task = ClassificationTask(stage, classes)
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> ClassificationPrediction:
-        """Return the probabilities of all classes."""
+        """Return the probabilities of all classes for an image uint8 (height, width, 3), RGB."""
         return self.predict_batch(model, [image], device)[0]
 
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> list[ClassificationPrediction]:
-        """See `tasks.capabilities.BatchPredictor`."""
+        """Return the probabilities of all classes for each image; images of equal size share forward passes."""
         task = self._task
 
         def run(batch: Tensor) -> list[NDArray[np.float32]]:
@@ -35,4 +35,5 @@ class ClassPredictor:
             return list(logits.float().softmax(dim=1).cpu().numpy())
 
         prepared = [prepare_image(task.stage, image, device) for image in images]
-        return [ClassificationPrediction(task.classes, shares) for shares in run_in_passes(prepared, run)]
+        probabilities = run_in_passes(prepared, run)
+        return [ClassificationPrediction(task.classes, of_image) for of_image in probabilities]

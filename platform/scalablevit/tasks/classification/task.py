@@ -24,10 +24,10 @@ from scalablevit.models.backbone import build_classifier
 
 
 def sections(stage: Stage) -> tuple[Classification, LabelledImages]:
-    """Return a stage's sections of task and data.
+    """Return a classification stage's task section and data section.
 
     Raises:
-        TypeError: it is a stage of another kind.
+        TypeError: the stage is of another kind.
     """
     if not isinstance(stage.task, Classification) or not isinstance(stage.data, LabelledImages):
         raise TypeError(f"not a classification stage: task {stage.task.kind}, source {stage.data.source}")
@@ -35,7 +35,7 @@ def sections(stage: Stage) -> tuple[Classification, LabelledImages]:
 
 
 class ClassificationTask:
-    """See `tasks.task.Task`."""
+    """Image classification on soft labels; implements `tasks.task.Task`."""
 
     best_metric = task_info("classification").best_metric
     one_size = True
@@ -48,30 +48,30 @@ class ClassificationTask:
         self.classes = classes
 
     def build_model(self) -> nn.Module:
-        """Classifier with fresh weights; logits (N, classes)."""
+        """Return a classifier with fresh weights: images (N, 3, H, W) to logits (N, classes)."""
         model = self.stage.model
         options: dict[str, Any] = {"grad_checkpointing": model.grad_checkpointing, **model.options}
         return build_classifier(model.name, len(self.classes), model.drop_path_rate, **options)
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        """The whole classifier; a head for other classes stays new."""
+        """Return the whole classifier; a head for other classes keeps its fresh weights."""
         return model
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], LabelBatch]:
-        """Both splits: one uint8 tensor (N, H, W, 3) and labels (N,)."""
+        """Return the function that stacks uint8 images (N, H, W, 3) and labels (N,), for both splits."""
         return collate_classification
 
     def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
-        """`image` becomes float (N, 3, H, W); in training `target` holds soft labels (N, classes)."""
+        """Return the batch with float images (N, 3, H, W) and, in training, soft labels (N, classes) as `target`."""
         data = self.data
         images = normalize(batch.image, data.mean, data.std, channels_last=self.stage.model.channels_last)
         if split == "val":
             return replace(batch, image=images)
         if batch.samples == 0:
             return replace(batch, image=images)
-        draws = np.random.default_rng(list(seed))
-        # erased before mixed, as where the paper's training comes from (DeiT erases samples, then mixes batches)
-        images = random_erasing(images, data.random_erasing, draws)
+        rng = np.random.default_rng(list(seed))
+        # erased before mixed, as in DeiT's training, which the paper's follows
+        images = random_erasing(images, data.random_erasing, rng)
         images, targets = mix(
             images,
             batch.label,
@@ -81,12 +81,12 @@ class ClassificationTask:
             probability=data.mix_prob,
             switch_probability=data.mixup_switch_prob,
             smoothing=self.smoothing,
-            draws=draws,
+            rng=rng,
         )
         return replace(batch, image=images, target=targets)
 
     def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy against the soft targets, mean over the batch."""
+        """Return the cross-entropy with the soft labels, mean over the batch (a scalar); nothing else is reported."""
         if batch.samples == 0:
             # all were undecodable: the rank still takes part in the step, with nothing to add
             side = self.data.image_size
@@ -95,24 +95,28 @@ class ClassificationTask:
         return F.cross_entropy(logits.float(), batch.target), {}
 
     def predict(self, model: nn.Module, batch: LabelBatch) -> Tensor:
-        """Logits (N, classes), float32."""
+        """Return logits (N, classes), float32."""
         logits: Tensor = model(batch.image)
         return logits.float()
 
     def metric(self) -> "AccuracyMetric":
-        """Top-1, of more than five classes top-5, and cross-entropy."""
+        """Return a fresh metric: top-1, top-5 where there are more than five classes, and cross-entropy."""
         return AccuracyMetric(len(self.classes))
 
 
 class AccuracyMetric:
-    """Sums of hits and losses in float64, so that the order of ranks does not matter."""
+    """Accuracies and mean loss from sums in float64, so that the order of ranks does not matter.
+
+    Args:
+        classes: number of classes.
+    """
 
     def __init__(self, classes: int) -> None:
         self.top = 5 if classes >= TOP5_CLASSES else 1
         self.sums = torch.zeros(4, dtype=torch.float64)
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
-        """Add logits (N, classes) against labels (N,)."""
+        """Add logits (N, classes) with labels (N,)."""
         labels = batch.label
         hits = predictions.topk(self.top, dim=1).indices == labels[:, None]
         loss = F.cross_entropy(predictions, labels, reduction="sum")
@@ -131,9 +135,13 @@ class AccuracyMetric:
             dist.all_reduce(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Accuracies as fractions; `val/top1_low95` is the lower end of Wilson's 95 % interval.
+        """Return accuracies as fractions, the mean loss and the number of samples.
 
-        `val/top5` is there only where there are more than five classes.
+        `val/top1_low95` is the lower end of Wilson's 95 % interval of `val/top1`. `val/top5` is present only where
+        there are more than five classes.
+
+        Raises:
+            UserError: no sample was counted.
         """
         top1, top5, loss, count = self.sums.tolist()
         if count == 0:
@@ -148,7 +156,13 @@ class AccuracyMetric:
 
 
 def wilson_lower_bound(hits: float, count: float, confidence: float = 0.95) -> float:
-    """Lower end of Wilson's two-sided score interval for a proportion (Wilson 1927)."""
+    """Return the lower end of Wilson's two-sided score interval for a proportion, 0 to 1 (Wilson 1927).
+
+    Args:
+        hits: successes.
+        count: trials, above 0.
+        confidence: of the interval, between 0 and 1.
+    """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = hits / count
     centre = share + z * z / (2 * count)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DetectionKind(TaskKind):
-    """See `TaskKind`."""
+    """The kind `detection`; implements `TaskKind`."""
 
     class_column = "labels"
 
@@ -39,37 +39,37 @@ class DetectionKind(TaskKind):
         return anchor_warnings(stage, statistics)
 
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
-        """Return what a detector costs."""
+        """Return the counter of a detector's parameters and multiply-accumulates."""
         from scalablevit.tasks.detection.costs import DetectorCosts
 
         return DetectorCosts(stage, classes)
 
     def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
-        """Return what predicts single images."""
+        """Return the predictor of the objects in an image."""
         from scalablevit.tasks.detection.predictor import DetectionPredictor
 
         return DetectionPredictor(stage, classes)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
-        """Return the precision by recall, and the F1 of each image."""
+        """Return an error analysis by the F1 of each image, with precision by recall over all images."""
         from scalablevit.tasks.detection.error_analysis import BoxErrorAnalysis
 
         return BoxErrorAnalysis(classes)
 
     def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
-        """Return the matches of each image."""
+        """Return the statistics of an average precision: each image's matches of detections and annotations."""
         from scalablevit.tasks.detection.bootstrap import PrecisionStatistics
 
         return PrecisionStatistics(tuple(classes), "mask" if metric == "mask_ap" else "box")
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return what writes annotations and overlays."""
+        """Return the writer of annotations and overlays."""
         from scalablevit.tasks.detection.outputs import Detections
 
         return Detections(classes, folder)
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
-        """Return the objects' boxes, scores and classes and, of Mask R-CNN, their masks."""
+        """Return the types of `boxes`, `scores`, `labels` and, for Mask R-CNN, `masks`."""
         from scalablevit.config.task import head_of
         from scalablevit.tasks.columns import DOUBLE, STRING, ColumnType, array_of
 
@@ -80,25 +80,25 @@ class DetectionKind(TaskKind):
         return columns
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return the plain values of an answer."""
+        """Return a server's answer with the types of `DetectionPrediction.answer`."""
         from scalablevit.tasks.detection.outputs import read_answer
 
         return read_answer(received, size)
 
     def drawing(self) -> "Drawing":
-        """Return how images are drawn with boxes and masks."""
+        """Return the drawing of images with boxes and masks."""
         from scalablevit.tasks.detection.drawing import BoxDrawing
 
         return BoxDrawing()
 
     def export(self) -> "Export":
-        """Return how the parts of a detector are exported."""
+        """Return the description of how the parts of a detector are exported."""
         from scalablevit.tasks.detection.export import EXPORT
 
         return EXPORT
 
     def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
-        """Return what is done to an image."""
+        """Return how an image is scaled, and the lowest score of a detection."""
         from scalablevit.tasks.detection.export import describe_preprocessing
 
         return describe_preprocessing(stage)

@@ -1,4 +1,4 @@
-"""What each image adds to an average precision."""
+"""Per-sample statistics of average precision."""
 
 from functools import cached_property
 from typing import Any, Literal
@@ -6,14 +6,15 @@ from typing import Any, Literal
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, say_nothing
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric, discard_report
 from scalablevit.tasks.sample_statistics import Choice
 
 
 class PrecisionStatistics(CocoMetric):
-    """Detection: COCO's average precision.
+    """Per-sample statistics of COCO's average precision; implements `tasks.sample_statistics.SampleStatistics`.
 
-    Detections are matched to truth once, image by image; only the accumulation over images is done for every choice.
+    Detections are matched to annotations once, image by image; only the accumulation over images is done for every
+    choice.
     """
 
     def __init__(self, classes: tuple[str, ...], kind: Literal["box", "mask"]) -> None:
@@ -21,29 +22,29 @@ class PrecisionStatistics(CocoMetric):
         self.kind = kind
 
     @property
-    def numbers(self) -> list[int]:
-        """Ascending."""
+    def indices(self) -> list[int]:
+        """Return the images' indices in their source, ascending."""
         return sorted(self.records)
 
     @cached_property
-    def _matched(self) -> tuple[COCOeval_faster, list[Any]]:
-        """The evaluation, and what it says of each image, class by class."""
-        truth = COCO(self._truth())
-        found = self._all_detections(self.kind, truth)
+    def _evaluation(self) -> tuple[COCOeval_faster, list[Any]]:
+        """Return the evaluation, and the matches of each image, class by class."""
+        ground_truth = COCO(self._ground_truth())
+        detections = self._all_detections(self.kind, ground_truth)
         evaluation = COCOeval_faster(
-            truth, found, iouType=KINDS[self.kind], print_function=say_nothing, separate_eval=True
+            ground_truth, detections, iouType=IOU_TYPES[self.kind], print_function=discard_report, separate_eval=True
         )
-        limits = evaluation.params
-        limits.areaRng, limits.areaRngLbl, limits.maxDets = limits.areaRng[:1], ["all"], limits.maxDets[-1:]
+        params = evaluation.params
+        params.areaRng, params.areaRngLbl, params.maxDets = params.areaRng[:1], ["all"], params.maxDets[-1:]
         evaluation.evaluate()
         return evaluation, list(evaluation._evalImgs_cpp)  # noqa: SLF001  # what its own accumulate() goes on from
 
     def metric(self, chosen: Choice) -> float:
-        """Mean over thresholds, recalls and classes with truth."""
-        evaluation, matched = self._matched
+        """Return the mean precision over IoU thresholds, recalls and classes, 0 to 1; nan without annotated objects."""
+        evaluation, matches = self._evaluation
         count = len(self.records)
         evaluation._evalImgs_cpp = [  # noqa: SLF001
-            matched[first + image] for first in range(0, len(matched), count) for image in chosen.tolist()
+            matches[first + image] for first in range(0, len(matches), count) for image in chosen.tolist()
         ]
         evaluation.accumulate()
         precision = np.asarray(evaluation.eval["precision"])

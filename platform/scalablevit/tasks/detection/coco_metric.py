@@ -17,35 +17,36 @@ from scalablevit.tasks.metric_names import class_metric_names
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six of COCO's summary, in its order."""
-KINDS = {"box": "bbox", "mask": "segm"}
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
+"""COCO's `iouType`, by what is compared."""
 _NO_VALUE = -1
-"""What COCO answers where there is nothing to find."""
+"""COCO's result where nothing is annotated."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector finds in an image, in the original image's pixels, best first."""
+    """The detections in an image, in the original image's pixels, best first."""
 
     boxes: Tensor
     """Float (n, 4): x1, y1, x2, y2."""
     scores: Tensor
-    """(n,)."""
+    """(n,), 0 to 1."""
     labels: Tensor
-    """(n,) class numbers from 0."""
+    """(n,) class indices from 0."""
     masks: list[RunLengths] | None = None
-    """n, of Mask R-CNN."""
+    """n masks at the original image's size; None: the detector gives boxes alone."""
 
 
 Records = dict[int, tuple[Instances, Detections]]
-"""Truth and detections by the image's number in the source."""
+"""Annotations and detections by the image's index in the source."""
 
 
 class CocoMetric:
-    """Collects detections and truth, image by image, as run lengths; rank 0 evaluates them.
+    """Collects detections and annotations, image by image, masks as run lengths; rank 0 evaluates them.
 
     Args:
-        classes: names, in the order of their numbers.
-        masks: evaluate masks too.
+        classes: names, in the order of their indices.
+        masks: evaluate masks as well as boxes.
     """
 
     def __init__(self, classes: tuple[str, ...], *, masks: bool) -> None:
@@ -58,11 +59,14 @@ class CocoMetric:
         """Add images.
 
         Args:
-            predictions: of each image.
-            batch: with `index` and `instances`.
+            predictions: the detections in each image.
+            batch: its `index` and `instances` are read.
+
+        Raises:
+            ValueError: an image was added before.
         """
-        for number, truth, found in zip(batch.index.tolist(), batch.instances, predictions, strict=True):
-            self._add({number: (truth, found)})
+        for index, instances, detections in zip(batch.index.tolist(), batch.instances, predictions, strict=True):
+            self._add({index: (instances, detections)})
 
     def synchronize(self) -> None:
         """Bring all images to rank 0, evaluate them there, and give the metrics to every rank."""
@@ -77,14 +81,16 @@ class CocoMetric:
             for records in gathered:
                 self._add(records)
             self._evaluate()
-        answer = [self.metrics]
-        dist.broadcast_object_list(answer, src=0)
-        self.metrics = answer[0]
+        broadcast = [self.metrics]
+        dist.broadcast_object_list(broadcast, src=0)
+        self.metrics = broadcast[0]
 
     def compute(self) -> dict[str, float]:
-        """Metrics as fractions: `val/box_ap`, `..._ap50`, `..._ap75`, by size, and `val/box_ap/<class>`; so for masks.
+        """Return COCO's average precisions as fractions, 0 to 1, and the number of images as `val/samples`.
 
-        Metrics without truth to find (no small object, no object of a class) are left out.
+        `val/box_ap` (mean over IoU 0.5, 0.55, ... 0.95), `val/box_ap50`, `val/box_ap75`, `val/box_ap_small`,
+        `..._medium`, `..._large`, and `val/box_ap/<class>`; the same with `mask` for masks. A metric without annotated
+        objects (no small object, no object of a class) is absent.
 
         Raises:
             UserError: no object is annotated.
@@ -105,10 +111,12 @@ class CocoMetric:
 
     def _evaluate(self) -> None:
         self.metrics = {"val/samples": float(len(self.records))}
-        truth = COCO(self._truth())
+        ground_truth = COCO(self._ground_truth())
         for kind in self.kinds:
-            found = self._all_detections(kind, truth)
-            evaluation = COCOeval_faster(truth, found, iouType=KINDS[kind], print_function=say_nothing)
+            detections = self._all_detections(kind, ground_truth)
+            evaluation = COCOeval_faster(
+                ground_truth, detections, iouType=IOU_TYPES[kind], print_function=discard_report
+            )
             evaluation.run()
             self.metrics |= self._named(kind, evaluation)
 
@@ -116,59 +124,59 @@ class CocoMetric:
         metrics = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
         # (thresholds, recalls, classes, areas, limits): all areas, the largest number of detections
         precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-        for number, name in enumerate(class_metric_names(f"val/{kind}_ap", self.classes)):
-            of_class = precision[:, :, number]
+        for index, name in enumerate(class_metric_names(f"val/{kind}_ap", self.classes)):
+            of_class = precision[:, :, index]
             metrics[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
         return {name: value for name, value in metrics.items() if value != _NO_VALUE}
 
-    def _truth(self) -> CocoFile:
-        """COCO's format; numbers count from 1, since 0 stands for "no match" in COCO's evaluation."""
+    def _ground_truth(self) -> CocoFile:
+        """Return the annotations in COCO's format; ids count from 1, since 0 means "no match" in COCO's evaluation."""
         images, annotations = list[CocoImage](), list[CocoAnnotation]()
-        for number, (truth, _) in sorted(self.records.items()):
-            images.append({"id": number + 1, "height": truth.size[0], "width": truth.size[1]})
-            for i, box in enumerate(_corners_and_sizes(truth.boxes)):
+        for index, (instances, _) in sorted(self.records.items()):
+            images.append({"id": index + 1, "height": instances.size[0], "width": instances.size[1]})
+            for i, box in enumerate(_to_coco_boxes(instances.boxes)):
                 annotation: CocoAnnotation = {
                     "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": int(truth.labels[i]) + 1,
+                    "image_id": index + 1,
+                    "category_id": int(instances.labels[i]) + 1,
                     "bbox": box,
-                    "area": float(truth.areas[i]),
-                    "iscrowd": int(truth.crowd[i]),
+                    "area": float(instances.areas[i]),
+                    "iscrowd": int(instances.crowd[i]),
                 }
-                if truth.masks is not None:
-                    annotation["segmentation"] = truth.masks[i]
+                if instances.masks is not None:
+                    annotation["segmentation"] = instances.masks[i]
                 annotations.append(annotation)
-        categories: list[CocoCategory] = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
+        categories: list[CocoCategory] = [{"id": index + 1, "name": name} for index, name in enumerate(self.classes)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _all_detections(self, kind: str, truth: COCO) -> COCO:
-        """All detections; not by the library's `loadRes`, which measures every mask by a call of its own."""
-        return COCO({**truth.dataset, "annotations": self._detections(kind)})
+    def _all_detections(self, kind: str, ground_truth: COCO) -> COCO:
+        """Return all detections; not by the library's `loadRes`, which measures every mask by a call of its own."""
+        return COCO({**ground_truth.dataset, "annotations": self._detections(kind)})
 
     def _detections(self, kind: str) -> list[CocoAnnotation]:
-        """In COCO's format, with the areas that decide what is small."""
-        found = list[CocoAnnotation]()
-        for number, (_, detections) in sorted(self.records.items()):
+        """Return the detections in COCO's format, with the areas that decide what is small."""
+        annotations = list[CocoAnnotation]()
+        for index, (_, detections) in sorted(self.records.items()):
             labels, scores = (detections.labels + 1).tolist(), detections.scores.tolist()
-            places: list[CocoAnnotation]
+            shapes: list[CocoAnnotation]
             if kind == "box":
-                boxes = _corners_and_sizes(detections.boxes.cpu().numpy())
-                places = [{"bbox": box, "area": box[2] * box[3]} for box in boxes]
+                boxes = _to_coco_boxes(detections.boxes.cpu().numpy())
+                shapes = [{"bbox": box, "area": box[2] * box[3]} for box in boxes]
             else:
                 masks = detections.masks or []
                 areas = run_lengths.area(masks).tolist() if masks else []
-                places = [{"segmentation": mask, "area": float(area)} for mask, area in zip(masks, areas, strict=True)]
-            for label, score, place in zip(labels, scores, places, strict=True):
-                found.append({"id": len(found) + 1, "image_id": number + 1, "category_id": label, "score": score,
-                              "iscrowd": 0, **place})  # fmt: skip
-        return found
+                shapes = [{"segmentation": mask, "area": float(area)} for mask, area in zip(masks, areas, strict=True)]
+            for label, score, shape in zip(labels, scores, shapes, strict=True):
+                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": label,
+                                    "score": score, "iscrowd": 0, **shape})  # fmt: skip
+        return annotations
 
 
-def _corners_and_sizes(boxes: "np.ndarray[Any, Any]") -> list[list[float]]:
-    """x1, y1, x2, y2 to x, y, width, height, of each box (n, 4), as plain numbers."""
+def _to_coco_boxes(boxes: "np.ndarray[Any, Any]") -> list[list[float]]:
+    """Return boxes (n, 4) of x1, y1, x2, y2 as x, y, width, height."""
     boxes = boxes.astype(float)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()  # type: ignore[no-any-return]
 
 
-def say_nothing(*_lines: Any) -> None:
-    """Instead of the library's report of each evaluation."""
+def discard_report(*_lines: Any) -> None:
+    """Do nothing, in place of printing the library's report of each evaluation."""

@@ -1,4 +1,4 @@
-"""What detectors cost, and blank batches of them."""
+"""Parameters and multiply-accumulates of detectors, and blank batches."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import BoxBatch
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.capabilities import GREY
-from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import describe_dense_cost
 from scalablevit.tasks.detection.detector import CostProbe, countable_loss
 from scalablevit.tasks.detection.task import DetectionTask
 
@@ -16,33 +16,33 @@ COST_ASPECT = 1.6
 BOX_REGIONS, MASK_REGIONS = 1000, 100
 """Regions of Mask R-CNN's heads that costs are given for, as in the paper's tables."""
 BLANK_OBJECTS = 5
-"""In a blank image: one for each level of the pyramid."""
+"""Objects in a blank image: one for each level of the pyramid."""
 
 
 class DetectorCosts:
-    """See `tasks.capabilities.Costs`."""
+    """Counts a detector's parameters and multiply-accumulates; implements `tasks.capabilities.Costs`."""
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         self._task = DetectionTask(stage, classes)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return height and width of the image that `count` is given for."""
+        """Return height and width, in pixels, of the image that `count` counts for."""
         data = self._task.data
         return data.short_side, min(round(COST_ASPECT * data.short_side), data.long_side)
 
     def count(self) -> Cost:
-        """Return the cost; of Mask R-CNN with 1000 regions in the box head and 100 in the mask head."""
+        """Return the cost of one image; for Mask R-CNN with 1000 regions in the box head and 100 in the mask head."""
         with torch.device("meta"):
             model = self._task.build_model()
         return count_cost(CostProbe(model, BOX_REGIONS, MASK_REGIONS), (1, 3, *self.size))
 
     def describe(self) -> str:
-        """Return the detector's line."""
-        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+        """Return one line with the cost, and the paper's values where the paper has this model."""
+        return describe_dense_cost(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
     def blank_batch(self, samples: int) -> BoxBatch:
-        """Return images of `size`, each with some boxes of one class as large as anchors."""
+        """Return grey images of `size` (height, width, 3), each with `BLANK_OBJECTS` boxes as large as anchors."""
         height, width = self.size
         sides = [min(self._task.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
         masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
@@ -57,5 +57,5 @@ class DetectorCosts:
         )
 
     def countable_loss(self, model: nn.Module, batch: BoxBatch) -> Tensor:
-        """Return a loss of as many regions as the heads are trained on at the most."""
+        """Return a scalar loss of as many regions as the heads are trained on at most."""
         return countable_loss(model, batch.image, self._task.task.roi_samples)

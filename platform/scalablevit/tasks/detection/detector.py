@@ -24,21 +24,22 @@ from scalablevit.config.task import Detection
 from scalablevit.models.backbone import Pyramid
 
 STRIDE = 32
-"""Batches are padded to multiples of it, pixels."""
+"""Heights and widths of batches are padded to multiples of this, in pixels."""
 ROI_SIZE, MASK_ROI_SIZE = 7, 14
-"""Cells on a side of what the box and the mask head see of a region."""
+"""Side, in cells, of a pooled region in the box head and in the mask head."""
 PASTED_ELEMENTS = 16 * 2**20
-"""Largest number of mask pixels that are floats at a time: 64 MB."""
+"""Most mask pixels that are float32 at a time: 64 MiB."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of the anchors."""
 _NEW_STD = 0.01
 
 
 class FeaturePyramid(nn.Module):
-    """A backbone's maps, brought to one width and two further levels (FPN, Lin et al., arXiv 1612.03144).
+    """Backbone and neck: maps of one width, with further coarser levels (FPN, Lin et al., arXiv 1612.03144).
 
     Args:
         body: the backbone, with its weights.
-        neck: makes the pyramid of them.
+        neck: makes the pyramid of the backbone's maps.
         out_channels: of the pyramid's maps; torchvision's detectors read it.
     """
 
@@ -49,17 +50,17 @@ class FeaturePyramid(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to maps (B, out_channels, h, w), finest first; those of the backbone are "0", "1", ..."""
-        maps = OrderedDict((str(number), each) for number, each in enumerate(self.body(images)))
+        """Return maps (B, out_channels, h, w) of images (B, 3, H, W), finest first; the backbone's are "0", "1", ..."""
+        maps = OrderedDict((str(level), feature_map) for level, feature_map in enumerate(self.body(images)))
         levels: dict[str, Tensor] = self.fpn(maps)
         return levels
 
 
 class Batching(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision's detectors are untyped
-    """Stacks images, and nothing else: sizes, normalization and the way back to the original belong to the task.
+    """Stacks and pads images, and nothing else: the task resizes, normalizes and maps detections back.
 
     Args:
-        fill: normalized colour of the padding, of each channel. Not zeros, as torchvision pads: of them a fresh
+        fill: normalized colour of the padding, one value per channel. Not zeros, as torchvision pads: from them a fresh
             ScalableViT makes tokens of exactly zero, where LayerNorms multiply gradients by 1 / sqrt(eps) each, to
             10^7 in all (measured).
     """
@@ -71,7 +72,10 @@ class Batching(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision's
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """Normalized images (3, h, w), padded at the right and bottom to one size, a multiple of 32."""
+        """Return normalized images (3, h, w) padded at the right and bottom to one size, and the targets unchanged.
+
+        Height and width are multiples of `STRIDE`.
+        """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         height, width = (STRIDE * math.ceil(max(sides) / STRIDE) for sides in zip(*sizes, strict=True))
         stacked = images[0].new_tensor(self.fill)[None, :, None, None].repeat(len(images), 1, height, width)
@@ -80,29 +84,32 @@ class Batching(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision's
         return ImageList(stacked, sizes), targets
 
     def postprocess(self, result: list[dict[str, Tensor]], *_sizes: Any) -> list[dict[str, Tensor]]:
-        """Detections as they are: boxes in the input's pixels, masks (n, 1, 28, 28) in their boxes."""
+        """Return detections unchanged: boxes in the input's pixels, masks (n, 1, 28, 28) within their boxes."""
         return result
 
 
 class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision's detectors are untyped
-    """Anchors in full precision: those of a bfloat16 map would be rounded too, by whole pixels in large images."""
+    """Anchors in float32: in bfloat16, the maps' type under autocast, they are off by whole pixels in large images."""
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Move the anchors to the maps' device, not to their type."""
+        """Move the anchors to the maps' device, but keep float32."""
         super().set_cell_anchors(torch.float32, device)
 
 
 class OverPyramid(nn.Module):
-    """What optimizers ask a detector over a `FeaturePyramid` for."""
+    """Mixin with timm's parameter groups for a detector over a `FeaturePyramid`."""
 
     backbone: FeaturePyramid
 
     def no_weight_decay(self) -> set[str]:
-        """The backbone's parameters that are kept from weight decay as well as norms and biases."""
+        """Return names of the backbone's parameters without weight decay, besides norms and biases."""
         return {f"backbone.body.{name}" for name in self.backbone.body.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Layer of a parameter by its name, for `timm.optim.param_groups_layer_decay`: neck and heads come last."""
+        """Return a function from a parameter's name to its layer, for `timm.optim.param_groups_layer_decay`.
+
+        Neck and heads are after the last layer.
+        """
         layers = {f"backbone.body.{name}": float(layer) for name, layer in self.backbone.body.layer_indices().items()}
         return lambda name: layers.get(name, math.inf)
 
@@ -116,10 +123,10 @@ class PyramidMaskRCNN(OverPyramid, MaskRCNN):  # type: ignore[misc]  # torchvisi
 
 
 def build_detector(task: Detection, pyramid: Pyramid, num_classes: int, fill: Sequence[float]) -> nn.Module:
-    """The detector of a recipe's task.
+    """Return the detector of a recipe's task.
 
-    New layers are drawn as the paper says: the pyramid by Xavier, the others from a normal distribution of standard
-    deviation 0.01. The bias of RetinaNet's classifier stays what focal loss needs.
+    New layers are initialized as the paper says: the neck by Xavier, the others from a normal distribution of standard
+    deviation 0.01. The bias of RetinaNet's classifier keeps the value that focal loss needs.
 
     Args:
         task: the recipe's task.
@@ -128,10 +135,10 @@ def build_detector(task: Detection, pyramid: Pyramid, num_classes: int, fill: Se
         fill: normalized colour of padding, see `Batching`.
 
     Returns:
-        In training mode `model(images, targets)` gives the losses by name, in evaluation mode `model(images)` a dict
-        with `boxes`, `scores`, `labels` and, of Mask R-CNN, `masks` for each image. Images are a list of normalized
-        (3, h, w); targets hold `boxes` (n, 4), `labels` (n,) and, for Mask R-CNN, `masks` (n, h, w). Labels count from
-        `first_label(task)`.
+        A module. In training mode `model(images, targets)` returns the losses by name, in eval mode `model(images)` a
+        dict for each image with `boxes`, `scores`, `labels` and, for Mask R-CNN, `masks` (n, 1, 28, 28) within the
+        boxes. Images are a list of normalized (3, h, w); targets hold `boxes` (n, 4), `labels` (n,) and, for Mask
+        R-CNN, `masks` (n, h, w). Boxes are x1, y1, x2, y2 in the images' pixels. Labels count from `first_label(task)`.
     """
     model: nn.Module = (
         _retinanet(task, pyramid, num_classes) if task.head == "retinanet" else _mask_rcnn(task, pyramid, num_classes)
@@ -143,20 +150,20 @@ def build_detector(task: Detection, pyramid: Pyramid, num_classes: int, fill: Se
 
 
 def first_label(task: Detection) -> int:
-    """The number of the first class: Mask R-CNN keeps 0 for the background."""
+    """Return the label of the first class, 0 or 1: Mask R-CNN reserves 0 for the background."""
     return int(task.head == "mask_rcnn")
 
 
-def pasted_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Masks at an image's size, some at a time.
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Yield masks at an image's size, a few at a time, so that memory is bounded (`PASTED_ELEMENTS`).
 
     Args:
         masks: probabilities (n, 1, m, m) within the boxes.
-        boxes: (n, 4) in the image's pixels.
-        size: height and width of the image.
+        boxes: (n, 4): x1, y1, x2, y2 in the image's pixels.
+        size: height and width of the image, pixels.
 
     Yields:
-        bool (k, height, width), in the order of `masks`.
+        bool (k, height, width), in the order of `masks`; true where the probability is at least 0.5.
     """
     count = max(1, PASTED_ELEMENTS // (size[0] * size[1]))
     for part, where in zip(masks.split(count), boxes.split(count), strict=True):
@@ -164,36 +171,41 @@ def pasted_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterato
 
 
 def image_list(images: Tensor, size: Tensor) -> ImageList:
-    """Return images (1, 3, H, W) as torchvision's detectors take them, of a height and width that are computed."""
+    """Return images (1, 3, H, W) as torchvision's `ImageList`.
+
+    Args:
+        images: one image, padded.
+        size: (2,) height and width without padding; a tensor, so that tracing does not fix them.
+    """
     return ImageList(images, [(size[0], size[1])])
 
 
 @contextmanager
 def sizes_as_inputs() -> Iterator[None]:
-    """While a detector is traced, clip boxes to the image size that it is given: torchvision would fix the number."""
-    usual = boxes_of_torchvision.clip_boxes_to_image
-    boxes_of_torchvision.clip_boxes_to_image = _clipped
+    """Keep the image size an input while a detector is traced: torchvision's own clipping of boxes would fix it."""
+    original = boxes_of_torchvision.clip_boxes_to_image
+    boxes_of_torchvision.clip_boxes_to_image = _clip_boxes
     try:
         yield
     finally:
-        boxes_of_torchvision.clip_boxes_to_image = usual
+        boxes_of_torchvision.clip_boxes_to_image = original
 
 
-def _clipped(boxes: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
+def _clip_boxes(boxes: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
     height, width = (side.to(boxes.dtype) for side in size)
     limits = torch.stack([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
 class CostProbe(nn.Module):
-    """What a detector computes for images and a number of regions, without the parts between that select them.
+    """A detector's layers on images and a given number of regions, without the code that selects regions.
 
-    For counting on meta or fake tensors, where there is nothing to select from.
+    It counts on meta or fake tensors, which have no values to select by.
 
     Args:
         model: of `build_detector`.
-        box_regions: regions that the box head sees.
-        mask_regions: regions that the mask head sees.
+        box_regions: regions of the box head, in all images.
+        mask_regions: regions of the mask head, in all images.
     """
 
     def __init__(self, model: Any, box_regions: int, mask_regions: int) -> None:
@@ -202,7 +214,7 @@ class CostProbe(nn.Module):
         self.regions = box_regions, mask_regions
 
     def forward(self, images: Tensor) -> list[Any]:
-        """Images (B, 3, H, W) to what each head says of them or of its regions."""
+        """Return each head's outputs for images (B, 3, H, W), or for its regions."""
         maps = list(self.model.backbone(images).values())
         if isinstance(self.model, RetinaNet):
             return [self.model.head(maps)]
@@ -217,13 +229,13 @@ class CostProbe(nn.Module):
 
 
 def countable_loss(model: Any, images: list[Tensor], roi_samples: int) -> Tensor:
-    """A scalar that keeps as much for its backward pass as a detector's losses, by its largest parts.
+    """Return a scalar that saves about as much for its backward pass as a detector's losses: its largest parts.
 
     Args:
         model: of `build_detector`.
-        images: as it takes them.
-        roi_samples: regions of an image that Mask R-CNN's box head is trained on; its mask head gets those that show
-            an object, at most a quarter of them.
+        images: normalized, each (3, h, w).
+        roi_samples: regions of an image that Mask R-CNN's box head is trained on. Its mask head is trained on those
+            with an object, at most a quarter of them.
     """
     regions = roi_samples * len(images)
     stacked = model.transform(images)[0].tensors
@@ -231,15 +243,15 @@ def countable_loss(model: Any, images: list[Tensor], roi_samples: int) -> Tensor
     if isinstance(model, RetinaNet):
         scores = outputs[0].pop("cls_logits")
         outputs.append(sigmoid_focal_loss(scores, torch.zeros_like(scores)))
-    return torch.stack([each.sum() for each in tree_leaves(outputs)]).sum()
+    return torch.stack([output.sum() for output in tree_leaves(outputs)]).sum()
 
 
 def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
-    """Levels P3 to P7; P6 comes from C5 (Lin et al., arXiv 1708.02002)."""
+    """Return RetinaNet on levels P3 to P7; P6 is made from C5 (Lin et al., arXiv 1708.02002)."""
     width = task.neck_channels
-    pyramid.leave_out(1)
+    pyramid.drop_finest(1)
     extra = LastLevelP6P7(pyramid.channels[-1], width)
-    extra.use_P5 = False  # torchvision takes P5 instead wherever C5 happens to have as many channels as the pyramid
+    extra.use_P5 = False  # torchvision takes P5 instead where C5 has as many channels as the pyramid
     sizes = tuple(
         tuple(int(task.anchor_size * 2**level * 2 ** (third / 3)) for third in range(3)) for level in range(5)
     )
@@ -259,7 +271,7 @@ def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
 
 
 def _mask_rcnn(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
-    """Levels P2 to P6 (He et al., arXiv 1703.06870)."""
+    """Return Mask R-CNN on levels P2 to P6 (He et al., arXiv 1703.06870)."""
     width = task.neck_channels
     sizes = tuple((task.anchor_size * 2**level,) for level in range(5))
     model: Any = PyramidMaskRCNN(
@@ -296,20 +308,20 @@ def _initialize(part: nn.Module) -> None:
     for module in part.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, std=_NEW_STD)
-            nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # none of torchvision's goes without
+            nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # all of torchvision's have a bias
 
 
 def _heads(model: Any) -> list[nn.Module]:
-    """The parts whose outputs become boxes, scores, masks and losses."""
+    """Return the modules whose outputs become boxes, scores, masks and losses."""
     if isinstance(model, RetinaNet):
         return [model.head]
     return [model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor]
 
 
 def _in_float(_head: nn.Module, _inputs: Any, outputs: Any) -> Any:
-    """A head's outputs in float32 also under autocast: boxes are decoded in the type of what the head says of them."""
+    """Return a head's outputs in float32, also under autocast: boxes are decoded in the type of the head's outputs."""
     if isinstance(outputs, Tensor):
         return outputs.float()
     if isinstance(outputs, dict):
-        return {name: each.float() for name, each in outputs.items()}
-    return type(outputs)(_in_float(_head, _inputs, each) for each in outputs)
+        return {name: output.float() for name, output in outputs.items()}
+    return type(outputs)(_in_float(_head, _inputs, output) for output in outputs)

@@ -1,4 +1,4 @@
-"""Error analysis of a detector: what it finds and misses in each image, and precision by recall."""
+"""Error analysis of a detector: hits, misses and false detections in each image, and precision by recall."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.batch import InstanceBatch
-from scalablevit.tasks.detection.coco_metric import KINDS, CocoMetric, Detections, say_nothing
+from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric, Detections, discard_report
 from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore
 
 OVERLAP = 0.5
-"""Intersection over union from which on a detection is right."""
+"""A detection is right where its IoU with an object of its class is at least this, 0 to 1."""
 
 
 class BoxErrorAnalysis(CocoMetric):
-    """Detection, by boxes.
+    """Error analysis by the F1 of each image's boxes; implements `tasks.error_analysis.ErrorAnalysis`.
 
-    `details()["precision"]`: by class name 101 precisions at recalls 0, 0.01, ... 1, at an overlap of `OVERLAP`;
-    classes without truth are left out.
+    `details()["precision"]` holds by class name 101 precisions at recalls 0, 0.01, ... 1, at an IoU of `OVERLAP`;
+    classes without annotated objects have none.
     """
 
     measure = f"by F1 of detections with a score of {SHOWN_SCORE} or more, at an overlap of {OVERLAP}, the lowest first"
@@ -27,47 +27,49 @@ class BoxErrorAnalysis(CocoMetric):
         super().__init__(tuple(classes), masks=False)
 
     def update(self, predictions: list[Detections], batch: InstanceBatch) -> list[SampleScore]:  # type: ignore[override]
-        """Add images, as to `CocoMetric`."""
+        """Add images, as to `CocoMetric`; return the score of each image, 1 - F1."""
         super().update(predictions, batch)
         part = BoxErrorAnalysis(self.classes)
         CocoMetric.update(part, predictions, batch)
-        matched = part._matched(most=max(len(each.scores) for each in predictions))
-        return [_score(number, matched) for number in batch.index.tolist()]
+        evaluation = part._evaluate_boxes(most=max(len(detections.scores) for detections in predictions))
+        return [_score(index, evaluation) for index in batch.index.tolist()]
 
     def details(self) -> ErrorDetails:
-        """See the class."""
-        # thresholds, recalls, classes, areas, limits: of all but recalls and classes there is one
-        precision = np.asarray(self._matched().eval["precision"])[0, :, :, 0, 0]
+        """Return precision by recall of each class, over all images."""
+        # (thresholds, recalls, classes, areas, limits): of all but recalls and classes there is one
+        precision = np.asarray(self._evaluate_boxes().eval["precision"])[0, :, :, 0, 0]
         known = {name: curve for name, curve in zip(self.classes, precision.T, strict=True) if (curve > -1).any()}
         return {"precision": {name: curve.tolist() for name, curve in known.items()}}
 
-    def _matched(self, most: int | None = None) -> COCOeval_faster:
-        """All images, evaluated; their annotations and detections know of each other.
+    def _evaluate_boxes(self, most: int | None = None) -> COCOeval_faster:
+        """Evaluate the boxes of all images at an IoU of `OVERLAP`; a matched detection has `gt_id`.
 
         Args:
-            most: detections of an image and class that count; COCO's 100 by default.
+            most: detections of an image and class that count; None: COCO's 100.
         """
-        truth = COCO(self._truth())
-        found = self._all_detections("box", truth)
-        evaluation = COCOeval_faster(truth, found, iouType=KINDS["box"], print_function=say_nothing, extra_calc=True)
-        limits = evaluation.params
-        limits.iouThrs = np.array([OVERLAP])
-        limits.areaRng, limits.areaRngLbl = limits.areaRng[:1], ["all"]
-        limits.maxDets = limits.maxDets[-1:] if most is None else [most]
+        ground_truth = COCO(self._ground_truth())
+        detections = self._all_detections("box", ground_truth)
+        evaluation = COCOeval_faster(
+            ground_truth, detections, iouType=IOU_TYPES["box"], print_function=discard_report, extra_calc=True
+        )
+        params = evaluation.params
+        params.iouThrs = np.array([OVERLAP])
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], ["all"]
+        params.maxDets = params.maxDets[-1:] if most is None else [most]
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
 
 
-def _score(number: int, evaluation: COCOeval_faster) -> SampleScore:
-    """Return the score of one image of an evaluation; what is in a crowd is neither right nor wrong."""
-    objects = {each["id"]: each for each in evaluation.cocoGt.anns.values() if each["image_id"] == number + 1}
-    shown = [each for each in evaluation.cocoDt.anns.values()
-             if each["image_id"] == number + 1 and each["score"] >= SHOWN_SCORE]  # fmt: skip
-    there = sum(not each["iscrowd"] for each in objects.values())
-    hits = sum("gt_id" in each and not objects[each["gt_id"]]["iscrowd"] for each in shown)
-    false = sum("gt_id" not in each for each in shown)
-    words = f"{hits} of {there} objects found, {false} false"
-    wrong = there - hits + false
+def _score(index: int, evaluation: COCOeval_faster) -> SampleScore:
+    """Return the score of one image of an evaluation; matches with a crowd are neither right nor wrong."""
+    objects = {each["id"]: each for each in evaluation.cocoGt.anns.values() if each["image_id"] == index + 1}
+    confident = [each for each in evaluation.cocoDt.anns.values()
+                 if each["image_id"] == index + 1 and each["score"] >= SHOWN_SCORE]  # fmt: skip
+    count = sum(not each["iscrowd"] for each in objects.values())
+    hits = sum("gt_id" in each and not objects[each["gt_id"]]["iscrowd"] for each in confident)
+    false = sum("gt_id" not in each for each in confident)
+    summary = f"{hits} of {count} objects found, {false} false"
+    wrong = count - hits + false
     outcome: Outcome = "partly" if wrong and hits else "wrong" if wrong else "right"
-    return SampleScore(number, wrong / (2 * hits + wrong) if wrong else 0.0, words, outcome)
+    return SampleScore(index, wrong / (2 * hits + wrong) if wrong else 0.0, summary, outcome)

@@ -1,4 +1,4 @@
-"""A detector as it is exported: pyramid and dense head; of Mask R-CNN also its box head and mask head."""
+"""Export of a detector: pyramid and dense head; for Mask R-CNN also its box head and mask head."""
 
 import math
 from typing import Any
@@ -11,12 +11,12 @@ from scalablevit.config.recipe import Stage
 from scalablevit.tasks.detection.detector import MASK_ROI_SIZE, ROI_SIZE, STRIDE, first_label
 from scalablevit.tasks.detection.selection import DetectorSelection
 from scalablevit.tasks.detection.task import sections
-from scalablevit.tasks.export import Export, FromPixels, Part, Size, flat, unchanged
+from scalablevit.tasks.export import Export, FromPixels, Part, Size, flatten_outputs, keep_outputs
 from scalablevit.tasks.preprocessing import TaskPreprocessing
 
 
 class PyramidAndHeads(nn.Module):
-    """A detector up to where it selects: feature maps, and what its dense head says at every anchor of each level."""
+    """The dense part of a detector: feature maps, and the dense head's scores and box offsets at every anchor."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -25,49 +25,52 @@ class PyramidAndHeads(nn.Module):
         self.head = detector.rpn.head if self.two_stages else detector.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalized images (N, 3, H, W) to the maps, finest first, then scores and box offsets."""
+        """Return the maps of normalized images (N, 3, H, W), finest first, then scores and box offsets.
+
+        For Mask R-CNN scores and offsets are one tensor for each level; for RetinaNet one tensor for all levels.
+        """
         maps = list(self.backbone(images).values())
         if self.two_stages:
             scores, offsets = self.head(maps)
             return (*maps, *scores, *offsets)
-        said = self.head(maps)
-        return (*maps, said["cls_logits"], said["bbox_regression"])
+        outputs = self.head(maps)
+        return (*maps, outputs["cls_logits"], outputs["bbox_regression"])
 
 
 class MaskHead(nn.Module):
-    """Mask R-CNN's masks of regions."""
+    """Mask R-CNN's mask head and predictor."""
 
     def __init__(self, heads: Any) -> None:
         super().__init__()
         self.head, self.predictor = heads.mask_head, heads.mask_predictor
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Pooled regions (R, C, 14, 14) to logits (R, classes + 1, 28, 28)."""
+        """Return logits (R, classes + 1, 28, 28) of pooled regions (R, C, 14, 14)."""
         logits: Tensor = self.predictor(self.head(regions))
         return logits
 
 
 class BoxHead(nn.Module):
-    """Mask R-CNN's classes and boxes of regions."""
+    """Mask R-CNN's box head and predictor."""
 
     def __init__(self, heads: Any) -> None:
         super().__init__()
         self.head, self.predictor = heads.box_head, heads.box_predictor
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled regions (R, C, 7, 7) to logits (R, classes + 1) and offsets (R, 4 * (classes + 1))."""
+        """Return logits (R, classes + 1) and offsets (R, 4 * (classes + 1)) of pooled regions (R, C, 7, 7)."""
         scores, offsets = self.predictor(self.head(regions))
         return scores, offsets
 
 
 def describe_preprocessing(stage: Stage) -> TaskPreprocessing:
-    """Return how images are scaled, and which detections count."""
+    """Return how images are scaled, and the lowest score of a detection."""
     task, data = sections(stage)
     return TaskPreprocessing(short_side=data.short_side, long_side=data.long_side, score_threshold=task.score_threshold)
 
 
 def _scaled_sides(stage: Stage) -> Size:
-    """Round the sides that images are scaled to up to whole strides."""
+    """Return the sides that images are scaled to, as height and width, rounded up to whole strides."""
     _, data = sections(stage)
     return math.ceil(data.short_side / STRIDE) * STRIDE, math.ceil(data.long_side / STRIDE) * STRIDE
 
@@ -76,16 +79,16 @@ def _parts(model: Any, data: Data, pixels: Tensor, normalized: Tensor) -> list[P
     dense = PyramidAndHeads(model).eval()
     expected = list(dense(normalized))
     levels = len(model.backbone(normalized[:1]))
-    said = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
-    names = (*(f"map_{level}" for level in range(levels)), *(said if dense.two_stages else ("scores", "offsets")))
-    parts = [Part("network", FromPixels(dense, data, unchanged), pixels, "pixels", names, expected)]
+    by_level = [f"{what}_{level}" for what in ("scores", "offsets") for level in range(levels)]
+    names = (*(f"map_{level}" for level in range(levels)), *(by_level if dense.two_stages else ("scores", "offsets")))
+    parts = [Part("network", FromPixels(dense, data, keep_outputs), pixels, "pixels", names, expected)]
     if dense.two_stages:
         for name, module, side, outputs in (
             ("box_head", BoxHead(model.roi_heads), ROI_SIZE, ("scores", "offsets")),
             ("mask_head", MaskHead(model.roi_heads), MASK_ROI_SIZE, ("logits",)),
         ):
             regions = F.interpolate(expected[0], (side, side))
-            parts.append(Part(name, module.eval(), regions, "regions", outputs, flat(module(regions))))
+            parts.append(Part(name, module.eval(), regions, "regions", outputs, flatten_outputs(module(regions))))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What batch prediction leaves of a detector: a file in COCO's format, and overlays."""
+"""Output of batch prediction with a detector: a file in COCO's format, and overlays."""
 
 import io
 import json
@@ -12,21 +12,25 @@ from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import shown
-from scalablevit.tasks.output import OVERLAYS, Answer, place
+from scalablevit.tasks.output import OVERLAYS, Answer, picture_path
 from scalablevit.viz.overlays import draw_boxes
 from scalablevit.viz.palette import class_colors
 
 
 class Detections:
-    """Detection: `detections.json` in COCO's format with a `score` for each annotation, and overlays.
+    """Writes `detections.json` in COCO's format with a `score` for each annotation, and overlays.
 
-    Images and categories are numbered from 1, categories in the order of the model's classes: the ids of the file that
-    the model was trained on are not known here, the names are.
+    Images and categories have ids from 1, categories in the order of the model's classes: the ids in the file of the
+    training data are not known here, only the names are.
+
+    Args:
+        classes: names, in the order of the network's outputs.
+        folder: exists.
     """
 
     name = "detections.json"
     shown_score: float = SHOWN_SCORE
-    """Detections with a lower score are not drawn."""
+    """Detections with a lower score, 0 to 1, are not drawn; all are in the file."""
 
     def __init__(self, classes: Sequence[str], folder: Path) -> None:
         self.classes = tuple(classes)
@@ -36,10 +40,14 @@ class Detections:
         self._file: io.TextIOWrapper | None = None
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Boxes and masks over the image as `overlays/<name>.jpg`, those of scores of `shown_score` or more."""
+        """Draw boxes and masks with a score of `shown_score` or more over the image, as `overlays/<name>.jpg`.
+
+        Returns:
+            The answer, with the image's height and width in pixels as `size`.
+        """
         palette = class_colors(len(self.classes))
-        clear = [i for i, score in enumerate(answer["scores"]) if score >= self.shown_score]
-        order = clear[::-1]  # the best last, on top
+        confident = [i for i, score in enumerate(answer["scores"]) if score >= self.shown_score]
+        order = confident[::-1]  # the best last, on top
         masks = answer.get("masks")
         drawn = draw_boxes(
             image,
@@ -48,21 +56,21 @@ class Detections:
             [palette[self.classes.index(answer["labels"][i])] for i in order],
             (run_lengths.decode(masks[i]) for i in order) if masks else (),
         )
-        drawn.save(place(self.folder, OVERLAYS, name, ".jpg"), quality=90)
+        drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {**answer, "size": list(image.shape[:2])}
 
     def __enter__(self) -> Self:
-        categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.classes)]
+        categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.classes)]
         self._file = (self.folder / self.name).open("w", encoding="utf-8")
         # annotations are written as they come: those of a million images would fill the memory
         self._file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
         return self
 
     def add(self, name: str, answer: Answer) -> None:
-        """The image's annotations, best first."""
+        """Add the image's annotations, best first."""
         height, width = answer["size"]
-        number = len(self._images) + 1
-        self._images.append({"id": number, "file_name": shown(name), "height": height, "width": width})
+        image_id = len(self._images) + 1
+        self._images.append({"id": image_id, "file_name": shown(name), "height": height, "width": width})
         masks = answer.get("masks", [None] * len(answer["boxes"]))
         for (x1, y1, x2, y2), score, label, mask in zip(
             answer["boxes"], answer["scores"], answer["labels"], masks, strict=True
@@ -70,7 +78,7 @@ class Detections:
             self._count += 1
             annotation = {
                 "id": self._count,
-                "image_id": number,
+                "image_id": image_id,
                 "category_id": self.classes.index(label) + 1,
                 "category": label,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -91,10 +99,14 @@ class Detections:
 
 
 def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
-    """Return the answer of a server as the task gives it in the model's own process.
+    """Return a server's answer with the types of `DetectionPrediction.answer`.
+
+    Args:
+        received: from a server's JSON.
+        size: height and width of the image, pixels.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none.
+        ValueError, TypeError, KeyError: it is no answer for an image of that size.
     """
     columns: Answer = {
         name: list(received[name]) for name in ("boxes", "scores", "labels", "masks") if name in received

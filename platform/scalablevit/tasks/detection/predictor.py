@@ -1,4 +1,4 @@
-"""Detections in single images."""
+"""Prediction of the objects in single images."""
 
 from collections.abc import Sequence
 
@@ -16,41 +16,41 @@ from scalablevit.tasks.predictions import DetectionPrediction
 
 
 class DetectionPredictor:
-    """See `tasks.capabilities.Predictor`."""
+    """Predicts the objects in images; implements `Predictor` and `BatchPredictor` of `tasks.capabilities`."""
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         self._task = DetectionTask(stage, classes)
 
     def predict(self, model: nn.Module, image: NDArray[np.uint8], device: torch.device) -> DetectionPrediction:
-        """Return the detections, best first, in the image's own pixels."""
+        """Return the detections in an image uint8 (height, width, 3), RGB, best first, in the image's own pixels."""
         return self.predict_batch(model, [image], device)[0]
 
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> list[DetectionPrediction]:
-        """See `tasks.capabilities.BatchPredictor`."""
+        """Return the detections in each image; images of equal prepared size share forward passes."""
 
         def run(batch: Tensor) -> list[dict[str, Tensor]]:
-            found: list[dict[str, Tensor]] = model(list(batch))
-            return found
+            outputs: list[dict[str, Tensor]] = model(list(batch))
+            return outputs
 
         prepared = [prepare_image(self._task.stage, image, device) for image in images]
-        found = run_in_passes(prepared, run)
-        return [self._in_original(*each) for each in zip(found, prepared, images, strict=True)]
+        detections = run_in_passes(prepared, run)
+        return [self._in_original(*each) for each in zip(detections, prepared, images, strict=True)]
 
     def _in_original(
         self, detections: dict[str, Tensor], prepared: Tensor, image: NDArray[np.uint8]
     ) -> DetectionPrediction:
-        """Bring detections from the prepared image (1, 3, h, w) to the pixels of the image as it was."""
-        found = self._task.in_original(detections, prepared, (image.shape[0], image.shape[1]))
+        """Return detections of the prepared image (1, 3, h, w) in the original image's pixels."""
+        scaled = self._task.in_original(detections, prepared, (image.shape[0], image.shape[1]))
         masks: tuple[RunLengths, ...] = tuple(
-            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in found.masks or ()
+            {"size": list(m["size"]), "counts": _text(m["counts"])} for m in scaled.masks or ()
         )
         return DetectionPrediction(
             self._task.classes,
-            boxes=found.boxes.numpy(),
-            scores=found.scores.numpy(),
-            labels=found.labels.numpy(),
+            boxes=scaled.boxes.numpy(),
+            scores=scaled.scores.numpy(),
+            labels=scaled.labels.numpy(),
             masks_rle=masks if self._task.has_masks else None,
         )
 

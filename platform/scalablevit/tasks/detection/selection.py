@@ -1,4 +1,4 @@
-"""What a detector does with the outputs of its dense head, as a module by itself."""
+"""A detector's selection from its dense head's outputs, as a module of its own."""
 
 import copy
 from collections import OrderedDict
@@ -12,12 +12,12 @@ from scalablevit.tasks.export import Selection, Size
 
 
 class DetectorSelection(Selection):
-    """What a detector does with its maps and its dense head's outputs: torchvision's own code, over given values.
+    """Selects detections from maps and the dense head's outputs, by torchvision's own code on given values.
 
     Args:
-        model: of `detector.build_detector`, in evaluation mode; it is copied.
-        size: height and width of the network's input.
-        first: number of the first class.
+        model: of `detector.build_detector`, in eval mode; it is copied.
+        size: height and width of the network's input, pixels.
+        first: the network's label of the first class, see `detector.first_label`.
     """
 
     def __init__(self, model: Any, size: Size, first: int) -> None:
@@ -32,10 +32,14 @@ class DetectorSelection(Selection):
             self.model.head = head
 
     def forward(self, outputs: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of `export.PyramidAndHeads` for one image, and its height and width without padding.
+        """Return the detections in one image.
+
+        Args:
+            outputs: of `export.PyramidAndHeads` for one image.
+            size: (2,) the image's height and width without padding, pixels.
 
         Returns:
-            boxes (n, 4) in the input's pixels, scores (n,), labels (n,) from 0 and, of Mask R-CNN, masks (n, 28, 28):
+            boxes (n, 4) in the input's pixels, scores (n,), labels (n,) from 0 and, for Mask R-CNN, masks (n, 28, 28):
             probabilities within the boxes.
         """
         image = outputs[0].new_zeros((1, 3, *self.size))
@@ -46,25 +50,26 @@ class DetectorSelection(Selection):
         else:
             levels = len(outputs) - 2
             self.model.head.value = {"cls_logits": outputs[-2], "bbox_regression": outputs[-1]}
-        self.model.backbone.value = OrderedDict((str(level), each) for level, each in enumerate(outputs[:levels]))
+        maps = enumerate(outputs[:levels])
+        self.model.backbone.value = OrderedDict((str(level), feature_map) for level, feature_map in maps)
         self.model.transform.value = image_list(image, size), None
-        found = self.model([image[0]])[0]
-        masks = (found["masks"][:, 0],) if "masks" in found else ()
-        return found["boxes"], found["scores"], found["labels"] - self.first, *masks
+        detections = self.model([image[0]])[0]
+        masks = (detections["masks"][:, 0],) if "masks" in detections else ()
+        return detections["boxes"], detections["scores"], detections["labels"] - self.first, *masks
 
     def tracing(self) -> AbstractContextManager[None]:
-        """Return what has to be entered while it is traced."""
+        """Return the context manager to enter while this module is traced."""
         return sizes_as_inputs()
 
 
 class _Given(nn.Module):
-    """Stands for a part whose outputs are there already."""
+    """Replaces a part of a detector by outputs that are computed already."""
 
     value: Any = None
 
     def forward(self, *_inputs: Any) -> Any:
         return self.value
 
-    def postprocess(self, found: Any, *_sizes: Any) -> Any:
-        """Detections as they are."""
-        return found
+    def postprocess(self, detections: Any, *_sizes: Any) -> Any:
+        """Return detections unchanged."""
+        return detections

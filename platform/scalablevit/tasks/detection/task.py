@@ -25,15 +25,15 @@ from scalablevit.tasks.detection.detector import (
     STRIDE,
     build_detector,
     first_label,
-    pasted_masks,
+    paste_masks,
 )
 
 
 def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
-    """Return a stage's sections of task and data.
+    """Return a detection stage's task section and data section.
 
     Raises:
-        TypeError: it is a stage of another kind.
+        TypeError: the stage is of another kind.
     """
     if not isinstance(stage.task, Detection) or not isinstance(stage.data, CocoInstances):
         raise TypeError(f"not a detection stage: task {stage.task.kind}, source {stage.data.source}")
@@ -41,7 +41,11 @@ def sections(stage: Stage) -> tuple[Detection, CocoInstances]:
 
 
 class DetectionTask:
-    """See `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels."""
+    """Object detection and instance segmentation; implements `tasks.task.Task`. Boxes are x1, y1, x2, y2 in pixels.
+
+    Raises:
+        UserError: there are no classes.
+    """
 
     best_metric = task_info("detection").best_metric
     one_size = False
@@ -58,7 +62,7 @@ class DetectionTask:
         self._first = first_label(task)
 
     def build_model(self) -> nn.Module:
-        """Backbone, neck and heads with fresh weights."""
+        """Return backbone, neck and heads with fresh weights; see `build_detector`."""
         model = self.stage.model
         options: dict[str, Any] = dict(model.options)
         pyramid = build_pyramid(
@@ -68,54 +72,54 @@ class DetectionTask:
         return build_detector(self.task, pyramid, len(self.classes), padding.flatten().tolist())
 
     def backbone(self, model: nn.Module) -> Pyramid:
-        """The pyramid; neck and heads stay new."""
+        """Return the pyramid, without neck and heads."""
         pyramid: Pyramid = model.get_submodule("backbone.body")  # type: ignore[assignment]
         return pyramid
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], Batch]:
-        """Lists, since each image has its own size."""
+        """Return the function that makes lists of uint8 images (h, w, 3) and their objects, since sizes differ."""
         return collate_detection_train if split == "train" else collate_detection_eval
 
     def prepare(self, batch: AnyBatch, split: SplitName, seed: Sequence[int]) -> AnyBatch:
-        """`image` becomes a list of float (3, h, w); nothing is drawn from `seed`."""
+        """Return the batch with normalized float images, a list of (3, h, w). Nothing is random: `seed` is not used."""
         return replace(batch, image=[self._normalized(image) for image in batch.image])
 
     def loss(self, model: nn.Module, batch: BoxBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of torchvision's losses, each of which is also reported under its name.
+        """Return the sum of torchvision's losses (a scalar), and each of them to report under its name.
 
-        A rank without any image still takes part in the step, with one that shows nothing: all is 0 there.
+        A rank without any image still takes part in the step, with a blank image: all its losses are 0.
         """
         device = next(model.parameters()).device
-        seen = batch if batch.samples else self._nothing(device)
+        used = batch if batch.samples else self._blank(device)
         targets = [
             {"boxes": boxes, "labels": labels + self._first}
-            for boxes, labels in zip(seen.boxes, seen.labels, strict=True)
+            for boxes, labels in zip(used.boxes, used.labels, strict=True)
         ]
         if self.has_masks:
-            for target, masks in zip(targets, seen.masks or [], strict=True):
+            for target, masks in zip(targets, used.masks or [], strict=True):
                 target["masks"] = masks
-        losses = {name: loss.float() for name, loss in model(seen.image, targets).items()}
+        losses = {name: loss.float() for name, loss in model(used.image, targets).items()}
         if not batch.samples:
             losses = {name: loss * 0.0 for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def predict(self, model: nn.Module, batch: InstanceBatch) -> list[Detections]:
         """Return the detections of each image in its original pixels, best first."""
-        found = model(batch.image)
+        outputs = model(batch.image)
         return [
-            self.in_original(each, image, truth.size)
-            for each, image, truth in zip(found, batch.image, batch.instances, strict=True)
+            self.in_original(output, image, instances.size)
+            for output, image, instances in zip(outputs, batch.image, batch.instances, strict=True)
         ]
 
     def metric(self) -> CocoMetric:
-        """Average precision of boxes and, of Mask R-CNN, of masks."""
+        """Return a fresh metric: average precision of boxes and, for Mask R-CNN, of masks."""
         return CocoMetric(self.classes, masks=self.has_masks)
 
     def _normalized(self, image: Tensor) -> Tensor:
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
 
-    def _nothing(self, device: torch.device) -> BoxBatch:
-        """A black image without objects."""
+    def _blank(self, device: torch.device) -> BoxBatch:
+        """Return an image of normalized zeros without objects."""
         side = 2 * STRIDE  # one of STRIDE would leave the batch norms of a backbone a single value
         return BoxBatch(
             image=[torch.zeros((3, side, side), device=device)],
@@ -125,21 +129,27 @@ class DetectionTask:
             samples=0,
         )
 
-    def in_original(self, found: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> Detections:
-        """Bring detections from the network's image (3, h, w) to one of `size` (height, width)."""
+    def in_original(self, output: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> Detections:
+        """Return detections in the original image's pixels.
+
+        Args:
+            output: the detector's for one image, in that image's pixels.
+            image: the network's input, of which only height and width are read: (..., h, w).
+            size: height and width of the original image, pixels.
+        """
         vertical, horizontal = size[0] / image.shape[-2], size[1] / image.shape[-1]
         factors = torch.tensor([horizontal, vertical] * 2, device=image.device)
-        boxes = found["boxes"].float() * factors
+        boxes = output["boxes"].float() * factors
         masks = None
         if self.has_masks:
-            pasted = pasted_masks(found["masks"].float(), boxes, size)
-            masks = [each for part in pasted for each in _encode_masks(part)]
-        labels = found["labels"] - self._first
-        return Detections(boxes.cpu(), found["scores"].float().cpu(), labels.cpu(), masks)
+            pasted = paste_masks(output["masks"].float(), boxes, size)
+            masks = [encoded for part in pasted for encoded in _encode_masks(part)]
+        labels = output["labels"] - self._first
+        return Detections(boxes.cpu(), output["scores"].float().cpu(), labels.cpu(), masks)
 
 
 def _encode_masks(masks: Tensor) -> list[RunLengths]:
-    """Run lengths of masks bool (n, height, width)."""
+    """Return the run lengths of masks bool (n, height, width)."""
     columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
     encoded: list[RunLengths] = run_lengths.encode(columns_first)
     return encoded

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationKind(TaskKind):
-    """See `TaskKind`."""
+    """The kind `segmentation`; implements `TaskKind`."""
 
     class_column = "classes"
 
@@ -33,19 +33,19 @@ class SegmentationKind(TaskKind):
         return SegmentationTask(stage, classes)
 
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
-        """Return what a segmentation model costs."""
+        """Return the counter of a segmentation model's parameters and multiply-accumulates."""
         from scalablevit.tasks.segmentation.costs import SegmentorCosts
 
         return SegmentorCosts(stage, classes)
 
     def build_predictor(self, stage: "Stage", classes: tuple[str, ...]) -> "Predictor":
-        """Return what predicts single images."""
+        """Return the predictor of an image's label map."""
         from scalablevit.tasks.segmentation.predictor import MaskPredictor
 
         return MaskPredictor(stage, classes)
 
     def build_augmentation(self, stage: "Stage", classes: tuple[str, ...]) -> "Augmentation | None":
-        """Return scales and mirror images, where the recipe has `task.test_time_augmentation`."""
+        """Return the average over scales and mirror images, where the recipe has `task.test_time_augmentation`."""
         from scalablevit.tasks.segmentation.augmentation import MaskAugmentation
         from scalablevit.tasks.segmentation.task import sections
 
@@ -53,55 +53,55 @@ class SegmentationKind(TaskKind):
         return None if augmentation is None else MaskAugmentation(stage, classes, augmentation)
 
     def build_error_analysis(self, classes: Sequence[str]) -> "ErrorAnalysis":
-        """Return the confusions and the mean IoU of each image."""
+        """Return an error analysis by the mean IoU of each image."""
         from scalablevit.tasks.segmentation.error_analysis import MaskErrorAnalysis
 
         return MaskErrorAnalysis(classes)
 
     def build_sample_statistics(self, metric: str, classes: Sequence[str]) -> "SampleStatistics":
-        """Return the pixels of each class in each image."""
+        """Return the statistics of mIoU or an accuracy: each image's pixels by class."""
         from scalablevit.tasks.segmentation.bootstrap import OverlapStatistics
 
         return OverlapStatistics(len(classes), metric)
 
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return what writes masks, overlays and tables."""
+        """Return the writer of masks, overlays and tables."""
         from scalablevit.tasks.segmentation.outputs import Masks
 
         return Masks(classes, folder)
 
     def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
-        """Return the mask as a PNG file, and the classes in it with their shares."""
+        """Return the types of `mask_png`, `classes` and `shares`."""
         from scalablevit.tasks.columns import DOUBLE, STRING, array_of
 
         return {"mask_png": {"type": "binary"}, "classes": array_of(STRING), "shares": array_of(DOUBLE)}
 
     def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return the plain values of an answer."""
+        """Return a server's answer with the types of `SegmentationPrediction.answer`."""
         from scalablevit.tasks.segmentation.outputs import read_answer
 
         return read_answer(received, size)
 
     def drawing(self) -> "Drawing":
-        """Return how images are drawn with label maps."""
+        """Return the drawing of images with label maps."""
         from scalablevit.tasks.segmentation.drawing import MaskDrawing
 
         return MaskDrawing()
 
     def export(self) -> "Export":
-        """Return how a segmentation model is exported."""
+        """Return the description of how a segmentation model is exported."""
         from scalablevit.tasks.segmentation.export import EXPORT
 
         return EXPORT
 
     def describe_preprocessing(self, stage: "Stage") -> "TaskPreprocessing":
-        """Return what is done to an image."""
+        """Return how an image is scaled, and the windows of evaluation."""
         from scalablevit.tasks.segmentation.export import describe_preprocessing
 
         return describe_preprocessing(stage)
 
     def automatic_values(self, stage: "Stage") -> "dict[str, OptionValue]":
-        """Return the channels of the head."""
+        """Return the head's channels, where the recipe leaves them open."""
         from scalablevit.tasks.segmentation.segmentor import head_channels
         from scalablevit.tasks.segmentation.task import sections
 

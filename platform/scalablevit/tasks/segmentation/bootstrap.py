@@ -1,4 +1,4 @@
-"""What each image adds to mIoU and the accuracies of pixels."""
+"""Per-sample statistics of mIoU and pixel accuracies."""
 
 from functools import cached_property
 
@@ -13,9 +13,16 @@ from scalablevit.tasks.sample_statistics import Choice
 
 
 class OverlapStatistics:
-    """Segmentation: of each image the pixels of each class that were right, labelled and predicted.
+    """Each image's right, labelled and predicted pixels by class; implements `SampleStatistics`.
 
-    That is all of its confusion matrix that mIoU and the accuracies need.
+    The metrics need no more of an image's confusion matrix.
+
+    Args:
+        classes: number of classes.
+        metric: `miou`, `macc` or `aacc`, as in `tasks.segmentation.confusion.ConfusionMetric`.
+
+    Raises:
+        ValueError: another metric.
     """
 
     def __init__(self, classes: int, metric: str) -> None:
@@ -23,29 +30,33 @@ class OverlapStatistics:
             raise ValueError(f"no metric {metric!r}")
         self.classes = classes
         self.kind = metric
-        self.numbers: list[int] = []
+        self.indices: list[int] = []
         self._counts: list[NDArray[np.int64]] = []
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
-        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
+        """Add label maps (height, width) with `batch.mask`; pixels whose mask is 255 do not count."""
         for predicted, mask in zip(predictions, batch.mask, strict=True):
             counted = mask != IGNORE
-            truth, found = mask[counted].long(), predicted[counted].long()
-            rows = [torch.bincount(each, minlength=self.classes) for each in (truth[truth == found], truth, found)]
+            labels, guesses = mask[counted].long(), predicted[counted].long()
+            rows = [
+                torch.bincount(values, minlength=self.classes)
+                for values in (labels[labels == guesses], labels, guesses)
+            ]
             self._counts.append(torch.stack(rows).cpu().numpy())
-        self.numbers += batch.index.tolist()
+        self.indices += batch.index.tolist()
 
     @cached_property
     def _flat(self) -> NDArray[np.float64]:
+        """Return the counts, a row for each image: (images, 3 * classes)."""
         return np.stack(self._counts).reshape(len(self._counts), -1).astype(np.float64)
 
     def metric(self, chosen: Choice) -> float:
-        """Of the counts summed over the images, as `tasks.segmentation.confusion.ConfusionMetric` computes it."""
+        """Return the metric of the counts summed over the images, 0 to 1, computed as `ConfusionMetric` does."""
         times = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
         hits, labelled, predicted = (times @ self._flat).reshape(3, self.classes)
         if not labelled.sum():
             return float("nan")
         if self.kind == "aacc":
             return float(hits.sum() / labelled.sum())
-        whole = labelled + predicted - hits if self.kind == "miou" else labelled
-        return float((hits[whole > 0] / whole[whole > 0]).mean())
+        pixels = labelled + predicted - hits if self.kind == "miou" else labelled
+        return float((hits[pixels > 0] / pixels[pixels > 0]).mean())

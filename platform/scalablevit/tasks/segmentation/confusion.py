@@ -13,14 +13,24 @@ from scalablevit.tasks.metric_names import class_metric_names
 
 
 def pixels_by_pair(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Pixels by label and prediction, int64 (classes, classes); those whose mask is 255 do not count."""
+    """Return counts of pixels by label (row) and prediction (column), int64 (classes, classes).
+
+    Args:
+        mask: labels (height, width); pixels of 255 do not count.
+        predicted: class indices (height, width).
+        classes: number of classes.
+    """
     counted = mask != IGNORE
     pairs = mask[counted].long() * classes + predicted[counted]
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
 
 class ConfusionMetric:
-    """Counts pixels by label and prediction, int64 (classes, classes), so that no order of adding changes a metric."""
+    """Metrics from whole counts of pixels by label and prediction: no order of adding changes them.
+
+    Args:
+        classes: names, in the order of the network's outputs.
+    """
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -28,7 +38,7 @@ class ConfusionMetric:
         self.samples = torch.zeros(1, dtype=torch.int64)
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
-        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
+        """Add label maps (height, width) with `batch.mask`; pixels whose mask is 255 do not count."""
         for predicted, mask in zip(predictions, batch.mask, strict=True):
             self.counts = self.counts.to(mask.device) + pixels_by_pair(mask, predicted, len(self.classes))
         self.samples += len(predictions)
@@ -42,10 +52,12 @@ class ConfusionMetric:
             self.counts, self.samples = values[:-1].view_as(self.counts).cpu(), values[-1:].cpu()
 
     def compute(self) -> dict[str, float]:
-        """Metrics as fractions: `val/miou`, `val/macc`, `val/aacc`, and `val/iou/<class>`.
+        """Return metrics as fractions, 0 to 1, and the number of images as `val/samples`.
 
-        As in mmseg's IoUMetric a class that is neither labelled nor predicted anywhere has no IoU, one that is not
-        labelled no accuracy, and means run over the classes that have one. Classes without IoU are left out.
+        `val/miou` (mean IoU), `val/macc` (mean accuracy over classes), `val/aacc` (accuracy over pixels), and
+        `val/iou/<class>`. As in mmseg's IoUMetric a class that is neither labelled nor predicted anywhere has no IoU,
+        one that is not labelled no accuracy, and means run over the classes that have one. A class without IoU has no
+        `val/iou/<class>`.
 
         Raises:
             UserError: no pixel was labelled.
@@ -65,5 +77,5 @@ class ConfusionMetric:
             "val/aacc": (hits.sum() / labelled.sum()).item(),
             "val/samples": float(self.samples.item()),
         }
-        shares = dict(zip(class_metric_names("val/iou", self.classes), iou.tolist(), strict=True))
-        return metrics | {name: share for name, share in shares.items() if share == share}
+        by_class = dict(zip(class_metric_names("val/iou", self.classes), iou.tolist(), strict=True))
+        return metrics | {name: value for name, value in by_class.items() if value == value}

@@ -1,4 +1,4 @@
-"""What segmentation models cost, and blank batches of them."""
+"""Parameters and multiply-accumulates of segmentation models, and blank batches."""
 
 import torch
 from torch import Tensor, nn
@@ -7,19 +7,19 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import MaskBatch
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.capabilities import GREY
-from scalablevit.tasks.dense_cost import dense_cost_beside_paper
+from scalablevit.tasks.dense_cost import describe_dense_cost
 from scalablevit.tasks.segmentation.task import SegmentationTask
 
 
 class SegmentorCosts:
-    """See `tasks.capabilities.Costs`."""
+    """Counts a segmentor's parameters and multiply-accumulates; implements `tasks.capabilities.Costs`."""
 
     def __init__(self, stage: Stage, classes: tuple[str, ...]) -> None:
         self._task = SegmentationTask(stage, classes)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return `short_side` and `long_side`."""
+        """Return the recipe's `data.short_side` and `data.long_side` as height and width, in pixels."""
         return self._task.data.short_side, self._task.data.long_side
 
     def count(self) -> Cost:
@@ -29,11 +29,11 @@ class SegmentorCosts:
         return count_cost(model, (1, 3, *self.size))
 
     def describe(self) -> str:
-        """Return the segmentor's line."""
-        return dense_cost_beside_paper(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
+        """Return one line with the cost, and the paper's values where the paper has this model."""
+        return describe_dense_cost(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
     def blank_batch(self, samples: int) -> MaskBatch:
-        """Return crops all of the first class."""
+        """Return grey crops (samples, crop, crop, 3), all pixels of the first class."""
         side = self._task.data.crop_size
         images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
         masks = torch.zeros((samples, side, side), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""From images to label maps: whole images, sliding windows and averaged views, in bounded memory."""
+"""Label maps from images: whole images, sliding windows and averages over views, in bounded memory."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,56 +24,59 @@ CHUNK_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class View:
-    """What the network says of one image, at one scale."""
+    """The network's logits for one image, at one scale."""
 
     logits: Tensor
     """float32 (classes, h, w), at the network's resolution or at `size`."""
     size: Size
-    """Of the image that the network saw."""
+    """Size of the network's input image."""
 
     def at(self, size: Size, classes: slice) -> Tensor:
-        """Logits of some classes, (classes, *size): bilinear and by way of the image's size, as in mmseg."""
+        """Return the logits of some classes at a size, (classes, *size).
+
+        They are interpolated bilinearly to the image's size first, then to `size`, as in mmseg.
+        """
         logits = self.logits[None, classes]
-        for wanted in (self.size, size):
-            if logits.shape[-2:] != wanted:
-                logits = F.interpolate(logits, wanted, mode="bilinear", align_corners=False)
+        for target in (self.size, size):
+            if logits.shape[-2:] != target:
+                logits = F.interpolate(logits, target, mode="bilinear", align_corners=False)
         return logits[0]
 
     def mirrored(self) -> "View":
-        """The view of the mirror image, left and right exchanged."""
+        """Return the view with left and right exchanged."""
         return View(self.logits.flip(-1), self.size)
 
 
-def see(
+def iter_views(
     network: Network, images: Sequence[Tensor], sliding: Sliding | None, max_pixels: int
 ) -> Iterator[tuple[int, View]]:
-    """Number and view of each image, one after another, in an order that lets images of equal size share a pass.
+    """Yield the index and the view of each image, in an order that lets images of equal size share a forward pass.
 
     Only the logits at the network's resolution (1/16 of the pixels) are held for several images at once; with sliding
     windows the summed logits of one image at its own size.
 
     Args:
-        network: the model in evaluation mode.
-        images: each (3, h, w), of any sizes.
+        network: the model in eval mode.
+        images: normalized, each (3, h, w), of any sizes.
         sliding: windows; None: whole images.
-        max_pixels: images or windows share a pass up to so many pixels.
+        max_pixels: most pixels of the images or windows of one forward pass, unless one alone has more.
     """
     if sliding is not None:
-        for number, image in enumerate(images):
-            yield number, _slide(network, image, sliding, max_pixels)
+        for index, image in enumerate(images):
+            yield index, _slide(network, image, sliding, max_pixels)
         return
     by_size: dict[Size, list[int]] = defaultdict(list)
-    for number, image in enumerate(images):
-        by_size[_size(image)].append(number)
-    for size, numbers in by_size.items():
-        for group in _groups(numbers, size, max_pixels):
-            logits = network(torch.stack([images[number] for number in group])).float()
-            for number, one in zip(group, logits, strict=True):
-                yield number, View(one, size)
+    for index, image in enumerate(images):
+        by_size[_size(image)].append(index)
+    for size, indices in by_size.items():
+        for group in _groups(indices, size, max_pixels):
+            logits = network(torch.stack([images[index] for index in group])).float()
+            for index, of_image in zip(group, logits, strict=True):
+                yield index, View(of_image, size)
 
 
 def _slide(network: Network, image: Tensor, sliding: Sliding, max_pixels: int) -> View:
-    """Logits averaged over overlapping windows, in float32 at the image's size; the last windows are moved inside."""
+    """Return logits averaged over overlapping windows, float32 at the image's size; the last ones end at its edges."""
     height, width = _size(image)
     window = min(sliding.window, height), min(sliding.window, width)
     corners = [
@@ -87,39 +90,49 @@ def _slide(network: Network, image: Tensor, sliding: Sliding, max_pixels: int) -
         logits = network(torch.stack([image[:, rows, columns] for rows, columns in boxes])).float()
         if total is counts:
             total = logits.new_zeros((logits.shape[1], height, width))
-        for (rows, columns), one in zip(boxes, logits, strict=True):
-            total[:, rows, columns] += View(one, window).at(window, slice(None))
+        for (rows, columns), of_window in zip(boxes, logits, strict=True):
+            total[:, rows, columns] += View(of_window, window).at(window, slice(None))
             counts[:, rows, columns] += 1
     return View(total.div_(counts), (height, width))
 
 
 def best_labels(view: View, size: Size, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """The class with the largest logit at each pixel, uint8 (height, width).
+    """Return the class with the largest logit at each pixel, uint8 (height, width).
 
-    Logits reach the full size a few classes at a time, so beside `view.logits` the memory is that of `chunk_elements`
-    a few times over, plus a few maps of one value a pixel; it does not grow with the number of classes. The result does
-    not depend on `chunk_elements`.
+    Logits are interpolated to the full size a few classes at a time. So the memory besides `view.logits` is a few times
+    that of `chunk_elements`, plus a few maps of one value per pixel; it does not grow with the number of classes. The
+    result does not depend on `chunk_elements`.
+
+    Args:
+        view: of the image.
+        size: height and width of the result.
+        chunk_elements: most elements of a tensor at the full size.
     """
     return _argmax(view.at(size, classes) for classes in _chunks(view, size, chunk_elements))
 
 
 def averaged_labels(views: Sequence[View], size: Size, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """The class with the largest mean probability over all views at each pixel, uint8 (height, width).
+    """Return the class with the largest mean probability over all views at each pixel, uint8 (height, width).
 
-    Softmax comes before the average, at the full size, as in mmseg's SegTTAModel. Memory as in `best_labels`, and one
-    map for each view.
+    Softmax comes before the average, at the full size, as in mmseg's SegTTAModel. Memory is that of `best_labels` plus
+    one map for each view.
+
+    Args:
+        views: of one image, at least one.
+        size: height and width of the result.
+        chunk_elements: most elements of a tensor at the full size.
     """
-    seen = [(view, _log_sum_exp(view, size, chunk_elements)) for view in views]
+    normalized = [(view, _log_sum_exp(view, size, chunk_elements)) for view in views]
     largest = max(views, key=lambda view: view.size[0] * view.size[1])
 
-    def summed(classes: slice) -> Tensor:
-        return reduce(Tensor.add_, ((view.at(size, classes) - normalizer).exp_() for view, normalizer in seen))
+    def sum_probabilities(classes: slice) -> Tensor:
+        return reduce(Tensor.add_, ((view.at(size, classes) - normalizer).exp_() for view, normalizer in normalized))
 
-    return _argmax(summed(classes) for classes in _chunks(largest, size, chunk_elements))
+    return _argmax(sum_probabilities(classes) for classes in _chunks(largest, size, chunk_elements))
 
 
 def _log_sum_exp(view: View, size: Size, chunk_elements: int) -> Tensor:
-    """Logarithm of softmax's denominator at each pixel."""
+    """Return the logarithm of softmax's denominator at each pixel, (height, width)."""
     chunks = _chunks(view, size, chunk_elements)
     total = view.at(size, next(chunks)).logsumexp(dim=0)
     for classes in chunks:
@@ -128,24 +141,28 @@ def _log_sum_exp(view: View, size: Size, chunk_elements: int) -> Tensor:
 
 
 def _argmax(chunks: Iterable[Tensor]) -> Tensor:
-    """Index of the largest of all classes, which come in chunks (classes, height, width)."""
+    """Return the index of the largest value over all classes, uint8 (height, width).
+
+    Args:
+        chunks: values of consecutive classes, each (classes, height, width).
+    """
     first = 0
     best: Tensor | None = None
     labels = torch.empty(0, dtype=torch.uint8)
     for chunk in chunks:
         values, indices = chunk.max(dim=0)
-        found = (indices + first).to(torch.uint8)
+        in_chunk = (indices + first).to(torch.uint8)
         if best is None:
-            best, labels = values, found
+            best, labels = values, in_chunk
         else:
             better = values > best
-            best, labels = torch.where(better, values, best), torch.where(better, found, labels)
+            best, labels = torch.where(better, values, best), torch.where(better, in_chunk, labels)
         first += len(chunk)
     return labels
 
 
 def _chunks(view: View, size: Size, chunk_elements: int) -> Iterator[slice]:
-    """Classes whose logits are made together."""
+    """Return slices of classes whose logits are interpolated together."""
     pixels = max(size[0] * size[1], view.size[0] * view.size[1])
     count = max(1, chunk_elements // pixels)
     return (slice(first, first + count) for first in range(0, len(view.logits), count))
@@ -157,7 +174,7 @@ def _groups(items: list[T], size: Size, max_pixels: int) -> Iterator[list[T]]:
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every `stride` pixels, the last one at the end."""
+    """Return where windows begin along one side: every `stride` pixels; the last window ends at the side's end."""
     return [*range(0, length - window, stride), length - window]
 
 

@@ -12,30 +12,30 @@ from scalablevit.data.labels import IGNORE
 from scalablevit.viz.samples import Image, draw_label_map
 
 LabelMap = NDArray[np.uint8]
-"""Class numbers (height, width); 255 is ignored."""
+"""Class indices (height, width); 255 is ignored."""
 
 
 class MaskDrawing:
     """Draws label maps; implements `tasks.drawing.Drawing`."""
 
     def draw_training_image(
-        self, axes: Axes, image: Image, batch: MaskBatch, number: int, classes: Sequence[str]
+        self, axes: Axes, image: Image, batch: MaskBatch, index: int, classes: Sequence[str]
     ) -> None:
-        """Draw image `number` of a batch with its mask."""
-        self.draw(axes, image, batch.mask[number].numpy(), classes)
+        """Draw image `index` of a batch with its mask."""
+        self.draw(axes, image, batch.mask[index].numpy(), classes)
 
-    def truth_of(self, batch: MaskBatch, number: int) -> LabelMap:
-        """Return the true label map of image `number`."""
-        mask: LabelMap = batch.mask[number].numpy()
+    def ground_truth_of(self, batch: MaskBatch, index: int) -> LabelMap:
+        """Return the annotated label map of image `index`."""
+        mask: LabelMap = batch.mask[index].numpy()
         return mask
 
-    def prediction_of(self, prediction: Tensor, truth: LabelMap) -> LabelMap:
-        """Return the predicted label map."""
+    def prediction_of(self, prediction: Tensor, ground_truth: LabelMap) -> LabelMap:
+        """Return the predicted label map, uint8 (height, width)."""
         labels: LabelMap = prediction.numpy()
         return labels
 
     def size(self, image: Image, label_map: LabelMap) -> tuple[int, int]:
-        """Return the height and width of the label map."""
+        """Return height and width of the label map, in pixels."""
         return label_map.shape[0], label_map.shape[1]
 
     def caption(self, label_map: LabelMap, classes: Sequence[str]) -> str:
@@ -47,5 +47,5 @@ class MaskDrawing:
         draw_label_map(axes, image, label_map, classes)
 
     def classes_in(self, label_map: LabelMap) -> list[int]:
-        """Return the class numbers in the label map, without ignored pixels."""
-        return [number for number in np.unique(label_map).tolist() if number != IGNORE]
+        """Return the class indices in the label map, without ignored pixels."""
+        return [index for index in np.unique(label_map).tolist() if index != IGNORE]

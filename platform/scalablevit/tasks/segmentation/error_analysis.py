@@ -6,17 +6,17 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from scalablevit.data.batch import MaskBatch
-from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore, triples
+from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore, confusion_triples
 from scalablevit.tasks.segmentation.confusion import pixels_by_pair
 
 OVERLAP = 0.5
-"""IoU from which on a class of an image is right."""
+"""A class is right in an image where its IoU is at least this, 0 to 1."""
 
 
 class MaskErrorAnalysis:
-    """Segmentation.
+    """Error analysis by the mean IoU of each image; implements `tasks.error_analysis.ErrorAnalysis`.
 
-    `details()["confusions"]`: [label, answer, pixels] by class numbers, those that occur.
+    `details()["confusions"]` holds [label, prediction, pixels] by class indices, pairs that occur.
     """
 
     measure = "by the mean IoU over the classes that are labelled or predicted in an image, the lowest first"
@@ -26,35 +26,38 @@ class MaskErrorAnalysis:
         self._pairs: Counter[tuple[int, int]] = Counter()
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> list[SampleScore]:
-        """Add label maps (height, width) against `batch.mask`; pixels whose mask is 255 do not count."""
+        """Add label maps (height, width) with `batch.mask`; return the score of each image.
+
+        Pixels whose mask is 255 do not count.
+        """
         scores = []
-        for number, predicted, mask in zip(batch.index.tolist(), predictions, batch.mask, strict=True):
+        for index, predicted, mask in zip(batch.index.tolist(), predictions, batch.mask, strict=True):
             pixels = pixels_by_pair(mask, predicted, len(self.classes))
-            met = pixels.nonzero().tolist()
-            pairs = Counter({(label, answer): int(pixels[label, answer]) for label, answer in met})
+            nonzero = pixels.nonzero().tolist()
+            pairs = Counter({(label, prediction): int(pixels[label, prediction]) for label, prediction in nonzero})
             self._pairs += pairs
-            scores.append(self._score(number, pairs))
+            scores.append(self._score(index, pairs))
         return scores
 
     def details(self) -> ErrorDetails:
-        """See the class."""
-        return {"confusions": triples(self._pairs)}
+        """Return the confusions of all images."""
+        return {"confusions": confusion_triples(self._pairs)}
 
-    def _score(self, number: int, pairs: Counter[tuple[int, int]]) -> SampleScore:
+    def _score(self, index: int, pairs: Counter[tuple[int, int]]) -> SampleScore:
         """Return the score of an image from the pixels of each pair of label and prediction."""
-        overlaps = {}
-        for number_of_class in {each for pair in pairs for each in pair}:
-            whole = sum(count for pair, count in pairs.items() if number_of_class in pair)
-            overlaps[number_of_class] = pairs[number_of_class, number_of_class] / whole
-        if not overlaps:
-            return SampleScore(number, 0.0, "no labelled pixel")
-        mean = sum(overlaps.values()) / len(overlaps)
-        worst = min(overlaps, key=overlaps.__getitem__)
-        words = f"mean IoU {mean:.2f} over {len(overlaps)} classes; lowest {self.classes[worst]} {overlaps[worst]:.2f}"
-        return SampleScore(number, 1 - mean, words, _outcome(overlaps.values()))
+        ious = {}
+        for class_index in {label for pair in pairs for label in pair}:
+            union = sum(count for pair, count in pairs.items() if class_index in pair)
+            ious[class_index] = pairs[class_index, class_index] / union
+        if not ious:
+            return SampleScore(index, 0.0, "no labelled pixel")
+        mean = sum(ious.values()) / len(ious)
+        worst = min(ious, key=ious.__getitem__)
+        summary = f"mean IoU {mean:.2f} over {len(ious)} classes; lowest {self.classes[worst]} {ious[worst]:.2f}"
+        return SampleScore(index, 1 - mean, summary, _outcome(ious.values()))
 
 
-def _outcome(overlaps: Collection[float]) -> Outcome:
-    """Return what the IoUs of an image's classes come to."""
-    right = sum(each >= OVERLAP for each in overlaps)
-    return "right" if right == len(overlaps) else "partly" if right else "wrong"
+def _outcome(ious: Collection[float]) -> Outcome:
+    """Return the verdict on an image from the IoUs of its classes."""
+    right = sum(iou >= OVERLAP for iou in ious)
+    return "right" if right == len(ious) else "partly" if right else "wrong"

@@ -1,4 +1,4 @@
-"""A segmentation model as it is exported: as a whole, logits (N, classes, H, W) at the input's size."""
+"""Export of a segmentation model: as one network, with logits (N, classes, H, W) at the input's size."""
 
 import torch.nn.functional as F
 from torch import Tensor

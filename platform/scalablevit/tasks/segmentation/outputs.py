@@ -1,4 +1,4 @@
-"""What batch prediction leaves of a segmentation model: masks, overlays, and tables of shares and classes."""
+"""Output of batch prediction with a segmentation model: masks, overlays, and tables of shares and classes."""
 
 import base64
 import csv
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.data.names import shown
-from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, place
+from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, picture_path
 from scalablevit.viz.overlays import draw_labels
 from scalablevit.viz.palette import class_colors, class_hex
 
 
 class Masks(Table):
-    """Segmentation: palette PNGs of class numbers, overlays, `shares.csv` and `classes.csv`."""
+    """Writes palette PNGs of class indices, overlays, `shares.csv` and `classes.csv`."""
 
     name = "shares.csv"
     header = ("file", "class", "share")
@@ -30,32 +30,40 @@ class Masks(Table):
         return super().__enter__()
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """The mask as `masks/<name>.png`, and over its image as `overlays/<name>.jpg`."""
+        """Write the mask as `masks/<name>.png`, and over its image as `overlays/<name>.jpg`.
+
+        Returns:
+            The answer's `classes` and `shares`.
+        """
         colors = class_colors(len(self.classes))
         mask = Image.open(io.BytesIO(answer["mask_png"]))
         labels = np.array(mask, np.uint8)
         palette = Image.fromarray(labels)
         palette.putpalette([part for color in colors for part in color])  # makes it a palette image, pixels unchanged
-        palette.save(place(self.folder, MASKS, name, ".png"))
+        palette.save(picture_path(self.folder, MASKS, name, ".png"))
         legend = [
             (colors[self.classes.index(label)], f"{label}  {share:.1%}")
             for label, share in zip(answer["classes"], answer["shares"], strict=True)
         ]
         drawn = draw_labels(image, labels, legend, colors)
-        drawn.save(place(self.folder, OVERLAYS, name, ".jpg"), quality=90)
+        drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {"classes": answer["classes"], "shares": answer["shares"]}
 
     def add(self, name: str, answer: Answer) -> None:
-        """A line for each class in the image, largest first."""
+        """Add a row for each class in the image, the largest first."""
         for label, share in zip(answer["classes"], answer["shares"], strict=True):
             self.write(shown(name), label, f"{share:.6f}")
 
 
 def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
-    """Return the answer of a server as the task gives it in the model's own process.
+    """Return a server's answer with the types of `SegmentationPrediction.answer`.
+
+    Args:
+        received: with the PNG in base64.
+        size: height and width of the image, pixels.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none.
+        ValueError, TypeError, KeyError: it is no answer for an image of that size.
     """
     content = base64.b64decode(received["mask_png"])
     with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:

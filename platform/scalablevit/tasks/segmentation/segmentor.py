@@ -27,10 +27,10 @@ BACKBONE = "TimmPyramid"
 MODELS.register_module(name=BACKBONE, module=build_pyramid)
 
 Upsample = mmseg_parts.Upsample
-"""In Semantic FPN's head."""
+"""The layer that enlarges maps in Semantic FPN's head."""
 
 MmsegConfig: TypeAlias = dict[str, Any]
-"""A part in terms of MMSegmentation's registry: `type` names a class, and the other keys are that class's arguments."""
+"""A module in MMSegmentation's registry format: `type` names a class, and the other keys are that class's arguments."""
 
 FPN_HEAD_CHANNELS = 128
 UPER_HEAD_CHANNELS = 512
@@ -38,7 +38,7 @@ AUXILIARY_CHANNELS = 256
 
 
 class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
-    """MMSegmentation's network with one forward pass for training and one for logits.
+    """MMSegmentation's EncoderDecoder with one `forward` for losses and logits.
 
     Parameters are named as in MMSegmentation (`backbone`, `neck`, `decode_head`, `auxiliary_head`), so that its plain
     EncoderDecoder loads them. Images are normalized by the caller.
@@ -58,10 +58,10 @@ class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
             initialize(getattr(self, part), getattr(self, part).init_cfg)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Any:
-        """Logits, or with masks the losses.
+        """Return logits, or with masks the losses.
 
         Args:
-            images: float (B, 3, H, W).
+            images: normalized float (B, 3, H, W).
             masks: integer labels (B, H, W), 255 ignored.
 
         Returns:
@@ -75,30 +75,33 @@ class Segmentor(EncoderDecoder):  # type: ignore[misc]  # mmseg is untyped
             return self.decode_head(features)
         # not mmseg's `loss`: its accuracy selects by value, for which the host must wait for a GPU in every step
         labels = masks.long()
-        logits = _enlarged(self.decode_head(features), labels)
-        found = {"loss_ce": _cross_entropy(logits, labels), "acc": _accuracy(logits.detach(), labels)}
+        logits = _resize_to(self.decode_head(features), labels)
+        losses = {"loss_ce": _cross_entropy(logits, labels), "acc": _accuracy(logits.detach(), labels)}
         if self.with_auxiliary_head:
-            auxiliary = _cross_entropy(_enlarged(self.auxiliary_head(features), labels), labels)
-            found["loss_aux"] = self.auxiliary_head.loss_decode.loss_weight * auxiliary
-        return found
+            auxiliary = _cross_entropy(_resize_to(self.auxiliary_head(features), labels), labels)
+            losses["loss_aux"] = self.auxiliary_head.loss_decode.loss_weight * auxiliary
+        return losses
 
     def no_weight_decay(self) -> set[str]:
-        """The backbone's parameters that are kept from weight decay besides norms and biases."""
+        """Return names of the backbone's parameters without weight decay, besides norms and biases."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Layer of a parameter by its name, for `timm.optim.param_groups_layer_decay`: neck and heads come last."""
+        """Return a function from a parameter's name to its layer, for `timm.optim.param_groups_layer_decay`.
+
+        Neck and heads are after the last layer.
+        """
         layers = {f"backbone.{name}": float(layer) for name, layer in self.backbone.layer_indices().items()}
         return lambda name: layers.get(name, math.inf)
 
 
 def head_channels(task: Segmentation) -> int:
-    """Return the channels of a head, the recipe's or its own."""
+    """Return the channels of the decode head: the recipe's, or the head's default."""
     return task.head_channels or (FPN_HEAD_CHANNELS if task.head == "semantic_fpn" else UPER_HEAD_CHANNELS)
 
 
 def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int) -> MmsegConfig:
-    """Neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
+    """Return neck, decode head and auxiliary head as in MMSegmentation's ADE20K configurations, for its registry.
 
     Semantic FPN (Kirillov et al., arXiv 1901.02446): feature pyramid and FPNHead. UperNet (Xiao et al., arXiv
     1807.10221): UPerHead on the backbone's maps, and an FCNHead on the map of stride 16 for training. Batch norm is
@@ -106,7 +109,7 @@ def head_configs(task: Segmentation, channels: tuple[int, ...], num_classes: int
 
     Args:
         task: the recipe's task.
-        channels: of the maps with strides 4, 8, 16 and 32.
+        channels: of the backbone's maps with strides 4, 8, 16 and 32.
         num_classes: at least 2.
     """
     common: MmsegConfig = {
@@ -157,7 +160,7 @@ def _loss_config(weight: float) -> MmsegConfig:
     return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
 
 
-def _enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+def _resize_to(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
 
 

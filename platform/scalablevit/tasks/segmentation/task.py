@@ -18,15 +18,15 @@ from scalablevit.data.loader import collate_segmentation_eval, collate_segmentat
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
-from scalablevit.tasks.segmentation.dense_inference import Size, best_labels, see
+from scalablevit.tasks.segmentation.dense_inference import Size, best_labels, iter_views
 from scalablevit.tasks.segmentation.segmentor import Segmentor, head_configs
 
 
 def sections(stage: Stage) -> tuple[Segmentation, MaskPairs]:
-    """Return a stage's sections of task and data.
+    """Return a segmentation stage's task section and data section.
 
     Raises:
-        TypeError: it is a stage of another kind.
+        TypeError: the stage is of another kind.
     """
     if not isinstance(stage.task, Segmentation) or not isinstance(stage.data, MaskPairs):
         raise TypeError(f"not a segmentation stage: task {stage.task.kind}, source {stage.data.source}")
@@ -34,7 +34,7 @@ def sections(stage: Stage) -> tuple[Segmentation, MaskPairs]:
 
 
 class SegmentationTask:
-    """See `tasks.task.Task`.
+    """Semantic segmentation on crops; implements `tasks.task.Task`.
 
     Raises:
         UserError: fewer than 2 classes, or micro-batches too small for the head's batch norm.
@@ -56,7 +56,7 @@ class SegmentationTask:
         self.data = data
         self.classes = classes
         cluster, training = stage.cluster, stage.training
-        # the fewest images of a micro-batch, before bad ones are left out
+        # the fewest images of a micro-batch, before bad ones are skipped
         self._micro_batch = training.global_batch_size // cluster.workers // training.accumulation_steps
         synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
         # UperNet pools a map to 1 x 1, and stride 32 makes one of small crops: one image gives no statistics there.
@@ -71,7 +71,7 @@ class SegmentationTask:
             )
 
     def build_model(self) -> Segmentor:
-        """Backbone, neck and heads with fresh weights; initial weights belong into `.backbone`."""
+        """Return backbone, neck and heads with fresh weights."""
         model = self.stage.model
         options: dict[str, Any] = dict(model.options)
         pyramid = build_pyramid(
@@ -80,56 +80,70 @@ class SegmentationTask:
         return Segmentor(pyramid, head_configs(self.task, pyramid.channels, len(self.classes)))
 
     def backbone(self, model: nn.Module) -> Pyramid:
-        """The pyramid; neck and heads stay new."""
+        """Return the pyramid, without neck and heads."""
         pyramid: Pyramid = model.get_submodule("backbone")  # type: ignore[assignment]
         return pyramid
 
     def collate(self, split: SplitName) -> Callable[[list[Any]], MaskBatch]:
-        """Training: one uint8 tensor (N, crop, crop, 3) and masks (N, crop, crop); evaluation: lists of both."""
+        """Return the function that collates uint8 images and masks.
+
+        In training it stacks images (N, crop, crop, 3) and masks (N, crop, crop); in evaluation it makes lists of
+        images (h, w, 3) and masks (height, width).
+        """
         return collate_segmentation_train if split == "train" else collate_segmentation_eval
 
     def prepare(self, batch: MaskBatch, split: SplitName, seed: Sequence[int]) -> MaskBatch:
-        """`image` becomes float (N, 3, crop, crop), in evaluation a list of (3, h, w); nothing is drawn from `seed`."""
+        """Return the batch with normalized images: float (N, 3, crop, crop), in evaluation a list of (3, h, w).
+
+        Nothing is random, so `seed` is not used.
+        """
         images = batch.image
         if split == "train":
             return replace(batch, image=self._normalized(images))
         return replace(batch, image=[self._normalized(image[None])[0] for image in images])
 
     def loss(self, model: nn.Module, batch: MaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the head, plus the weighted one of UperNet's auxiliary head, means over all pixels.
+        """Return the sum of the heads' cross-entropies (a scalar), each a mean over all pixels, and its parts.
 
-        Reports `loss_ce`, `loss_aux` where there is one, and `acc`, the share of labelled pixels that are right.
+        The parts to report are `loss_ce`, `loss_aux` (weighted) where UperNet has its auxiliary head, and `acc`, the
+        fraction of labelled pixels that are right.
         """
-        found = model(*self._fill_up(batch.image, batch.mask))
-        loss = torch.stack([part for name, part in found.items() if name.startswith("loss")]).sum()
-        return loss, {name: part.detach() for name, part in found.items()}
+        parts = model(*self._fill_up(batch.image, batch.mask))
+        loss = torch.stack([part for name, part in parts.items() if name.startswith("loss")]).sum()
+        return loss, {name: part.detach() for name, part in parts.items()}
 
     def predict(self, model: nn.Module, batch: MaskBatch) -> list[Tensor]:
-        """Label maps uint8 (height, width) at the masks' sizes."""
+        """Return label maps uint8 (height, width) at the masks' sizes."""
         return self.label_maps(model, batch.image, [_size(mask) for mask in batch.mask])
 
     def label_maps(self, model: nn.Module, images: list[Tensor], sizes: list[Size]) -> list[Tensor]:
-        """Return label maps uint8 of prepared images (3, h, w), each at a size (height, width)."""
-        views = see(model, images, self.task.sliding, self.max_pixels)
-        labels = {number: best_labels(view, sizes[number]) for number, view in views}
-        return [labels[number] for number in range(len(images))]
+        """Return label maps uint8 (height, width) of normalized images (3, h, w).
+
+        Args:
+            model: in eval mode.
+            images: of any sizes.
+            sizes: height and width of each label map.
+        """
+        views = iter_views(model, images, self.task.sliding, self.max_pixels)
+        labels = {index: best_labels(view, sizes[index]) for index, view in views}
+        return [labels[index] for index in range(len(images))]
 
     @property
     def max_pixels(self) -> int:
-        """Pixels of a training micro-batch: a pass without gradients over as many fits wherever training does."""
+        """Return the pixels of a training micro-batch: where it fits in memory, so does inference on as many."""
         return max(1, self._micro_batch) * self.data.crop_size**2
 
     def metric(self) -> ConfusionMetric:
-        """mIoU, mean and pixel accuracy, IoU of each class."""
+        """Return a fresh metric: mIoU, mean and pixel accuracy, IoU of each class."""
         return ConfusionMetric(self.classes)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images, self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)
 
     def _fill_up(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch that the network can take although bad samples were left out of it.
+        """Return a batch that the network can take although bad samples were skipped.
 
-        A lone image stands twice where batch norm needs two, which changes no mean. A rank without any image still
+        A single image is repeated where batch norm needs two, which changes no mean. A rank without any image still
         takes part in the step, with ignored pixels: loss and gradients are 0.
         """
         if len(images) == 1 and self._needs_two:
