@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.cli.documents import PlannedStage, TrainingPlan
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.pipeline.plan_summary import starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import without_secrets
@@ -39,5 +39,5 @@ def _planned(resolved: ResolvedStage, root: Path) -> PlannedStage:
         evaluate_every_steps=resolved.length.evaluate_every,
         workers=stage.cluster.workers,
         warnings=resolved.warnings,
-        recipe=without_unused(without_secrets(stage).model_dump(mode="json")),
+        recipe=drop_unused(without_secrets(stage).model_dump(mode="json")),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scalablevit.config.checking import check, nearest
+from scalablevit.config.checking import check, did_you_mean
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import OptionValue, PlainValues
@@ -19,7 +19,7 @@ ARMS: dict[str, dict[str, OptionValue]] = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmStage:
     """One stage of the base recipe, trained with one arm's attention and one seed."""
 
     arm: str
@@ -32,7 +32,7 @@ class Arm:
         return f"{self.arm}_{self.stage}_{self.seed}"
 
 
-def plan(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> list[Arm]:
+def plan_arms(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> list[ArmStage]:
     """Every stage of the recipe for each seed and arm.
 
     Args:
@@ -42,14 +42,14 @@ def plan(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> list
     """
     chosen: Sequence[int | None] = seeds or [None]
     return [
-        Arm(arm, name, stage.training.seed if seed is None else seed)
+        ArmStage(arm, name, stage.training.seed if seed is None else seed)
         for seed in chosen
         for arm in arms
         for name, stage in recipe.stages.items()
     ]
 
 
-def ablation(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> Recipe:
+def ablation_recipe(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> Recipe:
     """One recipe with the stages of `plan`; a stage starts from the earlier one of its own arm and seed.
 
     Each arm registers its models under names of its own, and nothing is searched.
@@ -60,13 +60,13 @@ def ablation(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int] = ()) -> 
     """
     for arm in arms:
         if arm not in ARMS:
-            raise UserError(f"no arm {arm!r}{nearest(arm, ARMS)}", where="--arms", fix=f"arms: {', '.join(ARMS)}")
+            raise UserError(f"no arm {arm!r}{did_you_mean(arm, ARMS)}", where="--arms", fix=f"arms: {', '.join(ARMS)}")
     for name, stage in recipe.stages.items():
         _check_base(name, stage)
-    planned = plan(recipe, arms, seeds)
+    planned = plan_arms(recipe, arms, seeds)
     whole = {
         "name": f"{recipe.name}-ablation",
-        "stages": {each.name: _stage_of(recipe, each, seeds) for each in planned},
+        "stages": {arm_stage.name: _stage_of(recipe, arm_stage, seeds) for arm_stage in planned},
     }
     return check(Recipe, whole, {}, f"ablation of {recipe.name}")
 
@@ -83,7 +83,7 @@ def _check_base(name: str, stage: Stage) -> None:
                         fix="choose a ScalableViT")  # fmt: skip
 
 
-def _stage_of(recipe: Recipe, arm: Arm, seeds: Sequence[int]) -> PlainValues:
+def _stage_of(recipe: Recipe, arm: ArmStage, seeds: Sequence[int]) -> PlainValues:
     """Plain values of one arm's stage."""
     stage = recipe.stages[arm.stage]
     values: PlainValues = stage.model_dump(mode="json")
@@ -93,5 +93,5 @@ def _stage_of(recipe: Recipe, arm: Arm, seeds: Sequence[int]) -> PlainValues:
     if stage.model.init is not None:
         parent = stage.model.init.removeprefix("stage:")
         seed = arm.seed if seeds else recipe.stages[parent].training.seed
-        values["model"]["init"] = f"stage:{Arm(arm.arm, parent, seed).name}"
+        values["model"]["init"] = f"stage:{ArmStage(arm.arm, parent, seed).name}"
     return values

@@ -60,10 +60,10 @@ class UserErrors(UserError):
     """Several mistakes found at one gate, reported together."""
 
     def __init__(self, errors: list[UserError]) -> None:
-        shown = [str(error) for error in errors[:SHOWN_ERRORS]]
+        lines = [str(error) for error in errors[:SHOWN_ERRORS]]
         if more := and_more(len(errors), SHOWN_ERRORS, before="... "):
-            shown.append(more)
-        super().__init__("\n".join(shown))
+            lines.append(more)
+        super().__init__("\n".join(lines))
         self.errors = errors
 
 

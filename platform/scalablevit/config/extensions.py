@@ -49,8 +49,8 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
         owner = taken.get(info.stage_name, "all stages")
         raise UserError(f"the stage name {info.stage_name!r} means {owner}", where=where, fix="choose another one")
     _add("task", section, where)
-    _allow_promotion([each.name for each in info.metrics if each.promotable])
-    metrics = (*info.metrics, *(each.info for (kind, _), each in METRICS.items() if kind == info.kind))
+    _allow_promotion([metric.name for metric in info.metrics if metric.promotable])
+    metrics = (*info.metrics, *(registered.info for (kind, _), registered in METRICS.items() if kind == info.kind))
     TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
 
 
@@ -90,19 +90,23 @@ def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...
     if info.promotable or info.heads:
         raise UserError("promotable and heads are for a task's own metrics", where=where, fix="leave them out")
     other = METRICS.get((kind, info.name))
-    if other is None and info.name in [each.name for each in task.metrics]:
+    if other is None and info.name in [metric.name for metric in task.metrics]:
         raise UserError(f"task {kind} reports {info.name} itself", where=where, fix="choose another name")
     if other and (other.build.__module__, other.build.__qualname__) != (build.__module__, build.__qualname__):
         raise UserError(f"is taken by {other.info.package}", where=where, fix="choose another name")
     METRICS[kind, info.name] = RegisteredMetric(replace(info, package=top_level(build.__module__)), build)
-    kept = tuple(each for each in task.metrics if each.name != info.name)
+    kept = tuple(metric for metric in task.metrics if metric.name != info.name)
     TASKS[kind] = replace(task, metrics=(*kept, METRICS[kind, info.name].info))
 
 
 def registered_metrics(stage: Stage) -> list[RegisteredMetric]:
     """Return the metrics that the packages which a stage imports add to its task."""
     packages = set(map(top_level, stage.imports))
-    return [each for (kind, _), each in METRICS.items() if kind == stage.task.kind and each.info.package in packages]
+    return [
+        registered
+        for (kind, _), registered in METRICS.items()
+        if kind == stage.task.kind and registered.info.package in packages
+    ]
 
 
 _sources_of: dict[str, tuple[str, ...]] = {}
@@ -137,7 +141,7 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
     """
     bases = typing.get_args(base) or (base,)
     if not isinstance(section, type) or not issubclass(section, bases):
-        names = " or ".join(each.__name__ for each in bases)
+        names = " or ".join(allowed.__name__ for allowed in bases)
         raise UserError(f"{section!r} is no subclass of {names}", where=where, fix="derive the section's class from it")
     field = getattr(section, "model_fields", {}).get(key)
     choices = typing.get_args(field.annotation) if field else ()

@@ -180,10 +180,10 @@ def section_hint(path: Sequence[str | int]) -> str:
 @cache
 def schema_keys() -> dict[str, tuple[str, ...]]:
     """Return the dotted paths in a stage at which each key of the schema may stand, by the key's name."""
-    found: dict[str, dict[str, None]] = {}
+    paths_by_name: dict[str, dict[str, None]] = {}
     for path in _paths(Stage, ""):
-        found.setdefault(path.rpartition(".")[2], {})[path] = None
-    return {name: tuple(paths) for name, paths in found.items()}
+        paths_by_name.setdefault(path.rpartition(".")[2], {})[path] = None
+    return {name: tuple(paths) for name, paths in paths_by_name.items()}
 
 
 def _paths(annotation: Any, at: str) -> Iterator[str]:

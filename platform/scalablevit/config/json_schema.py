@@ -45,7 +45,7 @@ def _for_editors(schema: JsonSchema) -> JsonSchema:
 
 def _inner(node: Any) -> Any:
     if isinstance(node, list):
-        return [_inner(each) for each in node]
+        return [_inner(item) for item in node]
     return _for_editors(node) if isinstance(node, dict) else node
 
 

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
-from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nearest, short, stage_advice
+from scalablevit.config.checking import (
+    OVERRIDE,
+    SECTIONS,
+    Locations,
+    did_you_mean,
+    kind_of,
+    short_repr,
+    stage_override_hint,
+)
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, mask_credentials, raise_all
 from scalablevit.config.hints import key_hint
@@ -50,17 +58,17 @@ class Scope:
         return (not self.names or name in self.names) and self.kind in (None, _value_at(stage, "task", "kind"))
 
 
-WHOLE = Scope()
+ALL_STAGES = Scope()
 """Of a script that runs all stages."""
 
 
-def summary(overrides: Sequence["Override"], stages: Sequence[str], places: Places) -> Iterator[str]:
+def scope_notes(overrides: Sequence["Override"], stages: Sequence[str], locations: Locations) -> Iterator[str]:
     """A line for each override that names no stage and does not apply to all of the recipe's."""
-    for each in overrides:
-        names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
-        if each.stage is None and names != list(stages):
-            shown = ", ".join(names) or "no stage (other overrides replace it)"
-            yield f"{mask_credentials(each.text.strip())} applies to: {shown}"
+    for override in overrides:
+        names = [name for name in stages if locations.get(("stages", name, *override.path)) == override.where]
+        if override.stage is None and names != list(stages):
+            targets = ", ".join(names) or "no stage (other overrides replace it)"
+            yield f"{mask_credentials(override.text.strip())} applies to: {targets}"
 
 
 class Override(NamedTuple):
@@ -77,7 +85,9 @@ class Override(NamedTuple):
     """How errors name it."""
 
 
-def parse_all(overrides: Sequence[str], merged: YamlDict, places: Places, errors: list[UserError]) -> list[Override]:
+def parse_all(
+    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError]
+) -> list[Override]:
     """Overrides of stages, those that name one last, since they beat the others; those of the recipe are applied."""
     parsed = []
     for override in overrides:
@@ -85,12 +95,12 @@ def parse_all(overrides: Sequence[str], merged: YamlDict, places: Places, errors
             path, value, where = parse_override(override)
             if len(path) == 1 and path[0] in TOP_KEYS:
                 merged[path[0]] = value
-                places[tuple(path)] = where
+                locations[tuple(path)] = where
             else:
                 parsed.append(_for_stages(override, path, value, where, merged["stages"]))
         except UserError as error:
             errors.append(error)
-    return sorted(parsed, key=lambda each: each.stage is not None)
+    return sorted(parsed, key=lambda override: override.stage is not None)
 
 
 def _for_stages(text: str, path: list[str], value: Any, where: str, stages: YamlMapping) -> Override:
@@ -105,14 +115,14 @@ def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Yaml
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
         raise UserError(
-            f"no section {path[0]!r}{nearest(path[0], SECTIONS)}",
+            f"no section {path[0]!r}{did_you_mean(path[0], SECTIONS)}",
             where=where,
             fix=key_hint(path) or f"sections: {', '.join(SECTIONS)}",
         )
     return Override(text, stage, path, value, where)
 
 
-def apply(override: Override, reach: "Reach", stages: YamlDict, places: Places) -> None:
+def apply(override: Override, reach: "Reach", stages: YamlDict, locations: Locations) -> None:
     """Put one override into the stages that it applies to.
 
     Raises:
@@ -123,10 +133,10 @@ def apply(override: Override, reach: "Reach", stages: YamlDict, places: Places) 
     if override.path in KINDS and len(names) > 1:
         reach.refuse_misfits(override, names)
     for name in names:
-        put(stages[name], override.path, override.value, override.where)
-        claim(places, ("stages", name, *override.path), override.where, above=2)
+        set_value(stages[name], override.path, override.value, override.where)
+        record_override(locations, ("stages", name, *override.path), override.where, above=2)
     if override.stage is None and not set(names).isdisjoint(reach.reached):
-        places[tuple(override.path)] = override.where
+        locations[tuple(override.path)] = override.where
 
 
 @dataclass(frozen=True)
@@ -144,10 +154,10 @@ class Reach:
     @classmethod
     def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "Reach":
         """Work out what a script runs; all stages where it would run none, which the script refuses later."""
-        seen = _preview(overrides, stages, [])
-        running = [name for name in seen if scope.runs(name, seen[name])] or list(seen)
-        seen = _preview(overrides, stages, running)
-        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in seen.items()})
+        preview = _preview(overrides, stages, [])
+        running = [name for name in preview if scope.runs(name, preview[name])] or list(preview)
+        preview = _preview(overrides, stages, running)
+        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in preview.items()})
         return cls(scope, _preview(overrides, stages, reached), running, reached)
 
     def targets(self, override: Override) -> list[str]:
@@ -195,7 +205,9 @@ class Reach:
         key = ".".join(override.path)
         errors = [
             UserError(
-                what, where=f"{override.where}: stages.{name}.{key}", fix=stage_advice(override.path, fitting or [name])
+                what,
+                where=f"{override.where}: stages.{name}.{key}",
+                fix=stage_override_hint(override.path, fitting or [name]),
             )
             for name, what in misfits.items()
         ]
@@ -216,10 +228,10 @@ def _preview(
 ) -> dict[str, YamlDict]:
     """The stages with the overrides on top as far as they can be put there; those that name none go to `names`."""
     preview = {name: dict(stage) for name, stage in stages.items()}
-    for each in overrides:
-        for name in names if each.stage is None else [each.stage]:
+    for override in overrides:
+        for name in names if override.stage is None else [override.stage]:
             with suppress(UserError):  # reported when it is applied
-                put(preview[name], each.path, each.value, each.where)
+                set_value(preview[name], override.path, override.value, override.where)
     return preview
 
 
@@ -305,20 +317,20 @@ def path_in_stage(override: str) -> list[str]:
     return path[2:] if path[0] == "stages" else path
 
 
-def claim(places: Places, key_path: KeyPath, where: str, above: int = 0) -> None:
+def record_override(locations: Locations, key_path: KeyPath, where: str, above: int = 0) -> None:
     """Record that an override set `key_path`, and made the sections on the way that were not there.
 
     Args:
         above: length of the part of the path that was there for sure.
     """
-    for known in [each for each in places if each[: len(key_path)] == key_path]:
-        del places[known]
-    places[key_path] = where
+    for known in [path for path in locations if path[: len(key_path)] == key_path]:
+        del locations[known]
+    locations[key_path] = where
     for length in range(above + 1, len(key_path)):
-        places.setdefault(key_path[:length], where)
+        locations.setdefault(key_path[:length], where)
 
 
-def put(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
+def set_value(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
     """Set a value, copying the mappings on the way: stages may share them.
 
     Raises:
@@ -329,7 +341,7 @@ def put(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
     for depth, part in enumerate(path[:-1]):
         child = {} if node.get(part) is None else node[part]
         if not isinstance(child, dict):
-            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {short(child)}", where=where)
+            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {short_repr(child)}", where=where)
         node[part] = dict(child)
         node = node[part]
     node[path[-1]] = value

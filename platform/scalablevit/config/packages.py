@@ -67,13 +67,13 @@ def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:
         package: its folder.
         left_out: further names of folders and files that do not count.
     """
-    found = []
+    files = []
     for path in package.rglob("*"):
         parts = path.relative_to(package).parts
         hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
         if not hidden and not set(left_out).intersection(parts) and path.is_file():
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(package).as_posix())
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(package).as_posix())
 
 
 def content_sum(package: Path, left_out: Collection[str] = ()) -> str:

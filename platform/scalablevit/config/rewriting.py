@@ -8,7 +8,7 @@ from scalablevit.config import strict_yaml
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath, YamlDict
-from scalablevit.config.upgrade import VERSION, Rename, conflict, convert, version_problem
+from scalablevit.config.upgrade import VERSION, Rename, convert, format_conflict, version_problem
 
 QUOTES = ("'", '"')
 
@@ -58,15 +58,15 @@ def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
         raise UserError(problem[0], where=name, fix=problem[1])
     converted, renames = convert(raw)
     _refuse_conflicts(renames, node, name)
-    found = [_rename_edit(each, node, text) for each in renames] + _version_edits(raw, node, text)
-    edits = sorted((edit for edit, _ in found), key=lambda edit: edit.start, reverse=True)
+    edits_and_changes = [_rename_edit(rename, node, text) for rename in renames] + _version_edits(raw, node, text)
+    edits = sorted((edit for edit, _ in edits_and_changes), key=lambda edit: edit.start, reverse=True)
     changed = text
     for edit in edits:
         changed = changed[: edit.start] + edit.text + changed[edit.end :]
     if strict_yaml.load(changed, name)[0] != {**converted, "version": VERSION}:
         raise UserError("cannot be rewritten in place", where=name, fix="write the new words by hand: "
-                        + "; ".join(change.what for _, change in found))  # fmt: skip
-    return changed, sorted((change for _, change in found), key=lambda change: change.line)
+                        + "; ".join(change.what for _, change in edits_and_changes))  # fmt: skip
+    return changed, sorted((change for _, change in edits_and_changes), key=lambda change: change.line)
 
 
 def _is_known(raw: YamlDict) -> bool:
@@ -75,9 +75,13 @@ def _is_known(raw: YamlDict) -> bool:
 
 def _refuse_conflicts(renames: list[Rename], node: yaml.Node, name: str) -> None:
     errors = [
-        UserError(conflict(each), where=f"{name}:{_find_nodes(node, each.path)[0].start_mark.line + 1}", fix="keep one")
-        for each in renames
-        if each.conflict
+        UserError(
+            format_conflict(rename),
+            where=f"{name}:{_find_nodes(node, rename.path)[0].start_mark.line + 1}",
+            fix="keep one",
+        )
+        for rename in renames
+        if rename.conflict
     ]
     raise_all(errors)
 
@@ -86,8 +90,8 @@ def _rename_edit(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Cha
     """The edit for one old key or value."""
     key, value = _find_nodes(node, rename.path)
     target = value if rename.is_value else key
-    place = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
-    what = f"{place} {rename.old} -> {rename.new}" if rename.is_value else f"{place} -> {rename.new}"
+    dotted = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
+    what = f"{dotted} {rename.old} -> {rename.new}" if rename.is_value else f"{dotted} -> {rename.new}"
     return _replace_edit(target, rename.old, rename.new, text), Change(target.start_mark.line + 1, what)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scalablevit.config.checking import short
+from scalablevit.config.checking import short_repr
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.run_hash import code_part, hashed_part, short_digest
 from scalablevit.config.section import PositiveInt, Section
@@ -45,7 +45,7 @@ class Distribution(Section):
                 raise ValueError(f"the range from {low} to {high} is too wide")
         same = [_identity(value) for value in self.choice or ()]
         if twice := [value for value, key in zip(self.choice or (), same, strict=True) if same.count(key) > 1]:
-            raise ValueError(f"choice holds {short(twice[0])} more than once")
+            raise ValueError(f"choice holds {short_repr(twice[0])} more than once")
         return self
 
     def corners(self) -> list[Value]:
@@ -56,7 +56,7 @@ class Distribution(Section):
 def _identity(value: Value) -> Any:
     """Equal for values that are the same in a recipe: 1 and 1.0, but not 1 and true."""
     if isinstance(value, list):
-        return tuple(_identity(each) for each in value)
+        return tuple(_identity(item) for item in value)
     return (isinstance(value, bool), value)
 
 
@@ -175,5 +175,8 @@ def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -
 
 def combinations(space: Space) -> list[dict[str, Value]]:
     """The trials of a grid: all combinations or the first `budget.trials`, the last parameter changing fastest."""
-    values = itertools.product(*(draw.corners() for draw in space.parameters.values()))
-    return [dict(zip(space.parameters, each, strict=True)) for each in itertools.islice(values, space.budget.trials)]
+    values = itertools.product(*(distribution.corners() for distribution in space.parameters.values()))
+    return [
+        dict(zip(space.parameters, combination, strict=True))
+        for combination in itertools.islice(values, space.budget.trials)
+    ]

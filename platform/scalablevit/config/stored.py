@@ -69,7 +69,7 @@ def stored_stage(
     """
     sections = stored_sections(raw, where)
     if imports:
-        import_user_code(stored_names(sections, where), expected, where, to_look=expected is None)
+        import_user_code(stored_names(sections, where), expected, where, for_reading=expected is None)
     return check(Stage, sections, {}, where)
 
 

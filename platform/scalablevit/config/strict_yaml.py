@@ -86,17 +86,19 @@ def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
     """Record the line of every key, make keys text, and refuse a key that stands twice."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _error("a key must be plain text", key)
             # `1` and `01`, or `true` and `True`, would become one key otherwise
             key.tag = _TAG + "str"
             _refuse_odd_characters(key)
-            if key.value in seen:
-                raise _error(f"key {key.value!r} stands twice (first in line {seen[key.value]}); keep one of them", key)
-            seen[key.value] = key.start_mark.line + 1
-            lines[(*path, key.value)] = seen[key.value]
+            if key.value in key_lines:
+                raise _error(
+                    f"key {key.value!r} stands twice (first in line {key_lines[key.value]}); keep one of them", key
+                )
+            key_lines[key.value] = key.start_mark.line + 1
+            lines[(*path, key.value)] = key_lines[key.value]
             _walk(value, (*path, key.value), lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

@@ -72,8 +72,8 @@ class TaskInfo:
     def metrics_by_interest(self) -> tuple[str, ...]:
         """Return the reported names: the deciding one, users' own, those that promotion compares by, then the rest."""
         first, *others = self.metrics
-        ranked = sorted(others, key=lambda each: (not each.package, not each.promotable))
-        return tuple(each.reported_as for each in (first, *ranked))
+        ranked = sorted(others, key=lambda metric: (not metric.package, not metric.promotable))
+        return tuple(metric.reported_as for metric in (first, *ranked))
 
     def metrics_with(self, heads: Iterable[object]) -> tuple[MetricInfo, ...]:
         """Return the metrics that are reported with every one of some heads.
@@ -82,7 +82,9 @@ class TaskInfo:
             heads: values of `task.head`; None of a task without heads.
         """
         wanted = list(heads)
-        return tuple(each for each in self.metrics if not each.heads or all(head in each.heads for head in wanted))
+        return tuple(
+            metric for metric in self.metrics if not metric.heads or all(head in metric.heads for head in wanted)
+        )
 
     def promotion_metrics(self, head: str | None) -> tuple[str, ...]:
         """Return the names that `promotion.metric` can have; the first one is meant when none is given.
@@ -90,7 +92,7 @@ class TaskInfo:
         Args:
             head: value of `task.head`; None of a task without heads.
         """
-        return tuple(each.name for each in self.metrics_with([head]) if each.promotable)
+        return tuple(metric.name for metric in self.metrics_with([head]) if metric.promotable)
 
 
 _AVERAGE_PRECISION = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")

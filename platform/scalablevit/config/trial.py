@@ -6,7 +6,7 @@ from typing import Any
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.overrides import put
+from scalablevit.config.overrides import set_value
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space, Value
@@ -25,7 +25,7 @@ def trial_gpus(search: Search) -> float:
     return (search.space.resources or search.recipe.stages[search.stage].cluster).gpus_per_worker
 
 
-def shape(stage: PlainValues, space: Space) -> None:
+def convert_to_trial(stage: PlainValues, space: Space) -> None:
     """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
@@ -63,7 +63,7 @@ def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
         UserError: the values, each valid, do not fit together; they are named.
     """
     whole = search.recipe.model_dump(mode="json")
-    shape(whole["stages"][search.stage], search.space)
+    convert_to_trial(whole["stages"][search.stage], search.space)
     return _with_values(whole, search.stage, values).stages[search.stage]
 
 
@@ -77,13 +77,13 @@ def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Reci
 
 
 def _with_values(whole: PlainValues, stage: str, values: Mapping[str, Value]) -> Recipe:
-    shown = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
+    values_text = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
     try:
         for path, value in values.items():
-            put(whole["stages"][stage], path.split("."), value, path)
+            set_value(whole["stages"][stage], path.split("."), value, path)
         return check(Recipe, whole, {}, "")
     except UserError as error:
-        raise UserError(f"these values make no valid recipe: {shown or 'none'}\n{error}") from None
+        raise UserError(f"these values make no valid recipe: {values_text or 'none'}\n{error}") from None
 
 
 def value_at(stage: Stage, path: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalablevit.config.checking import OVERRIDE, Places, format_place
+from scalablevit.config.checking import OVERRIDE, Locations, format_location
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override, models_of_kind
@@ -107,7 +107,7 @@ def is_read(key: str, values: Values) -> bool:
     condition = CONDITIONS.get(key)
     if condition is None:
         return True
-    fitting = [any(map(condition.fits, values(each))) for each in condition.keys]
+    fitting = [any(map(condition.fits, values(decider))) for decider in condition.keys]
     return all(fitting) if condition.all_needed else any(fitting)
 
 
@@ -116,9 +116,9 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     condition = CONDITIONS[key]
-    found = {each: value_of(stage, each) for each in condition.keys}
-    shown = [f"{each}: {_plain(value)}" for each, value in found.items() if not condition.fits(value)]
-    return f"has no effect with {' and '.join(shown)}", f"leave it out, or write {condition.needed}"
+    values = {decider: value_of(stage, decider) for decider in condition.keys}
+    unfit = [f"{decider}: {_plain(value)}" for decider, value in values.items() if not condition.fits(value)]
+    return f"has no effect with {' and '.join(unfit)}", f"leave it out, or write {condition.needed}"
 
 
 def value_of(stage: YamlMapping, key: str) -> Any:
@@ -131,7 +131,7 @@ def value_of(stage: YamlMapping, key: str) -> Any:
 
 
 def find_unused(
-    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places, origin: str
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations, origin: str
 ) -> tuple[list[UserError], list[str]]:
     """Find what people wrote without effect.
 
@@ -148,27 +148,30 @@ def find_unused(
         The mistakes, and a line for each override that leaves values of the file without effect.
     """
     errors: list[UserError] = []
-    left: dict[str, dict[str, None]] = {}
-    for (key, place, _), names in _written(stages, overrides, places).items():
+    ineffective: dict[str, dict[str, None]] = {}
+    for (key, location, _), names in _written(stages, overrides, locations).items():
         stage = stages[names[0]]
         if key in CONDITIONS and any(_is_read_in(stages[name], key) for name in names):
             continue
-        if key in CONDITIONS and not place.startswith(OVERRIDE):
+        if key in CONDITIONS and not location.startswith(OVERRIDE):
             if _is_default(stage, key):
                 continue
-            authors = [_author(name, each, overrides, places) for name in names for each in CONDITIONS[key].keys]
+            authors = [
+                _author(name, decider, overrides, locations) for name in names for decider in CONDITIONS[key].keys
+            ]
             if picked := next((author for author in authors if author and author.startswith(OVERRIDE)), None):
-                left.setdefault(picked, {})[key] = None
+                ineffective.setdefault(picked, {})[key] = None
                 continue
         what, fix = explain(key, stage)
         path = ("stages", names[0], *key.split("."))
-        errors.append(UserError(what, where=format_place(path, {**places, path: place}, origin), fix=fix))
+        errors.append(UserError(what, where=format_location(path, {**locations, path: location}, origin), fix=fix))
     return errors, [
-        mask_credentials(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()
+        mask_credentials(f"{location} leaves without effect: {', '.join(keys)}")
+        for location, keys in ineffective.items()
     ]
 
 
-def without_unused(stage: YamlMapping) -> YamlDict:
+def drop_unused(stage: YamlMapping) -> YamlDict:
     """A stage's plain values less those without effect that are not the default, so that they load as a file."""
     copied: YamlDict = copy.deepcopy(dict(stage))
     for key in CONDITIONS:
@@ -182,27 +185,30 @@ def without_unused(stage: YamlMapping) -> YamlDict:
 
 
 def _written(
-    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations
 ) -> dict[tuple[str, str, str], list[str]]:
     """Names of the stages by key, place and, where each stage has its own, stage."""
     written: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
         for key in (*CONDITIONS, *TIMM_WORDS):
-            place = _author(name, key, overrides, places)
-            if place and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
-                shared = place.startswith(OVERRIDE) or places.get(tuple(key.split("."))) == place
-                written.setdefault((key, place, "" if shared else name), []).append(name)
+            location = _author(name, key, overrides, locations)
+            if location and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
+                shared = location.startswith(OVERRIDE) or locations.get(tuple(key.split("."))) == location
+                written.setdefault((key, location, "" if shared else name), []).append(name)
     return written
 
 
-def _author(name: str, key: str, overrides: Sequence[Override], places: Places) -> str | None:
+def _author(name: str, key: str, overrides: Sequence[Override], locations: Locations) -> str | None:
     """The place where a stage's value was written: a line or an override; None: nobody wrote it."""
     path = key.split(".")
     for length in range(len(path), 0, -1):
-        place = places.get(("stages", name, *path[:length]))
+        location = locations.get(("stages", name, *path[:length]))
         # an override is also the place of the sections that it made on its way
-        if place and (length == len(path) or any(o.where == place and o.path == path[:length] for o in overrides)):
-            return place
+        if location and (
+            length == len(path)
+            or any(override.where == location and override.path == path[:length] for override in overrides)
+        ):
+            return location
     return None
 
 
@@ -225,7 +231,7 @@ def _default(stage: YamlMapping, key: str) -> Any:
     default: Any = None
     node: Any = stage
     for part in key.split("."):
-        fields = [each.model_fields[part] for each in models_of_kind(annotation, node) if part in each.model_fields]
+        fields = [model.model_fields[part] for model in models_of_kind(annotation, node) if part in model.model_fields]
         if not fields:
             return _NO_KEY
         annotation, default = fields[0].annotation, fields[0].get_default()

@@ -56,14 +56,14 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
     Raises:
         UserError: a module is not there, or is no part of a package of the user's own.
     """
-    found: dict[str, UserPackage] = {}
+    packages: dict[str, UserPackage] = {}
     importlib.invalidate_caches()  # a package may be younger than the last look into its folder
     for name in names:
         top, _, inner = name.partition(".")
-        if top not in found:
-            found[top] = _find_package(top, where)
-        _check_module(found[top], inner, where)
-    return list(found.values())
+        if top not in packages:
+            packages[top] = _find_package(top, where)
+        _check_module(packages[top], inner, where)
+    return list(packages.values())
 
 
 def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
@@ -76,12 +76,12 @@ def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
         UserError: as `find_packages`.
     """
     packages = find_packages(names, where)
-    at_work = {name: found for name, found in _imported.items() if name in sys.modules}
-    return {package.name: at_work.get(package.name) or package.content_sum() for package in packages}
+    imported = {name: digest for name, digest in _imported.items() if name in sys.modules}
+    return {package.name: imported.get(package.name) or package.content_sum() for package in packages}
 
 
 def import_user_code(
-    names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY, *, to_look: bool = False
+    names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY, *, for_reading: bool = False
 ) -> None:
     """Import users' modules, so that what they register is known.
 
@@ -91,7 +91,7 @@ def import_user_code(
         names: dotted names of modules, in the order of importing.
         expected: content sums that their packages must have; None: whatever is here.
         where: what errors name as the place of the names.
-        to_look: only to read a stored stage: files that have changed since they were imported do not matter.
+        for_reading: the stage is only read, so files may have changed since they were imported.
 
     Raises:
         UserError: a module is not there, its package has another sum, or it raises an exception.
@@ -100,11 +100,11 @@ def import_user_code(
         return
     packages, sums = find_packages(names, where), dict[str, str]()
     for package in packages:
-        found = package.content_sum()
-        if expected is not None and expected.get(package.name) != found:
-            raise _other_code(package, expected.get(package.name), found, where)
-        sums[package.name] = found
-        if _imported.get(package.name, found) != found and not to_look:
+        digest = package.content_sum()
+        if expected is not None and expected.get(package.name) != digest:
+            raise _other_code(package, expected.get(package.name), digest, where)
+        sums[package.name] = digest
+        if _imported.get(package.name, digest) != digest and not for_reading:
             raise UserError(
                 f"the files of {package.name} have changed since this process imported it",
                 where=str(package.folder),
@@ -112,8 +112,8 @@ def import_user_code(
             )
     for name in names:
         _import(name, next(package for package in packages if package.name == top_level(name)))
-    for name, found in sums.items():
-        _imported.setdefault(name, found)
+    for name, digest in sums.items():
+        _imported.setdefault(name, digest)
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
@@ -129,7 +129,7 @@ def import_stored_code(config: Mapping[str, Any], where: str) -> None:
     import_user_code(stored_names(config["stage"], where), stored_sums(config.get(SUMS), where), where)
 
 
-def stored_sums(found: object, where: str) -> dict[str, str]:
+def stored_sums(raw: object, where: str) -> dict[str, str]:
     """Return the content sums of a model's `config.json`, which need not be ours; empty where it has none.
 
     Args:
@@ -139,10 +139,10 @@ def stored_sums(found: object, where: str) -> dict[str, str]:
     Raises:
         UserError: they are no sums by names.
     """
-    found = found or {}
-    if not isinstance(found, dict) or not all(isinstance(each, str) for pair in found.items() for each in pair):
+    raw = raw or {}
+    if not isinstance(raw, dict) or not all(isinstance(text, str) for pair in raw.items() for text in pair):
         raise UserError(f"{SUMS} are no content sums by package", where=where, fix="restore the file from a copy")
-    return dict(found)
+    return dict(raw)
 
 
 def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Stage:
@@ -207,7 +207,7 @@ def _find_package(name: str, where: str) -> UserPackage:
             where=where,
             fix=f"name the folder {name}",
         )
-    package = UserPackage(name, folder, any(folder.is_relative_to(place) for place in _places_of_installed()))
+    package = UserPackage(name, folder, any(folder.is_relative_to(installed) for installed in _installed_folders()))
     compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
     if compiled and not package.installed:
         raise UserError(
@@ -225,9 +225,9 @@ def _advice(name: str) -> str:
     return "check its name; put the folder that holds the package on PYTHONPATH, or pip install it (-e: as it is)"
 
 
-def _places_of_installed() -> set[Path]:
-    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
-    return {Path(place).resolve() for place in (*places, *site.getsitepackages())}
+def _installed_folders() -> set[Path]:
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    return {Path(path).resolve() for path in (*paths, *site.getsitepackages())}
 
 
 def _check_module(package: UserPackage, inner: str, where: str) -> None:
@@ -248,10 +248,10 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
         )
 
 
-def _other_code(package: UserPackage, expected: str | None, found: str, where: str) -> UserError:
+def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
     there = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
     return UserError(
-        f"this was made by {package.name} {there}, and {package.folder} has {found[:SHOWN_SUM]}",
+        f"this was made by {package.name} {there}, and {package.folder} has {digest[:SHOWN_SUM]}",
         where=where,
         fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
         "runs by itself",
@@ -267,14 +267,16 @@ def _import(name: str, package: UserPackage) -> None:
     try:
         importlib.import_module(name)
     except UserError as error:  # of a registration
-        place = _place_in(package, error)
-        raise UserError(error.what, where=": ".join(filter(None, [place, error.where])), fix=error.fix) from None
+        location = _location_in(package, error)
+        raise UserError(error.what, where=": ".join(filter(None, [location, error.where])), fix=error.fix) from None
     except (Exception, SystemExit) as error:
         what = f"importing {name} raises {type(error).__name__}" + (f": {error}" if str(error) else "")
-        raise UserError(what, where=_place_in(package, error), fix="correct that code; nothing was started") from None
+        raise UserError(
+            what, where=_location_in(package, error), fix="correct that code; nothing was started"
+        ) from None
 
 
-def _place_in(package: UserPackage, error: BaseException) -> str:
+def _location_in(package: UserPackage, error: BaseException) -> str:
     """Return file and line of the package's code where an exception came from."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

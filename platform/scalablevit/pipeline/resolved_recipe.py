@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from scalablevit.config.recipe import Recipe
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.io import write_file
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import without_secrets
@@ -22,7 +22,7 @@ def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
         recipe: that they are of.
         stages: what is to be trained.
     """
-    shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
+    shown = {stage.name: drop_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
     tree = {"name": recipe.name, "version": recipe.version, "stages": shown}
     note = (
         f"# The search ({recipe.tune}) is left out: these are the values as they are before it.\n"

@@ -14,7 +14,7 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.config.user_code import imports_of, package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.chain import run_chain
@@ -263,7 +263,7 @@ def best_recipe(search: Search, found: SearchResult) -> str:
 
 def _plain(recipe: Recipe) -> PlainValues:
     plain = recipe.model_dump(mode="json", exclude={"tune"})
-    return {**plain, "stages": {name: without_unused(stage) for name, stage in plain["stages"].items()}}
+    return {**plain, "stages": {name: drop_unused(stage) for name, stage in plain["stages"].items()}}
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:
