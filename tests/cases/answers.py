@@ -52,7 +52,7 @@ def search(space: Path, root: Path) -> Answer:
 def _leave_models_out(patch: pytest.MonkeyPatch) -> None:
     """Loading torch takes seconds and building a model another one, and no case is about one."""
     patch.setattr(plan_summary, "model_cost", lambda *_: "")
-    patch.setattr(plan_summary, "automatic", lambda *_: [])
+    patch.setattr(plan_summary, "format_automatic", lambda *_: [])
     patch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
 
 

@@ -101,7 +101,9 @@ def test_the_plan_of_three_stages_fits_into_80_lines_of_a_terminal(demo, capsys,
     line = "{} with semantic_fpn at 96x96: 1.79 M parameters, 0.113 GFLOPs as the paper counts, 0.117 G with attention"
     monkeypatch.setattr(plan_summary, "model_cost", lambda name, *_: line.format(f"scalablevit_{name}"))
     monkeypatch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
-    monkeypatch.setattr(plan_summary, "automatic", lambda _: ["model.drop_path_rate: 0.05, the architecture's own"])
+    monkeypatch.setattr(
+        plan_summary, "format_automatic", lambda _: ["model.drop_path_rate: 0.05, the architecture's own"]
+    )
     print_plan(recipe.name, stages, root)
     shown = capsys.readouterr().out
     lines = shown.splitlines()

@@ -34,12 +34,12 @@ def decode_images(images: Images, data: Data) -> Iterator[NDArray[np.uint8]]:
         UserError: one is no image, by its number and path.
     """
     several: Any = images if _are_several(images) else [images]
-    for number, image in enumerate(several):
+    for index, image in enumerate(several):
         try:
-            yield _decode(image, data, f"image {number}")
+            yield _decode(image, data, f"image {index}")
         except BadSample as bad:
-            place = bad.path if isinstance(image, str | Path) else f"image {number}"
-            raise UserError(bad.reason, where=place, fix="leave it out, or give another image") from None
+            location = bad.path if isinstance(image, str | Path) else f"image {index}"
+            raise UserError(bad.reason, where=location, fix="leave it out, or give another image") from None
 
 
 def _are_several(images: Images) -> bool:

@@ -134,11 +134,11 @@ def load_model(
         UserError: there is no such model, its files differ from their sums, an override is wrong, or this machine has
             no such device.
     """
-    place = _check_device(device)
+    target = _check_device(device)
     weights, config, _ = _find(source, overrides, platform_root(None if root is None else str(root), make=False))
     stage = without_secrets(trained_recipe(SCRIPT, config, overrides, str(source)).stages[SCRIPT])
     with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced, would move the user's random numbers on
-        return Model(load_trained(stage, config["classes"], weights, place))
+        return Model(load_trained(stage, config["classes"], weights, target))
 
 
 def predict(

@@ -37,7 +37,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
 
 def _refuse_other(overrides: Iterable[object]) -> None:
-    for each in overrides:
-        if not isinstance(each, str):
+    for override in overrides:
+        if not isinstance(override, str):
             fix = 'give text, one after another: "training.epochs=3", "optimizer.lr=1e-4"'
-            raise UserError(f"is a {type(each).__name__}", where="overrides", fix=fix)
+            raise UserError(f"is a {type(override).__name__}", where="overrides", fix=fix)

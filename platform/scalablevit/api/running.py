@@ -96,18 +96,18 @@ def run(
     if not dry_run:
         _refuse_connected()
     search = load_recipe_search(recipe, Path.cwd()) if stages is None else None
-    place = platform_root(None if root is None else str(root))
-    resolved = prepare(recipe, search, place, wanted, dry_run=dry_run)
+    root_folder = platform_root(None if root is None else str(root))
+    resolved = prepare(recipe, search, root_folder, wanted, dry_run=dry_run)
     if dry_run:
-        return RunResults((), place)
+        return RunResults((), root_folder)
     with handle_signals():
         from scalablevit.pipeline import cluster
 
         try:
-            results = train(recipe, search, resolved, place, wanted)
+            results = train(recipe, search, resolved, root_folder, wanted)
         finally:
             cluster.disconnect()
-    return RunResults(tuple(_finished(result, place) for result in results), place)
+    return RunResults(tuple(_finished(result, root_folder) for result in results), root_folder)
 
 
 def _refuse_other(recipe: object) -> None:

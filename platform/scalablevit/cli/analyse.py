@@ -92,8 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     field.add_argument(
         "--block", type=int, default=1, metavar="N", help="block of the layer, counted from 1 (default 1)"
     )
-    for each in (features, field):
-        each.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)")
+    for parser_of_verb in (features, field):
+        parser_of_verb.add_argument(
+            "--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)"
+        )
     ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in their attention alone")
     ablation.add_argument("given", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(ablation)
@@ -140,8 +142,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
     root = platform_root(options.root, make=options.verb == "ablation")
-    names = [each for each in getattr(options, "given", []) if "=" not in each]
-    overrides = [each for each in getattr(options, "given", []) if "=" in each]
+    names = [argument for argument in getattr(options, "given", []) if "=" not in argument]
+    overrides = [argument for argument in getattr(options, "given", []) if "=" in argument]
     # imported late: a mistake above is answered before anything slow is loaded
     match options.verb:
         case "features":
@@ -178,7 +180,7 @@ def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Refuse early, before anything is trained, what could not be written at the end."""
     refuse_session_folder(str(out), "--out")
     refuse_unwritable(out)
-    there = [name for name in names if os.path.lexists(out / name)]
-    if there and not overwrite:
-        raise UserError(f"{shown(out)} holds {', '.join(there)} already", where="--out",
+    existing = [name for name in names if os.path.lexists(out / name)]
+    if existing and not overwrite:
+        raise UserError(f"{shown(out)} holds {', '.join(existing)} already", where="--out",
                         fix="name another folder, or add --overwrite")  # fmt: skip

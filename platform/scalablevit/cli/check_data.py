@@ -73,9 +73,9 @@ def run(options: argparse.Namespace) -> int:
         for name, data in _data_sections(recipe):
             inspections[name] = _inspect(data, root, options)
             bad += _print_inspection(name, data, inspections[name])
-        errors = [error for found in inspections.values() for error in found.errors]
+        errors = [error for inspection in inspections.values() for error in inspection.errors]
         raise_all(list({str(error): error for error in errors}.values()))
-        print(_advice(bad, sum(len(found.warnings) for found in inspections.values()), path, options))
+        print(_advice(bad, sum(len(inspection.warnings) for inspection in inspections.values()), path, options))
     if options.json:
         print_document(_document(recipe.name, inspections, bad))
     return 1 if bad else 0
@@ -85,7 +85,7 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     from scalablevit.cli.documents import BadFile, CheckedData, CheckedSplit, DataCheck
 
     def files(problems: Iterable[Problem]) -> tuple[BadFile, ...]:
-        return tuple(BadFile(path=each.path, reason=each.reason) for each in problems)
+        return tuple(BadFile(path=problem.path, reason=problem.reason) for problem in problems)
 
     def split(source: Source, report: Report) -> CheckedSplit:
         return CheckedSplit(
@@ -96,11 +96,14 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     data = tuple(
         CheckedData(
             stage=name,
-            splits={each: split(source, found.reports[each]) for each, source in found.sources.items()},
-            statistics=None if found.statistics is None else json.loads(found.statistics.to_json()),
-            warnings=found.warnings,
+            splits={
+                split_name: split(source, inspection.reports[split_name])
+                for split_name, source in inspection.sources.items()
+            },
+            statistics=None if inspection.statistics is None else json.loads(inspection.statistics.to_json()),
+            warnings=inspection.warnings,
         )
-        for name, found in inspections.items()
+        for name, inspection in inspections.items()
     )
     return DataCheck(recipe=recipe, data=data, bad=bad)
 
@@ -122,19 +125,19 @@ def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
     return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
 
 
-def _print_inspection(name: str, data: Data, found: Inspection) -> int:
+def _print_inspection(name: str, data: Data, inspection: Inspection) -> int:
     """Name the bad samples of both splits; how many there are."""
     bad = 0
-    for split, source in found.sources.items():
+    for split, source in inspection.sources.items():
         print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
         for note in source.notes:
             print(f"{name}/{split}: {note}")
-        bad += _print_report(f"{name}/{split}", data, found.reports[split])
-    if found.statistics is not None:
-        print(format_table(table(found.statistics), rule=False))
-        if found.statistics.unknown:
-            print(f"not yet known: {unknown_text(found.statistics)}")
-    for warning in found.warnings:
+        bad += _print_report(f"{name}/{split}", data, inspection.reports[split])
+    if inspection.statistics is not None:
+        print(format_table(table(inspection.statistics), rule=False))
+        if inspection.statistics.unknown:
+            print(f"not yet known: {unknown_text(inspection.statistics)}")
+    for warning in inspection.warnings:
         print(f"{name}: warning: {warning}")
     return bad
 

@@ -55,7 +55,7 @@ def _words(verb: str) -> list[str]:
     usage = parser.format_usage()
     choices = [word for group in re.findall(r"\{([\w,-]+)\}", usage) for word in group.split(",")]
     if VERBS[verb].has_verbs:
-        usage += "".join(_usage_of(parser, each) for each in choices)
+        usage += "".join(_usage_of(parser, inner) for inner in choices)
     return [*choices, *dict.fromkeys(re.findall(r"--[a-z][a-z-]*", usage)), "--help"]
 
 
@@ -69,15 +69,15 @@ def _usage_of(parser: argparse.ArgumentParser, verb: str) -> str:
 
 def _bash(words: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]) -> str:
     cases = [f'        *:{option}) words="{" ".join(named)}" ;;' for option, named in names.items()]
-    cases += [f'        *:{verb}:*) words="{" ".join(each)}" ;;' for verb, each in words.items()]
+    cases += [f'        *:{verb}:*) words="{" ".join(candidates)}" ;;' for verb, candidates in words.items()]
     return BASH.format(program=PROGRAM, verbs=" ".join(words), cases="\n".join(cases))
 
 
 def _fish(words: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]) -> str:
     begin = f"complete -c {PROGRAM} -n"
     lines = [f"{begin} __fish_use_subcommand -f -a {verb} -d {shlex.quote(VERBS[verb].description)}" for verb in words]
-    for word in dict.fromkeys(word for each in words.values() for word in each):
-        verbs = " ".join(verb for verb, each in words.items() if word in each)
+    for word in dict.fromkeys(word for candidates in words.values() for word in candidates):
+        verbs = " ".join(verb for verb, candidates in words.items() if word in candidates)
         takes = f" -r -a '{' '.join(names[word])}'" if word in names else ""
         what = f"-l {word.removeprefix('--')}{takes}" if word.startswith("--") else f"-a {word}"
         lines.append(f"{begin} '__fish_seen_subcommand_from {verbs}' {what}")

@@ -43,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; see `add_arguments`."""
     check_file(options.json)
     with messages_aside(options.json is STDOUT):
-        found = _evaluate(options)
+        evaluation = _evaluate(options)
     if options.json is STDOUT:
-        print_document(found)
-    elif options.json is not None and found.metrics is not None:
-        options.json.write_text(json.dumps(found.metrics, indent=1), encoding="utf-8")
+        print_document(evaluation)
+    elif options.json is not None and evaluation.metrics is not None:
+        options.json.write_text(json.dumps(evaluation.metrics, indent=1), encoding="utf-8")
     return 0
 
 
@@ -63,8 +63,8 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
     metrics = None
     if options.dry_run:
-        shown = to_store(without_secrets(stage.stage))
-        print("\nresolved recipe:\n" + yaml.safe_dump(shown, sort_keys=False) + "\ndry run: nothing was started")
+        values = to_store(without_secrets(stage.stage))
+        print("\nresolved recipe:\n" + yaml.safe_dump(values, sort_keys=False) + "\ndry run: nothing was started")
     else:
         metrics = evaluate_weights(stage, weights, sha256, root)
         width = max(map(len, metrics))

@@ -114,8 +114,8 @@ def run(options: argparse.Namespace) -> int:
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
                 "torch": torch.__version__, "preprocessing": vars(facts),
-                "parts": [_facts(each) for each in exported]}  # fmt: skip
-        faithful = all(each.faithful for each in exported)
+                "parts": [_facts(export) for export in exported]}  # fmt: skip
+        faithful = all(export.faithful for export in exported)
         if selects(stage):
             detector = export_detector(trained, parts[0], made, facts)
             print(f"  {detector.summary()}", flush=True)
@@ -174,8 +174,8 @@ def _facts(exported: "Exported") -> PartNote:
         "input": {part.input_name: ["N", part.inputs.shape[1], *sides]},
         "outputs": {
             name: ["N", *(("H", "W")[axis] if part.others and axis >= 0 else side
-                          for axis, side in enumerate(each.shape[1:], start=-1))]
-            for name, each in zip(part.outputs, part.expected, strict=True)
+                          for axis, side in enumerate(output.shape[1:], start=-1))]
+            for name, output in zip(part.outputs, part.expected, strict=True)
         },
         "largest_difference": exported.by_inputs(),
         "largest_output": exported.largest,

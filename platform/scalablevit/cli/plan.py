@@ -48,7 +48,7 @@ class DataSize:
     train_images: int
     val_images: int
     classes: tuple[str, ...]
-    said_by: str
+    origin: str
 
 
 PUBLISHED: dict[str, tuple[int, int, int]] = {
@@ -102,11 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict and print; see `add_arguments`."""
     with messages_aside(options.json is STDOUT):
-        found = _predict(options)
+        document = _predict(options)
     if options.json is STDOUT:
-        print_document(found)
+        print_document(document)
     elif options.json is not None:
-        options.json.write_text(json.dumps(found.model_dump(), indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(document.model_dump(), indent=1), encoding="utf-8")
     return 0
 
 
@@ -118,7 +118,7 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid, registered=bool(stage.imports))
     size = _data_size(stage, root, options)
     # imported late: what is wrong so far is answered before torch is loaded
-    from scalablevit.pipeline.prediction import Given, predict, told
+    from scalablevit.pipeline.prediction import Given, format_prediction, predict
     from scalablevit.pipeline.resolve import model_cost
     from scalablevit.tasks.registry import build_task
     from scalablevit.training.memory_estimate import estimate_memory
@@ -134,22 +134,22 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
         price_per_hour=options.price,
     )  # fmt: skip
-    found = predict(stage, given, memory)
+    prediction = predict(stage, given, memory)
     facts = {
         "model": model,
         "data": f"{size.train_images} training and {size.val_images} validation images, {len(size.classes)} classes: "
-        f"{size.said_by}",
+        f"{size.origin}",
         "step time": f"{step_s:.4g} s for {step_images} images, {origin}",
-        **told(stage, given, memory, found),
+        **format_prediction(stage, given, memory, prediction),
     }
     print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
     print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
     return TrainingPrediction(
         recipe=recipe.name,
         stage=name,
-        prediction={**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
+        prediction={**asdict(prediction), "hours": prediction.hours, "efficiency": prediction.efficiency},
         memory_bytes={**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
-        given={**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
+        given={**asdict(given), "step_time": origin, "data": size.origin, "classes": len(size.classes)},
     )
 
 
@@ -228,8 +228,8 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
             fix=f"give {', '.join(flag for flag, value in unknown.items() if not value)}",
         )
     changed = [name for name in ("train_images", "val_images", "classes") if getattr(options, name)]
-    said_by = f"{known.said_by}; {', '.join(changed)} as given" if changed else known.said_by
-    return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, said_by)
+    origin = f"{known.origin}; {', '.join(changed)} as given" if changed else known.origin
+    return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, origin)
 
 
 def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
@@ -240,20 +240,20 @@ def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
     data = stage.data
     if data.shapes is not None:
         background = ("background",) if isinstance(data, MaskPairs) else ()
-        said_by = "the built-in demo data"
-        return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), said_by)
+        origin = "the built-in demo data"
+        return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), origin)
     if folder.is_dir():
         train, val = open_source(data, "train", root), open_source(data, "val", root)
         return DataSize(len(train), len(val), train.classes, f"counted in {folder}")
     if folder.name in PUBLISHED:
         train_images, val_images, classes = PUBLISHED[folder.name]
-        said_by = f"as {folder.name} is published; {folder} is not there"
-        return DataSize(train_images, val_images, _numbered(classes), said_by)
+        origin = f"as {folder.name} is published; {folder} is not there"
+        return DataSize(train_images, val_images, _numbered(classes), origin)
     return None
 
 
 def _numbered(classes: int) -> tuple[str, ...]:
-    return tuple(f"class {number}" for number in range(classes))
+    return tuple(f"class {index}" for index in range(classes))
 
 
 def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
@@ -287,11 +287,11 @@ def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> 
 
     if device.type != "cpu":
         return median_step_s(stage, task, images, device)
-    found = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
-    if isinstance(found, tuple):
-        what, where, fix = found
+    result = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
+    if isinstance(result, tuple):
+        what, where, fix = result
         raise UserError(what, where=where, fix=fix)
-    return found
+    return result
 
 
 def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:

@@ -12,10 +12,10 @@ from scalablevit.cli.prediction_folder import (
     BAD,
     LEFT_OUT,
     NOTE,
-    Written,
-    check_out,
-    deliver,
-    predicted,
+    PredictionCounts,
+    check_output_folder,
+    fill_output_folder,
+    prediction_document,
     print_left_out,
     tabulate,
 )
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         code = _run(options)
     if options.json:
         out = options.out.expanduser().absolute()
-        print_document(predicted(out, dry_run=options.dry_run))
+        print_document(prediction_document(out, dry_run=options.dry_run))
     return code
 
 
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         return run_served(options, given, out)
     root = platform_root(options.root, make=False)
     images = find_images(given)
-    check_out(out, images, options.overwrite)
+    check_output_folder(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
@@ -111,19 +111,19 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
              "images": shown(given), "ignored": len(images.ignored),
-             "overrides": [mask_credentials(each) for each in options.overrides]}  # fmt: skip
+             "overrides": [mask_credentials(override) for override in options.overrides]}  # fmt: skip
     score = getattr(stage.task, "score_threshold", None) if _sets_score(options.overrides) else None
 
-    def write(folder: Path, pictures: Mapping[str, str]) -> Written:
+    def write(folder: Path, pictures: Mapping[str, str]) -> PredictionCounts:
         return _write(stage, tuple(config["classes"]), (weights, images, score), pictures, folder, root)
 
     loading = "with the loading of the model" if os.environ.get("RAY_ADDRESS") else "without the loading of the model"
-    return deliver(out, images, facts, write, timed=loading)
+    return fill_output_folder(out, images, facts, write, timed=loading)
 
 
 def _sets_score(overrides: list[str]) -> bool:
     """Whether an override names the score threshold."""
-    paths = [path_in_stage(each) for each in overrides]
+    paths = [path_in_stage(override) for override in overrides]
     return ["task", "score_threshold"] in [list(path) for path in paths]
 
 
@@ -134,7 +134,7 @@ def _write(
     pictures: Mapping[str, str],
     out: Path,
     root: Path,
-) -> Written:
+) -> PredictionCounts:
     """Answer all images into `out`.
 
     Args:
@@ -164,7 +164,7 @@ def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) ->
     cluster.connect([], root, imports=stage.imports)
     cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
     one = {"workers": 1, "min_workers": None}
-    processes = cluster.copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    processes = cluster.count_copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
     if not processes:
         raise UserError(
             f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "

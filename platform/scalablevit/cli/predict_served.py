@@ -4,7 +4,13 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from scalablevit.cli.prediction_folder import Written, check_out, deliver, print_left_out, tabulate
+from scalablevit.cli.prediction_folder import (
+    PredictionCounts,
+    check_output_folder,
+    fill_output_folder,
+    print_left_out,
+    tabulate,
+)
 from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
@@ -23,7 +29,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
         )
     server = Served(options.model)
     images = find_images(given)
-    check_out(out, images, options.overwrite)
+    check_output_folder(out, images, options.overwrite)
     model = server.describe()
     print(f"  model   served at {server.address}: images leave this machine for it")
     print(f"          {model.task}, {len(model.classes)} classes")
@@ -35,30 +41,32 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
 
     facts = {"model": server.address, "task": model.task, "classes": model.classes, "images": shown(given),
              "ignored": len(images.ignored), "overrides": []}  # fmt: skip
-    return deliver(out, images, facts, lambda folder, pictures: _write(server, model, images, pictures, folder))
+    return fill_output_folder(
+        out, images, facts, lambda folder, pictures: _write(server, model, images, pictures, folder)
+    )
 
 
 def _write(
     server: Served, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
-) -> Written:
+) -> PredictionCounts:
     """Write the predictions of all images into `folder`.
 
     Raises:
         UserError: the server fails, or answers no image at all.
     """
     output = task_kind(model.task).build_output(model.classes, folder)
-    answers = (
+    predictions = (
         (name, _predict_image(server, model, images.folder / name, picture, output))
         for name, picture in pictures.items()
     )
-    done = tabulate(output, answers, folder, len(pictures))
-    if done.bad == len(pictures):
+    counts = tabulate(output, predictions, folder, len(pictures))
+    if counts.bad == len(pictures):
         raise UserError(
-            f"none of the {done.bad} images could be predicted",
+            f"none of the {counts.bad} images could be predicted",
             where=shown(images.given),
             fix="see the reasons printed above",
         )
-    return done
+    return counts
 
 
 def _predict_image(server: Served, model: Description, file: Path, picture: str, output: Output) -> Answer:
@@ -70,7 +78,7 @@ def _predict_image(server: Served, model: Description, file: Path, picture: str,
     except (BadSample, Declined, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
     try:
-        answer = read_answer(received, (image.shape[0], image.shape[1]), model)
+        prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise server.wrong(f"answers {shown(file.name)} otherwise than a model of this platform: {error}") from None
-    return draw(output, picture, image, answer)
+    return draw(output, picture, image, prediction)

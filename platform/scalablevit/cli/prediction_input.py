@@ -118,14 +118,14 @@ def refuse_overlap(out: Path, images: GivenImages) -> None:
     Raises:
         UserError: it is in the images' folder, or around images.
     """
-    there = Path(os.path.realpath(out))
-    here = [Path(os.path.realpath(images.folder))] if images.is_folder else _places(images.folder, images.names)
-    inside = images.is_folder and there.is_relative_to(here[0])
-    if inside or any(place.is_relative_to(there) for place in here):
+    output = Path(os.path.realpath(out))
+    inputs = [Path(os.path.realpath(images.folder))] if images.is_folder else _real_paths(images.folder, images.names)
+    inside = images.is_folder and output.is_relative_to(inputs[0])
+    if inside or any(path.is_relative_to(output) for path in inputs):
         raise UserError(
             f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
         )
 
 
-def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+def _real_paths(folder: Path, names: Sequence[str]) -> list[Path]:
     return [Path(os.path.realpath(folder / name)) for name in names]

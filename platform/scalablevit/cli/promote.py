@@ -93,10 +93,10 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Evaluate, decide and say why; see `add_arguments`."""
     with messages_aside(options.json):
-        found = _decide(options)
+        document = _decide(options)
     if options.json:
-        print_document(found)
-    return 1 if found.outcome == REFUSED else 0
+        print_document(document)
+    return 1 if document.outcome == REFUSED else 0
 
 
 def _decide(options: argparse.Namespace) -> Promotion:
@@ -122,8 +122,8 @@ def _decide(options: argparse.Namespace) -> Promotion:
         for alias in (CANDIDATE, CHAMPION)
         if alias in known
     }
-    for alias, found in versions.items():
-        note_older(f"the {alias}", found.config)
+    for alias, version in versions.items():
+        note_older(f"the {alias}", version.config)
     _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
@@ -134,14 +134,14 @@ def _decide(options: argparse.Namespace) -> Promotion:
         )
     elif registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
-    stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
+    stages = {alias: _on_same_data(version, resolved) for alias, version in versions.items()}
     _connect(stages.values(), root)
     threads = options.latency_threads
     listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
     try:
         store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
         contenders = {
-            alias: _score_version(found, stages[alias], root, threads, listing) for alias, found in versions.items()
+            alias: _score_version(version, stages[alias], root, threads, listing) for alias, version in versions.items()
         }
     finally:
         shutil.rmtree(listing, ignore_errors=True)
@@ -165,14 +165,14 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
     Raises:
         UserError: names the package and both sums.
     """
-    sums = [stored_sums(each.config.get("user_code"), each.name) for each in versions]
-    for package in dict.fromkeys(name for each in sums for name in each):
-        found = [each[package] for each in sums if package in each]
-        if len(set(found)) > 1:
-            shown = " and ".join(each[:SHOWN_SUM] for each in found)
+    sums = [stored_sums(version.config.get("user_code"), version.name) for version in versions]
+    for package in dict.fromkeys(name for version_sums in sums for name in version_sums):
+        digests = [version_sums[package] for version_sums in sums if package in version_sums]
+        if len(set(digests)) > 1:
+            digests_text = " and ".join(digest[:SHOWN_SUM] for digest in digests)
             raise UserError(
-                f"candidate and champion were made by different {package} (content sums {shown}), and one process can "
-                "import only one of them",
+                f"candidate and champion were made by different {package} (content sums {digests_text}), and one "
+                "process can import only one of them",
                 where=f"{versions[0].name}@{CHAMPION}",
                 fix="train the champion's recipe again with today's code and promote that first, or compare both by "
                 f"{command_name('evaluate')}, each with its own code, and move the alias in MLflow",
@@ -185,7 +185,7 @@ def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path)
     return resolve_evaluation(recipe, root, candidate.config["classes"])
 
 
-def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+def _check_same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
     if set(version.config["classes"]) != set(classes):
         raise UserError(
             f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} predicts "
@@ -197,7 +197,7 @@ def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
-    _same_classes(version, resolved.classes)
+    _check_same_classes(version, resolved.classes)
     stage = resolved.stage
     stored = version.config["stage"]
     if stored["task"]["kind"] != stage.task.kind:
@@ -234,14 +234,14 @@ def _score_version(
         UserError: none of the validation samples can be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    found = _score(version, stage, root, latency_threads, listing)
-    if not found.per_sample.numbers:
+    result = _score(version, stage, root, latency_threads, listing)
+    if not result.per_sample.numbers:
         raise UserError(
-            f"none of the {found.bad} validation samples can be decoded",
+            f"none of the {result.bad} validation samples can be decoded",
             where="data.val",
             fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
-    return Contender(version, found)
+    return Contender(version, result)
 
 
 def _connect(stages: Iterable[Stage], root: Path) -> None:
@@ -275,8 +275,8 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     task = ray.remote(score).options(
         num_cpus=stage.cluster.cpus_per_worker, num_gpus=gpus, runtime_env={"env_vars": worker_variables(gpus)}
     )
-    found: Score = ray.get(task.remote(*arguments))
-    return found
+    result: Score = ray.get(task.remote(*arguments))
+    return result
 
 
 def _promote_or_refuse(
@@ -298,28 +298,28 @@ def _promote_or_refuse(
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
     evidence = gather_evidence(candidate, champion, gain, resolved)
     print(format_evidence(evidence))
-    name, number = candidate.version.name, candidate.version.version
+    name, version = candidate.version.name, candidate.version.version
     before = None if champion is None else champion.version.version
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
-    print(f"{name} version {number}: {'would be ' * dry_run}{verdict}")
-    found = Promotion(
-        model=name, candidate=number, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
+    print(f"{name} version {version}: {'would be ' * dry_run}{verdict}")
+    document = Promotion(
+        model=name, candidate=version, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
         moved=not missed and not dry_run, evidence=asdict(evidence),
     )  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved; {format_outcome(uri, candidate, before, missed, dry_run=True)}")
-        return found
+        return document
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
-        write_tags(uri, name, number, written)
+        write_tags(uri, name, version, written)
         print(format_outcome(uri, candidate, before, missed))
-        return found
+        return document
     # before the move: a champion without the way back would be worse than a tag without its move
-    write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
-    move_champion(uri, name, before, number)
+    write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
+    move_champion(uri, name, before, version)
     print(format_outcome(uri, candidate, before, missed))
-    return found
+    return document
 
 
 def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
@@ -333,12 +333,12 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
         )
     tags_of(uri, name, int(previous))  # still there?
     print(f"{name}: champion {'would go' if dry_run else 'goes'} back from version {champion} to version {previous}")
-    found = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
+    document = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
                       moved=not dry_run, evidence=None)  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
-        return found
+        return document
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
     print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
-    return found
+    return document

@@ -115,7 +115,9 @@ def format_evidence(evidence: Evidence) -> str:
     lines = [f"\n{'':<14}{heads}"]
     for label, key, digits in ((evidence.metric, "value", 4), ("latency, ms", "latency_ms", 2),
                                ("weights, MB", "weights_mb", 2)):  # fmt: skip
-        lines.append(f"{label:<14}" + "".join(f"{getattr(each, key):>18.{digits}f}" for each in columns.values()))
+        lines.append(
+            f"{label:<14}" + "".join(f"{getattr(measured, key):>18.{digits}f}" for measured in columns.values())
+        )
     gain, gate = evidence.gain, evidence.gate
     if gain is not None:
         lines.append(
@@ -123,9 +125,9 @@ def format_evidence(evidence: Evidence) -> str:
             f"[{gain.low:+.4f}, {gain.high:+.4f}] "
             f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
         )
-    places = dict.fromkeys(each.measured_on for each in columns.values())
-    lines.append(f"latency of one prediction at a time on {' and '.join(places)}")
-    lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
+    machines = dict.fromkeys(measured.measured_on for measured in columns.values())
+    lines.append(f"latency of one prediction at a time on {' and '.join(machines)}")
+    lines += [f"note, {alias}: {measured.busy}" for alias, measured in columns.items() if measured.busy]
     return "\n".join(lines)
 
 
@@ -141,16 +143,16 @@ def format_outcome(
         missed: why the gate refuses; empty: it does not.
         dry_run: nothing was done.
     """
-    name, number = candidate.version.name, candidate.version.version
-    alias, place = f"models:/{name}@{CHAMPION}", without_credentials(uri)
+    name, version = candidate.version.name, candidate.version.version
+    alias, address = f"models:/{name}@{CHAMPION}", without_credentials(uri)
     if missed:
         stays = f"{alias} {'would stay' if dry_run else 'stays'} version {before}" if before else "there is no champion"
-        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
+        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {version} in {address}"
     if dry_run:
-        return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
+        return f"{alias} would be version {version}{f', and not {before} any more' if before else ''}, in {address}"
     where = tracking_override(uri, platform_root(None, make=False))
     back = f"{command_name('promote')} {shlex.quote(name)} --rollback{where}"
-    return f"{alias} is version {number} in {place}; `{back}` takes it back"
+    return f"{alias} is version {version} in {address}; `{back}` takes it back"
 
 
 def metric_name(stage: Stage) -> str:

@@ -114,17 +114,17 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
         except UserError as error:
             errors.append(error)
     raise_all(errors)
-    for each in upgrades:
-        for change in each.changes:
-            print(f"{each.path}:{change.line}: {change.what}")
-        if not each.changes:
-            print(f"{each.path}: already version {VERSION}")
+    for upgraded in upgrades:
+        for change in upgraded.changes:
+            print(f"{upgraded.path}:{change.line}: {change.what}")
+        if not upgraded.changes:
+            print(f"{upgraded.path}: already version {VERSION}")
         elif not dry_run:
-            _replace(each.path, each.content)
+            _replace(upgraded.path, upgraded.content)
     if dry_run:
         print("dry run: nothing was written")
         return 0
-    raise_all([error for each in upgrades for error in _mistakes(each.path)])
+    raise_all([error for upgraded in upgrades for error in _mistakes(upgraded.path)])
     return 0
 
 
@@ -157,11 +157,11 @@ def _replace(path: Path, content: bytes) -> None:
 def _mistakes(path: Path) -> list[UserError]:
     """What the loader refuses of a rewritten file."""
     try:
-        raw, places = read_mapping(path, "recipe")
+        raw, locations = read_mapping(path, "recipe")
         if not is_space(raw):
             load_recipe(path)
         elif raw.get("recipe") is None:  # the recipe is given with --recipe
-            check(Space, raw, places, str(path))
+            check(Space, raw, locations, str(path))
         else:
             load_search(path)
     except UserError as error:

@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.dry_run:
         put_text(str(folder), REPORT, render(page))
     if options.json:
-        stages = tuple(ReportedStage(name=each.name, state=each.state) for each in page.stages)
-        searches = tuple(ReportedSearch(name=each.name, trials=len(each.trials)) for each in page.searches)
+        stages = tuple(ReportedStage(name=stage.name, state=stage.state) for stage in page.stages)
+        searches = tuple(ReportedSearch(name=search.name, trials=len(search.trials)) for search in page.searches)
         print_document(ReportMade(file=str(folder / REPORT), stages=stages, searches=searches))
         return 0
     print("\n".join([f"stage {stage.name}: {stage.state}" + (f"; {stage.problem}" if stage.problem else "")
@@ -75,14 +75,14 @@ def _write_index(root: Path, *, dry_run: bool) -> int:
     Raises:
         UserError: the root has no runs.
     """
-    from scalablevit.cli.runs import found_runs
+    from scalablevit.cli.runs import list_runs
     from scalablevit.report.index import KnownRun, gather_index, render_index
     from scalablevit.training.storage import put_text
 
     if not (root / RUNS).is_dir():
         raise UserError("there are no runs", where=str(root / RUNS), fix="name another folder by --root")
-    found, unreadable = found_runs(root)
-    runs = [KnownRun(each.store.local, each.status, each.state) for each in found]
+    listed, unreadable = list_runs(root)
+    runs = [KnownRun(run.store.local, run.status, run.state) for run in listed]
     page = render_index(gather_index(root, runs, unreadable))
     print(f"{len(runs)} runs" + (f", {len(unreadable)} unreadable" if unreadable else ""))
     if dry_run:

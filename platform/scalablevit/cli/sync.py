@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         synced = [_sync(folder, sync, options) for folder, sync in syncs.items()]
     if options.json:
         print_document(Sync(root=str(root), sent=not options.dry_run, runs=tuple(synced)))
-    return 1 if any(each.left for each in synced) and not options.dry_run else 0
+    return 1 if any(synced_run.left for synced_run in synced) and not options.dry_run else 0
 
 
 def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> SyncedRun:
@@ -63,22 +63,22 @@ def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> Synced
         left, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
         print(f"{run}: {_describe(left, unended)}", flush=True)
     refused = refused_records(folder)
-    for each in () if options.dry_run else refused:
-        print(f"  refused: {each}", flush=True)
+    for reason in () if options.dry_run else refused:
+        print(f"  refused: {reason}", flush=True)
     return SyncedRun(run=run, left=left.records, refused=tuple(refused), error=left.error or "", without_end=unended)
 
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:
     """Folders of the runs' outboxes, oldest first: a parent run starts before its children, which need it there."""
-    found = {run.name: outbox_of(run) for run in (root / RUNS).glob("*") if (outbox_of(run) / RECORDS).is_file()}
-    unknown = [name for name in names if name not in found]
+    outboxes = {run.name: outbox_of(run) for run in (root / RUNS).glob("*") if (outbox_of(run) / RECORDS).is_file()}
+    unknown = [name for name in names if name not in outboxes]
     if unknown:
         raise UserError(
             f"no outbox of run {', '.join(unknown)}",
             where=str(root / RUNS),
-            fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
+            fix=f"name one of: {', '.join(sorted(outboxes)) or '(none: is --root right?)'}",
         )
-    return sorted((found[name] for name in names or found), key=_start_ms)
+    return sorted((outboxes[name] for name in names or outboxes), key=_start_ms)
 
 
 def _start_ms(folder: Path) -> int:

@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Pa
         print("dry run: nothing was started")
         return recipe.name, stages, root
     results = train(recipe, search, stages, root, wanted)
-    from scalablevit.pipeline.chain import table
+    from scalablevit.pipeline.chain import format_results
 
-    print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
+    print("\n" + format_results(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return recipe.name, stages, root

@@ -19,7 +19,7 @@ def training_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> T
         stages: in the order of running.
         root: the platform's root.
     """
-    return TrainingPlan(recipe=recipe, stages=tuple(_planned(each, root) for each in stages))
+    return TrainingPlan(recipe=recipe, stages=tuple(_planned(stage, root) for stage in stages))
 
 
 def _planned(resolved: ResolvedStage, root: Path) -> PlannedStage:

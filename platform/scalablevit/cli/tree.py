@@ -43,7 +43,7 @@ def parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     if not VERBS[verb].has_verbs:
         return parser.parse_intermixed_args(arguments)
     options, late = parser.parse_known_args(arguments)
-    if late and ("given" not in options or any(each.startswith("-") for each in late)):
+    if late and ("given" not in options or any(argument.startswith("-") for argument in late)):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if late:  # argparse's sub-parsers take no values after options
         options.given += late

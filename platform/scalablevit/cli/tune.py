@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from scalablevit.pipeline.older_runs import older_searches
     from scalablevit.pipeline.plan_summary import print_plan
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
-    from scalablevit.pipeline.search_summary import plan
+    from scalablevit.pipeline.search_summary import format_plan
 
     stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
     resolve.check_metric(search, stages[-1])
@@ -66,19 +66,19 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
     print_plan(search.recipe.name, stages, root)
-    print("\n" + plan(search, stages[-1].train_samples), flush=True)
+    print("\n" + format_plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")
         return 0
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
     cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
-    found = search_stage(search, stages, root)
+    result = search_stage(search, stages, root)
     if options.retrain:
-        print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
-        best = with_values(search.recipe, search.stage, found.best.values)
+        print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
+        best = with_values(search.recipe, search.stage, result.best.values)
         retrained = resolve.resolve(best, root, [search.stage])
-        results = chain.run_chain(best, retrained, root, {search.stage: found.origin()})
+        results = chain.run_chain(best, retrained, root, {search.stage: result.origin()})
         address = tracking_uri(stages[-1].stage.tracking.uri, root)
-        print("\n" + chain.table(results, root, address), flush=True)
+        print("\n" + chain.format_results(results, root, address), flush=True)
     return 0

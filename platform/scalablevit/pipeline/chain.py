@@ -44,8 +44,8 @@ def run_chain(
     Args:
         origins: tags by stage: where its values come from.
     """
-    together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
-    store = RunStore.open(f"{recipe.name}-{together}", None, root)
+    digest = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
+    store = RunStore.open(f"{recipe.name}-{digest}", None, root)
     tracking = stages[0].stage.tracking
     address = tracking_uri(tracking.uri, root)
     names = ", ".join(stage.name for stage in stages)
@@ -60,7 +60,7 @@ def run_chain(
         try:
             begin_job(job, stages, store)
             write_resolved(recipe, stages, store.local / RESOLVED)
-            for group in groups(stages, cluster.has_room):
+            for group in group_stages(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
                 outbox.metrics(job.uid, [_best_metrics(results)])
@@ -74,7 +74,7 @@ def run_chain(
     return list(results.values())
 
 
-def groups(
+def group_stages(
     stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
 ) -> Iterator[list[ResolvedStage]]:
     """Yield the stages in the order of running: those of a group run in parallel.
@@ -144,7 +144,7 @@ def _best_metrics(results: dict[str, StageResult]) -> StepMetrics:
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
 
 
-def table(results: Sequence[StageResult], root: Path, address: str) -> str:
+def format_results(results: Sequence[StageResult], root: Path, address: str) -> str:
     """What came out, and what to do next."""
     rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
     for result in results:
@@ -163,13 +163,13 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
         )
     spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
     model = f"models:/{results[-1].registered_as}@candidate"
-    owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
+    unregistered = [f"{result.name}: {result.tracking}" for result in results if not result.version]
     uri = without_credentials(address)
     sqlite = uri.startswith("sqlite")
     programs = Path(sys.executable).parent
-    place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
+    root_text, mlflow = (shlex.quote(str(path)) for path in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
-    where = f"--root {place}{tracking_override(address, root)}"
+    where = f"--root {root_text}{tracking_override(address, root)}"
     evaluate, predict, promote, runs = (
         command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
     )
@@ -177,7 +177,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
         [
             format_table(rows),
             *spent,
-            *owed,
+            *unregistered,
             "",
             paint("next:", "bold"),
             f"  look at runs and models   {look}",
@@ -185,7 +185,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
             f"  make it the champion      {promote} {shlex.quote(results[-1].registered_as)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {runs} list --root {place}",
+            f"  the runs and their state  {runs} list --root {root_text}",
             f"  run folders               {root / RUNS}",
         ]
     )
@@ -195,5 +195,7 @@ def _profile(seconds: dict[str, float]) -> str:
     """Each part with its share, as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
     return ", ".join(
-        f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items() if each >= NO_TIME_S
+        f"{part} {duration(part_s)} ({100 * part_s / total:.0f} %)"
+        for part, part_s in seconds.items()
+        if part_s >= NO_TIME_S
     )

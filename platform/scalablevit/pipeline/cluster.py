@@ -168,7 +168,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
         for stage in stages
         for _ in range(stage.cluster.workers)
     ]
-    for worker in sorted(wanted, key=lambda each: (each["GPU"], each["CPU"]), reverse=True):
+    for worker in sorted(wanted, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
         node = next((node for node in free if _workers_on(node, worker) >= 1), None)
         if node is None:
             return False
@@ -177,7 +177,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
     return True
 
 
-def copies(stage: Stage) -> int:
+def count_copies(stage: Stage) -> int:
     """How many trainings like this one the connected cluster, were it empty, holds at once."""
     nodes, count = [node.resources for node in alive_nodes()], 0
     while fit_together([stage] * (count + 1), nodes):
@@ -265,8 +265,8 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
             wanted[str(probes[keys])] = f"{keys}cluster.storage ({folder})"
         data = str(root / Path(stage.data.root).expanduser())
         wanted[data] = f"{keys}data.root ({data})"
-        if resolved.initial is not None and Path(resolved.initial.location).is_absolute():
-            wanted[resolved.initial.location] = f"{keys}model.init ({resolved.initial.location})"
+        if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
+            wanted[resolved.init_weights.location] = f"{keys}model.init ({resolved.init_weights.location})"
     try:
         refuse_unseen(wanted, node_ids)
     finally:
@@ -286,12 +286,12 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
     """
     node_ids = node_ids or [node.id for node in alive_nodes()]
     missing = unreadable_on(node_ids, list(wanted))
-    blind = sorted(node for node, paths in missing.items() if paths)
-    if blind:
-        paths = {path for node in blind for path in missing[node]}
+    failing = sorted(node for node, paths in missing.items() if paths)
+    if failing:
+        paths = {path for node in failing for path in missing[node]}
         raise UserError(
-            f"{len(blind)} of {len(node_ids)} nodes do not see what is here ({', '.join(blind)})",
-            where=", ".join(place for path, place in wanted.items() if path in paths),
+            f"{len(failing)} of {len(node_ids)} nodes do not see what is here ({', '.join(failing)})",
+            where=", ".join(name for path, name in wanted.items() if path in paths),
             fix="use folders that every node mounts, such as --root /nfs/scalablevit, or cluster.storage=s3://...",
         )
 
@@ -316,12 +316,12 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
     errors = []
     for package in packages:
         others = {
-            node: found[package.name][:SHOWN_SUM] or "none"
-            for node, found in answers.items()
-            if found[package.name] != here[package.name]
+            node: sums[package.name][:SHOWN_SUM] or "none"
+            for node, sums in answers.items()
+            if sums[package.name] != here[package.name]
         }
         if others:
-            listed = ", ".join(f"{node}: {found}" for node, found in sorted(others.items()))
+            listed = ", ".join(f"{node}: {digest}" for node, digest in sorted(others.items()))
             errors.append(
                 UserError(
                     f"{len(others)} of {len(node_ids)} nodes have another {package.name} than this machine, whose "

@@ -41,13 +41,13 @@ KEPT_NAMES = 2
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ScoredImage:
     """An image that may be drawn."""
 
     score: SampleScore
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
-    truth: Any
+    ground_truth: Any
     prediction: Any
     """As the kind of task draws them (`tasks.drawing.Drawing`)."""
 
@@ -66,8 +66,8 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
     started = time.monotonic()
     kind = task_kind(stage.task.kind)
     analysis, drawing = kind.build_error_analysis(task.classes), kind.drawing()
-    seen: list[_Seen] = []
-    worst: list[_Seen] = []
+    sampled: list[_ScoredImage] = []
+    worst: list[_ScoredImage] = []
     images = bad = 0
     model.eval()
     for batch in _batches(task, stage, source):
@@ -75,10 +75,10 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         if batch.samples:
             with torch.inference_mode():
                 predictions = task.predict(model, task.prepare(batch, "val", ()))
-            fresh = _seen(drawing, batch, predictions, analysis.update(predictions, batch))
+            fresh = _score_images(drawing, batch, predictions, analysis.update(predictions, batch))
             images += len(fresh)
-            seen = (seen + fresh)[:SHOWN]
-            worst = sorted(worst + fresh, key=lambda each: -each.score.error)[:WORST]
+            sampled = (sampled + fresh)[:SHOWN]
+            worst = sorted(worst + fresh, key=lambda scored: -scored.score.error)[:WORST]
         if time.monotonic() - started > SECONDS:
             break
     if not images:
@@ -94,8 +94,8 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         macs=cost.macs,
         measure=analysis.measure,
         details=analysis.details(),
-        cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
-        worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.score.error > 0),
+        cases=tuple(_draw_case(scored, task, stage, source, folder) for scored in sampled),
+        worst=tuple(_draw_case(scored, task, stage, source, folder) for scored in worst if scored.score.error > 0),
     )
     put_text(str(folder), FINDINGS, json.dumps(asdict(findings)))
     return findings
@@ -107,33 +107,33 @@ def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
     order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
     collate = task.collate("val")
     for start in range(0, len(order), BATCH):
-        yield collate([dataset[Key(number, 0, 0)] for number in order[start : start + BATCH]])
+        yield collate([dataset[Key(index, 0, 0)] for index in order[start : start + BATCH]])
 
 
-def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_Seen]:
-    found = []
-    for place, score in enumerate(scores):
-        truth = drawing.truth_of(batch, place)
-        image = batch.image[place].numpy().copy()  # else the whole batch would stay
-        found.append(_Seen(score, image, truth, drawing.prediction_of(predictions[place], truth)))
-    return found
+def _score_images(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_ScoredImage]:
+    scored = []
+    for index, score in enumerate(scores):
+        ground_truth = drawing.truth_of(batch, index)
+        image = batch.image[index].numpy().copy()  # else the whole batch would stay
+        scored.append(_ScoredImage(score, image, ground_truth, drawing.prediction_of(predictions[index], ground_truth)))
+    return scored
 
 
-def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
+def _draw_case(scored: _ScoredImage, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
     """Draw an image, unless it is there already, and say what it shows."""
-    picture = f"{seen.score.number}.jpg"
+    picture = f"{scored.score.number}.jpg"
     if not (folder / picture).exists():
-        image = np.divide(seen.image, 255, dtype=np.float32)
-        save_pair(stage.task.kind, image, seen.truth, seen.prediction, folder / picture)
+        image = np.divide(scored.image, 255, dtype=np.float32)
+        save_pair(stage.task.kind, image, scored.ground_truth, scored.prediction, folder / picture)
     classes_in = task_kind(stage.task.kind).drawing().classes_in
-    numbers = sorted({number for each in (seen.truth, seen.prediction) for number in classes_in(each)})
+    indices = sorted({index for labels in (scored.ground_truth, scored.prediction) for index in classes_in(labels)})
     return Case(
-        file=_name(source[seen.score.number]),
+        file=_name(source[scored.score.number]),
         picture=picture,
-        words=seen.score.words,
-        error=seen.score.error,
-        classes={task.classes[number]: class_hex(number) for number in numbers},
-        outcome=seen.score.outcome,
+        words=scored.score.words,
+        error=scored.score.error,
+        classes={task.classes[index]: class_hex(index) for index in indices},
+        outcome=scored.score.outcome,
     )
 
 

@@ -30,8 +30,8 @@ class InitWeights:
 
     def lineage(self) -> dict[str, str]:
         """Tags for the run and the version that start from these weights."""
-        found = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
-        return {name: value for name, value in found.items() if value}
+        values = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
+        return {name: value for name, value in values.items() if value}
 
     def keep_head(self, classes: tuple[str, ...]) -> bool:
         """Whether a head of fitting shape may be taken over: not when it is known to be for other classes."""
@@ -48,9 +48,11 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     if init is None or init.startswith("stage:"):
         return None
     if init.startswith("models:/"):
-        found = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
-        version = f"{found.name}/{found.version}"
-        return InitWeights(str(found.weights), found.tags[tags.WEIGHTS_SHA256], tuple(found.config["classes"]), version)
+        registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
+        version = f"{registered.name}/{registered.version}"
+        return InitWeights(
+            str(registered.weights), registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"]), version
+        )
     if init.startswith("timm:"):
         from scalablevit.models.weights import cached_tag_file
 
@@ -66,7 +68,7 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     return InitWeights(str(path), sha256_of(path), None)
 
 
-def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, ...]) -> None:
+def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[str, ...]) -> None:
     """Refuse weights of another architecture, before any worker starts.
 
     Args:
@@ -84,7 +86,7 @@ def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, .
     with torch.device("meta"):
         backbone = task.backbone(task.build_model())
     try:
-        check_initial(backbone, initial.location, keep_head=initial.keep_head(classes))
+        check_initial(backbone, init_weights.location, keep_head=init_weights.keep_head(classes))
     except UserError as error:
         error.where = f"model.init ({stage.model.init}: {error.where})"
         raise

@@ -22,26 +22,26 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
     if os.environ.get("RAY_ADDRESS"):
         return []
     # counting GPUs loads Ray, which takes a second
-    there = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
+    available = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
     memory = _available_bytes()
-    found = unused_gpus(stages, _nvidia_gpus(), "this machine")
+    warnings = unused_gpus(stages, _nvidia_gpus(), "this machine")
     for resolved in stages:
         cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)
-        for kind, each in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
-            have = there["GPU" if kind == "GPU" else "CPU"]
-            if workers * each > have:
-                found.append(
-                    f"stage {resolved.name} asks for {workers} workers x {each:g} {kind}s = {workers * each:g}, and "
-                    f"this machine has {have:g}: it starts on a cluster only, or with other cluster.workers and "
+        for kind, per_worker in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
+            have = available["GPU" if kind == "GPU" else "CPU"]
+            if workers * per_worker > have:
+                warnings.append(
+                    f"stage {resolved.name} asks for {workers} workers x {per_worker:g} {kind}s = "
+                    f"{workers * per_worker:g}, and this machine has {have:g}: it starts on a cluster only, or with other cluster.workers and "
                     f"cluster.{'gpus' if kind == 'GPU' else 'cpus'}_per_worker"
                 )
         if memory and not cluster.gpus_per_worker and (needed := _needed_bytes(resolved, memory)) > memory:
-            found.append(
+            warnings.append(
                 f"stage {resolved.name} takes about {needed / 2**30:.3g} GiB of memory in {cluster.workers} workers, "
                 f"and {memory / 2**30:.3g} GiB are free on this machine: lower training.global_batch_size, raise "
                 "training.accumulation_steps, or take smaller images"
             )
-    return found
+    return warnings
 
 
 def _nvidia_gpus() -> int:
@@ -73,5 +73,5 @@ def _available_bytes() -> float:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return 0.0
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return float(found[1]) * 1024 if found else 0.0
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return float(match[1]) * 1024 if match else 0.0

@@ -96,10 +96,14 @@ def _what(recipe: str, resolved: ResolvedStage, finished: StageResult, local: Pa
 def _cost(local: Path) -> str:
     """The network's cost, which the error analysis has counted; empty where that failed."""
     try:
-        found = load_findings(local / ERROR_ANALYSIS)
+        findings = load_findings(local / ERROR_ANALYSIS)
     except UserError:
         return ""
-    return f", {found.parameters / 1e6:.3g} million parameters, {found.macs / 1e9:.3g} GMACs an image" if found else ""
+    return (
+        f", {findings.parameters / 1e6:.3g} million parameters, {findings.macs / 1e9:.3g} GMACs an image"
+        if findings
+        else ""
+    )
 
 
 def _data(resolved: ResolvedStage, classes: int) -> str:
@@ -120,7 +124,7 @@ def _data(resolved: ResolvedStage, classes: int) -> str:
 
 def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
     metrics = finished.metrics
-    names = [each.reported_as for each in task_info(resolved.stage.task.kind).metrics if each.reported_as in metrics]
+    names = [info.reported_as for info in task_info(resolved.stage.task.kind).metrics if info.reported_as in metrics]
     lower = {name.removesuffix(LOWER_END): metrics[name] for name in names if name.endswith(LOWER_END)}
     rows = [
         (_short(name), f"{metrics[name]:.4f}", f"from {lower[name]:.4f}" if name in lower else "-")
@@ -128,8 +132,8 @@ def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
         if not name.endswith(LOWER_END)
     ]
     heading = ("metric", "value", "95 % interval")
-    shown = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
-    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{shown}"
+    rendered = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
+    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{rendered}"
 
 
 def _short(metric: str) -> str:

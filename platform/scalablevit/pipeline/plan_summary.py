@@ -35,7 +35,7 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
-    facts = [{**plan_facts(recipe, each, root), "time": format_time(times[each.name])} for each in stages]
+    facts = [{**plan_facts(recipe, resolved, root), "time": format_time(times[resolved.name])} for resolved in stages]
     shared = shared_facts(facts)
     if shared:
         _print_facts("all stages", shared)
@@ -83,14 +83,16 @@ def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, st
 def _model_facts(resolved: ResolvedStage) -> dict[str, str]:
     check_micro_batches(resolved.name, resolved.stage, resolved.classes)
     cost = model_cost(resolved.name, resolved.stage, resolved.classes)
-    return {"model": cost, "automatic": "; ".join(automatic(resolved))}
+    return {"model": cost, "automatic": "; ".join(format_automatic(resolved))}
 
 
 def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the facts that are the same for all of several stages."""
     first, *others = facts
     return (
-        {name: fact for name, fact in first.items() if all(each.get(name) == fact for each in others)} if others else {}
+        {name: fact for name, fact in first.items() if all(other.get(name) == fact for other in others)}
+        if others
+        else {}
     )
 
 
@@ -108,39 +110,39 @@ def _line(name: str, fact: str) -> str:
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:
     """Name a batch, an average or a warm-up that is too large for the data or the training."""
     training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
-    found = []
+    warnings = []
     batch, samples = training.global_batch_size, resolved.train_samples
     if batch > samples:
-        found.append(
+        warnings.append(
             f"training.global_batch_size {batch} is more than the {samples} training images: a step takes each of them "
             f"{batch / samples:.3g} times, and lengths in epochs are rounded to whole steps"
         )
     largest, decay = largest_rate(optimizer, length), training.ema_decay
     if largest < LEAST_SHARE * optimizer.lr:
-        found.append(
+        warnings.append(
             f"the learning rate reaches {largest:.4g} at most, {100 * largest / optimizer.lr:.3g} % of optimizer.lr "
             f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "
             "steps; set optimizer.schedule.warmup_prefix=true to start the curve after it, or shorten it"
         )
     if decay is not None and not training.ema_warmup and 1 / (1 - decay) > length.total:
-        found.append(
+        warnings.append(
             f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.0f} steps, and the training has "
             f"{length.total}: {100 * decay**length.total:.3g} % of the registered weights are those of the start; set "
             "training.ema_warmup=true, or a smaller ema_decay"
         )
-    return found
+    return warnings
 
 
 def starts_from(resolved: ResolvedStage) -> str:
     """Return the weights of the first step, unless the run goes on from a checkpoint of its own."""
     if resolved.parents:
         return f"the best weights of stage {resolved.parents[0]}"
-    if resolved.initial is not None:
-        return f"{resolved.initial.location} (sha256 {resolved.initial.sha256[:12]})"
+    if resolved.init_weights is not None:
+        return f"{resolved.init_weights.location} (sha256 {resolved.init_weights.sha256[:12]})"
     return f"random weights (seed {resolved.stage.training.seed})"
 
 
-def automatic(resolved: ResolvedStage) -> list[str]:
+def format_automatic(resolved: ResolvedStage) -> list[str]:
     """Return what the recipe leaves open, as it will be."""
     stage = resolved.stage
     made = []

@@ -82,8 +82,8 @@ def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
     images_per_s = training.global_batch_size / (compute_s + exchange_s)
     training_hours = length.total * (compute_s + exchange_s) / 3600
     evaluations = len(_multiples(length.total, length.evaluate_every))
-    seen = evaluations * math.ceil(given.val_images / devices)
-    evaluation_hours = seen * EVALUATED_SHARE * given.step_s / given.step_images / 3600
+    evaluated_images = evaluations * math.ceil(given.val_images / devices)
+    evaluation_hours = evaluated_images * EVALUATED_SHARE * given.step_s / given.step_images / 3600
     checkpoints = len(_multiples(length.total, length.evaluate_every, length.checkpoint_every))
     return Prediction(
         steps=length.total,
@@ -108,34 +108,35 @@ def _multiples(total: int, *intervals: int | None) -> set[int]:
     return {step for every in intervals if every for step in range(every, total + 1, every)} | {total}
 
 
-def told(stage: Stage, given: Given, memory: MemoryEstimate, found: Prediction) -> dict[str, str]:
+def format_prediction(stage: Stage, given: Given, memory: MemoryEstimate, prediction: Prediction) -> dict[str, str]:
     """The prediction for people, by name."""
     cluster, training = stage.cluster, stage.training
-    micro = math.ceil(found.images_per_device / training.accumulation_steps)
+    micro = math.ceil(prediction.images_per_device / training.accumulation_steps)
     kind = "GPU" if cluster.gpus_per_worker else "CPU"
-    seconds, written = found.hours * 3600, found.checkpoint_traffic_bytes
+    seconds, written = prediction.hours * 3600, prediction.checkpoint_traffic_bytes
     facts = {
-        "devices": f"{given.devices} x {kind}, {found.images_per_device} images each in a step, {micro} at a time",
-        "step": f"{found.compute_s:.4g} s computing + {found.exchange_s:.4g} s exchanging "
-        f"{found.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * found.efficiency:.1f} % efficient): "
-        f"assumes a ring at {given.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
-        "speed": f"{found.images_per_s:.4g} images/s, {found.images_per_s / given.devices:.4g} a device",
-        "time": f"{found.hours:.3g} h ({duration(seconds)}): {found.steps} steps {found.training_hours:.3g} h, "
-        f"{found.evaluations} evaluations {found.evaluation_hours:.3g} h (an image in a third of its training time)",
+        "devices": f"{given.devices} x {kind}, {prediction.images_per_device} images each in a step, {micro} at a time",
+        "step": f"{prediction.compute_s:.4g} s computing + {prediction.exchange_s:.4g} s exchanging "
+        f"{prediction.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * prediction.efficiency:.1f} % "
+        f"efficient): assumes a ring at {given.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
+        "speed": f"{prediction.images_per_s:.4g} images/s, {prediction.images_per_s / given.devices:.4g} a device",
+        "time": f"{prediction.hours:.3g} h ({duration(seconds)}): {prediction.steps} steps "
+        f"{prediction.training_hours:.3g} h, {prediction.evaluations} evaluations {prediction.evaluation_hours:.3g} h "
+        "(an image in a third of its training time)",
         "decoding": "not predicted: give --decode-rate, or --measure where the data is"
-        if found.decode_cores is None
-        else f"{found.decode_cores:.1f} cores in all, {found.decode_cores / given.devices:.1f} a device, at "
+        if prediction.decode_cores is None
+        else f"{prediction.decode_cores:.1f} cores in all, {prediction.decode_cores / given.devices:.1f} a device, at "
         f"{given.decoded_per_s:.4g} images/s a core; the recipe has {max(1, cluster.loader_workers)} "
         f"{'loading processes' if cluster.loader_workers else 'process, the worker itself,'} a device",
         "memory": f"{_gib(memory.total)} a device at most: weights {_gib(memory.weights)}, gradients "
         f"{_gib(memory.gradients)}, optimizer {_gib(memory.moments)}, average {_gib(memory.average)}, activations "
         f"{_gib(memory.activations)}",
-        "checkpoints": f"{_gib(memory.checkpoint)} each, {found.checkpoints} of them write {_gib(written)}, "
+        "checkpoints": f"{_gib(memory.checkpoint)} each, {prediction.checkpoints} of them write {_gib(written)}, "
         f"{written / seconds / 1e6:.3g} MB/s on average; "
-        f"{_gib(found.checkpoint_storage_bytes)} of storage",
+        f"{_gib(prediction.checkpoint_storage_bytes)} of storage",
     }
-    if found.cost is not None:
-        facts["cost"] = f"{found.cost:.2f} at {given.price_per_hour:g} an hour and device"
+    if prediction.cost is not None:
+        facts["cost"] = f"{prediction.cost:.2f} at {given.price_per_hour:g} an hour and device"
     return facts
 
 

@@ -71,7 +71,7 @@ class ResolvedStage:
     """Names of the stages whose weights it starts from."""
     sources: Mapping[SplitName, Source] = field(default_factory=dict, compare=False, repr=False)
     """The splits as they were listed."""
-    initial: InitWeights | None = None
+    init_weights: InitWeights | None = None
     """Weights from outside the recipe that it starts from."""
 
 
@@ -94,19 +94,19 @@ def resolve(
     needed = with_parents(recipe.stages if wanted is None else wanted, inits)
     errors: list[UserError] = []
     resolved: dict[str, ResolvedStage] = {}
-    looked_at: dict[str, Inspection] = {}
+    inspections: dict[str, Inspection] = {}
     for name in needed:
         try:
             stage = recipe.stages[name]
-            initial = _find_weights(stage, root)
+            init_weights = _find_weights(stage, root)
             threads = min(16, 4 * (os.cpu_count() or 1))
             key = stage.data.model_dump_json()  # stages on the same data look at it once
-            if key not in looked_at:
-                found = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
-                looked_at[key] = found
-                seconds = None if seconds is None else max(0.0, seconds - found.seconds)
-            inspection = looked_at[key]
-            resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
+            if key not in inspections:
+                inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+                inspections[key] = inspection
+                seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
+            inspection = inspections[key]
+            resolved[name] = _resolve_stage(recipe, name, resolved, init_weights, inspection)
         except UserErrors as several:
             errors += [_in_stage(name, error) for error in several.errors]
         except UserError as error:
@@ -240,20 +240,24 @@ def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
 
 
 def _resolve_stage(
-    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: InitWeights | None, inspection: Inspection
+    recipe: Recipe,
+    name: str,
+    earlier: dict[str, ResolvedStage],
+    init_weights: InitWeights | None,
+    inspection: Inspection,
 ) -> ResolvedStage:
     stage = recipe.stages[name]
     inspection.raise_errors()
     sources = inspection.sources
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
-    if initial is not None:
-        check_init_weights(stage, initial, sources["train"].classes)
+    if init_weights is not None:
+        check_init_weights(stage, init_weights, sources["train"].classes)
     known = all(source.contents is not None for source in sources.values())
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
-    origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
+    origins = [earlier[parent].hash for parent in parents] + ([init_weights.sha256] if init_weights else [])
     own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
     return ResolvedStage(
         name=name,
@@ -273,7 +277,7 @@ def _resolve_stage(
         length=_checked_length(stage, len(sources["train"])),
         parents=parents,
         sources=sources,
-        initial=initial,
+        init_weights=init_weights,
     )
 
 

@@ -22,8 +22,8 @@ def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
         recipe: that they are of.
         stages: what is to be trained.
     """
-    shown = {stage.name: drop_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
-    tree = {"name": recipe.name, "version": recipe.version, "stages": shown}
+    stage_values = {stage.name: drop_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
+    tree = {"name": recipe.name, "version": recipe.version, "stages": stage_values}
     note = (
         f"# The search ({recipe.tune}) is left out: these are the values as they are before it.\n"
         if recipe.tune

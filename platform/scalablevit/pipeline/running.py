@@ -56,10 +56,10 @@ def prepare(
         resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
     print_plan(recipe.name, stages, root)
     if search is not None:
-        from scalablevit.pipeline.search_summary import plan
+        from scalablevit.pipeline.search_summary import format_plan
 
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
-        print("\n" + plan(search, samples), flush=True)
+        print("\n" + format_plan(search, samples), flush=True)
     print(flush=True)
     if dry_run:
         write_resolved(recipe, stages, root / PLANS / f"{recipe.name}.yaml")
@@ -99,7 +99,7 @@ def train(
         searched = resolve.resolve(recipe, root, [search.stage])
         for note in older_searches(search, search_name(search, searched[-1]), root):
             print(f"note: {note}", flush=True)
-        found = search_stage(search, searched, root)
-        recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
+        result = search_stage(search, searched, root)
+        recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
         stages = resolve.resolve(recipe, root, wanted)
     return chain.run_chain(recipe, stages, root, origins)

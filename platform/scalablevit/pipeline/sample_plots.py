@@ -49,9 +49,9 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     count = min(TRAINING_IMAGES, batch.samples)
     figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
     drawing = task_kind(stage.task.kind).drawing()
-    for number, place in zip(range(count), axes.flat, strict=False):
-        image = _colours(prepared.image[number], stage)
-        drawing.draw_training_image(place, image, prepared, number, task.classes)
+    for index, cell in zip(range(count), axes.flat, strict=False):
+        image = _colours(prepared.image[index], stage)
+        drawing.draw_training_image(cell, image, prepared, index, task.classes)
     save(figure, file)
 
 
@@ -64,26 +64,26 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
         file: a PNG.
     """
     count = min(VALIDATION_IMAGES, len(source))
-    numbers = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
-    batch = _batch(task, dataset, [Key(number, 0, 0) for number in numbers], "val")
+    batch = _batch(task, dataset, [Key(index, 0, 0) for index in indices], "val")
     model.eval()
     with torch.inference_mode():
         predictions = task.predict(model, task.prepare(batch, "val", ()))
     figure, axes = _grid(-(-batch.samples // PAIRS), 2 * PAIRS)
-    places = axes.reshape(-1, 2)
+    cells = axes.reshape(-1, 2)
     drawing = task_kind(stage.task.kind).drawing()
-    for number in range(batch.samples):
-        image = batch.image[number].numpy().astype(np.float32) / 255
-        truth = drawing.truth_of(batch, number)
-        prediction = drawing.prediction_of(predictions[number], truth)
-        for place, shown, what in zip(places[number], (truth, prediction), ("truth", "prediction"), strict=True):
-            place.set_title(plain(what + drawing.caption(shown, task.classes)), fontsize="small")
-            drawing.draw(place, image, shown, task.classes)
+    for index in range(batch.samples):
+        image = batch.image[index].numpy().astype(np.float32) / 255
+        ground_truth = drawing.truth_of(batch, index)
+        prediction = drawing.prediction_of(predictions[index], ground_truth)
+        for cell, labels, what in zip(cells[index], (ground_truth, prediction), ("truth", "prediction"), strict=True):
+            cell.set_title(plain(what + drawing.caption(labels, task.classes)), fontsize="small")
+            drawing.draw(cell, image, labels, task.classes)
     save(figure, file)
 
 
-def save_pair(kind: str, image: Image, truth: Any, prediction: Any, file: Path) -> None:
+def save_pair(kind: str, image: Image, ground_truth: Any, prediction: Any, file: Path) -> None:
     """Draw one validation image without any writing: with truth on the left and prediction on the right.
 
     An image of a kind of task that is not drawn in pairs is there once.
@@ -95,14 +95,14 @@ def save_pair(kind: str, image: Image, truth: Any, prediction: Any, file: Path) 
         file: a picture in the format that its suffix names.
     """
     drawing = task_kind(kind).drawing()
-    shown = [truth, prediction] if task_info(kind).drawn_in_pairs else [truth]
-    height, width = drawing.size(image, truth)
-    figure = Figure(figsize=(CELL * len(shown), CELL * height / width))
-    places = figure.subplots(1, len(shown), squeeze=False, gridspec_kw=EDGES)[0]
-    for place, each in zip(places, shown, strict=True):
-        place.set_axis_off()
-        drawing.draw(place, image, each)
-        place.set_aspect("auto")  # no margins from rounded sides
+    drawn = [ground_truth, prediction] if task_info(kind).drawn_in_pairs else [ground_truth]
+    height, width = drawing.size(image, ground_truth)
+    figure = Figure(figsize=(CELL * len(drawn), CELL * height / width))
+    cells = figure.subplots(1, len(drawn), squeeze=False, gridspec_kw=EDGES)[0]
+    for cell, labels in zip(cells, drawn, strict=True):
+        cell.set_axis_off()
+        drawing.draw(cell, image, labels)
+        cell.set_aspect("auto")  # no margins from rounded sides
     save(figure, file)
 
 
@@ -115,7 +115,7 @@ def _batch(task: Task, dataset: SampleDataset, keys: Sequence[Key], split: Any) 
 
 def _colours(image: Tensor, stage: Stage) -> Image:
     """A normalised image (3, h, w) as it looks."""
-    mean, std = (torch.tensor(each)[:, None, None] for each in (stage.data.mean, stage.data.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (stage.data.mean, stage.data.std))
     colours: Image = (image.float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     return colours
 
@@ -123,6 +123,6 @@ def _colours(image: Tensor, stage: Stage) -> Image:
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
     figure = Figure(figsize=(CELL * columns, CELL * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
+    for cell in axes.flat:
+        cell.set_axis_off()
     return figure, axes

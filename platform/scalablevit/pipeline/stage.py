@@ -65,13 +65,13 @@ class Job:
     def stop_training(self) -> bool:
         """Let all that trains save and end; False: nothing does, or not all of it can be told."""
         self.stopping.set()
-        told = bool(self.training)
+        signalled = bool(self.training)
         for file in tuple(self.training):
             try:
                 file.touch()
             except OSError:  # a full disk, a folder that is gone
-                told = False
-        return told
+                signalled = False
+        return signalled
 
 
 def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]) -> StageResult:
@@ -84,8 +84,8 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
     with RunSession(store, job.tracking_uri) as session:
         finished = load_result(store)
         if finished is not None:
-            said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
-            print(f"[{resolved.name}] {said} ({store.location})", flush=True)
+            message = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
+            print(f"[{resolved.name}] {message} ({store.location})", flush=True)
             finish_late(store)
         else:
             finished = _train(job, resolved, earlier, session)
@@ -137,14 +137,14 @@ def _train_and_export(
     started, submitted = time.monotonic(), time.time()
     from scalablevit.training.attempt_events import Submitted, add_event
 
-    store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
+    store, uid, init_weights = session.store, session.uid, init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, Submitted(submitted, last))
-    _begin(job, resolved, initial, store, session.outbox, uid)
-    result = _launch(job, resolved, initial, store, uid, status_file)
+    _begin(job, resolved, init_weights, store, session.outbox, uid)
+    result = _launch(job, resolved, init_weights, store, uid, status_file)
     if result.training is None:
         raise RuntimeError("rank 0 returned no end of the training")
     minutes = (time.monotonic() - started) / 60
-    lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
+    lineage = {**(init_weights.lineage() if init_weights else {}), **job.origins.get(resolved.name, {})}
     finished = export_weights(job.recipe, resolved, lineage, store, uid, result.training, minutes)
     finished.save(store)
     return finished, result.nondeterministic
@@ -153,14 +153,14 @@ def _train_and_export(
 def init_weights_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> InitWeights | None:
     """The weights to start from: found with the recipe, or left by an earlier stage in run storage."""
     if not resolved.parents:
-        return resolved.initial
+        return resolved.init_weights
     parent = earlier[resolved.parents[0]]
     version = f"{parent.registered_as}/{parent.version}" if parent.version else ""
     return InitWeights(f"{parent.folder}/{WEIGHTS}", parent.weights_sha256, parent.classes, version)
 
 
 def _begin(
-    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, outbox: Outbox, uid: str
+    job: Job, resolved: ResolvedStage, init_weights: InitWeights | None, store: RunStore, outbox: Outbox, uid: str
 ) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
@@ -179,7 +179,7 @@ def _begin(
         **tags.user_code(package_sums(stage.imports)),
         "stage": resolved.name,
         "run_folder": store.location,
-        **(initial.lineage() if initial else {}),
+        **(init_weights.lineage() if init_weights else {}),
         **job.origins.get(resolved.name, {}),
         # not parameters: a restart may change them, and MLflow's parameters never change
         **flat(stage.cluster.model_dump(mode="json"), "cluster."),
@@ -231,7 +231,12 @@ def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
 
 
 def _launch(
-    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
+    job: Job,
+    resolved: ResolvedStage,
+    init_weights: InitWeights | None,
+    store: RunStore,
+    uid: str,
+    status_file: StatusFile,
 ) -> "WorkerResult":
     from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
@@ -243,9 +248,9 @@ def _launch(
         stage=without_secrets(resolved.stage).model_dump_json(),
         run_folder=store.location,
         root=str(job.root),
-        init_weights=initial.location if initial else None,
-        init_sha256=initial.sha256 if initial else "",
-        keep_head=initial is None or initial.keep_head(resolved.classes),
+        init_weights=init_weights.location if init_weights else None,
+        init_sha256=init_weights.sha256 if init_weights else "",
+        keep_head=init_weights is None or init_weights.keep_head(resolved.classes),
         data_listing=store.location,
         user_code=package_sums(resolved.stage.imports),
     )

@@ -26,9 +26,9 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, M
     """
     if model.startswith("models:/"):
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
-        found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
-        note_older(model, found.config)
-        return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
+        registered = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
+        note_older(model, registered.config)
+        return str(registered.weights), registered.config, registered.tags[WEIGHTS_SHA256]
     folder = root / RUNS / Path(model).name
     if not (folder / WEIGHTS).is_file():
         known = sorted(path.parent.parent.name for path in (root / RUNS).glob(f"*/{WEIGHTS}"))
