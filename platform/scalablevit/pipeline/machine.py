@@ -32,7 +32,8 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
             if workers * per_worker > have:
                 warnings.append(
                     f"stage {resolved.name} asks for {workers} workers x {per_worker:g} {kind}s = "
-                    f"{workers * per_worker:g}, and this machine has {have:g}: it starts on a cluster only, or with other cluster.workers and "
+                    f"{workers * per_worker:g}, and this machine has {have:g}: it starts on a cluster only, or with "
+                    "other cluster.workers and "
                     f"cluster.{'gpus' if kind == 'GPU' else 'cpus'}_per_worker"
                 )
         if memory and not cluster.gpus_per_worker and (needed := _needed_bytes(resolved, memory)) > memory:
