@@ -1,4 +1,4 @@
-"""Plain values held against a schema: every mistake with place, value, nearest key and what to write instead."""
+"""Check plain values against a schema: every mistake is named with location, value, nearest key and what to write."""
 
 import difflib
 import json
@@ -22,21 +22,28 @@ from scalablevit.config.transforms import UNDEFINED
 
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
-"""Begins the place of what an override set."""
+"""Prefix of the location of a value that an override set."""
 MISSING = "is missing"
 MAX_EXPLAINED = 100
-"""Mistakes whose cause is looked for; further ones are only named."""
+"""Most mistakes that are explained; the others get pydantic's message alone, since an explanation takes time."""
 Locations = dict[KeyPath, str]
-"""Where each value came from: `file:line` or the override as written."""
+"""Where each value was written, by its key path: `file:line`, or `override '<as written>'`."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def check(schema: type[Schema], merged: YamlMapping, locations: Locations, name: str) -> Schema:
-    """Validate plain values; `places` names their origin in errors, `name` that of values without a place.
+    """Return a section of the schema made from plain values; keys of version 1 are mistakes, too.
+
+    Args:
+        schema: a recipe, stage, search space or section of one.
+        merged: plain values, with stages and overrides merged.
+        locations: where the values were written, for errors; locations of old keys are added under the new ones.
+        name: what errors name for values without a location.
 
     Raises:
-        UserErrors: everything that breaks the schema (a lone mistake: UserError).
+        UserError: one mistake.
+        UserErrors: several mistakes.
     """
     current, errors = convert_old_words(schema, merged, locations, name)
     try:
@@ -68,13 +75,16 @@ def check(schema: type[Schema], merged: YamlMapping, locations: Locations, name:
 def convert_old_words(
     schema: type[BaseModel], merged: YamlMapping, locations: Locations, name: str
 ) -> tuple[YamlDict, list[UserError]]:
-    """Convert what people wrote to the current version, with an error for each old word and for another version.
+    """Convert keys and values of version 1 to the current version; each of them is an error, and so is another version.
 
     Args:
-        places: the places of old keys are added under the new ones.
+        schema: as for `check`.
+        merged: as for `check`; it is not changed.
+        locations: as for `check`; locations of old keys are added under the new ones.
+        name: as for `check`.
 
     Returns:
-        The converted values, whose other mistakes can then be found, and the errors.
+        The converted values, in which the schema can then find other mistakes, and the errors.
     """
     current, renames = upgrade.convert(merged)
     errors = [_old_word_error(rename, locations, name) for rename in renames]
@@ -89,7 +99,7 @@ def convert_old_words(
 
 
 def _old_word_error(rename: upgrade.Rename, locations: Locations, name: str) -> UserError:
-    """Name the new word for an old one, and how it gets there."""
+    """Return the error for an old key or value, with the new one and how to rewrite it."""
     location = _location_of(rename.path, locations, name)
     if location.startswith("override "):
         fix = f"write {upgrade.new_override(location.removeprefix('override ')[1:-1])!r}"
@@ -104,7 +114,7 @@ def _old_word_error(rename: upgrade.Rename, locations: Locations, name: str) -> 
 
 
 def _version_error(version: Any, locations: Locations, name: str) -> UserError:
-    """Say which versions there are, and how a file gets to the current one."""
+    """Return the error for another version, with the known ones and how to upgrade the file."""
     problem = upgrade.version_problem(version)
     what, fix = problem or (
         f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
@@ -119,43 +129,43 @@ def _upgrade_command(location: str) -> str:
 
 
 def combine_errors(errors: Sequence[UserError]) -> UserError:
-    """One error for all mistakes; one in a shared section shows up in every stage."""
+    """Return one error for all mistakes, without repeats: a mistake in a shared section occurs in every stage."""
     distinct = list({str(error): error for error in errors}.values())
     return UserErrors(distinct) if len(distinct) > 1 else distinct[0]
 
 
 def stage_override_hint(path: Sequence[int | str], names: Sequence[str]) -> str:
-    """How to write an override for some stages only."""
+    """Return how to write an override for some stages only: `write stages.<name>.<key>=... ...`."""
     key = ".".join(map(str, path))
     return "write " + " ".join(f"stages.{name}.{key}=..." for name in names)
 
 
 def did_you_mean(key: str, names: Iterable[str]) -> str:
-    """`; did you mean ...?` when one of the names is near, else nothing."""
+    """Return `; did you mean '<name>'?` with the name that is most like the key; empty when none is like it."""
     near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def short_repr(value: Any) -> str:
-    """A value as errors show it."""
+    """Return the `repr` of a value, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def format_location(key_path: KeyPath, locations: Locations, name: str) -> str:
-    """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
+    """Return location and dotted key for an error; `name` for values without a location."""
     location = _location_of(key_path, locations, name)
     dotted = ".".join(str(part) for part in _written_path(key_path, location, locations))
     return ": ".join(part for part in (location, dotted) if part)
 
 
 def _location_of(key_path: KeyPath, locations: Locations, name: str) -> str:
-    """The place of a key, or of the innermost section on its way that has one, else `name`."""
+    """Return the location of a key, or of the innermost section around it that has one, else `name`."""
     return next((locations[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in locations), name)
 
 
 def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
-    """The key path of an error as the user wrote it: pydantic's location less the names of union members."""
+    """Return the key path of an error as the user wrote it: pydantic's location without the names of union members."""
     node: Any = merged
     path: list[str | int] = []
     for part in detail["loc"]:
@@ -170,7 +180,7 @@ def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
 
 
 def _drop_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserError]:
-    """Leave out keys that are missing because they are there under another name, which has an error of its own."""
+    """Drop errors of missing keys that are given under another name, since that name has an error of its own."""
     renamed = {
         (path[:2] if path[:1] == ("stages",) else (), error.fix.removeprefix("write "))
         for path, error in explained.items()
@@ -187,7 +197,7 @@ def _drop_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserE
 def _explain(
     schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], locations: Locations, name: str
 ) -> UserError:
-    """Pydantic's errors at one path in the words of the file: place, key, value, what is allowed."""
+    """Return one error, in the words of the file, for pydantic's errors at one key path."""
     where = format_location(key_path, locations, name)
     first = details[0]
     match first["type"]:
@@ -232,7 +242,7 @@ def _written_path(key_path: KeyPath, location: str, locations: Locations) -> Key
 
 
 def _name_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], locations: Locations) -> UserError:
-    """An error that names its stage, where an override gave several stages a value that not all refuse alike."""
+    """Return the error with its stage named, where one override set several stages and not all refuse it alike."""
     error = explained[key_path]
     path = _shared_override(key_path, error, locations)
     if not path:
@@ -248,7 +258,7 @@ def _name_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], locat
 
 
 def _stages_of_override(path: KeyPath, locations: Locations) -> list[str]:
-    """Names of the stages whose value at a path is from the override that holds for several."""
+    """Return the names of the stages whose value at a path comes from the same override."""
     return [
         str(key_path[1])
         for key_path, location in locations.items()
@@ -257,7 +267,7 @@ def _stages_of_override(path: KeyPath, locations: Locations) -> list[str]:
 
 
 def _shared_override(key_path: KeyPath, error: UserError, locations: Locations) -> KeyPath:
-    """Path within a stage of the override for several stages that an error in a stage is about; else empty."""
+    """Return the path of the override of several stages that an error in a stage is about; empty: there is none."""
     if key_path[:1] != ("stages",) or len(key_path) < 2:
         return ()
     stage, section = key_path[:2], key_path[2:]
@@ -307,7 +317,7 @@ def _types_under(annotation: Any, part: int | str) -> list[Any]:
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """What a section's `source` or `kind` must be for it to be chosen."""
+    """Return the value of `source` or `kind` by which a section is chosen; None for a section that has neither."""
     for key in ("source", "kind"):
         if key in model.model_fields:
             return str(typing.get_args(model.model_fields[key].annotation)[0])

@@ -64,7 +64,7 @@ class RegisteredMetric:
 
 
 METRICS: dict[tuple[str, str], RegisteredMetric] = {}
-"""By kind of task and name."""
+"""Metrics of users' code, by kind of task and name."""
 
 
 def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...]], Any]) -> None:
@@ -75,13 +75,14 @@ def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...
 
     Args:
         kind: of the task, one of ours or a registered one.
-        info: its name, and which end of it is the good one.
+        info: its name, and whether larger or smaller values are better.
         build: a function or class that makes a fresh `tasks.task.Metric` for the names of the classes, in the order of
             the network's outputs; its `compute` gives `val/<name>` alone.
 
     Raises:
-        UserError: there is no such task, the name is taken, or promotion shall compare models by it: for that the task
-            itself has to give statistics of single samples.
+        UserError: there is no such task; the name is none or taken; other processes cannot import `build`; or `info`
+            says that promotion compares models by the metric, for which the task itself has to give statistics of
+            single samples.
     """
     where, task = f"register_metric {info.name!r}", task_info(kind)
     refuse_unimportable(build, where)
@@ -116,6 +117,10 @@ _sources_of: dict[str, tuple[str, ...]] = {}
 def add_source_section(section: type[DataSection], tasks: Sequence[str]) -> None:
     """Add a data section, which recipes then may choose by `data.source`; see `data.sources.opening.register_source`.
 
+    Args:
+        section: with `source: Literal["<name>"]`.
+        tasks: kinds of task that learn from it.
+
     Raises:
         UserError: it is no such section, or its name is taken.
     """
@@ -137,7 +142,7 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
     """Refuse what cannot be a section of its kind.
 
     Raises:
-        UserError: it is no subclass of the base, or does not say its name.
+        UserError: it is no subclass of the base, does not say its name, or other processes cannot import it.
     """
     bases = typing.get_args(base) or (base,)
     if not isinstance(section, type) or not issubclass(section, bases):
@@ -181,7 +186,7 @@ def _allow_promotion(metrics: Iterable[str]) -> None:
 
 
 def rebuild_schema() -> None:
-    """Make the validators of stages and recipes again, after a field's type has changed."""
+    """Rebuild the validators of stages and recipes, after a field's type has changed."""
     Promotion.model_rebuild(force=True)
     Stage.model_rebuild(force=True)
     Recipe.model_rebuild(force=True)

@@ -1,4 +1,4 @@
-"""From a recipe file and dotted overrides to a checked recipe, with every mistake named at once."""
+"""Load a recipe file and dotted overrides as a checked recipe, with every mistake named at once."""
 
 import difflib
 import sys
@@ -23,16 +23,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_ST
     """Read, merge and check a recipe; nothing that it names under `imports` is imported.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
-    sections. An override `a.b=value` beats the file; it applies to the stages that have the key, of those that the
-    script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage and beats both.
+    sections. An override `a.b=value` replaces the file's value in every stage that has the key, of those that the
+    script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage alone and goes before
+    both.
 
     Args:
         path: the recipe's file.
-        overrides: as written.
+        overrides: as typed, such as `optimizer.lr=1e-4`.
         scope: the stages that the script runs.
 
     Raises:
-        UserError: a lone mistake, or a file that is missing or not YAML.
+        UserError: one mistake, or a file that is missing or not YAML.
         UserErrors: all wrong overrides, everything that breaks the schema and every value without effect, each with
             file and line or override, value and nearest key.
     """
@@ -41,10 +42,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_ST
 
 
 def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_STAGES) -> Recipe:
-    """Read and check a recipe as `load_recipe`, and import the users' code that it names.
+    """Read and check a recipe as `load_recipe` does, and import the users' code that it names.
 
-    Nothing is imported while there is any other mistake. What the code then registers, such as kinds of task, belongs
-    to the schema against which the recipe is checked again.
+    Nothing is imported while there is any other mistake. The imported code may register names, such as kinds of task,
+    so the recipe is checked again afterwards.
+
+    Args:
+        path: as for `load_recipe`.
+        overrides: as for `load_recipe`.
+        scope: as for `load_recipe`.
 
     Raises:
         UserError: as `load_recipe`, and as `import_user_code`.
@@ -65,7 +71,7 @@ def drop_unknown_kinds(error: UserError) -> list[UserError]:
 
 
 def _import_all(stages: YamlMapping, locations: Locations, origin: str) -> None:
-    """Import what stages name, once all of it is found.
+    """Import the modules that stages name, after all of them were found.
 
     Raises:
         UserError: as `import_user_code`.
@@ -110,7 +116,13 @@ def _errors_in(error: UserError) -> list[UserError]:
 
 
 def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], origin: str) -> Recipe:
-    """A recipe of one stage from plain values, such as those kept with a registered model, with overrides on top.
+    """Return a recipe of one stage from plain values, such as those stored with a registered model, and overrides.
+
+    Args:
+        name: name of the stage.
+        stage: its plain values, which are not changed.
+        overrides: as typed.
+        origin: what errors name for values without a location.
 
     Raises:
         UserError: as `load_recipe`.
@@ -121,13 +133,13 @@ def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], orig
 def override_recipe(
     merged: YamlDict, overrides: Sequence[str], locations: Locations, origin: str, scope: Scope = ALL_STAGES
 ) -> Recipe:
-    """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
+    """Return a recipe from plain values and overrides.
 
     Args:
-        merged: `name`, `stages` and whatever else is at the top level of the recipe.
-        overrides: as written.
-        places: where the values are; the overrides are added.
-        origin: what errors name for values without a place.
+        merged: `name`, `stages` and whatever else is at the top level of the recipe; it is changed in place.
+        overrides: as typed.
+        locations: where the values were written; those of the overrides are added.
+        origin: what errors name for values without a location.
         scope: the stages that the script runs.
 
     Raises:
@@ -156,10 +168,11 @@ def override_recipe(
 
 
 def read_mapping(path: Path, what: str) -> tuple[YamlDict, Locations]:
-    """Read a YAML file whose document is a mapping; return it with the line of each value.
+    """Return the mapping in a YAML file, and the location (`<path>:<line>`) of each value.
 
     Args:
-        what: what the file is, for errors: `recipe`, `space`.
+        path: the file.
+        what: what the file is, for errors: `recipe` or `space`.
 
     Raises:
         UserError: the file is missing, not YAML or not a mapping.
@@ -175,7 +188,7 @@ def read_mapping(path: Path, what: str) -> tuple[YamlDict, Locations]:
 
 
 def _available(path: Path, what: str) -> str:
-    """Name files next to the missing one, and what is shipped, with names like it."""
+    """Return a hint with the names most like a missing file's: of files in its folder, and of shipped ones."""
     folder = path.parent
     shipped = difflib.get_close_matches(path.stem, shipped_files(SPACES if what == "space" else RECIPES), n=3)
     try:
@@ -190,7 +203,11 @@ def _available(path: Path, what: str) -> str:
 
 
 def _merge_stages(raw: YamlDict, name: str, locations: Locations) -> YamlDict:
-    """Convert a file of one stage or of several to `{name, stages: {...}}`, recording the place of each value."""
+    """Convert a file of one stage or of several to `{name, stages: {...}}`, and add the location of each value.
+
+    Raises:
+        UserError: `stages` is no mapping of mappings, or too large.
+    """
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
     stages = rest.get("stages")
@@ -214,7 +231,7 @@ def _merge_stages(raw: YamlDict, name: str, locations: Locations) -> YamlDict:
 
 
 def _deep_merge(base: Any, over: Any) -> Any:
-    """`over` on top of `base`; a mapping that picks another kind (`kind`, `source`) replaces the whole section."""
+    """Return `over` merged over `base`; a section of another `kind` or `source` replaces the whole section."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     for tag in ("kind", "source"):

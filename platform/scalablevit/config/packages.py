@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
 LONGEST_NAME = 200
-"""Characters of a module's name."""
+"""Most characters of a module's name."""
 DEPENDENCIES = frozenset({
     "albumentations", "cv2", "faster_coco_eval", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
     "onnx", "onnxruntime", "optuna", "pandas", "PIL", "psutil", "pyarrow", "pydantic", "ray", "safetensors", "scipy",
@@ -27,7 +27,7 @@ def top_level(module: str) -> str:
 
 
 def refuse_other_modules(name: str) -> None:
-    """Refuse the name of a module that cannot be a user's own; nothing is looked for.
+    """Refuse the name of a module that cannot be a user's own, by the name alone.
 
     Raises:
         ValueError: it is no plain dotted name, or one of Python's, of ours or of what we depend on.
@@ -77,10 +77,10 @@ def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:
 
 
 def content_sum(package: Path, left_out: Collection[str] = ()) -> str:
-    """Return the SHA-256 over relative paths and contents of a package's files, wherever it is.
+    """Return the SHA-256, in hexadecimal, of the relative paths and contents of a package's files.
 
     Args:
-        package: its folder.
+        package: its folder; where it is does not count.
         left_out: as for `package_files`.
     """
     digest = hashlib.sha256()

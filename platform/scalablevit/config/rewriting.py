@@ -1,4 +1,4 @@
-"""A recipe's or search space's file in the current version's words, with its comments, order and formatting."""
+"""Rewrite a recipe or search space file in the current version's keys; comments, order and formatting stay."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ QUOTES = ("'", '"')
 
 @dataclass(frozen=True)
 class Change:
-    """What is rewritten in one place."""
+    """One change of a file."""
 
     line: int
-    """1-based."""
+    """Line in the file before the change, 1-based."""
     what: str
     """Dotted key, and the old and the new word."""
 
 
 @dataclass(frozen=True)
 class _Edit:
-    """Text that takes the place of the characters from `start` to `end`."""
+    """Text that replaces the characters from `start` up to `end`."""
 
     start: int
     end: int
@@ -33,23 +33,23 @@ class _Edit:
 
 
 def is_space(raw: YamlDict) -> bool:
-    """Tell a search space from a recipe by its keys."""
+    """Return whether the keys of a file are those of a search space; else they are a recipe's."""
     return "parameters" in raw or "metric" in raw
 
 
 def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
-    """Rewrite the text of a recipe or search space in the current version's words.
+    """Rewrite the text of a recipe or search space in the current version's keys.
 
     Args:
         text: the file's content, with its own line ends.
         name: the file, for errors.
 
     Returns:
-        The new text, and what was changed; none: nothing is to be done.
+        The new text, and what was changed, by line; empty: the file is of the current version already.
 
     Raises:
         UserError: it is no YAML, no recipe and no search space, or of a version that this platform does not know; or
-            old and new keys are in the same section.
+            old and new keys are in the same section; or it cannot be rewritten in place.
     """
     raw, _, node = strict_yaml.load_with_nodes(text, name)
     if not isinstance(raw, dict) or not isinstance(node, yaml.MappingNode) or not _is_known(raw):
@@ -87,7 +87,7 @@ def _refuse_conflicts(renames: list[Rename], node: yaml.Node, name: str) -> None
 
 
 def _rename_edit(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Change]:
-    """The edit for one old key or value."""
+    """Return the edit for one old key or value."""
     key, value = _find_nodes(node, rename.path)
     target = value if rename.is_value else key
     dotted = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
@@ -96,7 +96,7 @@ def _rename_edit(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Cha
 
 
 def _replace_edit(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
-    """The edit that gives a scalar another text; quotes stay."""
+    """Return the edit that replaces the text of a scalar; its quotes stay."""
     start, end = node.start_mark.index, node.end_mark.index
     written = text[start:end]
     if written.count(old) == 1:
@@ -106,7 +106,7 @@ def _replace_edit(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
 
 
 def _version_edits(raw: YamlDict, node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
-    """The edit that states the version; none where it is stated."""
+    """Return the edit that states the current version; empty where the file states it."""
     if raw.get("version") == VERSION:
         return []
     if "version" in raw:
@@ -133,7 +133,7 @@ def _new_line(node: yaml.MappingNode, text: str) -> _Edit:
 
 
 def _find_nodes(node: yaml.Node, path: KeyPath) -> tuple[yaml.Node, yaml.Node]:
-    """The nodes of the key and the value at a key path; of an entry of a list, its own for both."""
+    """Return the nodes of the key and the value at a key path; of an entry of a list, its own node twice."""
     key = value = node
     for part in path:
         if isinstance(value, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""From a space's file and overrides to a space held against its base recipe, with every mistake named at once."""
+"""Load a search space file, overrides and the base recipe as a checked search, with every mistake named at once."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from scalablevit.config.trial import convert_to_trial, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
 
 PREFIX = "space."
-"""Overrides of the space begin with this; all others are the base recipe's."""
+"""Prefix of overrides of the space; all others are of the base recipe."""
 
 FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
@@ -59,7 +59,7 @@ NOT_SEARCHED = {
     "data.on_missing_class": _UNTRAINED,
     "data.reduce_zero_label": _OTHER_DATA,
 }
-"""Parts of a recipe that are no parameters of a search, and why."""
+"""Parts of a recipe that cannot be parameters of a search, and why."""
 
 PERTURBED = (
     "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
@@ -68,7 +68,8 @@ PERTURBED = (
     "data.mixup", "data.cutmix", "data.mix_prob", "data.mixup_switch_prob", "data.crop_scale",
     "data.crop_ratio", "data.scale_range",
 )  # fmt: skip
-"""Parts of a recipe that may change under a model in training; others change its shape, its steps or its optimizer."""
+"""Parts of a recipe that population-based training (pbt) may change in the middle of a training; others change the
+shape of the model, its steps or its optimizer."""
 
 
 def load_search(
@@ -79,13 +80,13 @@ def load_search(
     *,
     imports: bool = False,
 ) -> Search:
-    """Read a space, hold it against its base recipe, and name every mistake at once.
+    """Read a search space, check it against its base recipe, and name every mistake at once.
 
     Args:
         path: the space's file.
-        overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's draw as a
-            whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base recipe: to its
-            searched stage and those that this one starts from.
+        overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's
+            distribution as a whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base
+            recipe: to its searched stage and those that this one starts from.
         recipe: the base recipe or its file; None: the one that the space names.
         note: called with a line for each override that does not apply to all stages of the base recipe.
         imports: import the users' code that the base recipe names, unless there is a mistake before that.
@@ -124,12 +125,12 @@ def load_search(
 
 
 def is_of_space(override: str) -> bool:
-    """Whether an override belongs to the space, not to the base recipe."""
+    """Return whether an override belongs to the space, not to the base recipe."""
     return override.strip().startswith(PREFIX)
 
 
 class _Mistakes:
-    """Mistakes gathered over a whole space."""
+    """The mistakes of a whole search space."""
 
     def __init__(self, name: str, locations: Locations) -> None:
         self.name = name
@@ -137,12 +138,12 @@ class _Mistakes:
         self.errors: list[UserError] = []
 
     def add(self, what: str, *key_path: str, fix: str = "") -> None:
-        """Note a mistake at a key of the space."""
+        """Add a mistake at a key of the space."""
         self.errors.append(UserError(what, where=format_location(key_path, self.locations, self.name), fix=fix))
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Note what the block raises, and go on."""
+        """Add the mistakes that the block raises, and continue after it."""
         try:
             yield
         except UserError as error:
@@ -169,9 +170,18 @@ def _apply(override: str, merged: YamlDict, locations: Locations) -> None:
 def _base_recipe(
     path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes, load: Load
 ) -> Recipe | None:
-    """The recipe that is given itself, by its file or by its name, with overrides on top.
+    """Return the base recipe with overrides on top; None after a mistake in its name.
 
-    Returns None after a mistake in the name.
+    Args:
+        path: the space's file, which a named recipe is relative to.
+        named: a recipe, its file, its name in the space, or anything else that the space has there.
+        overrides: those of the recipe.
+        scope: the searched stage.
+        mistakes: mistakes are added.
+        load: loads a recipe file.
+
+    Raises:
+        UserError: as `load_recipe`.
     """
     if isinstance(named, Recipe):
         return override_recipe(named.model_dump(mode="json"), overrides, {}, f"recipe {named.name}", scope)
@@ -193,7 +203,7 @@ def _base_recipe(
 
 
 def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
-    """The searched stage; None after a mistake."""
+    """Return the name of the searched stage; None after a mistake."""
     if named is None and len(recipe.stages) == 1:
         return next(iter(recipe.stages))
     if named in recipe.stages if isinstance(named, str) else False:
@@ -211,7 +221,7 @@ def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
 def _check_against_recipe(
     merged: YamlMapping, space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
 ) -> None:
-    """Hold what can be read of a space, which need not be valid as a whole, against the recipe."""
+    """Check what can be read of a space, which need not be valid as a whole, against the recipe."""
     whole = recipe.model_dump(mode="json")
     base = recipe.stages[stage]
     epochs = base.training.epochs
@@ -238,7 +248,7 @@ def _check_against_recipe(
 
 
 def _readable_distributions(parameters: Any) -> dict[str, Distribution]:
-    """Those parameters whose draws are valid, of a space that is not."""
+    """Return the parameters whose distributions are valid, of a space that is not."""
     readable = {}
     for path, raw in parameters.items() if isinstance(parameters, dict) else ():
         try:
@@ -249,7 +259,7 @@ def _readable_distributions(parameters: Any) -> dict[str, Distribution]:
 
 
 def _why_unused(path: str, distributions: Mapping[str, Distribution], stage: YamlMapping) -> tuple[str, str] | None:
-    """Why a parameter has no effect, whatever the other parameters' values, and what to do about it; None: it has."""
+    """Return why a parameter has no effect, whatever the others' values, and what to do about it; None: it has one."""
 
     def values(key: str) -> list[Any]:
         return distributions[key].corners() if key in distributions else [value_of(stage, key)]
@@ -260,7 +270,7 @@ def _why_unused(path: str, distributions: Mapping[str, Distribution], stage: Yam
 def _check_parameter(
     path: str, distribution: Distribution, whole: PlainValues, stage: str, epochs: float | None, mistakes: _Mistakes
 ) -> None:
-    """Refuse a path that is not searched, and ends or choices that the recipe refuses."""
+    """Refuse a parameter that cannot be searched, and ends of a range or choices that the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
         if _is_within(path, part):
             mistakes.add(f"{path} is not searched: {why}", "parameters", path)
@@ -278,7 +288,7 @@ def _check_parameter(
 def _reasons_against(
     path: str, value: Value, whole: PlainValues, stage: str, epochs: float | None
 ) -> list[tuple[str, str]]:
-    """What speaks against one value of a parameter in the base recipe, and what to do about it."""
+    """Return why the base recipe refuses a value of a parameter, and what to do about it; empty: it does not."""
     changed = {**whole, "stages": {**whole["stages"], stage: dict(whole["stages"][stage])}}
     try:
         set_value(changed["stages"][stage], path.split("."), value, "")
@@ -292,7 +302,7 @@ def _reasons_against(
 
 
 def _reason(error: UserError, path: str, stage: str) -> tuple[str, str]:
-    """What is wrong and its remedy; the key only where it is not the parameter's own."""
+    """Return what is wrong and what to do about it; the key only where it is not the parameter's own."""
     key = error.where.removeprefix(f"stages.{stage}").removeprefix(".")
     return (error.what if key in ("", path) else f"{key}: {error.what}"), error.fix
 
@@ -302,7 +312,7 @@ def _is_within(path: str, part: str) -> bool:
 
 
 def _find_too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
-    """Parts of the schedule, by key, that a training of so many epochs does not reach the end of.
+    """Return why keys of the schedule do not fit into a training of so many epochs, by key.
 
     Those given in steps, and a length in steps, cannot be compared before the data is known.
     """

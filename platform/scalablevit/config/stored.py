@@ -1,4 +1,4 @@
-"""Stages as they are kept in run folders, model configs and captured steps, whatever version wrote them."""
+"""Stages as they are stored in run folders, model configs and captured steps, whatever recipe version wrote them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
@@ -13,7 +13,7 @@ from scalablevit.config.user_code import import_user_code, stored_names
 
 
 class ModelConfig(TypedDict):
-    """A model's `config.json`. It may come from somebody else's registry, so nothing is sure but that it is JSON."""
+    """A model's `config.json`. It may come from somebody else's registry, so no key is guaranteed to be right."""
 
     format: int
     stage: YamlDict
@@ -36,7 +36,7 @@ def to_store(stage: Stage) -> PlainValues:
 def stored_sections(raw: Any, where: str = "") -> YamlDict:
     """Return the plain sections of a stored stage in the current version.
 
-    Keys that did not exist when it was stored get the value that had the same effect.
+    Keys that did not exist when it was stored get the value that has the same effect.
 
     Args:
         raw: what `to_store` returned, or what version 1 wrote.
@@ -62,7 +62,7 @@ def stored_stage(
         raw: as for `stored_sections`.
         where: as for `stored_sections`.
         imports: import the users' code that it names.
-        expected: content sums that the packages of that code must have; None: whatever is here.
+        expected: SHA-256 that each package of that code must have, by name; None: any.
 
     Raises:
         UserError: as `stored_sections`, its values are refused, or as `import_user_code`.
@@ -74,7 +74,11 @@ def stored_stage(
 
 
 def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
-    """Return a stored recipe; `where` is its file, for errors.
+    """Return a stored recipe.
+
+    Args:
+        raw: its plain values.
+        where: the file, for errors.
 
     Raises:
         UserError: it is of a version that this platform cannot read, or its values are refused.
@@ -86,7 +90,7 @@ def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
 
 
 def _with_former_defaults(sections: Any) -> Any:
-    """Add to the sections of a stored stage the keys that did not exist yet and whose default is another today."""
+    """Return the sections of a stored stage with the keys that it lacks and whose default was different then."""
     if not isinstance(sections, Mapping) or not isinstance(sections.get("training"), Mapping):
         return sections  # no stage: the check says so
     return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
@@ -94,6 +98,10 @@ def _with_former_defaults(sections: Any) -> Any:
 
 def stored_config(config: YamlMapping, where: str = "") -> ModelConfig:
     """Return a model's `config.json` with the sections of its stage, if it has one, in the current version.
+
+    Args:
+        config: the content of the file.
+        where: the file, for errors.
 
     Raises:
         UserError: as `stored_sections`.

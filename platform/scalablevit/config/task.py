@@ -8,11 +8,11 @@ from scalablevit.config.data import CocoInstances, Data
 from scalablevit.config.section import PositiveInt, Section
 
 SHOWN_SCORE = 0.3
-"""Detections with less are neither drawn nor counted as found where single images are looked at."""
+"""Least score of a detection that is drawn, or counted as found, where single images are looked at."""
 
 
 class TaskSection(Section):
-    """What the sections of all tasks can do."""
+    """Base class of the task sections."""
 
     def check_data(self, data: Data) -> None:
         """Refuse data that the task cannot learn from although its source fits.
@@ -112,6 +112,6 @@ Task = Annotated[Classification | Segmentation | Detection, Field(discriminator=
 
 
 def head_of(task: Task) -> str | None:
-    """Return a task's `head`; None of a task that has no choice of heads."""
+    """Return a task's `head`; None for a task without a choice of heads."""
     head: str | None = getattr(task, "head", None)
     return head

@@ -1,4 +1,4 @@
-"""What a trial of a search trains: the searched stage with its values, shortened to the budget."""
+"""What a trial of a search trains: the searched stage with the trial's values, shortened to the budget."""
 
 import json
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space, Value
 
 PBT_CHECKPOINTS = 4
-"""Kept of a trial under PBT, so that the one that another trial copies is not pruned meanwhile."""
+"""Checkpoints kept of a trial under PBT, so that the one that another trial copies is not deleted meanwhile."""
 
 
 def trial_epochs(space: Space, stage: Stage) -> float | None:
-    """Longest training of a trial in epochs; None: the recipe gives steps, and the budget nothing."""
+    """Return the longest training of a trial in epochs; None: the recipe gives steps, and the budget nothing."""
     return space.budget.epochs or stage.training.epochs
 
 
 def trial_gpus(search: Search) -> float:
-    """GPUs of each worker of a trial."""
+    """Return the GPUs of each worker of a trial."""
     return (search.space.resources or search.recipe.stages[search.stage].cluster).gpus_per_worker
 
 
 def convert_to_trial(stage: PlainValues, space: Space) -> None:
-    """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
+    """Convert the plain values of a stage, in place, to a trial's: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
         if training["epochs"] is not None:
@@ -42,10 +42,10 @@ def convert_to_trial(stage: PlainValues, space: Space) -> None:
 
 
 def _scale_schedule(schedule: PlainValues, factor: float, space: Space) -> None:
-    """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
+    """Shorten what the schedule has in epochs or steps as much as the trial is shorter, except searched parameters.
 
-    A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
-    is one that the whole training, which stays at its peak for long, does not survive (measured on the demo).
+    A trial must rank values as the full training would. Under a warm-up of full length, the best learning rate of the
+    trials is one at which the full training, which stays at its peak for long, diverges (measured on the demo).
     """
     path = "optimizer.schedule."
     if path + "warmup_epochs" not in space.parameters:
@@ -57,7 +57,11 @@ def _scale_schedule(schedule: PlainValues, factor: float, space: Space) -> None:
 
 
 def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
-    """What a trial trains: the searched stage with the values, the budget's length and the trial's resources.
+    """Return what a trial trains: the searched stage with the values, the budget's length and the trial's resources.
+
+    Args:
+        search: the space with its base recipe.
+        values: by dotted path in the stage.
 
     Raises:
         UserError: the values, each valid, do not fit together; they are named.
@@ -68,7 +72,12 @@ def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
 
 
 def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Recipe:
-    """The recipe with the values in one stage, nothing else changed, and no search of its own any more.
+    """Return the recipe with the values in one stage, and without its search; nothing else is changed.
+
+    Args:
+        recipe: the recipe.
+        stage: name of the stage.
+        values: by dotted path in the stage.
 
     Raises:
         UserError: the values do not fit together; they are named.
@@ -87,7 +96,7 @@ def _with_values(whole: PlainValues, stage: str, values: Mapping[str, Value]) ->
 
 
 def value_at(stage: Stage, path: str) -> Any:
-    """The plain value at a dotted path of a stage.
+    """Return the plain value at a dotted path of a stage.
 
     Raises:
         KeyError: the stage has no such path.

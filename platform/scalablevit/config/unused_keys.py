@@ -1,4 +1,4 @@
-"""Keys that have no effect next to the stage's other values: refused where a person wrote them."""
+"""Keys that have no effect next to the stage's other values; an error where a person wrote them."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 Values = Callable[[str], Sequence[Any]]
-"""The values that a key, by its dotted path in the stage, may have."""
+"""Returns the values that a key, by its dotted path in the stage, may have."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Condition:
     """When a key is read."""
 
     needed: str
-    """What to write so that it is, for errors."""
+    """What to write so that the key is read, for errors."""
     keys: tuple[str, ...]
-    """The keys that decide it, by their dotted paths in the stage."""
+    """Dotted paths, in the stage, of the keys that decide whether it is read."""
     fits: Callable[[Any], bool]
-    """Whether a value of such a key lets it be read."""
+    """Whether a value of one of `keys` lets it be read."""
     all_needed: bool = False
     """Whether all of `keys` must fit; else one is enough."""
 
 
 def _other_than(*values: str) -> Callable[[Any], bool]:
-    """Values that the schema refuses count as fitting: they are a mistake of their own."""
+    """Return a test for any other value; values that the schema refuses pass it, since they are another mistake."""
     return lambda value: value not in values
 
 
@@ -75,7 +75,7 @@ CONDITIONS = {
         "training.nonfinite.action: skip or rollback", ("training.nonfinite.action",), _other_than("stop")
     ),
 }  # fmt: skip
-"""When each key is read that is not always; by its dotted path in the stage."""
+"""For keys that are not always read: when they are, by their dotted path in the stage."""
 
 _NO_WEIGHTS = "write model.init: a file, timm:<tag> or models:/<name>@<alias>"
 TIMM_WORDS = {
@@ -99,11 +99,11 @@ TIMM_WORDS = {
         for key in ("name", "drop_path_rate", "grad_checkpointing", "channels_last")
     },
 }
-"""Arguments of timm's own that are no options of an architecture here, and what to write instead."""
+"""timm's own arguments that are no options of an architecture here, and what to write instead."""
 
 
 def is_read(key: str, values: Values) -> bool:
-    """Whether a key, by its dotted path in the stage, has an effect together with some of the values."""
+    """Return whether a key, by its dotted path in the stage, has an effect with at least one of the values."""
     condition = CONDITIONS.get(key)
     if condition is None:
         return True
@@ -112,7 +112,7 @@ def is_read(key: str, values: Values) -> bool:
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Say why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
+    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     condition = CONDITIONS[key]
@@ -122,7 +122,7 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
 
 
 def value_of(stage: YamlMapping, key: str) -> Any:
-    """The value at a dotted path of a stage's plain values, or the default; None where there is no such key."""
+    """Return the value at a dotted path of a stage's plain values, or the default; None: the stage has no such key."""
     given, value = _get(stage, key)
     if given:
         return value
@@ -133,16 +133,17 @@ def value_of(stage: YamlMapping, key: str) -> Any:
 def find_unused(
     stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations, origin: str
 ) -> tuple[list[UserError], list[str]]:
-    """Find what people wrote without effect.
+    """Find values without effect that people wrote.
 
-    A value in a section that stages share counts as read where one of them reads it. A default that a file spells out
-    is no mistake, and what a file says for another optimizer, schedule or head than an override picks is only noted.
+    A value in a section that stages share counts as read where one of them reads it. A value that is the default is no
+    mistake. A value of the file that only an override makes useless (by another optimizer, schedule or head) is no
+    mistake either: it is noted.
 
     Args:
         stages: plain values with the overrides on top, valid or not.
         overrides: those of stages.
-        places: where the values are written; those without a place were written by nobody.
-        origin: what is named in errors for values without a place.
+        locations: where the values were written; values without a location are defaults.
+        origin: what errors name for values without a location.
 
     Returns:
         The mistakes, and a line for each override that leaves values of the file without effect.
@@ -172,7 +173,7 @@ def find_unused(
 
 
 def drop_unused(stage: YamlMapping) -> YamlDict:
-    """A stage's plain values less those without effect that are not the default, so that they load as a file."""
+    """Return a stage's plain values without those that a recipe file may not have: neither read nor the default."""
     copied: YamlDict = copy.deepcopy(dict(stage))
     for key in CONDITIONS:
         if _get(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
@@ -187,7 +188,7 @@ def drop_unused(stage: YamlMapping) -> YamlDict:
 def _written(
     stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations
 ) -> dict[tuple[str, str, str], list[str]]:
-    """Names of the stages by key, place and, where each stage has its own, stage."""
+    """Return names of stages by key, location and, where the value is the stage's own, stage (else empty)."""
     written: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
         for key in (*CONDITIONS, *TIMM_WORDS):
@@ -199,7 +200,7 @@ def _written(
 
 
 def _author(name: str, key: str, overrides: Sequence[Override], locations: Locations) -> str | None:
-    """The place where a stage's value was written: a line or an override; None: nobody wrote it."""
+    """Return the location of a stage's value, a line or an override; None: nobody wrote it."""
     path = key.split(".")
     for length in range(len(path), 0, -1):
         location = locations.get(("stages", name, *path[:length]))
@@ -213,7 +214,7 @@ def _author(name: str, key: str, overrides: Sequence[Override], locations: Locat
 
 
 def _get(stage: YamlMapping, key: str) -> tuple[bool, Any]:
-    """Whether plain values have a key, and its value."""
+    """Return whether plain values have a key, and its value."""
     node: Any = stage
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -226,7 +227,7 @@ _NO_KEY = object()
 
 
 def _default(stage: YamlMapping, key: str) -> Any:
-    """The schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
+    """Return the schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
     annotation: Any = Stage
     default: Any = None
     node: Any = stage

@@ -1,4 +1,4 @@
-"""Versions of recipes and search spaces: what version 2 renamed, and the way from version 1 to it."""
+"""Convert recipes and search spaces of version 1 to version 2, which renamed some keys and values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ KEYS = {
     "promotion.sure": "require_significance",
     "promotion.least": "min_value",
 }
-"""New name of each renamed key, by its dotted path in a stage; the sections on the way have their new names."""
+"""New name of each renamed key, by its dotted path in a stage; the sections before it have their new names."""
 
 VALUES = {
     "training.nonfinite.action": {"roll_back": "rollback"},
     "training.on_checkpoint_failure": {"go_on": "continue"},
 }
-"""New word for each renamed value, by the new path of its key."""
+"""New name of each renamed value, by the new dotted path of its key."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -48,14 +48,14 @@ class Rename:
 
 
 def convert(raw: Any) -> tuple[Any, list[Rename]]:
-    """Convert plain values of version 1 to the words of version 2; those of version 2 stay as they are.
+    """Convert plain values of version 1 to version 2; those of version 2 stay as they are.
 
     Args:
         raw: a recipe, in either form of its file; a stage; or a search space.
 
     Returns:
-        The converted copy, in the same order, and what was renamed. Of an old and a new key in the same section, the
-        copy holds the new one.
+        The converted copy, in the same order, and what was renamed. If a section has both the old and the new key, the
+            copy has the new one.
     """
     renames: list[Rename] = []
     if not isinstance(raw, Mapping):
@@ -78,7 +78,8 @@ def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
         where: the file, for errors.
 
     Raises:
-        UserError: the version is a later one or none at all, or an old and a new key contradict each other.
+        UserError: the version is later than the current one or is no version, or a section has both an old key and its
+            new name.
     """
     version = raw.get("version", 1)
     if problem := version_problem(version):
@@ -91,7 +92,7 @@ def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
 
 
 def version_problem(version: Any) -> tuple[str, str] | None:
-    """Why a version cannot be read, and what to do about it; None for versions that exist."""
+    """Return why a version cannot be read, and what to do about it; None for versions that exist."""
     if type(version) is not int or version < 1:
         return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {VERSION}"
     if version > VERSION:
@@ -100,7 +101,7 @@ def version_problem(version: Any) -> tuple[str, str] | None:
 
 
 def format_conflict(rename: Rename) -> str:
-    """Return what is wrong where the old and the new key are in the same section."""
+    """Return what is wrong where a section has both the old and the new key."""
     return f"{_dotted(rename.path)} and its new name {rename.new} are both given"
 
 
@@ -132,7 +133,7 @@ def new_override(override: str) -> str:
 
 
 def _names(path: KeyPath) -> KeyPath:
-    """`new_path` of a path that may hold positions in lists."""
+    """Return `new_path` of a path that may have indices of lists."""
     texts = new_path([str(part) for part in path])
     return tuple(part if isinstance(part, int) else text for part, text in zip(path, texts, strict=True))
 
@@ -142,7 +143,7 @@ def _convert_stages(stages: YamlMapping, renames: list[Rename]) -> YamlDict:
 
 
 def _convert_parameters(parameters: YamlMapping, renames: list[Rename]) -> YamlDict:
-    """Parameters of a search space: their names are dotted paths, their choices may be old values."""
+    """Convert parameters of a search space: their names are dotted paths, their choices may be old values."""
     result: YamlDict = {}
     for name, distribution in parameters.items():
         path, new = ("parameters", name), ".".join(new_path(name.split(".")))
@@ -159,7 +160,7 @@ def _convert_parameters(parameters: YamlMapping, renames: list[Rename]) -> YamlD
 
 
 def _convert_section(node: Any, path: KeyPath, at: str, renames: list[Rename]) -> Any:
-    """A section, or a value in one, whose dotted path in the stage is `at`."""
+    """Convert a section, or a value in one, whose dotted path in the stage is `at`."""
     if not isinstance(node, Mapping):
         return _convert_value(node, path, at, renames)
     result: YamlDict = {}

@@ -1,4 +1,4 @@
-"""Users' own packages, which a recipe names under `imports`: found without importing, summed up, and imported."""
+"""Users' own packages, which a recipe names under `imports`: found without importing, hashed, and imported."""
 
 import importlib
 import importlib.util
@@ -19,11 +19,11 @@ from scalablevit.config.recipe import Recipe, Stage
 
 KEY = "imports"
 SUMS = "user_code"
-"""In a model's `config.json`: content sum of each package of its stage's `imports`, by name."""
+"""Key of a model's `config.json`: the SHA-256 of each package of its stage's `imports`, by name."""
 SHOWN_SUM = 12
-"""Characters of a content sum in messages."""
+"""Characters of a package's SHA-256 in messages."""
 _imported: dict[str, str] = {}
-"""Content sum of each package at the time when this process imported it."""
+"""SHA-256 of each package at the time when this process imported it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class UserPackage:
     """A user's package as this machine has it."""
 
     name: str
-    """Of the top level."""
+    """Name of the top-level package."""
     folder: Path
     installed: bool
-    """Whether it is among the interpreter's installed packages: every node must have it; else it travels with a job."""
+    """Whether it is among the interpreter's installed packages, which every node must have; else it is sent with a
+    job."""
 
     def content_sum(self) -> str:
-        """Return the SHA-256 of its files' names and contents."""
+        """Return the SHA-256, in hexadecimal, of its files' names and contents."""
         return content_sum(self.folder)
 
 
@@ -67,10 +68,14 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
 
 
 def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
-    """Return the content sum of each package that modules belong to, by its name; arguments as `find_packages`.
+    """Return the SHA-256 of each package that modules belong to, by the package's name.
 
-    Of a package that this process has imported it is the sum at that time: this code is at work, whatever becomes of
-    the files.
+    For a package that this process has imported it is the sum at that time, since that code runs, whatever its files
+    are now.
+
+    Args:
+        names: as for `find_packages`.
+        where: as for `find_packages`.
 
     Raises:
         UserError: as `find_packages`.
@@ -89,12 +94,13 @@ def import_user_code(
 
     Args:
         names: dotted names of modules, in the order of importing.
-        expected: content sums that their packages must have; None: whatever is here.
+        expected: SHA-256 that each of their packages must have, by name; None: any.
         where: what errors name as the place of the names.
         for_reading: the stage is only read, so files may have changed since they were imported.
 
     Raises:
-        UserError: a module is not there, its package has another sum, or it raises an exception.
+        UserError: a module is not there, its package has another sum or has changed since it was imported, or the
+            module raises an exception.
     """
     if not names:
         return
@@ -117,10 +123,10 @@ def import_user_code(
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
-    """Import the code that a stored model was trained with, if it is here.
+    """Import the users' code that a stored model was trained with from this machine.
 
     Args:
-        config: the model's `config.json`, whose `user_code` has the content sums.
+        config: the model's `config.json`, whose `user_code` has the sums.
         where: the model, for errors.
 
     Raises:
@@ -130,14 +136,14 @@ def import_stored_code(config: Mapping[str, Any], where: str) -> None:
 
 
 def stored_sums(raw: object, where: str) -> dict[str, str]:
-    """Return the content sums of a model's `config.json`, which need not be ours; empty where it has none.
+    """Return the packages' sums in a model's `config.json`, which may be of any origin; empty where it has none.
 
     Args:
-        found: its `user_code`.
+        raw: its `user_code`.
         where: its file, for errors.
 
     Raises:
-        UserError: they are no sums by names.
+        UserError: it is no mapping of texts to texts.
     """
     raw = raw or {}
     if not isinstance(raw, dict) or not all(isinstance(text, str) for pair in raw.items() for text in pair):
@@ -146,11 +152,11 @@ def stored_sums(raw: object, where: str) -> dict[str, str]:
 
 
 def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Stage:
-    """Return a stage that another process sent, with its users' code imported.
+    """Return a stage that another process sent, after importing its users' code.
 
     Args:
         text: the stage as JSON.
-        expected: content sums that the packages of its code must have; None: whatever is here.
+        expected: SHA-256 that each package of its code must have, by name; None: any.
 
     Raises:
         UserError: as `import_user_code`.
@@ -160,7 +166,7 @@ def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Sta
 
 
 def stored_names(sections: Mapping[str, Any], where: str) -> list[str]:
-    """Return what the plain sections of a stage, which need not be ours, name under `imports`.
+    """Return the modules that the plain sections of a stage, which may be of any origin, name under `imports`.
 
     Args:
         sections: of the stage.
@@ -181,6 +187,12 @@ def stored_names(sections: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _find_package(name: str, where: str) -> UserPackage:
+    """Find a top-level package, without importing it.
+
+    Raises:
+        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and is not
+            installed.
+    """
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # a broken finder; a module without a spec, such as __main__
@@ -219,19 +231,20 @@ def _find_package(name: str, where: str) -> UserPackage:
 
 
 def _advice(name: str) -> str:
-    """What to do about a package that is not found."""
+    """Return what to do about a package that is not found."""
     if (Path(name) / "__init__.py").is_file():
         return f"it is in the current folder, where Python does not look: PYTHONPATH={Path.cwd()}, or pip install it"
     return "check its name; put the folder that holds the package on PYTHONPATH, or pip install it (-e: as it is)"
 
 
 def _installed_folders() -> set[Path]:
+    """Return the folders of the interpreter's installed packages."""
     paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
     return {Path(path).resolve() for path in (*paths, *site.getsitepackages())}
 
 
 def _check_module(package: UserPackage, inner: str, where: str) -> None:
-    """Look for a module's file within its package.
+    """Refuse a module whose file is not in its package.
 
     Raises:
         UserError: it is not there.
@@ -277,7 +290,7 @@ def _import(name: str, package: UserPackage) -> None:
 
 
 def _location_in(package: UserPackage, error: BaseException) -> str:
-    """Return file and line of the package's code where an exception came from."""
+    """Return file and line of the package's code that raised an exception."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
