@@ -22,7 +22,7 @@ FILES = {
     "ablation": ("ablation.csv", "ablation.json"),
     "table": ("costs.csv", "costs.json"),
 }
-"""What each verb writes into --out."""
+"""Files that each verb writes into --out."""
 MODELS = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs: a ScalableViT of any
 task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger images
@@ -112,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _verb(
     verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
 ) -> argparse.ArgumentParser:
-    """A verb with the arguments that all of them take."""
+    """Add a verb with the arguments that all verbs have."""
     verb = verbs.add_parser(
         name, help=what, description=what[0].upper() + what[1:] + ".", epilog=EPILOGS[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -138,13 +138,17 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, train or count; see `add_arguments`."""
+    """Draw, train or count, by the verb; see `add_arguments`.
+
+    Raises:
+        UserError: --out cannot take the files, or has them already; or a recipe, model, image or cluster does not fit.
+    """
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
     root = platform_root(options.root, make=options.verb == "ablation")
     names = [argument for argument in getattr(options, "given", []) if "=" not in argument]
     overrides = [argument for argument in getattr(options, "given", []) if "=" in argument]
-    # imported late: a mistake above is answered before anything slow is loaded
+    # imported late: a mistake above is reported before torch is loaded
     match options.verb:
         case "features":
             from scalablevit.paper.features import draw_features
@@ -177,7 +181,11 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
 
 
 def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse early, before anything is trained, what could not be written at the end."""
+    """Refuse a folder that could not take the files, before anything is trained.
+
+    Raises:
+        UserError: it cannot be written, or has one of the files already.
+    """
     refuse_session_folder(str(out), "--out")
     refuse_unwritable(out)
     existing = [name for name in names if os.path.lexists(out / name)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import raise_all
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
             other than bad samples; all that can be has been checked and printed.
     """
-    with messages_aside(options.json):
+    with stdout_to_stderr(options.json):
         path = options.recipe or RECIPES / DEMO
         recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
         root = platform_root(options.root)
@@ -109,7 +109,7 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
 
 
 def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Data]]:
-    """Different data sections, each with the name of its first stage."""
+    """Yield the distinct data sections, each with the name of its first stage."""
     known: list[Data] = []
     for name, stage in recipe.stages.items():
         if stage.data not in known:
@@ -126,7 +126,7 @@ def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
 
 
 def _print_inspection(name: str, data: Data, inspection: Inspection) -> int:
-    """Name the bad samples of both splits; how many there are."""
+    """Print the bad samples, statistics and warnings of both splits; return the number of bad samples."""
     bad = 0
     for split, source in inspection.sources.items():
         print(f"{name}/{split}: {len(source)} samples, {left_out(source.ignored)}", flush=True)
@@ -165,7 +165,7 @@ def _print_report(where: str, data: Data, report: Report) -> int:
 
 
 def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) -> str:
-    """What to do next."""
+    """Return what to do next."""
     if bad:
         return (
             f"{bad} bad samples. Correct or replace the files named above, or remove them (with their masks or "

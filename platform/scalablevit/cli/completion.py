@@ -1,4 +1,4 @@
-"""What makes a shell complete the command: written once, from the parsers, so that no Python starts at every tab."""
+"""Print the completion script of a shell, made from the parsers once, so that no Python starts at every tab."""
 
 import argparse
 import io
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the code for a shell; see `add_arguments`."""
+    """Print the completion script for a shell; see `add_arguments`."""
     words = {verb: _words(verb) for verb in VERBS}
     names = {"--recipe": list(shipped_files(RECIPES)), "--space": list(shipped_files(SPACES))}
     if options.shell == "fish":
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _words(verb: str) -> list[str]:
-    """Return what can follow a verb: its own verbs or choices, and all options."""
+    """Return the words that can follow a verb: its own verbs or choices, and all options."""
     parser = tree.parser_of(verb)
     usage = parser.format_usage()
     choices = [word for group in re.findall(r"\{([\w,-]+)\}", usage) for word in group.split(",")]
@@ -60,7 +60,7 @@ def _words(verb: str) -> list[str]:
 
 
 def _usage_of(parser: argparse.ArgumentParser, verb: str) -> str:
-    """Return the usage of a verb's own verb; argparse hands out no parsers of them."""
+    """Return the usage of a verb's own verb, which argparse gives only as printed help."""
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
         parser.parse_args([verb, "--help"])

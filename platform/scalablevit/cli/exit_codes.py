@@ -13,13 +13,18 @@ from scalablevit.runs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
 UNREAD = 141
-"""Exit code where nobody reads the output any more (`| head`): 128 and SIGPIPE, as shells say it."""
+"""Exit code where standard output is closed by its reader (`| head`): 128 + SIGPIPE, as shells have it."""
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C.
+    """Run the body of a command, print its failure without a traceback where one is expected, and return the exit code.
 
-    Where nobody reads standard output any more, the script ends without a word, with `UNREAD`.
+    0 and others are the body's own; 1: a failure, with a traceback if it is unexpected; 2: a user's mistake or a full
+    disk; 130: interrupted, also by SIGTERM; `UNREAD`: the reader of standard output has closed it, and nothing is
+    printed.
+
+    Args:
+        work: the body; returns its exit code.
     """
     end_like_ctrl_c()
     try:
@@ -40,11 +45,11 @@ def guarded(work: Callable[[], int]) -> int:
             return _exit(2, f"\n{_disk_full(error)}")
         return _exit(1, mask(traceback.format_exc(), ""))
     finally:
-        _is_unread()  # or the interpreter would fail on what is left
+        _is_unread()  # else the interpreter fails to flush what is left
 
 
 def _exit(code: int, reason: str) -> int:
-    """The exit code; the reason goes to stderr, which may be a file on a full disk."""
+    """Print the reason to stderr, which may be a file on a full disk, and return the exit code."""
     with suppress(OSError):
         print(reason, file=sys.stderr, flush=True)
     return code
@@ -59,10 +64,10 @@ def _disk_full(error: OSError) -> UserError:
 
 
 def _is_unread() -> bool:
-    """Whether nobody reads standard output any more; what is left to be printed then goes nowhere."""
+    """Return whether the reader of standard output has closed it; what is still buffered is then discarded."""
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # none, or no file
+    except (AttributeError, OSError, ValueError):  # no standard output, or not a file
         return False
     poll = select.poll()
     poll.register(output, 0)

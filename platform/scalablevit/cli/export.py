@@ -1,4 +1,4 @@
-"""A registered model or a finished run as ONNX and torch.export archives."""
+"""Export a registered model or a finished run to ONNX and torch.export archives."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 NOTE = "export.json"
 IMAGES = 4
-"""Real ones that the exports are checked on."""
+"""Most images that the exports are checked on."""
 MOST_PIXELS = 4096 * 8192
-"""Of an input by --size: the largest that a recipe of detection may have."""
+"""Most pixels of an input by --size: as many as the largest input of a detection recipe."""
 EPILOG = f"""\
 The model's weights and recipe are read; no code of the registry is run.
 
@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, check and print; see `add_arguments`."""
+    """Export, check and print; see `add_arguments`.
+
+    Raises:
+        UserError: the images, --out or --size are of no use, there is no such model, or it cannot be exported.
+    """
     root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
-    # imported late: a mistake above is answered before anything slow is loaded
+    # imported late: a mistake above is reported before torch is loaded
     import torch
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
@@ -155,14 +159,14 @@ def _line(exported: "Exported") -> str:
 
 
 class PartNote(TypedDict):
-    """What the note says of a part."""
+    """What export.json has about a part."""
 
     name: str
     input: dict[str, list[str | int]]
-    """Its name and shape; open dimensions are letters."""
+    """Its name and shape; dynamic dimensions are letters."""
     outputs: dict[str, list[str | int]]
     largest_difference: dict[str, dict[str, float]]
-    """From the network's own outputs, by file and shape of the input."""
+    """Largest difference from the network's own outputs, by file and shape of the input."""
     largest_output: float
 
 

@@ -1,4 +1,4 @@
-"""A stage's training on paper: what it would take on so many devices, without its data and without starting it."""
+"""Predict what a stage's training would take on so many devices, without starting it; its data need not be there."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
 from scalablevit.cli.documents import TrainingPrediction
-from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
+from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, print_document, stdout_to_stderr
 from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
@@ -43,12 +43,13 @@ Exit codes: 0 done; 2 something that you can fix; 130 interrupted."""
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much data there is, and who says so."""
+    """How many images and classes there are, and where these numbers come from."""
 
     train_images: int
     val_images: int
     classes: tuple[str, ...]
     origin: str
+    """Where the numbers come from, in words."""
 
 
 PUBLISHED: dict[str, tuple[int, int, int]] = {
@@ -100,8 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `add_arguments`."""
-    with messages_aside(options.json is STDOUT):
+    """Predict and print; see `add_arguments`.
+
+    Raises:
+        UserError: an argument is of no use, the recipe is wrong, the size of the data is not known, or a step cannot be
+            measured here.
+    """
+    with stdout_to_stderr(options.json is STDOUT):
         document = _predict(options)
     if options.json is STDOUT:
         print_document(document)
@@ -117,7 +123,7 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     root = platform_root(options.root, make=False)
     check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid, registered=bool(stage.imports))
     size = _data_size(stage, root, options)
-    # imported late: what is wrong so far is answered before torch is loaded
+    # imported late: a mistake above is reported before torch is loaded
     from scalablevit.pipeline.prediction import Given, format_prediction, predict
     from scalablevit.pipeline.resolve import model_cost
     from scalablevit.tasks.registry import build_task
@@ -154,10 +160,16 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
 
 
 def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -> tuple[float, int, str]:
-    """Seconds of a step, of how many images, and who says so.
+    """Return the seconds of a step, its number of images, and how that is known.
 
     Args:
+        stage: the stage.
+        task: of the stage.
+        options: of the command.
         share: a device's images of a global batch.
+
+    Raises:
+        UserError: as `_measured_step`.
     """
     images: int = options.step_images or share
     if not options.measure:
@@ -168,7 +180,11 @@ def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing, and what is missing, before anything is read."""
+    """Refuse numbers out of range, and missing or contradicting arguments, before anything is read.
+
+    Raises:
+        UserError: there are any.
+    """
     for flag in ("devices", "step_s", "step_images", "train_images", "val_images", "classes",
                  "bandwidth", "decode_rate", "price"):  # fmt: skip
         value, where = getattr(options, flag), f"--{flag.replace('_', '-')}"
@@ -187,7 +203,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
-    """The recipe on the devices planned for, and the name of its stage."""
+    """Return the recipe with the devices of --devices, and the name of the planned stage.
+
+    Raises:
+        UserError: as `load_and_import`, or --stage is needed or unknown.
+    """
     path = options.recipe or RECIPES / DEMO
     chosen = (options.stage,) if options.stage else ()
     recipe = load_and_import(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
@@ -207,10 +227,10 @@ def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
 
 
 def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSize:
-    """From the arguments, the data on this machine, or what is published of it; arguments come first.
+    """Return the size of the data from the arguments, else from the data here, else as the data set is published.
 
     Raises:
-        UserError: none of them knows.
+        UserError: it is not known.
     """
     data, train, val = stage.data, options.train_images, options.val_images
     classes = _numbered(options.classes) if options.classes else None
@@ -233,7 +253,7 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
 
 
 def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
-    """What the recipe, the folder of the data or its publisher says."""
+    """Return the size of the data from the recipe, the data here or its publication; None: it is not known."""
     from scalablevit.data.shapes import CLASSES
     from scalablevit.data.sources.opening import open_source
 
@@ -257,7 +277,7 @@ def _numbered(classes: int) -> tuple[str, ...]:
 
 
 def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
-    """Median seconds of a step on this machine's device, and where they are from.
+    """Return the median seconds of a step on this machine's device, and how they were measured, in words.
 
     Raises:
         UserError: the recipe computes on GPUs and there is none, or its model cannot be compiled here.
@@ -281,7 +301,11 @@ def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]
 
 
 def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> float:
-    """Median seconds of a step; on a CPU in a process that starts as a worker does."""
+    """Return the median seconds of a step; on a CPU it is measured in a process that starts as a worker does.
+
+    Raises:
+        UserError: the model cannot be compiled here.
+    """
     from scalablevit.training.environment import call_in_cpu_worker
     from scalablevit.training.speed import cpu_step_s, median_step_s
 
@@ -295,7 +319,7 @@ def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> 
 
 
 def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
-    """Training samples that a core decodes in a second here; None where there is no data."""
+    """Return how many training samples a core decodes in a second here; None without the data or a measurement."""
     from scalablevit.data.sources.opening import open_source
     from scalablevit.training.speed import decoded_per_s
 

@@ -1,4 +1,4 @@
-"""Images, answered by a registered model or a finished run."""
+"""Predict images with a registered model or a finished run."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.arguments import add_model, add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.prediction_folder import (
     BAD,
     LEFT_OUT,
@@ -82,8 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `add_arguments`."""
-    with messages_aside(options.json):
+    """Predict and print; see `add_arguments`.
+
+    Raises:
+        UserError: the images or --out are of no use, there is no such model, or the cluster or server does not fit.
+    """
+    with stdout_to_stderr(options.json):
         code = _run(options)
     if options.json:
         out = options.out.expanduser().absolute()
@@ -122,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sets_score(overrides: list[str]) -> bool:
-    """Whether an override names the score threshold."""
+    """Return whether an override sets the score threshold."""
     paths = [path_in_stage(override) for override in overrides]
     return ["task", "score_threshold"] in [list(path) for path in paths]
 
@@ -135,15 +139,18 @@ def _write(
     out: Path,
     root: Path,
 ) -> PredictionCounts:
-    """Answer all images into `out`.
+    """Write the predictions of all images into `out`, and return how many there are.
 
     Args:
         stage: of the model.
         classes: of the model.
-        what: file of the weights, images, and the score from which on detections are drawn.
-        pictures: names of the images' pictures.
-        out: folder of the answers.
+        what: path of the weights' file; images; least score of detections that are drawn, None: the usual one.
+        pictures: names of the images' drawn files, by the images' own names.
+        out: folder of the predictions.
         root: the platform's root.
+
+    Raises:
+        UserError: the cluster does not fit.
     """
     from scalablevit.serving.predict import Job
     from scalablevit.tasks.registry import task_kind

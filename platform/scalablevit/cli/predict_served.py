@@ -1,4 +1,4 @@
-"""A folder of images, answered by a model that `mlflow models serve` serves."""
+"""Predict images with a model that `mlflow models serve` serves."""
 
 import argparse
 from collections.abc import Mapping
@@ -22,7 +22,19 @@ from scalablevit.tasks.registry import task_kind
 
 
 def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
-    """`cli.predict.run` for an address."""
+    """Predict images with a served model, as `cli.predict.run` does with other models.
+
+    Args:
+        options: of the command; `model` is the server's address.
+        given: absolute path of IMAGES.
+        out: absolute path of --out.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: overrides are given, the images or --out are of no use, or the server fails.
+    """
     if options.overrides:
         raise UserError(
             "a served model predicts by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
@@ -49,10 +61,10 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
 def _write(
     server: Served, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
 ) -> PredictionCounts:
-    """Write the predictions of all images into `folder`.
+    """Write the predictions of all images into `folder`, and return how many there are.
 
     Raises:
-        UserError: the server fails, or answers no image at all.
+        UserError: the server fails, or no image could be predicted.
     """
     output = task_kind(model.task).build_output(model.classes, folder)
     predictions = (
@@ -70,7 +82,11 @@ def _write(
 
 
 def _predict_image(server: Served, model: Description, file: Path, picture: str, output: Output) -> Answer:
-    """The answer to an image, its pictures written; or `bad`, the reason why there is none."""
+    """Return the prediction for an image, after drawing it; or the reason why there is none, as `bad`.
+
+    Raises:
+        UserError: the server fails, or sends something that is no prediction.
+    """
     try:
         content = file.read_bytes()
         image = decode_image(content, model.max_pixels, file.name, limit="the server's limit")

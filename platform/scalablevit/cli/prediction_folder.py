@@ -1,4 +1,4 @@
-"""The folder of a prediction: checked before, filled as a whole, and what is printed of it."""
+"""The output folder of a prediction: checked first, written as a whole, and summed up on the screen."""
 
 import csv
 import json
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from scalablevit.tasks.output import Answer, Output
 
 NOTE = "prediction.json"
-"""What was predicted with what; also marks a folder as made by this script."""
+"""What was predicted, and by which model; its presence also marks a folder that this command may overwrite."""
 BAD = "bad_images.csv"
 LEFT_OUT = "left_out.csv"
 SHOWN = 20
-"""Files that are named on the screen, of the bad ones and of those left out each; the tables name all."""
+"""Most bad images, and most skipped files, that are printed; the tables have all."""
 PROGRESS_EVERY_S = 10.0
+"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
 class PredictionCounts:
-    """What came of the images."""
+    """How many images could not be predicted, and what the others took."""
 
     bad: int
-    """Images without an answer."""
+    """Images without a prediction."""
     seconds: float
-    """From the loaded model to the last answer."""
+    """From the loaded model to the last prediction."""
 
 
 def fill_output_folder(
@@ -47,17 +48,17 @@ def fill_output_folder(
     *,
     timed: str = "",
 ) -> int:
-    """Fill the folder, add the note and say what became of the images.
+    """Write predictions, tables and note into the output folder, and print a summary.
 
     Args:
         out: see `check_output_folder`.
         images: those to predict.
         facts: for the note, its `task` among them.
-        write: answers into a folder, with the names of the images' pictures by their own.
-        timed: what else the time of the answers has in it, for the screen.
+        write: writes predictions into a folder, given the names of the images' drawn files by the images' own names.
+        timed: what else is in the time of the predictions, for the summary.
 
     Returns:
-        The exit code.
+        The exit code: 1 if there are bad images, else 0.
     """
     from scalablevit.tasks.output import picture_names  # imported late: it loads NumPy
 
@@ -90,7 +91,12 @@ def fill_output_folder(
 
 
 def prediction_document(out: Path, *, dry_run: bool = False) -> Prediction:
-    """Return what the note in a folder says became of the images, as a document."""
+    """Return the JSON document about a prediction, from the note in its folder.
+
+    Args:
+        out: the folder.
+        dry_run: nothing was written; the numbers are null.
+    """
     if dry_run:
         return Prediction(folder=str(out), images=None, bad=None, left_out=None)
     note = json.loads((out / NOTE).read_text(encoding="utf-8"))
@@ -99,7 +105,7 @@ def prediction_document(out: Path, *, dry_run: bool = False) -> Prediction:
 
 
 def print_left_out(ignored: Sequence[str]) -> None:
-    """Name the first files that are no images by their names, with the reason."""
+    """Print the first `SHOWN` files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
         print(f"{shown(name)}\t{why_left_out(name)}")
     if more := and_more(len(ignored), SHOWN, before="", what="more files left out"):
@@ -107,7 +113,12 @@ def print_left_out(ignored: Sequence[str]) -> None:
 
 
 def check_output_folder(out: Path, images: GivenImages, overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost, or in which answers would be taken for images.
+    """Refuse a folder in which files would be lost, or predictions would be taken for images.
+
+    Args:
+        out: the folder; it need not exist.
+        images: those to predict.
+        overwrite: an earlier prediction in it may be replaced.
 
     Raises:
         UserError: it is no folder, cannot be written, is in IMAGES or around them, or holds other things.
@@ -129,7 +140,17 @@ def check_output_folder(out: Path, images: GivenImages, overwrite: bool) -> None
 
 
 def tabulate(output: "Output", predictions: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> PredictionCounts:
-    """Write tables of the answers, and of `bad` images; the clock starts when this is called."""
+    """Write the tables of predictions and of bad images, and print the progress.
+
+    Args:
+        output: the tables of the kind of task.
+        predictions: name of each image, and its prediction or the reason why there is none, as `bad`.
+        out: the folder.
+        count: images in all.
+
+    Returns:
+        The counts; their seconds are those of this call.
+    """
     started, last_printed, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")

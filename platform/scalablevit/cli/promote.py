@@ -1,4 +1,4 @@
-"""A candidate held against the champion on the same data; the alias moves only through the recipe's gate."""
+"""Compare a candidate with the champion on the same data; the alias moves only if the recipe's gate passes."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_root
 from scalablevit.cli.documents import Promotion
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.promotion_evidence import (
     Contender,
     format_evidence,
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks")  # fmt: skip
-"""Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+"""Keys of a data section that decide which samples there are; the others are each model's own."""
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
               "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
-"""What overrides may change; all else belongs to each of the two models."""
+"""Keys that overrides may change; all others are each model's own."""
 NONE = "none"
+"""Value of the tag of the previous champion where there was none."""
 PROMOTED, REFUSED, ALREADY, ROLLED_BACK = "promoted", "refused", "champion already", "rolled back"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion are
@@ -91,8 +92,12 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, decide and say why; see `add_arguments`."""
-    with messages_aside(options.json):
+    """Evaluate, decide and print why; see `add_arguments`.
+
+    Raises:
+        UserError: there is no such candidate or champion, the two cannot be compared, or data or cluster do not fit.
+    """
+    with stdout_to_stderr(options.json):
         document = _decide(options)
     if options.json:
         print_document(document)
@@ -149,6 +154,11 @@ def _decide(options: argparse.Namespace) -> Promotion:
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    """Refuse overrides of keys that are each model's own.
+
+    Raises:
+        UserError: there is one.
+    """
     for override in overrides:
         path = path_in_stage(override)
         if not any(".".join(path[:length]) in CHANGEABLE for length in range(1, len(path) + 1)):
@@ -160,7 +170,7 @@ def _refuse_without_effect(overrides: Sequence[str]) -> None:
 
 
 def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
-    """Refuse to compare versions made by different users' code under one name.
+    """Refuse to compare versions that different users' code under one name has made.
 
     Raises:
         UserError: names the package and both sums.
@@ -180,12 +190,21 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
 
 
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
-    """The candidate's stage, its data checked."""
+    """Return the candidate's stage with its data, which is checked.
+
+    Raises:
+        UserError, UserErrors: as `trained_recipe` and `resolve_evaluation`.
+    """
     recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
     return resolve_evaluation(recipe, root, candidate.config["classes"])
 
 
 def _check_same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+    """Refuse data with other classes than the version predicts.
+
+    Raises:
+        UserError: there are other classes.
+    """
     if set(version.config["classes"]) != set(classes):
         raise UserError(
             f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} predicts "
@@ -196,7 +215,11 @@ def _check_same_classes(version: RegisteredWeights, classes: tuple[str, ...]) ->
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
-    """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
+    """Return a version's own stage, with its image sizes and micro-batch, on the candidate's samples and worker.
+
+    Raises:
+        UserError: it has another kind of task or other classes, or its users' code is not here.
+    """
     _check_same_classes(version, resolved.classes)
     stage = resolved.stage
     stored = version.config["stage"]
@@ -210,7 +233,7 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     sections = {
         "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
         "model": {**stored["model"], "init": None},
-        # one process scores: the batch that one of its own workers had is what its device is known to hold
+        # one process scores, with the batch of one training worker, which is known to fit on its device
         "training": {
             **stored["training"],
             "global_batch_size": stored["training"]["global_batch_size"] // stored["cluster"]["workers"],
@@ -257,7 +280,11 @@ def _connect(stages: Iterable[Stage], root: Path) -> None:
 
 
 def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> "Score":
-    """On a node of the cluster that RAY_ADDRESS names, else in this process."""
+    """Score a version on a node of the cluster that RAY_ADDRESS names, else in this process.
+
+    Raises:
+        UserError: a node does not see the files.
+    """
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
@@ -282,7 +309,11 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
 def _promote_or_refuse(
     uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
 ) -> Promotion:
-    """Show both, write why on the candidate, and move the alias if the gate passes."""
+    """Print both versions' metrics, tag the candidate with the decision, and move the alias if the gate passes.
+
+    Raises:
+        UserError: the two could not read the same samples.
+    """
     from scalablevit.serving.gate import failures, paired_gain
 
     gate = resolved.stage.promotion
@@ -315,7 +346,7 @@ def _promote_or_refuse(
         write_tags(uri, name, version, written)
         print(format_outcome(uri, candidate, before, missed))
         return document
-    # before the move: a champion without the way back would be worse than a tag without its move
+    # before the move: without this tag a new champion could not be rolled back
     write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
     move_champion(uri, name, before, version)
     print(format_outcome(uri, candidate, before, missed))
@@ -323,7 +354,11 @@ def _promote_or_refuse(
 
 
 def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
-    """Point champion at the version that it pointed at before."""
+    """Move the alias champion back to the version that had it before.
+
+    Raises:
+        UserError: there is no champion, or none before it.
+    """
     if champion is None:
         raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
     previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NONE)
@@ -331,7 +366,7 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
         raise UserError(
             f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"
         )
-    tags_of(uri, name, int(previous))  # still there?
+    tags_of(uri, name, int(previous))  # raises if it was deleted
     print(f"{name}: champion {'would go' if dry_run else 'goes'} back from version {champion} to version {previous}")
     document = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
                       moved=not dry_run, evidence=None)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What promotion measured of candidate and champion, and how that is shown."""
+"""What promotion measured of candidate and champion, and its texts."""
 
 import shlex
 import time
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contender:
-    """A registered version and what it did."""
+    """A registered version and its score."""
 
     version: RegisteredWeights
     score: "Score"
 
     @property
     def weights_mb(self) -> float:
-        """10^6 bytes."""
+        """Return the size of the weights' file in 10^6 bytes."""
         return self.version.weights.stat().st_size / 1e6
 
 
@@ -41,28 +41,37 @@ class Measured:
     """What was measured of a version."""
 
     version: int
+    """Number of the registered version."""
     value: float
-    """Of the metric."""
+    """Of the metric, as a fraction."""
     latency_ms: float
+    """Median milliseconds of one prediction."""
     measured_on: str
+    """Device and threads of the latency, in words."""
     busy: str
-    """A note on a machine that was at work on other things; empty: none."""
+    """A note that the machine was busy with other work; empty: it was not."""
     weights_mb: float
+    """Size of the weights' file, 10^6 bytes."""
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the decision rests on; kept as JSON by these names."""
+    """What the decision is based on; stored as JSON with these names as keys."""
 
     at: str
+    """Time in UTC, such as 2026-01-31T12:00:00Z."""
     metric: str
+    """Name of the compared metric, as in `promotion.metric`."""
     images: int
+    """Validation images that both were scored on."""
     bad: int
+    """Validation images that could not be decoded."""
     data_digest: str
     candidate: Measured
     champion: Measured | None
     gain: "Gain | None"
+    """Of the candidate over the champion; None: there is no champion."""
     gate: PlainValues
     """`promotion` of the recipe."""
 
@@ -107,7 +116,7 @@ def _measured(contender: Contender) -> Measured:
 
 
 def format_evidence(evidence: Evidence) -> str:
-    """Return a table of candidate and champion, and the gain."""
+    """Return a table of candidate and champion, and the gain, as text."""
     columns = {CANDIDATE: evidence.candidate}
     if evidence.champion is not None:
         columns[CHAMPION] = evidence.champion
@@ -134,13 +143,13 @@ def format_evidence(evidence: Evidence) -> str:
 def format_outcome(
     uri: str, candidate: Contender, before: int | None, missed: Sequence[str], *, dry_run: bool = False
 ) -> str:
-    """Return what became of the alias, or would become of it without --dry-run, and where.
+    """Return which version has the alias, or would have it without --dry-run, and in which registry.
 
     Args:
-        uri: of MLflow.
+        uri: MLflow's address.
         candidate: the version that was compared.
         before: number of the champion so far; None: there was none.
-        missed: why the gate refuses; empty: it does not.
+        missed: why the gate refuses; empty: it passes.
         dry_run: nothing was done.
     """
     name, version = candidate.version.name, candidate.version.version
@@ -161,5 +170,5 @@ def metric_name(stage: Stage) -> str:
 
 
 def now() -> str:
-    """Return the time in UTC, as tags have it."""
+    """Return the time in UTC as tags have it, such as 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

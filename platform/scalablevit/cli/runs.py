@@ -1,4 +1,4 @@
-"""The runs below a root, from their `status.json` and leases: listed, shown, stopped."""
+"""List, show and stop the runs below a root, by their `status.json` and leases."""
 
 import argparse
 import json
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from scalablevit.cli.documents import RunFacts
 
 STOP_S = 150.0
-"""Longest wait for a run to end: its stages tell MLflow of it."""
+"""Longest wait, in seconds, for a run to end: its stages first report their end to MLflow."""
 POLL_S = 0.5
+"""Seconds between two looks at a run that is to end."""
 HEAD = "head.json"
-"""In the root: the record that infra/head.py keeps of its head."""
+"""File in the root in which infra/head.py records its Ray head."""
 RAY_S = 60
-"""Longest wait for Ray to take the request to stop a job."""
+"""Longest wait, in seconds, for Ray to take the request to stop a job."""
 
 EPILOG = """\
 States: started (being prepared), running, finished, failed, killed (interrupted), lost (the process is gone without
@@ -64,10 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List, show or stop; see `add_arguments`.
+    """List, show or stop runs; see `add_arguments`.
 
     Raises:
-        UserError: there is no such run, or it cannot be stopped from here.
+        UserError: there is no such run, its status is damaged, or it cannot be stopped from here.
     """
     root = platform_root(options.root, make=False)
     if options.verb == "list":
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(root: Path) -> int:
-    """Print all that is known at once, then what only waiting tells."""
+    """Print all runs at once, then the state of those whose lease must be watched for it."""
     listed, unreadable = list_runs(root)
     print(format_runs(listed, unreadable, root), flush=True)
     unclear = [run for run in listed if run.unclear]
@@ -100,7 +101,7 @@ def _list(root: Path) -> int:
 
 
 def _list_json(root: Path) -> int:
-    """Print all that is known, once what only waiting tells is known, too."""
+    """Print all runs as one document, after watching the leases that must be watched."""
     from scalablevit.cli.documents import RunList
 
     listed, unreadable = list_runs(root)
@@ -112,26 +113,29 @@ def _list_json(root: Path) -> int:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run and what became of it."""
+    """A run and its state."""
 
     store: RunStore
     """Where its lease is."""
     status: Status
     lost: bool = False
-    """Whether its process ended without a word."""
+    """Whether its process ended without recording its end."""
     unclear: bool = False
-    """Whether only watching its lease tells if its process lives."""
+    """Whether its lease must be watched to know if its process is alive."""
 
     @property
     def state(self) -> str:
-        """The state as it is, whatever the file says."""
+        """Return the state of `status.json`, or `lost`; with `?` while it is unclear."""
         return "lost" if self.lost else self.status.state + "?" * self.unclear
 
 
 def list_runs(root: Path) -> tuple[list[ListedRun], dict[str, UserError]]:
-    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read.
+    """Return the runs below the root that have a status, the latest first, and errors of damaged ones by name.
 
-    Nothing is waited for: of a run on another machine it may stay unclear whether its process lives.
+    It does not wait: it may stay unclear whether a process on another machine is alive.
+
+    Args:
+        root: the platform's root.
     """
     listed: list[ListedRun] = []
     unreadable: dict[str, UserError] = {}
@@ -151,26 +155,30 @@ def list_runs(root: Path) -> tuple[list[ListedRun], dict[str, UserError]]:
 
 
 def _read_run(folder: Path) -> ListedRun | None:
-    """The run as its file says, None without one."""
+    """Return the run as its status file has it; None without one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     status = read_status(folder)
     return None if status is None else ListedRun(RunStore(folder.name, status.folder, folder), status)
 
 
 def _check_leases(listed: Sequence[ListedRun]) -> list[ListedRun]:
-    """Runs with what their leases say of them."""
+    """Return the runs after watching their leases, which shows whether their processes are alive."""
     owners = find_owned([run.store for run in listed if run.status.state not in ENDED])
     return [_read_again(run, alive=run.store.name in owners) for run in listed]
 
 
 def _read_again(listed: ListedRun, *, alive: bool) -> ListedRun:
-    """Return the run with its status read again: between status and lease it may have ended, or started again."""
+    """Return the run with its status read again, since it may have ended or started again after the first read."""
     status = read_status(listed.store.local) or listed.status
     same = (status.started, status.state) == (listed.status.started, listed.status.state)
     return replace(listed, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)
 
 
 def format_runs(runs: Sequence[ListedRun], unreadable: Mapping[str, UserError], root: Path) -> str:
-    """Runs by line; below them what is wrong with those whose status cannot be read."""
+    """Return a table of runs, and below it what is wrong with those whose status cannot be read."""
     others = sum(not (path / STATUS).exists() for path in (root / RUNS).glob("*/") if path.is_dir())
     left_out = [f"folders without a status.json, left out: {others}"] if others else []
     if not runs and not unreadable:
@@ -195,7 +203,7 @@ def _files(listed: ListedRun) -> tuple[str, ...]:
 
 
 def format_details(listed: ListedRun) -> str:
-    """One run, a line for each fact."""
+    """Return the facts about one run, a line for each."""
     status = listed.status
     why = "its process ended without a word; the command that started it continues it" if listed.lost else status.why
     facts = {
@@ -221,13 +229,15 @@ def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
     """End a run as Ctrl-C does, and wait for it.
 
     Args:
-        root: in which a local head may have its `head.json`.
+        listed: the run.
+        root: folder in which a local head may have its `head.json`.
+        dry_run: print what would be stopped, and stop nothing.
 
     Returns:
-        The exit code: 1 when it had not ended after `STOP_S`.
+        The exit code: 1 if it had not ended after `STOP_S`, else 0.
 
     Raises:
-        UserError: it has ended already, or runs on another machine.
+        UserError: it has ended already, runs on another machine, or its cluster cannot be reached.
     """
     status = listed.status
     if listed.state in (*ENDED, "lost"):
@@ -247,7 +257,7 @@ def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
-        claim = claim_of(listed.store)  # before the status, which a run writes before it gives its claim back
+        claim = claim_of(listed.store)  # before the status, which a run writes before it releases its lease
         now = read_status(listed.store.local) or status
         if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
@@ -258,6 +268,11 @@ def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
 
 
 def _refuse_elsewhere(listed: ListedRun) -> None:
+    """Refuse a run whose process this machine cannot send a signal to.
+
+    Raises:
+        UserError: names its process and host.
+    """
     claim = claim_of(listed.store)
     if claim is None or is_owner_alive(claim) is None:
         status = listed.status
@@ -269,7 +284,11 @@ def _refuse_elsewhere(listed: ListedRun) -> None:
 
 
 def _interrupt(listed: ListedRun) -> None:
-    """SIGINT to the process that owns the lease: the status may be older than that."""
+    """Send SIGINT to the process that owns the lease, which may be younger than the status.
+
+    Raises:
+        UserError: the process belongs to another user.
+    """
     claim = claim_of(listed.store)
     if claim is None or not is_owner_alive(claim):
         return
@@ -283,16 +302,16 @@ def _interrupt(listed: ListedRun) -> None:
 
 
 def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
-    """Variables for Ray's command: those given if they name a cluster, else those of the head recorded in the root.
+    """Return the variables for Ray's command: those given if they name a cluster, else the head's in the root.
 
     Raises:
-        UserError: the record is damaged.
+        UserError: the head's record is damaged.
     """
     if given.get("RAY_API_SERVER_ADDRESS") or given.get("RAY_ADDRESS"):
         return dict(given)
     try:
         head = json.loads((root / HEAD).read_text(encoding="utf-8"))
-        # a token in the environment would win over the file
+        # Ray would prefer a token in the environment to the file
         kept = {name: value for name, value in given.items() if name != "RAY_AUTH_TOKEN"}
         return kept | {
             "RAY_API_SERVER_ADDRESS": str(head["dashboard"]),
@@ -311,7 +330,7 @@ def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
 
 
 def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> None:
-    """Ask the cluster, by Ray's own command, which knows about addresses and tokens.
+    """Ask the cluster to stop a job by Ray's own command, which knows about addresses and tokens.
 
     Raises:
         UserError: no cluster is named, or it does not stop the job.

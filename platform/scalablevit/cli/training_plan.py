@@ -1,4 +1,4 @@
-"""What a training would run, as a document."""
+"""The plan of a training as a JSON document."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from scalablevit.runs.run_store import RunStore
 
 
 def training_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> TrainingPlan:
-    """Return the document of some stages.
+    """Return the document about the stages of a recipe.
 
     Args:
-        recipe: its name.
+        recipe: name of the recipe.
         stages: in the order of running.
         root: the platform's root.
     """

@@ -1,4 +1,4 @@
-"""The search from its command line: gates, search, the best configuration trained in full, and the table."""
+"""Search hyper-parameters, and train the best configuration at full length."""
 
 import argparse
 
@@ -46,13 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Search, train the best in full, and print; see `add_arguments`."""
+    """Search, train the best configuration at full length, and print; see `add_arguments`.
+
+    Raises:
+        UserError: something in the space, the recipe, the data or the cluster has to be fixed.
+        SearchFailed: no trial was evaluated even once.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+    """
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)
     search = load_search(path, options.overrides, options.recipe, print, imports=True)
     root = platform_root(options.root)
-    # imported late: a wrong space is answered before anything slow is loaded
+    # imported late: a mistake in the space is reported before anything slow is loaded
     from scalablevit.pipeline import chain, cluster, resolve
     from scalablevit.pipeline.older_runs import older_searches
     from scalablevit.pipeline.plan_summary import print_plan
