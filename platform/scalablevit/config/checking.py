@@ -47,13 +47,13 @@ def check(schema: type[Schema], merged: YamlMapping, locations: Locations, name:
     """
     current, errors = convert_old_words(schema, merged, locations, name)
     try:
-        # JSON mode: strict, but a list may stand for a tuple, as it does in YAML
+        # JSON mode: strict, but a list is accepted for a tuple: YAML has no tuples
         valid = schema.model_validate_json(json.dumps(current))
     except ValidationError as error:
         details_by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for detail in error.errors(include_url=False):
             if detail["type"] == "default_factory_not_called":
-                continue  # it follows from another mistake
+                continue  # a consequence of another mistake
             # a union gives an error for each of its types at the same path
             details_by_path.setdefault(_key_path(detail, current), []).append(detail)
         several = list(details_by_path.items())
@@ -251,7 +251,7 @@ def _name_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], locat
     others = [explained.get(("stages", name, *key_path[2:])) for name in names]
     if len(names) < 2 or all(other is not None and other.what == error.what for other in others):
         return error
-    # where all refuse it, each for a reason of its own, each needs its own value
+    # if all refuse it for different reasons, each needs a value of its own
     accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
     fix = "; ".join(part for part in (error.fix, stage_override_hint(path, accepting)) if part)
     return type(error)(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
@@ -276,7 +276,7 @@ def _shared_override(key_path: KeyPath, error: UserError, locations: Locations) 
             if _is_override(location) and locations.get(section[:length]) == location:
                 return section[:length]
             break
-    # several keys that do not fit together: an error of their section, which names them
+    # keys that do not fit together: the error is at their section, and its text names them
     for path, location in locations.items():
         named = ".".join(map(str, path[len(section) :]))
         if (
@@ -309,7 +309,7 @@ def _types_under(annotation: Any, part: int | str) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if part in annotation.model_fields:
             return [annotation.model_fields[str(part)].annotation]
-        # the kind of a union is a part of the location, but no key of the file
+        # pydantic's location has the kind of a union, which is no key of the file
         return [annotation] if kind_of(annotation) == part else []
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]

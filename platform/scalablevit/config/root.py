@@ -45,7 +45,7 @@ def tracking_uri(given: str | None, root: Path) -> str:
         UserError: the root's name would mean another path in the address of a file.
     """
     if not given and (strange := re.search(r"\?|%[0-9a-fA-F]{2}", str(root))):
-        # quoted ones would not do: MLflow makes the folder as the address spells it, SQLAlchemy opens the file
+        # quoting does not help: MLflow creates a folder of the quoted name, SQLAlchemy opens the unquoted one
         raise UserError(
             f"{root} has {strange[0]!r} in its name, which means something else in the address of MLflow's SQLite file",
             where="--root",
@@ -58,7 +58,7 @@ def is_default_tracking(uri: str, root: Path) -> bool:
     """Return whether an address of MLflow is the one that commands use when they are given the root alone."""
     try:
         return uri == tracking_uri(None, root)
-    except UserError:  # the root's name cannot be in such an address
+    except UserError:  # the root's name has no such address
         return False
 
 

@@ -171,7 +171,7 @@ def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -
             "budget": {"trials", "wall_minutes"},
         },
     )  # fmt: skip
-    # a list: draws follow the order of the file
+    # a list keeps the file's order, in which parameters are sampled
     part["parameters"] = list(part["parameters"].items())
     part["workers"] = space.resources.workers if space.resources else base.cluster.workers
     return short_digest([hashed_part(base), part, data_digest, list(parents), *code_part(base)])

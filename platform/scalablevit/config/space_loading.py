@@ -197,7 +197,7 @@ def _base_recipe(
     except UserError as error:
         if error.where != str(file):
             raise
-        # the file itself is wrong, and named in the message: say who asked for it
+        # the message names the recipe's file, so the error names the space's key
         mistakes.add(error.what, "recipe", fix=error.fix)
         return None
 
@@ -254,7 +254,7 @@ def _readable_distributions(parameters: Any) -> dict[str, Distribution]:
         try:
             readable[path] = check(Distribution, raw, {}, "")
         except UserError:
-            continue  # named with the space's other mistakes
+            continue  # reported with the space's other mistakes
     return readable
 
 

@@ -92,7 +92,7 @@ def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
 def _with_former_defaults(sections: Any) -> Any:
     """Return the sections of a stored stage with the keys that it lacks and whose default was different then."""
     if not isinstance(sections, Mapping) or not isinstance(sections.get("training"), Mapping):
-        return sections  # no stage: the check says so
+        return sections  # no stage, which the check reports
     return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
 
 

@@ -159,5 +159,5 @@ def load_with_nodes(text: str, name: str) -> tuple[Any, Lines, yaml.Node | None]
         where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark else name
         raise UserError(f"not readable as YAML: {error.problem}", where=where) from None
     except (yaml.YAMLError, ValueError) as error:
-        # characters that YAML has not, numbers of thousands of digits
+        # characters that YAML does not allow, numbers of thousands of digits
         raise UserError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None

@@ -105,7 +105,7 @@ _ENTRIES = (
         sources=("image_folder", "tar_shards"),
         metrics=(
             MetricInfo("top1", promotable=True),
-            # only where there are more than five classes, which is known with the data (pipeline/resolve.py)
+            # only for more than five classes; pipeline/resolve.py refuses it otherwise, since the data decides
             MetricInfo("top5", promotable=True),
             MetricInfo("top1_low95"),
             MetricInfo("loss", better="min"),

@@ -204,7 +204,7 @@ def _author(name: str, key: str, overrides: Sequence[Override], locations: Locat
     path = key.split(".")
     for length in range(len(path), 0, -1):
         location = locations.get(("stages", name, *path[:length]))
-        # an override is also the place of the sections that it made on its way
+        # an override is also the location of sections that it created
         if location and (
             length == len(path)
             or any(override.where == location and override.path == path[:length] for override in overrides)

@@ -58,7 +58,7 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
         UserError: a module is not there, or is no part of a package of the user's own.
     """
     packages: dict[str, UserPackage] = {}
-    importlib.invalidate_caches()  # a package may be younger than the last look into its folder
+    importlib.invalidate_caches()  # a package may be newer than the cached listing of its folder
     for name in names:
         top, _, inner = name.partition(".")
         if top not in packages:
@@ -279,7 +279,7 @@ def _import(name: str, package: UserPackage) -> None:
     """
     try:
         importlib.import_module(name)
-    except UserError as error:  # of a registration
+    except UserError as error:  # raised by a registration
         location = _location_in(package, error)
         raise UserError(error.what, where=": ".join(filter(None, [location, error.where])), fix=error.fix) from None
     except (Exception, SystemExit) as error:

@@ -28,21 +28,33 @@ from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
-"""Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
+"""Longest wait, in seconds, for interrupted stages to record their end, send it to MLflow, and release their
+folders."""
 
 NO_TIME_S = 0.5
-"""Parts of a stage that took less are not shown."""
+"""Parts of a stage that took fewer seconds are not printed."""
 
 
 def run_chain(
     recipe: Recipe, stages: Sequence[ResolvedStage], root: Path, origins: dict[str, dict[str, str]] | None = None
 ) -> list[StageResult]:
-    """Run the stages on the connected cluster; finished ones are recognised and skipped.
+    """Run the stages on the connected cluster; those that have finished already are skipped.
 
     The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
 
     Args:
-        origins: tags by stage: where its values come from.
+        recipe: the recipe that the stages are of.
+        stages: in the recipe's order.
+        root: the platform's root.
+        origins: by stage, tags that say which search found its values; None: none.
+
+    Returns:
+        The results, in the order of running.
+
+    Raises:
+        UserError: another job owns a run, or training found something that the user must fix.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        KeyboardInterrupt: all stages have recorded their end.
     """
     digest = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
     store = RunStore.open(f"{recipe.name}-{digest}", None, root)
@@ -67,7 +79,7 @@ def run_chain(
             status_file.update(stage=names, step=len(results))
             publish_job(job, stages, results, store, outbox)
         except Exception as error:
-            # how far it came, and how it came to that
+            # the report shows how far the job came
             clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, outbox)))
             raise
         outbox.end(job.uid, "FINISHED")
@@ -77,9 +89,13 @@ def run_chain(
 def group_stages(
     stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
 ) -> Iterator[list[ResolvedStage]]:
-    """Yield the stages in the order of running: those of a group run in parallel.
+    """Yield groups of stages in the order of running; the stages of a group run in parallel.
 
     A group holds stages whose parents are in earlier groups, in the recipe's order, as many as there is room for.
+
+    Args:
+        stages: in the recipe's order.
+        has_room: whether the cluster can run all of some stages at once.
     """
     waiting, done = list(stages), set[str]()
     while waiting:
@@ -93,19 +109,27 @@ def group_stages(
 
 
 def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResult]) -> dict[str, StageResult]:
-    """Run a group of stages; when one fails, the others still come to their end before the failure is raised.
+    """Run a group of stages in parallel; when one fails, the others still run to their end before its error is raised.
 
-    The first Ctrl-C lets those that train save at their next step and end.
+    The first Ctrl-C lets the stages that train save at their next step and end.
+
+    Args:
+        job: what the stages share.
+        group: the stages.
+        earlier: results of the stages before, by name.
+
+    Returns:
+        The stages' results, by name.
 
     Raises:
-        KeyboardInterrupt: at its end all stages have recorded theirs.
+        KeyboardInterrupt: all stages have recorded their end.
     """
     if len(group) > 1:
         print(f"running in parallel: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
     disconnecting = threading.Event()
-    # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
+    # events, not `join`: before Python 3.13 a thread counts as ended when a signal interrupts its join
     ended = {stage.name: threading.Event() for stage in group}
 
     def run(stage: ResolvedStage) -> None:
@@ -121,7 +145,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
 
     try:
         for stage in group:
-            # daemons: after an interrupt nothing waits for them for ever
+            # daemons, so that the process can end after an interrupt whatever they do
             threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
         wait_saving_first(ended.values(), job.stop_training)
     except BaseException:
@@ -139,13 +163,19 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
 
 
 def _best_metrics(results: dict[str, StageResult]) -> StepMetrics:
-    """The stages' best metrics on the parent run, where jobs are compared."""
+    """Return the stages' best metrics as a record of the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
 
 
 def format_results(results: Sequence[StageResult], root: Path, address: str) -> str:
-    """What came out, and what to do next."""
+    """Return a table of the results, where the time went, and the commands that one may want next.
+
+    Args:
+        results: of the stages, in order.
+        root: the platform's root.
+        address: MLflow's; credentials in it are not shown.
+    """
     rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
     for result in results:
         version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
@@ -192,7 +222,7 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
 
 
 def _profile(seconds: dict[str, float]) -> str:
-    """Each part with its share, as `step 3.1 min (80 %)`."""
+    """Return each part with its time and share, such as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
     return ", ".join(
         f"{part} {duration(part_s)} ({100 * part_s / total:.0f} %)"

@@ -1,4 +1,4 @@
-"""The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
+"""Connect to a Ray cluster, or start Ray here, and check that the stages fit on it and that all nodes see the files."""
 
 import json
 import logging
@@ -20,32 +20,33 @@ from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
 
 PACKAGE = Path(__file__).resolve().parent.parent
-"""The package's folder: the uploaded copy when running as a job."""
+"""Folder of this package: in a job, of the uploaded copy."""
 PROBE_S = 120.0
-"""A node may first have to start a process for the question."""
+"""Longest wait, in seconds, for an answer from every node, which may first have to start a process."""
 ANSWER_S = 10.0
-"""Longest wait for a cluster's address to take a connection; Ray itself tries for many minutes."""
+"""Longest wait, in seconds, for a cluster's address to take a connection; Ray itself tries for many minutes."""
 HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
+"""What to do when no cluster answers."""
 
 
 def connect(
     stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None, *, imports: Sequence[str] = ()
 ) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
+    """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine, and check that the stages fit.
 
-    The package travels as a py_module, so driver and workers run the same snapshot, installed or not. So do the users'
-    packages that are not installed; every node must have the same of each.
+    This package is sent to the workers (Ray's `py_modules`), so driver and workers run the same code, installed or not.
+    So are users' packages that are not installed; every node must have the same of each.
 
     Args:
         stages: what is to be trained.
         root: the platform's root.
-        trial_gpus: of each worker of a search's trials. Tune's processes take their environment from the job alone: it
-            is that of CPU workers where nothing of the job computes on a GPU.
+        trial_gpus: GPUs of each worker of a search's trials; None: there is no search. Ray Tune's processes get their
+            environment variables from the job alone: those of CPU workers where nothing of the job computes on a GPU.
         imports: users' modules that the job imports, besides those of the stages.
 
     Raises:
-        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files or has other
-            code of the user.
+        UserError: the cluster does not answer, has too little room (with the arithmetic), or has a node that does not
+            see the files or has other users' code.
     """
     names = [*imports, *(name for resolved in stages for name in resolved.stage.imports)]
     packages = find_packages(names)
@@ -57,7 +58,7 @@ def connect(
         _check_fit(stages, [local_resources()], "this machine")
     import ray
 
-    variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
+    variables = {"RAY_ADDRESS": address} if address else {}  # Ray's placement-group cleaner reads it
     variables |= _trial_variables(stages, trial_gpus)
     try:
         with interruptible_start(), say_while_waiting("ray", "the cluster" if address else "Ray on this machine"):
@@ -68,7 +69,7 @@ def connect(
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
-    except Exception as error:  # plain ones too, as when a busy machine's node is not there after 30 s
+    except Exception as error:  # also a plain Exception, as when a busy machine's node does not start within 30 s
         raise UserError(
             f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
             f"{(str(error) or repr(error)).splitlines()[0]}",
@@ -77,7 +78,7 @@ def connect(
         ) from None
     nodes = alive_nodes()
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
-    if address is not None and not trial_gpus:  # this machine's are in the plan
+    if address is not None and not trial_gpus:  # the plan has those of this machine
         for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
             print(f"warning: {warning}", flush=True)
     if len(nodes) > 1:
@@ -86,12 +87,12 @@ def connect(
 
 
 def _shipped(packages: Sequence[UserPackage]) -> list[str]:
-    """Return the folders of the packages that travel with the job."""
+    """Return the folders of the packages that are sent to the workers."""
     return [str(PACKAGE), *(str(package.folder) for package in packages if not package.installed)]
 
 
 def _refuse_other_package() -> None:
-    """Refuse to train code of which the user does not know that it is meant.
+    """Refuse to train when another copy of this package may be the one that was meant.
 
     A job's upload is imported only by the scripts in `pipelines/`; and Ray's workers look into the driver's current
     folder before they look at what was sent to them.
@@ -112,17 +113,17 @@ def _refuse_other_package() -> None:
 
 
 def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:
-    """Variables for the processes of trials, where nothing of the job computes on a GPU."""
+    """Return environment variables for processes of trials; empty where the job has none or computes on GPUs."""
     if trial_gpus != 0 or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
         return {}
     config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
-    # what the job was submitted with every process has, and Ray refuses it again
+    # every process has the variables of the job, and Ray refuses to set them twice
     submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
     return {name: value for name, value in worker_variables(0).items() if name not in submitted}
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that Ray would answer with a traceback, or only after many minutes.
+    """Refuse an address for which Ray would raise a traceback, or only after many minutes.
 
     Raises:
         UserError: it is no cluster's, or nobody listens there.
@@ -134,33 +135,38 @@ def _check_address(address: str) -> None:
             where=where,
             fix="submit it (ray job submit --working-dir . -- python ...), or give the head's own address, <host>:6379",
         )
-    if address in ("auto", "local"):  # words of Ray's
+    if address in ("auto", "local"):  # have a meaning for Ray
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError("is no address of a cluster", where=where, fix="write <host>:<port>, such as 10.0.0.1:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, UnicodeError) as error:  # the latter: a host's name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
         raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=HEAD) from None
 
 
 def disconnect() -> None:
-    """Leave the cluster: everything that this driver started there ends."""
+    """Disconnect from the cluster: everything that this driver started there ends."""
     import ray
 
     ray.shutdown()
 
 
 def has_room(stages: Sequence[ResolvedStage]) -> bool:
-    """Whether the connected cluster, were it empty, holds all workers of all these stages at once."""
+    """Return whether the connected cluster, were it empty, has room for all workers of all these stages at once."""
     return fit_together([stage.stage for stage in stages], [node.resources for node in alive_nodes()])
 
 
 def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
-    """Whether the workers of all stages fit on the nodes at once, each worker on one node.
+    """Return whether the workers of all stages fit on the nodes at once, each worker on one node.
 
-    Workers are placed largest first on the first node with room, which may miss a tight packing but never invents one.
+    Workers are placed largest first, each on the first node with room. That may miss a tight packing, but never claims
+    one that does not exist.
+
+    Args:
+        stages: whose workers are placed.
+        nodes: resources of each node, by Ray's names (`CPU`, `GPU`).
     """
     free = [dict(node) for node in nodes]
     wanted = [
@@ -178,7 +184,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
 
 
 def count_copies(stage: Stage) -> int:
-    """How many trainings like this one the connected cluster, were it empty, holds at once."""
+    """Return how many trainings like this stage the connected cluster, were it empty, has room for at once."""
     nodes, count = [node.resources for node in alive_nodes()], 0
     while fit_together([stage] * (count + 1), nodes):
         count += 1
@@ -195,12 +201,12 @@ def local_resources(*, gpus: bool = True) -> dict[str, float]:
 
 
 def unused_gpus(stages: Sequence[ResolvedStage], gpus: float, whose: str) -> list[str]:
-    """Return a warning where there are GPUs and no stage asks for one.
+    """Return a warning where there are GPUs and no stage asks for one; else nothing.
 
     Args:
         stages: all that are trained.
-        gpus: how many there are.
-        whose: what has them.
+        gpus: number of GPUs.
+        whose: what has them, for the warning: `the cluster`.
     """
     if gpus < 1 or not stages or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
         return []
@@ -214,7 +220,7 @@ def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]
 
 
 def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
-    """Resources of which the nodes have too few for the stage's least number of workers."""
+    """Return an error if the nodes have too few resources for the stage's least number of workers; else nothing."""
     cluster = resolved.stage.cluster
     workers = least_workers(resolved.stage)
     wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
@@ -237,17 +243,17 @@ def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: s
 
 
 def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
-    """A worker takes all its resources from one node."""
+    """Return how many workers fit on a node, since a worker takes all its resources from one."""
     return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
 
 
 def least_workers(stage: Stage) -> int:
-    """Fewest workers that the stage starts with."""
+    """Return the fewest workers that the stage starts with."""
     return stage.cluster.min_workers or stage.cluster.workers
 
 
 def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
-    """On several nodes: every one must read what the driver writes to run storage, the data and initial weights.
+    """Refuse nodes that cannot read what the driver writes to run storage, the data or the initial weights.
 
     Raises:
         UserError: names the folders and the nodes that do not see them.
@@ -275,14 +281,14 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
 
 
 def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
-    """Make sure that every node reads some paths of this machine.
+    """Refuse nodes that cannot read some paths of this machine.
 
     Args:
-        wanted: by path, how errors name it.
-        node_ids: None: all that are alive.
+        wanted: by path, its name in errors.
+        node_ids: Ray's ids of the nodes; None: of all that are alive.
 
     Raises:
-        UserError: names the paths and the nodes that do not see them.
+        UserError: names the paths and the nodes that do not see them, or not every node answered in time.
     """
     node_ids = node_ids or [node.id for node in alive_nodes()]
     missing = unreadable_on(node_ids, list(wanted))
@@ -297,16 +303,28 @@ def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None)
 
 
 def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
-    """By node: those of the paths that a process there does not see."""
+    """Return the paths that a process on each node cannot read, by node.
+
+    Args:
+        node_ids: Ray's ids of the nodes.
+        paths: absolute paths.
+
+    Raises:
+        UserError: not every node answered in time.
+    """
     answers: dict[str, list[str]] = _ask_nodes(node_ids, _find_unreadable, paths, "whether it sees the files")
     return answers
 
 
 def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) -> None:
-    """Make sure that every node imports the same users' packages as this machine.
+    """Refuse nodes that import other users' packages than this machine.
+
+    Args:
+        packages: as this machine has them.
+        node_ids: Ray's ids of the nodes.
 
     Raises:
-        UserError: names the packages and the nodes that have another one, or none.
+        UserError: names the packages and the nodes that have another one, or none; or not every node answered in time.
     """
     if not packages:
         return
@@ -337,7 +355,7 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
 
 
 def _sums_here(names: list[str]) -> dict[str, str]:
-    """Return the content sum of each package on the node that is asked; empty where there is none."""
+    """Return the SHA-256 of each package on the node that runs this; empty where there is none."""
     sums: dict[str, str] = {}
     for name in names:
         try:
@@ -348,7 +366,7 @@ def _sums_here(names: list[str]) -> dict[str, str]:
 
 
 def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
-    """Return what a function answers on each node, by node.
+    """Return what a function returns on each node, by node.
 
     Raises:
         UserError: not every node answered in time.

@@ -1,4 +1,4 @@
-"""Error analysis on validation images: which class is taken for which, some predictions, and the worst of them."""
+"""Error analysis on validation images: confusions between classes, some predictions, and the worst of them."""
 
 import json
 import shutil
@@ -30,35 +30,40 @@ from scalablevit.training.storage import put_text
 from scalablevit.viz.palette import class_hex
 
 IMAGES = 200
-"""Images of the sample, at most."""
+"""Most images of the random sample."""
 SECONDS = 30.0
-"""After them no further batch is begun; the first one always is."""
+"""Seconds after which no further batch is started; the first batch always is."""
 BATCH = 8
 SHOWN, WORST = 6, 8
 """Predictions that are drawn: the first ones of the random sample, and the worst."""
 KEPT_NAMES = 2
-"""Parts of a file's path, from its end."""
+"""Last parts of a file's path that are shown."""
 
 
 @dataclass(frozen=True)
 class _ScoredImage:
-    """An image that may be drawn."""
+    """An image with its score, as it may be drawn."""
 
     score: SampleScore
     image: NDArray[np.uint8]
-    """(height, width, 3), RGB."""
+    """uint8 (H, W, 3), RGB."""
     ground_truth: Any
     prediction: Any
-    """As the kind of task draws them (`tasks.drawing.Drawing`)."""
+    """In the form in which the kind of task draws both (`tasks.drawing.Drawing`)."""
 
 
 def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
     """Analyse a random sample of validation images, as many as `IMAGES` and `SECONDS` allow, and write the findings.
 
     Args:
-        model: with the weights to look at, on the CPU.
+        task: of the stage.
+        stage: the resolved stage.
+        model: with the trained weights, on the CPU.
         source: the validation split.
-        folder: replaced: `findings.json` and the pictures of its cases.
+        folder: replaced by one with `findings.json` and the drawn images.
+
+    Returns:
+        The findings.
 
     Raises:
         ValueError: none of the images could be read.
@@ -102,7 +107,7 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
 
 
 def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
-    """Yield the random sample: however early the caller stops, what was read is spread over the split."""
+    """Yield the random sample in batches; if the caller stops early, what was read is still random over the split."""
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
     order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
     collate = task.collate("val")
@@ -114,13 +119,13 @@ def _score_images(drawing: Drawing, batch: Batch, predictions: Any, scores: list
     scored = []
     for index, score in enumerate(scores):
         ground_truth = drawing.truth_of(batch, index)
-        image = batch.image[index].numpy().copy()  # else the whole batch would stay
+        image = batch.image[index].numpy().copy()  # a view would keep the whole batch in memory
         scored.append(_ScoredImage(score, image, ground_truth, drawing.prediction_of(predictions[index], ground_truth)))
     return scored
 
 
 def _draw_case(scored: _ScoredImage, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
-    """Draw an image, unless it is there already, and say what it shows."""
+    """Draw an image, unless it has been drawn, and return what it shows."""
     picture = f"{scored.score.number}.jpg"
     if not (folder / picture).exists():
         image = np.divide(scored.image, 255, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Where `model.init` points, found before anything is started."""
+"""Find and check the weights that `model.init` names, before anything is started."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
 
 SAME = 0.01
-"""Largest difference between two means or deviations of pixels, of 0 to 1, that changes nothing that matters."""
+"""Largest difference between means or standard deviations of pixels, on the scale from 0 to 1, that is ignored."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class InitWeights:
     location: str
     """A path or address, or a timm tag."""
     sha256: str
-    """Of the file; what is loaded is checked against it."""
+    """Of the file, in hexadecimal; what is loaded is checked against it."""
     classes: tuple[str, ...] | None
-    """Classes of the model that they come from; None when the file does not say."""
+    """Class names of the model that they come from; None: the file does not have them."""
     version: str = ""
-    """`<name>/<version>` when they are registered."""
+    """`<name>/<version>` if they are registered; else empty."""
 
     def lineage(self) -> dict[str, str]:
-        """Tags for the run and the version that start from these weights."""
+        """Return the tags for the run and the registered version that start from these weights."""
         values = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
         return {name: value for name, value in values.items() if value}
 
     def keep_head(self, classes: tuple[str, ...]) -> bool:
-        """Whether a head of fitting shape may be taken over: not when it is known to be for other classes."""
+        """Return whether a head of the same shape may be loaded: not if it is known to be for other classes."""
         return self.classes is None or self.classes == classes
 
 
 def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
-    """What `model.init` names outside the recipe; None for random weights, and for a stage, which is yet to train.
+    """Return what `model.init` names outside the recipe; None for random weights, and for a stage to be trained first.
 
     Raises:
-        UserError: it points to nothing that can be read.
+        UserError: it names nothing that can be read.
     """
     init = stage.model.init
     if init is None or init.startswith("stage:"):
@@ -72,6 +72,8 @@ def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[s
     """Refuse weights of another architecture, before any worker starts.
 
     Args:
+        stage: whose backbone takes the weights.
+        init_weights: the weights.
         classes: of the stage's data.
 
     Raises:
@@ -93,7 +95,7 @@ def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[s
 
 
 def normalization_warnings(stage: Stage) -> tuple[str, ...]:
-    """Warn where `data.mean` and `data.std` are not those that the weights of a timm tag were trained with."""
+    """Return warnings where `data.mean` or `data.std` differ from those that a timm tag's weights were trained with."""
     init = stage.model.init or ""
     if not init.startswith("timm:"):
         return ()

@@ -1,4 +1,4 @@
-"""What a recipe asks for and this machine does not have, said before anything starts."""
+"""Warnings about what a recipe asks for and this machine lacks, before anything starts."""
 
 import math
 import os
@@ -10,15 +10,16 @@ from scalablevit.pipeline.cluster import least_workers, local_resources, unused_
 from scalablevit.pipeline.resolve import ResolvedStage
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
-"""A folder for each GPU."""
+"""Has a folder for each GPU."""
 PROCESS_BYTES = 1.2 * 2**30
-"""Of a worker with torch and its libraries, before it trains; measured on a CPU."""
+"""Memory of a worker with torch and its libraries, before it trains, in bytes; measured on a CPU."""
 IMAGE_BYTES_A_PIXEL = 10_000
-"""Roughly what an image's activations take in training: only above it is memory counted, which takes seconds."""
+"""Rough bytes, for each pixel of an image, of its activations in training; if they fit, memory is not counted, which
+takes seconds."""
 
 
 def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
-    """Name the cores, GPUs and memory that stages ask for and this machine lacks; nothing where a cluster is named."""
+    """Return what stages ask for and this machine lacks (cores, GPUs, memory); nothing if RAY_ADDRESS is set."""
     if os.environ.get("RAY_ADDRESS"):
         return []
     # counting GPUs loads Ray, which takes a second
@@ -46,8 +47,8 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
 
 
 def _nvidia_gpus() -> int:
-    """GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:  # a part of them, or none: whoever set it knows of them
+    """Return the GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # GPUs were chosen on purpose, so nobody needs a warning
         return 0
     try:
         return len(list(NVIDIA.iterdir()))
@@ -56,7 +57,7 @@ def _nvidia_gpus() -> int:
 
 
 def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
-    """Memory of a stage's workers; counted only where a rough upper bound does not fit."""
+    """Return the bytes of memory of a stage's workers; counted only where a rough upper bound does not fit."""
     stage, workers = resolved.stage, resolved.stage.cluster.workers
     images = math.ceil(stage.training.global_batch_size / workers / stage.training.accumulation_steps)
     bound = workers * (PROCESS_BYTES + images * stage.data.training_pixels * IMAGE_BYTES_A_PIXEL)
@@ -69,7 +70,7 @@ def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
 
 
 def _available_bytes() -> float:
-    """Memory that programs can still take; 0 where the system does not say."""
+    """Return the bytes of memory that programs can still take; 0 where the system does not tell."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
+"""Print the plan of a training before anything starts: all values that the data, the machine and defaults decide."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,18 +20,23 @@ from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 
 SHORT = 4
-"""Classes in the table of statistics; the run's statistics.json has them all."""
+"""Most classes in the table of statistics; the run's statistics.json has them all."""
 LEAST_SHARE = 0.9
-"""Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
+"""Least share of `optimizer.lr` that a schedule must reach; below it there is a warning."""
 
 
 def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
-    """Print the facts of all stages, what is the same for all of them once.
+    """Print the facts about all stages, and those that all stages share once.
 
-    Imports torch to count parameters, unless an earlier plan has counted those of the same models.
+    It imports torch to count parameters, unless an earlier plan has counted those of the same models.
+
+    Args:
+        recipe: name of the recipe.
+        stages: in the recipe's order.
+        root: the platform's root.
 
     Raises:
-        UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
+        UserError: a model cannot be built as the recipe says, or its batch norm would get single images.
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
@@ -42,7 +47,7 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     for resolved, own in zip(stages, facts, strict=True):
         _print_facts(f"stage {resolved.name}", {name: fact for name, fact in own.items() if name not in shared})
         if resolved.statistics is not None:
-            heading, _, *rows = table(resolved.statistics, SHORT)  # without the images, which the data's fact counts
+            heading, _, *rows = table(resolved.statistics, SHORT)  # the row of images repeats the fact `data`
             for line in format_table([("statistics", *heading[1:]), *rows], rule=False).splitlines():
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
@@ -57,7 +62,11 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
 
 
 def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, str]:
-    """Return the facts of a stage by name; an empty text where there is nothing to say."""
+    """Return the facts about a stage by name; an empty text where there is nothing to print.
+
+    Raises:
+        UserError: as `print_plan`.
+    """
     stage = resolved.stage
     described = describe(resolved)
     registered = stage.tracking.register_as or f"{recipe}-{resolved.name}"
@@ -87,7 +96,7 @@ def _model_facts(resolved: ResolvedStage) -> dict[str, str]:
 
 
 def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the facts that are the same for all of several stages."""
+    """Return the facts that are the same for all of several stages; empty for one stage."""
     first, *others = facts
     return (
         {name: fact for name, fact in first.items() if all(other.get(name) == fact for other in others)}
@@ -108,7 +117,7 @@ def _line(name: str, fact: str) -> str:
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:
-    """Name a batch, an average or a warm-up that is too large for the data or the training."""
+    """Return warnings about a batch, an average or a warm-up that is too large for the data or the training."""
     training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
     warnings = []
     batch, samples = training.global_batch_size, resolved.train_samples
@@ -134,7 +143,7 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
 
 
 def starts_from(resolved: ResolvedStage) -> str:
-    """Return the weights of the first step, unless the run goes on from a checkpoint of its own."""
+    """Return the weights of the first step, in words; a run that continues starts from its own checkpoint instead."""
     if resolved.parents:
         return f"the best weights of stage {resolved.parents[0]}"
     if resolved.init_weights is not None:
@@ -143,7 +152,7 @@ def starts_from(resolved: ResolvedStage) -> str:
 
 
 def format_automatic(resolved: ResolvedStage) -> list[str]:
-    """Return what the recipe leaves open, as it will be."""
+    """Return the values that the recipe leaves open and that are decided for it, as texts."""
     stage = resolved.stage
     made = []
     if stage.model.drop_path_rate is None:
@@ -152,27 +161,27 @@ def format_automatic(resolved: ResolvedStage) -> list[str]:
 
 
 def format_time(estimate: TimeEstimate | None) -> str:
-    """Return how long a stage will take, as far as that is known."""
+    """Return how long a stage will take, as text."""
     if estimate is None:
         return "not measured on this machine"
     return f"about {duration(estimate.seconds)}, as {estimate.run} ran on this machine"
 
 
 def format_metric_steps(resolved: ResolvedStage) -> str:
-    """Return when metrics of the training are logged."""
+    """Return the steps at which metrics of the training are logged, as text."""
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= resolved.length.total)
     return f"at steps {first} and every {resolved.stage.training.log_every_steps}"
 
 
 def format_checkpoints(resolved: ResolvedStage) -> str:
-    """Return when the model is saved, and which checkpoints stay."""
+    """Return when the model is saved, and which checkpoints are kept, as text."""
     every, keep = resolved.length.checkpoint_every, resolved.stage.training.keep
     also = f" and every {every} steps" if every else ""
     return f"after each evaluation{also}; the last {keep.last} and the best {keep.best} are kept"
 
 
 def _drop_path(resolved: ResolvedStage) -> float:
-    """The largest rate of the model's blocks; built without memory, as for counting."""
+    """Return the largest drop-path rate of the model's blocks; the model is built on the meta device."""
     import torch
 
     from scalablevit.tasks.registry import build_task

@@ -1,4 +1,4 @@
-"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and ends nothing."""
+"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and stops nothing."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
-    """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
+    """Draw the images of step 1 as the model gets them, in a thread that is returned; only once in a run's life."""
 
     def draw() -> None:
         if target.exists():
@@ -38,7 +38,7 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
 
 
 def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
-    """Draw the run's metrics so far."""
+    """Draw curves of the run's metrics so far."""
 
     def draw() -> None:
         from scalablevit.viz.curves import save_curves
@@ -50,7 +50,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
 
 
 def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
-    """Draw validation images with truth and the best weights' prediction, and look at single ones for the report."""
+    """Draw validation images with ground truth and the best weights' prediction, and run the error analysis."""
     finished = cache(partial(_finished, resolved, store))
 
     def draw() -> None:
@@ -70,7 +70,7 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
 
 
 def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
-    """The task, the network with the best weights, and the validation split."""
+    """Return the task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
     from scalablevit.tasks.registry import build_task
@@ -82,7 +82,8 @@ def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Modul
 
 
 def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:
+    """Draw; if that fails, print why and return."""
     try:
         draw()
-    except Exception as error:  # whatever a picture fails of, the training is worth more
+    except Exception as error:  # a training must not fail because of a plot
         print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)

@@ -1,4 +1,4 @@
-"""Arithmetic of a planned training: from a step's time and a device's memory to hours, traffic and cost."""
+"""Predict a training's hours, traffic and cost from the time of a step and the memory of a device."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from scalablevit.runs.console import duration
 from scalablevit.training.memory_estimate import MemoryEstimate
 
 EVALUATED_SHARE = 1 / 3
-"""Of a training step's time per image, for an image in evaluation: the backward pass takes twice the forward pass."""
+"""Time of an image in evaluation, as a share of its time in training: the backward pass takes twice the forward
+pass."""
 
 
 @dataclass(frozen=True)
@@ -16,18 +17,21 @@ class Given:
     """What a prediction starts from."""
 
     devices: int
+    """Devices that train together."""
     train_images: int
+    """Images of the training split."""
     val_images: int
+    """Images of the validation split."""
     step_s: float
     """Seconds of an optimizer step of one device by itself."""
     step_images: int
     """Images of that step."""
     bandwidth_gb_s: float
-    """That a device sends at in an all-reduce, 10^9 bytes a second."""
+    """What a device sends in an all-reduce, 10^9 bytes a second."""
     decoded_per_s: float | None
-    """Training samples that a core decodes in a second."""
+    """Training samples that a core decodes in a second; None: not known."""
     price_per_hour: float | None
-    """Of one device."""
+    """Of one device, in any currency; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +39,54 @@ class Prediction:
     """What a training is expected to take."""
 
     steps: int
+    """Optimizer steps."""
     images_per_device: int
-    """Of a step, on the device with the largest share."""
+    """Images of a step, on the device with the largest share."""
     compute_s: float
-    """Of a step."""
+    """Seconds of a step in which devices compute."""
     exchange_bytes: int
-    """That each device sends in a step."""
+    """Bytes that each device sends in a step."""
     exchange_s: float
-    """Of a step."""
+    """Seconds of a step in which devices exchange gradients."""
     images_per_s: float
+    """Training images, on all devices together."""
     training_hours: float
     evaluations: int
     evaluation_hours: float
     checkpoints: int
     checkpoint_traffic_bytes: int
-    """Written over the whole training."""
+    """Bytes written over the whole training."""
     checkpoint_storage_bytes: int
-    """Kept at a time, with the one being written."""
+    """Bytes kept at a time, with the checkpoint being written."""
     decode_cores: float | None
-    """Busy on all devices together."""
+    """Cores that decode, on all devices together; None: not known."""
     cost: float | None
-    """In the unit of the price."""
+    """In the currency of the price; None: not known."""
 
     @property
     def hours(self) -> float:
-        """Of training and evaluation."""
+        """Return the hours of training and evaluation."""
         return self.training_hours + self.evaluation_hours
 
     @property
     def efficiency(self) -> float:
-        """Share of a step's time in which devices compute."""
+        """Return the share of a step's time in which devices compute, from 0 to 1."""
         return self.compute_s / (self.compute_s + self.exchange_s)
 
 
 def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
-    """A stage's training to its last step, without restarts and early stopping.
+    """Predict a stage's training to its last step, without restarts and early stopping.
 
-    Time grows with the images of a step; gradients go around a ring (Patarasu and Yuan, J. Parallel Distrib. Comput.
-    2009: 2 (n - 1) / n of them leave each of n devices), which nothing hides; evaluation exchanges nothing.
+    Time grows linearly with the images of a step. Gradients are exchanged in a ring, which takes time of its own; in
+    evaluation nothing is exchanged.
+
+    Source: ring all-reduce: Patarasu and Yuan, J. Parallel Distrib. Comput. 2009: each of n devices sends 2 (n - 1) / n
+    of the gradients' bytes.
+
+    Args:
+        stage: the stage.
+        given: what the prediction starts from.
+        memory: bytes on each device.
     """
     training, length, devices = stage.training, Length.of(stage, given.train_images), given.devices
     share = math.ceil(training.global_batch_size / devices)
@@ -104,12 +118,12 @@ def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
 
 
 def _multiples(total: int, *intervals: int | None) -> set[int]:
-    """Steps that are a multiple of one of the intervals, and the last step."""
+    """Return the steps that are a multiple of one of the intervals, and the last step."""
     return {step for every in intervals if every for step in range(every, total + 1, every)} | {total}
 
 
 def format_prediction(stage: Stage, given: Given, memory: MemoryEstimate, prediction: Prediction) -> dict[str, str]:
-    """The prediction for people, by name."""
+    """Return the prediction as texts by name."""
     cluster, training = stage.cluster, stage.training
     micro = math.ceil(prediction.images_per_device / training.accumulation_steps)
     kind = "GPU" if cluster.gpus_per_worker else "CPU"

@@ -1,4 +1,4 @@
-"""Pictures of samples: training images as the model sees them, and validation images with truth and prediction."""
+"""Plots of samples: training images as the model gets them, and validation images with their predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,16 +26,22 @@ TRAINING_IMAGES = 12
 COLUMNS = 4
 VALIDATION_IMAGES = 6
 PAIRS = 2
-"""Of truth and prediction, next to each other."""
+"""Images in a row, each drawn twice: with ground truth and with prediction."""
 EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
+"""Matplotlib's margins: none but a small one between the images."""
 
 
 def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) -> None:
-    """Draw the first images of what rank 0 trains on in step 1: augmented, erased, mixed, and put back into colours.
+    """Draw the first images that rank 0 trains on in step 1: augmented, erased, mixed, and with normalization undone.
 
     Args:
+        task: of the stage.
+        stage: the resolved stage.
         source: the training split.
-        file: a PNG.
+        file: a PNG file.
+
+    Raises:
+        ValueError: none of the images could be read.
     """
     workers, training = stage.cluster.workers, stage.training
     keys = next(iter(TrainBatches(
@@ -56,12 +62,17 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
 
 
 def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source, file: Path) -> None:
-    """Draw validation images, evenly spread over the split, with truth on the left and prediction on the right.
+    """Draw validation images, evenly spread over the split, with ground truth (left) and prediction (right).
 
     Args:
-        model: with the weights to show, on the CPU.
+        task: of the stage.
+        stage: the resolved stage.
+        model: with the trained weights, on the CPU.
         source: the validation split.
-        file: a PNG.
+        file: a PNG file.
+
+    Raises:
+        ValueError: none of the images could be read.
     """
     count = min(VALIDATION_IMAGES, len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
@@ -84,15 +95,16 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
 
 
 def save_pair(kind: str, image: Image, ground_truth: Any, prediction: Any, file: Path) -> None:
-    """Draw one validation image without any writing: with truth on the left and prediction on the right.
+    """Draw one validation image without text: with ground truth (left) and prediction (right).
 
-    An image of a kind of task that is not drawn in pairs is there once.
+    For kinds of task that are not drawn in pairs the image is drawn once.
 
     Args:
         kind: of the task.
-        image: as the network sees it.
-        truth, prediction: of `truth_of` and `prediction_of` of the kind's drawing.
-        file: a picture in the format that its suffix names.
+        image: (H, W, 3) RGB from 0 to 1, as the network gets it.
+        ground_truth: of `truth_of` of the kind's drawing.
+        prediction: of `prediction_of` of the kind's drawing.
+        file: an image file, in the format that its suffix names.
     """
     drawing = task_kind(kind).drawing()
     drawn = [ground_truth, prediction] if task_info(kind).drawn_in_pairs else [ground_truth]
@@ -102,7 +114,7 @@ def save_pair(kind: str, image: Image, ground_truth: Any, prediction: Any, file:
     for cell, labels in zip(cells, drawn, strict=True):
         cell.set_axis_off()
         drawing.draw(cell, image, labels)
-        cell.set_aspect("auto")  # no margins from rounded sides
+        cell.set_aspect("auto")  # else rounding of the sides leaves margins
     save(figure, file)
 
 
@@ -114,7 +126,7 @@ def _batch(task: Task, dataset: SampleDataset, keys: Sequence[Key], split: Any) 
 
 
 def _colours(image: Tensor, stage: Stage) -> Image:
-    """A normalised image (3, h, w) as it looks."""
+    """Return a normalised image (3, H, W) as RGB (H, W, 3) from 0 to 1."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (stage.data.mean, stage.data.std))
     colours: Image = (image.float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     return colours

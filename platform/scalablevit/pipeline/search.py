@@ -1,4 +1,4 @@
-"""A search from its space to the best values: trials, one MLflow run with a child for each, a table and plots."""
+"""Run a search, from its space to the best values: trials, one MLflow run with a child for each, a table and plots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,34 +43,41 @@ from scalablevit.viz.search import save_plots
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found."""
+    """The result of a search."""
 
     name: str
-    """Of the search's run."""
+    """Name of the search's run."""
     uid: str
+    """Of the search's run in MLflow."""
     folder: Path
-    """On the driver's disk: table, plots, `best_recipe.yaml`."""
+    """Folder, on the driver's disk, of table, plots and `best_recipe.yaml`."""
     trials: tuple[Trial, ...]
     best: Trial
     step: int
-    """Of the best trial's best evaluation."""
+    """Step of the best trial's best evaluation."""
     value: float
+    """The searched metric at that step."""
 
     def origin(self) -> dict[str, str]:
-        """Tags for the run and the version that are trained with these values."""
+        """Return the tags for the run and the registered version that are trained with the best values."""
         return {tags.SEARCH: self.name, tags.SEARCH_UID: self.uid, tags.SEARCH_TRIAL: str(self.best.number)}
 
 
 def search_name(search: Search, resolved: ResolvedStage) -> str:
-    """Return the name of the search's run: the same search on the same data goes on, another one is a new run."""
+    """Return the name of the search's run; the same search on the same data has the same name, and is continued."""
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
 def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
-    """Refuse a search of which nothing is there yet; nothing is made.
+    """Refuse to resume a search that has not been started; nothing is created.
+
+    Args:
+        search: the space with its base recipe.
+        resolved: the searched stage.
+        root: the platform's root.
 
     Raises:
-        UserError: it is not there; the error names the folder that would hold it.
+        UserError: it has not been started; the error names the folder that it would have.
     """
     store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
     if store.read(TRIAL_LIST) is None:
@@ -82,10 +89,12 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
 
 
 def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> SearchResult:
-    """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
+    """Search a stage on the connected cluster, after training the stages that it starts from, and print the result.
 
     Args:
-        stages: the searched stage, after those that it needs.
+        search: the space with its base recipe.
+        stages: the searched stage, after those that it starts from.
+        root: the platform's root.
 
     Raises:
         As `run_search` and `run_chain`.
@@ -98,15 +107,17 @@ def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) ->
 
 
 def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeights | None, root: Path) -> SearchResult:
-    """Run a search on the connected cluster; trials that have ended are recognised, others go on.
+    """Run a search on the connected cluster; trials that have ended are kept, others continue.
 
     Args:
+        search: the space with its base recipe.
         resolved: the searched stage of the base recipe.
-        initial: weights that every trial starts from.
+        init_weights: weights that every trial starts from; None: random ones.
+        root: the platform's root.
 
     Raises:
         UserError: another job owns the search, or the trials do not fit on the cluster.
-        SearchFailed: no trial came to an evaluation.
+        SearchFailed: no trial was evaluated even once.
     """
     concurrency = _concurrency(search)
     tracking = resolved.stage.tracking
@@ -147,7 +158,7 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
 
 
 def _update_status(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
-    """How far the search is, into its status; Tune comes by here whenever a trial has ended."""
+    """Write the progress of the search into its status; called after every trial, where a signal can interrupt, too."""
     check()
     space = search.space
     leading = next(iter(rank_trials(trials, space.mode)), None)
@@ -170,10 +181,10 @@ def _run(callback: SearchCallback, context: TrialContext, concurrency: int) -> N
 
 
 def _concurrency(search: Search) -> int:
-    """Trials at once on the connected cluster.
+    """Return how many trials run at once on the connected cluster.
 
     Raises:
-        UserError: fewer than the space asks for, with the arithmetic.
+        UserError: there is room for fewer than the space asks for; with the arithmetic.
     """
     stage = trial_stage(search, {})
     room, requested, resources = cluster.count_copies(stage), search.space.concurrency, stage.cluster
@@ -208,6 +219,11 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
 
 
 def _search_result(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> SearchResult:
+    """Return the result of the trials.
+
+    Raises:
+        SearchFailed: no trial was evaluated even once.
+    """
     leading = next(iter(rank_trials(trials, search.space.mode)), None)
     best = leading.best(search.space.mode) if leading else None
     if leading is None or best is None:
@@ -220,7 +236,7 @@ def _search_result(search: Search, store: RunStore, uid: str, trials: list[Trial
 
 
 def _save_results(context: TrialContext, result: SearchResult, outbox: Outbox) -> None:
-    """Table, plots and the best recipe: files in the search's folder, artifacts and metrics in MLflow."""
+    """Write table, plots and the best recipe into the search's folder, and record them and the metrics for MLflow."""
     space = context.search.space
     per_epoch = {
         trial.number: context.train_samples / trial_stage(context.search, trial.values).training.global_batch_size
@@ -245,7 +261,10 @@ def _save_results(context: TrialContext, result: SearchResult, outbox: Outbox) -
 
 
 def best_recipe(search: Search, result: SearchResult) -> str:
-    """The base recipe with the best trial's values, as a file that runs; its head says where it came from."""
+    """Return the base recipe with the best trial's values as the text of a file that can be run.
+
+    Its comment says where it comes from.
+    """
     recipe = with_values(_without_secrets(search.recipe), search.stage, result.best.values)
     values = ", ".join(f"{path}={value}" for path, value in result.best.values.items())
     length = trial_stage(search, result.best.values).training

@@ -1,4 +1,4 @@
-"""What people read of a search: the plan before it, and what it found."""
+"""Texts about a search: its plan, and its result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def format_plan(search: Search, train_samples: int) -> str:
-    """The search made concrete."""
+    """Return the plan of a search as text.
+
+    Args:
+        search: the space with its base recipe.
+        train_samples: samples of the training split.
+    """
     space, stage = search.space, trial_stage(search, {})
     length = Length.of(stage, train_samples)
     rules = {"none": "no trial is stopped early", "pbt": f"values change every {space.scheduler.perturb_epochs} epochs"}
@@ -37,8 +42,14 @@ def format_plan(search: Search, train_samples: int) -> str:
 
 
 def format_summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
-    """Return the best trials, what became of the others, and where everything is."""
-    from scalablevit.tuning.trials import rank_trials  # here, since a dry run need not load what this loads
+    """Return the best trials, the number of others, and where all files are, as text.
+
+    Args:
+        search: the space with its base recipe.
+        trials: all trials.
+        folder: the search's folder on this machine.
+    """
+    from scalablevit.tuning.trials import rank_trials  # imported late: a dry run need not load it
 
     space = search.space
     lines = [f"{space.metric}  trial"]
