@@ -96,7 +96,7 @@ def run(
         KeyboardInterrupt: the stages have saved and recorded their end.
     """
     _refuse_other(recipe)
-    wanted = _wanted(recipe, stages)
+    wanted = _stage_names(recipe, stages)
     if not dry_run:
         _refuse_connected()
     search = load_recipe_search(recipe, Path.cwd()) if stages is None else None
@@ -111,7 +111,7 @@ def run(
             results = train(recipe, search, resolved, root_folder, wanted)
         finally:
             cluster.disconnect()
-    return RunResults(tuple(_finished(result, root_folder) for result in results), root_folder)
+    return RunResults(tuple(_finished_stage(result, root_folder) for result in results), root_folder)
 
 
 def _refuse_other(recipe: object) -> None:
@@ -119,7 +119,7 @@ def _refuse_other(recipe: object) -> None:
         raise UserError(f"is a {type(recipe).__name__}", where="recipe", fix="give what load_recipe(path) returns")
 
 
-def _wanted(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:
+def _stage_names(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:
     """Return the names of the stages to run; None: all.
 
     Raises:
@@ -153,7 +153,7 @@ def _refuse_connected() -> None:
         )
 
 
-def _finished(result: "StageResult", root: Path) -> FinishedStage:
+def _finished_stage(result: "StageResult", root: Path) -> FinishedStage:
     return FinishedStage(
         name=result.name,
         metric=result.metric,

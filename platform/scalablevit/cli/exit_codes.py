@@ -12,7 +12,7 @@ from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.runs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
-UNREAD = 141
+OUTPUT_CLOSED = 141
 """Exit code where standard output is closed by its reader (`| head`): 128 + SIGPIPE, as shells have it."""
 
 
@@ -20,7 +20,7 @@ def guarded(work: Callable[[], int]) -> int:
     """Run the body of a command, print its failure without a traceback where one is expected, and return the exit code.
 
     0 and others are the body's own; 1: a failure, with a traceback if it is unexpected; 2: a user's mistake or a full
-    disk; 130: interrupted, also by SIGTERM; `UNREAD`: the reader of standard output has closed it, and nothing is
+    disk; 130: interrupted, also by SIGTERM; `OUTPUT_CLOSED`: the reader of standard output has closed it, and nothing is
     printed.
 
     Args:
@@ -39,13 +39,13 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _exit(130, "\ninterrupted; submit the same command again to continue")
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            return UNREAD
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            return OUTPUT_CLOSED
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _exit(2, f"\n{_disk_full(error)}")
         return _exit(1, mask(traceback.format_exc(), ""))
     finally:
-        _is_unread()  # else the interpreter fails to flush what is left
+        _is_output_closed()  # else the interpreter fails to flush what is left
 
 
 def _exit(code: int, reason: str) -> int:
@@ -63,7 +63,7 @@ def _disk_full(error: OSError) -> UserError:
     )
 
 
-def _is_unread() -> bool:
+def _is_output_closed() -> bool:
     """Return whether the reader of standard output has closed it; what is still buffered is then discarded."""
     try:
         output = sys.stdout.fileno()

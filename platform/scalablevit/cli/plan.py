@@ -118,13 +118,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> TrainingPrediction:
     _check(options)
-    recipe, name = _planned(options)
+    recipe, name = _load_planned(options)
     stage = recipe.stages[name]
     root = platform_root(options.root, make=False)
     check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid, registered=bool(stage.imports))
     size = _data_size(stage, root, options)
     # imported late: a mistake above is reported before torch is loaded
-    from scalablevit.pipeline.prediction import Given, format_prediction, predict
+    from scalablevit.pipeline.prediction import PredictionInputs, format_prediction, predict
     from scalablevit.pipeline.resolve import model_cost
     from scalablevit.tasks.registry import build_task
     from scalablevit.training.memory_estimate import estimate_memory
@@ -134,19 +134,19 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
     memory = estimate_memory(stage, task, math.ceil(share / stage.training.accumulation_steps))
     step_s, step_images, origin = _step(stage, task, options, share)
-    decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
-    given = Given(
+    decoded_per_s = options.decode_rate or (_measure_decoding(stage, task, root) if options.measure else None)
+    inputs = PredictionInputs(
         devices=stage.cluster.workers, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
         price_per_hour=options.price,
     )  # fmt: skip
-    prediction = predict(stage, given, memory)
+    prediction = predict(stage, inputs, memory)
     facts = {
         "model": model,
         "data": f"{size.train_images} training and {size.val_images} validation images, {len(size.classes)} classes: "
         f"{size.origin}",
         "step time": f"{step_s:.4g} s for {step_images} images, {origin}",
-        **format_prediction(stage, given, memory, prediction),
+        **format_prediction(stage, inputs, memory, prediction),
     }
     print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
     print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
@@ -155,7 +155,7 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
         stage=name,
         prediction={**asdict(prediction), "hours": prediction.hours, "efficiency": prediction.efficiency},
         memory_bytes={**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
-        given={**asdict(given), "step_time": origin, "data": size.origin, "classes": len(size.classes)},
+        given={**asdict(inputs), "step_time": origin, "data": size.origin, "classes": len(size.classes)},
     )
 
 
@@ -175,7 +175,7 @@ def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -
     if not options.measure:
         return options.step_s, images, "given"
     images = math.ceil(images / stage.training.accumulation_steps) * stage.training.accumulation_steps
-    seconds, origin = _measured_step(stage, task, images)
+    seconds, origin = _measure_step(stage, task, images)
     return seconds, images, origin
 
 
@@ -202,7 +202,7 @@ def _check(options: argparse.Namespace) -> None:
     check_file(options.json)
 
 
-def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
+def _load_planned(options: argparse.Namespace) -> tuple[Recipe, str]:
     """Return the recipe with the devices of --devices, and the name of the planned stage.
 
     Raises:
@@ -233,13 +233,13 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
         UserError: it is not known.
     """
     data, train, val = stage.data, options.train_images, options.val_images
-    classes = _numbered(options.classes) if options.classes else None
+    classes = _number_classes(options.classes) if options.classes else None
     if classes is None and isinstance(data, MaskPairs) and isinstance(data.classes, list):
         classes = tuple(data.classes)
     if train and val and classes:
         return DataSize(train, val, classes, "as given")
     folder = root / Path(data.root).expanduser()
-    known = _known_size(stage, root, folder)
+    known = _find_size(stage, root, folder)
     if known is None:
         unknown = {"--train-images": train, "--val-images": val, "--classes": classes}
         raise UserError(
@@ -252,7 +252,7 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
     return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, origin)
 
 
-def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
+def _find_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
     """Return the size of the data from the recipe, the data here or its publication; None: it is not known."""
     from scalablevit.data.shapes import CLASSES
     from scalablevit.data.sources.opening import open_source
@@ -268,15 +268,15 @@ def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
     if folder.name in PUBLISHED:
         train_images, val_images, classes = PUBLISHED[folder.name]
         origin = f"as {folder.name} is published; {folder} is not there"
-        return DataSize(train_images, val_images, _numbered(classes), origin)
+        return DataSize(train_images, val_images, _number_classes(classes), origin)
     return None
 
 
-def _numbered(classes: int) -> tuple[str, ...]:
+def _number_classes(classes: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(classes))
 
 
-def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
+def _measure_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
     """Return the median seconds of a step on this machine's device, and how they were measured, in words.
 
     Raises:
@@ -318,7 +318,7 @@ def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> 
     return result
 
 
-def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
+def _measure_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
     """Return how many training samples a core decodes in a second here; None without the data or a measurement."""
     from scalablevit.data.sources.opening import open_source
     from scalablevit.training.speed import decoded_per_s

@@ -16,7 +16,7 @@ from scalablevit.cli.prediction_folder import (
     check_output_folder,
     fill_output_folder,
     prediction_document,
-    print_left_out,
+    print_skipped_files,
     tabulate,
 )
 from scalablevit.cli.prediction_input import GivenImages, find_images
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(images.names)} in {shown(given)}, {left_out(images.ignored)}", flush=True)
     if options.dry_run:
-        print_left_out(images.ignored)
+        print_skipped_files(images.ignored)
         print("dry run: nothing was written")
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],

@@ -8,7 +8,7 @@ from scalablevit.cli.prediction_folder import (
     PredictionCounts,
     check_output_folder,
     fill_output_folder,
-    print_left_out,
+    print_skipped_files,
     tabulate,
 )
 from scalablevit.cli.prediction_input import GivenImages, find_images
@@ -47,7 +47,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
     print(f"          {model.task}, {len(model.classes)} classes")
     print(f"  images  {len(images.names)} in {shown(given)}, {left_out(images.ignored)}", flush=True)
     if options.dry_run:
-        print_left_out(images.ignored)
+        print_skipped_files(images.ignored)
         print("dry run: no image was sent, nothing was written")
         return 0
 

@@ -85,7 +85,7 @@ def fill_output_folder(
     if counts.bad:
         print(f"{counts.bad} images without a prediction, and why: {shown(out / BAD)}")
     if ignored:
-        print_left_out(ignored)
+        print_skipped_files(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
     return 1 if counts.bad else 0
 
@@ -104,7 +104,7 @@ def prediction_document(out: Path, *, dry_run: bool = False) -> Prediction:
     return Prediction(folder=str(out), images=images, bad=note["bad"], left_out=note["ignored"])
 
 
-def print_left_out(ignored: Sequence[str]) -> None:
+def print_skipped_files(ignored: Sequence[str]) -> None:
     """Print the first `SHOWN` files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
         print(f"{shown(name)}\t{why_left_out(name)}")

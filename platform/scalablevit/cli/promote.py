@@ -46,7 +46,7 @@ SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes"
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
               "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """Keys that overrides may change; all others are each model's own."""
-NONE = "none"
+NO_CHAMPION = "none"
 """Value of the tag of the previous champion where there was none."""
 PROMOTED, REFUSED, ALREADY, ROLLED_BACK = "promoted", "refused", "champion already", "rolled back"
 EPILOG = """\
@@ -347,7 +347,7 @@ def _promote_or_refuse(
         print(format_outcome(uri, candidate, before, missed))
         return document
     # before the move: without this tag a new champion could not be rolled back
-    write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
+    write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
     move_champion(uri, name, before, version)
     print(format_outcome(uri, candidate, before, missed))
     return document
@@ -361,7 +361,7 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
     """
     if champion is None:
         raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
-    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NONE)
+    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NO_CHAMPION)
     if not previous.isdecimal():
         raise UserError(
             f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"

@@ -37,7 +37,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredVersion:
     """What was measured of a version."""
 
     version: int
@@ -68,8 +68,8 @@ class Evidence:
     bad: int
     """Validation images that could not be decoded."""
     data_digest: str
-    candidate: Measured
-    champion: Measured | None
+    candidate: MeasuredVersion
+    champion: MeasuredVersion | None
     gain: "Gain | None"
     """Of the candidate over the champion; None: there is no champion."""
     gate: PlainValues
@@ -94,17 +94,17 @@ def gather_evidence(
         images=len(candidate.score.per_sample.numbers),
         bad=candidate.score.bad,
         data_digest=resolved.digest,
-        candidate=_measured(candidate),
-        champion=None if champion is None else _measured(champion),
+        candidate=_measured_version(candidate),
+        champion=None if champion is None else _measured_version(champion),
         gain=gain,
         gate=gate.model_dump(mode="json", exclude={"metric"}),
     )
 
 
-def _measured(contender: Contender) -> Measured:
+def _measured_version(contender: Contender) -> MeasuredVersion:
     from scalablevit.serving.gate import metric_of
 
-    return Measured(
+    return MeasuredVersion(
         version=contender.version.version,
         value=metric_of(contender.score),
         latency_ms=contender.score.latency_ms,

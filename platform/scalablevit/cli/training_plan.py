@@ -19,10 +19,10 @@ def training_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> T
         stages: in the order of running.
         root: the platform's root.
     """
-    return TrainingPlan(recipe=recipe, stages=tuple(_planned(stage, root) for stage in stages))
+    return TrainingPlan(recipe=recipe, stages=tuple(_planned_stage(stage, root) for stage in stages))
 
 
-def _planned(resolved: ResolvedStage, root: Path) -> PlannedStage:
+def _planned_stage(resolved: ResolvedStage, root: Path) -> PlannedStage:
     stage = resolved.stage
     return PlannedStage(
         name=resolved.name,

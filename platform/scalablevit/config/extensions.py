@@ -51,7 +51,7 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
     _add("task", section, where)
     _allow_promotion([metric.name for metric in info.metrics if metric.promotable])
     metrics = (*info.metrics, *(registered.info for (kind, _), registered in METRICS.items() if kind == info.kind))
-    TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
+    TASKS[info.kind] = replace(info, sources=_merge(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def add_source_section(section: type[DataSection], tasks: Sequence[str]) -> None
     name = str(kind_of(section))
     _add("data", section, where)
     for kind in tasks:
-        _sources_of[kind] = _merged(_sources_of.get(kind, ()), [name])
+        _sources_of[kind] = _merge(_sources_of.get(kind, ()), [name])
         if kind in TASKS:
-            TASKS[kind] = replace(TASKS[kind], sources=_merged(TASKS[kind].sources, [name]))
+            TASKS[kind] = replace(TASKS[kind], sources=_merge(TASKS[kind].sources, [name]))
 
 
-def _merged(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+def _merge(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*first, *more]))
 
 
@@ -180,7 +180,7 @@ def _allow_promotion(metrics: Iterable[str]) -> None:
     """Add to the names that `promotion.metric` may have."""
     field = Promotion.model_fields["metric"]
     known, none = typing.get_args(field.annotation)
-    names = _merged(typing.get_args(known), metrics)
+    names = _merge(typing.get_args(known), metrics)
     field.annotation = typing.Literal[names] | none
     rebuild_schema()
 

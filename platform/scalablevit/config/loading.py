@@ -10,7 +10,7 @@ from typing import Any
 from scalablevit.config import strict_yaml, upgrade
 from scalablevit.config.checking import SECTIONS, Locations, check, format_location
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors, raise_all
-from scalablevit.config.overrides import ALL_STAGES, Reach, Scope, apply, parse_all, scope_notes
+from scalablevit.config.overrides import ALL_STAGES, ReachedStages, Scope, apply, parse_all, scope_notes
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
@@ -147,7 +147,7 @@ def override_recipe(
     """
     errors: list[UserError] = []
     parsed = parse_all(overrides, merged, locations, errors)
-    reach = Reach.of(parsed, merged["stages"], scope)
+    reach = ReachedStages.of(parsed, merged["stages"], scope)
     for override in parsed:
         try:
             apply(override, reach, merged["stages"], locations)

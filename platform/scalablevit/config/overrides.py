@@ -135,7 +135,7 @@ def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Yaml
     return Override(text, stage, path, value, where)
 
 
-def apply(override: Override, reach: "Reach", stages: YamlDict, locations: Locations) -> None:
+def apply(override: Override, reach: "ReachedStages", stages: YamlDict, locations: Locations) -> None:
     """Set the value of one override in the stages that it applies to.
 
     Args:
@@ -159,7 +159,7 @@ def apply(override: Override, reach: "Reach", stages: YamlDict, locations: Locat
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReachedStages:
     """Which stages the overrides of a script can apply to."""
 
     scope: Scope
@@ -172,7 +172,7 @@ class Reach:
     """Names of these and of the stages that they start from."""
 
     @classmethod
-    def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "Reach":
+    def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "ReachedStages":
         """Return which stages a script reaches; all of them where it would run none, which is refused later.
 
         Args:

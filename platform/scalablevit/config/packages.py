@@ -58,33 +58,33 @@ def refuse_unimportable(registered: Any, where: str) -> None:
         )
 
 
-def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:
+def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:
     """Return a package's files, code and data, sorted by relative path.
 
     Byte code and hidden files are no part of it: neither travels with a job.
 
     Args:
         package: its folder.
-        left_out: further names of folders and files that do not count.
+        excluded: further names of folders and files that do not count.
     """
     files = []
     for path in package.rglob("*"):
         parts = path.relative_to(package).parts
         hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        if not hidden and not set(left_out).intersection(parts) and path.is_file():
+        if not hidden and not set(excluded).intersection(parts) and path.is_file():
             files.append(path)
     return sorted(files, key=lambda path: path.relative_to(package).as_posix())
 
 
-def content_sum(package: Path, left_out: Collection[str] = ()) -> str:
+def content_sum(package: Path, excluded: Collection[str] = ()) -> str:
     """Return the SHA-256, in hexadecimal, of the relative paths and contents of a package's files.
 
     Args:
         package: its folder; where it is does not count.
-        left_out: as for `package_files`.
+        excluded: as for `package_files`.
     """
     digest = hashlib.sha256()
-    for path in package_files(package, left_out):
+    for path in package_files(package, excluded):
         content = path.read_bytes()
         # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
         digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())

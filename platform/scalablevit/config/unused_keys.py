@@ -117,7 +117,7 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     condition = CONDITIONS[key]
     values = {decider: value_of(stage, decider) for decider in condition.keys}
-    unfit = [f"{decider}: {_plain(value)}" for decider, value in values.items() if not condition.fits(value)]
+    unfit = [f"{decider}: {_format_value(value)}" for decider, value in values.items() if not condition.fits(value)]
     return f"has no effect with {' and '.join(unfit)}", f"leave it out, or write {condition.needed}"
 
 
@@ -150,7 +150,7 @@ def find_unused(
     """
     errors: list[UserError] = []
     ineffective: dict[str, dict[str, None]] = {}
-    for (key, location, _), names in _written(stages, overrides, locations).items():
+    for (key, location, _), names in _group_written_values(stages, overrides, locations).items():
         stage = stages[names[0]]
         if key in CONDITIONS and any(_is_read_in(stages[name], key) for name in names):
             continue
@@ -158,7 +158,9 @@ def find_unused(
             if _is_default(stage, key):
                 continue
             authors = [
-                _author(name, decider, overrides, locations) for name in names for decider in CONDITIONS[key].keys
+                _find_location(name, decider, overrides, locations)
+                for name in names
+                for decider in CONDITIONS[key].keys
             ]
             if picked := next((author for author in authors if author and author.startswith(OVERRIDE)), None):
                 ineffective.setdefault(picked, {})[key] = None
@@ -185,21 +187,21 @@ def drop_unused(stage: YamlMapping) -> YamlDict:
     return copied
 
 
-def _written(
+def _group_written_values(
     stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations
 ) -> dict[tuple[str, str, str], list[str]]:
     """Return names of stages by key, location and, where the value is the stage's own, stage (else empty)."""
     written: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
         for key in (*CONDITIONS, *TIMM_WORDS):
-            location = _author(name, key, overrides, locations)
+            location = _find_location(name, key, overrides, locations)
             if location and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
                 shared = location.startswith(OVERRIDE) or locations.get(tuple(key.split("."))) == location
                 written.setdefault((key, location, "" if shared else name), []).append(name)
     return written
 
 
-def _author(name: str, key: str, overrides: Sequence[Override], locations: Locations) -> str | None:
+def _find_location(name: str, key: str, overrides: Sequence[Override], locations: Locations) -> str | None:
     """Return the location of a stage's value, a line or an override; None: nobody wrote it."""
     path = key.split(".")
     for length in range(len(path), 0, -1):
@@ -249,5 +251,5 @@ def _is_read_in(stage: YamlMapping, key: str) -> bool:
     return is_read(key, lambda other: [value_of(stage, other)])
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)[:100]

@@ -31,7 +31,7 @@ STOP_S = FAILED_DRAIN_S + 15
 """Longest wait, in seconds, for interrupted stages to record their end, send it to MLflow, and release their
 folders."""
 
-NO_TIME_S = 0.5
+SHOWN_S = 0.5
 """Parts of a stage that took fewer seconds are not printed."""
 
 
@@ -227,5 +227,5 @@ def _profile(seconds: dict[str, float]) -> str:
     return ", ".join(
         f"{part} {duration(part_s)} ({100 * part_s / total:.0f} %)"
         for part, part_s in seconds.items()
-        if part_s >= NO_TIME_S
+        if part_s >= SHOWN_S
     )

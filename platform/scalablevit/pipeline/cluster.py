@@ -23,9 +23,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 """Folder of this package: in a job, of the uploaded copy."""
 PROBE_S = 120.0
 """Longest wait, in seconds, for an answer from every node, which may first have to start a process."""
-ANSWER_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 """Longest wait, in seconds, for a cluster's address to take a connection; Ray itself tries for many minutes."""
-HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
+START_HEAD_HINT = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 """What to do when no cluster answers."""
 
 
@@ -64,7 +64,7 @@ def connect(
         with interruptible_start(), say_while_waiting("ray", "the cluster" if address else "Ray on this machine"):
             ray.init(
                 address=address or "local",
-                runtime_env={"py_modules": _shipped(packages), "env_vars": variables},
+                runtime_env={"py_modules": _sent_folders(packages), "env_vars": variables},
                 log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
                 logging_level=logging.ERROR,
                 configure_logging=True,
@@ -74,7 +74,7 @@ def connect(
             f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
             f"{(str(error) or repr(error)).splitlines()[0]}",
             where=f"RAY_ADDRESS={address}" if address else "",
-            fix=HEAD if address else "try again when the machine is less busy",
+            fix=START_HEAD_HINT if address else "try again when the machine is less busy",
         ) from None
     nodes = alive_nodes()
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
@@ -86,7 +86,7 @@ def connect(
         refuse_other_code(packages, [node.id for node in nodes])
 
 
-def _shipped(packages: Sequence[UserPackage]) -> list[str]:
+def _sent_folders(packages: Sequence[UserPackage]) -> list[str]:
     """Return the folders of the packages that are sent to the workers."""
     return [str(PACKAGE), *(str(package.folder) for package in packages if not package.installed)]
 
@@ -141,9 +141,9 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError("is no address of a cluster", where=where, fix="write <host>:<port>, such as 10.0.0.1:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
-        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=HEAD) from None
+        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=START_HEAD_HINT) from None
 
 
 def disconnect() -> None:

@@ -36,7 +36,7 @@ SECONDS = 30.0
 BATCH = 8
 SHOWN, WORST = 6, 8
 """Predictions that are drawn: the first ones of the random sample, and the worst."""
-KEPT_NAMES = 2
+SHOWN_PATH_PARTS = 2
 """Last parts of a file's path that are shown."""
 
 
@@ -143,4 +143,4 @@ def _draw_case(scored: _ScoredImage, task: Task, stage: Stage, source: Source, f
 
 
 def _name(sample: Sample) -> str:
-    return shown("/".join(Path(str(sample.image)).parts[-KEPT_NAMES:]))
+    return shown("/".join(Path(str(sample.image)).parts[-SHOWN_PATH_PARTS:]))

@@ -11,7 +11,7 @@ from scalablevit.io import sha256_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
 
-SAME = 0.01
+NORMALIZATION_TOLERANCE = 0.01
 """Largest difference between means or standard deviations of pixels, on the scale from 0 to 1, that is ignored."""
 
 
@@ -106,12 +106,12 @@ def normalization_warnings(stage: Stage) -> tuple[str, ...]:
         return ()
     pairs = {"mean": (trained.mean, stage.data.mean), "std": (trained.std, stage.data.std)}
     return tuple(
-        f"data.{name} is {_listed(ours)}, and {init} was trained with {_listed(theirs)}: "
-        f"data.{name}={_listed(theirs)} gives the weights what they know"
+        f"data.{name} is {_format_list(ours)}, and {init} was trained with {_format_list(theirs)}: "
+        f"data.{name}={_format_list(theirs)} gives the weights what they know"
         for name, (theirs, ours) in pairs.items()
-        if any(abs(a - b) > SAME for a, b in zip(theirs, ours, strict=True))
+        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, ours, strict=True))
     )
 
 
-def _listed(values: Sequence[float]) -> str:
+def _format_list(values: Sequence[float]) -> str:
     return f"[{','.join(f'{value:g}' for value in values)}]"

@@ -26,9 +26,9 @@ CLASSES = (12, 6, 3, 0)
 """Most rows of classes, tried in this order until the card is short enough."""
 LONGEST_CELL = 60
 """Most characters of a cell; longer names of classes are cut."""
-SPACE = " | &emsp;"
+CELL_SEPARATOR = " | &emsp;"
 """Between the cells of a row: MLflow's page leaves no space between columns."""
-LOWER_END = "_low95"
+LOWER_BOUND_SUFFIX = "_low95"
 """Suffix of a metric that is the lower end of another metric's interval."""
 
 
@@ -125,11 +125,13 @@ def _data(resolved: ResolvedStage, classes: int) -> str:
 def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
     metrics = finished.metrics
     names = [info.reported_as for info in task_info(resolved.stage.task.kind).metrics if info.reported_as in metrics]
-    lower = {name.removesuffix(LOWER_END): metrics[name] for name in names if name.endswith(LOWER_END)}
+    lower = {
+        name.removesuffix(LOWER_BOUND_SUFFIX): metrics[name] for name in names if name.endswith(LOWER_BOUND_SUFFIX)
+    }
     rows = [
         (_short(name), f"{metrics[name]:.4f}", f"from {lower[name]:.4f}" if name in lower else "-")
         for name in names
-        if not name.endswith(LOWER_END)
+        if not name.endswith(LOWER_BOUND_SUFFIX)
     ]
     heading = ("metric", "value", "95 % interval")
     rendered = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
@@ -215,7 +217,7 @@ def _literal(text: str) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {SPACE.join(_plain(cell) for cell in row)} |" for row in rows]
+    lines = [f"| {CELL_SEPARATOR.join(_plain(cell) for cell in row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 

@@ -19,9 +19,9 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 
-SHORT = 4
+SHOWN_CLASSES = 4
 """Most classes in the table of statistics; the run's statistics.json has them all."""
-LEAST_SHARE = 0.9
+MIN_LR_SHARE = 0.9
 """Least share of `optimizer.lr` that a schedule must reach; below it there is a warning."""
 
 
@@ -47,7 +47,7 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     for resolved, own in zip(stages, facts, strict=True):
         _print_facts(f"stage {resolved.name}", {name: fact for name, fact in own.items() if name not in shared})
         if resolved.statistics is not None:
-            heading, _, *rows = table(resolved.statistics, SHORT)  # the row of images repeats the fact `data`
+            heading, _, *rows = table(resolved.statistics, SHOWN_CLASSES)  # the row of images repeats the fact `data`
             for line in format_table([("statistics", *heading[1:]), *rows], rule=False).splitlines():
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
@@ -127,7 +127,7 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
             f"{batch / samples:.3g} times, and lengths in epochs are rounded to whole steps"
         )
     largest, decay = largest_rate(optimizer, length), training.ema_decay
-    if largest < LEAST_SHARE * optimizer.lr:
+    if largest < MIN_LR_SHARE * optimizer.lr:
         warnings.append(
             f"the learning rate reaches {largest:.4g} at most, {100 * largest / optimizer.lr:.3g} % of optimizer.lr "
             f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "

@@ -51,7 +51,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
 
 def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
     """Draw validation images with ground truth and the best weights' prediction, and run the error analysis."""
-    finished = cache(partial(_finished, resolved, store))
+    finished = cache(partial(_load_finished, resolved, store))
 
     def draw() -> None:
         from scalablevit.pipeline.sample_plots import save_predictions
@@ -69,7 +69,7 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
     _attempt(resolved, ERROR_ANALYSIS, look)
 
 
-def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
+def _load_finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
     """Return the task, the network with the best weights, and the validation split."""
     import safetensors.torch
 

@@ -13,7 +13,7 @@ pass."""
 
 
 @dataclass(frozen=True)
-class Given:
+class PredictionInputs:
     """What a prediction starts from."""
 
     devices: int
@@ -74,7 +74,7 @@ class Prediction:
         return self.compute_s / (self.compute_s + self.exchange_s)
 
 
-def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
+def predict(stage: Stage, inputs: PredictionInputs, memory: MemoryEstimate) -> Prediction:
     """Predict a stage's training to its last step, without restarts and early stopping.
 
     Time grows linearly with the images of a step. Gradients are exchanged in a ring, which takes time of its own; in
@@ -85,19 +85,19 @@ def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
 
     Args:
         stage: the stage.
-        given: what the prediction starts from.
+        inputs: what the prediction starts from.
         memory: bytes on each device.
     """
-    training, length, devices = stage.training, Length.of(stage, given.train_images), given.devices
+    training, length, devices = stage.training, Length.of(stage, inputs.train_images), inputs.devices
     share = math.ceil(training.global_batch_size / devices)
-    compute_s = given.step_s * share / given.step_images
+    compute_s = inputs.step_s * share / inputs.step_images
     exchange_bytes = round(2 * (devices - 1) / devices * memory.gradients)
-    exchange_s = exchange_bytes / (given.bandwidth_gb_s * 1e9)
+    exchange_s = exchange_bytes / (inputs.bandwidth_gb_s * 1e9)
     images_per_s = training.global_batch_size / (compute_s + exchange_s)
     training_hours = length.total * (compute_s + exchange_s) / 3600
     evaluations = len(_multiples(length.total, length.evaluate_every))
-    evaluated_images = evaluations * math.ceil(given.val_images / devices)
-    evaluation_hours = evaluated_images * EVALUATED_SHARE * given.step_s / given.step_images / 3600
+    evaluated_images = evaluations * math.ceil(inputs.val_images / devices)
+    evaluation_hours = evaluated_images * EVALUATED_SHARE * inputs.step_s / inputs.step_images / 3600
     checkpoints = len(_multiples(length.total, length.evaluate_every, length.checkpoint_every))
     return Prediction(
         steps=length.total,
@@ -112,8 +112,8 @@ def predict(stage: Stage, given: Given, memory: MemoryEstimate) -> Prediction:
         checkpoints=checkpoints,
         checkpoint_traffic_bytes=checkpoints * memory.checkpoint,
         checkpoint_storage_bytes=min(checkpoints, training.keep.last + training.keep.best + 1) * memory.checkpoint,
-        decode_cores=images_per_s / given.decoded_per_s if given.decoded_per_s else None,
-        cost=given.price_per_hour * devices * (training_hours + evaluation_hours) if given.price_per_hour else None,
+        decode_cores=images_per_s / inputs.decoded_per_s if inputs.decoded_per_s else None,
+        cost=inputs.price_per_hour * devices * (training_hours + evaluation_hours) if inputs.price_per_hour else None,
     )
 
 
@@ -122,25 +122,28 @@ def _multiples(total: int, *intervals: int | None) -> set[int]:
     return {step for every in intervals if every for step in range(every, total + 1, every)} | {total}
 
 
-def format_prediction(stage: Stage, given: Given, memory: MemoryEstimate, prediction: Prediction) -> dict[str, str]:
+def format_prediction(
+    stage: Stage, inputs: PredictionInputs, memory: MemoryEstimate, prediction: Prediction
+) -> dict[str, str]:
     """Return the prediction as texts by name."""
     cluster, training = stage.cluster, stage.training
     micro = math.ceil(prediction.images_per_device / training.accumulation_steps)
     kind = "GPU" if cluster.gpus_per_worker else "CPU"
     seconds, written = prediction.hours * 3600, prediction.checkpoint_traffic_bytes
     facts = {
-        "devices": f"{given.devices} x {kind}, {prediction.images_per_device} images each in a step, {micro} at a time",
+        "devices": f"{inputs.devices} x {kind}, {prediction.images_per_device} images each in a step, "
+        f"{micro} at a time",
         "step": f"{prediction.compute_s:.4g} s computing + {prediction.exchange_s:.4g} s exchanging "
         f"{prediction.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * prediction.efficiency:.1f} % "
-        f"efficient): assumes a ring at {given.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
-        "speed": f"{prediction.images_per_s:.4g} images/s, {prediction.images_per_s / given.devices:.4g} a device",
+        f"efficient): assumes a ring at {inputs.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
+        "speed": f"{prediction.images_per_s:.4g} images/s, {prediction.images_per_s / inputs.devices:.4g} a device",
         "time": f"{prediction.hours:.3g} h ({duration(seconds)}): {prediction.steps} steps "
         f"{prediction.training_hours:.3g} h, {prediction.evaluations} evaluations {prediction.evaluation_hours:.3g} h "
         "(an image in a third of its training time)",
         "decoding": "not predicted: give --decode-rate, or --measure where the data is"
         if prediction.decode_cores is None
-        else f"{prediction.decode_cores:.1f} cores in all, {prediction.decode_cores / given.devices:.1f} a device, at "
-        f"{given.decoded_per_s:.4g} images/s a core; the recipe has {max(1, cluster.loader_workers)} "
+        else f"{prediction.decode_cores:.1f} cores in all, {prediction.decode_cores / inputs.devices:.1f} a device, at "
+        f"{inputs.decoded_per_s:.4g} images/s a core; the recipe has {max(1, cluster.loader_workers)} "
         f"{'loading processes' if cluster.loader_workers else 'process, the worker itself,'} a device",
         "memory": f"{_gib(memory.total)} a device at most: weights {_gib(memory.weights)}, gradients "
         f"{_gib(memory.gradients)}, optimizer {_gib(memory.moments)}, average {_gib(memory.average)}, activations "
@@ -150,7 +153,7 @@ def format_prediction(stage: Stage, given: Given, memory: MemoryEstimate, predic
         f"{_gib(prediction.checkpoint_storage_bytes)} of storage",
     }
     if prediction.cost is not None:
-        facts["cost"] = f"{prediction.cost:.2f} at {given.price_per_hour:g} an hour and device"
+        facts["cost"] = f"{prediction.cost:.2f} at {inputs.price_per_hour:g} an hour and device"
     return facts
 
 

@@ -32,7 +32,7 @@ def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> Non
         stages: of the job.
         store: the job's own folder.
     """
-    put_text(str(store.local), JOB, json.dumps(_known(job, stages, {}), indent=1))
+    put_text(str(store.local), JOB, json.dumps(_job_content(job, stages, {}), indent=1))
 
 
 def publish_job(
@@ -48,16 +48,16 @@ def publish_job(
         outbox: of the job.
     """
     hidden = {stage.name for stage in stages if not may_send_images(stage.stage)}
-    publish(store.local, outbox, job.uid, _known(job, stages, results), hidden)
+    publish(store.local, outbox, job.uid, _job_content(job, stages, results), hidden)
 
 
-def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
+def _job_content(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
     """Return the content of `job.json`."""
     known = []
     for stage in stages:
         own = RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root)
         elsewhere = "" if own.location == str(own.local) else own.location
-        registered = _registered(results.get(stage.name))
+        registered = _format_version(results.get(stage.name))
         known.append({"name": stage.name, "run": stage.run_name, "storage": elsewhere, "registered": registered})
     return {"recipe": job.recipe, "stages": known}
 
@@ -111,5 +111,5 @@ def _render_without_images(page: Page, hidden: Collection[str]) -> str:
         return render(replace(page, stages=stages))
 
 
-def _registered(result: StageResult | None) -> str:
+def _format_version(result: StageResult | None) -> str:
     return f"{result.registered_as} version {result.version}" if result and result.version else ""

@@ -223,7 +223,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     torch.manual_seed(0)
     try:
         task = build_task(stage, classes)
-        compiled = _compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
+        compiled = _describe_compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
         return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
     except UserError as error:
         raise _in_stage(name, error) from None
@@ -235,7 +235,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
         ) from None
 
 
-def _compiled_blocks(task: "Task", name: str) -> str:
+def _describe_compiled_blocks(task: "Task", name: str) -> str:
     """Return which blocks of an architecture `training.compile` compiles, in words."""
     import torch
 
@@ -303,7 +303,7 @@ def _resolve_stage(
         warnings=(*inspection.warnings, *normalization_warnings(stage)),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
-        length=_checked_length(stage, len(sources["train"])),
+        length=_compute_length(stage, len(sources["train"])),
         parents=parents,
         sources=sources,
         init_weights=init_weights,
@@ -382,7 +382,7 @@ def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
         )
 
 
-def _checked_length(stage: Stage, samples: int) -> Length:
+def _compute_length(stage: Stage, samples: int) -> Length:
     length = Length.of(stage, samples)
     if length.warmup >= length.total:
         raise UserError(

@@ -202,7 +202,7 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
     """Record what is about to run, in the search's folder and for MLflow."""
     space = yaml.safe_dump(search.space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (store.local / SPACE).write_text(space, encoding="utf-8")
-    base = yaml.safe_dump(_plain(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
+    base = yaml.safe_dump(_plain_recipe(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
     (store.local / BASE_RECIPE).write_text(base, encoding="utf-8")
     facts = {
         tags.DATA_DIGEST: resolved.digest,
@@ -277,10 +277,10 @@ def best_recipe(search: Search, result: SearchResult) -> str:
     if search.space.scheduler.kind == "pbt":
         head.append("# Population-based training changed the values on the way: these are the last ones.")
     head.append(f"# {command_line('full')} --recipe <this file>")
-    return "\n".join(head) + "\n" + yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+    return "\n".join(head) + "\n" + yaml.safe_dump(_plain_recipe(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _plain(recipe: Recipe) -> PlainValues:
+def _plain_recipe(recipe: Recipe) -> PlainValues:
     plain = recipe.model_dump(mode="json", exclude={"tune"})
     return {**plain, "stages": {name: drop_unused(stage) for name, stage in plain["stages"].items()}}
 

@@ -205,9 +205,7 @@ def _begin(
     outbox.params(uid, flat(hashed_part(stage)))
     source = mask(str(job.root / Path(stage.data.root).expanduser()), job.tracking_uri)
     outbox.params(uid, resolved_values(resolved))
-    if "data.root" not in recorded_params(
-        outbox.folder, uid
-    ):  # a later attempt may find the same data in another folder
+    if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the data elsewhere
         outbox.params(uid, {"data.root": source})
     for split in ("train", "val"):
         outbox.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)

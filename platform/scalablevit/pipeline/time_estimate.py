@@ -14,7 +14,7 @@ from scalablevit.run_files import CONFIG, RESULT, RUNS
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
-NEWEST = 50
+MAX_RUNS = 50
 """Most finished runs that are looked at, the newest first: older ones ran older code."""
 LONG_S = 3600.0
 """Seconds above which a training on CPUs gets a warning."""
@@ -39,8 +39,8 @@ def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
         root: the platform's root, whose finished runs are looked at.
     """
     wanted = _what_sets_the_pace(resolved.stage.model_dump(mode="json"))
-    results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_changed, reverse=True)
-    for file in results[:NEWEST]:
+    results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_modified_s, reverse=True)
+    for file in results[:MAX_RUNS]:
         try:
             status = read_status(file.parent)
             if status is None or status.host != socket.gethostname():
@@ -49,7 +49,7 @@ def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
             if _what_sets_the_pace(stored) == wanted:
                 result = StageResult(**json.loads(file.read_bytes()))
                 images = result.last_step * stored["training"]["global_batch_size"]
-                return TimeEstimate(_scaled(result, images, resolved), result.run_name)
+                return TimeEstimate(_scale_time(result, images, resolved), result.run_name)
         except (
             OSError,
             UserError,
@@ -89,7 +89,7 @@ def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
     }
 
 
-def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
+def _scale_time(result: StageResult, images: int, resolved: ResolvedStage) -> float:
     """Return the seconds of a stage: all but start and lost time grows linearly with the trained images."""
     wanted = resolved.length.total * resolved.stage.training.global_batch_size
     if not result.profile or not images:
@@ -99,7 +99,7 @@ def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
     return start + (sum(result.profile.values()) - start - lost) * wanted / images
 
 
-def _changed(file: Path) -> float:
+def _modified_s(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except OSError:  # deleted meanwhile
