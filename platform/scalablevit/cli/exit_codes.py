@@ -20,8 +20,8 @@ def guarded(work: Callable[[], int]) -> int:
     """Run the body of a command, print its failure without a traceback where one is expected, and return the exit code.
 
     0 and others are the body's own; 1: a failure, with a traceback if it is unexpected; 2: a user's mistake or a full
-    disk; 130: interrupted, also by SIGTERM; `OUTPUT_CLOSED`: the reader of standard output has closed it, and nothing is
-    printed.
+    disk; 130: interrupted, also by SIGTERM; `OUTPUT_CLOSED`: the reader of standard output has closed it, and nothing
+    is printed.
 
     Args:
         work: the body; returns its exit code.

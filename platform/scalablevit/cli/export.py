@@ -109,11 +109,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
-    with write_folder(out) as made:
+    with write_folder(out) as target:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
         parts = parts_of(trained, images, size, fixed=fixed)
         for part in parts:
-            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})", facts))
+            exported.append(export_part(part, target, f"{options.model} ({stage.model.name})", facts))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
@@ -121,12 +121,12 @@ def run(options: argparse.Namespace) -> int:
                 "parts": [_facts(export) for export in exported]}  # fmt: skip
         faithful = all(export.faithful for export in exported)
         if selects(stage):
-            detector = export_detector(trained, parts[0], made, facts)
+            detector = export_detector(trained, parts[0], target, facts)
             print(f"  {detector.summary()}", flush=True)
             note["detector"] = detector.facts()
             faithful = faithful and detector.faithful
-        (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-        files = sorted(file.name for file in made.iterdir())
+        (target / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = sorted(file.name for file in target.iterdir())
     print(f"exported {options.model}: {', '.join(files)} are in {shown(out.absolute())}")
     if not faithful:
         print("an export's outputs differ from the model's: do not use it")

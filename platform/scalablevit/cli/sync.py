@@ -57,15 +57,17 @@ def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> Synced
     """Send an outbox, or in a dry run count its records, and print the outcome."""
     run = folder.parent.name
     if options.dry_run:
-        left, unended = sync.pending(), None
-        print(f"{run}: {left.records} records would be sent", flush=True)
+        pending, unended = sync.pending(), None
+        print(f"{run}: {pending.records} records would be sent", flush=True)
     else:
-        left, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
-        print(f"{run}: {_describe(left, unended)}", flush=True)
+        pending, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
+        print(f"{run}: {_describe(pending, unended)}", flush=True)
     refused = refused_records(folder)
     for reason in () if options.dry_run else refused:
         print(f"  refused: {reason}", flush=True)
-    return SyncedRun(run=run, left=left.records, refused=tuple(refused), error=left.error or "", without_end=unended)
+    return SyncedRun(
+        run=run, left=pending.records, refused=tuple(refused), error=pending.error or "", without_end=unended
+    )
 
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:

@@ -81,7 +81,7 @@ class Override(NamedTuple):
     """An override of a value within a stage."""
 
     text: str
-    """As written."""
+    """As typed."""
     stage: str | None
     """The stage that it names; None: it names none."""
     path: list[str]
@@ -271,13 +271,13 @@ def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
         wanted: names of stages.
         inits: `model.init` of every stage of the recipe, in its order.
     """
-    needed, left = set[str](), list(wanted)
-    while left:
-        name = left.pop()
+    needed, pending = set[str](), list(wanted)
+    while pending:
+        name = pending.pop()
         if name in inits and name not in needed:
             needed.add(name)
             init = inits[name]
-            left += [init.removeprefix("stage:")] if isinstance(init, str) and init.startswith("stage:") else []
+            pending += [init.removeprefix("stage:")] if isinstance(init, str) and init.startswith("stage:") else []
     return [name for name in inits if name in needed]
 
 

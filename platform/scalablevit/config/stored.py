@@ -17,15 +17,15 @@ class ModelConfig(TypedDict):
 
     format: int
     stage: YamlDict
-    """Plain sections, not yet checked."""
+    """Plain sections of the stage, not yet checked."""
     classes: Sequence[str]
-    """Names, in the order of the network's outputs."""
+    """Class names, in the order of the network's outputs."""
     metrics: dict[str, float]
-    """Of the evaluation at `step`."""
+    """Metrics of the evaluation at `step`, by reported name."""
     step: int
-    """Of the checkpoint that the weights are from."""
+    """Optimizer step of the checkpoint that the weights are from."""
     user_code: NotRequired[dict[str, str]]
-    """Content sum of each package of the stage's `imports`, by name."""
+    """SHA-256 of each package of the stage's `imports`, by name."""
 
 
 def to_store(stage: Stage) -> PlainValues:

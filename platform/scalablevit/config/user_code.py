@@ -262,9 +262,9 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
 
 
 def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
-    there = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
+    origin = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
     return UserError(
-        f"this was made by {package.name} {there}, and {package.folder} has {digest[:SHOWN_SUM]}",
+        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}",
         where=where,
         fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
         "runs by itself",

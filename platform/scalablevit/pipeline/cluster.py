@@ -374,19 +374,19 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {}
+    pending = {}
     for node in node_ids:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        asked[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
+        pending[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
     try:
-        answers = ray.get(list(asked.values()), timeout=PROBE_S)
+        answers = ray.get(list(pending.values()), timeout=PROBE_S)
     except ray.exceptions.GetTimeoutError:
         raise UserError(
             f"not every node answered within {PROBE_S:.0f} s {what}",
             where="cluster",
             fix="look at `ray status`; remove nodes that do not work",
         ) from None
-    return dict(zip(asked, answers, strict=True))
+    return dict(zip(pending, answers, strict=True))
 
 
 def _find_unreadable(paths: list[str]) -> list[str]:

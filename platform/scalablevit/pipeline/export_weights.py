@@ -135,19 +135,19 @@ def time_profile(outcome: "TrainSummary", attempts: "Sequence[Event]", end: floa
 
     start = wall = 0.0
     submitted: float | None = None
-    asked: float | None = None
+    requested: float | None = None
     for event in attempts:
         match event:
             case Submitted():
                 if submitted is not None:  # the job before was killed or failed
                     wall += max(0.0, (event.last or submitted) - submitted)
-                submitted = asked = event.time
+                submitted = requested = event.time
             case Lost():
-                asked = event.time
+                requested = event.time
             case StartupTimings():
                 # clocks of two nodes may differ
-                start += event.first_step - min(event.entered, event.entered if asked is None else asked)
-                asked = None
+                start += event.first_step - min(event.entered, event.entered if requested is None else requested)
+                requested = None
     if submitted is not None:
         wall += end - submitted
     spent = outcome.spent

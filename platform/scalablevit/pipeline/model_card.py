@@ -108,10 +108,10 @@ def _cost(local: Path) -> str:
 
 def _data(resolved: ResolvedStage, classes: int) -> str:
     data = resolved.stage.data
-    made = ", the built-in shapes" if data.shapes is not None else ""
+    origin = ", the built-in shapes" if data.shapes is not None else ""
     lines = [
         "## Data",
-        f"`{data.source}` in `{data.root}`{made}: {resolved.train_samples:,} training and {resolved.val_samples:,} "
+        f"`{data.source}` in `{data.root}`{origin}: {resolved.train_samples:,} training and {resolved.val_samples:,} "
         f"validation images, digest `{resolved.digest[:24]}`.",
     ]
     if resolved.statistics is None:

@@ -154,10 +154,10 @@ def starts_from(resolved: ResolvedStage) -> str:
 def format_automatic(resolved: ResolvedStage) -> list[str]:
     """Return the values that the recipe leaves open and that are decided for it, as texts."""
     stage = resolved.stage
-    made = []
+    values = []
     if stage.model.drop_path_rate is None:
-        made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
-    return made + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
+        values.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
+    return values + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
 
 
 def format_time(estimate: TimeEstimate | None) -> str:
