@@ -169,7 +169,7 @@ def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -
         share: a device's images of a global batch.
 
     Raises:
-        UserError: as `_measured_step`.
+        UserError: as `_measure_step`.
     """
     images: int = options.step_images or share
     if not options.measure:

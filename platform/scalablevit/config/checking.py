@@ -135,13 +135,23 @@ def combine_errors(errors: Sequence[UserError]) -> UserError:
 
 
 def stage_override_hint(path: Sequence[int | str], names: Sequence[str]) -> str:
-    """Return how to write an override for some stages only: `write stages.<name>.<key>=... ...`."""
+    """Return how to write an override for some stages only: `write stages.<name>.<key>=... ...`.
+
+    Args:
+        path: key path in a stage.
+        names: of the stages.
+    """
     key = ".".join(map(str, path))
     return "write " + " ".join(f"stages.{name}.{key}=..." for name in names)
 
 
 def did_you_mean(key: str, names: Iterable[str]) -> str:
-    """Return `; did you mean '<name>'?` with the name that is most like the key; empty when none is like it."""
+    """Return `; did you mean '<name>'?` with the name that is most like the key; empty when none is like it.
+
+    Args:
+        key: what the user wrote.
+        names: what can be written there.
+    """
     near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -153,7 +163,13 @@ def short_repr(value: Any) -> str:
 
 
 def format_location(key_path: KeyPath, locations: Locations, name: str) -> str:
-    """Return location and dotted key for an error; `name` for values without a location."""
+    """Return location and dotted key for an error: `<file>:<line>: <key>`.
+
+    Args:
+        key_path: path of the key.
+        locations: where the values were written; the innermost section with a location counts.
+        name: what is returned in place of the location if there is none.
+    """
     location = _location_of(key_path, locations, name)
     dotted = ".".join(str(part) for part in _written_path(key_path, location, locations))
     return ": ".join(part for part in (location, dotted) if part)

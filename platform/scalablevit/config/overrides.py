@@ -225,6 +225,10 @@ class ReachedStages:
     def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
         """Refuse a source that the task of one of several stages cannot take: each of its keys would be an error, too.
 
+        Args:
+            override: of one of `KINDS`.
+            names: the stages that it applies to.
+
         Raises:
             UserError: one stage does not fit.
             UserErrors: several stages do not fit.
@@ -315,7 +319,12 @@ def _keys(annotation: Any, values: Any) -> Iterator[str]:
 
 
 def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
-    """Return the section classes of a type; of a union, the one with the values' kind, or all without such a kind."""
+    """Return the section classes of a type; of a union, the one with the values' kind, or all without such a kind.
+
+    Args:
+        annotation: type of a field.
+        values: plain values of the field.
+    """
     models = sections_in(annotation)
     if len(models) < 2:
         return models

@@ -46,6 +46,10 @@ def refuse_other_modules(name: str) -> None:
 def refuse_unimportable(registered: Any, where: str) -> None:
     """Refuse a function or class that is registered and that other processes cannot import as a user's own.
 
+    Args:
+        registered: the function or class.
+        where: what errors name as the place of the registration.
+
     Raises:
         UserError: it is defined in a script or notebook, in our package, or within a function.
     """

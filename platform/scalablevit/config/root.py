@@ -55,7 +55,12 @@ def tracking_uri(given: str | None, root: Path) -> str:
 
 
 def is_default_tracking(uri: str, root: Path) -> bool:
-    """Return whether an address of MLflow is the one that commands use when they are given the root alone."""
+    """Return whether an address of MLflow is the one that commands use when they are given the root alone.
+
+    Args:
+        uri: MLflow's address.
+        root: the platform's root.
+    """
     try:
         return uri == tracking_uri(None, root)
     except UserError:  # the root's name has no such address

@@ -103,7 +103,11 @@ class Detection(TaskSection):
     """Most detections of an image; COCO's metrics count 100 of them at most."""
 
     def check_data(self, data: Data) -> None:
-        """Refuse data without masks for Mask R-CNN."""
+        """Refuse data without masks for Mask R-CNN.
+
+        Raises:
+            ValueError: there are none.
+        """
         if self.head == "mask_rcnn" and isinstance(data, CocoInstances) and not data.instance_masks:
             raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")
 

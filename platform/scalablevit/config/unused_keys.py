@@ -103,7 +103,12 @@ TIMM_WORDS = {
 
 
 def is_read(key: str, values: Values) -> bool:
-    """Return whether a key, by its dotted path in the stage, has an effect with at least one of the values."""
+    """Return whether a key has an effect with at least one of the values of other keys.
+
+    Args:
+        key: dotted path in the stage.
+        values: returns the values that another key may have.
+    """
     condition = CONDITIONS.get(key)
     if condition is None:
         return True
@@ -112,7 +117,12 @@ def is_read(key: str, values: Values) -> bool:
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
+    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it.
+
+    Args:
+        key: dotted path in the stage.
+        stage: plain values of the stage.
+    """
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     condition = CONDITIONS[key]

@@ -64,6 +64,11 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
 def plan_facts(recipe: str, resolved: ResolvedStage, root: Path) -> dict[str, str]:
     """Return the facts about a stage by name; an empty text where there is nothing to print.
 
+    Args:
+        recipe: name of the recipe.
+        resolved: the stage.
+        root: the platform's root.
+
     Raises:
         UserError: as `print_plan`.
     """

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
-    """Draw the images of step 1 as the model gets them, in a thread that is returned; only once in a run's life."""
+    """Draw the images of step 1 as the model gets them, in a thread that is returned; only once in a run's life.
+
+    Args:
+        resolved: the stage.
+        store: the run's folder.
+    """
 
     def draw() -> None:
         if target.exists():
@@ -38,7 +43,13 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
 
 
 def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
-    """Draw curves of the run's metrics so far."""
+    """Draw curves of the run's metrics so far.
+
+    Args:
+        resolved: the stage.
+        store: the run's folder, with its outbox.
+        uid: of the run in MLflow.
+    """
 
     def draw() -> None:
         from scalablevit.viz.curves import save_curves
@@ -50,7 +61,12 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
 
 
 def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
-    """Draw validation images with ground truth and the best weights' prediction, and run the error analysis."""
+    """Draw validation images with ground truth and the best weights' prediction, and run the error analysis.
+
+    Args:
+        resolved: the stage, which has finished.
+        store: the run's folder, with the weights.
+    """
     finished = cache(partial(_load_finished, resolved, store))
 
     def draw() -> None:

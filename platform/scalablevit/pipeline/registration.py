@@ -73,7 +73,12 @@ def record_model(
 
 
 def plots_to_send(stage: Stage, local: Path) -> list[str]:
-    """Return the names of a run's plots that are sent to MLflow; see `may_send_images`."""
+    """Return the names of a run's plots that are sent to MLflow; see `may_send_images`.
+
+    Args:
+        stage: of the run.
+        local: the run's folder on this machine.
+    """
     names = [CURVES, TRAINING_BATCH, VALIDATION] if may_send_images(stage) else [CURVES]
     return [name for name in names if (local / name).is_file()]
 

@@ -64,7 +64,12 @@ class SearchResult:
 
 
 def search_name(search: Search, resolved: ResolvedStage) -> str:
-    """Return the name of the search's run; the same search on the same data has the same name, and is continued."""
+    """Return the name of the search's run; the same search on the same data has the same name, and is continued.
+
+    Args:
+        search: the space with its base recipe.
+        resolved: the searched stage.
+    """
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
@@ -264,6 +269,10 @@ def best_recipe(search: Search, result: SearchResult) -> str:
     """Return the base recipe with the best trial's values as the text of a file that can be run.
 
     Its comment says where it comes from.
+
+    Args:
+        search: the space with its base recipe.
+        result: of the search.
     """
     recipe = with_values(_without_secrets(search.recipe), search.stage, result.best.values)
     values = ", ".join(f"{path}={value}" for path, value in result.best.values.items())
