@@ -1,4 +1,4 @@
-"""Makes `scalablevit` importable from the checkout or the uploaded copy that this script lies in."""
+"""Make `scalablevit` importable from the checkout, or the copy uploaded with a job, that this script is in."""
 
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ from harness.toys import finished_run, make_root, val_images
 
 from scalablevit.cli import analyse
 from scalablevit.cli.tree import parse
-from scalablevit.config.ablation import Arm
+from scalablevit.config.ablation import ArmStage
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.shipped import RECIPES
@@ -171,7 +171,7 @@ def test_stages_stand_beside_each_other_and_one_seed_is_called_one_seed():
     cost = Cost(1_620_000, 45_600_000, 50_000_000)
     segmented = replace(RESULT, metric="val/miou", value=0.411)
     outcomes = [
-        ablation.arm_result(Arm(arm, stage, 0), cost, result)
+        ablation.arm_result(ArmStage(arm, stage, 0), cost, result)
         for arm in ("lim", "lem")
         for stage, result in (("pretrain", RESULT), ("segment", segmented))
     ]

@@ -12,7 +12,7 @@ from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.data.shapes import write_shapes
-from scalablevit.pipeline.prediction import Given, predict
+from scalablevit.pipeline.prediction import PredictionInputs, predict
 from scalablevit.training.memory_estimate import MemoryEstimate
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -29,7 +29,7 @@ def test_arithmetic_by_hand():
                  "training.evaluate_every={steps: 6}", "training.checkpoint_every={steps: 4}",
                  "training.keep={last: 2, best: 1}"]  # fmt: skip
     stage = load_recipe(TINY, overrides).stages["pretrain"]
-    given = Given(devices=4, train_images=160, val_images=30, step_s=0.5, step_images=2, bandwidth_gb_s=9e-7,
+    given = PredictionInputs(devices=4, train_images=160, val_images=30, step_s=0.5, step_images=2, bandwidth_gb_s=9e-7,
                   decoded_per_s=4.0, price_per_hour=3.0)  # fmt: skip
     found = predict(stage, given, MEMORY)
     assert found.steps == 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.config.ablation import ARMS, ablation, plan
+from scalablevit.config.ablation import ARMS, ablation_recipe, plan_arms
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 
@@ -14,9 +14,9 @@ DEMO = RECIPES / "demo.yaml"
 
 def test_every_arm_starts_from_its_own_stages_and_differs_in_nothing_but_its_attention():
     base = load_recipe(DEMO, ["model.options={feature_norms: true}", "tracking.register_as=mine"])
-    made = ablation(base, list(ARMS), [3, 4])
+    made = ablation_recipe(base, list(ARMS), [3, 4])
     assert made.name == "demo-ablation" and len(made.stages) == len(ARMS) * 2 * len(base.stages)
-    for each in plan(base, list(ARMS), [3, 4]):
+    for each in plan_arms(base, list(ARMS), [3, 4]):
         stage, of_base = made.stages[each.name], base.stages[each.stage]
         parent = of_base.model.init and f"stage:{each.arm}_pretrain_{each.seed}"
         assert stage.model.init == parent
@@ -34,7 +34,7 @@ def test_every_arm_starts_from_its_own_stages_and_differs_in_nothing_but_its_att
 
 def test_without_seeds_the_recipes_own_are_kept():
     base = load_recipe(DEMO, ["stages.pretrain.training.seed=7", "stages.segment.training.seed=8"])
-    made = ablation(base, ["lim", "lem"])
+    made = ablation_recipe(base, ["lim", "lem"])
     assert list(made.stages)[:2] == ["lim_pretrain_7", "lim_segment_8"]
     assert made.stages["lem_segment_8"].model.init == "stage:lem_pretrain_7"
 
@@ -49,7 +49,7 @@ def test_without_seeds_the_recipes_own_are_kept():
 )
 def test_what_makes_no_fair_comparison_is_refused(overrides, arms, said):
     with pytest.raises(UserError, match=said):
-        ablation(load_recipe(DEMO, overrides), arms)
+        ablation_recipe(load_recipe(DEMO, overrides), arms)
 
 
 def test_the_papers_ablation_has_the_stages_of_the_papers_recipes():

@@ -12,7 +12,7 @@ from scalablevit.config.loading import load_recipe, override_stage
 from scalablevit.config.overrides import Scope
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.stored import stored_stage, to_store
-from scalablevit.config.unused_keys import CONDITIONS, without_unused
+from scalablevit.config.unused_keys import CONDITIONS, drop_unused
 
 BASE = {
     "classification": """
@@ -252,7 +252,7 @@ def test_what_is_written_down_for_people_loads_again(tmp_path: Path) -> None:
     path = write(tmp_path, recipe("classification", {"optimizer.betas": [0.9, 0.95], "data.rand_augment": {}}))
     found = load_recipe(path, ["optimizer.name=sgd"])
     (stage,) = found.stages.values()
-    shown = without_unused(stage.model_dump(mode="json"))
+    shown = drop_unused(stage.model_dump(mode="json"))
     assert "betas" not in shown["optimizer"] and shown["optimizer"]["eps"] == 1e-8
     again = load_recipe(write(tmp_path, {"name": "r", "stages": {"pretrain": shown}})).stages["pretrain"]
     assert again.model_copy(update={"optimizer": stage.optimizer}) == stage

@@ -193,7 +193,7 @@ def test_a_registered_model_initialises_a_run_with_other_classes(whole):
 
     recipe = load_recipe(TINY, [*PRETRAIN, "stages.pretrain.model.init=models:/tiny-pretrain@candidate"])
     stage = resolve(recipe, whole.root, ["pretrain"])[0]
-    initial = stage.initial
+    initial = stage.init_weights
     assert initial is not None and initial.keep_head(stage.classes) and not initial.keep_head(("other",))
     assert initial.sha256 == whole.results["pretrain"]["weights_sha256"]
     assert initial.version == "tiny-pretrain/1"

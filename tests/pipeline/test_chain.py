@@ -14,7 +14,7 @@ import pytest
 from scalablevit.cli.tree import parse
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import chain
-from scalablevit.pipeline.chain import groups, run_group
+from scalablevit.pipeline.chain import group_stages, run_group
 from scalablevit.pipeline.cluster import fit_together
 from scalablevit.pipeline.export_weights import time_profile
 from scalablevit.pipeline.resolve import resolve
@@ -51,11 +51,11 @@ def names(found):
 
 
 def test_fine_tunings_run_beside_each_other_when_there_is_room(stages):
-    assert names(groups(stages, lambda group: True)) == [["pretrain"], ["segment", "detect"]]
+    assert names(group_stages(stages, lambda group: True)) == [["pretrain"], ["segment", "detect"]]
 
 
 def test_without_room_they_follow_each_other(stages):
-    assert names(groups(stages, lambda group: len(group) == 1)) == [["pretrain"], ["segment"], ["detect"]]
+    assert names(group_stages(stages, lambda group: len(group) == 1)) == [["pretrain"], ["segment"], ["detect"]]
 
 
 def test_room_is_counted_worker_by_worker():
@@ -241,21 +241,21 @@ def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path)
                 StartupTimings(10.0, first_step=20.0), Lost(90.0),
                 StartupTimings(100.0, first_step=120.0)]  # fmt: skip
     result = replace(RESULT, profile=time_profile(SUMMARY, attempts, 240.0))
-    lines = chain.table([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
+    lines = chain.format_results([result], tmp_path, "http://someone:canary-4711@tracking.example").splitlines()
     assert lines[2].split()[:6] == ["pretrain", "top1", "0.5000", "300", "0.2500", "400"]
     assert lines[3] == ("time of pretrain: start 50 s (21 %), data 20 s (8 %), step 75 s (31 %), "
                         "evaluation 50 s (21 %), checkpoint 5 s (2 %), other 40 s (17 %)")  # fmt: skip
     assert "canary-4711" not in "\n".join(lines)
     brief = {**result.profile, "checkpoint": 0.4}
-    assert "checkpoint" not in chain.table([replace(result, profile=brief)], tmp_path, "sqlite:////m.db")
+    assert "checkpoint" not in chain.format_results([replace(result, profile=brief)], tmp_path, "sqlite:////m.db")
     earlier = replace(result, last_value=None, last_step=0, profile={})
-    assert chain.table([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]
+    assert chain.format_results([earlier], tmp_path, "sqlite:////m.db").splitlines()[2].split()[4:6] == ["-", "-"]
 
 
 def test_the_next_commands_are_complete_and_understood(tmp_path, monkeypatch):
     (tmp_path / "scalablevit").touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    shown = chain.table([RESULT], tmp_path / "my root", "http://tracking.example").partition("next:\n")[2]
+    shown = chain.format_results([RESULT], tmp_path / "my root", "http://tracking.example").partition("next:\n")[2]
     commands = [line.partition(f"{tmp_path}/scalablevit ")[2] for line in shown.splitlines() if "/scalablevit " in line]
     verbs = {}
     for verb, *arguments in map(shlex.split, commands):

@@ -175,9 +175,12 @@ def test_looked_into(root: Path) -> None:
 def test_started_from(root: Path, registry: MlflowClient, init: str) -> None:
     recipe = load_recipe(root / "old.yaml", [f"model.init={init}"])
     (stage,) = resolve(recipe, root)
-    assert stage.initial is not None
-    assert stage.initial.sha256 == json.loads((root / "runs" / FINISHED / "result.json").read_text())["weights_sha256"]
-    assert stage.initial.keep_head(stage.classes)
+    assert stage.init_weights is not None
+    assert (
+        stage.init_weights.sha256
+        == json.loads((root / "runs" / FINISHED / "result.json").read_text())["weights_sha256"]
+    )
+    assert stage.init_weights.keep_head(stage.classes)
 
 
 # --- what the same command does now ---

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 
-from scalablevit.pipeline.search import _tell
+from scalablevit.pipeline.search import _update_status
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile, read_status
@@ -75,7 +75,7 @@ def test_a_searchs_status_counts_ended_trials_and_has_their_best(make_search, tm
               Trial(2, {}, "failed", curve={4: 0.1}), Trial(3, {})]  # fmt: skip
     store = RunStore.open("search", None, tmp_path)
     with Lease(store) as lease, StatusFile(store, lease, "pretrain", 0, "trials", "sqlite:////m.db") as file:
-        _tell(file, search, trials)
+        _update_status(file, search, trials)
         found = read_status(store.local)
     assert (found.state, found.step, found.total, found.unit) == ("running", 3, 4, "trials")
     assert found.best == Best("val/loss", 0.25, 4)

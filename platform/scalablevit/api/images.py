@@ -1,4 +1,4 @@
-"""Whatever a user has as an image, decoded alike: files, Pillow's images and arrays."""
+"""Decode images alike, whatever a user gives: files, Pillow's images or arrays."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,33 +13,33 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, convert_image, mean_color, read_image
 
 Image: TypeAlias = str | Path | PillowImage.Image | NDArray[np.uint8]
-"""File, Pillow's image, or RGB array uint8 (height, width, 3)."""
+"""A file's path, an image of Pillow, or an RGB array uint8 (H, W, 3)."""
 Images: TypeAlias = Image | Sequence[Image]
-"""One image, a list of them in any sizes, or an array uint8 (N, height, width, 3)."""
+"""One image, a list of them in any sizes, or an array uint8 (N, H, W, 3)."""
 
 GIVE = "give a path, an image of Pillow or an RGB array uint8 (height, width, 3), or a list of them"
 
 
 def decode_images(images: Images, data: Data) -> Iterator[NDArray[np.uint8]]:
-    """Decode images one after another, as the data of a recipe says: upright, transparent pixels on the mean colour.
+    """Decode images one after another: upright, RGB, with transparent pixels on the data's mean colour.
 
     Args:
         images: what the user gives.
-        data: the section of the model's recipe.
+        data: the data section of the model's recipe.
 
-    Returns:
-        RGB arrays (height, width, 3).
+    Yields:
+        RGB arrays uint8 (H, W, 3).
 
     Raises:
-        UserError: one is no image, by its number and path.
+        UserError: one is no image; by its path or index.
     """
     several: Any = images if _are_several(images) else [images]
-    for number, image in enumerate(several):
+    for index, image in enumerate(several):
         try:
-            yield _decode(image, data, f"image {number}")
+            yield _decode(image, data, f"image {index}")
         except BadSample as bad:
-            place = bad.path if isinstance(image, str | Path) else f"image {number}"
-            raise UserError(bad.reason, where=place, fix="leave it out, or give another image") from None
+            location = bad.path if isinstance(image, str | Path) else f"image {index}"
+            raise UserError(bad.reason, where=location, fix="leave it out, or give another image") from None
 
 
 def _are_several(images: Images) -> bool:

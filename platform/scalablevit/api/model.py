@@ -1,4 +1,4 @@
-"""A trained model as a torch module: from the registry or a run folder to predictions."""
+"""A trained model as a torch module, from the registry or a run folder to predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from scalablevit.serving.network import Trained, load_trained
 from scalablevit.tasks.predictions import Prediction
 
 SCRIPT = "predict"
-"""The stage's name in errors, as `pipelines/predict.py` has it."""
+"""The name of the model's stage in errors, as in `pipelines/predict.py`."""
 
 
 class Model(nn.Module):
     """A trained network with its classes, its preparation of images and its predictions; made by `load_model`.
 
-    A torch module like any other: `to`, `eval`, `state_dict` and gradients through `forward` work. It is loaded in
-    evaluation mode, which `predict` needs.
+    It is a torch module like any other: `to`, `eval`, `state_dict` and gradients through `forward` work. It is loaded
+    in evaluation mode, which `predict` needs.
 
     Attributes:
         network: the plain torch module of the task: a timm classifier, a segmentor or torchvision's detector.
@@ -47,20 +47,20 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.network.parameters()).device
 
     def forward(self, images: Tensor) -> Any:
         """Compute the network's outputs.
 
         Args:
-            images: normalized float32 (N, 3, height, width), as `preprocess` gives them.
+            images: normalized float32 (N, 3, H, W), as `preprocess` returns them.
 
         Returns:
             Classification: logits (N, classes). Segmentation: logits (N, classes, h, w) at a quarter of the input's
-            height and width. Detection, in evaluation mode: for each image a dict of `boxes` (n, 4) in the input's
-            pixels, `scores` (n,), `labels` (n,) as the head numbers them and, of Mask R-CNN, `masks` (n, 1, 28, 28)
-            within the boxes.
+                height and width. Detection, in evaluation mode: for each image a dict of `boxes` (n, 4) in the input's
+                pixels, `scores` (n,), `labels` (n,) as the head numbers them and, of Mask R-CNN, `masks` (n, 1, 28, 28)
+                within the boxes.
         """
         return self.network(list(images) if task_info(self.task).takes_lists else images)
 
@@ -71,11 +71,12 @@ class Model(nn.Module):
             images: as for `predict`.
 
         Returns:
-            Normalized float32 (N, 3, height, width) on the model's device. Of classification height and width are
-            `stage.data.image_size`; else each image is scaled to `short_side` and `long_side`, keeping its shape.
+            Normalized float32 (N, 3, H, W) on the model's device. For classification, H and W are
+                `stage.data.image_size` pixels; else each image is scaled to `short_side` and `long_side`, keeping its
+                aspect ratio.
 
         Raises:
-            UserError: one is no image, there is none, or they come out in different sizes.
+            UserError: one is no image, there is none, or they have different sizes after the preparation.
         """
         data = self.stage.data
         decoded = list(decode_images(images, data))
@@ -95,15 +96,16 @@ class Model(nn.Module):
         """Predict, one image after another: the same as `pipelines/predict.py` on the same files and device.
 
         Args:
-            images: one image or a list of them, each a file's path, an image of Pillow or an RGB array uint8
-                (height, width, 3), in any sizes; or an array uint8 (N, height, width, 3).
+            images: one image or a list of them, each a file's path, an image of Pillow or an RGB array uint8 (H, W, 3),
+                in any sizes; or an array uint8 (N, H, W, 3).
 
         Returns:
             For each image, by the task, a `ClassificationPrediction` (label, probability of each class), a
-            `SegmentationPrediction` (mask of class numbers) or a `DetectionPrediction` (boxes, scores, labels, masks).
+                `SegmentationPrediction` (mask of class indices) or a `DetectionPrediction` (boxes, scores, labels,
+                masks).
 
         Raises:
-            UserError: one is no image, by its path or number; or the model is in training mode.
+            UserError: one is no image, by its path or index; or the model is in training mode.
         """
         if any(module.training for module in self.modules()):
             raise UserError("the model is in training mode, in which it predicts otherwise", fix="call model.eval()")
@@ -119,8 +121,8 @@ def load_model(
 ) -> Model:
     """Load a registered model or a finished run.
 
-    The weights come from safetensors and are held against the SHA-256 that training left, the rest from JSON: nothing
-    is unpickled, and no code of the registry runs.
+    The weights are read from safetensors and checked against the SHA-256 that training recorded, the rest is read from
+    JSON: nothing is unpickled, and no code of the registry runs.
 
     Args:
         source: `models:/<name>@<alias>`, `models:/<name>/<version>`, a run's folder (a `Path`, or text with a slash),
@@ -134,11 +136,13 @@ def load_model(
         UserError: there is no such model, its files differ from their sums, an override is wrong, or this machine has
             no such device.
     """
-    place = _check_device(device)
+    target = _check_device(device)
     weights, config, _ = _find(source, overrides, platform_root(None if root is None else str(root), make=False))
     stage = without_secrets(trained_recipe(SCRIPT, config, overrides, str(source)).stages[SCRIPT])
-    with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced, would move the user's random numbers on
-        return Model(load_trained(stage, config["classes"], weights, place))
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # making fresh weights, soon replaced, must not advance the user's random numbers
+        return Model(load_trained(stage, config["classes"], weights, target))
 
 
 def predict(
@@ -194,7 +198,7 @@ def _check_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError) as error:  # the latter: torch built without it
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without the device
         raise UserError(
             f"torch cannot use {str(device)!r} here: {str(error).splitlines()[0]}",
             where="device",

@@ -1,4 +1,4 @@
-"""Recipes from files."""
+"""Load recipes from files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from scalablevit.config.shipped import recipe_file, space_file
 
 
 def load_recipe(path: str | Path, *overrides: str) -> Recipe:
-    """Read and check a recipe; imports nothing heavy, looks at no data, and imports nothing that it names itself.
+    """Read and check a recipe, without looking at its data and without importing torch or what it names itself.
 
     If your own package defines what the recipe names (a task, a source), `import` it before.
 
@@ -21,7 +21,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
     Returns:
         The checked recipe, which cannot be changed: its values are attributes
-        (`recipe.stages["pretrain"].optimizer.lr`), and other overrides make another one.
+            (`recipe.stages["pretrain"].optimizer.lr`), and other overrides make another recipe.
 
     Raises:
         UserError: the file is missing or no YAML, or everything that is wrong in it and in the overrides, each with
@@ -37,7 +37,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
 
 def _refuse_other(overrides: Iterable[object]) -> None:
-    for each in overrides:
-        if not isinstance(each, str):
+    for override in overrides:
+        if not isinstance(override, str):
             fix = 'give text, one after another: "training.epochs=3", "optimizer.lr=1e-4"'
-            raise UserError(f"is a {type(each).__name__}", where="overrides", fix=fix)
+            raise UserError(f"is a {type(override).__name__}", where="overrides", fix=fix)

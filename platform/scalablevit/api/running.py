@@ -1,4 +1,4 @@
-"""Training a recipe from Python, as `pipelines/full.py` does."""
+"""Train a recipe from Python, as `pipelines/full.py` does."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """What came out of a stage."""
+    """The result of a stage."""
 
     name: str
     metric: str
-    """By which the best checkpoint was chosen, such as `val/top1`; larger is better."""
+    """Name of the metric that chose the best checkpoint, such as `val/top1`; larger is better."""
     value: float
-    """Of that metric, on the validation split."""
+    """That metric, on the validation split."""
     step: int
-    """Of the best checkpoint."""
+    """Optimizer step of the best checkpoint."""
     metrics: Mapping[str, float]
-    """All that were computed at that step, by name."""
+    """All metrics of the evaluation at that step, by name."""
     run_folder: Path
-    """On this machine; `load_model` takes it."""
+    """The run's folder on this machine; `load_model` takes it."""
     registered_as: str
     """Name of the registered model in MLflow."""
     version: str
@@ -39,7 +39,7 @@ class FinishedStage:
     tracking: str
     """One line on what MLflow has and what it still lacks."""
     skipped: bool
-    """The stage had been finished by an earlier run of the same recipe."""
+    """Whether an earlier run of the same recipe had finished the stage."""
 
 
 @dataclass(frozen=True)
@@ -72,42 +72,46 @@ def run(
 ) -> RunResults:
     """Train, evaluate and register the stages of a recipe; prints the plan and the progress.
 
-    The same path as `pipelines/full.py`: finished stages are recognised, others go on from their last checkpoint, and
-    where the recipe names a search space (`tune`), the search comes first. Workers run on the cluster that the
-    environment's RAY_ADDRESS names, else on a Ray that is started on this machine; at the end this process leaves it,
-    so a notebook may call again. Ctrl-C lets the stages save and end, once more ends at once; the same call continues.
+    It does the same as `pipelines/full.py`: stages that have finished are skipped, others continue from their last
+    checkpoint, and if the recipe names a search space (`tune`), the search comes first. Workers run on the cluster that
+    the environment's RAY_ADDRESS names, else on a Ray that is started on this machine; at the end this process
+    disconnects, so a notebook may call again. Ctrl-C lets the stages save and end, a second one ends at once; the same
+    call continues.
 
     Args:
         recipe: of `load_recipe`.
         root: folder for runs, models and mlflow.db, against which relative paths of the recipe resolve; None:
             SCALABLEVIT_ROOT, else ~/scalablevit.
         stages: names of the stages to run, without a search; those that they start from are added. None: all.
-        dry_run: check everything and print the plan; nothing is started, and no results come back.
+        dry_run: check everything and print the plan; nothing is started, and the results are empty.
+
+    Returns:
+        The stages' results, in the order of running.
 
     Raises:
         UserError: something in the recipe, the data or the cluster has to be changed, or this process is already
-            connected to Ray: our code must be uploaded with the connection, which only this function does.
-        TrainingFailed: workers failed more often than `cluster.max_failures`.
-        SearchFailed: no trial of the search came to an evaluation.
+            connected to Ray: this package must be uploaded with the connection, which only this function does.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        SearchFailed: no trial of the search was evaluated even once.
         KeyboardInterrupt: the stages have saved and recorded their end.
     """
     _refuse_other(recipe)
-    wanted = _wanted(recipe, stages)
+    wanted = _stage_names(recipe, stages)
     if not dry_run:
         _refuse_connected()
     search = load_recipe_search(recipe, Path.cwd()) if stages is None else None
-    place = platform_root(None if root is None else str(root))
-    resolved = prepare(recipe, search, place, wanted, dry_run=dry_run)
+    root_folder = platform_root(None if root is None else str(root))
+    resolved = prepare(recipe, search, root_folder, wanted, dry_run=dry_run)
     if dry_run:
-        return RunResults((), place)
+        return RunResults((), root_folder)
     with handle_signals():
         from scalablevit.pipeline import cluster
 
         try:
-            results = train(recipe, search, resolved, place, wanted)
+            results = train(recipe, search, resolved, root_folder, wanted)
         finally:
             cluster.disconnect()
-    return RunResults(tuple(_finished(result, place) for result in results), place)
+    return RunResults(tuple(_finished_stage(result, root_folder) for result in results), root_folder)
 
 
 def _refuse_other(recipe: object) -> None:
@@ -115,7 +119,7 @@ def _refuse_other(recipe: object) -> None:
         raise UserError(f"is a {type(recipe).__name__}", where="recipe", fix="give what load_recipe(path) returns")
 
 
-def _wanted(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:
+def _stage_names(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | None:
     """Return the names of the stages to run; None: all.
 
     Raises:
@@ -135,10 +139,10 @@ def _wanted(recipe: Recipe, stages: str | Sequence[str] | None) -> list[str] | N
 
 
 def _refuse_connected() -> None:
-    """Refuse a process whose own code has connected to Ray: its workers do not have our package.
+    """Refuse a process that is connected to Ray already: its workers do not have this package.
 
     Raises:
-        UserError: it has.
+        UserError: it is.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -149,7 +153,7 @@ def _refuse_connected() -> None:
         )
 
 
-def _finished(result: "StageResult", root: Path) -> FinishedStage:
+def _finished_stage(result: "StageResult", root: Path) -> FinishedStage:
     return FinishedStage(
         name=result.name,
         metric=result.metric,

@@ -22,7 +22,7 @@ FILES = {
     "ablation": ("ablation.csv", "ablation.json"),
     "table": ("costs.csv", "costs.json"),
 }
-"""What each verb writes into --out."""
+"""Files that each verb writes into --out."""
 MODELS = """\
 MODEL is models:/<name>@<alias>, models:/<name>/<version> or the name of a run under <root>/runs: a ScalableViT of any
 task. key=value overrides a value of all their recipes: tracking.uri=http://..., or for larger images
@@ -92,8 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     field.add_argument(
         "--block", type=int, default=1, metavar="N", help="block of the layer, counted from 1 (default 1)"
     )
-    for each in (features, field):
-        each.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)")
+    for parser_of_verb in (features, field):
+        parser_of_verb.add_argument(
+            "--images", type=Path, metavar="DIR", help="folder of images (default: the built-in shapes)"
+        )
     ablation = _verb(verbs, "ablation", "Table 1: train arms that differ in their attention alone")
     ablation.add_argument("given", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(ablation)
@@ -110,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _verb(
     verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
 ) -> argparse.ArgumentParser:
-    """A verb with the arguments that all of them take."""
+    """Add a verb with the arguments that all verbs have."""
     verb = verbs.add_parser(
         name, help=what, description=what[0].upper() + what[1:] + ".", epilog=EPILOGS[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -136,13 +138,17 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, train or count; see `add_arguments`."""
+    """Draw, train or count, by the verb; see `add_arguments`.
+
+    Raises:
+        UserError: --out cannot take the files, or has them already; or a recipe, model, image or cluster does not fit.
+    """
     out = options.out.expanduser().absolute()
     _check_out(out, FILES[options.verb], overwrite=options.overwrite)
     root = platform_root(options.root, make=options.verb == "ablation")
-    names = [each for each in getattr(options, "given", []) if "=" not in each]
-    overrides = [each for each in getattr(options, "given", []) if "=" in each]
-    # imported late: a mistake above is answered before anything slow is loaded
+    names = [argument for argument in getattr(options, "given", []) if "=" not in argument]
+    overrides = [argument for argument in getattr(options, "given", []) if "=" in argument]
+    # imported late: a mistake above is reported before torch is loaded
     match options.verb:
         case "features":
             from scalablevit.paper.features import draw_features
@@ -175,10 +181,14 @@ def _ablation(options: argparse.Namespace, out: Path, root: Path) -> None:
 
 
 def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse early, before anything is trained, what could not be written at the end."""
+    """Refuse a folder that could not take the files, before anything is trained.
+
+    Raises:
+        UserError: it cannot be written, or has one of the files already.
+    """
     refuse_session_folder(str(out), "--out")
     refuse_unwritable(out)
-    there = [name for name in names if os.path.lexists(out / name)]
-    if there and not overwrite:
-        raise UserError(f"{shown(out)} holds {', '.join(there)} already", where="--out",
+    existing = [name for name in names if os.path.lexists(out / name)]
+    if existing and not overwrite:
+        raise UserError(f"{shown(out)} holds {', '.join(existing)} already", where="--out",
                         fix="name another folder, or add --overwrite")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Arguments that several commands take alike."""
+"""Arguments that several commands have."""
 
 import argparse
 

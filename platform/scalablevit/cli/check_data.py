@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.commands import command_line, short_name
 from scalablevit.config.data import Data
 from scalablevit.config.errors import raise_all
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         UserError, UserErrors: of all splits, what keeps their samples from being listed, and what training refuses
             other than bad samples; all that can be has been checked and printed.
     """
-    with messages_aside(options.json):
+    with stdout_to_stderr(options.json):
         path = options.recipe or RECIPES / DEMO
         recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
         root = platform_root(options.root)
@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
         for name, stage in _data_sections(recipe):
             inspections[name] = _with_task_warnings(stage, _inspect(stage.data, root, options))
             bad += _print_inspection(name, stage.data, inspections[name])
-        errors = [error for found in inspections.values() for error in found.errors]
+        errors = [error for inspection in inspections.values() for error in inspection.errors]
         raise_all(list({str(error): error for error in errors}.values()))
-        print(_advice(bad, sum(len(found.warnings) for found in inspections.values()), path, options))
+        print(_advice(bad, sum(len(inspection.warnings) for inspection in inspections.values()), path, options))
     if options.json:
         print_document(_document(recipe.name, inspections, bad))
     return 1 if bad else 0
@@ -87,7 +87,7 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     from scalablevit.cli.documents import BadFile, CheckedData, CheckedSplit, DataCheck
 
     def files(problems: Iterable[Problem]) -> tuple[BadFile, ...]:
-        return tuple(BadFile(path=each.path, reason=each.reason) for each in problems)
+        return tuple(BadFile(path=problem.path, reason=problem.reason) for problem in problems)
 
     def split(source: Source, report: Report) -> CheckedSplit:
         return CheckedSplit(
@@ -98,17 +98,20 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     data = tuple(
         CheckedData(
             stage=name,
-            splits={each: split(source, found.reports[each]) for each, source in found.sources.items()},
-            statistics=None if found.statistics is None else json.loads(found.statistics.to_json()),
-            warnings=found.warnings,
+            splits={
+                split_name: split(source, inspection.reports[split_name])
+                for split_name, source in inspection.sources.items()
+            },
+            statistics=None if inspection.statistics is None else json.loads(inspection.statistics.to_json()),
+            warnings=inspection.warnings,
         )
-        for name, found in inspections.items()
+        for name, inspection in inspections.items()
     )
     return DataCheck(recipe=recipe, data=data, bad=bad)
 
 
 def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
-    """Return the first stage of each data section, with its name."""
+    """Yield the first stage of each distinct data section, with its name."""
     known: list[Data] = []
     for name, stage in recipe.stages.items():
         if stage.data not in known:
@@ -132,19 +135,19 @@ def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
     return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
 
 
-def _print_inspection(name: str, data: Data, found: Inspection) -> int:
-    """Name the bad samples of both splits; how many there are."""
+def _print_inspection(name: str, data: Data, inspection: Inspection) -> int:
+    """Print the bad samples, statistics and warnings of both splits; return the number of bad samples."""
     bad = 0
-    for split, source in found.sources.items():
+    for split, source in inspection.sources.items():
         print(f"{name}/{split}: {len(source)} samples, {describe_skipped(source.ignored)}", flush=True)
         for note in source.notes:
             print(f"{name}/{split}: {note}")
-        bad += _print_report(f"{name}/{split}", data, found.reports[split])
-    if found.statistics is not None:
-        print(format_table(statistics_rows(found.statistics), rule=False))
-        if found.statistics.unknown:
-            print(f"not yet known: {unknown_text(found.statistics)}")
-    for warning in found.warnings:
+        bad += _print_report(f"{name}/{split}", data, inspection.reports[split])
+    if inspection.statistics is not None:
+        print(format_table(statistics_rows(inspection.statistics), rule=False))
+        if inspection.statistics.unknown:
+            print(f"not yet known: {unknown_text(inspection.statistics)}")
+    for warning in inspection.warnings:
         print(f"{name}: warning: {warning}")
     return bad
 
@@ -172,7 +175,7 @@ def _print_report(where: str, data: Data, report: Report) -> int:
 
 
 def _advice(bad: int, warnings: int, path: Path, options: argparse.Namespace) -> str:
-    """What to do next."""
+    """Return what to do next."""
     if bad:
         return (
             f"{bad} bad samples. Correct or replace the files named above, or remove them (with their masks or "

@@ -1,4 +1,4 @@
-"""What makes a shell complete the command: written once, from the parsers, so that no Python starts at every tab."""
+"""Print the completion script of a shell, made from the parsers once, so that no Python starts at every tab."""
 
 import argparse
 import io
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the code for a shell; see `add_arguments`."""
+    """Print the completion script for a shell; see `add_arguments`."""
     words = {verb: _words(verb) for verb in VERBS}
     names = {"--recipe": list(shipped_files(RECIPES)), "--space": list(shipped_files(SPACES))}
     if options.shell == "fish":
@@ -50,17 +50,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _words(verb: str) -> list[str]:
-    """Return what can follow a verb: its own verbs or choices, and all options."""
+    """Return the words that can follow a verb: its own verbs or choices, and all options."""
     parser = tree.parser_of(verb)
     usage = parser.format_usage()
     choices = [word for group in re.findall(r"\{([\w,-]+)\}", usage) for word in group.split(",")]
     if VERBS[verb].has_verbs:
-        usage += "".join(_usage_of(parser, each) for each in choices)
+        usage += "".join(_usage_of(parser, inner) for inner in choices)
     return [*choices, *dict.fromkeys(re.findall(r"--[a-z][a-z-]*", usage)), "--help"]
 
 
 def _usage_of(parser: argparse.ArgumentParser, verb: str) -> str:
-    """Return the usage of a verb's own verb; argparse hands out no parsers of them."""
+    """Return the usage of a verb's own verb, which argparse gives only as printed help."""
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
         parser.parse_args([verb, "--help"])
@@ -69,15 +69,15 @@ def _usage_of(parser: argparse.ArgumentParser, verb: str) -> str:
 
 def _bash(words: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]) -> str:
     cases = [f'        *:{option}) words="{" ".join(named)}" ;;' for option, named in names.items()]
-    cases += [f'        *:{verb}:*) words="{" ".join(each)}" ;;' for verb, each in words.items()]
+    cases += [f'        *:{verb}:*) words="{" ".join(candidates)}" ;;' for verb, candidates in words.items()]
     return BASH.format(program=PROGRAM, verbs=" ".join(words), cases="\n".join(cases))
 
 
 def _fish(words: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]) -> str:
     begin = f"complete -c {PROGRAM} -n"
     lines = [f"{begin} __fish_use_subcommand -f -a {verb} -d {shlex.quote(VERBS[verb].description)}" for verb in words]
-    for word in dict.fromkeys(word for each in words.values() for word in each):
-        verbs = " ".join(verb for verb, each in words.items() if word in each)
+    for word in dict.fromkeys(word for candidates in words.values() for word in candidates):
+        verbs = " ".join(verb for verb, candidates in words.items() if word in candidates)
         takes = f" -r -a '{' '.join(names[word])}'" if word in names else ""
         what = f"-l {word.removeprefix('--')}{takes}" if word.startswith("--") else f"-a {word}"
         lines.append(f"{begin} '__fish_seen_subcommand_from {verbs}' {what}")

@@ -1,4 +1,4 @@
-"""A registered model or a finished run, evaluated on its validation split or on other data."""
+"""Evaluate a registered model or a finished run on its validation split or on other data."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_model, add_root
 from scalablevit.cli.documents import Evaluation
-from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
+from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, print_document, stdout_to_stderr
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig
 from scalablevit.config.user_code import package_sums
@@ -39,21 +39,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate and print; see `add_arguments`."""
+    """Evaluate and print; see `add_arguments`.
+
+    Raises:
+        UserError: there is no such model, or its recipe, the data or the cluster does not fit.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+    """
     check_file(options.json)
-    with messages_aside(options.json is STDOUT):
-        found = _evaluate(options)
+    with stdout_to_stderr(options.json is STDOUT):
+        evaluation = _evaluate(options)
     if options.json is STDOUT:
-        print_document(found)
-    elif options.json is not None and found.metrics is not None:
-        options.json.write_text(json.dumps(found.metrics, indent=1), encoding="utf-8")
+        print_document(evaluation)
+    elif options.json is not None and evaluation.metrics is not None:
+        options.json.write_text(json.dumps(evaluation.metrics, indent=1), encoding="utf-8")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> Evaluation:
     root = platform_root(options.root, make=False)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
-    ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation asks no gate
+    ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation has no gate
     recipe = trained_recipe("evaluate", ungated, options.overrides, options.model)
     stage = resolve_evaluation(recipe, root, config["classes"])
     facts = {**describe(stage), "data": _described_data(stage)}
@@ -81,7 +86,18 @@ def _described_data(resolved: ResolvedStage) -> str:
 
 
 def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path) -> dict[str, float]:
-    """Metrics of the weights on a stage's validation split, computed by Ray Train workers."""
+    """Return the metrics of weights on a stage's validation split, by reported name, computed by Ray Train workers.
+
+    Args:
+        stage: the resolved stage.
+        weights: path of the weights' file.
+        sha256: of the file, in hexadecimal.
+        root: the platform's root.
+
+    Raises:
+        UserError: the cluster cannot be reached or has too little room, or workers found something to fix.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+    """
     cluster.connect([stage], root)
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import launch
@@ -102,7 +118,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
         store_listings(str(folder), stage.sources)
         result = launch(stage.stage, worker_config, str(folder), [])
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # Ray's own files and the listing, of no use afterwards
+        shutil.rmtree(folder, ignore_errors=True)  # only Ray's own files and the listing
     if result.metrics is None:
         raise RuntimeError("rank 0 returned no metrics")
     return result.metrics

@@ -12,14 +12,19 @@ from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
 from scalablevit.runs.signals import end_like_ctrl_c
 from scalablevit.tracking.connection import mask
 
-UNREAD = 141
-"""Exit code where nobody reads the output any more (`| head`): 128 and SIGPIPE, as shells say it."""
+OUTPUT_CLOSED = 141
+"""Exit code where standard output is closed by its reader (`| head`): 128 + SIGPIPE, as shells have it."""
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run the body of a script: a user's mistake becomes a message and exit code 2, SIGTERM ends like Ctrl-C.
+    """Run the body of a command, print its failure without a traceback where one is expected, and return the exit code.
 
-    Where nobody reads standard output any more, the script ends without a word, with `UNREAD`.
+    0 and others are the body's own; 1: a failure, with a traceback if it is unexpected; 2: a user's mistake or a full
+    disk; 130: interrupted, also by SIGTERM; `OUTPUT_CLOSED`: the reader of standard output has closed it, and nothing
+    is printed.
+
+    Args:
+        work: the body; returns its exit code.
     """
     end_like_ctrl_c()
     try:
@@ -34,17 +39,17 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _exit(130, "\ninterrupted; submit the same command again to continue")
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            return UNREAD
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            return OUTPUT_CLOSED
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _exit(2, f"\n{_disk_full(error)}")
         return _exit(1, mask(traceback.format_exc(), ""))
     finally:
-        _is_unread()  # or the interpreter would fail on what is left
+        _is_output_closed()  # else the interpreter fails to flush what is left
 
 
 def _exit(code: int, reason: str) -> int:
-    """The exit code; the reason goes to stderr, which may be a file on a full disk."""
+    """Print the reason to stderr, which may be a file on a full disk, and return the exit code."""
     with suppress(OSError):
         print(reason, file=sys.stderr, flush=True)
     return code
@@ -58,11 +63,11 @@ def _disk_full(error: OSError) -> UserError:
     )
 
 
-def _is_unread() -> bool:
-    """Whether nobody reads standard output any more; what is left to be printed then goes nowhere."""
+def _is_output_closed() -> bool:
+    """Return whether the reader of standard output has closed it; what is still buffered is then discarded."""
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # none, or no file
+    except (AttributeError, OSError, ValueError):  # no standard output, or not a file
         return False
     poll = select.poll()
     poll.register(output, 0)

@@ -1,4 +1,4 @@
-"""A registered model or a finished run as ONNX and torch.export archives."""
+"""Export a registered model or a finished run to ONNX and torch.export archives."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 NOTE = "export.json"
 IMAGES = 4
-"""Real ones that the exports are checked on."""
+"""Most images that the exports are checked on."""
 MOST_PIXELS = 4096 * 8192
-"""Of an input by --size: the largest that a recipe of detection may have."""
+"""Most pixels of an input by --size: as many as the largest input of a detection recipe."""
 EPILOG = f"""\
 The model's weights and recipe are read; no code of the registry is run.
 
@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, check and print; see `add_arguments`."""
+    """Export, check and print; see `add_arguments`.
+
+    Raises:
+        UserError: the images, --out or --size are of no use, there is no such model, or it cannot be exported.
+    """
     root = platform_root(options.root, make=False)
     folder, out = options.images.expanduser(), options.out.expanduser()
     names, _ = list_images(folder)
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
-    # imported late: a mistake above is answered before anything slow is loaded
+    # imported late: a mistake above is reported before torch is loaded
     import torch
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
@@ -105,24 +109,24 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
-    with write_folder(out) as made:
+    with write_folder(out) as target:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
         parts = parts_of(trained, images, size, fixed=fixed)
         for part in parts:
-            exported.append(export_part(part, made, f"{options.model} ({stage.model.name})", facts))
+            exported.append(export_part(part, target, f"{options.model} ({stage.model.name})", facts))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
                 "torch": torch.__version__, "preprocessing": vars(facts),
-                "parts": [_facts(each) for each in exported]}  # fmt: skip
-        faithful = all(each.faithful for each in exported)
+                "parts": [_facts(export) for export in exported]}  # fmt: skip
+        faithful = all(export.faithful for export in exported)
         if selects(stage):
-            detector = export_detector(trained, parts[0], made, facts)
+            detector = export_detector(trained, parts[0], target, facts)
             print(f"  {detector.summary()}", flush=True)
             note["detector"] = detector.facts()
             faithful = faithful and detector.faithful
-        (made / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-        files = sorted(file.name for file in made.iterdir())
+        (target / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = sorted(file.name for file in target.iterdir())
     print(f"exported {options.model}: {', '.join(files)} are in {shown(out.absolute())}")
     if not faithful:
         print("an export's outputs differ from the model's: do not use it")
@@ -155,14 +159,14 @@ def _line(exported: "Exported") -> str:
 
 
 class PartNote(TypedDict):
-    """What the note says of a part."""
+    """What export.json has about a part."""
 
     name: str
     input: dict[str, list[str | int]]
-    """Its name and shape; open dimensions are letters."""
+    """Its name and shape; dynamic dimensions are letters."""
     outputs: dict[str, list[str | int]]
     largest_difference: dict[str, dict[str, float]]
-    """From the network's own outputs, by file and shape of the input."""
+    """Largest difference from the network's own outputs, by file and shape of the input."""
     largest_output: float
 
 
@@ -174,8 +178,8 @@ def _facts(exported: "Exported") -> PartNote:
         "input": {part.input_name: ["N", part.inputs.shape[1], *sides]},
         "outputs": {
             name: ["N", *(("H", "W")[axis] if part.others and axis >= 0 else side
-                          for axis, side in enumerate(each.shape[1:], start=-1))]
-            for name, each in zip(part.outputs, part.expected, strict=True)
+                          for axis, side in enumerate(output.shape[1:], start=-1))]
+            for name, output in zip(part.outputs, part.expected, strict=True)
         },
         "largest_difference": exported.by_inputs(),
         "largest_output": exported.largest,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
 
-if TYPE_CHECKING:  # who prints no document needs no shapes
+if TYPE_CHECKING:  # commands that print no document need not import it
     from scalablevit.cli.documents import Document
 
 
@@ -23,7 +23,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 STDOUT = Path("-")
-"""`--json` without a file."""
+"""Stands for `--json` without a file."""
 
 
 def add_json_or_file(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_json_or_file(parser: argparse.ArgumentParser) -> None:
 
 
 def _json_file(text: str) -> Path:
-    """The file of `--json FILE`; what follows `--json` may have been meant for the command."""
+    """Return the file of `--json FILE`; refuse what was probably meant for the command, such as an override."""
     if text == str(STDOUT):
         return STDOUT
     if re.match(r"[\w.]+=", text) or "://" in text or text.startswith("models:/"):
@@ -45,7 +45,7 @@ def _json_file(text: str) -> Path:
 
 
 def check_file(file: Path | None) -> None:
-    """Refuse a file in a folder that is not there.
+    """Refuse a file in a folder that does not exist.
 
     Raises:
         UserError: there is no such folder.
@@ -55,8 +55,8 @@ def check_file(file: Path | None) -> None:
 
 
 @contextmanager
-def messages_aside(wanted: bool) -> Iterator[None]:
-    """Within the block what is printed goes to standard error, if `wanted`."""
+def stdout_to_stderr(wanted: bool) -> Iterator[None]:
+    """Redirect standard output to standard error within the block, if `wanted`."""
     with redirect_stdout(sys.stderr) if wanted else nullcontext():
         yield
 

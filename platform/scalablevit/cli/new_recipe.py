@@ -1,4 +1,4 @@
-"""A first recipe of one's own, with the schema by which editors complete its keys."""
+"""Write a first recipe of one's own, and the JSON schema with which editors complete its keys."""
 
 import shlex
 from pathlib import Path
@@ -19,17 +19,17 @@ def template_names() -> list[str]:
 
 
 def write_new_recipe(template: str, file: Path) -> int:
-    """Write a recipe from a template, and the schema next to it.
+    """Write a recipe from a template, and the JSON schema next to it.
 
     Args:
         template: one of `template_names`.
-        file: must not be there yet.
+        file: the recipe; it must not exist yet.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: the file is there already, or cannot be written.
+        UserError: the file exists already, or cannot be written.
     """
     if file.exists():
         raise UserError(f"{file} is there already", where="FILE", fix="name another file, or remove this one")

@@ -1,4 +1,4 @@
-"""An image folder packed into tar shards, for storage that is slow with many small files."""
+"""Pack an image folder into tar shards, for storage that is slow with many small files."""
 
 import argparse
 import os
@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Pack and print; see `add_arguments`."""
+    """Pack and print; see `add_arguments`.
+
+    Raises:
+        UserError: FOLDER has no images by class, or TARGET exists, is in FOLDER or has too little space.
+    """
     from scalablevit.data.packing import Packing, pack, refuse_existing
     from scalablevit.data.sources.files import describe_skipped
     from scalablevit.data.sources.opening import open_class_folders
@@ -74,13 +78,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refuse_inside(target: Path, folder: Path) -> None:
-    """Shards among the images would be a class or files of one the next time, links on the way to them or not."""
+    """Refuse a target in the folder, also by links: its shards would be taken for a class or images the next time.
+
+    Raises:
+        UserError: it is in it.
+    """
     if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{target} is in FOLDER ({folder})", where="TARGET", fix="name a folder next to it")
 
 
 def _note_too_high(folder: Path, classes: Sequence[str]) -> None:
-    """Classes may hold their images in folders; a folder of splits looks the same, and its classes are lost."""
+    """Warn if classes have only folders: FOLDER may be the folder of splits, whose names would become the classes."""
     entries = (entry for name in classes for entry in (folder / name).iterdir())
     if all(entry.is_dir() or entry.name.startswith(".") for entry in entries):
         first = ", ".join(classes[:_SHOWN]) + and_more(len(classes), _SHOWN)

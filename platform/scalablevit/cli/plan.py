@@ -1,4 +1,4 @@
-"""A stage's training on paper: what it would take on so many devices, without its data and without starting it."""
+"""Predict what a stage's training would take on so many devices, without starting it; its data need not be there."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_recipe, add_root
 from scalablevit.cli.documents import TrainingPrediction
-from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, messages_aside, print_document
+from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, print_document, stdout_to_stderr
 from scalablevit.config.commands import short_name
 from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
@@ -43,12 +43,13 @@ Exit codes: 0 done; 2 something that you can fix; 130 interrupted."""
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much data there is, and who says so."""
+    """How many images and classes there are, and where these numbers come from."""
 
     train_images: int
     val_images: int
     classes: tuple[str, ...]
-    said_by: str
+    origin: str
+    """Where the numbers come from, in words."""
 
 
 PUBLISHED: dict[str, tuple[int, int, int]] = {
@@ -100,25 +101,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `add_arguments`."""
-    with messages_aside(options.json is STDOUT):
-        found = _predict(options)
+    """Predict and print; see `add_arguments`.
+
+    Raises:
+        UserError: an argument is of no use, the recipe is wrong, the size of the data is not known, or a step cannot be
+            measured here.
+    """
+    with stdout_to_stderr(options.json is STDOUT):
+        document = _predict(options)
     if options.json is STDOUT:
-        print_document(found)
+        print_document(document)
     elif options.json is not None:
-        options.json.write_text(json.dumps(found.model_dump(), indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(document.model_dump(), indent=1), encoding="utf-8")
     return 0
 
 
 def _predict(options: argparse.Namespace) -> TrainingPrediction:
     _check(options)
-    recipe, name = _planned(options)
+    recipe, name = _load_planned(options)
     stage = recipe.stages[name]
     root = platform_root(options.root, make=False)
     check_model_name(stage.model.name, dense=task_info(stage.task.kind).needs_pyramid, registered=bool(stage.imports))
     size = _data_size(stage, root, options)
-    # imported late: what is wrong so far is answered before torch is loaded
-    from scalablevit.pipeline.prediction import Given, predict, told
+    # imported late: a mistake above is reported before torch is loaded
+    from scalablevit.pipeline.prediction import PredictionInputs, format_prediction, predict
     from scalablevit.pipeline.resolve import model_cost
     from scalablevit.tasks.registry import build_task
     from scalablevit.training.memory_estimate import estimate_memory
@@ -128,47 +134,57 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
     memory = estimate_memory(stage, task, math.ceil(share / stage.training.accumulation_steps))
     step_s, step_images, origin = _step(stage, task, options, share)
-    decoded_per_s = options.decode_rate or (_measured_decoding(stage, task, root) if options.measure else None)
-    given = Given(
+    decoded_per_s = options.decode_rate or (_measure_decoding(stage, task, root) if options.measure else None)
+    inputs = PredictionInputs(
         devices=stage.cluster.workers, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,
         price_per_hour=options.price,
     )  # fmt: skip
-    found = predict(stage, given, memory)
+    prediction = predict(stage, inputs, memory)
     facts = {
         "model": model,
         "data": f"{size.train_images} training and {size.val_images} validation images, {len(size.classes)} classes: "
-        f"{size.said_by}",
+        f"{size.origin}",
         "step time": f"{step_s:.4g} s for {step_images} images, {origin}",
-        **told(stage, given, memory, found),
+        **format_prediction(stage, inputs, memory, prediction),
     }
     print(f"prediction for {recipe.name}, stage {name}: nothing of this has been run")
     print("\n".join(f"  {label:<13}{fact}" for label, fact in facts.items()))
     return TrainingPrediction(
         recipe=recipe.name,
         stage=name,
-        prediction={**asdict(found), "hours": found.hours, "efficiency": found.efficiency},
+        prediction={**asdict(prediction), "hours": prediction.hours, "efficiency": prediction.efficiency},
         memory_bytes={**asdict(memory), "checkpoint": memory.checkpoint, "total": memory.total},
-        given={**asdict(given), "step_time": origin, "data": size.said_by, "classes": len(size.classes)},
+        given={**asdict(inputs), "step_time": origin, "data": size.origin, "classes": len(size.classes)},
     )
 
 
 def _step(stage: Stage, task: "Task", options: argparse.Namespace, share: int) -> tuple[float, int, str]:
-    """Seconds of a step, of how many images, and who says so.
+    """Return the seconds of a step, its number of images, and how that is known.
 
     Args:
+        stage: the stage.
+        task: of the stage.
+        options: of the command.
         share: a device's images of a global batch.
+
+    Raises:
+        UserError: as `_measure_step`.
     """
     images: int = options.step_images or share
     if not options.measure:
         return options.step_s, images, "given"
     images = math.ceil(images / stage.training.accumulation_steps) * stage.training.accumulation_steps
-    seconds, origin = _measured_step(stage, task, images)
+    seconds, origin = _measure_step(stage, task, images)
     return seconds, images, origin
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing, and what is missing, before anything is read."""
+    """Refuse numbers out of range, and missing or contradicting arguments, before anything is read.
+
+    Raises:
+        UserError: there are any.
+    """
     for flag in ("devices", "step_s", "step_images", "train_images", "val_images", "classes",
                  "bandwidth", "decode_rate", "price"):  # fmt: skip
         value, where = getattr(options, flag), f"--{flag.replace('_', '-')}"
@@ -186,8 +202,12 @@ def _check(options: argparse.Namespace) -> None:
     check_file(options.json)
 
 
-def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
-    """The recipe on the devices planned for, and the name of its stage."""
+def _load_planned(options: argparse.Namespace) -> tuple[Recipe, str]:
+    """Return the recipe with the devices of --devices, and the name of the planned stage.
+
+    Raises:
+        UserError: as `load_and_import`, or --stage is needed or unknown.
+    """
     path = options.recipe or RECIPES / DEMO
     chosen = (options.stage,) if options.stage else ()
     recipe = load_and_import(path, options.overrides, Scope(f"{short_name('plan')} plans", names=chosen, note=print))
@@ -207,19 +227,19 @@ def _planned(options: argparse.Namespace) -> tuple[Recipe, str]:
 
 
 def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSize:
-    """From the arguments, the data on this machine, or what is published of it; arguments come first.
+    """Return the size of the data from the arguments, else from the data here, else as the data set is published.
 
     Raises:
-        UserError: none of them knows.
+        UserError: it is not known.
     """
     data, train, val = stage.data, options.train_images, options.val_images
-    classes = _numbered(options.classes) if options.classes else None
+    classes = _number_classes(options.classes) if options.classes else None
     if classes is None and isinstance(data, MaskPairs) and isinstance(data.classes, list):
         classes = tuple(data.classes)
     if train and val and classes:
         return DataSize(train, val, classes, "as given")
     folder = root / Path(data.root).expanduser()
-    known = _known_size(stage, root, folder)
+    known = _find_size(stage, root, folder)
     if known is None:
         unknown = {"--train-images": train, "--val-images": val, "--classes": classes}
         raise UserError(
@@ -228,36 +248,36 @@ def _data_size(stage: Stage, root: Path, options: argparse.Namespace) -> DataSiz
             fix=f"give {', '.join(flag for flag, value in unknown.items() if not value)}",
         )
     changed = [name for name in ("train_images", "val_images", "classes") if getattr(options, name)]
-    said_by = f"{known.said_by}; {', '.join(changed)} as given" if changed else known.said_by
-    return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, said_by)
+    origin = f"{known.origin}; {', '.join(changed)} as given" if changed else known.origin
+    return DataSize(train or known.train_images, val or known.val_images, classes or known.classes, origin)
 
 
-def _known_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
-    """What the recipe, the folder of the data or its publisher says."""
+def _find_size(stage: Stage, root: Path, folder: Path) -> DataSize | None:
+    """Return the size of the data from the recipe, the data here or its publication; None: it is not known."""
     from scalablevit.data.shapes import CLASSES
     from scalablevit.data.sources.opening import open_source
 
     data = stage.data
     if data.shapes is not None:
         background = ("background",) if isinstance(data, MaskPairs) else ()
-        said_by = "the built-in demo data"
-        return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), said_by)
+        origin = "the built-in demo data"
+        return DataSize(data.shapes.train_images, data.shapes.val_images, (*background, *CLASSES), origin)
     if folder.is_dir():
         train, val = open_source(data, "train", root), open_source(data, "val", root)
         return DataSize(len(train), len(val), train.classes, f"counted in {folder}")
     if folder.name in PUBLISHED:
         train_images, val_images, classes = PUBLISHED[folder.name]
-        said_by = f"as {folder.name} is published; {folder} is not there"
-        return DataSize(train_images, val_images, _numbered(classes), said_by)
+        origin = f"as {folder.name} is published; {folder} is not there"
+        return DataSize(train_images, val_images, _number_classes(classes), origin)
     return None
 
 
-def _numbered(classes: int) -> tuple[str, ...]:
-    return tuple(f"class {number}" for number in range(classes))
+def _number_classes(classes: int) -> tuple[str, ...]:
+    return tuple(f"class {index}" for index in range(classes))
 
 
-def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
-    """Median seconds of a step on this machine's device, and where they are from.
+def _measure_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
+    """Return the median seconds of a step on this machine's device, and how they were measured, in words.
 
     Raises:
         UserError: the recipe computes on GPUs and there is none, or its model cannot be compiled here.
@@ -281,21 +301,25 @@ def _measured_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]
 
 
 def _step_s(stage: Stage, task: "Task", images: int, device: "torch.device") -> float:
-    """Median seconds of a step; on a CPU in a process that starts as a worker does."""
+    """Return the median seconds of a step; on a CPU it is measured in a process that starts as a worker does.
+
+    Raises:
+        UserError: the model cannot be compiled here.
+    """
     from scalablevit.training.environment import call_in_cpu_worker
     from scalablevit.training.speed import cpu_step_s, median_step_s
 
     if device.type != "cpu":
         return median_step_s(stage, task, images, device)
-    found = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
-    if isinstance(found, tuple):
-        what, where, fix = found
+    result = call_in_cpu_worker(cpu_step_s, stage.model_dump_json(), task.classes, images)
+    if isinstance(result, tuple):
+        what, where, fix = result
         raise UserError(what, where=where, fix=fix)
-    return found
+    return result
 
 
-def _measured_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
-    """Training samples that a core decodes in a second here; None where there is no data."""
+def _measure_decoding(stage: Stage, task: "Task", root: Path) -> float | None:
+    """Return how many training samples a core decodes in a second here; None without the data or a measurement."""
     from scalablevit.data.sources.opening import open_source
     from scalablevit.training.speed import decoded_per_s
 

@@ -1,4 +1,4 @@
-"""Images, answered by a registered model or a finished run."""
+"""Predict images with a registered model or a finished run."""
 
 import argparse
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.cli.arguments import add_model, add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.prediction_folder import (
     BAD,
     LEFT_OUT,
     NOTE,
-    Written,
-    check_out,
-    deliver,
-    predicted,
-    print_left_out,
+    PredictionCounts,
+    check_output_folder,
+    fill_output_folder,
+    prediction_document,
+    print_skipped_files,
     tabulate,
 )
 from scalablevit.cli.prediction_input import GivenImages, find_images
@@ -82,12 +82,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and print; see `add_arguments`."""
-    with messages_aside(options.json):
+    """Predict and print; see `add_arguments`.
+
+    Raises:
+        UserError: the images or --out are of no use, there is no such model, or the cluster or server does not fit.
+    """
+    with stdout_to_stderr(options.json):
         code = _run(options)
     if options.json:
         out = options.out.expanduser().absolute()
-        print_document(predicted(out, dry_run=options.dry_run))
+        print_document(prediction_document(out, dry_run=options.dry_run))
     return code
 
 
@@ -99,31 +103,31 @@ def _run(options: argparse.Namespace) -> int:
         return run_served(options, given, out)
     root = platform_root(options.root, make=False)
     images = find_images(given)
-    check_out(out, images, options.overwrite)
+    check_output_folder(out, images, options.overwrite)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
     print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
-        print_left_out(images.ignored)
+        print_skipped_files(images.ignored)
         print("dry run: nothing was written")
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
              "images": shown(given), "ignored": len(images.ignored),
-             "overrides": [mask_credentials(each) for each in options.overrides]}  # fmt: skip
+             "overrides": [mask_credentials(override) for override in options.overrides]}  # fmt: skip
     score = getattr(stage.task, "score_threshold", None) if _sets_score(options.overrides) else None
 
-    def write(folder: Path, pictures: Mapping[str, str]) -> Written:
+    def write(folder: Path, pictures: Mapping[str, str]) -> PredictionCounts:
         return _write(stage, tuple(config["classes"]), (weights, images, score), pictures, folder, root)
 
     loading = "with the loading of the model" if os.environ.get("RAY_ADDRESS") else "without the loading of the model"
-    return deliver(out, images, facts, write, timed=loading)
+    return fill_output_folder(out, images, facts, write, timed=loading)
 
 
 def _sets_score(overrides: list[str]) -> bool:
-    """Whether an override names the score threshold."""
-    paths = [path_in_stage(each) for each in overrides]
+    """Return whether an override sets the score threshold."""
+    paths = [path_in_stage(override) for override in overrides]
     return ["task", "score_threshold"] in [list(path) for path in paths]
 
 
@@ -134,16 +138,19 @@ def _write(
     pictures: Mapping[str, str],
     out: Path,
     root: Path,
-) -> Written:
-    """Answer all images into `out`.
+) -> PredictionCounts:
+    """Write the predictions of all images into `out`, and return how many there are.
 
     Args:
         stage: of the model.
         classes: of the model.
-        what: file of the weights, images, and the score from which on detections are drawn.
-        pictures: names of the images' pictures.
-        out: folder of the answers.
+        what: path of the weights' file; images; least score of detections that are drawn, None: the usual one.
+        pictures: names of the images' drawn files, by the images' own names.
+        out: folder of the predictions.
         root: the platform's root.
+
+    Raises:
+        UserError: the cluster does not fit.
     """
     from scalablevit.serving.predict import Job
     from scalablevit.tasks.registry import task_kind
@@ -164,7 +171,7 @@ def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) ->
     cluster.connect([], root, imports=stage.imports)
     cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
     one = {"workers": 1, "min_workers": None}
-    processes = cluster.copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    processes = cluster.count_copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
     if not processes:
         raise UserError(
             f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "

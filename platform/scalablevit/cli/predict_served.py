@@ -1,10 +1,16 @@
-"""A folder of images, answered by a model that `mlflow models serve` serves."""
+"""Predict images with a model that `mlflow models serve` serves."""
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from scalablevit.cli.prediction_folder import Written, check_out, deliver, print_left_out, tabulate
+from scalablevit.cli.prediction_folder import (
+    PredictionCounts,
+    check_output_folder,
+    fill_output_folder,
+    print_skipped_files,
+    tabulate,
+)
 from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
@@ -16,53 +22,71 @@ from scalablevit.tasks.registry import task_kind
 
 
 def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
-    """`cli.predict.run` for an address."""
+    """Predict images with a served model, as `cli.predict.run` does with other models.
+
+    Args:
+        options: of the command; `model` is the server's address.
+        given: absolute path of IMAGES.
+        out: absolute path of --out.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: overrides are given, the images or --out are of no use, or the server fails.
+    """
     if options.overrides:
         raise UserError(
             "a served model predicts by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
         )
     server = Served(options.model)
     images = find_images(given)
-    check_out(out, images, options.overwrite)
+    check_output_folder(out, images, options.overwrite)
     model = server.describe()
     print(f"  model   served at {server.address}: images leave this machine for it")
     print(f"          {model.task}, {len(model.classes)} classes")
     print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
-        print_left_out(images.ignored)
+        print_skipped_files(images.ignored)
         print("dry run: no image was sent, nothing was written")
         return 0
 
     facts = {"model": server.address, "task": model.task, "classes": model.classes, "images": shown(given),
              "ignored": len(images.ignored), "overrides": []}  # fmt: skip
-    return deliver(out, images, facts, lambda folder, pictures: _write(server, model, images, pictures, folder))
+    return fill_output_folder(
+        out, images, facts, lambda folder, pictures: _write(server, model, images, pictures, folder)
+    )
 
 
 def _write(
     server: Served, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
-) -> Written:
-    """Write the predictions of all images into `folder`.
+) -> PredictionCounts:
+    """Write the predictions of all images into `folder`, and return how many there are.
 
     Raises:
-        UserError: the server fails, or answers no image at all.
+        UserError: the server fails, or no image could be predicted.
     """
     output = task_kind(model.task).build_output(model.classes, folder)
-    answers = (
+    predictions = (
         (name, _predict_image(server, model, images.folder / name, picture, output))
         for name, picture in pictures.items()
     )
-    done = tabulate(output, answers, folder, len(pictures))
-    if done.bad == len(pictures):
+    counts = tabulate(output, predictions, folder, len(pictures))
+    if counts.bad == len(pictures):
         raise UserError(
-            f"none of the {done.bad} images could be predicted",
+            f"none of the {counts.bad} images could be predicted",
             where=shown(images.given),
             fix="see the reasons printed above",
         )
-    return done
+    return counts
 
 
 def _predict_image(server: Served, model: Description, file: Path, picture: str, output: Output) -> Answer:
-    """The answer to an image, its pictures written; or `bad`, the reason why there is none."""
+    """Return the prediction for an image, after drawing it; or the reason why there is none, as `bad`.
+
+    Raises:
+        UserError: the server fails, or sends something that is no prediction.
+    """
     try:
         content = file.read_bytes()
         image = decode_image(content, model.max_pixels, file.name, limit="the server's limit")
@@ -70,7 +94,7 @@ def _predict_image(server: Served, model: Description, file: Path, picture: str,
     except (BadSample, Declined, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
     try:
-        answer = read_answer(received, (image.shape[0], image.shape[1]), model)
+        prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise server.wrong(f"answers {shown(file.name)} otherwise than a model of this platform: {error}") from None
-    return draw(output, picture, image, answer)
+    return draw(output, picture, image, prediction)

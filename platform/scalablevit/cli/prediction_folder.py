@@ -1,4 +1,4 @@
-"""The folder of a prediction: checked before, filled as a whole, and what is printed of it."""
+"""The output folder of a prediction: checked first, written as a whole, and summed up on the screen."""
 
 import csv
 import json
@@ -21,76 +21,82 @@ if TYPE_CHECKING:
     from scalablevit.tasks.output import Answer, Output
 
 NOTE = "prediction.json"
-"""What was predicted with what; also marks a folder as made by this script."""
+"""What was predicted, and by which model; its presence also marks a folder that this command may overwrite."""
 BAD = "bad_images.csv"
 LEFT_OUT = "left_out.csv"
 SHOWN = 20
-"""Files that are named on the screen, of the bad ones and of those left out each; the tables name all."""
-SAY_EVERY_S = 10.0
+"""Most bad images, and most skipped files, that are printed; the tables have all."""
+PROGRESS_EVERY_S = 10.0
+"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What came of the images."""
+class PredictionCounts:
+    """How many images could not be predicted, and what the others took."""
 
     bad: int
-    """Images without an answer."""
+    """Images without a prediction."""
     seconds: float
-    """From the loaded model to the last answer."""
+    """From the loaded model to the last prediction."""
 
 
-def deliver(
+def fill_output_folder(
     out: Path,
     images: GivenImages,
     facts: Mapping[str, Any],
-    write: Callable[[Path, Mapping[str, str]], Written],
+    write: Callable[[Path, Mapping[str, str]], PredictionCounts],
     *,
     timed: str = "",
 ) -> int:
-    """Fill the folder, add the note and say what became of the images.
+    """Write predictions, tables and note into the output folder, and print a summary.
 
     Args:
-        out: see `check_out`.
+        out: see `check_output_folder`.
         images: those to predict.
         facts: for the note, its `task` among them.
-        write: answers into a folder, with the names of the images' pictures by their own.
-        timed: what else the time of the answers has in it, for the screen.
+        write: writes predictions into a folder, given the names of the images' drawn files by the images' own names.
+        timed: what else is in the time of the predictions, for the summary.
 
     Returns:
-        The exit code.
+        The exit code: 1 if there are bad images, else 0.
     """
     from scalablevit.tasks.output import picture_names  # imported late: it loads NumPy
 
     started, count, ignored = time.monotonic(), len(images.names), images.ignored
     pictures = picture_names(images.names)
     numbered = {name: picture for name, picture in pictures.items() if picture != stem(name)}
-    if not any("." not in each for each in task_info(facts["task"]).output_files):
+    if not any("." not in file_name for file_name in task_info(facts["task"]).output_files):
         numbered = {}  # nothing is drawn
     if numbered:
         named = format_first([f"{name} as {picture}" for name, picture in numbered.items()])
         print(f"  names   files of images that differ in their suffix alone are numbered: {named}", flush=True)
     written = dict.fromkeys(name for info in TASKS.values() for name in info.output_files)
     with write_folder(out, (*written, BAD, LEFT_OUT, NOTE)) as folder:
-        done = write(folder, pictures)
+        counts = write(folder, pictures)
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "reason"))
             table.writerows((shown(name), why_skipped(name)) for name in ignored)
-        note = {**facts, "answered": count - done.bad, "bad": done.bad, "numbered": numbered}
+        note = {**facts, "answered": count - counts.bad, "bad": counts.bad, "numbered": numbered}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    rate = f"{count / max(done.seconds, 1e-9):.3g} images/s {timed}".rstrip()
+    rate = f"{count / max(counts.seconds, 1e-9):.3g} images/s {timed}".rstrip()
     seconds = time.monotonic() - started
-    print(f"predicted {count - done.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {shown(out)}")
-    if done.bad:
-        print(f"{done.bad} images without a prediction, and why: {shown(out / BAD)}")
+    print(f"predicted {count - counts.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {shown(out)}")
+    if counts.bad:
+        print(f"{counts.bad} images without a prediction, and why: {shown(out / BAD)}")
     if ignored:
-        print_left_out(ignored)
+        print_skipped_files(ignored)
         print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
-    return 1 if done.bad else 0
+    return 1 if counts.bad else 0
 
 
-def predicted(out: Path, *, dry_run: bool = False) -> Prediction:
-    """Return what the note in a folder says became of the images, as a document."""
+def prediction_document(out: Path, *, dry_run: bool = False) -> Prediction:
+    """Return the JSON document about a prediction, from the note in its folder.
+
+    Args:
+        out: the folder.
+        dry_run: nothing was written; the numbers are null.
+    """
     if dry_run:
         return Prediction(folder=str(out), images=None, bad=None, left_out=None)
     note = json.loads((out / NOTE).read_text(encoding="utf-8"))
@@ -98,16 +104,21 @@ def predicted(out: Path, *, dry_run: bool = False) -> Prediction:
     return Prediction(folder=str(out), images=images, bad=note["bad"], left_out=note["ignored"])
 
 
-def print_left_out(ignored: Sequence[str]) -> None:
-    """Name the first files that are no images by their names, with the reason."""
+def print_skipped_files(ignored: Sequence[str]) -> None:
+    """Print the first `SHOWN` files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
         print(f"{shown(name)}\t{why_skipped(name)}")
     if more := and_more(len(ignored), SHOWN, before="", what="more files left out"):
         print(more)
 
 
-def check_out(out: Path, images: GivenImages, overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost, or in which answers would be taken for images.
+def check_output_folder(out: Path, images: GivenImages, overwrite: bool) -> None:
+    """Refuse a folder in which files would be lost, or predictions would be taken for images.
+
+    Args:
+        out: the folder; it need not exist.
+        images: those to predict.
+        overwrite: an earlier prediction in it may be replaced.
 
     Raises:
         UserError: it is no folder, cannot be written, is in IMAGES or around them, or holds other things.
@@ -128,21 +139,31 @@ def check_out(out: Path, images: GivenImages, overwrite: bool) -> None:
         )
 
 
-def tabulate(output: "Output", answers: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> Written:
-    """Write tables of the answers, and of `bad` images; the clock starts when this is called."""
-    started, said, bad = time.monotonic(), time.monotonic(), 0
+def tabulate(output: "Output", predictions: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> PredictionCounts:
+    """Write the tables of predictions and of bad images, and print the progress.
+
+    Args:
+        output: the tables of the kind of task.
+        predictions: name of each image, and its prediction or the reason why there is none, as `bad`.
+        out: the folder.
+        count: images in all.
+
+    Returns:
+        The counts; their seconds are those of this call.
+    """
+    started, last_printed, bad = time.monotonic(), time.monotonic(), 0
     with output, (out / BAD).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "reason"))
-        for number, (name, answer) in enumerate(answers, start=1):
-            if "bad" in answer:
+        for done, (name, prediction) in enumerate(predictions, start=1):
+            if "bad" in prediction:
                 bad += 1
-                table.writerow((shown(name), answer["bad"]))
+                table.writerow((shown(name), prediction["bad"]))
                 if bad <= SHOWN:
-                    print(f"bad: {shown(name)}\t{answer['bad']}", flush=True)
+                    print(f"bad: {shown(name)}\t{prediction['bad']}", flush=True)
             else:
-                output.add(name, answer)
-            if time.monotonic() > said + SAY_EVERY_S:
-                said = time.monotonic()
-                print(f"  {number} of {count} images, {number / (said - started):.3g}/s", flush=True)
-    return Written(bad, time.monotonic() - started)
+                output.add(name, prediction)
+            if time.monotonic() > last_printed + PROGRESS_EVERY_S:
+                last_printed = time.monotonic()
+                print(f"  {done} of {count} images, {done / (last_printed - started):.3g}/s", flush=True)
+    return PredictionCounts(bad, time.monotonic() - started)

@@ -11,7 +11,7 @@ from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, format_
 
 LIST_SUFFIX = "txt"
 WHERE = "IMAGES"
-_MARK = b"\xef\xbb\xbf"  # with which some editors begin a file of UTF-8
+_MARK = b"\xef\xbb\xbf"  # byte order mark, which some editors write first
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class GivenImages:
     folder: Path
     """What `names` are relative to."""
     names: list[str]
-    """Of the images."""
+    """Names of the images, relative to `folder`."""
     ignored: list[str]
-    """Of files that are no images by their suffixes."""
+    """Names of files that are no images by their suffixes."""
 
     @property
     def is_folder(self) -> bool:
@@ -40,9 +40,9 @@ def find_images(given: Path) -> GivenImages:
         given: absolute path of a folder, of an image, or of a list that ends in `.txt`.
 
     Raises:
-        UserError: there is nothing, no image, or a line of the list names no file.
+        UserError: the path does not exist, there is no image, or a line of the list names no file.
     """
-    if given.is_dir() or not given.exists():  # the listing says what is wrong with the latter
+    if given.is_dir() or not given.exists():  # `list_images` reports a missing folder
         names, ignored = list_images(given)
         return GivenImages(given, given, names, ignored)
     if suffix(given.name) == LIST_SUFFIX:
@@ -57,7 +57,11 @@ def find_images(given: Path) -> GivenImages:
 
 
 def _read_list(file: Path) -> GivenImages:
-    """Read a list; names are relative to its folder, or to the folder that has all files if they are not below it."""
+    """Return the images of a list, relative to its folder, or to the folder that all are in if that is another one.
+
+    Raises:
+        UserError: it cannot be read, names no image, or has a line that names no file or the file of another line.
+    """
     where = shown(file)
     try:
         content = file.read_bytes()
@@ -65,7 +69,7 @@ def _read_list(file: Path) -> GivenImages:
         raise UserError(f"not readable: {error.strerror or error}", where=where, fix="make it readable") from None
     lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(_MARK).split(b"\n")]
     numbered = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
-    # `..` is followed on the disk, not in the text: behind a link to a folder it leads elsewhere
+    # `..` is resolved on the disk, not in the text: after a link to a folder it leads elsewhere
     here = Path(os.path.realpath(file.parent))
     paths = {number: _real(here / line) for number, line in numbered.items()}
     _check_lines(paths, where)
@@ -109,23 +113,23 @@ def _check_lines(paths: dict[int, str], where: str) -> None:
 
 
 def refuse_overlap(out: Path, images: GivenImages) -> None:
-    """Refuse a folder for predictions in which they would be taken for images, or images be lost.
+    """Refuse an output folder in which predictions would be taken for images, or images would be lost.
 
     Args:
-        out: of the predictions.
+        out: folder of the predictions.
         images: those to predict.
 
     Raises:
-        UserError: it is in the images' folder, or around images.
+        UserError: it is in the images' folder, or has images below it.
     """
-    there = Path(os.path.realpath(out))
-    here = [Path(os.path.realpath(images.folder))] if images.is_folder else _places(images.folder, images.names)
-    inside = images.is_folder and there.is_relative_to(here[0])
-    if inside or any(place.is_relative_to(there) for place in here):
+    output = Path(os.path.realpath(out))
+    inputs = [Path(os.path.realpath(images.folder))] if images.is_folder else _real_paths(images.folder, images.names)
+    inside = images.is_folder and output.is_relative_to(inputs[0])
+    if inside or any(path.is_relative_to(output) for path in inputs):
         raise UserError(
             f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
         )
 
 
-def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+def _real_paths(folder: Path, names: Sequence[str]) -> list[Path]:
     return [Path(os.path.realpath(folder / name)) for name in names]

@@ -1,4 +1,4 @@
-"""A candidate held against the champion on the same data; the alias moves only through the recipe's gate."""
+"""Compare a candidate with the champion on the same data; the alias moves only if the recipe's gate passes."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import add_root
 from scalablevit.cli.documents import Promotion
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.promotion_evidence import (
     Contender,
     format_evidence,
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks")  # fmt: skip
-"""Keys of a data section that say which samples there are; the others belong to the model that looks at them."""
+"""Keys of a data section that decide which samples there are; the others are each model's own."""
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
               "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
-"""What overrides may change; all else belongs to each of the two models."""
-NONE = "none"
+"""Keys that overrides may change; all others are each model's own."""
+NO_CHAMPION = "none"
+"""Value of the tag of the previous champion where there was none."""
 PROMOTED, REFUSED, ALREADY, ROLLED_BACK = "promoted", "refused", "champion already", "rolled back"
 EPILOG = """\
 NAME is a registered model. Its version with the alias candidate and the one with the alias champion are
@@ -91,12 +92,16 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, decide and say why; see `add_arguments`."""
-    with messages_aside(options.json):
-        found = _decide(options)
+    """Evaluate, decide and print why; see `add_arguments`.
+
+    Raises:
+        UserError: there is no such candidate or champion, the two cannot be compared, or data or cluster do not fit.
+    """
+    with stdout_to_stderr(options.json):
+        document = _decide(options)
     if options.json:
-        print_document(found)
-    return 1 if found.outcome == REFUSED else 0
+        print_document(document)
+    return 1 if document.outcome == REFUSED else 0
 
 
 def _decide(options: argparse.Namespace) -> Promotion:
@@ -122,8 +127,8 @@ def _decide(options: argparse.Namespace) -> Promotion:
         for alias in (CANDIDATE, CHAMPION)
         if alias in known
     }
-    for alias, found in versions.items():
-        note_older(f"the {alias}", found.config)
+    for alias, version in versions.items():
+        note_older(f"the {alias}", version.config)
     _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
@@ -134,14 +139,14 @@ def _decide(options: argparse.Namespace) -> Promotion:
         )
     elif registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
-    stages = {alias: _on_same_data(found, resolved) for alias, found in versions.items()}
+    stages = {alias: _on_same_data(version, resolved) for alias, version in versions.items()}
     _connect(stages.values(), root)
     threads = options.latency_threads
     listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
     try:
         store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
         contenders = {
-            alias: _score_version(found, stages[alias], root, threads, listing) for alias, found in versions.items()
+            alias: _score_version(version, stages[alias], root, threads, listing) for alias, version in versions.items()
         }
     finally:
         shutil.rmtree(listing, ignore_errors=True)
@@ -149,6 +154,11 @@ def _decide(options: argparse.Namespace) -> Promotion:
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    """Refuse overrides of keys that are each model's own.
+
+    Raises:
+        UserError: there is one.
+    """
     for override in overrides:
         path = path_in_stage(override)
         if not any(".".join(path[:length]) in CHANGEABLE for length in range(1, len(path) + 1)):
@@ -160,19 +170,19 @@ def _refuse_without_effect(overrides: Sequence[str]) -> None:
 
 
 def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
-    """Refuse to compare versions made by different users' code under one name.
+    """Refuse to compare versions that different users' code under one name has made.
 
     Raises:
         UserError: names the package and both sums.
     """
-    sums = [stored_sums(each.config.get("user_code"), each.name) for each in versions]
-    for package in dict.fromkeys(name for each in sums for name in each):
-        found = [each[package] for each in sums if package in each]
-        if len(set(found)) > 1:
-            shown = " and ".join(each[:SHOWN_SUM] for each in found)
+    sums = [stored_sums(version.config.get("user_code"), version.name) for version in versions]
+    for package in dict.fromkeys(name for version_sums in sums for name in version_sums):
+        digests = [version_sums[package] for version_sums in sums if package in version_sums]
+        if len(set(digests)) > 1:
+            digests_text = " and ".join(digest[:SHOWN_SUM] for digest in digests)
             raise UserError(
-                f"candidate and champion were made by different {package} (content sums {shown}), and one process can "
-                "import only one of them",
+                f"candidate and champion were made by different {package} (content sums {digests_text}), and one "
+                "process can import only one of them",
                 where=f"{versions[0].name}@{CHAMPION}",
                 fix="train the champion's recipe again with today's code and promote that first, or compare both by "
                 f"{command_name('evaluate')}, each with its own code, and move the alias in MLflow",
@@ -180,12 +190,21 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
 
 
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
-    """The candidate's stage, its data checked."""
+    """Return the candidate's stage with its data, which is checked.
+
+    Raises:
+        UserError, UserErrors: as `trained_recipe` and `resolve_evaluation`.
+    """
     recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
     return resolve_evaluation(recipe, root, candidate.config["classes"])
 
 
-def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+def _check_same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
+    """Refuse data with other classes than the version predicts.
+
+    Raises:
+        UserError: there are other classes.
+    """
     if set(version.config["classes"]) != set(classes):
         raise UserError(
             f"the data has the classes {', '.join(classes)}; {version.name}/{version.version} predicts "
@@ -196,8 +215,12 @@ def _same_classes(version: RegisteredWeights, classes: tuple[str, ...]) -> None:
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
-    """A version's own stage, with its own image sizes and micro-batch, on the candidate's samples and worker."""
-    _same_classes(version, resolved.classes)
+    """Return a version's own stage, with its image sizes and micro-batch, on the candidate's samples and worker.
+
+    Raises:
+        UserError: it has another kind of task or other classes, or its users' code is not here.
+    """
+    _check_same_classes(version, resolved.classes)
     stage = resolved.stage
     stored = version.config["stage"]
     if stored["task"]["kind"] != stage.task.kind:
@@ -210,7 +233,7 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     sections = {
         "data": {**stored["data"], **{key: data[key] for key in SAME_DATA if key in data}},
         "model": {**stored["model"], "init": None},
-        # one process scores: the batch that one of its own workers had is what its device is known to hold
+        # one process scores, with the batch of one training worker, which is known to fit on its device
         "training": {
             **stored["training"],
             "global_batch_size": stored["training"]["global_batch_size"] // stored["cluster"]["workers"],
@@ -234,14 +257,14 @@ def _score_version(
         UserError: none of the validation samples can be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    found = _score(version, stage, root, latency_threads, listing)
-    if not found.per_sample.indices:
+    result = _score(version, stage, root, latency_threads, listing)
+    if not result.per_sample.indices:
         raise UserError(
-            f"none of the {found.bad} validation samples can be decoded",
+            f"none of the {result.bad} validation samples can be decoded",
             where="data.val",
             fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
-    return Contender(version, found)
+    return Contender(version, result)
 
 
 def _connect(stages: Iterable[Stage], root: Path) -> None:
@@ -257,7 +280,11 @@ def _connect(stages: Iterable[Stage], root: Path) -> None:
 
 
 def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path) -> "Score":
-    """On a node of the cluster that RAY_ADDRESS names, else in this process."""
+    """Score a version on a node of the cluster that RAY_ADDRESS names, else in this process.
+
+    Raises:
+        UserError: a node does not see the files.
+    """
     from scalablevit.serving.score import score
 
     arguments = (stage.model_dump_json(), tuple(version.config["classes"]), str(version.weights), str(root),
@@ -275,14 +302,18 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     task = ray.remote(score).options(
         num_cpus=stage.cluster.cpus_per_worker, num_gpus=gpus, runtime_env={"env_vars": worker_variables(gpus)}
     )
-    found: Score = ray.get(task.remote(*arguments))
-    return found
+    result: Score = ray.get(task.remote(*arguments))
+    return result
 
 
 def _promote_or_refuse(
     uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
 ) -> Promotion:
-    """Show both, write why on the candidate, and move the alias if the gate passes."""
+    """Print both versions' metrics, tag the candidate with the decision, and move the alias if the gate passes.
+
+    Raises:
+        UserError: the two could not read the same samples.
+    """
     from scalablevit.serving.gate import failures, paired_gain
 
     gate = resolved.stage.promotion
@@ -298,47 +329,51 @@ def _promote_or_refuse(
     missed = failures(gate, candidate.score, gain, candidate.weights_mb)
     evidence = gather_evidence(candidate, champion, gain, resolved)
     print(format_evidence(evidence))
-    name, number = candidate.version.name, candidate.version.version
+    name, version = candidate.version.name, candidate.version.version
     before = None if champion is None else champion.version.version
     against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
-    print(f"{name} version {number}: {'would be ' * dry_run}{verdict}")
-    found = Promotion(
-        model=name, candidate=number, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
+    print(f"{name} version {version}: {'would be ' * dry_run}{verdict}")
+    document = Promotion(
+        model=name, candidate=version, champion=before, outcome=REFUSED if missed else PROMOTED, reasons=tuple(missed),
         moved=not missed and not dry_run, evidence=asdict(evidence),
     )  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved; {format_outcome(uri, candidate, before, missed, dry_run=True)}")
-        return found
+        return document
     written = {tags.PROMOTION: verdict, tags.PROMOTION_EVIDENCE: json.dumps(asdict(evidence))}
     if missed:
-        write_tags(uri, name, number, written)
+        write_tags(uri, name, version, written)
         print(format_outcome(uri, candidate, before, missed))
-        return found
-    # before the move: a champion without the way back would be worse than a tag without its move
-    write_tags(uri, name, number, {**written, tags.PREVIOUS_CHAMPION: str(before or NONE)})
-    move_champion(uri, name, before, number)
+        return document
+    # before the move: without this tag a new champion could not be rolled back
+    write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
+    move_champion(uri, name, before, version)
     print(format_outcome(uri, candidate, before, missed))
-    return found
+    return document
 
 
 def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:
-    """Point champion at the version that it pointed at before."""
+    """Move the alias champion back to the version that had it before.
+
+    Raises:
+        UserError: there is no champion, or none before it.
+    """
     if champion is None:
         raise UserError(f"{name} has no champion", where=f"{name}@{CHAMPION}", fix="promote a candidate first")
-    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NONE)
+    previous = tags_of(uri, name, champion).get(tags.PREVIOUS_CHAMPION, NO_CHAMPION)
     if not previous.isdecimal():
         raise UserError(
             f"no champion came before version {champion}", where=f"{name}/{champion}", fix="promote another candidate"
         )
-    tags_of(uri, name, int(previous))  # still there?
+    tags_of(uri, name, int(previous))  # raises if it was deleted
     print(f"{name}: champion {'would go' if dry_run else 'goes'} back from version {champion} to version {previous}")
-    found = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
+    document = Promotion(model=name, candidate=int(previous), champion=champion, outcome=ROLLED_BACK, reasons=(),
                       moved=not dry_run, evidence=None)  # fmt: skip
     if dry_run:
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
-        return found
+        return document
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
     print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
-    return found
+    return document

@@ -1,4 +1,4 @@
-"""What promotion measured of candidate and champion, and how that is shown."""
+"""What promotion measured of candidate and champion, and its texts."""
 
 import shlex
 import time
@@ -25,44 +25,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contender:
-    """A registered version and what it did."""
+    """A registered version and its score."""
 
     version: RegisteredWeights
     score: "Score"
 
     @property
     def weights_mb(self) -> float:
-        """10^6 bytes."""
+        """Return the size of the weights' file in 10^6 bytes."""
         return self.version.weights.stat().st_size / 1e6
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredVersion:
     """What was measured of a version."""
 
     version: int
+    """Number of the registered version."""
     value: float
-    """Of the metric."""
+    """Of the metric, as a fraction."""
     latency_ms: float
+    """Median milliseconds of one prediction."""
     measured_on: str
+    """Device and threads of the latency, in words."""
     busy: str
-    """A note on a machine that was at work on other things; empty: none."""
+    """A note that the machine was busy with other work; empty: it was not."""
     weights_mb: float
+    """Size of the weights' file, 10^6 bytes."""
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the decision rests on; kept as JSON by these names."""
+    """What the decision is based on; stored as JSON with these names as keys."""
 
     at: str
+    """Time in UTC, such as 2026-01-31T12:00:00Z."""
     metric: str
+    """Name of the compared metric, as in `promotion.metric`."""
     images: int
+    """Validation images that both were scored on."""
     bad: int
+    """Validation images that could not be decoded."""
     data_digest: str
-    candidate: Measured
-    champion: Measured | None
+    candidate: MeasuredVersion
+    champion: MeasuredVersion | None
     gain: "Gain | None"
+    """Of the candidate over the champion; None: there is no champion."""
     gate: PlainValues
     """`promotion` of the recipe."""
 
@@ -85,17 +94,17 @@ def gather_evidence(
         images=len(candidate.score.per_sample.indices),
         bad=candidate.score.bad,
         data_digest=resolved.digest,
-        candidate=_measured(candidate),
-        champion=None if champion is None else _measured(champion),
+        candidate=_measured_version(candidate),
+        champion=None if champion is None else _measured_version(champion),
         gain=gain,
         gate=gate.model_dump(mode="json", exclude={"metric"}),
     )
 
 
-def _measured(contender: Contender) -> Measured:
+def _measured_version(contender: Contender) -> MeasuredVersion:
     from scalablevit.serving.gate import metric_of
 
-    return Measured(
+    return MeasuredVersion(
         version=contender.version.version,
         value=metric_of(contender.score),
         latency_ms=contender.score.latency_ms,
@@ -107,7 +116,7 @@ def _measured(contender: Contender) -> Measured:
 
 
 def format_evidence(evidence: Evidence) -> str:
-    """Return a table of candidate and champion, and the gain."""
+    """Return a table of candidate and champion, and the gain, as text."""
     columns = {CANDIDATE: evidence.candidate}
     if evidence.champion is not None:
         columns[CHAMPION] = evidence.champion
@@ -115,7 +124,9 @@ def format_evidence(evidence: Evidence) -> str:
     lines = [f"\n{'':<14}{heads}"]
     for label, key, digits in ((evidence.metric, "value", 4), ("latency, ms", "latency_ms", 2),
                                ("weights, MB", "weights_mb", 2)):  # fmt: skip
-        lines.append(f"{label:<14}" + "".join(f"{getattr(each, key):>18.{digits}f}" for each in columns.values()))
+        lines.append(
+            f"{label:<14}" + "".join(f"{getattr(measured, key):>18.{digits}f}" for measured in columns.values())
+        )
     gain, gate = evidence.gain, evidence.gate
     if gain is not None:
         lines.append(
@@ -123,34 +134,34 @@ def format_evidence(evidence: Evidence) -> str:
             f"[{gain.low:+.4f}, {gain.high:+.4f}] "
             f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
         )
-    places = dict.fromkeys(each.measured_on for each in columns.values())
-    lines.append(f"latency of one prediction at a time on {' and '.join(places)}")
-    lines += [f"note, {alias}: {each.busy}" for alias, each in columns.items() if each.busy]
+    machines = dict.fromkeys(measured.measured_on for measured in columns.values())
+    lines.append(f"latency of one prediction at a time on {' and '.join(machines)}")
+    lines += [f"note, {alias}: {measured.busy}" for alias, measured in columns.items() if measured.busy]
     return "\n".join(lines)
 
 
 def format_outcome(
     uri: str, candidate: Contender, before: int | None, missed: Sequence[str], *, dry_run: bool = False
 ) -> str:
-    """Return what became of the alias, or would become of it without --dry-run, and where.
+    """Return which version has the alias, or would have it without --dry-run, and in which registry.
 
     Args:
-        uri: of MLflow.
+        uri: MLflow's address.
         candidate: the version that was compared.
         before: number of the champion so far; None: there was none.
-        missed: why the gate refuses; empty: it does not.
+        missed: why the gate refuses; empty: it passes.
         dry_run: nothing was done.
     """
-    name, number = candidate.version.name, candidate.version.version
-    alias, place = f"models:/{name}@{CHAMPION}", without_credentials(uri)
+    name, version = candidate.version.name, candidate.version.version
+    alias, address = f"models:/{name}@{CHAMPION}", without_credentials(uri)
     if missed:
         stays = f"{alias} {'would stay' if dry_run else 'stays'} version {before}" if before else "there is no champion"
-        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {number} in {place}"
+        return f"{stays}; the reasons {'would be' if dry_run else 'are'} tags of version {version} in {address}"
     if dry_run:
-        return f"{alias} would be version {number}{f', and not {before} any more' if before else ''}, in {place}"
+        return f"{alias} would be version {version}{f', and not {before} any more' if before else ''}, in {address}"
     where = tracking_override(uri, platform_root(None, make=False))
     back = f"{command_name('promote')} {shlex.quote(name)} --rollback{where}"
-    return f"{alias} is version {number} in {place}; `{back}` takes it back"
+    return f"{alias} is version {version} in {address}; `{back}` takes it back"
 
 
 def metric_name(stage: Stage) -> str:
@@ -159,5 +170,5 @@ def metric_name(stage: Stage) -> str:
 
 
 def now() -> str:
-    """Return the time in UTC, as tags have it."""
+    """Return the time in UTC as tags have it, such as 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""Recipes as files: the shipped ones listed, a new one begun, old ones rewritten in the current version's keys."""
+"""Recipe files: write a first one, list the shipped ones, print their schema, or rewrite old ones."""
 
 import argparse
 import re
@@ -36,7 +36,7 @@ Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes r
 
 @dataclass(frozen=True)
 class _Upgraded:
-    """A file, what it will hold, and what changes."""
+    """A file to rewrite, its new content, and what changes."""
 
     path: Path
     content: bytes
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the verb says; see `add_arguments`.
+    """Run the chosen verb; see `add_arguments`.
 
     Raises:
-        UserError: a file cannot be written; or upgraded, and none is changed; or mistakes remain in files.
+        UserError: a file cannot be written or upgraded (then no file is changed), or has mistakes after the upgrade.
     """
     if options.verb == "new":
         return write_new_recipe(options.template, options.file)
@@ -100,13 +100,18 @@ def _list_json() -> int:
 
 
 def _summary(file: Path) -> str:
-    """Return the comment that a file begins with, as far as its first full stop or the colon before an example."""
+    """Return the comment at the beginning of a file, up to its first full stop or the colon before an example."""
     lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
     comment = "\n".join(line.removeprefix("#").strip() for line in lines)
     return re.split(r"\.\s|\.$|:\n", comment, maxsplit=1)[0].replace("\n", " ")
 
 
 def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
+    """Rewrite files in the current version's keys; return the exit code.
+
+    Raises:
+        UserError: one of them cannot be upgraded, and none is changed; or mistakes remain.
+    """
     upgrades, errors = [], list[UserError]()
     for path in files:
         try:
@@ -114,22 +119,22 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
         except UserError as error:
             errors.append(error)
     raise_all(errors)
-    for each in upgrades:
-        for change in each.changes:
-            print(f"{each.path}:{change.line}: {change.what}")
-        if not each.changes:
-            print(f"{each.path}: already version {VERSION}")
+    for upgraded in upgrades:
+        for change in upgraded.changes:
+            print(f"{upgraded.path}:{change.line}: {change.what}")
+        if not upgraded.changes:
+            print(f"{upgraded.path}: already version {VERSION}")
         elif not dry_run:
-            _replace(each.path, each.content)
+            _replace(upgraded.path, upgraded.content)
     if dry_run:
         print("dry run: nothing was written")
         return 0
-    raise_all([error for each in upgrades for error in _mistakes(each.path)])
+    raise_all([error for upgraded in upgrades for error in _mistakes(upgraded.path)])
     return 0
 
 
 def _prepare(path: Path) -> _Upgraded:
-    """What becomes of a file.
+    """Return the upgraded content of a file, without writing it.
 
     Raises:
         UserError: it cannot be read, or as `upgrade_text`.
@@ -155,13 +160,13 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _mistakes(path: Path) -> list[UserError]:
-    """What the loader refuses of a rewritten file."""
+    """Return what the loader refuses of a rewritten file."""
     try:
-        raw, places = read_mapping(path, "recipe")
+        raw, locations = read_mapping(path, "recipe")
         if not is_space(raw):
             load_recipe(path)
         elif raw.get("recipe") is None:  # the recipe is given with --recipe
-            check(Space, raw, places, str(path))
+            check(Space, raw, locations, str(path))
         else:
             load_search(path)
     except UserError as error:

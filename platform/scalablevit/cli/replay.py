@@ -1,4 +1,4 @@
-"""A captured step taken again, from the command line."""
+"""Repeat a captured training step."""
 
 import argparse
 from pathlib import Path
@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Take the step again and say what was found.
+    """Repeat the step and print which tensors are not finite.
 
     Raises:
-        UserError: the folder holds no whole captured step.
+        UserError: the folder has no complete captured step.
     """
-    if not (options.folder / STEP).is_file():  # answered before torch is imported
+    if not (options.folder / STEP).is_file():  # reported before torch is imported
         raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/nonfinite/step_<n>")
     from scalablevit.training.replay import format_finding, replay
 

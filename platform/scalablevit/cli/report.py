@@ -1,10 +1,10 @@
-"""The report of a job, a stage or a search made again, and the index of all runs, from the command line."""
+"""Write the report of a job, a stage or a search again, or the index of all runs."""
 
 import argparse
 from pathlib import Path
 
 from scalablevit.cli.arguments import add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import INDEX, REPORT, RUNS
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the page and say where it is; see `add_arguments`.
+    """Write the page and print where it is; see `add_arguments`.
 
     Raises:
         UserError: neither a run nor --index is given, or both; or there is no such run.
@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.run).expanduser()
     if len(folder.parts) == 1:
         folder = platform_root(options.root, make=False) / RUNS / folder
-    with messages_aside(options.json):  # users' code that stages name may print when it is imported
+    with stdout_to_stderr(options.json):  # users' code that stages name may print when it is imported
         page = gather(folder.absolute())
     if not options.dry_run:
         put_text(str(folder), REPORT, render(page))
     if options.json:
-        stages = tuple(ReportedStage(name=each.name, state=each.state) for each in page.stages)
-        searches = tuple(ReportedSearch(name=each.name, trials=len(each.trials)) for each in page.searches)
+        stages = tuple(ReportedStage(name=stage.name, state=stage.state) for stage in page.stages)
+        searches = tuple(ReportedSearch(name=search.name, trials=len(search.trials)) for search in page.searches)
         print_document(ReportMade(file=str(folder / REPORT), stages=stages, searches=searches))
         return 0
     print("\n".join([f"stage {stage.name}: {stage.state}" + (f"; {stage.problem}" if stage.problem else "")
@@ -70,19 +70,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write_index(root: Path, *, dry_run: bool) -> int:
-    """Write the index of all runs and say where it is.
+    """Write the index of all runs and print where it is.
 
     Raises:
         UserError: the root has no runs.
     """
-    from scalablevit.cli.runs import found_runs
+    from scalablevit.cli.runs import list_runs
     from scalablevit.report.index import KnownRun, gather_index, render_index
     from scalablevit.training.storage import put_text
 
     if not (root / RUNS).is_dir():
         raise UserError("there are no runs", where=str(root / RUNS), fix="name another folder by --root")
-    found, unreadable = found_runs(root)
-    runs = [KnownRun(each.store.local, each.status, each.state) for each in found]
+    listed, unreadable = list_runs(root)
+    runs = [KnownRun(run.store.local, run.status, run.state) for run in listed]
     page = render_index(gather_index(root, runs, unreadable))
     print(f"{len(runs)} runs" + (f", {len(unreadable)} unreadable" if unreadable else ""))
     if dry_run:

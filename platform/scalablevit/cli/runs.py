@@ -1,4 +1,4 @@
-"""The runs below a root, from their `status.json` and leases: listed, shown, stopped."""
+"""List, show and stop the runs below a root, by their `status.json` and leases."""
 
 import argparse
 import json
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from scalablevit.cli.documents import RunFacts
 
 STOP_S = 150.0
-"""Longest wait for a run to end: its stages tell MLflow of it."""
+"""Longest wait, in seconds, for a run to end: its stages first report their end to MLflow."""
 POLL_S = 0.5
+"""Seconds between two looks at a run that is to end."""
 HEAD = "head.json"
-"""In the root: the record that infra/head.py keeps of its head."""
+"""File in the root in which infra/head.py records its Ray head."""
 RAY_S = 60
-"""Longest wait for Ray to take the request to stop a job."""
+"""Longest wait, in seconds, for Ray to take the request to stop a job."""
 
 EPILOG = """\
 States: started (being prepared), running, finished, failed, killed (interrupted), lost (the process is gone without
@@ -64,143 +65,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List, show or stop; see `add_arguments`.
+    """List, show or stop runs; see `add_arguments`.
 
     Raises:
-        UserError: there is no such run, or it cannot be stopped from here.
+        UserError: there is no such run, its status is damaged, or it cannot be stopped from here.
     """
     root = platform_root(options.root, make=False)
     if options.verb == "list":
         return _list_json(root) if options.json else _list(root)
     known = {path.parent.name for path in (root / RUNS).glob(f"*/{STATUS}")}
-    found = _read_run(root / RUNS / options.run) if options.run in known else None
-    if found is None:
+    listed = _read_run(root / RUNS / options.run) if options.run in known else None
+    if listed is None:
         raise UserError(f"no run {options.run!r}", where=str(root / RUNS),
                         fix=f"name one of: {', '.join(sorted(known)) or '(none: is --root right?)'}")  # fmt: skip
-    (found,) = _check_leases([found])
+    (listed,) = _check_leases([listed])
     if options.verb == "show" and options.json:
         from scalablevit.cli.documents import RunDetails
 
-        print_document(RunDetails(run=_facts(found), files=_files(found)))
+        print_document(RunDetails(run=_facts(listed), files=_files(listed)))
         return 0
     if options.verb == "show":
-        print(details(found))
+        print(format_details(listed))
         return 0
-    return stop(found, root, dry_run=options.dry_run)
+    return stop(listed, root, dry_run=options.dry_run)
 
 
 def _list(root: Path) -> int:
-    """Print all that is known at once, then what only waiting tells."""
-    found, unreadable = found_runs(root)
-    print(table(found, unreadable, root), flush=True)
-    unclear = [each for each in found if each.unclear]
+    """Print all runs at once, then the state of those whose lease must be watched for it."""
+    listed, unreadable = list_runs(root)
+    print(format_runs(listed, unreadable, root), flush=True)
+    unclear = [run for run in listed if run.unclear]
     if unclear:
-        print("\n".join(f"{each.status.run}: {each.state}" for each in _check_leases(unclear)))
+        print("\n".join(f"{run.status.run}: {run.state}" for run in _check_leases(unclear)))
     return 0
 
 
 def _list_json(root: Path) -> int:
-    """Print all that is known, once what only waiting tells is known, too."""
+    """Print all runs as one document, after watching the leases that must be watched."""
     from scalablevit.cli.documents import RunList
 
-    found, unreadable = found_runs(root)
-    settled = {each.status.run: each for each in _check_leases([each for each in found if each.unclear])}
-    runs = tuple(_facts(settled.get(each.status.run, each)) for each in found)
+    listed, unreadable = list_runs(root)
+    settled = {run.status.run: run for run in _check_leases([run for run in listed if run.unclear])}
+    runs = tuple(_facts(settled.get(run.status.run, run)) for run in listed)
     print_document(RunList(root=str(root), runs=runs, unreadable={name: str(why) for name, why in unreadable.items()}))
     return 0
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run and what became of it."""
+class ListedRun:
+    """A run and its state."""
 
     store: RunStore
     """Where its lease is."""
     status: Status
     lost: bool = False
-    """Whether its process ended without a word."""
+    """Whether its process ended without recording its end."""
     unclear: bool = False
-    """Whether only watching its lease tells if its process lives."""
+    """Whether its lease must be watched to know if its process is alive."""
 
     @property
     def state(self) -> str:
-        """The state as it is, whatever the file says."""
+        """Return the state of `status.json`, or `lost`; with `?` while it is unclear."""
         return "lost" if self.lost else self.status.state + "?" * self.unclear
 
 
-def found_runs(root: Path) -> tuple[list[Found], dict[str, UserError]]:
-    """Runs below the root with a status, the latest first; by name what is wrong where it cannot be read.
+def list_runs(root: Path) -> tuple[list[ListedRun], dict[str, UserError]]:
+    """Return the runs below the root that have a status, the latest first, and errors of damaged ones by name.
 
-    Nothing is waited for: of a run on another machine it may stay unclear whether its process lives.
+    It does not wait: it may stay unclear whether a process on another machine is alive.
+
+    Args:
+        root: the platform's root.
     """
-    found: list[Found] = []
+    listed: list[ListedRun] = []
     unreadable: dict[str, UserError] = {}
     for path in sorted((root / RUNS).glob(f"*/{STATUS}")):
         try:
-            found += filter(None, [_read_run(path.parent)])
+            listed += filter(None, [_read_run(path.parent)])
         except UserError as error:
             unreadable[path.parent.name] = error
-    alive = known_owners([each.store for each in found if each.status.state not in ENDED])
-    found = [
-        replace(each, unclear=True)
-        if alive.get(each.store.name, True) is None
-        else _read_again(each, alive=alive.get(each.store.name) is True)
-        for each in found
+    alive = known_owners([run.store for run in listed if run.status.state not in ENDED])
+    listed = [
+        replace(run, unclear=True)
+        if alive.get(run.store.name, True) is None
+        else _read_again(run, alive=alive.get(run.store.name) is True)
+        for run in listed
     ]
-    return sorted(found, key=lambda each: each.status.started, reverse=True), unreadable
+    return sorted(listed, key=lambda run: run.status.started, reverse=True), unreadable
 
 
-def _read_run(folder: Path) -> Found | None:
-    """The run as its file says, None without one."""
+def _read_run(folder: Path) -> ListedRun | None:
+    """Return the run as its status file has it; None without one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     status = read_status(folder)
-    return None if status is None else Found(RunStore(folder.name, status.folder, folder), status)
+    return None if status is None else ListedRun(RunStore(folder.name, status.folder, folder), status)
 
 
-def _check_leases(found: Sequence[Found]) -> list[Found]:
-    """Runs with what their leases say of them."""
-    owners = find_owned([each.store for each in found if each.status.state not in ENDED])
-    return [_read_again(each, alive=each.store.name in owners) for each in found]
+def _check_leases(listed: Sequence[ListedRun]) -> list[ListedRun]:
+    """Return the runs after watching their leases, which shows whether their processes are alive."""
+    owners = find_owned([run.store for run in listed if run.status.state not in ENDED])
+    return [_read_again(run, alive=run.store.name in owners) for run in listed]
 
 
-def _read_again(found: Found, *, alive: bool) -> Found:
-    """Return the run with its status read again: between status and lease it may have ended, or started again."""
-    status = read_status(found.store.local) or found.status
-    same = (status.started, status.state) == (found.status.started, found.status.state)
-    return replace(found, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)
+def _read_again(listed: ListedRun, *, alive: bool) -> ListedRun:
+    """Return the run with its status read again, since it may have ended or started again after the first read."""
+    status = read_status(listed.store.local) or listed.status
+    same = (status.started, status.state) == (listed.status.started, listed.status.state)
+    return replace(listed, status=status, lost=same and not alive and status.state not in ENDED, unclear=False)
 
 
-def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path) -> str:
-    """Runs by line; below them what is wrong with those whose status cannot be read."""
+def format_runs(runs: Sequence[ListedRun], unreadable: Mapping[str, UserError], root: Path) -> str:
+    """Return a table of runs, and below it what is wrong with those whose status cannot be read."""
     others = sum(not (path / STATUS).exists() for path in (root / RUNS).glob("*/") if path.is_dir())
     left_out = [f"folders without a status.json, left out: {others}"] if others else []
     if not runs and not unreadable:
         return "\n".join([f"no runs in {root / RUNS}", *left_out])
     rows = [("run", "state", "at", "best", "age")]
-    for each in runs:
-        status = each.status
-        rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
+    for run in runs:
+        status = run.status
+        rows.append((status.run, run.state, f"{status.step}/{status.total} {status.unit}", _best(status),
                      duration(time.time() - status.started)))  # fmt: skip
     rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
     return "\n".join([format_table(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
 
-def _facts(found: Found) -> "RunFacts":
+def _facts(listed: ListedRun) -> "RunFacts":
     from scalablevit.cli.documents import RunFacts
 
-    return RunFacts.model_validate({**asdict(found.status), "state": found.state})
+    return RunFacts.model_validate({**asdict(listed.status), "state": listed.state})
 
 
-def _files(found: Found) -> tuple[str, ...]:
-    return tuple(sorted(path.name + "/" * path.is_dir() for path in found.store.local.iterdir()))
+def _files(listed: ListedRun) -> tuple[str, ...]:
+    return tuple(sorted(path.name + "/" * path.is_dir() for path in listed.store.local.iterdir()))
 
 
-def details(found: Found) -> str:
-    """One run, a line for each fact."""
-    status = found.status
-    why = "its process ended without a word; the command that started it continues it" if found.lost else status.why
+def format_details(listed: ListedRun) -> str:
+    """Return the facts about one run, a line for each."""
+    status = listed.status
+    why = "its process ended without a word; the command that started it continues it" if listed.lost else status.why
     facts = {
         "run": status.run,
-        "state": found.state,
+        "state": listed.state,
         "why": why,
         "stage": status.stage,
         "at": f"{status.step} of {status.total} {status.unit}",
@@ -212,43 +220,45 @@ def details(found: Found) -> str:
         "job": status.job,
         "folder": status.folder,
         "tracking": status.tracking,
-        "files": ", ".join(_files(found)),
+        "files": ", ".join(_files(listed)),
     }
     return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
 
 
-def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
+def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
     """End a run as Ctrl-C does, and wait for it.
 
     Args:
-        root: in which a local head may have its `head.json`.
+        listed: the run.
+        root: folder in which a local head may have its `head.json`.
+        dry_run: print what would be stopped, and stop nothing.
 
     Returns:
-        The exit code: 1 when it had not ended after `STOP_S`.
+        The exit code: 1 if it had not ended after `STOP_S`, else 0.
 
     Raises:
-        UserError: it has ended already, or runs on another machine.
+        UserError: it has ended already, runs on another machine, or its cluster cannot be reached.
     """
-    status = found.status
-    if found.state in (*ENDED, "lost"):
-        raise UserError(f"run {status.run} has ended already: {found.state}", where=status.folder,
+    status = listed.status
+    if listed.state in (*ENDED, "lost"):
+        raise UserError(f"run {status.run} has ended already: {listed.state}", where=status.folder,
                         fix="nothing is left to stop")  # fmt: skip
     how = f"`ray job stop {status.job}`" if status.job else f"an interrupt to process {status.process}"
     print(f"{how} ends the job that run {status.run} belongs to", flush=True)
     if not status.job:
-        _refuse_elsewhere(found)
+        _refuse_elsewhere(listed)
     if dry_run:
         print("dry run: nothing was stopped")
         return 0
     if status.job:
         _stop_job(status, _environment(os.environ, root), root)
     else:
-        _interrupt(found)
+        _interrupt(listed)
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
-        claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
-        now = read_status(found.store.local) or status
+        claim = claim_of(listed.store)  # before the status, which a run writes before it releases its lease
+        now = read_status(listed.store.local) or status
         if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
             print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
@@ -257,10 +267,15 @@ def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
     return 1
 
 
-def _refuse_elsewhere(found: Found) -> None:
-    claim = claim_of(found.store)
+def _refuse_elsewhere(listed: ListedRun) -> None:
+    """Refuse a run whose process this machine cannot send a signal to.
+
+    Raises:
+        UserError: names its process and host.
+    """
+    claim = claim_of(listed.store)
     if claim is None or is_owner_alive(claim) is None:
-        status = found.status
+        status = listed.status
         raise UserError(
             f"run {status.run} belongs to process {status.process} on {status.host}, which cannot be reached from here",
             where=status.folder,
@@ -268,9 +283,13 @@ def _refuse_elsewhere(found: Found) -> None:
         )
 
 
-def _interrupt(found: Found) -> None:
-    """SIGINT to the process that owns the lease: the status may be older than that."""
-    claim = claim_of(found.store)
+def _interrupt(listed: ListedRun) -> None:
+    """Send SIGINT to the process that owns the lease, which may be younger than the status.
+
+    Raises:
+        UserError: the process belongs to another user.
+    """
+    claim = claim_of(listed.store)
     if claim is None or not is_owner_alive(claim):
         return
     try:
@@ -278,21 +297,21 @@ def _interrupt(found: Found) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise UserError(f"process {claim['process']} belongs to another user", where=found.status.folder,
+        raise UserError(f"process {claim['process']} belongs to another user", where=listed.status.folder,
                         fix="stop it as that user") from None  # fmt: skip
 
 
 def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
-    """Variables for Ray's command: those given if they name a cluster, else those of the head recorded in the root.
+    """Return the variables for Ray's command: those given if they name a cluster, else the head's in the root.
 
     Raises:
-        UserError: the record is damaged.
+        UserError: the head's record is damaged.
     """
     if given.get("RAY_API_SERVER_ADDRESS") or given.get("RAY_ADDRESS"):
         return dict(given)
     try:
         head = json.loads((root / HEAD).read_text(encoding="utf-8"))
-        # a token in the environment would win over the file
+        # Ray would prefer a token in the environment to the file
         kept = {name: value for name, value in given.items() if name != "RAY_AUTH_TOKEN"}
         return kept | {
             "RAY_API_SERVER_ADDRESS": str(head["dashboard"]),
@@ -311,7 +330,7 @@ def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
 
 
 def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> None:
-    """Ask the cluster, by Ray's own command, which knows about addresses and tokens.
+    """Ask the cluster to stop a job by Ray's own command, which knows about addresses and tokens.
 
     Raises:
         UserError: no cluster is named, or it does not stop the job.
@@ -330,12 +349,12 @@ def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> Non
         done = subprocess.run(
             command, env=dict(environment), timeout=RAY_S, capture_output=True, text=True, check=False
         )
-        said = (done.stderr or done.stdout).strip().splitlines() if done.returncode else []
+        errors = (done.stderr or done.stdout).strip().splitlines() if done.returncode else []
     except subprocess.TimeoutExpired:
-        said = [f"no answer within {RAY_S} s"]
-    if said:
+        errors = [f"no answer within {RAY_S} s"]
+    if errors:
         cluster = environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
-        raise UserError(f"job {status.job} was not stopped: {said[-1]}", where=" ".join(command[1:]),
+        raise UserError(f"job {status.job} was not stopped: {errors[-1]}", where=" ".join(command[1:]),
                         fix=f"is {cluster} up, and the cluster that it was submitted to?")  # fmt: skip
 
 

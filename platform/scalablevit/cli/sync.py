@@ -1,11 +1,11 @@
-"""What outages and killed jobs left in the runs' outboxes, sent to MLflow from the command line."""
+"""Send to MLflow what outages and killed jobs left in the runs' outboxes (records of metrics, models and artifacts)."""
 
 import argparse
 from pathlib import Path
 
 from scalablevit.cli.arguments import add_root
 from scalablevit.cli.documents import Sync, SyncedRun
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.run_files import RECORDS, RUNS
@@ -37,48 +37,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send every outbox asked for, and say what became of it; see `add_arguments`.
+    """Send every outbox asked for, and print the outcome; see `add_arguments`.
 
     Raises:
         UserError: there is no such run, or MLflow's address is none.
     """
     root = platform_root(options.root, make=False)
-    with messages_aside(options.json):
+    with stdout_to_stderr(options.json):
         syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
         if not syncs:
             print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
         synced = [_sync(folder, sync, options) for folder, sync in syncs.items()]
     if options.json:
         print_document(Sync(root=str(root), sent=not options.dry_run, runs=tuple(synced)))
-    return 1 if any(each.left for each in synced) and not options.dry_run else 0
+    return 1 if any(synced_run.left for synced_run in synced) and not options.dry_run else 0
 
 
 def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> SyncedRun:
-    """Send an outbox, or only count what it has left, and print what became of it."""
+    """Send an outbox, or in a dry run count its records, and print the outcome."""
     run = folder.parent.name
     if options.dry_run:
-        left, unended = sync.pending(), None
-        print(f"{run}: {left.records} records would be sent", flush=True)
+        pending, unended = sync.pending(), None
+        print(f"{run}: {pending.records} records would be sent", flush=True)
     else:
-        left, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
-        print(f"{run}: {_describe(left, unended)}", flush=True)
+        pending, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
+        print(f"{run}: {_describe(pending, unended)}", flush=True)
     refused = refused_records(folder)
-    for each in () if options.dry_run else refused:
-        print(f"  refused: {each}", flush=True)
-    return SyncedRun(run=run, left=left.records, refused=tuple(refused), error=left.error or "", without_end=unended)
+    for reason in () if options.dry_run else refused:
+        print(f"  refused: {reason}", flush=True)
+    return SyncedRun(
+        run=run, left=pending.records, refused=tuple(refused), error=pending.error or "", without_end=unended
+    )
 
 
 def _outboxes(root: Path, names: list[str]) -> list[Path]:
-    """Folders of the runs' outboxes, oldest first: a parent run starts before its children, which need it there."""
-    found = {run.name: outbox_of(run) for run in (root / RUNS).glob("*") if (outbox_of(run) / RECORDS).is_file()}
-    unknown = [name for name in names if name not in found]
+    """Return the folders of the runs' outboxes, oldest first, since MLflow needs a parent run before its children.
+
+    Raises:
+        UserError: a run has no outbox.
+    """
+    outboxes = {run.name: outbox_of(run) for run in (root / RUNS).glob("*") if (outbox_of(run) / RECORDS).is_file()}
+    unknown = [name for name in names if name not in outboxes]
     if unknown:
         raise UserError(
             f"no outbox of run {', '.join(unknown)}",
             where=str(root / RUNS),
-            fix=f"name one of: {', '.join(sorted(found)) or '(none: is --root right?)'}",
+            fix=f"name one of: {', '.join(sorted(outboxes)) or '(none: is --root right?)'}",
         )
-    return sorted((found[name] for name in names or found), key=_start_ms)
+    return sorted((outboxes[name] for name in names or outboxes), key=_start_ms)
 
 
 def _start_ms(folder: Path) -> int:

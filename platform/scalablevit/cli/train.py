@@ -1,4 +1,4 @@
-"""A training from its command line: arguments, the gates in order, the dry run, and the chain of stages."""
+"""Train a recipe: `full`, and the verbs of single stages."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_recipe, add_root
-from scalablevit.cli.json_output import add_json, messages_aside, print_document
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.commands import short_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_and_import
@@ -32,7 +32,7 @@ Exit codes: 0 done; 1 a failure while running; 2 something in the recipe, the da
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what all trainings take."""
+    """Add the arguments that all trainings have."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(parser)
     add_root(parser)
@@ -45,6 +45,11 @@ def run(options: argparse.Namespace) -> int:
 
     Args:
         options: with the verb as `command`: `full`, or that of a single stage.
+
+    Raises:
+        UserError: something in the recipe, the data or the cluster has to be fixed; or --json without --dry-run.
+        SearchFailed: no trial of the search was evaluated even once.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
     """
     if options.json and not options.dry_run:
         raise UserError(
@@ -52,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             where="--json",
             fix="add --dry-run; what a training came to is in `result.json` of each run's folder",
         )
-    with messages_aside(options.json):
+    with stdout_to_stderr(options.json):
         recipe, stages, root = _run(options)
     if options.json:
         from scalablevit.cli.training_plan import training_plan
@@ -62,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Path]":
-    """Do it; the recipe's name, its stages and the root are returned."""
+    """Train, or print the plan of a dry run; return the recipe's name, its stages and the root."""
     script = options.command
     path = options.recipe or RECIPES / DEMO
     if options.recipe is None:
@@ -72,7 +77,7 @@ def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Pa
     )
     search = load_recipe_search(recipe, path.parent) if script == "full" else None
     root = platform_root(options.root)
-    # imported late: a wrong recipe is answered before anything slow is loaded
+    # imported late: a mistake in the recipe is reported before anything slow is loaded
     from scalablevit.pipeline import resolve
 
     wanted = resolve.wanted_stages(recipe, script)
@@ -81,7 +86,7 @@ def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Pa
         print("dry run: nothing was started")
         return recipe.name, stages, root
     results = train(recipe, search, stages, root, wanted)
-    from scalablevit.pipeline.chain import table
+    from scalablevit.pipeline.chain import format_results
 
-    print("\n" + table(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
+    print("\n" + format_results(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)
     return recipe.name, stages, root

@@ -1,10 +1,10 @@
-"""What a training would run, as a document."""
+"""The plan of a training as a JSON document."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.cli.documents import PlannedStage, TrainingPlan
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.pipeline.plan_summary import starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import without_secrets
@@ -12,17 +12,17 @@ from scalablevit.runs.run_store import RunStore
 
 
 def training_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> TrainingPlan:
-    """Return the document of some stages.
+    """Return the document about the stages of a recipe.
 
     Args:
-        recipe: its name.
+        recipe: name of the recipe.
         stages: in the order of running.
         root: the platform's root.
     """
-    return TrainingPlan(recipe=recipe, stages=tuple(_planned(each, root) for each in stages))
+    return TrainingPlan(recipe=recipe, stages=tuple(_planned_stage(stage, root) for stage in stages))
 
 
-def _planned(resolved: ResolvedStage, root: Path) -> PlannedStage:
+def _planned_stage(resolved: ResolvedStage, root: Path) -> PlannedStage:
     stage = resolved.stage
     return PlannedStage(
         name=resolved.name,
@@ -39,5 +39,5 @@ def _planned(resolved: ResolvedStage, root: Path) -> PlannedStage:
         evaluate_every_steps=resolved.length.evaluate_every,
         workers=stage.cluster.workers,
         warnings=resolved.warnings,
-        recipe=without_unused(without_secrets(stage).model_dump(mode="json")),
+        recipe=drop_unused(without_secrets(stage).model_dump(mode="json")),
     )

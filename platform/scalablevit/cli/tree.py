@@ -1,4 +1,4 @@
-"""The tree of commands: the verb is picked first, and only its own module is imported and reads the other arguments."""
+"""The tree of commands: the verb is read first, and only its module is imported, which reads the other arguments."""
 
 import argparse
 import difflib
@@ -12,11 +12,11 @@ from scalablevit.config.commands import PROGRAM, command_name
 
 
 def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> int:
-    """Run a command to its end.
+    """Run a command and return its exit code.
 
     Args:
         verb: one of `VERBS`; None: the first of the arguments.
-        arguments: without the program's name; None: the process's own.
+        arguments: without the program's name; None: those of the process.
 
     Returns:
         The exit code.
@@ -43,15 +43,15 @@ def parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     if not VERBS[verb].has_verbs:
         return parser.parse_intermixed_args(arguments)
     options, late = parser.parse_known_args(arguments)
-    if late and ("given" not in options or any(each.startswith("-") for each in late)):
+    if late and ("given" not in options or any(argument.startswith("-") for argument in late)):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
-    if late:  # argparse's sub-parsers take no values after options
+    if late:  # argparse's sub-parsers take no positional values after options
         options.given += late
     return options
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """Return the parser of a command's arguments, which adds the verb to them as `command`."""
+    """Return the parser of a command's arguments, which also sets the verb as `command`."""
     module = import_module(VERBS[verb].module)
     parser = argparse.ArgumentParser(
         prog=command_name(verb), description=VERBS[verb].description, epilog=module.EPILOG,
@@ -63,7 +63,11 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def _pick(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the verb from what follows it."""
+    """Return the verb and the arguments after it.
+
+    Raises:
+        SystemExit: as `main`.
+    """
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Train, search, track and register vision backbones.",
         epilog=f"`{PROGRAM} VERB --help` says what a command takes.",

@@ -1,4 +1,4 @@
-"""The search from its command line: gates, search, the best configuration trained in full, and the table."""
+"""Search hyper-parameters, and train the best configuration at full length."""
 
 import argparse
 
@@ -46,18 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Search, train the best in full, and print; see `add_arguments`."""
+    """Search, train the best configuration at full length, and print; see `add_arguments`.
+
+    Raises:
+        UserError: something in the space, the recipe, the data or the cluster has to be fixed.
+        SearchFailed: no trial was evaluated even once.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+    """
     path = options.space or SPACES / DEMO
     if options.space is None:
         print(f"no --space given: running the demo, {path.name}", flush=True)
     search = load_search(path, options.overrides, options.recipe, print, imports=True)
     root = platform_root(options.root)
-    # imported late: a wrong space is answered before anything slow is loaded
+    # imported late: a mistake in the space is reported before anything slow is loaded
     from scalablevit.pipeline import chain, cluster, resolve
     from scalablevit.pipeline.older_runs import older_searches
     from scalablevit.pipeline.plan_summary import print_plan
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
-    from scalablevit.pipeline.search_summary import plan
+    from scalablevit.pipeline.search_summary import format_plan
 
     stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
     resolve.check_metric(search, stages[-1])
@@ -66,19 +72,19 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
     print_plan(search.recipe.name, stages, root)
-    print("\n" + plan(search, stages[-1].train_samples), flush=True)
+    print("\n" + format_plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")
         return 0
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
     cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
-    found = search_stage(search, stages, root)
+    result = search_stage(search, stages, root)
     if options.retrain:
-        print(f"\ntraining trial {found.best.number}'s values in full\n", flush=True)
-        best = with_values(search.recipe, search.stage, found.best.values)
+        print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
+        best = with_values(search.recipe, search.stage, result.best.values)
         retrained = resolve.resolve(best, root, [search.stage])
-        results = chain.run_chain(best, retrained, root, {search.stage: found.origin()})
+        results = chain.run_chain(best, retrained, root, {search.stage: result.origin()})
         address = tracking_uri(stages[-1].stage.tracking.uri, root)
-        print("\n" + chain.table(results, root, address), flush=True)
+        print("\n" + chain.format_results(results, root, address), flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""The commands by their names, and where each is found; nothing of them is imported here."""
+"""The commands by name, and the module of each; none of them is imported here."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ class Verb(NamedTuple):
     """A command."""
 
     module: str
-    """It has `EPILOG` for its help, `add_arguments(parser)`, and `run(options)`, which returns the exit code."""
+    """Module with `EPILOG` (text after the help), `add_arguments(parser)`, and `run(options)`, which returns the exit
+    code."""
     description: str
     has_verbs: bool = False
     """Whether its first argument is a verb of its own."""

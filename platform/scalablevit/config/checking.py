@@ -1,4 +1,4 @@
-"""Plain values held against a schema: every mistake with place, value, nearest key and what to write instead."""
+"""Check plain values against a schema: every mistake is named with location, value, nearest key and what to write."""
 
 import difflib
 import json
@@ -22,140 +22,166 @@ from scalablevit.config.transforms import UNDEFINED
 
 SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
-"""Begins the place of what an override set."""
+"""Prefix of the location of a value that an override set."""
 MISSING = "is missing"
-EXPLAINED = 100
-"""Mistakes whose cause is looked for; further ones are only named."""
-Places = dict[KeyPath, str]
-"""Where each value came from: `file:line` or the override as written."""
+MAX_EXPLAINED = 100
+"""Most mistakes that are explained; the others get pydantic's message alone, since an explanation takes time."""
+Locations = dict[KeyPath, str]
+"""Where each value was written, by its key path: `file:line`, or `override '<as written>'`."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def check(schema: type[Schema], merged: YamlMapping, places: Places, name: str) -> Schema:
-    """Validate plain values; `places` names their origin in errors, `name` that of values without a place.
+def check(schema: type[Schema], merged: YamlMapping, locations: Locations, name: str) -> Schema:
+    """Return a section of the schema made from plain values; keys of version 1 are mistakes, too.
+
+    Args:
+        schema: a recipe, stage, search space or section of one.
+        merged: plain values, with stages and overrides merged.
+        locations: where the values were written, for errors; locations of old keys are added under the new ones.
+        name: what errors name for values without a location.
 
     Raises:
-        UserErrors: everything that breaks the schema (a lone mistake: UserError).
+        UserError: one mistake.
+        UserErrors: several mistakes.
     """
-    current, errors = without_old_words(schema, merged, places, name)
+    current, errors = convert_old_words(schema, merged, locations, name)
     try:
-        # JSON mode: strict, but a list may stand for a tuple, as it does in YAML
+        # JSON mode: strict, but a list is accepted for a tuple: YAML has no tuples
         valid = schema.model_validate_json(json.dumps(current))
     except ValidationError as error:
-        found: dict[KeyPath, list[ErrorDetails]] = {}
+        details_by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for detail in error.errors(include_url=False):
             if detail["type"] == "default_factory_not_called":
-                continue  # it follows from another mistake
+                continue  # a consequence of another mistake
             # a union gives an error for each of its types at the same path
-            found.setdefault(_key_path(detail, current), []).append(detail)
-        several = list(found.items())
-        explained = _without_renamed(
-            {path: _explain(schema, path, details, places, name) for path, details in several[:EXPLAINED]}
+            details_by_path.setdefault(_key_path(detail, current), []).append(detail)
+        several = list(details_by_path.items())
+        explained = _drop_renamed(
+            {path: _explain(schema, path, details, locations, name) for path, details in several[:MAX_EXPLAINED]}
         )
-        overridden = any(map(_is_override, places.values()))
-        errors += [_with_stage(path, explained, places) if overridden else explained[path] for path in explained]
+        overridden = any(map(_is_override, locations.values()))
+        errors += [_name_stage(path, explained, locations) if overridden else explained[path] for path in explained]
         errors += [
-            UserError(details[0]["msg"], where=format_place(path, places, name))
-            for path, details in several[EXPLAINED:]
+            UserError(details[0]["msg"], where=format_location(path, locations, name))
+            for path, details in several[MAX_EXPLAINED:]
         ]
-        raise together(errors) from None
+        raise combine_errors(errors) from None
     if errors:
-        raise together(errors)
+        raise combine_errors(errors)
     return valid
 
 
-def without_old_words(
-    schema: type[BaseModel], merged: YamlMapping, places: Places, name: str
+def convert_old_words(
+    schema: type[BaseModel], merged: YamlMapping, locations: Locations, name: str
 ) -> tuple[YamlDict, list[UserError]]:
-    """Convert what people wrote to the current version, with an error for each old word and for another version.
+    """Convert keys and values of version 1 to the current version; each of them is an error, and so is another version.
 
     Args:
-        places: the places of old keys are added under the new ones.
+        schema: as for `check`.
+        merged: as for `check`; it is not changed.
+        locations: as for `check`; locations of old keys are added under the new ones.
+        name: as for `check`.
 
     Returns:
-        The converted values, whose other mistakes can then be found, and the errors.
+        The converted values, in which the schema can then find other mistakes, and the errors.
     """
     current, renames = upgrade.convert(merged)
-    errors = [_old_word(each, places, name) for each in renames]
-    for key_path, place in list(places.items()):
-        places.setdefault(upgrade.new_key_path(key_path), place)
+    errors = [_old_word_error(rename, locations, name) for rename in renames]
+    for key_path, location in list(locations.items()):
+        locations.setdefault(upgrade.new_key_path(key_path), location)
     if "version" not in schema.model_fields:
         return current, errors
     version = current.get("version", upgrade.VERSION)
     if (type(version), version) != (int, upgrade.VERSION):
-        errors.insert(0, _other_version(current.pop("version"), places, name))
+        errors.insert(0, _version_error(current.pop("version"), locations, name))
     return current, errors
 
 
-def _old_word(rename: upgrade.Rename, places: Places, name: str) -> UserError:
-    """Name the new word for an old one, and how it gets there."""
-    place = _place(rename.path, places, name)
-    if place.startswith("override "):
-        fix = f"write {upgrade.new_override(place.removeprefix('override ')[1:-1])!r}"
+def _old_word_error(rename: upgrade.Rename, locations: Locations, name: str) -> UserError:
+    """Return the error for an old key or value, with the new one and how to rewrite it."""
+    location = _location_of(rename.path, locations, name)
+    if location.startswith("override "):
+        fix = f"write {upgrade.new_override(location.removeprefix('override ')[1:-1])!r}"
     else:
-        fix = _upgrade_command(place)
+        fix = _upgrade_command(location)
     old = f"{rename.old!r} " if rename.is_value else ""
     return UserError(
         f"{old}was renamed; write {rename.new} (recipe version {upgrade.VERSION})",
-        where=format_place(rename.path, places, name),
+        where=format_location(rename.path, locations, name),
         fix=fix,
     )
 
 
-def _other_version(version: Any, places: Places, name: str) -> UserError:
-    """Say which versions there are, and how a file gets to the current one."""
+def _version_error(version: Any, locations: Locations, name: str) -> UserError:
+    """Return the error for another version, with the known ones and how to upgrade the file."""
     problem = upgrade.version_problem(version)
     what, fix = problem or (
         f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
-        _upgrade_command(_place(("version",), places, name)),
+        _upgrade_command(_location_of(("version",), locations, name)),
     )
-    return UserError(what, where=format_place(("version",), places, name), fix=fix)
+    return UserError(what, where=format_location(("version",), locations, name), fix=fix)
 
 
-def _upgrade_command(place: str) -> str:
-    file, colon, line = place.rpartition(":")
-    return f"{command_line('recipe')} upgrade {shlex.quote(file if colon and line.isdecimal() else place)}"
+def _upgrade_command(location: str) -> str:
+    file, colon, line = location.rpartition(":")
+    return f"{command_line('recipe')} upgrade {shlex.quote(file if colon and line.isdecimal() else location)}"
 
 
-def together(errors: Sequence[UserError]) -> UserError:
-    """One error for all mistakes; one in a shared section shows up in every stage."""
-    distinct = list({str(each): each for each in errors}.values())
+def combine_errors(errors: Sequence[UserError]) -> UserError:
+    """Return one error for all mistakes, without repeats: a mistake in a shared section occurs in every stage."""
+    distinct = list({str(error): error for error in errors}.values())
     return UserErrors(distinct) if len(distinct) > 1 else distinct[0]
 
 
-def stage_advice(path: Sequence[int | str], names: Sequence[str]) -> str:
-    """How to write an override for some stages only."""
+def stage_override_hint(path: Sequence[int | str], names: Sequence[str]) -> str:
+    """Return how to write an override for some stages only: `write stages.<name>.<key>=... ...`.
+
+    Args:
+        path: key path in a stage.
+        names: of the stages.
+    """
     key = ".".join(map(str, path))
     return "write " + " ".join(f"stages.{name}.{key}=..." for name in names)
 
 
-def nearest(key: str, names: Iterable[str]) -> str:
-    """`; did you mean ...?` when one of the names is near, else nothing."""
+def did_you_mean(key: str, names: Iterable[str]) -> str:
+    """Return `; did you mean '<name>'?` with the name that is most like the key; empty when none is like it.
+
+    Args:
+        key: what the user wrote.
+        names: what can be written there.
+    """
     near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def short(value: Any) -> str:
-    """A value as errors show it."""
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a value, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def format_place(key_path: KeyPath, places: Places, name: str) -> str:
-    """Place and key as errors name them; the place is that of the innermost section known, else `name`."""
-    place = _place(key_path, places, name)
-    dotted = ".".join(str(part) for part in _written_path(key_path, place, places))
-    return ": ".join(part for part in (place, dotted) if part)
+def format_location(key_path: KeyPath, locations: Locations, name: str) -> str:
+    """Return location and dotted key for an error: `<file>:<line>: <key>`.
+
+    Args:
+        key_path: path of the key.
+        locations: where the values were written; the innermost section with a location counts.
+        name: what is returned in place of the location if there is none.
+    """
+    location = _location_of(key_path, locations, name)
+    dotted = ".".join(str(part) for part in _written_path(key_path, location, locations))
+    return ": ".join(part for part in (location, dotted) if part)
 
 
-def _place(key_path: KeyPath, places: Places, name: str) -> str:
-    """The place of a key, or of the innermost section on its way that has one, else `name`."""
-    return next((places[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in places), name)
+def _location_of(key_path: KeyPath, locations: Locations, name: str) -> str:
+    """Return the location of a key, or of the innermost section around it that has one, else `name`."""
+    return next((locations[key_path[:n]] for n in range(len(key_path), -1, -1) if key_path[:n] in locations), name)
 
 
 def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
-    """The key path of an error as the user wrote it: pydantic's location less the names of union members."""
+    """Return the key path of an error as the user wrote it: pydantic's location without the names of union members."""
     node: Any = merged
     path: list[str | int] = []
     for part in detail["loc"]:
@@ -169,8 +195,8 @@ def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
     return tuple(path)
 
 
-def _without_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserError]:
-    """Leave out keys that are missing because they are there under another name, which has an error of its own."""
+def _drop_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserError]:
+    """Drop errors of missing keys that are given under another name, since that name has an error of its own."""
     renamed = {
         (path[:2] if path[:1] == ("stages",) else (), error.fix.removeprefix("write "))
         for path, error in explained.items()
@@ -185,111 +211,111 @@ def _without_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, Us
 
 
 def _explain(
-    schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], places: Places, name: str
+    schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], locations: Locations, name: str
 ) -> UserError:
-    """Pydantic's errors at one path in the words of the file: place, key, value, what is allowed."""
-    where = format_place(key_path, places, name)
+    """Return one error, in the words of the file, for pydantic's errors at one key path."""
+    where = format_location(key_path, locations, name)
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
             hint = key_hint(key_path) if schema in (Recipe, Stage) else ""
             if hint:
-                return UserError(f"unknown key {short(key_path[-1])}", where=where, fix=hint)
+                return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
             names = _siblings(schema, first["loc"])
-            near = nearest(str(key_path[-1]), names)
+            near = did_you_mean(str(key_path[-1]), names)
             return UserError(
-                f"unknown key {short(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
+                f"unknown key {short_repr(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
             )
         case "missing":
             return UserError(MISSING, where=where, fix="add it")
         case "union_tag_not_found":
             return UserError("is missing, and decides which other keys there are", where=where, fix="add it")
         case "union_tag_invalid":
-            what = f"must be {first['ctx']['expected_tags']}, got {short(first['ctx']['tag'])}"
+            what = f"must be {first['ctx']['expected_tags']}, got {short_repr(first['ctx']['tag'])}"
             return UndefinedKind(what, where=where)
     if first["type"] == UNDEFINED:
         return UndefinedKind(first["msg"], where=where)
     if first["type"] == "literal_error" and key_path[-2:] == ("promotion", "metric"):
-        return UndefinedKind(f"{_first_lower(first['msg'])}, got {short(first['input'])}", where=where)
+        return UndefinedKind(f"{_first_lower(first['msg'])}, got {short_repr(first['input'])}", where=where)
     messages = [detail["msg"].removeprefix("Value error, ") for detail in details]
     what = " or ".join(dict.fromkeys(map(_first_lower, messages)))
     value = first["input"]
     if isinstance(value, dict | list):
         return UserError(what, where=where)
     fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
-    return UserError(f"{what}, got {short(value)}", where=where, fix=fix)
+    return UserError(f"{what}, got {short_repr(value)}", where=where, fix=fix)
 
 
 def _first_lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _written_path(key_path: KeyPath, place: str, places: Places) -> KeyPath:
+def _written_path(key_path: KeyPath, location: str, locations: Locations) -> KeyPath:
     """Return the path as written: without `stages.<name>` where the file has no stages, or they share the section."""
     if key_path[:1] != ("stages",) or len(key_path) < 3:
         return key_path
-    return key_path[2:] if ("stages",) not in places or places.get(key_path[2:]) == place else key_path
+    return key_path[2:] if ("stages",) not in locations or locations.get(key_path[2:]) == location else key_path
 
 
-def _with_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], places: Places) -> UserError:
-    """An error that names its stage, where an override gave several stages a value that not all refuse alike."""
+def _name_stage(key_path: KeyPath, explained: Mapping[KeyPath, UserError], locations: Locations) -> UserError:
+    """Return the error with its stage named, where one override set several stages and not all refuse it alike."""
     error = explained[key_path]
-    path = _shared_override(key_path, error, places)
+    path = _shared_override(key_path, error, locations)
     if not path:
         return error
-    where, names = places[path], _stages_given(path, places)
+    where, names = locations[path], _stages_of_override(path, locations)
     others = [explained.get(("stages", name, *key_path[2:])) for name in names]
     if len(names) < 2 or all(other is not None and other.what == error.what for other in others):
         return error
-    # where all refuse it, each for a reason of its own, each needs its own value
+    # if all refuse it for different reasons, each needs a value of its own
     accepting = [name for name, other in zip(names, others, strict=True) if other is None] or [str(key_path[1])]
-    fix = "; ".join(part for part in (error.fix, stage_advice(path, accepting)) if part)
+    fix = "; ".join(part for part in (error.fix, stage_override_hint(path, accepting)) if part)
     return type(error)(error.what, where=f"{where}: {'.'.join(map(str, key_path))}", fix=fix)
 
 
-def _stages_given(path: KeyPath, places: Places) -> list[str]:
-    """Names of the stages whose value at a path is from the override that holds for several."""
+def _stages_of_override(path: KeyPath, locations: Locations) -> list[str]:
+    """Return the names of the stages whose value at a path comes from the same override."""
     return [
         str(key_path[1])
-        for key_path, place in places.items()
-        if place == places[path] and key_path[:1] == ("stages",) and key_path[2:] == path
+        for key_path, location in locations.items()
+        if location == locations[path] and key_path[:1] == ("stages",) and key_path[2:] == path
     ]
 
 
-def _shared_override(key_path: KeyPath, error: UserError, places: Places) -> KeyPath:
-    """Path within a stage of the override for several stages that an error in a stage is about; else empty."""
+def _shared_override(key_path: KeyPath, error: UserError, locations: Locations) -> KeyPath:
+    """Return the path of the override of several stages that an error in a stage is about; empty: there is none."""
     if key_path[:1] != ("stages",) or len(key_path) < 2:
         return ()
     stage, section = key_path[:2], key_path[2:]
     for length in range(len(section), 0, -1):
-        if (place := places.get((*stage, *section[:length]))) is not None:
-            if _is_override(place) and places.get(section[:length]) == place:
+        if (location := locations.get((*stage, *section[:length]))) is not None:
+            if _is_override(location) and locations.get(section[:length]) == location:
                 return section[:length]
             break
-    # several keys that do not fit together: an error of their section, which names them
-    for path, place in places.items():
+    # keys that do not fit together: the error is at their section, and its text names them
+    for path, location in locations.items():
         named = ".".join(map(str, path[len(section) :]))
         if (
             path[:1] != ("stages",)
-            and _is_override(place)
+            and _is_override(location)
             and path[: len(section)] == section
-            and places.get((*stage, *path)) == place
+            and locations.get((*stage, *path)) == location
             and re.search(rf"\b{re.escape(named)}\b", error.what)
         ):
             return path
     return ()
 
 
-def _is_override(place: str) -> bool:
-    return place.startswith(OVERRIDE)
+def _is_override(location: str) -> bool:
+    return location.startswith(OVERRIDE)
 
 
 def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the names of the keys allowed next to the last part of a pydantic location."""
     types: list[Any] = [schema]
     for part in loc[:-1]:
-        types = [inner for each in types for inner in _types_under(each, part)]
-    names = [name for each in types for model in sections_in(each) for name in model.model_fields]
+        types = [inner for parent in types for inner in _types_under(parent, part)]
+    names = [name for annotation in types for model in sections_in(annotation) for name in model.model_fields]
     # the sections of a recipe may also be at its top level
     return [*names, *SECTIONS] if types == [Recipe] else names
 
@@ -299,15 +325,15 @@ def _types_under(annotation: Any, part: int | str) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if part in annotation.model_fields:
             return [annotation.model_fields[str(part)].annotation]
-        # the kind of a union is a part of the location, but no key of the file
+        # pydantic's location has the kind of a union, which is no key of the file
         return [annotation] if kind_of(annotation) == part else []
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]
-    return [inner for each in typing.get_args(annotation) for inner in _types_under(each, part)]
+    return [inner for member in typing.get_args(annotation) for inner in _types_under(member, part)]
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """What a section's `source` or `kind` must be for it to be chosen."""
+    """Return the value of `source` or `kind` by which a section is chosen; None for a section that has neither."""
     for key in ("source", "kind"):
         if key in model.model_fields:
             return str(typing.get_args(model.model_fields[key].annotation)[0])

@@ -34,7 +34,8 @@ def command_line(verb: str, programs: Path | None = None) -> str:
 
     Args:
         verb: as `scalablevit --help` lists it.
-        programs: folder of the program, whose `scalablevit` is taken if it is there; None: the shell finds it by name.
+        programs: folder with the interpreter's programs: the command is given by its path in it; None: by name, which
+            the shell looks up.
     """
     if programs is not None and (programs / PROGRAM).is_file():
         return f"{shlex.quote(str(programs / PROGRAM))} {verb}"

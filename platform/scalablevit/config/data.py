@@ -99,8 +99,8 @@ class _Images(Section):
     """What a class does that a split has nothing of. Of three classes or fewer it always stops."""
 
     @model_serializer(mode="wrap")
-    def _without_no_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
-        """Sections without users' transforms are stored, sent and hashed as before there were any."""
+    def _drop_empty_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
+        """Drop an empty `transforms`, so that such sections are stored, sent and hashed as before the key existed."""
         values: PlainValues = serialize(self)
         if not values.get("transforms"):
             values.pop("transforms", None)

@@ -5,11 +5,11 @@ import re
 from scalablevit.text import and_more
 
 SHOWN_LINES = 15
-"""Of a worker's failure; the rest is in Ray's logs."""
+"""Most lines of a worker's failure that a message has; all of it is in Ray's logs."""
 
 
 SHOWN_ERRORS = 20
-"""Of several mistakes; the others are counted."""
+"""Most mistakes that one message names; the others are counted."""
 
 _USER = re.compile(
     r"""(\w://+|\w:/(?=[^/\s'"@]*:))        # pathlib makes one slash of two; models:/x@y stays
@@ -23,7 +23,7 @@ _QUERY = re.compile(r"([?&][^=&\s'\"]*=)[^&\s'\"]+")
 
 
 def mask_credentials(text: str) -> str:
-    """`text` without the credentials of addresses in it: what stands before an @, and the values of a query."""
+    """Return a text with `***` for credentials in its addresses: what is before an @, and the values of a query."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
@@ -57,18 +57,23 @@ class UndefinedKind(UserError):
 
 
 class UserErrors(UserError):
-    """Several mistakes found at one gate, reported together."""
+    """Several mistakes found by one check, reported together."""
 
     def __init__(self, errors: list[UserError]) -> None:
-        shown = [str(error) for error in errors[:SHOWN_ERRORS]]
+        lines = [str(error) for error in errors[:SHOWN_ERRORS]]
         if more := and_more(len(errors), SHOWN_ERRORS, before="... "):
-            shown.append(more)
-        super().__init__("\n".join(shown))
+            lines.append(more)
+        super().__init__("\n".join(lines))
         self.errors = errors
 
 
 class TrainingFailed(Exception):
-    """Workers failed more often than `cluster.max_failures`, or could not be placed; not by the user's mistake."""
+    """Workers failed more often than `cluster.max_failures`, or could not be placed; not by the user's mistake.
+
+    Args:
+        run_folder: where the checkpoints are.
+        reason: the workers' failure; the message has its last `SHOWN_LINES` lines.
+    """
 
     def __init__(self, run_folder: str, reason: str) -> None:
         lines = [line for line in reason.splitlines() if line.strip()]
@@ -82,11 +87,11 @@ class TrainingFailed(Exception):
 
 
 class SearchFailed(Exception):
-    """No trial of a search came to an evaluation; the message has their reasons."""
+    """No trial of a search was evaluated even once; the message has the trials' reasons."""
 
 
 def raise_all(errors: "list[UserError]") -> None:
-    """Raise errors together, if there are any.
+    """Raise errors together; do nothing when there are none.
 
     Raises:
         UserError: there is one.

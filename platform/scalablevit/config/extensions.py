@@ -49,9 +49,9 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
         owner = taken.get(info.stage_name, "all stages")
         raise UserError(f"the stage name {info.stage_name!r} means {owner}", where=where, fix="choose another one")
     _add("task", section, where)
-    _allow_promotion([each.name for each in info.metrics if each.promotable])
-    metrics = (*info.metrics, *(each.info for (kind, _), each in METRICS.items() if kind == info.kind))
-    TASKS[info.kind] = replace(info, sources=_merged(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
+    _allow_promotion([metric.name for metric in info.metrics if metric.promotable])
+    metrics = (*info.metrics, *(registered.info for (kind, _), registered in METRICS.items() if kind == info.kind))
+    TASKS[info.kind] = replace(info, sources=_merge(info.sources, _sources_of.get(info.kind, ())), metrics=metrics)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RegisteredMetric:
 
 
 METRICS: dict[tuple[str, str], RegisteredMetric] = {}
-"""By kind of task and name."""
+"""Metrics of users' code, by kind of task and name."""
 
 
 def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...]], Any]) -> None:
@@ -75,13 +75,14 @@ def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...
 
     Args:
         kind: of the task, one of ours or a registered one.
-        info: its name, and which end of it is the good one.
+        info: its name, and whether larger or smaller values are better.
         build: a function or class that makes a fresh `tasks.task.Metric` for the names of the classes, in the order of
             the network's outputs; its `compute` gives `val/<name>` alone.
 
     Raises:
-        UserError: there is no such task, the name is taken, or promotion shall compare models by it: for that the task
-            itself has to give statistics of single samples.
+        UserError: there is no such task; the name is none or taken; other processes cannot import `build`; or `info`
+            says that promotion compares models by the metric, for which the task itself has to give statistics of
+            single samples.
     """
     where, task = f"register_metric {info.name!r}", task_info(kind)
     refuse_unimportable(build, where)
@@ -90,19 +91,23 @@ def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...
     if info.promotable or info.heads:
         raise UserError("promotable and heads are for a task's own metrics", where=where, fix="leave them out")
     other = METRICS.get((kind, info.name))
-    if other is None and info.name in [each.name for each in task.metrics]:
+    if other is None and info.name in [metric.name for metric in task.metrics]:
         raise UserError(f"task {kind} reports {info.name} itself", where=where, fix="choose another name")
     if other and (other.build.__module__, other.build.__qualname__) != (build.__module__, build.__qualname__):
         raise UserError(f"is taken by {other.info.package}", where=where, fix="choose another name")
     METRICS[kind, info.name] = RegisteredMetric(replace(info, package=top_level(build.__module__)), build)
-    kept = tuple(each for each in task.metrics if each.name != info.name)
+    kept = tuple(metric for metric in task.metrics if metric.name != info.name)
     TASKS[kind] = replace(task, metrics=(*kept, METRICS[kind, info.name].info))
 
 
 def registered_metrics(stage: Stage) -> list[RegisteredMetric]:
     """Return the metrics that the packages which a stage imports add to its task."""
     packages = set(map(top_level, stage.imports))
-    return [each for (kind, _), each in METRICS.items() if kind == stage.task.kind and each.info.package in packages]
+    return [
+        registered
+        for (kind, _), registered in METRICS.items()
+        if kind == stage.task.kind and registered.info.package in packages
+    ]
 
 
 _sources_of: dict[str, tuple[str, ...]] = {}
@@ -112,6 +117,10 @@ _sources_of: dict[str, tuple[str, ...]] = {}
 def add_source_section(section: type[DataSection], tasks: Sequence[str]) -> None:
     """Add a data section, which recipes then may choose by `data.source`; see `data.sources.opening.register_source`.
 
+    Args:
+        section: with `source: Literal["<name>"]`.
+        tasks: kinds of task that learn from it.
+
     Raises:
         UserError: it is no such section, or its name is taken.
     """
@@ -120,12 +129,12 @@ def add_source_section(section: type[DataSection], tasks: Sequence[str]) -> None
     name = str(kind_of(section))
     _add("data", section, where)
     for kind in tasks:
-        _sources_of[kind] = _merged(_sources_of.get(kind, ()), [name])
+        _sources_of[kind] = _merge(_sources_of.get(kind, ()), [name])
         if kind in TASKS:
-            TASKS[kind] = replace(TASKS[kind], sources=_merged(TASKS[kind].sources, [name]))
+            TASKS[kind] = replace(TASKS[kind], sources=_merge(TASKS[kind].sources, [name]))
 
 
-def _merged(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+def _merge(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*first, *more]))
 
 
@@ -133,11 +142,11 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
     """Refuse what cannot be a section of its kind.
 
     Raises:
-        UserError: it is no subclass of the base, or does not say its name.
+        UserError: it is no subclass of the base, does not say its name, or other processes cannot import it.
     """
     bases = typing.get_args(base) or (base,)
     if not isinstance(section, type) or not issubclass(section, bases):
-        names = " or ".join(each.__name__ for each in bases)
+        names = " or ".join(allowed.__name__ for allowed in bases)
         raise UserError(f"{section!r} is no subclass of {names}", where=where, fix="derive the section's class from it")
     field = getattr(section, "model_fields", {}).get(key)
     choices = typing.get_args(field.annotation) if field else ()
@@ -171,13 +180,13 @@ def _allow_promotion(metrics: Iterable[str]) -> None:
     """Add to the names that `promotion.metric` may have."""
     field = Promotion.model_fields["metric"]
     known, none = typing.get_args(field.annotation)
-    names = _merged(typing.get_args(known), metrics)
+    names = _merge(typing.get_args(known), metrics)
     field.annotation = typing.Literal[names] | none
     rebuild_schema()
 
 
 def rebuild_schema() -> None:
-    """Make the validators of stages and recipes again, after a field's type has changed."""
+    """Rebuild the validators of stages and recipes, after a field's type has changed."""
     Promotion.model_rebuild(force=True)
     Stage.model_rebuild(force=True)
     Recipe.model_rebuild(force=True)

@@ -75,7 +75,7 @@ KEYS = {
     "experiment_name": "tracking.experiment", "mlflow_uri": "tracking.uri", "tracking_uri": "tracking.uri",
     "registered_model_name": "tracking.register_as",
 }  # fmt: skip
-"""Recipe key for each name, whatever section the name is in."""
+"""Our key for each name of other tools, whatever section the name is in."""
 
 NOTES = {
     "training.global_batch_size": "the samples of one optimizer step, over all workers",
@@ -89,7 +89,7 @@ NOTES = {
     "model.init": "a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
     "optimizer.schedule": "as {kind: cosine, warmup_epochs: 5}",
 }
-"""What a key takes, where its name does not say it."""
+"""What a key takes, where its name does not say it; shown after the key."""
 
 SENTENCES = {
     "num_classes": "leave it out: the number of classes is read from the data",
@@ -136,7 +136,7 @@ SENTENCES = {
     ),
     **dict.fromkeys(("wandb", "tensorboard", "logger"), "runs are tracked by MLflow: write tracking.uri"),
 }
-"""What to do where there is no single key, or none yet."""
+"""What to do instead of names of other tools that no single key replaces."""
 
 AS_SECTION = {
     "data": "write data: {source: ..., root: ..., train: {...}, val: {...}}",
@@ -179,15 +179,15 @@ def section_hint(path: Sequence[str | int]) -> str:
 
 @cache
 def schema_keys() -> dict[str, tuple[str, ...]]:
-    """Return the dotted paths in a stage at which each key of the schema may stand, by the key's name."""
-    found: dict[str, dict[str, None]] = {}
+    """Return the dotted paths in a stage that end in a key, by the key's name."""
+    paths_by_name: dict[str, dict[str, None]] = {}
     for path in _paths(Stage, ""):
-        found.setdefault(path.rpartition(".")[2], {})[path] = None
-    return {name: tuple(paths) for name, paths in found.items()}
+        paths_by_name.setdefault(path.rpartition(".")[2], {})[path] = None
+    return {name: tuple(paths) for name, paths in paths_by_name.items()}
 
 
 def _paths(annotation: Any, at: str) -> Iterator[str]:
-    """Dotted paths of all keys below a type."""
+    """Yield the dotted paths of all keys in the sections of a type."""
     for section in sections_in(annotation):
         for name, field in section.model_fields.items():
             path = f"{at}.{name}" if at else name
@@ -197,7 +197,7 @@ def _paths(annotation: Any, at: str) -> Iterator[str]:
 
 @cache
 def _new_path_by_old_name() -> dict[str, str]:
-    """Today's dotted path by the old name, for old names in a wrong place."""
+    """Return today's dotted path by the last part of a key of version 1, for old keys in a wrong section."""
     return {old.rpartition(".")[2]: f"{old.rpartition('.')[0]}.{new}" for old, new in RENAMED.items()}
 
 

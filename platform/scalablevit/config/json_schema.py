@@ -10,10 +10,10 @@ JsonSchema = dict[str, Any]
 
 
 def recipe_schema() -> JsonSchema:
-    """Return the schema of a recipe's file.
+    """Return the JSON schema of a recipe file, for editors.
 
-    A file may give a section at its top for all stages and parts of it in a stage, so no key of a section is required
-    by itself, and a section without `source` or `kind` may be of any. What a schema cannot tell, the loader does.
+    A file may give a section at its top for all stages and parts of it in a stage. So no key of a section is required,
+    and a section without `source` or `kind` may be of any. `load_recipe` checks what the schema cannot.
     """
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
@@ -26,17 +26,17 @@ def recipe_schema() -> JsonSchema:
 
 
 def space_schema() -> JsonSchema:
-    """Return the schema of a search space's file."""
+    """Return the JSON schema of a search space file, for editors."""
     return _for_editors(Space.model_json_schema())
 
 
 def schema_text(schema: JsonSchema) -> str:
-    """Return a schema as the text of a file."""
+    """Return a JSON schema as the text of a file."""
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def _for_editors(schema: JsonSchema) -> JsonSchema:
-    """Leave out generated titles and whole sections as defaults; alternatives need not exclude each other."""
+    """Drop generated titles and defaults that are whole sections; turn `oneOf` into `anyOf`."""
     kept = {key: value for key, value in schema.items() if not _is_noise(key, value)}
     if "oneOf" in kept:
         kept["anyOf"] = kept.pop("oneOf")
@@ -45,7 +45,7 @@ def _for_editors(schema: JsonSchema) -> JsonSchema:
 
 def _inner(node: Any) -> Any:
     if isinstance(node, list):
-        return [_inner(each) for each in node]
+        return [_inner(item) for item in node]
     return _for_editors(node) if isinstance(node, dict) else node
 
 

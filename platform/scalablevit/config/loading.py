@@ -1,4 +1,4 @@
-"""From a recipe file and dotted overrides to a checked recipe, with every mistake named at once."""
+"""Load a recipe file and dotted overrides as a checked recipe, with every mistake named at once."""
 
 import difflib
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config import strict_yaml, upgrade
-from scalablevit.config.checking import SECTIONS, Places, check, format_place
+from scalablevit.config.checking import SECTIONS, Locations, check, format_location
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors, raise_all
-from scalablevit.config.overrides import WHOLE, Reach, Scope, apply, parse_all, summary
+from scalablevit.config.overrides import ALL_STAGES, ReachedStages, Scope, apply, parse_all, scope_notes
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
@@ -19,59 +19,65 @@ from scalablevit.config.unused_keys import find_unused
 from scalablevit.config.user_code import KEY, find_packages, import_user_code
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_STAGES) -> Recipe:
     """Read, merge and check a recipe; nothing that it names under `imports` is imported.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
-    sections. An override `a.b=value` beats the file; it applies to the stages that have the key, of those that the
-    script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage and beats both.
+    sections. An override `a.b=value` replaces the file's value in every stage that has the key, of those that the
+    script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage alone and goes before
+    both.
 
     Args:
         path: the recipe's file.
-        overrides: as written.
+        overrides: as typed, such as `optimizer.lr=1e-4`.
         scope: the stages that the script runs.
 
     Raises:
-        UserError: a lone mistake, or a file that is missing or not YAML.
+        UserError: one mistake, or a file that is missing or not YAML.
         UserErrors: all wrong overrides, everything that breaks the schema and every value without effect, each with
             file and line or override, value and nearest key.
     """
-    raw, places = read_mapping(path, "recipe")
-    return override_recipe(_merge_stages(raw, str(path), places), overrides, places, str(path), scope)
+    raw, locations = read_mapping(path, "recipe")
+    return override_recipe(_merge_stages(raw, str(path), locations), overrides, locations, str(path), scope)
 
 
-def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = WHOLE) -> Recipe:
-    """Read and check a recipe as `load_recipe`, and import the users' code that it names.
+def load_and_import(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_STAGES) -> Recipe:
+    """Read and check a recipe as `load_recipe` does, and import the users' code that it names.
 
-    Nothing is imported while there is any other mistake. What the code then registers, such as kinds of task, belongs
-    to the schema against which the recipe is checked again.
+    Nothing is imported while there is any other mistake. The imported code may register names, such as kinds of task,
+    so the recipe is checked again afterwards.
+
+    Args:
+        path: as for `load_recipe`.
+        overrides: as for `load_recipe`.
+        scope: as for `load_recipe`.
 
     Raises:
         UserError: as `load_recipe`, and as `import_user_code`.
     """
-    raw, places = read_mapping(path, "recipe")
-    merged = _merge_stages(raw, str(path), places)
+    raw, locations = read_mapping(path, "recipe")
+    merged = _merge_stages(raw, str(path), locations)
     try:
-        override_recipe(merged, overrides, places, str(path), replace(scope, note=None))
+        override_recipe(merged, overrides, locations, str(path), replace(scope, note=None))
     except UserError as error:
         raise_all(drop_unknown_kinds(error))
-    _import_all(merged["stages"], places, str(path))
+    _import_all(merged["stages"], locations, str(path))
     return load_recipe(path, overrides, scope)
 
 
 def drop_unknown_kinds(error: UserError) -> list[UserError]:
     """Return the mistakes in an error of `load_recipe`, without kinds that users' code may still register."""
-    return [each for each in _each(error) if not (isinstance(each, UndefinedKind) and each.unread)]
+    return [mistake for mistake in _errors_in(error) if not (isinstance(mistake, UndefinedKind) and mistake.unread)]
 
 
-def _import_all(stages: YamlMapping, places: Places, origin: str) -> None:
-    """Import what stages name, once all of it is found.
+def _import_all(stages: YamlMapping, locations: Locations, origin: str) -> None:
+    """Import the modules that stages name, after all of them were found.
 
     Raises:
         UserError: as `import_user_code`.
     """
     imports = {
-        format_place(("stages", name, KEY), places, origin): stage.get(KEY, ()) for name, stage in stages.items()
+        format_location(("stages", name, KEY), locations, origin): stage.get(KEY, ()) for name, stage in stages.items()
     }
     errors: list[UserError] = []
     for where, modules in imports.items():
@@ -105,12 +111,18 @@ def _imports_in(stage: YamlMapping) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
 
 
-def _each(error: UserError) -> list[UserError]:
+def _errors_in(error: UserError) -> list[UserError]:
     return error.errors if isinstance(error, UserErrors) else [error]
 
 
 def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], origin: str) -> Recipe:
-    """A recipe of one stage from plain values, such as those kept with a registered model, with overrides on top.
+    """Return a recipe of one stage from plain values, such as those stored with a registered model, and overrides.
+
+    Args:
+        name: name of the stage.
+        stage: its plain values, which are not changed.
+        overrides: as typed.
+        origin: what errors name for values without a location.
 
     Raises:
         UserError: as `load_recipe`.
@@ -119,47 +131,48 @@ def override_stage(name: str, stage: YamlMapping, overrides: Sequence[str], orig
 
 
 def override_recipe(
-    merged: YamlDict, overrides: Sequence[str], places: Places, origin: str, scope: Scope = WHOLE
+    merged: YamlDict, overrides: Sequence[str], locations: Locations, origin: str, scope: Scope = ALL_STAGES
 ) -> Recipe:
-    """A recipe from plain values, whose `stages` are changed in place, with overrides on top.
+    """Return a recipe from plain values and overrides.
 
     Args:
-        merged: `name`, `stages` and whatever else is at the top level of the recipe.
-        overrides: as written.
-        places: where the values are; the overrides are added.
-        origin: what errors name for values without a place.
+        merged: `name`, `stages` and whatever else is at the top level of the recipe; it is changed in place.
+        overrides: as typed.
+        locations: where the values were written; those of the overrides are added.
+        origin: what errors name for values without a location.
         scope: the stages that the script runs.
 
     Raises:
         UserError: as `load_recipe`.
     """
     errors: list[UserError] = []
-    parsed = parse_all(overrides, merged, places, errors)
-    reach = Reach.of(parsed, merged["stages"], scope)
-    for each in parsed:
+    parsed = parse_all(overrides, merged, locations, errors)
+    reach = ReachedStages.of(parsed, merged["stages"], scope)
+    for override in parsed:
         try:
-            apply(each, reach, merged["stages"], places)
+            apply(override, reach, merged["stages"], locations)
         except UserError as error:
-            errors += _each(error)
+            errors += _errors_in(error)
     try:
-        recipe = check(Recipe, merged, places, origin)
+        recipe = check(Recipe, merged, locations, origin)
     except UserError as error:
-        errors += _each(error)
-    errors = [_with_imports(each, merged["stages"]) for each in errors]
-    unused, left_unused = find_unused(upgrade.convert(merged)[0]["stages"], parsed, places, origin)
+        errors += _errors_in(error)
+    errors = [_with_imports(error, merged["stages"]) for error in errors]
+    unused, left_unused = find_unused(upgrade.convert(merged)[0]["stages"], parsed, locations, origin)
     errors += unused
     raise_all(errors)
     if scope.note is not None:
-        for line in (*summary(parsed, list(recipe.stages), places), *left_unused):
+        for line in (*scope_notes(parsed, list(recipe.stages), locations), *left_unused):
             scope.note(line)
     return recipe
 
 
-def read_mapping(path: Path, what: str) -> tuple[YamlDict, Places]:
-    """Read a YAML file whose document is a mapping; return it with the line of each value.
+def read_mapping(path: Path, what: str) -> tuple[YamlDict, Locations]:
+    """Return the mapping in a YAML file, and the location (`<path>:<line>`) of each value.
 
     Args:
-        what: what the file is, for errors: `recipe`, `space`.
+        path: the file.
+        what: what the file is, for errors: `recipe` or `space`.
 
     Raises:
         UserError: the file is missing, not YAML or not a mapping.
@@ -175,7 +188,7 @@ def read_mapping(path: Path, what: str) -> tuple[YamlDict, Places]:
 
 
 def _available(path: Path, what: str) -> str:
-    """Name files next to the missing one, and what is shipped, with names like it."""
+    """Return a hint with the names most like a missing file's: of files in its folder, and of shipped ones."""
     folder = path.parent
     shipped = difflib.get_close_matches(path.stem, shipped_files(SPACES if what == "space" else RECIPES), n=3)
     try:
@@ -189,8 +202,12 @@ def _available(path: Path, what: str) -> str:
     return "; ".join(hints) or "check the path"
 
 
-def _merge_stages(raw: YamlDict, name: str, places: Places) -> YamlDict:
-    """Convert a file of one stage or of several to `{name, stages: {...}}`, recording the place of each value."""
+def _merge_stages(raw: YamlDict, name: str, locations: Locations) -> YamlDict:
+    """Convert a file of one stage or of several to `{name, stages: {...}}`, and add the location of each value.
+
+    Raises:
+        UserError: `stages` is no mapping of mappings, or too large.
+    """
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
     stages = rest.get("stages")
@@ -200,19 +217,21 @@ def _merge_stages(raw: YamlDict, name: str, places: Places) -> YamlDict:
         info = TASKS.get(str(kind))
         stages = {info.stage_name if info else "stage": {}}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-        raise UserError("`stages` is a mapping of stage names to sections", where=places.get(("stages",), name))
-    if len(stages) * len(places) > strict_yaml.MAX_VALUES:
-        raise UserError(f"has {len(stages)} stages, too many for {len(places)} keys and values", where=name)
-    of_sections = {key_path: place for key_path, place in places.items() if key_path and key_path[0] in SECTIONS}
+        raise UserError("`stages` is a mapping of stage names to sections", where=locations.get(("stages",), name))
+    if len(stages) * len(locations) > strict_yaml.MAX_VALUES:
+        raise UserError(f"has {len(stages)} stages, too many for {len(locations)} keys and values", where=name)
+    of_sections = {
+        key_path: location for key_path, location in locations.items() if key_path and key_path[0] in SECTIONS
+    }
     for stage_name in stages:
-        for key_path, place in of_sections.items():
-            places.setdefault(("stages", stage_name, *key_path), place)
+        for key_path, location in of_sections.items():
+            locations.setdefault(("stages", stage_name, *key_path), location)
     rest["stages"] = {stage_name: _deep_merge(shared, stage) for stage_name, stage in stages.items()}
     return rest
 
 
 def _deep_merge(base: Any, over: Any) -> Any:
-    """`over` on top of `base`; a mapping that picks another kind (`kind`, `source`) replaces the whole section."""
+    """Return `over` merged over `base`; a section of another `kind` or `source` replaces the whole section."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     for tag in ("kind", "source"):

@@ -12,19 +12,19 @@ LIST = Path(__file__).with_name("model_names.txt")
 
 @cache
 def known_models() -> dict[str, bool]:
-    """Every architecture, and whether it has maps with strides 4, 8, 16 and 32 for dense tasks."""
+    """Return every architecture, and whether it has the feature maps of strides 4, 8, 16, 32 that dense tasks need."""
     rows = (line.split() for line in LIST.read_text(encoding="ascii").splitlines() if line and line[0] != "#")
     return {name: "pyramid" in marks for name, *marks in rows}
 
 
 def check_model_name(name: str, *, dense: bool, registered: bool = False) -> None:
-    """Refuse an architecture that does not exist, or has no pyramid where one is needed.
+    """Refuse an architecture that does not exist, or has no feature pyramid where one is needed.
 
     Args:
         name: of the architecture.
-        dense: whether it needs a pyramid.
-        registered: whether users' code is imported, which may register architectures with timm: names that are not in
-            the list are then left to whoever builds the model.
+        dense: whether the task is dense (segmentation, detection) and needs feature maps of strides 4, 8, 16 and 32.
+        registered: whether users' code is imported, which may register architectures with timm: an unknown name is then
+            no error here, and whoever builds the model checks it.
 
     Raises:
         UserError: with the nearest names.

@@ -1,4 +1,4 @@
-"""Dotted overrides: which stages of a recipe each applies to, and how it gets there."""
+"""Dotted overrides: to which stages of a recipe each applies, and how its value is set there."""
 
 import difflib
 import shlex
@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
-from scalablevit.config.checking import OVERRIDE, SECTIONS, Places, kind_of, nearest, short, stage_advice
+from scalablevit.config.checking import (
+    OVERRIDE,
+    SECTIONS,
+    Locations,
+    did_you_mean,
+    kind_of,
+    short_repr,
+    stage_override_hint,
+)
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, mask_credentials, raise_all
 from scalablevit.config.hints import key_hint
@@ -26,9 +34,9 @@ TOP_KEYS = ("name", "tune")
 SAME_IN_ALL = (["tracking"], ["tracking", "uri"], ["tracking", "experiment"])
 """Keys whose value a recipe's stages must share: an override of them goes to all stages."""
 ANY_KEY = "*"
-"""Stands for the keys of a section that has no fixed ones."""
+"""Stands in a dotted path for any key of a section that has no fixed keys."""
 KINDS = (["data", "source"], ["task", "kind"])
-"""Keys that decide which others their section has."""
+"""Paths of the keys that decide which other keys their section has."""
 
 
 @dataclass(frozen=True)
@@ -46,51 +54,66 @@ class Scope:
     the file without effect."""
 
     def runs(self, name: str, stage: YamlMapping) -> bool:
-        """Whether the script runs a stage, given as plain values."""
+        """Return whether the script runs a stage, given as plain values."""
         return (not self.names or name in self.names) and self.kind in (None, _value_at(stage, "task", "kind"))
 
 
-WHOLE = Scope()
-"""Of a script that runs all stages."""
+ALL_STAGES = Scope()
+"""The scope of a script that runs all stages."""
 
 
-def summary(overrides: Sequence["Override"], stages: Sequence[str], places: Places) -> Iterator[str]:
-    """A line for each override that names no stage and does not apply to all of the recipe's."""
-    for each in overrides:
-        names = [name for name in stages if places.get(("stages", name, *each.path)) == each.where]
-        if each.stage is None and names != list(stages):
-            shown = ", ".join(names) or "no stage (other overrides replace it)"
-            yield f"{mask_credentials(each.text.strip())} applies to: {shown}"
+def scope_notes(overrides: Sequence["Override"], stages: Sequence[str], locations: Locations) -> Iterator[str]:
+    """Yield a line for each override that names no stage and does not apply to all stages of the recipe.
+
+    Args:
+        overrides: those of stages.
+        stages: names of all stages of the recipe.
+        locations: where the values were set, with all overrides applied.
+    """
+    for override in overrides:
+        names = [name for name in stages if locations.get(("stages", name, *override.path)) == override.where]
+        if override.stage is None and names != list(stages):
+            targets = ", ".join(names) or "no stage (other overrides replace it)"
+            yield f"{mask_credentials(override.text.strip())} applies to: {targets}"
 
 
 class Override(NamedTuple):
     """An override of a value within a stage."""
 
     text: str
-    """As written."""
+    """As typed."""
     stage: str | None
     """The stage that it names; None: it names none."""
     path: list[str]
-    """Within the stage."""
+    """Key path within the stage."""
     value: Any
     where: str
     """How errors name it."""
 
 
-def parse_all(overrides: Sequence[str], merged: YamlDict, places: Places, errors: list[UserError]) -> list[Override]:
-    """Overrides of stages, those that name one last, since they beat the others; those of the recipe are applied."""
+def parse_all(
+    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError]
+) -> list[Override]:
+    """Return the overrides of stages, those that name a stage last, since they replace the others.
+
+    Args:
+        overrides: as typed.
+        merged: plain values of the recipe; overrides of the recipe itself (`TOP_KEYS`) are applied to it.
+        locations: where the values were written; those of the applied overrides are added.
+        errors: mistakes are added.
+    """
     parsed = []
     for override in overrides:
         try:
             path, value, where = parse_override(override)
             if len(path) == 1 and path[0] in TOP_KEYS:
                 merged[path[0]] = value
-                places[tuple(path)] = where
+                locations[tuple(path)] = where
             else:
                 parsed.append(_for_stages(override, path, value, where, merged["stages"]))
         except UserError as error:
             errors.append(error)
-    return sorted(parsed, key=lambda each: each.stage is not None)
+    return sorted(parsed, key=lambda override: override.stage is not None)
 
 
 def _for_stages(text: str, path: list[str], value: Any, where: str, stages: YamlMapping) -> Override:
@@ -105,53 +128,68 @@ def _for_stages(text: str, path: list[str], value: Any, where: str, stages: Yaml
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
         raise UserError(
-            f"no section {path[0]!r}{nearest(path[0], SECTIONS)}",
+            f"no section {path[0]!r}{did_you_mean(path[0], SECTIONS)}",
             where=where,
             fix=key_hint(path) or f"sections: {', '.join(SECTIONS)}",
         )
     return Override(text, stage, path, value, where)
 
 
-def apply(override: Override, reach: "Reach", stages: YamlDict, places: Places) -> None:
-    """Put one override into the stages that it applies to.
+def apply(override: Override, reach: "ReachedStages", stages: YamlDict, locations: Locations) -> None:
+    """Set the value of one override in the stages that it applies to.
+
+    Args:
+        override: which.
+        reach: the stages that overrides can apply to.
+        stages: plain values of all stages; they are changed in place.
+        locations: where the values were written; that of the override is added.
 
     Raises:
-        UserError: it applies to none, or something on the way is no section.
+        UserError: it applies to no stage, or its path leads through a value that is no section.
         UserErrors: it gives several stages a kind that some of them cannot have.
     """
     names = reach.targets(override)
     if override.path in KINDS and len(names) > 1:
         reach.refuse_misfits(override, names)
     for name in names:
-        put(stages[name], override.path, override.value, override.where)
-        claim(places, ("stages", name, *override.path), override.where, above=2)
+        set_value(stages[name], override.path, override.value, override.where)
+        record_override(locations, ("stages", name, *override.path), override.where, above=2)
     if override.stage is None and not set(names).isdisjoint(reach.reached):
-        places[tuple(override.path)] = override.where
+        locations[tuple(override.path)] = override.where
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReachedStages:
     """Which stages the overrides of a script can apply to."""
 
     scope: Scope
     stages: Mapping[str, YamlDict]
-    """All of the recipe, with all overrides on top whether they fit or not: their kinds decide which keys they have."""
+    """Plain values of all stages of the recipe with all overrides applied, valid or not: their kinds decide which keys
+    they have."""
     running: list[str]
-    """Those that the script runs."""
+    """Names of the stages that the script runs."""
     reached: list[str]
-    """Those, and the ones that they start from."""
+    """Names of these and of the stages that they start from."""
 
     @classmethod
-    def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "Reach":
-        """Work out what a script runs; all stages where it would run none, which the script refuses later."""
-        seen = _preview(overrides, stages, [])
-        running = [name for name in seen if scope.runs(name, seen[name])] or list(seen)
-        seen = _preview(overrides, stages, running)
-        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in seen.items()})
+    def of(cls, overrides: Sequence[Override], stages: Mapping[str, YamlDict], scope: Scope) -> "ReachedStages":
+        """Return which stages a script reaches; all of them where it would run none, which is refused later.
+
+        Args:
+            overrides: those of stages.
+            stages: plain values of all stages, without the overrides.
+            scope: the stages that the script runs.
+        """
+        preview = _preview(overrides, stages, [])
+        running = [name for name in preview if scope.runs(name, preview[name])] or list(preview)
+        preview = _preview(overrides, stages, running)
+        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in preview.items()})
         return cls(scope, _preview(overrides, stages, reached), running, reached)
 
     def targets(self, override: Override) -> list[str]:
-        """The stages that an override applies to. A key that none has goes where the check finds the nearest key.
+        """Return the names of the stages that an override applies to.
+
+        A key that no stage has goes to the stage with the most similar key, so that the check names that key.
 
         Raises:
             UserError: only stages that are not reached have the key.
@@ -170,7 +208,7 @@ class Reach:
         return targets
 
     def _closest(self, path: Sequence[str]) -> list[str]:
-        """The stage with the nearest key, first of those that are reached; none in a recipe without stages."""
+        """Return the stage with the most similar key, reached ones first; empty for a recipe without stages."""
         others = [name for name in self.stages if name not in self.reached]
         ranked = sorted([*self.reached, *others], key=lambda name: -_closeness(self.stages[name], path))
         return ranked[:1]
@@ -185,17 +223,24 @@ class Reach:
         return UserError(what, where=override.where, fix=f"leave it out; {command_name('full')} runs all stages")
 
     def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
-        """Refuse a source that the task of one of several stages cannot take: each of its keys would be wrong.
+        """Refuse a source that the task of one of several stages cannot take: each of its keys would be an error, too.
+
+        Args:
+            override: of one of `KINDS`.
+            names: the stages that it applies to.
 
         Raises:
-            UserErrors: all stages that it does not fit (one: UserError).
+            UserError: one stage does not fit.
+            UserErrors: several stages do not fit.
         """
         misfits = {name: what for name in names if (what := _misfit(self.stages[name])) is not None}
         fitting = [name for name in names if name not in misfits]
         key = ".".join(override.path)
         errors = [
             UserError(
-                what, where=f"{override.where}: stages.{name}.{key}", fix=stage_advice(override.path, fitting or [name])
+                what,
+                where=f"{override.where}: stages.{name}.{key}",
+                fix=stage_override_hint(override.path, fitting or [name]),
             )
             for name, what in misfits.items()
         ]
@@ -203,7 +248,7 @@ class Reach:
 
 
 def _misfit(stage: YamlMapping) -> str | None:
-    """Why a task cannot learn from its source of data; None: it can, or one of the two is unknown."""
+    """Return why a task cannot learn from its source of data; None: it can, or task or source are unknown."""
     kind, source = _value_at(stage, "task", "kind"), _value_at(stage, "data", "source")
     fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
     if not fitting or source in fitting or not any(source in info.sources for info in TASKS.values()):
@@ -214,47 +259,47 @@ def _misfit(stage: YamlMapping) -> str | None:
 def _preview(
     overrides: Sequence[Override], stages: Mapping[str, YamlDict], names: Sequence[str]
 ) -> dict[str, YamlDict]:
-    """The stages with the overrides on top as far as they can be put there; those that name none go to `names`."""
+    """Return the stages with the overrides applied as far as possible; those without a stage apply to `names`."""
     preview = {name: dict(stage) for name, stage in stages.items()}
-    for each in overrides:
-        for name in names if each.stage is None else [each.stage]:
+    for override in overrides:
+        for name in names if override.stage is None else [override.stage]:
             with suppress(UserError):  # reported when it is applied
-                put(preview[name], each.path, each.value, each.where)
+                set_value(preview[name], override.path, override.value, override.where)
     return preview
 
 
 def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
-    """The wanted stages and all that they start from, in the recipe's order.
+    """Return the names of stages and of all stages that they start from, in the recipe's order.
 
     Args:
         wanted: names of stages.
         inits: `model.init` of every stage of the recipe, in its order.
     """
-    needed, left = set[str](), list(wanted)
-    while left:
-        name = left.pop()
+    needed, pending = set[str](), list(wanted)
+    while pending:
+        name = pending.pop()
         if name in inits and name not in needed:
             needed.add(name)
             init = inits[name]
-            left += [init.removeprefix("stage:")] if isinstance(init, str) and init.startswith("stage:") else []
+            pending += [init.removeprefix("stage:")] if isinstance(init, str) and init.startswith("stage:") else []
     return [name for name in inits if name in needed]
 
 
 def _value_at(node: Any, *path: str) -> Any:
-    """The value at a path of plain values; None where there is none."""
+    """Return the value at a path of plain values; None where there is none."""
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
     return node
 
 
 def _has_key(stage: YamlMapping, path: Sequence[str]) -> bool:
-    """Whether the schema of a stage, whose kinds decide it, has a key; free-form sections have every key."""
+    """Return whether a stage's schema has a key, given its kinds; sections without fixed keys have every key."""
     keys = set(_keys(Stage, stage))
     return ".".join(path) in keys or ".".join([*path[:-1], ANY_KEY]) in keys
 
 
 def _closeness(stage: YamlMapping, path: Sequence[str]) -> float:
-    """Likeness of a path to the nearest key of a stage's schema, from 0 to 1."""
+    """Return the similarity of a path to the most similar key of a stage's schema, from 0 to 1."""
     dotted = difflib.SequenceMatcher(b=".".join(path))
     ratios = []
     for key in _keys(Stage, stage):
@@ -264,7 +309,7 @@ def _closeness(stage: YamlMapping, path: Sequence[str]) -> float:
 
 
 def _keys(annotation: Any, values: Any) -> Iterator[str]:
-    """Yield the dotted keys of all sections of a type, also those left out; `ANY_KEY`: every key is allowed."""
+    """Yield the dotted keys of all sections of a type, also of sections that the values lack; `ANY_KEY`: any key."""
     if typing.get_origin(annotation) is dict:
         yield ANY_KEY
     for model in models_of_kind(annotation, values):
@@ -274,7 +319,12 @@ def _keys(annotation: Any, values: Any) -> Iterator[str]:
 
 
 def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
-    """The section in a type; of a union the one that the values' kind picks, or all while there is no such kind."""
+    """Return the section classes of a type; of a union, the one with the values' kind, or all without such a kind.
+
+    Args:
+        annotation: type of a field.
+        values: plain values of the field.
+    """
     models = sections_in(annotation)
     if len(models) < 2:
         return models
@@ -283,10 +333,10 @@ def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
 
 
 def parse_override(override: str) -> tuple[list[str], Any, str]:
-    """Key path and value of `key.sub=value`, and how errors name the override.
+    """Return key path and value of `key.sub=value`, and how errors name the override.
 
     Raises:
-        UserError: it is written otherwise.
+        UserError: it has no `=`, an empty key, or a value that is no YAML.
     """
     where = f"{OVERRIDE}{override!r}"
     key, equals, text = override.partition("=")
@@ -300,26 +350,39 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
 
 
 def path_in_stage(override: str) -> list[str]:
-    """Key path of an override within a stage, whether it is written for one stage or for all."""
+    """Return the key path of an override within a stage, whether it names a stage or not.
+
+    Raises:
+        UserError: as `parse_override`.
+    """
     path, _, _ = parse_override(override)
     return path[2:] if path[0] == "stages" else path
 
 
-def claim(places: Places, key_path: KeyPath, where: str, above: int = 0) -> None:
-    """Record that an override set `key_path`, and made the sections on the way that were not there.
+def record_override(locations: Locations, key_path: KeyPath, where: str, above: int = 0) -> None:
+    """Record that an override set a key, and the sections around it that did not exist.
 
     Args:
-        above: length of the part of the path that was there for sure.
+        locations: changed in place; locations below the key are dropped.
+        key_path: path of the key.
+        where: how errors name the override.
+        above: how many leading parts of the path existed before, such as 2 for `stages`, `<name>`.
     """
-    for known in [each for each in places if each[: len(key_path)] == key_path]:
-        del places[known]
-    places[key_path] = where
+    for known in [path for path in locations if path[: len(key_path)] == key_path]:
+        del locations[known]
+    locations[key_path] = where
     for length in range(above + 1, len(key_path)):
-        places.setdefault(key_path[:length], where)
+        locations.setdefault(key_path[:length], where)
 
 
-def put(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
-    """Set a value, copying the mappings on the way: stages may share them.
+def set_value(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
+    """Set a value in a mapping, and copy the inner mappings on the way: stages may share them.
+
+    Args:
+        node: plain values; changed in place.
+        path: key path of the value.
+        value: the new value.
+        where: how errors name the override.
 
     Raises:
         UserError: something on the way is no mapping, or the path is too long.
@@ -329,7 +392,7 @@ def put(node: YamlDict, path: Sequence[str], value: Any, where: str) -> None:
     for depth, part in enumerate(path[:-1]):
         child = {} if node.get(part) is None else node[part]
         if not isinstance(child, dict):
-            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {short(child)}", where=where)
+            raise UserError(f"{'.'.join(path[: depth + 1])} is no section but {short_repr(child)}", where=where)
         node[part] = dict(child)
         node = node[part]
     node[path[-1]] = value

@@ -12,7 +12,7 @@ from scalablevit.config.errors import UserError
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
 LONGEST_NAME = 200
-"""Characters of a module's name."""
+"""Most characters of a module's name."""
 DEPENDENCIES = frozenset({
     "albumentations", "cv2", "faster_coco_eval", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
     "onnx", "onnxruntime", "optuna", "pandas", "PIL", "psutil", "pyarrow", "pydantic", "ray", "safetensors", "scipy",
@@ -27,7 +27,7 @@ def top_level(module: str) -> str:
 
 
 def refuse_other_modules(name: str) -> None:
-    """Refuse the name of a module that cannot be a user's own; nothing is looked for.
+    """Refuse the name of a module that cannot be a user's own, by the name alone.
 
     Raises:
         ValueError: it is no plain dotted name, or one of Python's, of ours or of what we depend on.
@@ -46,6 +46,10 @@ def refuse_other_modules(name: str) -> None:
 def refuse_unimportable(registered: Any, where: str) -> None:
     """Refuse a function or class that is registered and that other processes cannot import as a user's own.
 
+    Args:
+        registered: the function or class.
+        where: what errors name as the place of the registration.
+
     Raises:
         UserError: it is defined in a script or notebook, in our package, or within a function.
     """
@@ -58,33 +62,33 @@ def refuse_unimportable(registered: Any, where: str) -> None:
         )
 
 
-def package_files(package: Path, left_out: Collection[str] = ()) -> list[Path]:
+def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:
     """Return a package's files, code and data, sorted by relative path.
 
     Byte code and hidden files are no part of it: neither travels with a job.
 
     Args:
         package: its folder.
-        left_out: further names of folders and files that do not count.
+        excluded: further names of folders and files that do not count.
     """
-    found = []
+    files = []
     for path in package.rglob("*"):
         parts = path.relative_to(package).parts
         hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        if not hidden and not set(left_out).intersection(parts) and path.is_file():
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(package).as_posix())
+        if not hidden and not set(excluded).intersection(parts) and path.is_file():
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(package).as_posix())
 
 
-def content_sum(package: Path, left_out: Collection[str] = ()) -> str:
-    """Return the SHA-256 over relative paths and contents of a package's files, wherever it is.
+def content_sum(package: Path, excluded: Collection[str] = ()) -> str:
+    """Return the SHA-256, in hexadecimal, of the relative paths and contents of a package's files.
 
     Args:
-        package: its folder.
-        left_out: as for `package_files`.
+        package: its folder; where it is does not count.
+        excluded: as for `package_files`.
     """
     digest = hashlib.sha256()
-    for path in package_files(package, left_out):
+    for path in package_files(package, excluded):
         content = path.read_bytes()
         # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
         digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())

@@ -7,7 +7,7 @@ from pydantic import Field
 from scalablevit.config.section import Section
 
 TOP5_CLASSES = 6
-"""Fewest classes with which top-5 accuracy is reported: of five or fewer, every prediction is a hit."""
+"""Fewest classes with which top-5 accuracy is reported: with five or fewer, every prediction would be correct."""
 
 
 class Promotion(Section):

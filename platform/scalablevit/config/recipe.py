@@ -14,10 +14,11 @@ from scalablevit.config.task_info import task_info
 from scalablevit.config.transforms import TRANSFORMS
 
 FIRST_STEPS = (1, 2, 5, 10, 50, 100)
-"""Steps reported and shown whatever `training.log_every_steps` says: whether training works at all shows in them."""
+"""Steps reported and shown whatever `training.log_every_steps` is: they show whether training works at all."""
 
 
 MOST_IMPORTS = 16
+"""Most modules under a stage's `imports`."""
 
 
 class Model(Section):
@@ -270,8 +271,8 @@ class Stage(Section):
         return names
 
     @model_serializer(mode="wrap")
-    def _without_no_imports(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
-        """Stages without users' code are stored, sent and hashed as before there was any."""
+    def _drop_empty_imports(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
+        """Drop an empty `imports`, so that such stages are stored, sent and hashed as before the key existed."""
         values: PlainValues = serialize(self)
         if not values.get("imports"):
             values.pop("imports", None)
@@ -347,18 +348,28 @@ class Length(Section):
     """The length of a stage in steps, once the number of training samples is known."""
 
     steps_per_epoch: float
+    """Optimizer steps, not rounded."""
     total: int
+    """Optimizer steps of the stage."""
     warmup: int
+    """Steps of the warm-up."""
     evaluate_every: int
+    """Steps between evaluations."""
     checkpoint_every: int | None
+    """Steps between checkpoints besides those after evaluations; None: no others."""
     decay_steps: tuple[int, ...]
+    """Steps, counted from the start of the curve, at which the learning rate is multiplied by `gamma`."""
 
     @classmethod
     def of(cls, stage: Stage, train_samples: int) -> Self:
-        """Turn epochs into steps.
+        """Convert a stage's lengths in epochs to steps.
 
-        Samples follow each other without a gap between epochs, so an epoch is `samples / global_batch_size` steps, not
-        rounded; lengths are rounded to the nearest whole step.
+        Samples follow each other without a gap between epochs, so an epoch has `samples / global_batch_size` steps, not
+        rounded; lengths are rounded to whole steps, decays up.
+
+        Args:
+            stage: the stage.
+            train_samples: samples of its training split.
         """
         training, schedule = stage.training, stage.optimizer.schedule
         per_epoch = train_samples / training.global_batch_size

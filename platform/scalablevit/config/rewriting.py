@@ -1,4 +1,4 @@
-"""A recipe's or search space's file in the current version's words, with its comments, order and formatting."""
+"""Rewrite a recipe or search space file in the current version's keys; comments, order and formatting stay."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,24 @@ from scalablevit.config import strict_yaml
 from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.strict_yaml import KeyPath, YamlDict
-from scalablevit.config.upgrade import VERSION, Rename, conflict, convert, version_problem
+from scalablevit.config.upgrade import VERSION, Rename, convert, format_conflict, version_problem
 
 QUOTES = ("'", '"')
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is rewritten in one place."""
+    """One change of a file."""
 
     line: int
-    """1-based."""
+    """Line in the file before the change, 1-based."""
     what: str
     """Dotted key, and the old and the new word."""
 
 
 @dataclass(frozen=True)
 class _Edit:
-    """Text that takes the place of the characters from `start` to `end`."""
+    """Text that replaces the characters from `start` up to `end`."""
 
     start: int
     end: int
@@ -33,23 +33,23 @@ class _Edit:
 
 
 def is_space(raw: YamlDict) -> bool:
-    """Tell a search space from a recipe by its keys."""
+    """Return whether the keys of a file are those of a search space; else they are a recipe's."""
     return "parameters" in raw or "metric" in raw
 
 
 def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
-    """Rewrite the text of a recipe or search space in the current version's words.
+    """Rewrite the text of a recipe or search space in the current version's keys.
 
     Args:
         text: the file's content, with its own line ends.
         name: the file, for errors.
 
     Returns:
-        The new text, and what was changed; none: nothing is to be done.
+        The new text, and what was changed, by line; empty: the file is of the current version already.
 
     Raises:
         UserError: it is no YAML, no recipe and no search space, or of a version that this platform does not know; or
-            old and new keys are in the same section.
+            old and new keys are in the same section; or it cannot be rewritten in place.
     """
     raw, _, node = strict_yaml.load_with_nodes(text, name)
     if not isinstance(raw, dict) or not isinstance(node, yaml.MappingNode) or not _is_known(raw):
@@ -58,15 +58,15 @@ def upgrade_text(text: str, name: str) -> tuple[str, list[Change]]:
         raise UserError(problem[0], where=name, fix=problem[1])
     converted, renames = convert(raw)
     _refuse_conflicts(renames, node, name)
-    found = [_rename_edit(each, node, text) for each in renames] + _version_edits(raw, node, text)
-    edits = sorted((edit for edit, _ in found), key=lambda edit: edit.start, reverse=True)
+    edits_and_changes = [_rename_edit(rename, node, text) for rename in renames] + _version_edits(raw, node, text)
+    edits = sorted((edit for edit, _ in edits_and_changes), key=lambda edit: edit.start, reverse=True)
     changed = text
     for edit in edits:
         changed = changed[: edit.start] + edit.text + changed[edit.end :]
     if strict_yaml.load(changed, name)[0] != {**converted, "version": VERSION}:
         raise UserError("cannot be rewritten in place", where=name, fix="write the new words by hand: "
-                        + "; ".join(change.what for _, change in found))  # fmt: skip
-    return changed, sorted((change for _, change in found), key=lambda change: change.line)
+                        + "; ".join(change.what for _, change in edits_and_changes))  # fmt: skip
+    return changed, sorted((change for _, change in edits_and_changes), key=lambda change: change.line)
 
 
 def _is_known(raw: YamlDict) -> bool:
@@ -75,24 +75,28 @@ def _is_known(raw: YamlDict) -> bool:
 
 def _refuse_conflicts(renames: list[Rename], node: yaml.Node, name: str) -> None:
     errors = [
-        UserError(conflict(each), where=f"{name}:{_find_nodes(node, each.path)[0].start_mark.line + 1}", fix="keep one")
-        for each in renames
-        if each.conflict
+        UserError(
+            format_conflict(rename),
+            where=f"{name}:{_find_nodes(node, rename.path)[0].start_mark.line + 1}",
+            fix="keep one",
+        )
+        for rename in renames
+        if rename.conflict
     ]
     raise_all(errors)
 
 
 def _rename_edit(rename: Rename, node: yaml.Node, text: str) -> tuple[_Edit, Change]:
-    """The edit for one old key or value."""
+    """Return the edit for one old key or value."""
     key, value = _find_nodes(node, rename.path)
     target = value if rename.is_value else key
-    place = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
-    what = f"{place} {rename.old} -> {rename.new}" if rename.is_value else f"{place} -> {rename.new}"
+    dotted = ".".join(map(str, rename.path)) + (":" if rename.is_value else "")
+    what = f"{dotted} {rename.old} -> {rename.new}" if rename.is_value else f"{dotted} -> {rename.new}"
     return _replace_edit(target, rename.old, rename.new, text), Change(target.start_mark.line + 1, what)
 
 
 def _replace_edit(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
-    """The edit that gives a scalar another text; quotes stay."""
+    """Return the edit that replaces the text of a scalar; its quotes stay."""
     start, end = node.start_mark.index, node.end_mark.index
     written = text[start:end]
     if written.count(old) == 1:
@@ -102,7 +106,7 @@ def _replace_edit(node: yaml.Node, old: str, new: str, text: str) -> _Edit:
 
 
 def _version_edits(raw: YamlDict, node: yaml.MappingNode, text: str) -> list[tuple[_Edit, Change]]:
-    """The edit that states the version; none where it is stated."""
+    """Return the edit that states the current version; empty where the file states it."""
     if raw.get("version") == VERSION:
         return []
     if "version" in raw:
@@ -129,7 +133,7 @@ def _new_line(node: yaml.MappingNode, text: str) -> _Edit:
 
 
 def _find_nodes(node: yaml.Node, path: KeyPath) -> tuple[yaml.Node, yaml.Node]:
-    """The nodes of the key and the value at a key path; of an entry of a list, its own for both."""
+    """Return the nodes of the key and the value at a key path; of an entry of a list, its own node twice."""
     key = value = node
     for part in path:
         if isinstance(value, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The folder of everything that lasts."""
+"""The platform's root: the folder of runs, caches and mlflow.db."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from scalablevit.config.errors import UserError
 
 
 def platform_root(given: str | None, *, make: bool = True) -> Path:
-    """The folder that relative paths resolve against: `--root`, else SCALABLEVIT_ROOT, else ~/scalablevit.
+    """Return the folder that relative paths resolve against: `--root`, else SCALABLEVIT_ROOT, else ~/scalablevit.
 
     Args:
-        given: `--root`.
-        make: make it if it is not there; false in scripts that look for something in it.
+        given: `--root`; None: not given.
+        make: create the folder if it does not exist; false in scripts that look for something in it.
 
     Raises:
-        UserError: it is in a Ray session folder, which vanishes with the head, is no folder, cannot be made, or cannot
-            be printed.
+        UserError: it is in a Ray session folder, which vanishes with the head; is no folder; cannot be created; or has
+            control characters in its name.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
@@ -35,13 +35,17 @@ def platform_root(given: str | None, *, make: bool = True) -> Path:
 
 
 def tracking_uri(given: str | None, root: Path) -> str:
-    """MLflow's address: the recipe's, else an SQLite file in the root.
+    """Return MLflow's address: the recipe's, else an SQLite file in the root.
+
+    Args:
+        given: `tracking.uri`; None: not given.
+        root: the platform's root.
 
     Raises:
-        UserError: the root's name means another path in the address of a file.
+        UserError: the root's name would mean another path in the address of a file.
     """
     if not given and (strange := re.search(r"\?|%[0-9a-fA-F]{2}", str(root))):
-        # quoted ones would not do: MLflow makes the folder as the address spells it, SQLAlchemy opens the file
+        # quoting does not help: MLflow creates a folder of the quoted name, SQLAlchemy opens the unquoted one
         raise UserError(
             f"{root} has {strange[0]!r} in its name, which means something else in the address of MLflow's SQLite file",
             where="--root",
@@ -51,15 +55,24 @@ def tracking_uri(given: str | None, root: Path) -> str:
 
 
 def is_default_tracking(uri: str, root: Path) -> bool:
-    """Return whether an address of MLflow is that which commands take by the root alone."""
+    """Return whether an address of MLflow is the one that commands use when they are given the root alone.
+
+    Args:
+        uri: MLflow's address.
+        root: the platform's root.
+    """
     try:
         return uri == tracking_uri(None, root)
-    except UserError:  # the root's name cannot be in such an address
+    except UserError:  # the root's name has no such address
         return False
 
 
 def refuse_session_folder(path: str, where: str) -> None:
     """Refuse to keep anything below a Ray session folder.
+
+    Args:
+        path: of a folder or file.
+        where: what errors name as the origin of the path, such as `--root`.
 
     Raises:
         UserError: the path is in one.

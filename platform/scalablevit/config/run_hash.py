@@ -1,4 +1,4 @@
-"""What makes a run the same run."""
+"""The hash that names a run: stages with equal hashes are the same run, which is then resumed or skipped."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from scalablevit.config.user_code import package_sums
 
 
 def hashed_part(stage: Stage) -> PlainValues:
-    """What makes a stage's run the same run.
+    """Return the plain values of a stage that are part of its run's identity.
 
-    All but cluster, tracking, promotion, logging, retention, the data's place and what its check refuses. Keys that are
-    younger than version 2 are left out where they change nothing, so that earlier runs keep their names.
+    Not part of it are cluster, tracking and promotion, fields marked `NOT_HASHED`, and where the data is (`data.root`).
+    Keys that are younger than version 2 are left out where they change nothing, so that earlier runs keep their names.
     """
     part = stage.model_dump(mode="json", exclude={"cluster", "tracking", "promotion"})
     part["data"].pop("root")
@@ -31,12 +31,12 @@ def hashed_part(stage: Stage) -> PlainValues:
 
 
 def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> str:
-    """Twelve hexadecimal digits that name a stage's run.
+    """Return the hash that names a stage's run: twelve hexadecimal digits.
 
     Args:
         stage: the resolved stage.
         data_digest: digest of its data.
-        parents: hashes of the stages that it starts from.
+        parents: hashes of the stages that it starts from, and the SHA-256 of weights from outside the recipe.
 
     Raises:
         UserError: a package that the stage imports is not here.
@@ -45,7 +45,7 @@ def stage_hash(stage: Stage, data_digest: str, parents: Sequence[str] = ()) -> s
 
 
 def code_part(stage: Stage) -> list[dict[str, str]]:
-    """Return what users' own code adds to a hash: nothing where there is none, so that earlier runs keep their names.
+    """Return the users' code as a part of a hash: empty where there is none, so that earlier runs keep their names.
 
     Raises:
         UserError: a package that the stage imports is not here.
@@ -54,5 +54,5 @@ def code_part(stage: Stage) -> list[dict[str, str]]:
 
 
 def short_digest(value: Any) -> str:
-    """Twelve hexadecimal digits of a plain value, whatever the order of its keys."""
+    """Return the first twelve hexadecimal digits of the SHA-256 of a plain value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

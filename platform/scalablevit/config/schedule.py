@@ -6,14 +6,19 @@ from scalablevit.config.recipe import Length, Optimizer, Schedule
 
 
 def learning_rate(step: int, optimizer: Optimizer, length: Length) -> float:
-    """Learning rate of one optimizer step, before the layers' factors.
+    """Return the learning rate of one optimizer step, before the factors of layers.
 
-    A pure function of the step, so that resuming needs no scheduler state. The curve runs over all `length.total`
-    steps; during the warm-up a straight line from `warmup_lr` to the curve's value at the end of the warm-up takes its
-    place, so there is no jump. With `warmup_prefix` the curve runs over the steps after the warm-up.
+    It depends on the step alone, so resuming needs no scheduler state. The curve runs over all `length.total` steps.
+    During the warm-up the rate rises linearly from `warmup_lr` to the curve's value at the end of the warm-up, so there
+    is no jump. With `warmup_prefix` the curve runs over the steps after the warm-up.
+
+    Source: cosine: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts. Polynomial: Chen et al., "DeepLab", IEEE
+    TPAMI 2018, here down to `min_lr`.
 
     Args:
         step: 0-based; `length.total` gives the end of the curve.
+        optimizer: the recipe's section, with the schedule.
+        length: of the stage, in steps.
     """
     schedule = optimizer.schedule
     if step < length.warmup:
@@ -23,7 +28,7 @@ def learning_rate(step: int, optimizer: Optimizer, length: Length) -> float:
 
 
 def largest_rate(optimizer: Optimizer, length: Length) -> float:
-    """Return the largest learning rate of all steps.
+    """Return the largest learning rate of all steps, before the factors of layers.
 
     Warm-up and curve each rise or fall throughout, so one of their ends has it.
     """

@@ -1,4 +1,4 @@
-"""What every section of a recipe is, and the types that they share."""
+"""The base class of a recipe's sections, and the types that they share."""
 
 from typing import Annotated, Any, TypeAlias, get_args
 
@@ -8,10 +8,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
 Triple = tuple[float, float, float]
 PlainValues: TypeAlias = dict[str, Any]
-"""A section, stage or recipe that a schema has taken, as JSON has it: what `model_dump(mode="json")` returns."""
+"""Values of a section, stage or recipe that a schema has accepted, as JSON has them: what `model_dump(mode="json")`
+returns."""
 OptionValue = bool | int | float | str | list[int | None] | list[str]
 
 NOT_HASHED = {"hashed": False}
+"""Marks a field that is no part of a run's identity (`run_hash.hashed_part`)."""
 
 
 class Section(BaseModel):
@@ -23,7 +25,7 @@ class Section(BaseModel):
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return all sections named in a type."""
+    """Return all section classes named in a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_in(part)]

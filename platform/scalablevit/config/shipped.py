@@ -8,11 +8,11 @@ RECIPES = (_PACKAGE / "recipes").resolve()
 SPACES = (_PACKAGE / "tune_spaces").resolve()
 """Folder of the search spaces."""
 DEMO = "demo.yaml"
-"""The recipe, or the search space, where none is given."""
+"""File name of the recipe, and of the search space, that are used when none is given."""
 
 
 def shipped_files(folder: Path) -> dict[str, Path]:
-    """Return the shipped files of a folder by name, sorted: `RECIPES` or `SPACES`."""
+    """Return the shipped files of a folder (`RECIPES` or `SPACES`) by name, sorted."""
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

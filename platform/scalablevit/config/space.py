@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scalablevit.config.checking import short
+from scalablevit.config.checking import short_repr
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.run_hash import code_part, hashed_part, short_digest
 from scalablevit.config.section import PositiveInt, Section
@@ -18,7 +18,7 @@ Value = Scalar | list[Scalar]
 Positive = Annotated[float, Field(gt=0)]
 
 MAX_TRIALS = 100_000
-"""More are refused: the list of trials is drawn before the first one starts."""
+"""Most trials of a search: the list of trials is made before the first one starts."""
 
 
 class Distribution(Section):
@@ -45,18 +45,18 @@ class Distribution(Section):
                 raise ValueError(f"the range from {low} to {high} is too wide")
         same = [_identity(value) for value in self.choice or ()]
         if twice := [value for value, key in zip(self.choice or (), same, strict=True) if same.count(key) > 1]:
-            raise ValueError(f"choice holds {short(twice[0])} more than once")
+            raise ValueError(f"choice holds {short_repr(twice[0])} more than once")
         return self
 
     def corners(self) -> list[Value]:
-        """Both ends of a range, or every choice."""
+        """Return both ends of a range, or every choice."""
         return list(self.uniform or self.loguniform or self.choice or ())
 
 
 def _identity(value: Value) -> Any:
-    """Equal for values that are the same in a recipe: 1 and 1.0, but not 1 and true."""
+    """Return a key that is equal for values that are the same in a recipe: for 1 and 1.0, but not for 1 and true."""
     if isinstance(value, list):
-        return tuple(_identity(each) for each in value)
+        return tuple(_identity(item) for item in value)
     return (isinstance(value, bool), value)
 
 
@@ -138,7 +138,7 @@ class Space(Section):
 
 @dataclass(frozen=True)
 class Search:
-    """A space held against its base recipe."""
+    """A search space, checked against its base recipe."""
 
     name: str
     """File stem of the space."""
@@ -150,14 +150,18 @@ class Search:
 
 
 def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -> str:
-    """Twelve hexadecimal digits that name a search: all that decides what its trials come to, and the version.
+    """Return the hash that names a search's run: twelve hexadecimal digits.
 
-    Left out is how much of it is done (trials, wall time), what stays, and where it runs.
+    It depends on all that decides the trials' results, and not on how many trials there are, the wall time, the
+    checkpoints that are kept, or the resources other than the number of workers.
 
     Args:
         search: the space with its base recipe.
         data_digest: digest of the searched stage's data.
         parents: hashes of the stages that it starts from.
+
+    Raises:
+        UserError: a package that the stage imports is not here.
     """
     base, space = search.recipe.stages[search.stage], search.space
     part = space.model_dump(
@@ -167,13 +171,19 @@ def search_hash(search: Search, data_digest: str, parents: Sequence[str] = ()) -
             "budget": {"trials", "wall_minutes"},
         },
     )  # fmt: skip
-    # a list: draws follow the order of the file
+    # a list keeps the file's order, in which parameters are sampled
     part["parameters"] = list(part["parameters"].items())
     part["workers"] = space.resources.workers if space.resources else base.cluster.workers
     return short_digest([hashed_part(base), part, data_digest, list(parents), *code_part(base)])
 
 
 def combinations(space: Space) -> list[dict[str, Value]]:
-    """The trials of a grid: all combinations or the first `budget.trials`, the last parameter changing fastest."""
-    values = itertools.product(*(draw.corners() for draw in space.parameters.values()))
-    return [dict(zip(space.parameters, each, strict=True)) for each in itertools.islice(values, space.budget.trials)]
+    """Return the values of a grid's trials, by dotted path: all combinations, or the first `budget.trials` of them.
+
+    The last parameter changes fastest.
+    """
+    values = itertools.product(*(distribution.corners() for distribution in space.parameters.values()))
+    return [
+        dict(zip(space.parameters, combination, strict=True))
+        for combination in itertools.islice(values, space.budget.trials)
+    ]

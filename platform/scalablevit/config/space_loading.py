@@ -1,4 +1,4 @@
-"""From a space's file and overrides to a space held against its base recipe, with every mistake named at once."""
+"""Load a search space file, overrides and the base recipe as a checked search, with every mistake named at once."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.checking import Places, check, format_place, nearest, short, without_old_words
+from scalablevit.config.checking import Locations, check, convert_old_words, did_you_mean, format_location, short_repr
 from scalablevit.config.commands import command_name, short_name
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe, override_recipe, read_mapping
 from scalablevit.config.model_names import check_model_name
-from scalablevit.config.overrides import Scope, claim, parse_override, put
+from scalablevit.config.overrides import Scope, parse_override, record_override, set_value
 from scalablevit.config.packages import top_level
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
@@ -20,11 +20,11 @@ from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Va
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.trial import shape, trial_epochs
+from scalablevit.config.trial import convert_to_trial, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
 
 PREFIX = "space."
-"""Overrides of the space begin with this; all others are the base recipe's."""
+"""Prefix of overrides of the space; all others are of the base recipe."""
 
 FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
@@ -59,7 +59,7 @@ NOT_SEARCHED = {
     "data.on_missing_class": _UNTRAINED,
     "data.reduce_zero_label": _OTHER_DATA,
 }
-"""Parts of a recipe that are no parameters of a search, and why."""
+"""Parts of a recipe that cannot be parameters of a search, and why."""
 
 PERTURBED = (
     "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
@@ -68,7 +68,8 @@ PERTURBED = (
     "data.mixup", "data.cutmix", "data.mix_prob", "data.mixup_switch_prob", "data.crop_scale",
     "data.crop_ratio", "data.scale_range",
 )  # fmt: skip
-"""Parts of a recipe that may change under a model in training; others change its shape, its steps or its optimizer."""
+"""Parts of a recipe that population-based training (pbt) may change in the middle of a training; others change the
+shape of the model, its steps or its optimizer."""
 
 
 def load_search(
@@ -79,13 +80,13 @@ def load_search(
     *,
     imports: bool = False,
 ) -> Search:
-    """Read a space, hold it against its base recipe, and name every mistake at once.
+    """Read a search space, check it against its base recipe, and name every mistake at once.
 
     Args:
         path: the space's file.
-        overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's draw as a
-            whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base recipe: to its
-            searched stage and those that this one starts from.
+        overrides: those that begin with `space.` apply to the space (`space.budget.trials=4`; a parameter's
+            distribution as a whole: `space.parameters.optimizer.lr={choice: [1e-3, 2e-3]}`), all others to the base
+            recipe: to its searched stage and those that this one starts from.
         recipe: the base recipe or its file; None: the one that the space names.
         note: called with a line for each override that does not apply to all stages of the base recipe.
         imports: import the users' code that the base recipe names, unless there is a mistake before that.
@@ -94,84 +95,93 @@ def load_search(
         UserError: one mistake, or a file that cannot be read.
         UserErrors: several mistakes, each with file and line or override, value and nearest key.
     """
-    merged, places = read_mapping(path, "space")
-    mistakes = _Mistakes(str(path), places)
+    merged, locations = read_mapping(path, "space")
+    mistakes = _Mistakes(str(path), locations)
     space = base = None
     for override in overrides:
-        with mistakes.gathered():
+        with mistakes.collect():
             if is_of_space(override):
-                _apply(override, merged, places)
-    merged, old_words = without_old_words(Space, merged, places, str(path))
-    mistakes.found += old_words
-    with mistakes.gathered():
-        space = check(Space, merged, places, str(path))
-    with mistakes.gathered():
+                _apply(override, merged, locations)
+    merged, old_words = convert_old_words(Space, merged, locations, str(path))
+    mistakes.errors += old_words
+    with mistakes.collect():
+        space = check(Space, merged, locations, str(path))
+    with mistakes.collect():
         others = [override for override in overrides if not is_of_space(override)]
         stage = merged.get("stage")
         names = (stage,) if isinstance(stage, str) else ()
         scope = Scope(f"{short_name('tune')} searches", names=names, note=note)
         named = merged.get("recipe") if recipe is None else recipe
-        load = load_and_import if imports and not mistakes.found else load_recipe
+        load = load_and_import if imports and not mistakes.errors else load_recipe
         base = _base_recipe(path, named, others, scope, mistakes, load)
     stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
     if base and stage:
         _check_against_recipe(merged, space, base, stage, mistakes)
     if space:
         _check_searcher(space, mistakes)
-    if mistakes.found or space is None or base is None or stage is None:
+    if mistakes.errors or space is None or base is None or stage is None:
         raise mistakes.error()
     return Search(path.stem, space, base, stage)
 
 
 def is_of_space(override: str) -> bool:
-    """Whether an override belongs to the space, not to the base recipe."""
+    """Return whether an override belongs to the space, not to the base recipe."""
     return override.strip().startswith(PREFIX)
 
 
 class _Mistakes:
-    """Mistakes gathered over a whole space."""
+    """The mistakes of a whole search space."""
 
-    def __init__(self, name: str, places: Places) -> None:
+    def __init__(self, name: str, locations: Locations) -> None:
         self.name = name
-        self.places = places
-        self.found: list[UserError] = []
+        self.locations = locations
+        self.errors: list[UserError] = []
 
     def add(self, what: str, *key_path: str, fix: str = "") -> None:
-        """Note a mistake at a key of the space."""
-        self.found.append(UserError(what, where=format_place(key_path, self.places, self.name), fix=fix))
+        """Add a mistake at a key of the space."""
+        self.errors.append(UserError(what, where=format_location(key_path, self.locations, self.name), fix=fix))
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Note what the block raises, and go on."""
+    def collect(self) -> Iterator[None]:
+        """Add the mistakes that the block raises, and continue after it."""
         try:
             yield
         except UserError as error:
-            self.found += _each(error)
+            self.errors += _errors_in(error)
 
     def error(self) -> UserError:
-        return self.found[0] if len(self.found) == 1 else UserErrors(self.found)
+        return self.errors[0] if len(self.errors) == 1 else UserErrors(self.errors)
 
 
-def _each(error: UserError) -> list[UserError]:
+def _errors_in(error: UserError) -> list[UserError]:
     return error.errors if isinstance(error, UserErrors) else [error]
 
 
-def _apply(override: str, merged: YamlDict, places: Places) -> None:
+def _apply(override: str, merged: YamlDict, locations: Locations) -> None:
     """Put one override into the space."""
     (_, *path), value, where = parse_override(override)
     if path[0] == "parameters" and len(path) > 1:
         # a parameter's name is itself a dotted path
         path = ["parameters", ".".join(path[1:])]
-    put(merged, path, value, where)
-    claim(places, tuple(path), where)
+    set_value(merged, path, value, where)
+    record_override(locations, tuple(path), where)
 
 
 def _base_recipe(
     path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes, load: Load
 ) -> Recipe | None:
-    """The recipe that is given itself, by its file or by its name, with overrides on top.
+    """Return the base recipe with overrides on top; None after a mistake in its name.
 
-    Returns None after a mistake in the name.
+    Args:
+        path: the space's file, which a named recipe is relative to.
+        named: a recipe, its file, its name in the space, or anything else that the space has there.
+        overrides: those of the recipe.
+        scope: the searched stage.
+        mistakes: mistakes are added.
+        load: loads a recipe file.
+
+    Raises:
+        UserError: as `load_recipe`.
     """
     if isinstance(named, Recipe):
         return override_recipe(named.model_dump(mode="json"), overrides, {}, f"recipe {named.name}", scope)
@@ -187,13 +197,13 @@ def _base_recipe(
     except UserError as error:
         if error.where != str(file):
             raise
-        # the file itself is wrong, and named in the message: say who asked for it
+        # the message names the recipe's file, so the error names the space's key
         mistakes.add(error.what, "recipe", fix=error.fix)
         return None
 
 
 def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
-    """The searched stage; None after a mistake."""
+    """Return the name of the searched stage; None after a mistake."""
     if named is None and len(recipe.stages) == 1:
         return next(iter(recipe.stages))
     if named in recipe.stages if isinstance(named, str) else False:
@@ -202,95 +212,97 @@ def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
     if named is None:
         mistakes.add(f"names no stage; the recipe has {stages}", fix="add `stage: <name>`")
     elif isinstance(named, str):
-        mistakes.add(f"no stage {short(named)}{nearest(named, recipe.stages)}", "stage", fix=f"stages: {stages}")
+        mistakes.add(
+            f"no stage {short_repr(named)}{did_you_mean(named, recipe.stages)}", "stage", fix=f"stages: {stages}"
+        )
     return None
 
 
 def _check_against_recipe(
     merged: YamlMapping, space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
 ) -> None:
-    """Hold what can be read of a space, which need not be valid as a whole, against the recipe."""
+    """Check what can be read of a space, which need not be valid as a whole, against the recipe."""
     whole = recipe.model_dump(mode="json")
     base = recipe.stages[stage]
     epochs = base.training.epochs
     if space:
         epochs = trial_epochs(space, base)
-        shape(whole["stages"][stage], space)
+        convert_to_trial(whole["stages"][stage], space)
         try:
             base = check(Recipe, whole, {}, "").stages[stage]
         except UserError as error:
-            for each in _each(error):
-                mistakes.add(_reason(each, "", stage)[0], "resources")
+            for mistake in _errors_in(error):
+                mistakes.add(_reason(mistake, "", stage)[0], "resources")
             whole = recipe.model_dump(mode="json")
         _check_lengths(space, base, epochs, mistakes)
-    draws = space.parameters if space else _readable(merged.get("parameters"))
+    distributions = space.parameters if space else _readable_distributions(merged.get("parameters"))
     if isinstance(merged.get("metric"), str):
-        _check_metric(merged["metric"], merged.get("mode", "max"), base, draws, mistakes)
-    for path, draw in draws.items():
-        if reason := _unused(path, draws, whole["stages"][stage]):
+        _check_metric(merged["metric"], merged.get("mode", "max"), base, distributions, mistakes)
+    for path, distribution in distributions.items():
+        if reason := _why_unused(path, distributions, whole["stages"][stage]):
             mistakes.add(f"{path} {reason[0]}", "parameters", path, fix=reason[1])
         else:
-            _check_parameter(path, draw, whole, stage, epochs, mistakes)
+            _check_parameter(path, distribution, whole, stage, epochs, mistakes)
     if space and space.scheduler.kind == "pbt":
         _check_pbt(space, base, mistakes)
 
 
-def _readable(parameters: Any) -> dict[str, Distribution]:
-    """Those parameters whose draws are valid, of a space that is not."""
-    found = {}
+def _readable_distributions(parameters: Any) -> dict[str, Distribution]:
+    """Return the parameters whose distributions are valid, of a space that is not."""
+    readable = {}
     for path, raw in parameters.items() if isinstance(parameters, dict) else ():
         try:
-            found[path] = check(Distribution, raw, {}, "")
+            readable[path] = check(Distribution, raw, {}, "")
         except UserError:
-            continue  # named with the space's other mistakes
-    return found
+            continue  # reported with the space's other mistakes
+    return readable
 
 
-def _unused(path: str, draws: Mapping[str, Distribution], stage: YamlMapping) -> tuple[str, str] | None:
-    """Why a parameter has no effect, whatever the other parameters' values, and what to do about it; None: it has."""
+def _why_unused(path: str, distributions: Mapping[str, Distribution], stage: YamlMapping) -> tuple[str, str] | None:
+    """Return why a parameter has no effect, whatever the others' values, and what to do about it; None: it has one."""
 
     def values(key: str) -> list[Any]:
-        return draws[key].corners() if key in draws else [value_of(stage, key)]
+        return distributions[key].corners() if key in distributions else [value_of(stage, key)]
 
     return None if path not in TIMM_WORDS and is_read(path, values) else explain(path, stage)
 
 
 def _check_parameter(
-    path: str, draw: Distribution, whole: PlainValues, stage: str, epochs: float | None, mistakes: _Mistakes
+    path: str, distribution: Distribution, whole: PlainValues, stage: str, epochs: float | None, mistakes: _Mistakes
 ) -> None:
-    """Refuse a path that is not searched, and ends or choices that the recipe refuses."""
+    """Refuse a parameter that cannot be searched, and ends of a range or choices that the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
         if _is_within(path, part):
             mistakes.add(f"{path} is not searched: {why}", "parameters", path)
             return
     refused: dict[tuple[str, str], list[Value]] = {}
-    for value in draw.corners():
+    for value in distribution.corners():
         for reason in _reasons_against(path, value, whole, stage, epochs):
             refused.setdefault(reason, []).append(value)
     for (what, fix), values in refused.items():
-        whole_numbers = "integer" in what and draw.choice is None
-        which = ", ".join(short(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
+        whole_numbers = "integer" in what and distribution.choice is None
+        which = ", ".join(short_repr(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
         mistakes.add(f"the recipe refuses {which}: {what}", "parameters", path, fix=FRACTIONS if whole_numbers else fix)
 
 
 def _reasons_against(
     path: str, value: Value, whole: PlainValues, stage: str, epochs: float | None
 ) -> list[tuple[str, str]]:
-    """What speaks against one value of a parameter in the base recipe, and what to do about it."""
+    """Return why the base recipe refuses a value of a parameter, and what to do about it; empty: it does not."""
     changed = {**whole, "stages": {**whole["stages"], stage: dict(whole["stages"][stage])}}
     try:
-        put(changed["stages"][stage], path.split("."), value, "")
-        found = check(Recipe, changed, {}, "").stages[stage]
+        set_value(changed["stages"][stage], path.split("."), value, "")
+        changed_stage = check(Recipe, changed, {}, "").stages[stage]
         if path == "model.name":
-            dense = task_info(found.task.kind).needs_pyramid
-            check_model_name(found.model.name, dense=dense, registered=bool(found.imports))
+            dense = task_info(changed_stage.task.kind).needs_pyramid
+            check_model_name(changed_stage.model.name, dense=dense, registered=bool(changed_stage.imports))
     except UserError as error:
-        return [_reason(each, path, stage) for each in _each(error)]
-    return [(reason, "") for key, reason in _too_long(found, epochs).items() if key == path]
+        return [_reason(mistake, path, stage) for mistake in _errors_in(error)]
+    return [(reason, "") for key, reason in _find_too_long(changed_stage, epochs).items() if key == path]
 
 
 def _reason(error: UserError, path: str, stage: str) -> tuple[str, str]:
-    """What is wrong and its remedy; the key only where it is not the parameter's own."""
+    """Return what is wrong and what to do about it; the key only where it is not the parameter's own."""
     key = error.where.removeprefix(f"stages.{stage}").removeprefix(".")
     return (error.what if key in ("", path) else f"{key}: {error.what}"), error.fix
 
@@ -299,30 +311,30 @@ def _is_within(path: str, part: str) -> bool:
     return path == part or path.startswith(f"{part}.")
 
 
-def _too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
-    """Parts of the schedule, by key, that a training of so many epochs does not reach the end of.
+def _find_too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
+    """Return why keys of the schedule do not fit into a training of so many epochs, by key.
 
     Those given in steps, and a length in steps, cannot be compared before the data is known.
     """
     schedule = stage.optimizer.schedule
-    found = {}
+    reasons = {}
     if epochs is not None and schedule.warmup_epochs >= epochs:
-        found["optimizer.schedule.warmup_epochs"] = (
+        reasons["optimizer.schedule.warmup_epochs"] = (
             f"a warm-up of {schedule.warmup_epochs:g} epochs is not over when a trial ends ({epochs:g} epochs)"
         )
     start = schedule.warmup_epochs if schedule.warmup_prefix else 0.0
     if epochs is not None and schedule.decay_epochs and start + schedule.decay_epochs[-1] >= epochs:
         after = f"{schedule.decay_epochs[-1]:g} epochs" + (f" after {start:g} of warm-up" if start else "")
-        found["optimizer.schedule.decay_epochs"] = (
+        reasons["optimizer.schedule.decay_epochs"] = (
             f"the decay after {after} is beyond the end of a trial ({epochs:g} epochs)"
         )
-    return found
+    return reasons
 
 
 def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _Mistakes) -> None:
     """Refuse lengths within a trial that are not shorter than the trial."""
     if space.budget.epochs is not None:
-        for key, reason in _too_long(base, epochs).items():
+        for key, reason in _find_too_long(base, epochs).items():
             if key not in space.parameters:
                 mistakes.add(
                     f"{key}: {reason}",
@@ -347,15 +359,17 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
         )
 
 
-def _check_metric(metric: str, mode: Any, base: Stage, draws: Mapping[str, Distribution], mistakes: _Mistakes) -> None:
+def _check_metric(
+    metric: str, mode: Any, base: Stage, distributions: Mapping[str, Distribution], mistakes: _Mistakes
+) -> None:
     """Refuse a metric that some trial does not report, and the wrong end of one."""
-    heads = draws["task.head"].corners() if "task.head" in draws else [head_of(base.task)]
+    heads = distributions["task.head"].corners() if "task.head" in distributions else [head_of(base.task)]
     packages = {"", *map(top_level, base.imports)}
-    reported = [each for each in task_info(base.task.kind).metrics_with(heads) if each.package in packages]
-    names = {each.reported_as: each.better for each in reported}
+    reported = [info for info in task_info(base.task.kind).metrics_with(heads) if info.package in packages]
+    names = {info.reported_as: info.better for info in reported}
     if metric not in names:
         mistakes.add(
-            f"task {base.task.kind} reports no {short(metric)}{nearest(metric, names)}",
+            f"task {base.task.kind} reports no {short_repr(metric)}{did_you_mean(metric, names)}",
             "metric",
             fix=f"it reports {', '.join(names)}",
         )
@@ -375,17 +389,17 @@ def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
         if space.budget.trials is None:
             mistakes.add(f"trials are needed by searcher {space.searcher}", "budget", fix="set budget.trials")
         return
-    ranges = [path for path, draw in space.parameters.items() if draw.choice is None]
+    ranges = [path for path, distribution in space.parameters.items() if distribution.choice is None]
     for path in ranges:
         mistakes.add("a grid needs `choice`, not a range", "parameters", path, fix="list its values")
     if ranges or not space.parameters:
         return
-    sizes = [len(draw.corners()) for draw in space.parameters.values()]
-    there, wanted = math.prod(sizes), space.budget.trials
-    arithmetic = f"{' x '.join(map(str, sizes))} = {there}" if len(sizes) > 1 else str(there)
-    if wanted is not None and wanted > there:
-        mistakes.add(f"{wanted} trials are more than the grid's combinations ({arithmetic})", "budget", "trials")
-    if wanted is None and there > MAX_TRIALS:
+    sizes = [len(distribution.corners()) for distribution in space.parameters.values()]
+    available, requested = math.prod(sizes), space.budget.trials
+    arithmetic = f"{' x '.join(map(str, sizes))} = {available}" if len(sizes) > 1 else str(available)
+    if requested is not None and requested > available:
+        mistakes.add(f"{requested} trials are more than the grid's combinations ({arithmetic})", "budget", "trials")
+    if requested is None and available > MAX_TRIALS:
         mistakes.add(
             f"the grid has too many combinations ({arithmetic}; at most {MAX_TRIALS} trials)",
             "parameters",

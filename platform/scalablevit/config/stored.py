@@ -1,4 +1,4 @@
-"""Stages as they are kept in run folders, model configs and captured steps, whatever version wrote them."""
+"""Stages as they are stored in run folders, model configs and captured steps, whatever recipe version wrote them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
@@ -13,19 +13,19 @@ from scalablevit.config.user_code import import_user_code, stored_names
 
 
 class ModelConfig(TypedDict):
-    """A model's `config.json`. It may come from somebody else's registry, so nothing is sure but that it is JSON."""
+    """A model's `config.json`. It may come from somebody else's registry, so no key is guaranteed to be right."""
 
     format: int
     stage: YamlDict
-    """Plain sections, not yet checked."""
+    """Plain sections of the stage, not yet checked."""
     classes: Sequence[str]
-    """Names, in the order of the network's outputs."""
+    """Class names, in the order of the network's outputs."""
     metrics: dict[str, float]
-    """Of the evaluation at `step`."""
+    """Metrics of the evaluation at `step`, by reported name."""
     step: int
-    """Of the checkpoint that the weights are from."""
+    """Optimizer step of the checkpoint that the weights are from."""
     user_code: NotRequired[dict[str, str]]
-    """Content sum of each package of the stage's `imports`, by name."""
+    """SHA-256 of each package of the stage's `imports`, by name."""
 
 
 def to_store(stage: Stage) -> PlainValues:
@@ -36,7 +36,7 @@ def to_store(stage: Stage) -> PlainValues:
 def stored_sections(raw: Any, where: str = "") -> YamlDict:
     """Return the plain sections of a stored stage in the current version.
 
-    Keys that did not exist when it was stored get the value that had the same effect.
+    Keys that did not exist when it was stored get the value that has the same effect.
 
     Args:
         raw: what `to_store` returned, or what version 1 wrote.
@@ -62,19 +62,23 @@ def stored_stage(
         raw: as for `stored_sections`.
         where: as for `stored_sections`.
         imports: import the users' code that it names.
-        expected: content sums that the packages of that code must have; None: whatever is here.
+        expected: SHA-256 that each package of that code must have, by name; None: any.
 
     Raises:
         UserError: as `stored_sections`, its values are refused, or as `import_user_code`.
     """
     sections = stored_sections(raw, where)
     if imports:
-        import_user_code(stored_names(sections, where), expected, where, to_look=expected is None)
+        import_user_code(stored_names(sections, where), expected, where, for_reading=expected is None)
     return check(Stage, sections, {}, where)
 
 
 def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
-    """Return a stored recipe; `where` is its file, for errors.
+    """Return a stored recipe.
+
+    Args:
+        raw: its plain values.
+        where: the file, for errors.
 
     Raises:
         UserError: it is of a version that this platform cannot read, or its values are refused.
@@ -86,14 +90,18 @@ def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
 
 
 def _with_former_defaults(sections: Any) -> Any:
-    """Add to the sections of a stored stage the keys that did not exist yet and whose default is another today."""
+    """Return the sections of a stored stage with the keys that it lacks and whose default was different then."""
     if not isinstance(sections, Mapping) or not isinstance(sections.get("training"), Mapping):
-        return sections  # no stage: the check says so
+        return sections  # no stage, which the check reports
     return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
 
 
 def stored_config(config: YamlMapping, where: str = "") -> ModelConfig:
     """Return a model's `config.json` with the sections of its stage, if it has one, in the current version.
+
+    Args:
+        config: the content of the file.
+        where: the file, for errors.
 
     Raises:
         UserError: as `stored_sections`.

@@ -1,4 +1,4 @@
-"""YAML as people expect it: no lost duplicate keys, `1e-3` is a number, and the line of every key is kept."""
+"""YAML as people expect it: repeated keys are refused, `1e-3` is a number, and the line of every key is known."""
 
 import re
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from scalablevit.config.errors import UserError
 KeyPath = tuple[str | int, ...]
 Lines = dict[KeyPath, int]
 YamlMapping: TypeAlias = Mapping[str, Any]
-"""A mapping as YAML or an older file has it, before a schema has seen it: any keys, any values. Only to be read."""
+"""A mapping read from YAML or an older file, before a schema has checked it: any keys, any values. Read only."""
 YamlDict: TypeAlias = dict[str, Any]
-"""The same, to be changed."""
+"""The same, where it may be changed."""
 
 MAX_DEPTH = 20
-"""Deeper nesting is refused; a recipe has six levels."""
+"""Most levels of nesting; a recipe has six."""
 
 MAX_VALUES = 10_000
-"""Files with more keys and values are refused, before they take long; the largest recipe has some hundreds."""
+"""Most keys and values in a file, checked before it is parsed any further; the largest recipe has some hundreds."""
 
 _TAG = "tag:yaml.org,2002:"
 
 
 def _error(problem: str, part: Any) -> yaml.MarkedYAMLError:
-    """PyYAML's own error, at the start of an event or node."""
+    """Return PyYAML's own error, at the start of an event or node."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=part.start_mark)
 
 
@@ -69,7 +69,7 @@ for _name, _pattern, _first in (
 
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    """Decimal always: YAML 1.1 reads 010 as octal."""
+    """Convert a scalar to an int, always in decimal: YAML 1.1 would read 010 as octal."""
     return int(loader.construct_scalar(node))
 
 
@@ -83,20 +83,22 @@ _Loader.add_constructor(_TAG + "float", _float)
 
 
 def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
-    """Record the line of every key, make keys text, and refuse a key that stands twice."""
+    """Record the line of every key, turn keys into text, and refuse a key that occurs twice."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _error("a key must be plain text", key)
             # `1` and `01`, or `true` and `True`, would become one key otherwise
             key.tag = _TAG + "str"
             _refuse_odd_characters(key)
-            if key.value in seen:
-                raise _error(f"key {key.value!r} stands twice (first in line {seen[key.value]}); keep one of them", key)
-            seen[key.value] = key.start_mark.line + 1
-            lines[(*path, key.value)] = seen[key.value]
+            if key.value in key_lines:
+                raise _error(
+                    f"key {key.value!r} stands twice (first in line {key_lines[key.value]}); keep one of them", key
+                )
+            key_lines[key.value] = key.start_mark.line + 1
+            lines[(*path, key.value)] = key_lines[key.value]
             _walk(value, (*path, key.value), lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
@@ -106,7 +108,7 @@ def _walk(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
 
 
 def _refuse_odd_characters(node: yaml.Node) -> None:
-    """`"\\0"` ends a path for the system; `"\\ud800"` is half a character, which can be neither printed nor stored."""
+    """Refuse a zero character, which ends a path for the system, and half of one (`"\\ud800"`), which no file has."""
     if "\0" in node.value:
         raise _error("holds a zero character", node)
     try:
@@ -116,20 +118,35 @@ def _refuse_odd_characters(node: yaml.Node) -> None:
 
 
 def load(text: str, name: str) -> tuple[Any, Lines]:
-    """Parse one document safely.
+    """Parse one YAML document safely.
+
+    Args:
+        text: the document.
+        name: of the file or override, for errors.
 
     Returns:
         The plain value, whose mappings have text keys, and the 1-based line of each key path in it.
 
     Raises:
-        UserError: text that is no YAML, a repeated key, an alias or a tag; `name` and line are in it.
+        UserError: the text is no YAML, or has a repeated key, an alias or a tag; with name and line.
     """
     value, lines, _ = load_with_nodes(text, name)
     return value, lines
 
 
 def load_with_nodes(text: str, name: str) -> tuple[Any, Lines, yaml.Node | None]:
-    """As `load`, and besides the document's node, whose marks say where everything is in the text; None without one."""
+    """Parse as `load`, and also return the document's node, whose marks give positions in the text.
+
+    Args:
+        text: as for `load`.
+        name: as for `load`.
+
+    Returns:
+        As `load`, and the node; None for an empty document.
+
+    Raises:
+        UserError: as `load`.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -142,5 +159,5 @@ def load_with_nodes(text: str, name: str) -> tuple[Any, Lines, yaml.Node | None]
         where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark else name
         raise UserError(f"not readable as YAML: {error.problem}", where=where) from None
     except (yaml.YAMLError, ValueError) as error:
-        # characters that YAML has not, numbers of thousands of digits
+        # characters that YAML does not allow, numbers of thousands of digits
         raise UserError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None

@@ -8,11 +8,11 @@ from scalablevit.config.data import CocoInstances, Data
 from scalablevit.config.section import PositiveInt, Section
 
 SHOWN_SCORE = 0.3
-"""Detections with less are neither drawn nor counted as found where single images are looked at."""
+"""Least score of a detection that is drawn, or counted as found, where single images are looked at."""
 
 
 class TaskSection(Section):
-    """What the sections of all tasks can do."""
+    """Base class of the task sections."""
 
     def check_data(self, data: Data) -> None:
         """Refuse data that the task cannot learn from although its source fits.
@@ -103,7 +103,11 @@ class Detection(TaskSection):
     """Most detections of an image; COCO's metrics count 100 of them at most."""
 
     def check_data(self, data: Data) -> None:
-        """Refuse data without masks for Mask R-CNN."""
+        """Refuse data without masks for Mask R-CNN.
+
+        Raises:
+            ValueError: there are none.
+        """
         if self.head == "mask_rcnn" and isinstance(data, CocoInstances) and not data.instance_masks:
             raise ValueError("task.head mask_rcnn learns from masks: data.instance_masks must be true")
 
@@ -112,6 +116,6 @@ Task = Annotated[Classification | Segmentation | Detection, Field(discriminator=
 
 
 def head_of(task: Task) -> str | None:
-    """Return a task's `head`; None of a task that has no choice of heads."""
+    """Return a task's `head`; None for a task without a choice of heads."""
     head: str | None = getattr(task, "head", None)
     return head

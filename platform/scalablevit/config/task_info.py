@@ -1,4 +1,4 @@
-"""What each kind of task is to the rest of the program: facts that are known without importing torch."""
+"""What the rest of the program knows of each kind of task, without importing torch."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 from scalablevit.config.errors import UserError
 
 Better = Literal["max", "min"]
-"""Which end of a metric is the good one."""
+"""Whether larger (`max`) or smaller (`min`) values of a metric are better."""
 
 
 @dataclass(frozen=True)
@@ -15,24 +15,24 @@ class MetricInfo:
     """A metric over all classes that a task reports."""
 
     name: str
-    """As recipes' `promotion.metric` has it; evaluations report it as `val/<name>`."""
+    """As in `promotion.metric`; evaluations report it as `val/<name>`."""
     better: Better = "max"
     promotable: bool = False
-    """Whether promotion can compare models by it, which takes per-sample statistics of it."""
+    """Whether promotion can compare models by it, for which the task gives per-sample statistics."""
     heads: tuple[str, ...] = ()
-    """Values of `task.head` with which it is reported; empty: whatever the head."""
+    """Values of `task.head` with which it is reported; empty: with every one."""
     package: str = ""
-    """Users' package that registered it for a task that it does not define; empty: the task itself reports it."""
+    """Users' package that added it to the task by `register_metric`; empty: the task's own metric."""
 
     @property
     def reported_as(self) -> str:
-        """Return its name in evaluations."""
+        """Return the metric's name in evaluations, `val/<name>`."""
         return f"val/{self.name}"
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A kind of task. What needs torch is found by `module`."""
+    """A kind of task. What needs torch is in `module`."""
 
     kind: str
     """The recipe's `task.kind`."""
@@ -47,21 +47,21 @@ class TaskInfo:
     class_metrics: Mapping[str, str] = field(default_factory=dict)
     """Metrics that are reported for each class, and what they are in words."""
     needs_pyramid: bool = True
-    """Whether the backbone must have maps with strides 4, 8, 16 and 32."""
+    """Whether the backbone must give feature maps of strides 4, 8, 16 and 32."""
     checks_micro_batches: bool = False
-    """Whether the task itself refuses micro-batches too small for its batch norms."""
+    """Whether the task itself refuses micro-batches that are too small for its batch norms."""
     serving_packages: tuple[str, ...] = ()
-    """Distributions that serving needs besides those of all tasks."""
+    """Distributions that serving needs besides `pipeline.registration.SERVING_PACKAGES`."""
     output_files: tuple[str, ...] = ()
-    """Files and folders that batch prediction writes."""
+    """Files, and folders (names without a dot), that batch prediction writes."""
     confusion_unit: Literal["images", "pixels"] = "pixels"
-    """What confusions of two classes are counted in."""
+    """Unit of the counts of confusions between two classes."""
     takes_lists: bool = False
-    """Whether the network takes a list of images (3, height, width) in place of one tensor."""
+    """Whether the network takes a list of images (3, H, W) instead of one tensor (N, 3, H, W)."""
     drawn_in_pairs: bool = True
-    """Whether truth and prediction of an image are drawn next to each other; else the image is drawn once."""
+    """Whether an image is drawn twice, with its ground truth and with its prediction; else it is drawn once."""
     right_means: str = ""
-    """When the prediction for an image counts as right, and when as partly right, in words; empty: it is not said."""
+    """When the prediction for an image counts as right, and when as partly right, in words; empty: not stated."""
 
     @property
     def best_metric(self) -> str:
@@ -70,10 +70,10 @@ class TaskInfo:
 
     @property
     def metrics_by_interest(self) -> tuple[str, ...]:
-        """Return the reported names: the deciding one, users' own, those that promotion compares by, then the rest."""
+        """Return the reported names: first the deciding metric, then users' own, those for promotion, and the rest."""
         first, *others = self.metrics
-        ranked = sorted(others, key=lambda each: (not each.package, not each.promotable))
-        return tuple(each.reported_as for each in (first, *ranked))
+        ranked = sorted(others, key=lambda metric: (not metric.package, not metric.promotable))
+        return tuple(metric.reported_as for metric in (first, *ranked))
 
     def metrics_with(self, heads: Iterable[object]) -> tuple[MetricInfo, ...]:
         """Return the metrics that are reported with every one of some heads.
@@ -82,7 +82,9 @@ class TaskInfo:
             heads: values of `task.head`; None of a task without heads.
         """
         wanted = list(heads)
-        return tuple(each for each in self.metrics if not each.heads or all(head in each.heads for head in wanted))
+        return tuple(
+            metric for metric in self.metrics if not metric.heads or all(head in metric.heads for head in wanted)
+        )
 
     def promotion_metrics(self, head: str | None) -> tuple[str, ...]:
         """Return the names that `promotion.metric` can have; the first one is meant when none is given.
@@ -90,7 +92,7 @@ class TaskInfo:
         Args:
             head: value of `task.head`; None of a task without heads.
         """
-        return tuple(each.name for each in self.metrics_with([head]) if each.promotable)
+        return tuple(metric.name for metric in self.metrics_with([head]) if metric.promotable)
 
 
 _AVERAGE_PRECISION = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -103,7 +105,7 @@ _ENTRIES = (
         sources=("image_folder", "tar_shards"),
         metrics=(
             MetricInfo("top1", promotable=True),
-            # only where there are more than five classes, which is known with the data (pipeline/resolve.py)
+            # only for more than five classes; pipeline/resolve.py refuses it otherwise, since the data decides
             MetricInfo("top5", promotable=True),
             MetricInfo("top1_low95"),
             MetricInfo("loss", better="min"),
@@ -148,7 +150,7 @@ TASKS: dict[str, TaskInfo] = {info.kind: info for info in _ENTRIES}
 
 
 def task_info(kind: str) -> TaskInfo:
-    """Return what is known of a kind of task.
+    """Return the facts about a kind of task.
 
     Raises:
         UserError: there is no such kind.

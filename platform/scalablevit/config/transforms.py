@@ -10,9 +10,9 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.packages import refuse_unimportable
 
 UNDEFINED = "undefined_name"
-"""Type of the schema's error for a name that users' code, once it is imported, may define."""
+"""pydantic's error type for a name that users' code may define once it is imported."""
 TRANSFORMS: dict[str, Callable[[Any, Any], Any]] = {}
-"""Every registered transform; arrays are no types of this layer."""
+"""Every registered transform by name; typed `Any`, since this layer does not import NumPy."""
 
 
 def register_transform(name: str, transform: Callable[[Any, Any], Any]) -> None:
@@ -22,9 +22,10 @@ def register_transform(name: str, transform: Callable[[Any, Any], Any]) -> None:
     function again is harmless.
 
     Args:
-        name: small letters, digits and _.
-        transform: takes an image, uint8 (height, width, 3) RGB, which it may change, and a `numpy.random.Generator`
-            that depends on the sample's place in the stream alone; returns an image of the same shape. Labels stay.
+        name: lower-case letters, digits and _, beginning with a letter.
+        transform: takes an image, uint8 (H, W, 3) RGB, which it may change, and a `numpy.random.Generator` that depends
+            on the sample's position in the training stream alone; returns an image of the same shape. Labels are not
+            changed.
 
     Raises:
         UserError: the name is none or taken, or other processes could not import the function.
@@ -40,7 +41,7 @@ def register_transform(name: str, transform: Callable[[Any, Any], Any]) -> None:
 
 
 def refuse_unknown(names: Sequence[str]) -> None:
-    """Refuse names of transforms that nobody registered.
+    """Refuse names of transforms that are not registered.
 
     Raises:
         PydanticCustomError: of the type `UNDEFINED`.

@@ -1,4 +1,4 @@
-"""What a trial of a search trains: the searched stage with its values, shortened to the budget."""
+"""What a trial of a search trains: the searched stage with the trial's values, shortened to the budget."""
 
 import json
 from collections.abc import Mapping
@@ -6,27 +6,27 @@ from typing import Any
 
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
-from scalablevit.config.overrides import put
+from scalablevit.config.overrides import set_value
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space, Value
 
 PBT_CHECKPOINTS = 4
-"""Kept of a trial under PBT, so that the one that another trial copies is not pruned meanwhile."""
+"""Checkpoints kept of a trial under PBT, so that the one that another trial copies is not deleted meanwhile."""
 
 
 def trial_epochs(space: Space, stage: Stage) -> float | None:
-    """Longest training of a trial in epochs; None: the recipe gives steps, and the budget nothing."""
+    """Return the longest training of a trial in epochs; None: the recipe gives steps, and the budget nothing."""
     return space.budget.epochs or stage.training.epochs
 
 
 def trial_gpus(search: Search) -> float:
-    """GPUs of each worker of a trial."""
+    """Return the GPUs of each worker of a trial."""
     return (search.space.resources or search.recipe.stages[search.stage].cluster).gpus_per_worker
 
 
-def shape(stage: PlainValues, space: Space) -> None:
-    """Turn the plain values of a stage into those of a trial: length, evaluations, checkpoints, resources."""
+def convert_to_trial(stage: PlainValues, space: Space) -> None:
+    """Convert the plain values of a stage, in place, to a trial's: length, evaluations, checkpoints, resources."""
     training = stage["training"]
     if space.budget.epochs is not None:
         if training["epochs"] is not None:
@@ -42,10 +42,10 @@ def shape(stage: PlainValues, space: Space) -> None:
 
 
 def _scale_schedule(schedule: PlainValues, factor: float, space: Space) -> None:
-    """Shorten what the schedule measures in epochs or steps as the trial is shorter; what is searched stays.
+    """Shorten what the schedule has in epochs or steps as much as the trial is shorter, except searched parameters.
 
-    A trial must rank values as the whole training would. Under a warm-up of full length the trial's best learning rate
-    is one that the whole training, which stays at its peak for long, does not survive (measured on the demo).
+    A trial must rank values as the full training would. Under a warm-up of full length, the best learning rate of the
+    trials is one at which the full training, which stays at its peak for long, diverges (measured on the demo).
     """
     path = "optimizer.schedule."
     if path + "warmup_epochs" not in space.parameters:
@@ -57,18 +57,27 @@ def _scale_schedule(schedule: PlainValues, factor: float, space: Space) -> None:
 
 
 def trial_stage(search: Search, values: Mapping[str, Value]) -> Stage:
-    """What a trial trains: the searched stage with the values, the budget's length and the trial's resources.
+    """Return what a trial trains: the searched stage with the values, the budget's length and the trial's resources.
+
+    Args:
+        search: the space with its base recipe.
+        values: by dotted path in the stage.
 
     Raises:
         UserError: the values, each valid, do not fit together; they are named.
     """
     whole = search.recipe.model_dump(mode="json")
-    shape(whole["stages"][search.stage], search.space)
+    convert_to_trial(whole["stages"][search.stage], search.space)
     return _with_values(whole, search.stage, values).stages[search.stage]
 
 
 def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Recipe:
-    """The recipe with the values in one stage, nothing else changed, and no search of its own any more.
+    """Return the recipe with the values in one stage, and without its search; nothing else is changed.
+
+    Args:
+        recipe: the recipe.
+        stage: name of the stage.
+        values: by dotted path in the stage.
 
     Raises:
         UserError: the values do not fit together; they are named.
@@ -77,17 +86,17 @@ def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Reci
 
 
 def _with_values(whole: PlainValues, stage: str, values: Mapping[str, Value]) -> Recipe:
-    shown = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
+    values_text = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
     try:
         for path, value in values.items():
-            put(whole["stages"][stage], path.split("."), value, path)
+            set_value(whole["stages"][stage], path.split("."), value, path)
         return check(Recipe, whole, {}, "")
     except UserError as error:
-        raise UserError(f"these values make no valid recipe: {shown or 'none'}\n{error}") from None
+        raise UserError(f"these values make no valid recipe: {values_text or 'none'}\n{error}") from None
 
 
 def value_at(stage: Stage, path: str) -> Any:
-    """The plain value at a dotted path of a stage.
+    """Return the plain value at a dotted path of a stage.
 
     Raises:
         KeyError: the stage has no such path.

@@ -1,4 +1,4 @@
-"""Keys that have no effect next to the stage's other values: refused where a person wrote them."""
+"""Keys that have no effect next to the stage's other values; an error where a person wrote them."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalablevit.config.checking import OVERRIDE, Places, format_place
+from scalablevit.config.checking import OVERRIDE, Locations, format_location
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override, models_of_kind
@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 Values = Callable[[str], Sequence[Any]]
-"""The values that a key, by its dotted path in the stage, may have."""
+"""Returns the values that a key, by its dotted path in the stage, may have."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Condition:
     """When a key is read."""
 
     needed: str
-    """What to write so that it is, for errors."""
+    """What to write so that the key is read, for errors."""
     keys: tuple[str, ...]
-    """The keys that decide it, by their dotted paths in the stage."""
+    """Dotted paths, in the stage, of the keys that decide whether it is read."""
     fits: Callable[[Any], bool]
-    """Whether a value of such a key lets it be read."""
+    """Whether a value of one of `keys` lets it be read."""
     all_needed: bool = False
     """Whether all of `keys` must fit; else one is enough."""
 
 
 def _other_than(*values: str) -> Callable[[Any], bool]:
-    """Values that the schema refuses count as fitting: they are a mistake of their own."""
+    """Return a test for any other value; values that the schema refuses pass it, since they are another mistake."""
     return lambda value: value not in values
 
 
@@ -75,7 +75,7 @@ CONDITIONS = {
         "training.nonfinite.action: skip or rollback", ("training.nonfinite.action",), _other_than("stop")
     ),
 }  # fmt: skip
-"""When each key is read that is not always; by its dotted path in the stage."""
+"""For keys that are not always read: when they are, by their dotted path in the stage."""
 
 _NO_WEIGHTS = "write model.init: a file, timm:<tag> or models:/<name>@<alias>"
 TIMM_WORDS = {
@@ -99,30 +99,40 @@ TIMM_WORDS = {
         for key in ("name", "drop_path_rate", "grad_checkpointing", "channels_last")
     },
 }
-"""Arguments of timm's own that are no options of an architecture here, and what to write instead."""
+"""timm's own arguments that are no options of an architecture here, and what to write instead."""
 
 
 def is_read(key: str, values: Values) -> bool:
-    """Whether a key, by its dotted path in the stage, has an effect together with some of the values."""
+    """Return whether a key has an effect with at least one of the values of other keys.
+
+    Args:
+        key: dotted path in the stage.
+        values: returns the values that another key may have.
+    """
     condition = CONDITIONS.get(key)
     if condition is None:
         return True
-    fitting = [any(map(condition.fits, values(each))) for each in condition.keys]
+    fitting = [any(map(condition.fits, values(decider))) for decider in condition.keys]
     return all(fitting) if condition.all_needed else any(fitting)
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Say why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it."""
+    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it.
+
+    Args:
+        key: dotted path in the stage.
+        stage: plain values of the stage.
+    """
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     condition = CONDITIONS[key]
-    found = {each: value_of(stage, each) for each in condition.keys}
-    shown = [f"{each}: {_plain(value)}" for each, value in found.items() if not condition.fits(value)]
-    return f"has no effect with {' and '.join(shown)}", f"leave it out, or write {condition.needed}"
+    values = {decider: value_of(stage, decider) for decider in condition.keys}
+    unfit = [f"{decider}: {_format_value(value)}" for decider, value in values.items() if not condition.fits(value)]
+    return f"has no effect with {' and '.join(unfit)}", f"leave it out, or write {condition.needed}"
 
 
 def value_of(stage: YamlMapping, key: str) -> Any:
-    """The value at a dotted path of a stage's plain values, or the default; None where there is no such key."""
+    """Return the value at a dotted path of a stage's plain values, or the default; None: the stage has no such key."""
     given, value = _get(stage, key)
     if given:
         return value
@@ -131,45 +141,51 @@ def value_of(stage: YamlMapping, key: str) -> Any:
 
 
 def find_unused(
-    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places, origin: str
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations, origin: str
 ) -> tuple[list[UserError], list[str]]:
-    """Find what people wrote without effect.
+    """Find values without effect that people wrote.
 
-    A value in a section that stages share counts as read where one of them reads it. A default that a file spells out
-    is no mistake, and what a file says for another optimizer, schedule or head than an override picks is only noted.
+    A value in a section that stages share counts as read where one of them reads it. A value that is the default is no
+    mistake. A value of the file that only an override makes useless (by another optimizer, schedule or head) is no
+    mistake either: it is noted.
 
     Args:
         stages: plain values with the overrides on top, valid or not.
         overrides: those of stages.
-        places: where the values are written; those without a place were written by nobody.
-        origin: what is named in errors for values without a place.
+        locations: where the values were written; values without a location are defaults.
+        origin: what errors name for values without a location.
 
     Returns:
         The mistakes, and a line for each override that leaves values of the file without effect.
     """
     errors: list[UserError] = []
-    left: dict[str, dict[str, None]] = {}
-    for (key, place, _), names in _written(stages, overrides, places).items():
+    ineffective: dict[str, dict[str, None]] = {}
+    for (key, location, _), names in _group_written_values(stages, overrides, locations).items():
         stage = stages[names[0]]
         if key in CONDITIONS and any(_is_read_in(stages[name], key) for name in names):
             continue
-        if key in CONDITIONS and not place.startswith(OVERRIDE):
+        if key in CONDITIONS and not location.startswith(OVERRIDE):
             if _is_default(stage, key):
                 continue
-            authors = [_author(name, each, overrides, places) for name in names for each in CONDITIONS[key].keys]
+            authors = [
+                _find_location(name, decider, overrides, locations)
+                for name in names
+                for decider in CONDITIONS[key].keys
+            ]
             if picked := next((author for author in authors if author and author.startswith(OVERRIDE)), None):
-                left.setdefault(picked, {})[key] = None
+                ineffective.setdefault(picked, {})[key] = None
                 continue
         what, fix = explain(key, stage)
         path = ("stages", names[0], *key.split("."))
-        errors.append(UserError(what, where=format_place(path, {**places, path: place}, origin), fix=fix))
+        errors.append(UserError(what, where=format_location(path, {**locations, path: location}, origin), fix=fix))
     return errors, [
-        mask_credentials(f"{place} leaves without effect: {', '.join(keys)}") for place, keys in left.items()
+        mask_credentials(f"{location} leaves without effect: {', '.join(keys)}")
+        for location, keys in ineffective.items()
     ]
 
 
-def without_unused(stage: YamlMapping) -> YamlDict:
-    """A stage's plain values less those without effect that are not the default, so that they load as a file."""
+def drop_unused(stage: YamlMapping) -> YamlDict:
+    """Return a stage's plain values without those that a recipe file may not have: neither read nor the default."""
     copied: YamlDict = copy.deepcopy(dict(stage))
     for key in CONDITIONS:
         if _get(stage, key)[0] and not _is_default(stage, key) and not _is_read_in(stage, key):
@@ -181,33 +197,36 @@ def without_unused(stage: YamlMapping) -> YamlDict:
     return copied
 
 
-def _written(
-    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], places: Places
+def _group_written_values(
+    stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations
 ) -> dict[tuple[str, str, str], list[str]]:
-    """Names of the stages by key, place and, where each stage has its own, stage."""
+    """Return names of stages by key, location and, where the value is the stage's own, stage (else empty)."""
     written: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
         for key in (*CONDITIONS, *TIMM_WORDS):
-            place = _author(name, key, overrides, places)
-            if place and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
-                shared = place.startswith(OVERRIDE) or places.get(tuple(key.split("."))) == place
-                written.setdefault((key, place, "" if shared else name), []).append(name)
+            location = _find_location(name, key, overrides, locations)
+            if location and _get(stage, key)[0] and (key in TIMM_WORDS or _default(stage, key) is not _NO_KEY):
+                shared = location.startswith(OVERRIDE) or locations.get(tuple(key.split("."))) == location
+                written.setdefault((key, location, "" if shared else name), []).append(name)
     return written
 
 
-def _author(name: str, key: str, overrides: Sequence[Override], places: Places) -> str | None:
-    """The place where a stage's value was written: a line or an override; None: nobody wrote it."""
+def _find_location(name: str, key: str, overrides: Sequence[Override], locations: Locations) -> str | None:
+    """Return the location of a stage's value, a line or an override; None: nobody wrote it."""
     path = key.split(".")
     for length in range(len(path), 0, -1):
-        place = places.get(("stages", name, *path[:length]))
-        # an override is also the place of the sections that it made on its way
-        if place and (length == len(path) or any(o.where == place and o.path == path[:length] for o in overrides)):
-            return place
+        location = locations.get(("stages", name, *path[:length]))
+        # an override is also the location of sections that it created
+        if location and (
+            length == len(path)
+            or any(override.where == location and override.path == path[:length] for override in overrides)
+        ):
+            return location
     return None
 
 
 def _get(stage: YamlMapping, key: str) -> tuple[bool, Any]:
-    """Whether plain values have a key, and its value."""
+    """Return whether plain values have a key, and its value."""
     node: Any = stage
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -220,12 +239,12 @@ _NO_KEY = object()
 
 
 def _default(stage: YamlMapping, key: str) -> Any:
-    """The schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
+    """Return the schema's default at a dotted path; `_NO_KEY` where the stage's kinds leave no such key."""
     annotation: Any = Stage
     default: Any = None
     node: Any = stage
     for part in key.split("."):
-        fields = [each.model_fields[part] for each in models_of_kind(annotation, node) if part in each.model_fields]
+        fields = [model.model_fields[part] for model in models_of_kind(annotation, node) if part in model.model_fields]
         if not fields:
             return _NO_KEY
         annotation, default = fields[0].annotation, fields[0].get_default()
@@ -242,5 +261,5 @@ def _is_read_in(stage: YamlMapping, key: str) -> bool:
     return is_read(key, lambda other: [value_of(stage, other)])
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)[:100]

@@ -1,4 +1,4 @@
-"""Versions of recipes and search spaces: what version 2 renamed, and the way from version 1 to it."""
+"""Convert recipes and search spaces of version 1 to version 2, which renamed some keys and values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ KEYS = {
     "promotion.sure": "require_significance",
     "promotion.least": "min_value",
 }
-"""New name of each renamed key, by its dotted path in a stage; the sections on the way have their new names."""
+"""New name of each renamed key, by its dotted path in a stage; the sections before it have their new names."""
 
 VALUES = {
     "training.nonfinite.action": {"roll_back": "rollback"},
     "training.on_checkpoint_failure": {"go_on": "continue"},
 }
-"""New word for each renamed value, by the new path of its key."""
+"""New name of each renamed value, by the new dotted path of its key."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -48,26 +48,26 @@ class Rename:
 
 
 def convert(raw: Any) -> tuple[Any, list[Rename]]:
-    """Convert plain values of version 1 to the words of version 2; those of version 2 stay as they are.
+    """Convert plain values of version 1 to version 2; those of version 2 stay as they are.
 
     Args:
         raw: a recipe, in either form of its file; a stage; or a search space.
 
     Returns:
-        The converted copy, in the same order, and what was renamed. Of an old and a new key in the same section, the
-        copy holds the new one.
+        The converted copy, in the same order, and what was renamed. If a section has both the old and the new key, the
+            copy has the new one.
     """
-    found: list[Rename] = []
+    renames: list[Rename] = []
     if not isinstance(raw, Mapping):
-        return raw, found
+        return raw, renames
     inner = {"stages": _convert_stages, "parameters": _convert_parameters}
     converted = {
-        key: inner[key](value, found)
+        key: inner[key](value, renames)
         if key in inner and isinstance(value, Mapping)
-        else _convert_section(value, (key,), key, found)
+        else _convert_section(value, (key,), key, renames)
         for key, value in raw.items()
     }
-    return converted, found
+    return converted, renames
 
 
 def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
@@ -78,20 +78,21 @@ def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
         where: the file, for errors.
 
     Raises:
-        UserError: the version is a later one or none at all, or an old and a new key contradict each other.
+        UserError: the version is later than the current one or is no version, or a section has both an old key and its
+            new name.
     """
     version = raw.get("version", 1)
     if problem := version_problem(version):
         raise UserError(f"was stored with {problem[0]}", where=where, fix=problem[1])
-    converted, found = convert(raw) if version == 1 else (dict(raw), [])
-    for each in found:
-        if each.conflict:
-            raise UserError(conflict(each), where=where, fix="keep one of them")
+    converted, renames = convert(raw) if version == 1 else (dict(raw), [])
+    for rename in renames:
+        if rename.conflict:
+            raise UserError(format_conflict(rename), where=where, fix="keep one of them")
     return {"version": VERSION, **{key: value for key, value in converted.items() if key != "version"}}
 
 
 def version_problem(version: Any) -> tuple[str, str] | None:
-    """Why a version cannot be read, and what to do about it; None for versions that exist."""
+    """Return why a version cannot be read, and what to do about it; None for versions that exist."""
     if type(version) is not int or version < 1:
         return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {VERSION}"
     if version > VERSION:
@@ -99,17 +100,17 @@ def version_problem(version: Any) -> tuple[str, str] | None:
     return None
 
 
-def conflict(rename: Rename) -> str:
-    """Return what is wrong where the old and the new key are in the same section."""
+def format_conflict(rename: Rename) -> str:
+    """Return what is wrong where a section has both the old and the new key."""
     return f"{_dotted(rename.path)} and its new name {rename.new} are both given"
 
 
 def new_path(path: Sequence[str]) -> list[str]:
     """Translate a key path in a stage to version 2."""
-    found: list[str] = []
+    new_parts: list[str] = []
     for part in path:
-        found.append(KEYS.get(".".join([*found, part]), part))
-    return found
+        new_parts.append(KEYS.get(".".join([*new_parts, part]), part))
+    return new_parts
 
 
 def new_key_path(path: KeyPath) -> KeyPath:
@@ -132,52 +133,52 @@ def new_override(override: str) -> str:
 
 
 def _names(path: KeyPath) -> KeyPath:
-    """`new_path` of a path that may hold positions in lists."""
+    """Return `new_path` of a path that may have indices of lists."""
     texts = new_path([str(part) for part in path])
     return tuple(part if isinstance(part, int) else text for part, text in zip(path, texts, strict=True))
 
 
-def _convert_stages(stages: YamlMapping, found: list[Rename]) -> YamlDict:
-    return {name: _convert_section(stage, ("stages", name), "", found) for name, stage in stages.items()}
+def _convert_stages(stages: YamlMapping, renames: list[Rename]) -> YamlDict:
+    return {name: _convert_section(stage, ("stages", name), "", renames) for name, stage in stages.items()}
 
 
-def _convert_parameters(parameters: YamlMapping, found: list[Rename]) -> YamlDict:
-    """Parameters of a search space: their names are dotted paths, their choices may be old values."""
+def _convert_parameters(parameters: YamlMapping, renames: list[Rename]) -> YamlDict:
+    """Convert parameters of a search space: their names are dotted paths, their choices may be old values."""
     result: YamlDict = {}
-    for name, draw in parameters.items():
+    for name, distribution in parameters.items():
         path, new = ("parameters", name), ".".join(new_path(name.split(".")))
         if new != name:
-            found.append(Rename(path, name, new, conflict=new in parameters))
+            renames.append(Rename(path, name, new, conflict=new in parameters))
             if new in parameters:
                 continue
-        choices = draw.get("choice") if isinstance(draw, Mapping) else None
+        choices = distribution.get("choice") if isinstance(distribution, Mapping) else None
         if isinstance(choices, list):
-            values = [_convert_value(v, (*path, "choice", n), new, found) for n, v in enumerate(choices)]
-            draw = {**draw, "choice": values}  # noqa: PLW2901
-        result[new] = draw
+            values = [_convert_value(v, (*path, "choice", n), new, renames) for n, v in enumerate(choices)]
+            distribution = {**distribution, "choice": values}  # noqa: PLW2901
+        result[new] = distribution
     return result
 
 
-def _convert_section(node: Any, path: KeyPath, at: str, found: list[Rename]) -> Any:
-    """A section, or a value in one, whose dotted path in the stage is `at`."""
+def _convert_section(node: Any, path: KeyPath, at: str, renames: list[Rename]) -> Any:
+    """Convert a section, or a value in one, whose dotted path in the stage is `at`."""
     if not isinstance(node, Mapping):
-        return _convert_value(node, path, at, found)
+        return _convert_value(node, path, at, renames)
     result: YamlDict = {}
     for key, value in node.items():
         new = KEYS.get(f"{at}.{key}") or str(key)
         if new != key:
-            found.append(Rename((*path, key), key, new, conflict=new in node))
+            renames.append(Rename((*path, key), key, new, conflict=new in node))
             if new in node:
                 continue
-        result[new] = _convert_section(value, (*path, key), f"{at}.{new}" if at else new, found)
+        result[new] = _convert_section(value, (*path, key), f"{at}.{new}" if at else new, renames)
     return result
 
 
-def _convert_value(value: Any, path: KeyPath, at: str, found: list[Rename]) -> Any:
+def _convert_value(value: Any, path: KeyPath, at: str, renames: list[Rename]) -> Any:
     if not isinstance(value, str) or value not in VALUES.get(at, {}):
         return value
     new = VALUES[at][value]
-    found.append(Rename(path, value, new, is_value=True))
+    renames.append(Rename(path, value, new, is_value=True))
     return new
 
 

@@ -1,4 +1,4 @@
-"""Users' own packages, which a recipe names under `imports`: found without importing, summed up, and imported."""
+"""Users' own packages, which a recipe names under `imports`: found without importing, hashed, and imported."""
 
 import importlib
 import importlib.util
@@ -19,11 +19,11 @@ from scalablevit.config.recipe import Recipe, Stage
 
 KEY = "imports"
 SUMS = "user_code"
-"""In a model's `config.json`: content sum of each package of its stage's `imports`, by name."""
+"""Key of a model's `config.json`: the SHA-256 of each package of its stage's `imports`, by name."""
 SHOWN_SUM = 12
-"""Characters of a content sum in messages."""
+"""Characters of a package's SHA-256 in messages."""
 _imported: dict[str, str] = {}
-"""Content sum of each package at the time when this process imported it."""
+"""SHA-256 of each package at the time when this process imported it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class UserPackage:
     """A user's package as this machine has it."""
 
     name: str
-    """Of the top level."""
+    """Name of the top-level package."""
     folder: Path
     installed: bool
-    """Whether it is among the interpreter's installed packages: every node must have it; else it travels with a job."""
+    """Whether it is among the interpreter's installed packages, which every node must have; else it is sent with a
+    job."""
 
     def content_sum(self) -> str:
-        """Return the SHA-256 of its files' names and contents."""
+        """Return the SHA-256, in hexadecimal, of its files' names and contents."""
         return content_sum(self.folder)
 
 
@@ -56,32 +57,36 @@ def find_packages(names: Iterable[str], where: str = KEY) -> list[UserPackage]:
     Raises:
         UserError: a module is not there, or is no part of a package of the user's own.
     """
-    found: dict[str, UserPackage] = {}
-    importlib.invalidate_caches()  # a package may be younger than the last look into its folder
+    packages: dict[str, UserPackage] = {}
+    importlib.invalidate_caches()  # a package may be newer than the cached listing of its folder
     for name in names:
         top, _, inner = name.partition(".")
-        if top not in found:
-            found[top] = _find_package(top, where)
-        _check_module(found[top], inner, where)
-    return list(found.values())
+        if top not in packages:
+            packages[top] = _find_package(top, where)
+        _check_module(packages[top], inner, where)
+    return list(packages.values())
 
 
 def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
-    """Return the content sum of each package that modules belong to, by its name; arguments as `find_packages`.
+    """Return the SHA-256 of each package that modules belong to, by the package's name.
 
-    Of a package that this process has imported it is the sum at that time: this code is at work, whatever becomes of
-    the files.
+    For a package that this process has imported it is the sum at that time, since that code runs, whatever its files
+    are now.
+
+    Args:
+        names: as for `find_packages`.
+        where: as for `find_packages`.
 
     Raises:
         UserError: as `find_packages`.
     """
     packages = find_packages(names, where)
-    at_work = {name: found for name, found in _imported.items() if name in sys.modules}
-    return {package.name: at_work.get(package.name) or package.content_sum() for package in packages}
+    imported = {name: digest for name, digest in _imported.items() if name in sys.modules}
+    return {package.name: imported.get(package.name) or package.content_sum() for package in packages}
 
 
 def import_user_code(
-    names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY, *, to_look: bool = False
+    names: Sequence[str], expected: Mapping[str, str] | None = None, where: str = KEY, *, for_reading: bool = False
 ) -> None:
     """Import users' modules, so that what they register is known.
 
@@ -89,22 +94,23 @@ def import_user_code(
 
     Args:
         names: dotted names of modules, in the order of importing.
-        expected: content sums that their packages must have; None: whatever is here.
+        expected: SHA-256 that each of their packages must have, by name; None: any.
         where: what errors name as the place of the names.
-        to_look: only to read a stored stage: files that have changed since they were imported do not matter.
+        for_reading: the stage is only read, so files may have changed since they were imported.
 
     Raises:
-        UserError: a module is not there, its package has another sum, or it raises an exception.
+        UserError: a module is not there, its package has another sum or has changed since it was imported, or the
+            module raises an exception.
     """
     if not names:
         return
     packages, sums = find_packages(names, where), dict[str, str]()
     for package in packages:
-        found = package.content_sum()
-        if expected is not None and expected.get(package.name) != found:
-            raise _other_code(package, expected.get(package.name), found, where)
-        sums[package.name] = found
-        if _imported.get(package.name, found) != found and not to_look:
+        digest = package.content_sum()
+        if expected is not None and expected.get(package.name) != digest:
+            raise _other_code(package, expected.get(package.name), digest, where)
+        sums[package.name] = digest
+        if _imported.get(package.name, digest) != digest and not for_reading:
             raise UserError(
                 f"the files of {package.name} have changed since this process imported it",
                 where=str(package.folder),
@@ -112,15 +118,15 @@ def import_user_code(
             )
     for name in names:
         _import(name, next(package for package in packages if package.name == top_level(name)))
-    for name, found in sums.items():
-        _imported.setdefault(name, found)
+    for name, digest in sums.items():
+        _imported.setdefault(name, digest)
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
-    """Import the code that a stored model was trained with, if it is here.
+    """Import the users' code that a stored model was trained with from this machine.
 
     Args:
-        config: the model's `config.json`, whose `user_code` has the content sums.
+        config: the model's `config.json`, whose `user_code` has the sums.
         where: the model, for errors.
 
     Raises:
@@ -129,28 +135,28 @@ def import_stored_code(config: Mapping[str, Any], where: str) -> None:
     import_user_code(stored_names(config["stage"], where), stored_sums(config.get(SUMS), where), where)
 
 
-def stored_sums(found: object, where: str) -> dict[str, str]:
-    """Return the content sums of a model's `config.json`, which need not be ours; empty where it has none.
+def stored_sums(raw: object, where: str) -> dict[str, str]:
+    """Return the packages' sums in a model's `config.json`, which may be of any origin; empty where it has none.
 
     Args:
-        found: its `user_code`.
+        raw: its `user_code`.
         where: its file, for errors.
 
     Raises:
-        UserError: they are no sums by names.
+        UserError: it is no mapping of texts to texts.
     """
-    found = found or {}
-    if not isinstance(found, dict) or not all(isinstance(each, str) for pair in found.items() for each in pair):
+    raw = raw or {}
+    if not isinstance(raw, dict) or not all(isinstance(text, str) for pair in raw.items() for text in pair):
         raise UserError(f"{SUMS} are no content sums by package", where=where, fix="restore the file from a copy")
-    return dict(found)
+    return dict(raw)
 
 
 def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Stage:
-    """Return a stage that another process sent, with its users' code imported.
+    """Return a stage that another process sent, after importing its users' code.
 
     Args:
         text: the stage as JSON.
-        expected: content sums that the packages of its code must have; None: whatever is here.
+        expected: SHA-256 that each package of its code must have, by name; None: any.
 
     Raises:
         UserError: as `import_user_code`.
@@ -160,7 +166,7 @@ def stage_from_json(text: str, expected: Mapping[str, str] | None = None) -> Sta
 
 
 def stored_names(sections: Mapping[str, Any], where: str) -> list[str]:
-    """Return what the plain sections of a stage, which need not be ours, name under `imports`.
+    """Return the modules that the plain sections of a stage, which may be of any origin, name under `imports`.
 
     Args:
         sections: of the stage.
@@ -181,6 +187,12 @@ def stored_names(sections: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _find_package(name: str, where: str) -> UserPackage:
+    """Find a top-level package, without importing it.
+
+    Raises:
+        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and is not
+            installed.
+    """
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # a broken finder; a module without a spec, such as __main__
@@ -207,7 +219,7 @@ def _find_package(name: str, where: str) -> UserPackage:
             where=where,
             fix=f"name the folder {name}",
         )
-    package = UserPackage(name, folder, any(folder.is_relative_to(place) for place in _places_of_installed()))
+    package = UserPackage(name, folder, any(folder.is_relative_to(installed) for installed in _installed_folders()))
     compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
     if compiled and not package.installed:
         raise UserError(
@@ -219,19 +231,20 @@ def _find_package(name: str, where: str) -> UserPackage:
 
 
 def _advice(name: str) -> str:
-    """What to do about a package that is not found."""
+    """Return what to do about a package that is not found."""
     if (Path(name) / "__init__.py").is_file():
         return f"it is in the current folder, where Python does not look: PYTHONPATH={Path.cwd()}, or pip install it"
     return "check its name; put the folder that holds the package on PYTHONPATH, or pip install it (-e: as it is)"
 
 
-def _places_of_installed() -> set[Path]:
-    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
-    return {Path(place).resolve() for place in (*places, *site.getsitepackages())}
+def _installed_folders() -> set[Path]:
+    """Return the folders of the interpreter's installed packages."""
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    return {Path(path).resolve() for path in (*paths, *site.getsitepackages())}
 
 
 def _check_module(package: UserPackage, inner: str, where: str) -> None:
-    """Look for a module's file within its package.
+    """Refuse a module whose file is not in its package.
 
     Raises:
         UserError: it is not there.
@@ -248,10 +261,10 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
         )
 
 
-def _other_code(package: UserPackage, expected: str | None, found: str, where: str) -> UserError:
-    there = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
+def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
+    origin = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
     return UserError(
-        f"this was made by {package.name} {there}, and {package.folder} has {found[:SHOWN_SUM]}",
+        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}",
         where=where,
         fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
         "runs by itself",
@@ -266,16 +279,18 @@ def _import(name: str, package: UserPackage) -> None:
     """
     try:
         importlib.import_module(name)
-    except UserError as error:  # of a registration
-        place = _place_in(package, error)
-        raise UserError(error.what, where=": ".join(filter(None, [place, error.where])), fix=error.fix) from None
+    except UserError as error:  # raised by a registration
+        location = _location_in(package, error)
+        raise UserError(error.what, where=": ".join(filter(None, [location, error.where])), fix=error.fix) from None
     except (Exception, SystemExit) as error:
         what = f"importing {name} raises {type(error).__name__}" + (f": {error}" if str(error) else "")
-        raise UserError(what, where=_place_in(package, error), fix="correct that code; nothing was started") from None
+        raise UserError(
+            what, where=_location_in(package, error), fix="correct that code; nothing was started"
+        ) from None
 
 
-def _place_in(package: UserPackage, error: BaseException) -> str:
-    """Return file and line of the package's code where an exception came from."""
+def _location_in(package: UserPackage, error: BaseException) -> str:
+    """Return file and line of the package's code that raised an exception."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

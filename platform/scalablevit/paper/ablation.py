@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalablevit.config.ablation import ARMS, Arm, ablation, plan
-from scalablevit.config.checking import nearest
+from scalablevit.config.ablation import ARMS, ArmStage, ablation_recipe, plan_arms
+from scalablevit.config.checking import did_you_mean
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.paper.saving import save_note, save_rows
@@ -68,12 +68,12 @@ def run_ablation(
     """
     for name in wanted:
         if name not in recipe.stages:
-            raise UserError(f"no stage {name!r}{nearest(name, recipe.stages)}", where="--stages",
+            raise UserError(f"no stage {name!r}{did_you_mean(name, recipe.stages)}", where="--stages",
                             fix=f"stages: {', '.join(recipe.stages)}")  # fmt: skip
-    whole = ablation(recipe, arms, seeds)
+    whole = ablation_recipe(recipe, arms, seeds)
     if recipe.tune is not None:
         print(f"not searched: every arm trains with the recipe's own values, not with what {recipe.tune} would find")
-    planned = {each.name: each for each in plan(recipe, arms, seeds)}
+    planned = {each.name: each for each in plan_arms(recipe, arms, seeds)}
     chosen = [name for name, each in planned.items() if not wanted or each.stage in wanted]
     stages = resolve(whole, root, chosen, DRY_RUN_S if dry_run else None)
     from scalablevit.pipeline.plan_summary import print_plan
@@ -101,7 +101,7 @@ def _cost(resolved: ResolvedStage) -> "Cost":
     return task_kind(resolved.stage.task.kind).build_costs(resolved.stage, resolved.classes).count()
 
 
-def arm_result(arm: Arm, cost: "Cost", result: StageResult) -> ArmResult:
+def arm_result(arm: ArmStage, cost: "Cost", result: StageResult) -> ArmResult:
     """An arm's stage that has finished."""
     return ArmResult(
         arm=arm.arm,

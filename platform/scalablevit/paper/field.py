@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from scalablevit.config.ablation import ablation
+from scalablevit.config.ablation import ablation_recipe
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.shipped import RECIPES
@@ -54,7 +54,7 @@ def draw_field(
 
 def _fresh(overrides: Sequence[str]) -> list[Subject]:
     """ScalableViT-S with LIM, with LEM and with neither, on the same random weights."""
-    recipe = ablation(load_recipe(RECIPES / FRESH, overrides), FRESH_ARMS)
+    recipe = ablation_recipe(load_recipe(RECIPES / FRESH, overrides), FRESH_ARMS)
     subjects: list[Subject] = []
     for arm, stage in zip(FRESH_ARMS, recipe.stages.values(), strict=True):
         torch.manual_seed(stage.training.seed)

@@ -28,24 +28,36 @@ from scalablevit.tracking.outbox import now_ms
 from scalablevit.tracking.records import StepMetrics
 
 STOP_S = FAILED_DRAIN_S + 15
-"""Longest wait for interrupted stages to record their end, tell MLflow, and release their folders."""
+"""Longest wait, in seconds, for interrupted stages to record their end, send it to MLflow, and release their
+folders."""
 
-NO_TIME_S = 0.5
-"""Parts of a stage that took less are not shown."""
+SHOWN_S = 0.5
+"""Parts of a stage that took fewer seconds are not printed."""
 
 
 def run_chain(
     recipe: Recipe, stages: Sequence[ResolvedStage], root: Path, origins: dict[str, dict[str, str]] | None = None
 ) -> list[StageResult]:
-    """Run the stages on the connected cluster; finished ones are recognised and skipped.
+    """Run the stages on the connected cluster; those that have finished already are skipped.
 
     The parent MLflow run ends FINISHED, FAILED or KILLED, as the job does.
 
     Args:
-        origins: tags by stage: where its values come from.
+        recipe: the recipe that the stages are of.
+        stages: in the recipe's order.
+        root: the platform's root.
+        origins: by stage, tags that say which search found its values; None: none.
+
+    Returns:
+        The results, in the order of running.
+
+    Raises:
+        UserError: another job owns a run, or training found something that the user must fix.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        KeyboardInterrupt: all stages have recorded their end.
     """
-    together = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
-    store = RunStore.open(f"{recipe.name}-{together}", None, root)
+    digest = hashlib.sha256(" ".join(stage.hash for stage in stages).encode()).hexdigest()[:12]
+    store = RunStore.open(f"{recipe.name}-{digest}", None, root)
     tracking = stages[0].stage.tracking
     address = tracking_uri(tracking.uri, root)
     names = ", ".join(stage.name for stage in stages)
@@ -60,26 +72,30 @@ def run_chain(
         try:
             begin_job(job, stages, store)
             write_resolved(recipe, stages, store.local / RESOLVED)
-            for group in groups(stages, cluster.has_room):
+            for group in group_stages(stages, cluster.has_room):
                 status_file.update(stage=", ".join(stage.name for stage in group), step=len(results))
                 results |= run_group(job, group, results)
                 outbox.metrics(job.uid, [_best_metrics(results)])
             status_file.update(stage=names, step=len(results))
             publish_job(job, stages, results, store, outbox)
         except Exception as error:
-            # how far it came, and how it came to that
+            # the report shows how far the job came
             clean_up(error, (f"the report of {store.name}", lambda: publish_job(job, stages, results, store, outbox)))
             raise
         outbox.end(job.uid, "FINISHED")
     return list(results.values())
 
 
-def groups(
+def group_stages(
     stages: Sequence[ResolvedStage], has_room: Callable[[Sequence[ResolvedStage]], bool]
 ) -> Iterator[list[ResolvedStage]]:
-    """Yield the stages in the order of running: those of a group run in parallel.
+    """Yield groups of stages in the order of running; the stages of a group run in parallel.
 
     A group holds stages whose parents are in earlier groups, in the recipe's order, as many as there is room for.
+
+    Args:
+        stages: in the recipe's order.
+        has_room: whether the cluster can run all of some stages at once.
     """
     waiting, done = list(stages), set[str]()
     while waiting:
@@ -93,19 +109,27 @@ def groups(
 
 
 def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResult]) -> dict[str, StageResult]:
-    """Run a group of stages; when one fails, the others still come to their end before the failure is raised.
+    """Run a group of stages in parallel; when one fails, the others still run to their end before its error is raised.
 
-    The first Ctrl-C lets those that train save at their next step and end.
+    The first Ctrl-C lets the stages that train save at their next step and end.
+
+    Args:
+        job: what the stages share.
+        group: the stages.
+        earlier: results of the stages before, by name.
+
+    Returns:
+        The stages' results, by name.
 
     Raises:
-        KeyboardInterrupt: at its end all stages have recorded theirs.
+        KeyboardInterrupt: all stages have recorded their end.
     """
     if len(group) > 1:
         print(f"running in parallel: {', '.join(stage.name for stage in group)}", flush=True)
     results: dict[str, StageResult] = {}
     failures: list[BaseException] = []
     disconnecting = threading.Event()
-    # not the threads' own state: Python before 3.13 takes a thread for ended when a signal interrupts its join
+    # events, not `join`: before Python 3.13 a thread counts as ended when a signal interrupts its join
     ended = {stage.name: threading.Event() for stage in group}
 
     def run(stage: ResolvedStage) -> None:
@@ -121,7 +145,7 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
 
     try:
         for stage in group:
-            # daemons: after an interrupt nothing waits for them for ever
+            # daemons, so that the process can end after an interrupt whatever they do
             threading.Thread(target=run, args=(stage,), name=stage.name, daemon=True).start()
         wait_saving_first(ended.values(), job.stop_training)
     except BaseException:
@@ -139,13 +163,19 @@ def run_group(job: Job, group: list[ResolvedStage], earlier: dict[str, StageResu
 
 
 def _best_metrics(results: dict[str, StageResult]) -> StepMetrics:
-    """The stages' best metrics on the parent run, where jobs are compared."""
+    """Return the stages' best metrics as a record of the parent run, where jobs are compared."""
     values = {f"{name}/{result.metric.removeprefix('val/')}": result.value for name, result in results.items()}
     return {"step": 0, "time_ms": now_ms(), "metrics": values}
 
 
-def table(results: Sequence[StageResult], root: Path, address: str) -> str:
-    """What came out, and what to do next."""
+def format_results(results: Sequence[StageResult], root: Path, address: str) -> str:
+    """Return a table of the results, where the time went, and the commands that one may want next.
+
+    Args:
+        results: of the stages, in order.
+        root: the platform's root.
+        address: MLflow's; credentials in it are not shown.
+    """
     rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
     for result in results:
         version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
@@ -163,13 +193,13 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
         )
     spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
     model = f"models:/{results[-1].registered_as}@candidate"
-    owed = [f"{result.name}: {result.tracking}" for result in results if not result.version]
+    unregistered = [f"{result.name}: {result.tracking}" for result in results if not result.version]
     uri = without_credentials(address)
     sqlite = uri.startswith("sqlite")
     programs = Path(sys.executable).parent
-    place, mlflow = (shlex.quote(str(each)) for each in (root, programs / "mlflow"))
+    root_text, mlflow = (shlex.quote(str(path)) for path in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
-    where = f"--root {place}{tracking_override(address, root)}"
+    where = f"--root {root_text}{tracking_override(address, root)}"
     evaluate, predict, promote, runs = (
         command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
     )
@@ -177,7 +207,7 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
         [
             format_table(rows),
             *spent,
-            *owed,
+            *unregistered,
             "",
             paint("next:", "bold"),
             f"  look at runs and models   {look}",
@@ -185,15 +215,17 @@ def table(results: Sequence[StageResult], root: Path, address: str) -> str:
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
             f"  make it the champion      {promote} {shlex.quote(results[-1].registered_as)} {where}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
-            f"  the runs and their state  {runs} list --root {place}",
+            f"  the runs and their state  {runs} list --root {root_text}",
             f"  run folders               {root / RUNS}",
         ]
     )
 
 
 def _profile(seconds: dict[str, float]) -> str:
-    """Each part with its share, as `step 3.1 min (80 %)`."""
+    """Return each part with its time and share, such as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
     return ", ".join(
-        f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items() if each >= NO_TIME_S
+        f"{part} {duration(part_s)} ({100 * part_s / total:.0f} %)"
+        for part, part_s in seconds.items()
+        if part_s >= SHOWN_S
     )

@@ -1,4 +1,4 @@
-"""The third gate: the Ray cluster, connected to or started here, and whether the stages fit on it."""
+"""Connect to a Ray cluster, or start Ray here, and check that the stages fit on it and that all nodes see the files."""
 
 import json
 import logging
@@ -20,32 +20,33 @@ from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
 
 PACKAGE = Path(__file__).resolve().parent.parent
-"""The package's folder: the uploaded copy when running as a job."""
+"""Folder of this package: in a job, of the uploaded copy."""
 PROBE_S = 120.0
-"""A node may first have to start a process for the question."""
-ANSWER_S = 10.0
-"""Longest wait for a cluster's address to take a connection; Ray itself tries for many minutes."""
-HEAD = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
+"""Longest wait, in seconds, for an answer from every node, which may first have to start a process."""
+CONNECT_TIMEOUT_S = 10.0
+"""Longest wait, in seconds, for a cluster's address to take a connection; Ray itself tries for many minutes."""
+START_HEAD_HINT = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
+"""What to do when no cluster answers."""
 
 
 def connect(
     stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None, *, imports: Sequence[str] = ()
 ) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, else start one on this machine, and check that the stages fit.
+    """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine, and check that the stages fit.
 
-    The package travels as a py_module, so driver and workers run the same snapshot, installed or not. So do the users'
-    packages that are not installed; every node must have the same of each.
+    This package is sent to the workers (Ray's `py_modules`), so driver and workers run the same code, installed or not.
+    So are users' packages that are not installed; every node must have the same of each.
 
     Args:
         stages: what is to be trained.
         root: the platform's root.
-        trial_gpus: of each worker of a search's trials. Tune's processes take their environment from the job alone: it
-            is that of CPU workers where nothing of the job computes on a GPU.
+        trial_gpus: GPUs of each worker of a search's trials; None: there is no search. Ray Tune's processes get their
+            environment variables from the job alone: those of CPU workers where nothing of the job computes on a GPU.
         imports: users' modules that the job imports, besides those of the stages.
 
     Raises:
-        UserError: no answer, not enough room (with the arithmetic), or a node that does not see the files or has other
-            code of the user.
+        UserError: the cluster does not answer, has too little room (with the arithmetic), or has a node that does not
+            see the files or has other users' code.
     """
     names = [*imports, *(name for resolved in stages for name in resolved.stage.imports)]
     packages = find_packages(names)
@@ -57,27 +58,27 @@ def connect(
         _check_fit(stages, [local_resources()], "this machine")
     import ray
 
-    variables = {"RAY_ADDRESS": address} if address else {}  # the placement-group cleaner looks it up by this name
+    variables = {"RAY_ADDRESS": address} if address else {}  # Ray's placement-group cleaner reads it
     variables |= _trial_variables(stages, trial_gpus)
     try:
         with interruptible_start(), say_while_waiting("ray", "the cluster" if address else "Ray on this machine"):
             ray.init(
                 address=address or "local",
-                runtime_env={"py_modules": _shipped(packages), "env_vars": variables},
+                runtime_env={"py_modules": _sent_folders(packages), "env_vars": variables},
                 log_to_driver=os.environ.get("SCALABLEVIT_RAY_LOGS") == "1",
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
-    except Exception as error:  # plain ones too, as when a busy machine's node is not there after 30 s
+    except Exception as error:  # also a plain Exception, as when a busy machine's node does not start within 30 s
         raise UserError(
             f"cannot {'connect to the cluster' if address else 'start Ray on this machine'}: "
             f"{(str(error) or repr(error)).splitlines()[0]}",
             where=f"RAY_ADDRESS={address}" if address else "",
-            fix=HEAD if address else "try again when the machine is less busy",
+            fix=START_HEAD_HINT if address else "try again when the machine is less busy",
         ) from None
     nodes = alive_nodes()
     _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
-    if address is not None and not trial_gpus:  # this machine's are in the plan
+    if address is not None and not trial_gpus:  # the plan has those of this machine
         for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
             print(f"warning: {warning}", flush=True)
     if len(nodes) > 1:
@@ -85,13 +86,13 @@ def connect(
         refuse_other_code(packages, [node.id for node in nodes])
 
 
-def _shipped(packages: Sequence[UserPackage]) -> list[str]:
-    """Return the folders of the packages that travel with the job."""
+def _sent_folders(packages: Sequence[UserPackage]) -> list[str]:
+    """Return the folders of the packages that are sent to the workers."""
     return [str(PACKAGE), *(str(package.folder) for package in packages if not package.installed)]
 
 
 def _refuse_other_package() -> None:
-    """Refuse to train code of which the user does not know that it is meant.
+    """Refuse to train when another copy of this package may be the one that was meant.
 
     A job's upload is imported only by the scripts in `pipelines/`; and Ray's workers look into the driver's current
     folder before they look at what was sent to them.
@@ -112,17 +113,17 @@ def _refuse_other_package() -> None:
 
 
 def _trial_variables(stages: Sequence[ResolvedStage], trial_gpus: float | None) -> dict[str, str]:
-    """Variables for the processes of trials, where nothing of the job computes on a GPU."""
+    """Return environment variables for processes of trials; empty where the job has none or computes on GPUs."""
     if trial_gpus != 0 or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
         return {}
     config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
-    # what the job was submitted with every process has, and Ray refuses it again
+    # every process has the variables of the job, and Ray refuses to set them twice
     submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
     return {name: value for name, value in worker_variables(0).items() if name not in submitted}
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that Ray would answer with a traceback, or only after many minutes.
+    """Refuse an address for which Ray would raise a traceback, or only after many minutes.
 
     Raises:
         UserError: it is no cluster's, or nobody listens there.
@@ -134,33 +135,38 @@ def _check_address(address: str) -> None:
             where=where,
             fix="submit it (ray job submit --working-dir . -- python ...), or give the head's own address, <host>:6379",
         )
-    if address in ("auto", "local"):  # words of Ray's
+    if address in ("auto", "local"):  # have a meaning for Ray
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError("is no address of a cluster", where=where, fix="write <host>:<port>, such as 10.0.0.1:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, UnicodeError) as error:  # the latter: a host's name that cannot be one
-        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=HEAD) from None
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
+        raise UserError(f"the Ray cluster does not answer: {error}", where=where, fix=START_HEAD_HINT) from None
 
 
 def disconnect() -> None:
-    """Leave the cluster: everything that this driver started there ends."""
+    """Disconnect from the cluster: everything that this driver started there ends."""
     import ray
 
     ray.shutdown()
 
 
 def has_room(stages: Sequence[ResolvedStage]) -> bool:
-    """Whether the connected cluster, were it empty, holds all workers of all these stages at once."""
+    """Return whether the connected cluster, were it empty, has room for all workers of all these stages at once."""
     return fit_together([stage.stage for stage in stages], [node.resources for node in alive_nodes()])
 
 
 def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
-    """Whether the workers of all stages fit on the nodes at once, each worker on one node.
+    """Return whether the workers of all stages fit on the nodes at once, each worker on one node.
 
-    Workers are placed largest first on the first node with room, which may miss a tight packing but never invents one.
+    Workers are placed largest first, each on the first node with room. That may miss a tight packing, but never claims
+    one that does not exist.
+
+    Args:
+        stages: whose workers are placed.
+        nodes: resources of each node, by Ray's names (`CPU`, `GPU`).
     """
     free = [dict(node) for node in nodes]
     wanted = [
@@ -168,7 +174,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
         for stage in stages
         for _ in range(stage.cluster.workers)
     ]
-    for worker in sorted(wanted, key=lambda each: (each["GPU"], each["CPU"]), reverse=True):
+    for worker in sorted(wanted, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
         node = next((node for node in free if _workers_on(node, worker) >= 1), None)
         if node is None:
             return False
@@ -177,8 +183,8 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
     return True
 
 
-def copies(stage: Stage) -> int:
-    """How many trainings like this one the connected cluster, were it empty, holds at once."""
+def count_copies(stage: Stage) -> int:
+    """Return how many trainings like this stage the connected cluster, were it empty, has room for at once."""
     nodes, count = [node.resources for node in alive_nodes()], 0
     while fit_together([stage] * (count + 1), nodes):
         count += 1
@@ -195,12 +201,12 @@ def local_resources(*, gpus: bool = True) -> dict[str, float]:
 
 
 def unused_gpus(stages: Sequence[ResolvedStage], gpus: float, whose: str) -> list[str]:
-    """Return a warning where there are GPUs and no stage asks for one.
+    """Return a warning where there are GPUs and no stage asks for one; else nothing.
 
     Args:
         stages: all that are trained.
-        gpus: how many there are.
-        whose: what has them.
+        gpus: number of GPUs.
+        whose: what has them, for the warning: `the cluster`.
     """
     if gpus < 1 or not stages or any(resolved.stage.cluster.gpus_per_worker for resolved in stages):
         return []
@@ -214,7 +220,7 @@ def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]
 
 
 def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
-    """Resources of which the nodes have too few for the stage's least number of workers."""
+    """Return an error if the nodes have too few resources for the stage's least number of workers; else nothing."""
     cluster = resolved.stage.cluster
     workers = least_workers(resolved.stage)
     wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
@@ -237,17 +243,17 @@ def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: s
 
 
 def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
-    """A worker takes all its resources from one node."""
+    """Return how many workers fit on a node, since a worker takes all its resources from one."""
     return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
 
 
 def least_workers(stage: Stage) -> int:
-    """Fewest workers that the stage starts with."""
+    """Return the fewest workers that the stage starts with."""
     return stage.cluster.min_workers or stage.cluster.workers
 
 
 def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
-    """On several nodes: every one must read what the driver writes to run storage, the data and initial weights.
+    """Refuse nodes that cannot read what the driver writes to run storage, the data or the initial weights.
 
     Raises:
         UserError: names the folders and the nodes that do not see them.
@@ -265,8 +271,8 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
             wanted[str(probes[keys])] = f"{keys}cluster.storage ({folder})"
         data = str(root / Path(stage.data.root).expanduser())
         wanted[data] = f"{keys}data.root ({data})"
-        if resolved.initial is not None and Path(resolved.initial.location).is_absolute():
-            wanted[resolved.initial.location] = f"{keys}model.init ({resolved.initial.location})"
+        if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
+            wanted[resolved.init_weights.location] = f"{keys}model.init ({resolved.init_weights.location})"
     try:
         refuse_unseen(wanted, node_ids)
     finally:
@@ -275,38 +281,50 @@ def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence
 
 
 def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
-    """Make sure that every node reads some paths of this machine.
+    """Refuse nodes that cannot read some paths of this machine.
 
     Args:
-        wanted: by path, how errors name it.
-        node_ids: None: all that are alive.
+        wanted: by path, its name in errors.
+        node_ids: Ray's ids of the nodes; None: of all that are alive.
 
     Raises:
-        UserError: names the paths and the nodes that do not see them.
+        UserError: names the paths and the nodes that do not see them, or not every node answered in time.
     """
     node_ids = node_ids or [node.id for node in alive_nodes()]
     missing = unreadable_on(node_ids, list(wanted))
-    blind = sorted(node for node, paths in missing.items() if paths)
-    if blind:
-        paths = {path for node in blind for path in missing[node]}
+    failing = sorted(node for node, paths in missing.items() if paths)
+    if failing:
+        paths = {path for node in failing for path in missing[node]}
         raise UserError(
-            f"{len(blind)} of {len(node_ids)} nodes do not see what is here ({', '.join(blind)})",
-            where=", ".join(place for path, place in wanted.items() if path in paths),
+            f"{len(failing)} of {len(node_ids)} nodes do not see what is here ({', '.join(failing)})",
+            where=", ".join(name for path, name in wanted.items() if path in paths),
             fix="use folders that every node mounts, such as --root /nfs/scalablevit, or cluster.storage=s3://...",
         )
 
 
 def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
-    """By node: those of the paths that a process there does not see."""
+    """Return the paths that a process on each node cannot read, by node.
+
+    Args:
+        node_ids: Ray's ids of the nodes.
+        paths: absolute paths.
+
+    Raises:
+        UserError: not every node answered in time.
+    """
     answers: dict[str, list[str]] = _ask_nodes(node_ids, _find_unreadable, paths, "whether it sees the files")
     return answers
 
 
 def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) -> None:
-    """Make sure that every node imports the same users' packages as this machine.
+    """Refuse nodes that import other users' packages than this machine.
+
+    Args:
+        packages: as this machine has them.
+        node_ids: Ray's ids of the nodes.
 
     Raises:
-        UserError: names the packages and the nodes that have another one, or none.
+        UserError: names the packages and the nodes that have another one, or none; or not every node answered in time.
     """
     if not packages:
         return
@@ -316,12 +334,12 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
     errors = []
     for package in packages:
         others = {
-            node: found[package.name][:SHOWN_SUM] or "none"
-            for node, found in answers.items()
-            if found[package.name] != here[package.name]
+            node: sums[package.name][:SHOWN_SUM] or "none"
+            for node, sums in answers.items()
+            if sums[package.name] != here[package.name]
         }
         if others:
-            listed = ", ".join(f"{node}: {found}" for node, found in sorted(others.items()))
+            listed = ", ".join(f"{node}: {digest}" for node, digest in sorted(others.items()))
             errors.append(
                 UserError(
                     f"{len(others)} of {len(node_ids)} nodes have another {package.name} than this machine, whose "
@@ -337,7 +355,7 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
 
 
 def _sums_here(names: list[str]) -> dict[str, str]:
-    """Return the content sum of each package on the node that is asked; empty where there is none."""
+    """Return the SHA-256 of each package on the node that runs this; empty where there is none."""
     sums: dict[str, str] = {}
     for name in names:
         try:
@@ -348,7 +366,7 @@ def _sums_here(names: list[str]) -> dict[str, str]:
 
 
 def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
-    """Return what a function answers on each node, by node.
+    """Return what a function returns on each node, by node.
 
     Raises:
         UserError: not every node answered in time.
@@ -356,19 +374,19 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {}
+    pending = {}
     for node in node_ids:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        asked[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
+        pending[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
     try:
-        answers = ray.get(list(asked.values()), timeout=PROBE_S)
+        answers = ray.get(list(pending.values()), timeout=PROBE_S)
     except ray.exceptions.GetTimeoutError:
         raise UserError(
             f"not every node answered within {PROBE_S:.0f} s {what}",
             where="cluster",
             fix="look at `ray status`; remove nodes that do not work",
         ) from None
-    return dict(zip(asked, answers, strict=True))
+    return dict(zip(pending, answers, strict=True))
 
 
 def _find_unreadable(paths: list[str]) -> list[str]:

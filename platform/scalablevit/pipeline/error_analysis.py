@@ -1,4 +1,4 @@
-"""Error analysis on validation images: which class is taken for which, some predictions, and the worst of them."""
+"""Error analysis on validation images: confusions between classes, some predictions, and the worst of them."""
 
 import json
 import shutil
@@ -30,35 +30,40 @@ from scalablevit.training.storage import put_text
 from scalablevit.viz.palette import class_hex
 
 IMAGES = 200
-"""Images of the sample, at most."""
+"""Most images of the random sample."""
 SECONDS = 30.0
-"""After them no further batch is begun; the first one always is."""
+"""Seconds after which no further batch is started; the first batch always is."""
 BATCH = 8
 SHOWN, WORST = 6, 8
 """Predictions that are drawn: the first ones of the random sample, and the worst."""
-KEPT_NAMES = 2
-"""Parts of a file's path, from its end."""
+SHOWN_PATH_PARTS = 2
+"""Last parts of a file's path that are shown."""
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An image that may be drawn."""
+class _ScoredImage:
+    """An image with its score, as it may be drawn."""
 
     score: SampleScore
     image: NDArray[np.uint8]
-    """(height, width, 3), RGB."""
-    truth: Any
+    """uint8 (H, W, 3), RGB."""
+    ground_truth: Any
     prediction: Any
-    """As the kind of task draws them (`tasks.drawing.Drawing`)."""
+    """In the form in which the kind of task draws both (`tasks.drawing.Drawing`)."""
 
 
 def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, folder: Path) -> Findings:
     """Analyse a random sample of validation images, as many as `IMAGES` and `SECONDS` allow, and write the findings.
 
     Args:
-        model: with the weights to look at, on the CPU.
+        task: of the stage.
+        stage: the resolved stage.
+        model: with the trained weights, on the CPU.
         source: the validation split.
-        folder: replaced: `findings.json` and the pictures of its cases.
+        folder: replaced by one with `findings.json` and the drawn images.
+
+    Returns:
+        The findings.
 
     Raises:
         ValueError: none of the images could be read.
@@ -66,8 +71,8 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
     started = time.monotonic()
     kind = task_kind(stage.task.kind)
     analysis, drawing = kind.build_error_analysis(task.classes), kind.drawing()
-    seen: list[_Seen] = []
-    worst: list[_Seen] = []
+    sampled: list[_ScoredImage] = []
+    worst: list[_ScoredImage] = []
     images = bad = 0
     model.eval()
     for batch in _batches(task, stage, source):
@@ -75,10 +80,10 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         if batch.samples:
             with torch.inference_mode():
                 predictions = task.predict(model, task.prepare(batch, "val", ()))
-            fresh = _seen(drawing, batch, predictions, analysis.update(predictions, batch))
+            fresh = _score_images(drawing, batch, predictions, analysis.update(predictions, batch))
             images += len(fresh)
-            seen = (seen + fresh)[:SHOWN]
-            worst = sorted(worst + fresh, key=lambda each: -each.score.error)[:WORST]
+            sampled = (sampled + fresh)[:SHOWN]
+            worst = sorted(worst + fresh, key=lambda scored: -scored.score.error)[:WORST]
         if time.monotonic() - started > SECONDS:
             break
     if not images:
@@ -94,48 +99,48 @@ def analyse_errors(task: Task, stage: Stage, model: nn.Module, source: Source, f
         macs=cost.macs,
         measure=analysis.measure,
         details=analysis.details(),
-        cases=tuple(_drawn(each, task, stage, source, folder) for each in seen),
-        worst=tuple(_drawn(each, task, stage, source, folder) for each in worst if each.score.error > 0),
+        cases=tuple(_draw_case(scored, task, stage, source, folder) for scored in sampled),
+        worst=tuple(_draw_case(scored, task, stage, source, folder) for scored in worst if scored.score.error > 0),
     )
     put_text(str(folder), FINDINGS, json.dumps(asdict(findings)))
     return findings
 
 
 def _batches(task: Task, stage: Stage, source: Source) -> Iterator[Batch]:
-    """Yield the random sample: however early the caller stops, what was read is spread over the split."""
+    """Yield the random sample in batches; if the caller stops early, what was read is still random over the split."""
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
     order = np.random.default_rng(stage.training.seed).permutation(len(source))[:IMAGES].tolist()
     collate = task.collate("val")
     for start in range(0, len(order), BATCH):
-        yield collate([dataset[Key(number, 0, 0)] for number in order[start : start + BATCH]])
+        yield collate([dataset[Key(index, 0, 0)] for index in order[start : start + BATCH]])
 
 
-def _seen(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_Seen]:
-    found = []
-    for place, score in enumerate(scores):
-        truth = drawing.ground_truth_of(batch, place)
-        image = batch.image[place].numpy().copy()  # else the whole batch would stay
-        found.append(_Seen(score, image, truth, drawing.prediction_of(predictions[place], truth)))
-    return found
+def _score_images(drawing: Drawing, batch: Batch, predictions: Any, scores: list[SampleScore]) -> list[_ScoredImage]:
+    scored = []
+    for index, score in enumerate(scores):
+        ground_truth = drawing.ground_truth_of(batch, index)
+        image = batch.image[index].numpy().copy()  # a view would keep the whole batch in memory
+        scored.append(_ScoredImage(score, image, ground_truth, drawing.prediction_of(predictions[index], ground_truth)))
+    return scored
 
 
-def _drawn(seen: _Seen, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
-    """Draw an image, unless it is there already, and say what it shows."""
-    picture = f"{seen.score.index}.jpg"
+def _draw_case(scored: _ScoredImage, task: Task, stage: Stage, source: Source, folder: Path) -> Case:
+    """Draw an image, unless it has been drawn, and return what it shows."""
+    picture = f"{scored.score.index}.jpg"
     if not (folder / picture).exists():
-        image = np.divide(seen.image, 255, dtype=np.float32)
-        save_pair(stage.task.kind, image, seen.truth, seen.prediction, folder / picture)
+        image = np.divide(scored.image, 255, dtype=np.float32)
+        save_pair(stage.task.kind, image, scored.ground_truth, scored.prediction, folder / picture)
     classes_in = task_kind(stage.task.kind).drawing().classes_in
-    numbers = sorted({number for each in (seen.truth, seen.prediction) for number in classes_in(each)})
+    indices = sorted({index for labels in (scored.ground_truth, scored.prediction) for index in classes_in(labels)})
     return Case(
-        file=_name(source[seen.score.index]),
+        file=_name(source[scored.score.index]),
         picture=picture,
-        words=seen.score.summary,
-        error=seen.score.error,
-        classes={task.classes[number]: class_hex(number) for number in numbers},
-        outcome=seen.score.outcome,
+        words=scored.score.summary,
+        error=scored.score.error,
+        classes={task.classes[index]: class_hex(index) for index in indices},
+        outcome=scored.score.outcome,
     )
 
 
 def _name(sample: Sample) -> str:
-    return shown("/".join(Path(str(sample.image)).parts[-KEPT_NAMES:]))
+    return shown("/".join(Path(str(sample.image)).parts[-SHOWN_PATH_PARTS:]))

@@ -1,4 +1,4 @@
-"""The best checkpoint of a stage as weights for inference, apart from resumable state, and what came out."""
+"""Export the best checkpoint of a stage as weights for inference, and collect the stage's result."""
 
 import hashlib
 import json
@@ -31,7 +31,16 @@ def export_weights(
     outcome: "TrainingEnd",
     minutes: float,
 ) -> StageResult:
-    """Copy the best checkpoint's weights to `model/` and say what came out.
+    """Copy the best checkpoint's weights to `model/` in the run's folder, and return the stage's result.
+
+    Args:
+        recipe: name of the recipe.
+        resolved: the stage.
+        lineage: tags of the weights that it started from, and of the search that found its values.
+        store: the run's folder.
+        uid: of the run in MLflow.
+        outcome: how the training ended.
+        minutes: wall time of the attempt that finished.
 
     Raises:
         UserError: no checkpoint with an evaluation is there, or all are damaged.
@@ -96,11 +105,11 @@ def export_weights(
 
 
 def replaced_best(outcome: "TrainSummary", exported: "Entry", metric: str) -> str:
-    """Say that another checkpoint than that of the best evaluation is exported; empty when it is that one.
+    """Return a note if the exported checkpoint is not that of the best evaluation; empty if it is.
 
     Args:
-        outcome: of the training; it knows the best evaluation, whatever is stored of it.
-        exported: the best of the checkpoints that are whole.
+        outcome: of the training; it knows the best evaluation, even if its checkpoint is lost.
+        exported: the best of the undamaged checkpoints.
         metric: by which evaluations are compared.
     """
     step, value = outcome.best_step, outcome.best_value
@@ -113,10 +122,10 @@ def replaced_best(outcome: "TrainSummary", exported: "Entry", metric: str) -> st
 
 
 def time_profile(outcome: "TrainSummary", attempts: "Sequence[Event]", end: float) -> dict[str, float]:
-    """Where the time of a stage went, in seconds, over all attempts; the parts add up to the jobs' wall time.
+    """Return the wall seconds of a stage by part, over all attempts; they add up to the jobs' wall time.
 
-    `start` is from the job's wish for workers, or the loss of the ones before, to their first step: Ray's start of the
-    processes and ours in them. `other` is the rest: work that was lost, ends of jobs, what came between attempts.
+    `start` is from the request for workers, or the loss of the workers before, to their first step: Ray's start of the
+    processes and ours in them. `other` is the rest: lost work, ends of jobs, and the time between attempts.
 
     Args:
         outcome: of the training.
@@ -127,19 +136,19 @@ def time_profile(outcome: "TrainSummary", attempts: "Sequence[Event]", end: floa
 
     start = wall = 0.0
     submitted: float | None = None
-    asked: float | None = None
+    requested: float | None = None
     for event in attempts:
         match event:
             case Submitted():
-                if submitted is not None:  # by a job that was killed, or failed
+                if submitted is not None:  # the job before was killed or failed
                     wall += max(0.0, (event.last or submitted) - submitted)
-                submitted = asked = event.time
+                submitted = requested = event.time
             case Lost():
-                asked = event.time
+                requested = event.time
             case StartupTimings():
                 # clocks of two nodes may differ
-                start += event.first_step - min(event.entered, event.entered if asked is None else asked)
-                asked = None
+                start += event.first_step - min(event.entered, event.entered if requested is None else requested)
+                requested = None
     if submitted is not None:
         wall += end - submitted
     spent = outcome.spent

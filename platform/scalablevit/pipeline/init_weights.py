@@ -1,4 +1,4 @@
-"""Where `model.init` points, found before anything is started."""
+"""Find and check the weights that `model.init` names, before anything is started."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from scalablevit.io import sha256_of
 from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
 
-SAME = 0.01
-"""Largest difference between two means or deviations of pixels, of 0 to 1, that changes nothing that matters."""
+NORMALIZATION_TOLERANCE = 0.01
+"""Largest difference between means or standard deviations of pixels, on the scale from 0 to 1, that is ignored."""
 
 
 @dataclass(frozen=True)
@@ -22,35 +22,37 @@ class InitWeights:
     location: str
     """A path or address, or a timm tag."""
     sha256: str
-    """Of the file; what is loaded is checked against it."""
+    """Of the file, in hexadecimal; what is loaded is checked against it."""
     classes: tuple[str, ...] | None
-    """Classes of the model that they come from; None when the file does not say."""
+    """Class names of the model that they come from; None: the file does not have them."""
     version: str = ""
-    """`<name>/<version>` when they are registered."""
+    """`<name>/<version>` if they are registered; else empty."""
 
     def lineage(self) -> dict[str, str]:
-        """Tags for the run and the version that start from these weights."""
-        found = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
-        return {name: value for name, value in found.items() if value}
+        """Return the tags for the run and the registered version that start from these weights."""
+        values = {tags.INIT_SHA256: self.sha256, tags.PARENT_VERSION: self.version}
+        return {name: value for name, value in values.items() if value}
 
     def keep_head(self, classes: tuple[str, ...]) -> bool:
-        """Whether a head of fitting shape may be taken over: not when it is known to be for other classes."""
+        """Return whether a head of the same shape may be loaded: not if it is known to be for other classes."""
         return self.classes is None or self.classes == classes
 
 
 def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
-    """What `model.init` names outside the recipe; None for random weights, and for a stage, which is yet to train.
+    """Return what `model.init` names outside the recipe; None for random weights, and for a stage to be trained first.
 
     Raises:
-        UserError: it points to nothing that can be read.
+        UserError: it names nothing that can be read.
     """
     init = stage.model.init
     if init is None or init.startswith("stage:"):
         return None
     if init.startswith("models:/"):
-        found = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
-        version = f"{found.name}/{found.version}"
-        return InitWeights(str(found.weights), found.tags[tags.WEIGHTS_SHA256], tuple(found.config["classes"]), version)
+        registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
+        version = f"{registered.name}/{registered.version}"
+        return InitWeights(
+            str(registered.weights), registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"]), version
+        )
     if init.startswith("timm:"):
         from scalablevit.models.weights import cached_tag_file
 
@@ -66,10 +68,12 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     return InitWeights(str(path), sha256_of(path), None)
 
 
-def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, ...]) -> None:
+def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[str, ...]) -> None:
     """Refuse weights of another architecture, before any worker starts.
 
     Args:
+        stage: whose backbone takes the weights.
+        init_weights: the weights.
         classes: of the stage's data.
 
     Raises:
@@ -84,14 +88,14 @@ def check_init_weights(stage: Stage, initial: InitWeights, classes: tuple[str, .
     with torch.device("meta"):
         backbone = task.backbone(task.build_model())
     try:
-        check_init_weights(backbone, initial.location, keep_head=initial.keep_head(classes))
+        check_init_weights(backbone, init_weights.location, keep_head=init_weights.keep_head(classes))
     except UserError as error:
         error.where = f"model.init ({stage.model.init}: {error.where})"
         raise
 
 
 def normalization_warnings(stage: Stage) -> tuple[str, ...]:
-    """Warn where `data.mean` and `data.std` are not those that the weights of a timm tag were trained with."""
+    """Return warnings where `data.mean` or `data.std` differ from those that a timm tag's weights were trained with."""
     init = stage.model.init or ""
     if not init.startswith("timm:"):
         return ()
@@ -102,12 +106,12 @@ def normalization_warnings(stage: Stage) -> tuple[str, ...]:
         return ()
     pairs = {"mean": (trained.mean, stage.data.mean), "std": (trained.std, stage.data.std)}
     return tuple(
-        f"data.{name} is {_listed(ours)}, and {init} was trained with {_listed(theirs)}: "
-        f"data.{name}={_listed(theirs)} gives the weights what they know"
+        f"data.{name} is {_format_list(ours)}, and {init} was trained with {_format_list(theirs)}: "
+        f"data.{name}={_format_list(theirs)} gives the weights what they know"
         for name, (theirs, ours) in pairs.items()
-        if any(abs(a - b) > SAME for a, b in zip(theirs, ours, strict=True))
+        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, ours, strict=True))
     )
 
 
-def _listed(values: Sequence[float]) -> str:
+def _format_list(values: Sequence[float]) -> str:
     return f"[{','.join(f'{value:g}' for value in values)}]"

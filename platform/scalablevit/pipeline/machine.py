@@ -1,4 +1,4 @@
-"""What a recipe asks for and this machine does not have, said before anything starts."""
+"""Warnings about what a recipe asks for and this machine lacks, before anything starts."""
 
 import math
 import os
@@ -10,43 +10,45 @@ from scalablevit.pipeline.cluster import least_workers, local_resources, unused_
 from scalablevit.pipeline.resolve import ResolvedStage
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
-"""A folder for each GPU."""
+"""Has a folder for each GPU."""
 PROCESS_BYTES = 1.2 * 2**30
-"""Of a worker with torch and its libraries, before it trains; measured on a CPU."""
+"""Memory of a worker with torch and its libraries, before it trains, in bytes; measured on a CPU."""
 IMAGE_BYTES_A_PIXEL = 10_000
-"""Roughly what an image's activations take in training: only above it is memory counted, which takes seconds."""
+"""Rough bytes, for each pixel of an image, of its activations in training; if they fit, memory is not counted, which
+takes seconds."""
 
 
 def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
-    """Name the cores, GPUs and memory that stages ask for and this machine lacks; nothing where a cluster is named."""
+    """Return what stages ask for and this machine lacks (cores, GPUs, memory); nothing if RAY_ADDRESS is set."""
     if os.environ.get("RAY_ADDRESS"):
         return []
     # counting GPUs loads Ray, which takes a second
-    there = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
+    available = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
     memory = _available_bytes()
-    found = unused_gpus(stages, _nvidia_gpus(), "this machine")
+    warnings = unused_gpus(stages, _nvidia_gpus(), "this machine")
     for resolved in stages:
         cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)
-        for kind, each in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
-            have = there["GPU" if kind == "GPU" else "CPU"]
-            if workers * each > have:
-                found.append(
-                    f"stage {resolved.name} asks for {workers} workers x {each:g} {kind}s = {workers * each:g}, and "
-                    f"this machine has {have:g}: it starts on a cluster only, or with other cluster.workers and "
+        for kind, per_worker in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
+            have = available["GPU" if kind == "GPU" else "CPU"]
+            if workers * per_worker > have:
+                warnings.append(
+                    f"stage {resolved.name} asks for {workers} workers x {per_worker:g} {kind}s = "
+                    f"{workers * per_worker:g}, and this machine has {have:g}: it starts on a cluster only, or with "
+                    "other cluster.workers and "
                     f"cluster.{'gpus' if kind == 'GPU' else 'cpus'}_per_worker"
                 )
         if memory and not cluster.gpus_per_worker and (needed := _needed_bytes(resolved, memory)) > memory:
-            found.append(
+            warnings.append(
                 f"stage {resolved.name} takes about {needed / 2**30:.3g} GiB of memory in {cluster.workers} workers, "
                 f"and {memory / 2**30:.3g} GiB are free on this machine: lower training.global_batch_size, raise "
                 "training.accumulation_steps, or take smaller images"
             )
-    return found
+    return warnings
 
 
 def _nvidia_gpus() -> int:
-    """GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:  # a part of them, or none: whoever set it knows of them
+    """Return the GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # GPUs were chosen on purpose, so nobody needs a warning
         return 0
     try:
         return len(list(NVIDIA.iterdir()))
@@ -55,7 +57,7 @@ def _nvidia_gpus() -> int:
 
 
 def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
-    """Memory of a stage's workers; counted only where a rough upper bound does not fit."""
+    """Return the bytes of memory of a stage's workers; counted only where a rough upper bound does not fit."""
     stage, workers = resolved.stage, resolved.stage.cluster.workers
     images = math.ceil(stage.training.global_batch_size / workers / stage.training.accumulation_steps)
     bound = workers * (PROCESS_BYTES + images * stage.data.training_pixels * IMAGE_BYTES_A_PIXEL)
@@ -68,10 +70,10 @@ def _needed_bytes(resolved: ResolvedStage, available: float) -> float:
 
 
 def _available_bytes() -> float:
-    """Memory that programs can still take; 0 where the system does not say."""
+    """Return the bytes of memory that programs can still take; 0 where the system does not tell."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return 0.0
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return float(found[1]) * 1024 if found else 0.0
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return float(match[1]) * 1024 if match else 0.0

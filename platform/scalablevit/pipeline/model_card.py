@@ -23,46 +23,46 @@ from scalablevit.tracking.records import VERSION_PLACE
 from scalablevit.tracking.registry import LONGEST_DESCRIPTION
 
 CLASSES = (12, 6, 3, 0)
-"""Rows of classes, as many as the card has room for."""
+"""Most rows of classes, tried in this order until the card is short enough."""
 LONGEST_CELL = 60
-"""Characters; a class may have a longer name."""
-SPACE = " | &emsp;"
-"""Between the cells of a row: MLflow's page puts none between columns."""
-LOWER_END = "_low95"
-"""Ends the name of a metric that is the lower end of another one's interval."""
+"""Most characters of a cell; longer names of classes are cut."""
+CELL_SEPARATOR = " | &emsp;"
+"""Between the cells of a row: MLflow's page leaves no space between columns."""
+LOWER_BOUND_SUFFIX = "_low95"
+"""Suffix of a metric that is the lower end of another metric's interval."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """How a reader gets at the registered version."""
+    """Where the version is registered."""
 
     root: Path
-    """The platform's."""
+    """The platform's root."""
     uri: str
     """MLflow's address; may hold a password, which is not shown."""
 
     @property
     def address(self) -> str:
-        """Return the address as it may be shown."""
+        """Return MLflow's address without credentials."""
         return without_credentials(self.uri)
 
     @property
     def is_default(self) -> bool:
-        """Return whether the root alone says where it is."""
+        """Return whether commands find the registry by the root alone."""
         return is_default_tracking(self.uri, self.root)
 
 
 def model_card(
     recipe: str, resolved: ResolvedStage, finished: StageResult, local: Path, plots: Sequence[str], registry: Registry
 ) -> str:
-    """Return the card in Markdown, not longer than a description may be.
+    """Return the card in Markdown, at most `LONGEST_DESCRIPTION` characters.
 
-    It holds no picture and no name of a file of the data.
+    It has no image of the data and no name of a file of it.
 
     Args:
-        recipe: its name.
+        recipe: name of the recipe.
         resolved: the stage.
-        finished: what came out.
+        finished: its result.
         local: the run's folder on this machine.
         plots: artifacts of the run that are plots.
         registry: where the version is registered.
@@ -94,42 +94,48 @@ def _what(recipe: str, resolved: ResolvedStage, finished: StageResult, local: Pa
 
 
 def _cost(local: Path) -> str:
-    """The network's cost, which the error analysis has counted; empty where that failed."""
+    """Return the network's cost, which the error analysis has counted; empty where that failed."""
     try:
-        found = load_findings(local / ERROR_ANALYSIS)
+        findings = load_findings(local / ERROR_ANALYSIS)
     except UserError:
         return ""
-    return f", {found.parameters / 1e6:.3g} million parameters, {found.macs / 1e9:.3g} GMACs an image" if found else ""
+    return (
+        f", {findings.parameters / 1e6:.3g} million parameters, {findings.macs / 1e9:.3g} GMACs an image"
+        if findings
+        else ""
+    )
 
 
 def _data(resolved: ResolvedStage, classes: int) -> str:
     data = resolved.stage.data
-    made = ", the built-in shapes" if data.shapes is not None else ""
+    origin = ", the built-in shapes" if data.shapes is not None else ""
     lines = [
         "## Data",
-        f"`{data.source}` in `{data.root}`{made}: {resolved.train_samples:,} training and {resolved.val_samples:,} "
+        f"`{data.source}` in `{data.root}`{origin}: {resolved.train_samples:,} training and {resolved.val_samples:,} "
         f"validation images, digest `{resolved.digest[:24]}`.",
     ]
     if resolved.statistics is None:
         names = ", ".join(_plain(name) for name in resolved.classes[:classes])
         return "\n\n".join([*lines, f"Classes: {names}{' ...' if len(resolved.classes) > classes else ''}"])
-    # names of files are the data's owner's
+    # it would show names of files, which are private
     rows = [row for row in statistics_rows(resolved.statistics, classes) if not row[0].startswith("left out")]
     return "\n\n".join([*lines, _markdown_table(rows)])
 
 
 def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
     metrics = finished.metrics
-    names = [each.reported_as for each in task_info(resolved.stage.task.kind).metrics if each.reported_as in metrics]
-    lower = {name.removesuffix(LOWER_END): metrics[name] for name in names if name.endswith(LOWER_END)}
+    names = [info.reported_as for info in task_info(resolved.stage.task.kind).metrics if info.reported_as in metrics]
+    lower = {
+        name.removesuffix(LOWER_BOUND_SUFFIX): metrics[name] for name in names if name.endswith(LOWER_BOUND_SUFFIX)
+    }
     rows = [
         (_short(name), f"{metrics[name]:.4f}", f"from {lower[name]:.4f}" if name in lower else "-")
         for name in names
-        if not name.endswith(LOWER_END)
+        if not name.endswith(LOWER_BOUND_SUFFIX)
     ]
     heading = ("metric", "value", "95 % interval")
-    shown = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
-    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{shown}"
+    rendered = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
+    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{rendered}"
 
 
 def _short(metric: str) -> str:
@@ -206,16 +212,16 @@ As ONNX, and measured on other data:
 
 
 def _literal(text: str) -> str:
-    """Text as Python writes it in double quotes."""
+    """Return a text as Python writes it in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {SPACE.join(_plain(cell) for cell in row)} |" for row in rows]
+    lines = [f"| {CELL_SEPARATOR.join(_plain(cell) for cell in row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _plain(text: str) -> str:
-    """Text without a meaning in Markdown: classes have any names."""
+    """Return a text, cut to `LONGEST_CELL`, with Markdown's characters escaped: names of classes may have any."""
     short = text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 3]}..."
     return "".join(f"\\{char}" if char in "\\`*_[]<>|!#" else char for char in short)

@@ -1,4 +1,4 @@
-"""Runs and searches of recipe version 1: named where the same command now makes new ones."""
+"""Find runs and searches of recipe version 1 that the same command does not continue."""
 
 import glob
 import re
@@ -25,10 +25,10 @@ FINISHED = "{} was finished with recipe version 1 and is not taken over: this is
 
 
 def older_runs(recipe: str, resolved: ResolvedStage, root: Path) -> list[str]:
-    """Return a line for each run of the same stage that version 1 left; none once the new run has a folder.
+    """Return a line for each run of the same stage that version 1 left; nothing once the new run has a folder.
 
     Args:
-        recipe: the recipe's name.
+        recipe: name of the recipe.
         resolved: what is to be trained; runs with other values are not named.
         root: the platform's root.
     """
@@ -47,7 +47,7 @@ def older_searches(search: Search, name: str, root: Path) -> list[str]:
 
     Args:
         search: what is to be searched.
-        name: of its run; none once that has a folder.
+        name: of its run; if that has a folder, nothing is returned.
         root: the platform's root.
     """
     if (root / RUNS / name).exists():
@@ -60,7 +60,7 @@ def older_searches(search: Search, name: str, root: Path) -> list[str]:
 
 
 def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, YamlMapping]]:
-    """Folders of runs named after a hash, and what version 1 stored in a file of each."""
+    """Yield the folders of runs that are named after a hash, and what version 1 stored in a file of each."""
     for path in sorted((root / RUNS).glob(f"{glob.escape(prefix)}*/{file}")):
         if re.fullmatch("[0-9a-f]{12}", path.parent.name.removeprefix(prefix)):
             raw = _read(path)
@@ -69,7 +69,7 @@ def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, YamlM
 
 
 def _read(path: Path) -> YamlMapping:
-    """A stored YAML mapping; empty when it cannot be read."""
+    """Return a stored YAML mapping; empty when it cannot be read."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -78,7 +78,7 @@ def _read(path: Path) -> YamlMapping:
 
 
 def _hashed_part(raw: YamlMapping) -> PlainValues | None:
-    """What makes a stored stage's run the same run; None for values that are refused today."""
+    """Return the values of a stored stage that are part of its run's identity; None: they are refused today."""
     try:
         return hashed_part(stored_stage(raw))
     except UserError:

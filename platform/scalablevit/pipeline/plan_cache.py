@@ -1,4 +1,4 @@
-"""What a plan says of a model, kept below the root: counting it means loading torch, which takes ten seconds."""
+"""Cache of what a plan prints about a model: counting it means loading torch, which takes ten seconds."""
 
 import hashlib
 import json
@@ -18,19 +18,19 @@ FOLDER = Path("cache", "model_facts")
 """Below the platform's root: a file for each stage, named by all that the facts depend on."""
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "timm", "onedl-mmsegmentation")
-"""Those that models are made of."""
+"""Libraries on which a model's parameters and cost depend."""
 
 Facts = dict[str, str]
 """Facts of a plan by name."""
 
 
 def cached_facts(resolved: ResolvedStage, root: Path, count: Callable[[], Facts]) -> Facts:
-    """Return the facts of a stage's model, counted only where stage, classes, code and libraries are not known yet.
+    """Return the facts about a stage's model, counted only where stage, classes, code and libraries are new.
 
     Args:
         resolved: the stage.
         root: the platform's root.
-        count: makes the facts; what it raises is not kept.
+        count: returns the facts; if it raises, nothing is cached.
     """
     file = root / FOLDER / f"{_key(resolved)}.json"
     with suppress(OSError, ValueError):
@@ -38,7 +38,7 @@ def cached_facts(resolved: ResolvedStage, root: Path, count: Callable[[], Facts]
         if isinstance(known, dict) and all(isinstance(fact, str) for fact in known.values()):
             return known
     facts = count()
-    with suppress(OSError):  # a disk that is full or read only: they are counted again the next time
+    with suppress(OSError):  # a full or read-only disk: they are counted again the next time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps(facts).encode(), durable=False)
     return facts
@@ -57,7 +57,7 @@ def _key(resolved: ResolvedStage) -> str:
 
 
 def _version(name: str) -> str:
-    """Return an installed version; empty where another distribution has the package."""
+    """Return an installed version; empty where the distribution is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The summary of each stage printed before anything starts: every automatic value made concrete, and all places."""
+"""Print the plan of a training before anything starts: all values that the data, the machine and defaults decide."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,24 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
 
-SHORT = 4
-"""Classes in the table of statistics; the run's statistics.json has them all."""
-LEAST_SHARE = 0.9
-"""Of `optimizer.lr`: a schedule whose largest rate is below it gets a warning."""
+SHOWN_CLASSES = 4
+"""Most classes in the table of statistics; the run's statistics.json has them all."""
+MIN_LR_SHARE = 0.9
+"""Least share of `optimizer.lr` that a schedule must reach; below it there is a warning."""
 
 
 def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
-    """Print the facts of all stages, what is the same for all of them once.
+    """Print the facts about all stages, and those that all stages share once.
 
-    Imports torch to count parameters, unless an earlier plan has counted those of the same models.
+    It imports torch to count parameters, unless an earlier plan has counted those of the same models.
+
+    Args:
+        recipe: name of the recipe.
+        stages: in the recipe's order.
+        root: the platform's root.
 
     Raises:
-        UserError: a model cannot be built as the recipe says, or its batch norm gets single images.
+        UserError: a model cannot be built as the recipe says, or its batch norm would get single images.
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
@@ -47,9 +52,8 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     for resolved, own in zip(stages, facts, strict=True):
         _print_facts(f"stage {resolved.name}", {name: fact for name, fact in own.items() if name not in shared})
         if resolved.statistics is not None:
-            heading, _, *rows = statistics_rows(
-                resolved.statistics, SHORT
-            )  # without the images, which the data's fact counts
+            # the row of images repeats the fact `data`
+            heading, _, *rows = statistics_rows(resolved.statistics, SHOWN_CLASSES)
             for line in format_table([("statistics", *heading[1:]), *rows], rule=False).splitlines():
                 print(f"  {line}", flush=True)
             if resolved.statistics.unknown:
@@ -65,13 +69,13 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
 
 
 def plan_facts(recipe: str, resolved: ResolvedStage, root: Path, model: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts of a stage by name; an empty text where there is nothing to say.
+    """Return the facts about a stage by name; an empty text where there is nothing to print.
 
     Args:
-        recipe: its name.
+        recipe: name of the recipe.
         resolved: the stage.
         root: the platform's root.
-        model: of `model_facts`.
+        model: what `model_facts` returned.
     """
     stage = resolved.stage
     described = describe(resolved)
@@ -98,7 +102,7 @@ def model_facts(resolved: ResolvedStage) -> dict[str, str]:
     """Return what building a stage's model on the meta device shows; imports torch.
 
     Raises:
-        UserError: see `print_plan`.
+        UserError: as `print_plan`.
     """
     stage, classes = resolved.stage, resolved.classes
     check_micro_batches(resolved.name, stage, classes)
@@ -107,16 +111,18 @@ def model_facts(resolved: ResolvedStage) -> dict[str, str]:
     macs_per_pixel = costs.count().macs / math.prod(costs.size)
     return {
         "model": described,
-        "automatic": "; ".join(automatic(resolved)),
+        "automatic": "; ".join(format_automatic(resolved)),
         "macs_per_pixel": f"{macs_per_pixel:.6g}",
     }
 
 
 def shared_facts(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the facts that are the same for all of several stages."""
+    """Return the facts that are the same for all of several stages; empty for one stage."""
     first, *others = facts
     return (
-        {name: fact for name, fact in first.items() if all(each.get(name) == fact for each in others)} if others else {}
+        {name: fact for name, fact in first.items() if all(other.get(name) == fact for other in others)}
+        if others
+        else {}
     )
 
 
@@ -132,71 +138,71 @@ def _line(name: str, fact: str) -> str:
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:
-    """Name a batch, an average or a warm-up that is too large for the data or the training."""
+    """Return warnings about a batch, an average or a warm-up that is too large for the data or the training."""
     training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
-    found = []
+    warnings = []
     batch, samples = training.global_batch_size, resolved.train_samples
     if batch > samples:
-        found.append(
+        warnings.append(
             f"training.global_batch_size {batch} is more than the {samples} training images: a step takes each of them "
             f"{batch / samples:.3g} times, and lengths in epochs are rounded to whole steps"
         )
     largest, decay = largest_rate(optimizer, length), training.ema_decay
-    if largest < LEAST_SHARE * optimizer.lr:
-        found.append(
+    if largest < MIN_LR_SHARE * optimizer.lr:
+        warnings.append(
             f"the learning rate reaches {largest:.4g} at most, {100 * largest / optimizer.lr:.3g} % of optimizer.lr "
             f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "
             "steps; set optimizer.schedule.warmup_prefix=true to start the curve after it, or shorten it"
         )
     if decay is not None and not training.ema_warmup and 1 / (1 - decay) > length.total:
-        found.append(
+        warnings.append(
             f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.0f} steps, and the training has "
             f"{length.total}: {100 * decay**length.total:.3g} % of the registered weights are those of the start; set "
             "training.ema_warmup=true, or a smaller ema_decay"
         )
-    return found
+    return warnings
 
 
 def starts_from(resolved: ResolvedStage) -> str:
-    """Return the weights of the first step, unless the run goes on from a checkpoint of its own."""
+    """Return the weights of the first step, in words; a run that continues starts from its own checkpoint instead."""
     if resolved.parents:
         return f"the best weights of stage {resolved.parents[0]}"
-    if resolved.initial is not None:
-        return f"{resolved.initial.location} (sha256 {resolved.initial.sha256[:12]})"
+    if resolved.init_weights is not None:
+        return f"{resolved.init_weights.location} (sha256 {resolved.init_weights.sha256[:12]})"
     return f"random weights (seed {resolved.stage.training.seed})"
 
 
-def automatic(resolved: ResolvedStage) -> list[str]:
-    """Return what the recipe leaves open, as it will be."""
+def format_automatic(resolved: ResolvedStage) -> list[str]:
+    """Return the values that the recipe leaves open and that are decided for it, as texts."""
     stage = resolved.stage
-    made = []
+    values = []
     if stage.model.drop_path_rate is None:
-        made.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
-    return made + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
+        values.append(f"model.drop_path_rate: {_drop_path(resolved):g}, the architecture's own")
+    return values + [f"{key}: {value}" for key, value in task_kind(stage.task.kind).automatic_values(stage).items()]
 
 
 def format_time(estimate: TimeEstimate | None) -> str:
-    """Return how long a stage will take, as far as that is known."""
+    """Return how long a stage will take, as text."""
     if estimate is None:
         return "not measured on this machine"
     return f"about {duration(estimate.seconds)}, as {estimate.run} ran on this machine"
 
 
 def format_metric_steps(resolved: ResolvedStage) -> str:
-    """Return when metrics of the training are logged."""
+    """Return the steps at which metrics of the training are logged, as text."""
     first = ", ".join(str(step) for step in FIRST_STEPS if step <= resolved.length.total)
     return f"at steps {first} and every {resolved.stage.training.log_every_steps}"
 
 
 def format_checkpoints(resolved: ResolvedStage) -> str:
-    """Return when the model is saved, and which checkpoints stay."""
+    """Return when the model is saved, and which checkpoints are kept, as text."""
     every, keep = resolved.length.checkpoint_every, resolved.stage.training.keep
     also = f" and every {every} steps" if every else ""
     return f"after each evaluation{also}; the last {keep.last} and the best {keep.best} are kept"
 
 
 def _drop_path(resolved: ResolvedStage) -> float:
-    """The largest rate of the model's blocks; built without memory, as for counting."""
+    """Return the largest drop-path rate of the model's blocks; the model is built on the meta device."""
     import torch
 
     from scalablevit.tasks.registry import build_task

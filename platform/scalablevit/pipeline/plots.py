@@ -1,4 +1,4 @@
-"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and ends nothing."""
+"""Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and stops nothing."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.Thread:
-    """Draw, in a thread that is returned, images of step 1 as the model sees them; once in the life of a run."""
+    """Draw the images of step 1 as the model gets them, in a thread that is returned; only once in a run's life.
+
+    Args:
+        resolved: the stage.
+        store: the run's folder.
+    """
 
     def draw() -> None:
         if target.exists():
@@ -38,7 +43,13 @@ def begin_training_batch(resolved: ResolvedStage, store: RunStore) -> threading.
 
 
 def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
-    """Draw the run's metrics so far."""
+    """Draw curves of the run's metrics so far.
+
+    Args:
+        resolved: the stage.
+        store: the run's folder, with its outbox.
+        uid: of the run in MLflow.
+    """
 
     def draw() -> None:
         from scalablevit.viz.curves import save_curves
@@ -50,8 +61,13 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
 
 
 def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
-    """Draw validation images with truth and the best weights' prediction, and look at single ones for the report."""
-    finished = cache(partial(_finished, resolved, store))
+    """Draw validation images with ground truth and the best weights' prediction, and run the error analysis.
+
+    Args:
+        resolved: the stage, which has finished.
+        store: the run's folder, with the weights.
+    """
+    finished = cache(partial(_load_finished, resolved, store))
 
     def draw() -> None:
         from scalablevit.pipeline.sample_plots import save_predictions
@@ -69,8 +85,8 @@ def draw_validation(resolved: ResolvedStage, store: RunStore) -> None:
     _attempt(resolved, ERROR_ANALYSIS, look)
 
 
-def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
-    """The task, the network with the best weights, and the validation split."""
+def _load_finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Module, Source]":
+    """Return the task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
     from scalablevit.tasks.registry import build_task
@@ -82,7 +98,8 @@ def _finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.Modul
 
 
 def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> None:
+    """Draw; if that fails, print why and return."""
     try:
         draw()
-    except Exception as error:  # whatever a picture fails of, the training is worth more
+    except Exception as error:  # a training must not fail because of a plot
         print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)

@@ -22,16 +22,27 @@ from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.tags import best_metric
 
 SERVING = "serving/model.py"
+"""The script of the registered model, below the package's folder."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
                     "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
+"""Distributions that serving needs for every kind of task."""
 SAMPLE_SIDE = 64
-"""Pixels of the sample input."""
+"""Side of the sample input, pixels."""
 
 
 def record_model(
     recipe: str, resolved: ResolvedStage, finished: StageResult, store: RunStore, outbox: Outbox, registry: Registry
 ) -> None:
-    """Record the plots and the best metric, ask for registration and end the run; asking twice registers once."""
+    """Record a finished stage's plots, best metric, model and end in the outbox; a second call registers nothing twice.
+
+    Args:
+        recipe: name of the recipe.
+        resolved: the stage.
+        finished: its result.
+        store: the run's folder.
+        outbox: of the run.
+        registry: where the model is to be registered.
+    """
     plots = plots_to_send(resolved.stage, store.local)
     for name in plots:
         outbox.artifact(finished.uid, store.local / name, PLOTS)
@@ -62,18 +73,23 @@ def record_model(
 
 
 def plots_to_send(stage: Stage, local: Path) -> list[str]:
-    """Return the plots that go to MLflow, of those that a run has; see `may_send_images`."""
+    """Return the names of a run's plots that are sent to MLflow; see `may_send_images`.
+
+    Args:
+        stage: of the run.
+        local: the run's folder on this machine.
+    """
     names = [CURVES, TRAINING_BATCH, VALIDATION] if may_send_images(stage) else [CURVES]
     return [name for name in names if (local / name).is_file()]
 
 
 def may_send_images(stage: Stage) -> bool:
-    """Return whether MLflow gets images of the data: where the recipe says so, or they are the built-in shapes."""
+    """Return whether images of the data are sent to MLflow: if the recipe allows it, or for the built-in shapes."""
     return stage.tracking.log_images or stage.data.shapes is not None
 
 
 def sample_image() -> str:
-    """Return a grey PNG file in base64: a request to try the model with that shows nothing of the data."""
+    """Return a grey PNG file in base64: a sample request for the model that shows nothing of the data."""
     import cv2
     import numpy as np
 
@@ -88,7 +104,7 @@ def _card(
 ) -> str | None:
     try:
         return model_card(recipe, resolved, finished, local, plots, registry)
-    except Exception as error:  # whatever the card fails of, the model is worth more
+    except Exception as error:  # a model is registered without a card, too
         print(f"[{resolved.name}] the model card was not made: {brief(error, registry.uri)}", flush=True)
         return None
 

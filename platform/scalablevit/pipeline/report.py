@@ -1,4 +1,4 @@
-"""A job's report: made from run folders, written next to them, and handed to MLflow."""
+"""A job's report: made from run folders, written to the job's folder, and recorded for MLflow."""
 
 import json
 import tempfile
@@ -21,34 +21,43 @@ from scalablevit.tracking.outbox import Outbox
 from scalablevit.training.storage import put_text
 
 GREY_SIDE = 96
-"""Pixels of what stands for an image that is not sent."""
+"""Side, in pixels, of the grey image that replaces one that is not sent."""
 
 
 def begin_job(job: Job, stages: Sequence[ResolvedStage], store: RunStore) -> None:
-    """Write down in the job's own folder which stages it has: its page can be made at any time."""
-    put_text(str(store.local), JOB, json.dumps(_known(job, stages, {}), indent=1))
+    """Write `job.json`, the job's stages, into its folder, so that its report can be made at any time.
+
+    Args:
+        job: what the stages share.
+        stages: of the job.
+        store: the job's own folder.
+    """
+    put_text(str(store.local), JOB, json.dumps(_job_content(job, stages, {}), indent=1))
 
 
 def publish_job(
     job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult], store: RunStore, outbox: Outbox
 ) -> None:
-    """Write down what has become of the job's stages, make its page, and record it for MLflow.
+    """Write the results of the job's stages, make its report, and record it for MLflow.
 
     Args:
-        results: of the stages that have finished.
+        job: what the stages share.
+        stages: of the job.
+        results: of the stages that have finished, by name.
         store: the job's own folder.
+        outbox: of the job.
     """
     hidden = {stage.name for stage in stages if not may_send_images(stage.stage)}
-    publish(store.local, outbox, job.uid, _known(job, stages, results), hidden)
+    publish(store.local, outbox, job.uid, _job_content(job, stages, results), hidden)
 
 
-def _known(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
-    """Content of `job.json`."""
+def _job_content(job: Job, stages: Sequence[ResolvedStage], results: Mapping[str, StageResult]) -> dict[str, Any]:
+    """Return the content of `job.json`."""
     known = []
     for stage in stages:
         own = RunStore.at(stage.run_name, stage.stage.cluster.storage, job.root)
         elsewhere = "" if own.location == str(own.local) else own.location
-        registered = _registered(results.get(stage.name))
+        registered = _format_version(results.get(stage.name))
         known.append({"name": stage.name, "run": stage.run_name, "storage": elsewhere, "registered": registered})
     return {"recipe": job.recipe, "stages": known}
 
@@ -60,14 +69,14 @@ def publish(
     job: Mapping[str, Any] | None = None,
     hidden: Collection[str] = (),
 ) -> None:
-    """Make the page of a job or a search and record it for MLflow; one that fails is reported and ends nothing.
+    """Make the report of a job or a search and record it for MLflow; a failure is printed and stops nothing.
 
     Args:
         folder: of the job or the search.
         outbox: of the folder.
-        uid: of its run.
-        job: content of a job's `job.json`, written first.
-        hidden: stages whose images stay on this machine: MLflow gets another page.
+        uid: of its run in MLflow.
+        job: content of a job's `job.json`, written first; None: not written.
+        hidden: stages whose images stay on this machine: MLflow gets a report without them.
     """
     try:
         if job is not None:
@@ -80,12 +89,12 @@ def publish(
         else:
             outbox.artifact(uid, folder / REPORT)
         print(f"report: {folder / REPORT}", flush=True)
-    except Exception as error:  # whatever a page fails of, the job is worth more
+    except Exception as error:  # a job must not fail because of its report
         print(f"{REPORT} was not made, or not recorded for MLflow: {brief(error, '')}", flush=True)
 
 
 def _render_without_images(page: Page, hidden: Collection[str]) -> str:
-    """The page as HTML, with a grey image in place of each of those stages' images."""
+    """Return the report as HTML, with a grey image in place of each image of some stages."""
     import cv2
     import numpy as np
 
@@ -102,5 +111,5 @@ def _render_without_images(page: Page, hidden: Collection[str]) -> str:
         return render(replace(page, stages=stages))
 
 
-def _registered(result: StageResult | None) -> str:
+def _format_version(result: StageResult | None) -> str:
     return f"{result.registered_as} version {result.version}" if result and result.version else ""

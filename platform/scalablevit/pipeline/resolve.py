@@ -1,4 +1,4 @@
-"""The second gate: a recipe held against its data and models, before anything is started."""
+"""Check a recipe against its data and models, before anything is started, and work out all that these decide."""
 
 import hashlib
 import os
@@ -37,9 +37,9 @@ if TYPE_CHECKING:  # imports torch
     from scalablevit.tasks.task import Task
 
 UNKNOWN = "unknown"
-"""In a dry run: the digest of data, and the hash of a run, whose files could not all be summed up in its time."""
+"""In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
 DRY_RUN_S = 10.0
-"""Longest look of a dry run at the data of all stages."""
+"""Most seconds that a dry run spends on the data of all stages."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,38 @@ class ResolvedStage:
     """A stage with everything that its data decides."""
 
     name: str
+    """Name in the recipe."""
     stage: Stage
     run_name: str
+    """Name of its run and of the run's folder: `<recipe>-<stage>-<hash>`."""
     hash: str
+    """Twelve hexadecimal digits (`config.run_hash.stage_hash`), or `UNKNOWN`."""
     digest: str
-    """Of both splits."""
+    """Digest of the data of both splits; in evaluation without a training split, of the validation split."""
     classes: tuple[str, ...]
+    """Class names, in the order of the network's outputs."""
     train_samples: int
+    """Samples of the training split."""
     val_samples: int
+    """Samples of the validation split."""
     unreadable: int
-    """Samples that training will skip."""
+    """Samples that cannot be decoded, which training skips."""
     ignored: tuple[str, ...]
     """Files next to the images that are no images by their names, or not annotated."""
     notes: tuple[str, ...]
-    """What cleaning the annotations did."""
+    """What was changed when the data was read, such as cleaned annotations."""
     absent_sizes: tuple[str, ...] = field(default=(), kw_only=True)
     """COCO's sizes that no annotated object of the validation split has."""
     statistics: DataStatistics | None = field(default=None, kw_only=True)
-    """Of both splits."""
+    """Statistics of both splits; None in evaluation."""
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
-    """What the statistics say against the data, and does not stop the training."""
+    """What is wrong with data and initial weights but does not stop the training."""
     length: Length
     parents: tuple[str, ...] = field(default=())
     """Names of the stages whose weights it starts from."""
     sources: Mapping[SplitName, Source] = field(default_factory=dict, compare=False, repr=False)
-    """The splits as they were listed."""
-    initial: InitWeights | None = None
+    """The splits, as they were listed."""
+    init_weights: InitWeights | None = None
     """Weights from outside the recipe that it starts from."""
 
 
@@ -85,29 +91,30 @@ def resolve(
         recipe: the checked recipe.
         root: the platform's root.
         wanted: stage names; None: all.
-        seconds: longest look at the data of all stages together; `statistics` then say what is not known. None: as
-            long as it takes, `DRY_RUN_S` in a dry run.
+        seconds: most seconds spent on the data of all stages together (`DRY_RUN_S` in a dry run); `statistics` then has
+            what is not known. None: no limit.
 
     Raises:
-        UserErrors: all that is wrong with data and model names, over all stages.
+        UserError: one mistake in data, weights or model names.
+        UserErrors: several, over all stages.
     """
     inits = {name: stage.model.init for name, stage in recipe.stages.items()}
     needed = with_parents(recipe.stages if wanted is None else wanted, inits)
     errors: list[UserError] = []
     resolved: dict[str, ResolvedStage] = {}
-    looked_at: dict[str, Inspection] = {}
+    inspections: dict[str, Inspection] = {}
     for name in needed:
         try:
             stage = recipe.stages[name]
-            initial = _find_weights(stage, root)
+            init_weights = _find_weights(stage, root)
             threads = min(16, 4 * (os.cpu_count() or 1))
-            key = stage.data.model_dump_json()  # stages on the same data look at it once
-            if key not in looked_at:
-                found = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
-                looked_at[key] = found
-                seconds = None if seconds is None else max(0.0, seconds - found.seconds)
-            inspection = looked_at[key]
-            resolved[name] = _resolve_stage(recipe, name, resolved, initial, inspection)
+            key = stage.data.model_dump_json()  # stages on the same data share its inspection
+            if key not in inspections:
+                inspection = inspect_data(stage.data, root, threads, cache=root / "cache" / "checks", seconds=seconds)
+                inspections[key] = inspection
+                seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
+            inspection = inspections[key]
+            resolved[name] = _resolve_stage(recipe, name, resolved, init_weights, inspection)
         except UserErrors as several:
             errors += [_in_stage(name, error) for error in several.errors]
         except UserError as error:
@@ -118,6 +125,10 @@ def resolve(
 
 def check_metric(search: Search, searched: ResolvedStage) -> None:
     """Refuse to search by a metric that the stage does not report on its data.
+
+    Args:
+        search: the space with its base recipe.
+        searched: its stage.
 
     Raises:
         UserError: it is top-5 accuracy of five classes or fewer, or of objects of a size that validation has none of.
@@ -140,6 +151,11 @@ def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> No
     """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
 
     Some tasks refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
+
+    Args:
+        name: name of the stage.
+        stage: the stage.
+        classes: of its data.
 
     Raises:
         UserError: with the smallest batch that would do.
@@ -167,10 +183,14 @@ def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> No
 
 
 def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
-    """The stages that a script runs: all for `full`, else the one of its kind.
+    """Return the names of the stages that a script runs; None for `full`, which runs all.
+
+    Args:
+        recipe: the recipe.
+        script: verb of the script, such as `pretrain`.
 
     Raises:
-        UserError: the recipe has no such stage.
+        UserError: the recipe has no stage of the script's kind.
     """
     kind = kind_of_script(script)
     if kind is None:
@@ -187,7 +207,12 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
 
 
 def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
-    """One line on a stage's model: parameters and multiply-accumulates, next to the paper's; imports torch.
+    """Return one line on a model: parameters and multiply-accumulates, next to the paper's; imports torch.
+
+    Args:
+        name: name of the stage, for errors.
+        stage: the stage.
+        classes: of its data.
 
     Raises:
         UserError: the model cannot be built, or its blocks not compiled, as the recipe says.
@@ -199,7 +224,7 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     torch.manual_seed(0)
     try:
         task = build_task(stage, classes)
-        compiled = _compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
+        compiled = _describe_compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
         return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
     except UserError as error:
         raise _in_stage(name, error) from None
@@ -211,8 +236,8 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
         ) from None
 
 
-def _compiled_blocks(task: "Task", name: str) -> str:
-    """Which blocks of an architecture `training.compile` compiles."""
+def _describe_compiled_blocks(task: "Task", name: str) -> str:
+    """Return which blocks of an architecture `training.compile` compiles, in words."""
     import torch
 
     from scalablevit.models.compilation import repeated_blocks
@@ -228,7 +253,11 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 
 
 def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
-    """Hold the stage's names and addresses against what there is."""
+    """Check the stage's architecture and MLflow's address, and find its initial weights.
+
+    Raises:
+        UserError: one of them is of no use, or as `import_user_code`.
+    """
     import_user_code(stage.imports)
     dense = task_info(stage.task.kind).needs_pyramid
     check_model_name(stage.model.name, dense=dense, registered=bool(stage.imports))
@@ -241,20 +270,24 @@ def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
 
 
 def _resolve_stage(
-    recipe: Recipe, name: str, earlier: dict[str, ResolvedStage], initial: InitWeights | None, inspection: Inspection
+    recipe: Recipe,
+    name: str,
+    earlier: dict[str, ResolvedStage],
+    init_weights: InitWeights | None,
+    inspection: Inspection,
 ) -> ResolvedStage:
     stage = recipe.stages[name]
     inspection.raise_errors()
     sources = inspection.sources
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
-    if initial is not None:
-        check_init_weights(stage, initial, sources["train"].classes)
+    if init_weights is not None:
+        check_init_weights(stage, init_weights, sources["train"].classes)
     known = all(source.contents is not None for source in sources.values())
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
-    origins = [earlier[parent].hash for parent in parents] + ([initial.sha256] if initial else [])
+    origins = [earlier[parent].hash for parent in parents] + ([init_weights.sha256] if init_weights else [])
     own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
     return ResolvedStage(
         name=name,
@@ -271,10 +304,10 @@ def _resolve_stage(
         warnings=(*inspection.warnings, *_stage_warnings(stage, inspection)),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
-        length=_checked_length(stage, len(sources["train"])),
+        length=_compute_length(stage, len(sources["train"])),
         parents=parents,
         sources=sources,
-        initial=initial,
+        init_weights=init_weights,
     )
 
 
@@ -288,8 +321,8 @@ def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
 def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
     """Open and check the validation split of a recipe of one stage, for a model that is trained already.
 
-    Labels count in the order of the model's classes. The training split is looked at for the digest alone, and need not
-    be there: then the digest is that of the validation split.
+    Labels are numbered in the order of the model's classes. The training split is read for the digest alone, and need
+    not exist: then the digest is that of the validation split.
 
     Args:
         recipe: of `pipeline.trained_models.trained_recipe`.
@@ -327,7 +360,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         train = open_source(stage.data, "train", root, classes)
         train.read_contents(cache, "data.train")
         digest = f"content:{hashlib.sha256(f'{train.digest()} {source.digest()}'.encode()).hexdigest()}"
-    except UserError:  # not there, or of no use: nothing is trained
+    except UserError:  # missing or of no use, which does not matter: nothing is trained
         train, digest = None, source.digest()
     own_hash = stage_hash(stage, digest.partition(":")[2], [])
     return ResolvedStage(
@@ -357,7 +390,7 @@ def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
         )
 
 
-def _checked_length(stage: Stage, samples: int) -> Length:
+def _compute_length(stage: Stage, samples: int) -> Length:
     length = Length.of(stage, samples)
     if length.warmup >= length.total:
         raise UserError(
@@ -374,14 +407,14 @@ def _in_stage(name: str, error: UserError) -> UserError:
 
 
 def unused_data(resolved: ResolvedStage) -> str:
-    """Return what of the data is not used, and what was changed in it, to end a sentence; empty where nothing is."""
+    """Return which data is not used, and what was changed in it, as the end of a sentence; empty where nothing is."""
     unreadable = f", {resolved.unreadable} unreadable" * bool(resolved.unreadable)
     ignored = f", {describe_skipped(resolved.ignored)}" if resolved.ignored else ""
     return unreadable + ignored + "".join(f"; {note}" for note in resolved.notes)
 
 
 def describe(resolved: ResolvedStage) -> dict[str, str]:
-    """The automatic values made concrete, by name."""
+    """Return all that data and defaults decide about a stage, as texts by name."""
     stage, length = resolved.stage, resolved.length
     training, cluster = stage.training, stage.cluster
     points = sorted({0, length.warmup, length.total // 2, length.total - 1})

@@ -1,4 +1,4 @@
-"""The whole recipe as a run takes it, in a file: every key of every stage with its value."""
+"""Write the recipe that a run uses into a file: every key of every stage with its value."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 import yaml
 
 from scalablevit.config.recipe import Recipe
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.io import write_file
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import without_secrets
 
 PLANS = Path("cache", "plans")
-"""Below the platform's root: the recipe of the last dry run, by its name."""
+"""Folder, below the platform's root, for the recipe of the last dry run of each name."""
 
 
 def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
-    """Return the recipe of these stages as YAML, which can be run again; without tracking address and search.
+    """Return the recipe of these stages as YAML that can be run again, without tracking address and search.
 
     Args:
-        recipe: that they are of.
+        recipe: the recipe that they are of.
         stages: what is to be trained.
     """
-    shown = {stage.name: without_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
-    tree = {"name": recipe.name, "version": recipe.version, "stages": shown}
+    stage_values = {stage.name: drop_unused(without_secrets(stage.stage).model_dump(mode="json")) for stage in stages}
+    tree = {"name": recipe.name, "version": recipe.version, "stages": stage_values}
     note = (
         f"# The search ({recipe.tune}) is left out: these are the values as they are before it.\n"
         if recipe.tune
@@ -33,12 +33,12 @@ def resolved_text(recipe: Recipe, stages: Sequence[ResolvedStage]) -> str:
 
 
 def write_resolved(recipe: Recipe, stages: Sequence[ResolvedStage], file: Path) -> None:
-    """Write the resolved recipe and print where it is; a disk that does not take it ends nothing.
+    """Write the resolved recipe and print where it is; if the disk refuses it, print that instead.
 
     Args:
-        recipe: that the stages are of.
+        recipe: the recipe that the stages are of.
         stages: what is to be trained.
-        file: its folder is made if it is not there.
+        file: its folder is created.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

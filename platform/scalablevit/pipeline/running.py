@@ -28,24 +28,25 @@ def load_recipe_search(recipe: Recipe, folder: Path) -> Search | None:
     """
     if recipe.tune is None:
         return None
-    import_user_code(imports_of(recipe))  # the search may be by a metric of theirs
+    import_user_code(imports_of(recipe))  # the search's metric may be one of theirs
     return load_search(space_file(str(recipe.tune), folder), (), recipe)
 
 
 def prepare(
     recipe: Recipe, search: Search | None, root: Path, wanted: Sequence[str] | None, *, dry_run: bool = False
 ) -> "list[ResolvedStage]":
-    """Check the data and the models of the stages, and print the plan.
+    """Check the data and the models of the stages, print the plan, and return the resolved stages.
 
     Args:
         recipe: the checked recipe.
-        search: that comes first.
+        search: the search before the training; None: there is none.
         root: the platform's root.
         wanted: names of stages; those that they start from are added. None: all.
-        dry_run: look at the data for `DRY_RUN_S` at most, and write the resolved recipe below the root's cache.
+        dry_run: look at the data for `DRY_RUN_S` seconds at most, and write the resolved recipe below the root's cache.
 
     Raises:
-        UserErrors: all that is wrong with data and model names, over all stages.
+        UserError: one mistake in data, weights, model or search.
+        UserErrors: several mistakes, over all stages.
     """
     from scalablevit.pipeline import resolve
     from scalablevit.pipeline.plan_summary import print_plan
@@ -56,10 +57,10 @@ def prepare(
         resolve.check_metric(search, next(stage for stage in stages if stage.name == search.stage))
     print_plan(recipe.name, stages, root)
     if search is not None:
-        from scalablevit.pipeline.search_summary import plan
+        from scalablevit.pipeline.search_summary import format_plan
 
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
-        print("\n" + plan(search, samples), flush=True)
+        print("\n" + format_plan(search, samples), flush=True)
     print(flush=True)
     if dry_run:
         write_resolved(recipe, stages, root / PLANS / f"{recipe.name}.yaml")
@@ -73,19 +74,21 @@ def train(
     root: Path,
     wanted: Sequence[str] | None,
 ) -> "list[StageResult]":
-    """Connect to the cluster and run the search, if there is one, and the stages; Ray stays connected.
+    """Connect to the cluster, run the search, if there is one, and the stages, and return their results.
+
+    Ray stays connected.
 
     Args:
         recipe: the checked recipe.
-        search: that comes first.
-        stages: what `prepare` gave for the same arguments.
+        search: the search before the training; None: there is none.
+        stages: what `prepare` returned for the same arguments.
         root: the platform's root.
         wanted: names of stages; None: all.
 
     Raises:
         UserError: the cluster does not answer or has too little room, or as `run_chain`.
-        SearchFailed: no trial came to an evaluation.
-        TrainingFailed: workers failed too often.
+        SearchFailed: no trial was evaluated even once.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: all stages have recorded their end.
     """
     from scalablevit.pipeline import chain, cluster, resolve  # these load Ray
@@ -99,7 +102,7 @@ def train(
         searched = resolve.resolve(recipe, root, [search.stage])
         for note in older_searches(search, search_name(search, searched[-1]), root):
             print(f"note: {note}", flush=True)
-        found = search_stage(search, searched, root)
-        recipe, origins = with_values(recipe, search.stage, found.best.values), {search.stage: found.origin()}
+        result = search_stage(search, searched, root)
+        recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
         stages = resolve.resolve(recipe, root, wanted)
     return chain.run_chain(recipe, stages, root, origins)

@@ -1,4 +1,4 @@
-"""Pictures of samples: training images as the model sees them, and validation images with truth and prediction."""
+"""Plots of samples: training images as the model gets them, and validation images with their predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,16 +26,22 @@ TRAINING_IMAGES = 12
 COLUMNS = 4
 VALIDATION_IMAGES = 6
 PAIRS = 2
-"""Of truth and prediction, next to each other."""
+"""Images in a row, each drawn twice: with ground truth and with prediction."""
 EDGES = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02}
+"""Matplotlib's margins: none but a small one between the images."""
 
 
 def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) -> None:
-    """Draw the first images of what rank 0 trains on in step 1: augmented, erased, mixed, and put back into colours.
+    """Draw the first images that rank 0 trains on in step 1: augmented, erased, mixed, and with normalization undone.
 
     Args:
+        task: of the stage.
+        stage: the resolved stage.
         source: the training split.
-        file: a PNG.
+        file: a PNG file.
+
+    Raises:
+        ValueError: none of the images could be read.
     """
     workers, training = stage.cluster.workers, stage.training
     keys = next(iter(TrainBatches(
@@ -49,60 +55,66 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     count = min(TRAINING_IMAGES, batch.samples)
     figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
     drawing = task_kind(stage.task.kind).drawing()
-    for number, place in zip(range(count), axes.flat, strict=False):
-        image = _colours(prepared.image[number], stage)
-        drawing.draw_training_image(place, image, prepared, number, task.classes)
+    for index, cell in zip(range(count), axes.flat, strict=False):
+        image = _colours(prepared.image[index], stage)
+        drawing.draw_training_image(cell, image, prepared, index, task.classes)
     save(figure, file)
 
 
 def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source, file: Path) -> None:
-    """Draw validation images, evenly spread over the split, with truth on the left and prediction on the right.
+    """Draw validation images, evenly spread over the split, with ground truth (left) and prediction (right).
 
     Args:
-        model: with the weights to show, on the CPU.
+        task: of the stage.
+        stage: the resolved stage.
+        model: with the trained weights, on the CPU.
         source: the validation split.
-        file: a PNG.
+        file: a PNG file.
+
+    Raises:
+        ValueError: none of the images could be read.
     """
     count = min(VALIDATION_IMAGES, len(source))
-    numbers = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     dataset = SampleDataset(source, stage.data, stage.training.seed, train=False)
-    batch = _batch(task, dataset, [Key(number, 0, 0) for number in numbers], "val")
+    batch = _batch(task, dataset, [Key(index, 0, 0) for index in indices], "val")
     model.eval()
     with torch.inference_mode():
         predictions = task.predict(model, task.prepare(batch, "val", ()))
     figure, axes = _grid(-(-batch.samples // PAIRS), 2 * PAIRS)
-    places = axes.reshape(-1, 2)
+    cells = axes.reshape(-1, 2)
     drawing = task_kind(stage.task.kind).drawing()
-    for number in range(batch.samples):
-        image = batch.image[number].numpy().astype(np.float32) / 255
-        truth = drawing.ground_truth_of(batch, number)
-        prediction = drawing.prediction_of(predictions[number], truth)
-        for place, shown, what in zip(places[number], (truth, prediction), ("truth", "prediction"), strict=True):
-            place.set_title(plain(what + drawing.caption(shown, task.classes)), fontsize="small")
-            drawing.draw(place, image, shown, task.classes)
+    for index in range(batch.samples):
+        image = batch.image[index].numpy().astype(np.float32) / 255
+        ground_truth = drawing.ground_truth_of(batch, index)
+        prediction = drawing.prediction_of(predictions[index], ground_truth)
+        for cell, labels, what in zip(cells[index], (ground_truth, prediction), ("truth", "prediction"), strict=True):
+            cell.set_title(plain(what + drawing.caption(labels, task.classes)), fontsize="small")
+            drawing.draw(cell, image, labels, task.classes)
     save(figure, file)
 
 
-def save_pair(kind: str, image: Image, truth: Any, prediction: Any, file: Path) -> None:
-    """Draw one validation image without any writing: with truth on the left and prediction on the right.
+def save_pair(kind: str, image: Image, ground_truth: Any, prediction: Any, file: Path) -> None:
+    """Draw one validation image without text: with ground truth (left) and prediction (right).
 
-    An image of a kind of task that is not drawn in pairs is there once.
+    For kinds of task that are not drawn in pairs the image is drawn once.
 
     Args:
         kind: of the task.
-        image: as the network sees it.
-        truth, prediction: of `ground_truth_of` and `prediction_of` of the kind's drawing.
-        file: a picture in the format that its suffix names.
+        image: (H, W, 3) RGB from 0 to 1, as the network gets it.
+        ground_truth: of `ground_truth_of` of the kind's drawing.
+        prediction: of `prediction_of` of the kind's drawing.
+        file: an image file, in the format that its suffix names.
     """
     drawing = task_kind(kind).drawing()
-    shown = [truth, prediction] if task_info(kind).drawn_in_pairs else [truth]
-    height, width = drawing.size(image, truth)
-    figure = Figure(figsize=(CELL * len(shown), CELL * height / width))
-    places = figure.subplots(1, len(shown), squeeze=False, gridspec_kw=EDGES)[0]
-    for place, each in zip(places, shown, strict=True):
-        place.set_axis_off()
-        drawing.draw(place, image, each)
-        place.set_aspect("auto")  # no margins from rounded sides
+    drawn = [ground_truth, prediction] if task_info(kind).drawn_in_pairs else [ground_truth]
+    height, width = drawing.size(image, ground_truth)
+    figure = Figure(figsize=(CELL * len(drawn), CELL * height / width))
+    cells = figure.subplots(1, len(drawn), squeeze=False, gridspec_kw=EDGES)[0]
+    for cell, labels in zip(cells, drawn, strict=True):
+        cell.set_axis_off()
+        drawing.draw(cell, image, labels)
+        cell.set_aspect("auto")  # else rounding of the sides leaves margins
     save(figure, file)
 
 
@@ -114,8 +126,8 @@ def _batch(task: Task, dataset: SampleDataset, keys: Sequence[Key], split: Any) 
 
 
 def _colours(image: Tensor, stage: Stage) -> Image:
-    """A normalised image (3, h, w) as it looks."""
-    mean, std = (torch.tensor(each)[:, None, None] for each in (stage.data.mean, stage.data.std))
+    """Return a normalised image (3, H, W) as RGB (H, W, 3) from 0 to 1."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (stage.data.mean, stage.data.std))
     colours: Image = (image.float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     return colours
 
@@ -123,6 +135,6 @@ def _colours(image: Tensor, stage: Stage) -> Image:
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
     figure = Figure(figsize=(CELL * columns, CELL * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
+    for cell in axes.flat:
+        cell.set_axis_off()
     return figure, axes

@@ -1,4 +1,4 @@
-"""A search from its space to the best values: trials, one MLflow run with a child for each, a table and plots."""
+"""Run a search, from its space to the best values: trials, one MLflow run with a child for each, a table and plots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from scalablevit.config.root import tracking_uri
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, search_hash
 from scalablevit.config.trial import trial_stage, with_values
-from scalablevit.config.unused_keys import without_unused
+from scalablevit.config.unused_keys import drop_unused
 from scalablevit.config.user_code import imports_of, package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.chain import run_chain
 from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.search_summary import summary
+from scalablevit.pipeline.search_summary import format_summary
 from scalablevit.pipeline.stage import init_weights_of
 from scalablevit.run_files import BASE_RECIPE, BEST_RECIPE, CHECKPOINTS, PLOTS, SPACE, TRIAL_LIST, TRIAL_TABLE, TRIALS
 from scalablevit.runs.cleanup import clean_up
@@ -43,34 +43,46 @@ from scalablevit.viz.search import save_plots
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found."""
+    """The result of a search."""
 
     name: str
-    """Of the search's run."""
+    """Name of the search's run."""
     uid: str
+    """Of the search's run in MLflow."""
     folder: Path
-    """On the driver's disk: table, plots, `best_recipe.yaml`."""
+    """Folder, on the driver's disk, of table, plots and `best_recipe.yaml`."""
     trials: tuple[Trial, ...]
     best: Trial
     step: int
-    """Of the best trial's best evaluation."""
+    """Step of the best trial's best evaluation."""
     value: float
+    """The searched metric at that step."""
 
     def origin(self) -> dict[str, str]:
-        """Tags for the run and the version that are trained with these values."""
+        """Return the tags for the run and the registered version that are trained with the best values."""
         return {tags.SEARCH: self.name, tags.SEARCH_UID: self.uid, tags.SEARCH_TRIAL: str(self.best.number)}
 
 
 def search_name(search: Search, resolved: ResolvedStage) -> str:
-    """Return the name of the search's run: the same search on the same data goes on, another one is a new run."""
+    """Return the name of the search's run; the same search on the same data has the same name, and is continued.
+
+    Args:
+        search: the space with its base recipe.
+        resolved: the searched stage.
+    """
     return f"{search.recipe.name}-{search.stage}-search-{search_hash(search, resolved.hash, ())}"
 
 
 def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
-    """Refuse a search of which nothing is there yet; nothing is made.
+    """Refuse to resume a search that has not been started; nothing is created.
+
+    Args:
+        search: the space with its base recipe.
+        resolved: the searched stage.
+        root: the platform's root.
 
     Raises:
-        UserError: it is not there; the error names the folder that would hold it.
+        UserError: it has not been started; the error names the folder that it would have.
     """
     store = RunStore.at(search_name(search, resolved), resolved.stage.cluster.storage, root)
     if store.read(TRIAL_LIST) is None:
@@ -82,31 +94,35 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
 
 
 def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> SearchResult:
-    """Search a stage on the connected cluster, after the stages whose weights it starts from, and print the outcome.
+    """Search a stage on the connected cluster, after training the stages that it starts from, and print the result.
 
     Args:
-        stages: the searched stage, after those that it needs.
+        search: the space with its base recipe.
+        stages: the searched stage, after those that it starts from.
+        root: the platform's root.
 
     Raises:
         As `run_search` and `run_chain`.
     """
     *parents, searched = stages
     earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
-    found = run_search(search, searched, init_weights_of(searched, earlier), root)
-    print("\n" + summary(search, found.trials, found.folder), flush=True)
-    return found
+    result = run_search(search, searched, init_weights_of(searched, earlier), root)
+    print("\n" + format_summary(search, result.trials, result.folder), flush=True)
+    return result
 
 
-def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | None, root: Path) -> SearchResult:
-    """Run a search on the connected cluster; trials that have ended are recognised, others go on.
+def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeights | None, root: Path) -> SearchResult:
+    """Run a search on the connected cluster; trials that have ended are kept, others continue.
 
     Args:
+        search: the space with its base recipe.
         resolved: the searched stage of the base recipe.
-        initial: weights that every trial starts from.
+        init_weights: weights that every trial starts from; None: random ones.
+        root: the platform's root.
 
     Raises:
         UserError: another job owns the search, or the trials do not fit on the cluster.
-        SearchFailed: no trial came to an evaluation.
+        SearchFailed: no trial was evaluated even once.
     """
     concurrency = _concurrency(search)
     tracking = resolved.stage.tracking
@@ -125,29 +141,29 @@ def run_search(search: Search, resolved: ResolvedStage, initial: InitWeights | N
             folder=store.location,
             root=str(root),
             train_samples=resolved.train_samples,
-            init_weights=initial.location if initial else None,
-            init_sha256=initial.sha256 if initial else "",
-            keep_head=initial is None or initial.keep_head(resolved.classes),
+            init_weights=init_weights.location if init_weights else None,
+            init_sha256=init_weights.sha256 if init_weights else "",
+            keep_head=init_weights is None or init_weights.keep_head(resolved.classes),
             user_code=package_sums(imports_of(search.recipe)),
         )
         trials = open_trials(search, store.location)
-        told = partial(_tell, status_file, search, trials)
-        callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, told)
+        update_status = partial(_update_status, status_file, search, trials)
+        callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, update_status)
         try:
-            told()
+            update_status()
             _run(callback, context, concurrency)
-            found = _found(search, store, uid, callback.trials)
-            _write_down(context, found, outbox)
-            publish(found.folder, outbox, uid)
+            result = _search_result(search, store, uid, callback.trials)
+            _save_results(context, result, outbox)
+            publish(result.folder, outbox, uid)
         except KeyboardInterrupt as interrupt:
             clean_up(interrupt, ("recording which trials go on", callback.interrupt))
             raise
         outbox.end(uid, "FINISHED")
-    return found
+    return result
 
 
-def _tell(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
-    """How far the search is, into its status; Tune comes by here whenever a trial has ended."""
+def _update_status(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
+    """Write the progress of the search into its status; called after every trial, where a signal can interrupt, too."""
     check()
     space = search.space
     leading = next(iter(rank_trials(trials, space.mode)), None)
@@ -170,28 +186,28 @@ def _run(callback: SearchCallback, context: TrialContext, concurrency: int) -> N
 
 
 def _concurrency(search: Search) -> int:
-    """Trials at once on the connected cluster.
+    """Return how many trials run at once on the connected cluster.
 
     Raises:
-        UserError: fewer than the space asks for, with the arithmetic.
+        UserError: there is room for fewer than the space asks for; with the arithmetic.
     """
     stage = trial_stage(search, {})
-    room, asked, each = cluster.copies(stage), search.space.concurrency, stage.cluster
-    if room < (asked or 1):
+    room, requested, resources = cluster.count_copies(stage), search.space.concurrency, stage.cluster
+    if room < (requested or 1):
         raise UserError(
-            f"the cluster has room for {room} trials at once, and {asked or 1} are asked for, each of {each.workers} "
-            f"worker(s) x ({each.cpus_per_worker:g} CPU, {each.gpus_per_worker:g} GPU)",
+            f"the cluster has room for {room} trials at once, and {requested or 1} are asked for, each of "
+            f"{resources.workers} worker(s) x ({resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU)",
             where=f"space {search.name}: concurrency, resources",
             fix="ask for less, or add nodes",
         )
-    return asked or room
+    return requested or room
 
 
 def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: ResolvedStage) -> None:
     """Record what is about to run, in the search's folder and for MLflow."""
     space = yaml.safe_dump(search.space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (store.local / SPACE).write_text(space, encoding="utf-8")
-    base = yaml.safe_dump(_plain(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
+    base = yaml.safe_dump(_plain_recipe(_without_secrets(search.recipe)), sort_keys=False, allow_unicode=True)
     (store.local / BASE_RECIPE).write_text(base, encoding="utf-8")
     facts = {
         tags.DATA_DIGEST: resolved.digest,
@@ -201,13 +217,18 @@ def _begin(search: Search, store: RunStore, outbox: Outbox, uid: str, resolved: 
         "run_folder": store.location,
     }
     outbox.run(uid, store.name, experiment=resolved.stage.tracking.experiment, tags=facts)
-    outbox.params(uid, {f"space.{path}": draw.model_dump_json(exclude_none=True)
-                       for path, draw in search.space.parameters.items()})  # fmt: skip
+    outbox.params(uid, {f"space.{path}": distribution.model_dump_json(exclude_none=True)
+                       for path, distribution in search.space.parameters.items()})  # fmt: skip
     for file in (SPACE, BASE_RECIPE):
         outbox.artifact(uid, store.local / file)
 
 
-def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> SearchResult:
+def _search_result(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> SearchResult:
+    """Return the result of the trials.
+
+    Raises:
+        SearchFailed: no trial was evaluated even once.
+    """
     leading = next(iter(rank_trials(trials, search.space.mode)), None)
     best = leading.best(search.space.mode) if leading else None
     if leading is None or best is None:
@@ -219,51 +240,58 @@ def _found(search: Search, store: RunStore, uid: str, trials: list[Trial]) -> Se
     return SearchResult(store.name, uid, store.local, tuple(trials), leading, *best)
 
 
-def _write_down(context: TrialContext, found: SearchResult, outbox: Outbox) -> None:
-    """Table, plots and the best recipe: files in the search's folder, artifacts and metrics in MLflow."""
+def _save_results(context: TrialContext, result: SearchResult, outbox: Outbox) -> None:
+    """Write table, plots and the best recipe into the search's folder, and record them and the metrics for MLflow."""
     space = context.search.space
     per_epoch = {
         trial.number: context.train_samples / trial_stage(context.search, trial.values).training.global_batch_size
-        for trial in found.trials
+        for trial in result.trials
     }
-    files = [found.folder / TRIAL_TABLE, found.folder / BEST_RECIPE]
-    files[0].write_text(table(found.trials, space.mode, per_epoch), encoding="utf-8")
-    files[1].write_text(best_recipe(context.search, found), encoding="utf-8")
-    curves, ranking = {trial.number: trial.curve for trial in found.trials}, rank_trials(found.trials, space.mode)
-    study, places = as_study(found.trials, space), [trial.number for trial in ranking]
-    files += save_plots(study, curves, places, space.metric, found.folder / PLOTS)
+    files = [result.folder / TRIAL_TABLE, result.folder / BEST_RECIPE]
+    files[0].write_text(table(result.trials, space.mode, per_epoch), encoding="utf-8")
+    files[1].write_text(best_recipe(context.search, result), encoding="utf-8")
+    curves, ranking = {trial.number: trial.curve for trial in result.trials}, rank_trials(result.trials, space.mode)
+    study, order = as_study(result.trials, space), [trial.number for trial in ranking]
+    files += save_plots(study, curves, order, space.metric, result.folder / PLOTS)
     for file in files:
-        outbox.artifact(found.uid, file, PLOTS if file.suffix == ".png" else None)
-    outbox.tags(found.uid, {
-        "best": f"{space.metric}={found.value:.6g} at step {found.step} of trial {found.best.number}",
-        "checkpoint": f"{trial_folder(context.folder, found.best.number)}/{CHECKPOINTS}",
+        outbox.artifact(result.uid, file, PLOTS if file.suffix == ".png" else None)
+    outbox.tags(result.uid, {
+        "best": f"{space.metric}={result.value:.6g} at step {result.step} of trial {result.best.number}",
+        "checkpoint": f"{trial_folder(context.folder, result.best.number)}/{CHECKPOINTS}",
     })  # fmt: skip
-    counts = {f"trials/{status}": float(sum(trial.status == status for trial in found.trials))
+    counts = {f"trials/{status}": float(sum(trial.status == status for trial in result.trials))
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
-    metrics = {"search/best": found.value, **counts}
-    outbox.metrics(found.uid, [{"step": len(found.trials), "time_ms": now_ms(), "metrics": metrics}])
+    metrics = {"search/best": result.value, **counts}
+    outbox.metrics(result.uid, [{"step": len(result.trials), "time_ms": now_ms(), "metrics": metrics}])
 
 
-def best_recipe(search: Search, found: SearchResult) -> str:
-    """The base recipe with the best trial's values, as a file that runs; its head says where it came from."""
-    recipe = with_values(_without_secrets(search.recipe), search.stage, found.best.values)
-    values = ", ".join(f"{path}={value}" for path, value in found.best.values.items())
-    length = trial_stage(search, found.best.values).training
+def best_recipe(search: Search, result: SearchResult) -> str:
+    """Return the base recipe with the best trial's values as the text of a file that can be run.
+
+    Its comment says where it comes from.
+
+    Args:
+        search: the space with its base recipe.
+        result: of the search.
+    """
+    recipe = with_values(_without_secrets(search.recipe), search.stage, result.best.values)
+    values = ", ".join(f"{path}={value}" for path, value in result.best.values.items())
+    length = trial_stage(search, result.best.values).training
     trained = f"{length.epochs:g} epochs" if length.epochs else f"{length.steps} steps"
     head = [
-        f"# Recipe {recipe.name} with what search {found.name} found for stage {search.stage}: {values}.",
-        f"# Trial {found.best.number} of {len(found.trials)}: {search.space.metric} {found.value:.6g} at step "
-        f"{found.step}, in a training of {trained}.",
+        f"# Recipe {recipe.name} with what search {result.name} found for stage {search.stage}: {values}.",
+        f"# Trial {result.best.number} of {len(result.trials)}: {search.space.metric} {result.value:.6g} at step "
+        f"{result.step}, in a training of {trained}.",
     ]
     if search.space.scheduler.kind == "pbt":
         head.append("# Population-based training changed the values on the way: these are the last ones.")
     head.append(f"# {command_line('full')} --recipe <this file>")
-    return "\n".join(head) + "\n" + yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+    return "\n".join(head) + "\n" + yaml.safe_dump(_plain_recipe(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _plain(recipe: Recipe) -> PlainValues:
+def _plain_recipe(recipe: Recipe) -> PlainValues:
     plain = recipe.model_dump(mode="json", exclude={"tune"})
-    return {**plain, "stages": {name: without_unused(stage) for name, stage in plain["stages"].items()}}
+    return {**plain, "stages": {name: drop_unused(stage) for name, stage in plain["stages"].items()}}
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""What people read of a search: the plan before it, and what it found."""
+"""Texts about a search: its plan, and its result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,32 +13,43 @@ if TYPE_CHECKING:
     from scalablevit.tuning.trials import Trial
 
 
-def plan(search: Search, train_samples: int) -> str:
-    """The search made concrete."""
+def format_plan(search: Search, train_samples: int) -> str:
+    """Return the plan of a search as text.
+
+    Args:
+        search: the space with its base recipe.
+        train_samples: samples of the training split.
+    """
     space, stage = search.space, trial_stage(search, {})
     length = Length.of(stage, train_samples)
     rules = {"none": "no trial is stopped early", "pbt": f"values change every {space.scheduler.perturb_epochs} epochs"}
     stopping = rules.get(space.scheduler.kind, f"none is stopped before epoch {space.scheduler.grace_epochs:g}")
-    each = stage.cluster
+    cluster = stage.cluster
     facts = {
         "stage": f"{search.stage} of recipe {search.recipe.name}",
         "best": f"{space.mode} of {space.metric} over a trial's evaluations",
         "trials": f"{space.budget.trials or 'all combinations'}, searcher {space.searcher}, seed {space.seed}",
         "each": f"{length.total} steps ({length.total / length.steps_per_epoch:.4g} epochs), evaluation every "
-        f"{length.evaluate_every}, {each.workers} worker(s) x ({each.cpus_per_worker:g} CPU, "
-        f"{each.gpus_per_worker:g} GPU)",
+        f"{length.evaluate_every}, {cluster.workers} worker(s) x ({cluster.cpus_per_worker:g} CPU, "
+        f"{cluster.gpus_per_worker:g} GPU)",
         "scheduler": f"{space.scheduler.kind}: {stopping}",
         "at once": str(space.concurrency or "as many as fit"),
         "wall time": f"at most {space.budget.wall_minutes:g} minutes" if space.budget.wall_minutes else "no limit",
-        **{path: draw.model_dump_json(exclude_none=True) for path, draw in space.parameters.items()},
+        **{path: distribution.model_dump_json(exclude_none=True) for path, distribution in space.parameters.items()},
     }
     width = max(map(len, facts)) + 2
     return f"search {search.name}\n" + "\n".join(f"  {name:<{width}}{fact}" for name, fact in facts.items())
 
 
-def summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
-    """Return the best trials, what became of the others, and where everything is."""
-    from scalablevit.tuning.trials import rank_trials  # here, since a dry run need not load what this loads
+def format_summary(search: Search, trials: "Sequence[Trial]", folder: Path) -> str:
+    """Return the best trials, the number of others, and where all files are, as text.
+
+    Args:
+        search: the space with its base recipe.
+        trials: all trials.
+        folder: the search's folder on this machine.
+    """
+    from scalablevit.tuning.trials import rank_trials  # imported late: a dry run need not load it
 
     space = search.space
     lines = [f"{space.metric}  trial"]

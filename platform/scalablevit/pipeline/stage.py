@@ -1,4 +1,4 @@
-"""One stage from its resolved recipe to a registered model: skip, resume or train, then register."""
+"""Bring one resolved stage to a registered model: skip, resume or train it, then register the model."""
 
 import json
 import shlex
@@ -48,55 +48,65 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What the stages of one job share."""
+    """What all stages of one job share."""
 
     root: Path
+    """The platform's root."""
     recipe: str
+    """Name of the recipe."""
     uid: str
-    """Of the parent run."""
+    """Of the parent run in MLflow."""
     tracking_uri: str
+    """MLflow's address."""
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Tags by stage: where its values come from, on its run and its registered version."""
+    """By stage, tags for its run and its registered version that say which search found its values."""
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when the job was interrupted: whatever Ray then raises in the stages' threads, nothing failed."""
+    """Set when the job is interrupted: what Ray then raises in the stages' threads is no failure."""
     training: set[Path] = field(default_factory=set)
-    """Of each stage that trains the file whose appearance lets its workers save and end."""
+    """For each stage that trains, the file that makes its workers save and end once it exists."""
 
     def stop_training(self) -> bool:
-        """Let all that trains save and end; False: nothing does, or not all of it can be told."""
+        """Make all stages that train save and end; return False if none trains, or not all could be asked."""
         self.stopping.set()
-        told = bool(self.training)
+        signalled = bool(self.training)
         for file in tuple(self.training):
             try:
                 file.touch()
             except OSError:  # a full disk, a folder that is gone
-                told = False
-        return told
+                signalled = False
+        return signalled
 
 
 def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]) -> StageResult:
-    """Bring a stage to its end, whatever state an earlier attempt left it in.
+    """Bring a stage to its end, whatever state an earlier attempt left it in, and return its result.
+
+    Args:
+        job: what the stages share.
+        resolved: the stage.
+        earlier: results of the stages before, by name.
 
     Raises:
         UserError: another job owns the run, or training found something that the user must fix.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        KeyboardInterrupt: the workers saved and ended because the job was interrupted.
     """
     store = RunStore.open(resolved.run_name, resolved.stage.cluster.storage, job.root)
     with RunSession(store, job.tracking_uri) as session:
         finished = load_result(store)
         if finished is not None:
-            said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
-            print(f"[{resolved.name}] {said} ({store.location})", flush=True)
+            message = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
+            print(f"[{resolved.name}] {message} ({store.location})", flush=True)
             finish_late(store)
         else:
             finished = _train(job, resolved, earlier, session)
-        if session.uid in open_runs(store.outbox):  # also when a kill came between the result and this
+        if session.uid in open_runs(store.outbox):  # also if an earlier job was killed before this
             registry = Registry(job.root, job.tracking_uri)
             record_model(job.recipe, resolved, finished, store, session.outbox, registry)
         return _look_up_version(job, finished, session)
 
 
 def _last_at_work(store: RunStore) -> float | None:
-    """When an earlier job was last known to be at work on the run; None: there was none, or its status is damaged."""
+    """Return when an earlier job last worked on the run, in seconds since the epoch; None: not known, or none did."""
     try:
         status = read_status(store.local)
     except UserError:
@@ -105,20 +115,21 @@ def _last_at_work(store: RunStore) -> float | None:
 
 
 def _train(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], session: RunSession) -> StageResult:
+    """Train, export and draw a stage; return its result."""
     store, last = session.store, _last_at_work(session.store)
     try:
         with session.at_work(resolved.name, resolved.length.total, "steps", job.stopping) as status_file:
             drawing = begin_training_batch(resolved, store)
             finished, notes = _train_and_export(job, resolved, earlier, session, status_file, last)
     except Exception as failure:
-        if not job.stopping.is_set():  # how it came to that
+        if not job.stopping.is_set():  # the curves show how it came to the failure
             clean_up(failure, ("drawing the curves", lambda: draw_curves(resolved, store, session.uid)))
         raise
-    # from here on the run is finished, whatever interrupts what is still drawn of it
+    # the run is finished from here on, even if the drawing is interrupted
     for note in notes:
         print(f"[{resolved.name}] not deterministic: {note}", flush=True)
     drawing.join()
-    if not job.stopping.is_set():  # who stops a job does not wait for plots
+    if not job.stopping.is_set():  # whoever stops a job does not want to wait for plots
         with say_while_waiting(resolved.name, "plots and error analysis"):
             draw_curves(resolved, store, session.uid)
             draw_validation(resolved, store)
@@ -133,34 +144,39 @@ def _train_and_export(
     status_file: StatusFile,
     last: float | None,
 ) -> tuple[StageResult, list[str]]:
-    """The result, saved, and what was not deterministic."""
+    """Return the result, which is saved, and which operations were not deterministic."""
     started, submitted = time.monotonic(), time.time()
     from scalablevit.training.attempt_events import Submitted, add_event
 
-    store, uid, initial = session.store, session.uid, init_weights_of(resolved, earlier)
+    store, uid, init_weights = session.store, session.uid, init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, Submitted(submitted, last))
-    _begin(job, resolved, initial, store, session.outbox, uid)
-    result = _launch(job, resolved, initial, store, uid, status_file)
+    _begin(job, resolved, init_weights, store, session.outbox, uid)
+    result = _launch(job, resolved, init_weights, store, uid, status_file)
     if result.training is None:
         raise RuntimeError("rank 0 returned no end of the training")
     minutes = (time.monotonic() - started) / 60
-    lineage = {**(initial.lineage() if initial else {}), **job.origins.get(resolved.name, {})}
+    lineage = {**(init_weights.lineage() if init_weights else {}), **job.origins.get(resolved.name, {})}
     finished = export_weights(job.recipe, resolved, lineage, store, uid, result.training, minutes)
     finished.save(store)
     return finished, result.nondeterministic
 
 
 def init_weights_of(resolved: ResolvedStage, earlier: dict[str, StageResult]) -> InitWeights | None:
-    """The weights to start from: found with the recipe, or left by an earlier stage in run storage."""
+    """Return the weights to start from: found with the recipe, or left in run storage by an earlier stage.
+
+    Args:
+        resolved: the stage.
+        earlier: results of the stages before, by name.
+    """
     if not resolved.parents:
-        return resolved.initial
+        return resolved.init_weights
     parent = earlier[resolved.parents[0]]
     version = f"{parent.registered_as}/{parent.version}" if parent.version else ""
     return InitWeights(f"{parent.folder}/{WEIGHTS}", parent.weights_sha256, parent.classes, version)
 
 
 def _begin(
-    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, outbox: Outbox, uid: str
+    job: Job, resolved: ResolvedStage, init_weights: InitWeights | None, store: RunStore, outbox: Outbox, uid: str
 ) -> None:
     """Record what is about to run, in the run's folder and for MLflow."""
     stage = without_secrets(resolved.stage)
@@ -179,9 +195,9 @@ def _begin(
         **tags.user_code(package_sums(stage.imports)),
         "stage": resolved.name,
         "run_folder": store.location,
-        **(initial.lineage() if initial else {}),
+        **(init_weights.lineage() if init_weights else {}),
         **job.origins.get(resolved.name, {}),
-        # not parameters: a restart may change them, and MLflow's parameters never change
+        # tags: a restart may change them, and MLflow does not let parameters change
         **flat(stage.cluster.model_dump(mode="json"), "cluster."),
     }
     _keep_user_code(stage, outbox)
@@ -189,7 +205,7 @@ def _begin(
     outbox.params(uid, flat(hashed_part(stage)))
     source = mask(str(job.root / Path(stage.data.root).expanduser()), job.tracking_uri)
     outbox.params(uid, resolved_values(resolved))
-    if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the same data elsewhere
+    if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the data elsewhere
         outbox.params(uid, {"data.root": source})
     for split in ("train", "val"):
         outbox.dataset(uid, name=f"{resolved.name}-{split}", digest=resolved.digest, source=source, context=split)
@@ -198,7 +214,7 @@ def _begin(
 
 
 def resolved_values(resolved: ResolvedStage) -> Texts:
-    """Return the parameters that the recipe leaves to data and task, by name; the same at every attempt."""
+    """Return the parameters that data and task decide, by name; they are the same at every attempt."""
     length, optimizer = resolved.length, resolved.stage.optimizer
     return {
         "steps": length.total,
@@ -215,7 +231,7 @@ def resolved_values(resolved: ResolvedStage) -> Texts:
 
 
 def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
-    """Keep what the stage's imports are now: the registered model takes it along.
+    """Copy the packages of the stage's imports as they are now: the registered model gets them.
 
     Raises:
         UserError: files have changed since they were imported.
@@ -231,7 +247,12 @@ def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
 
 
 def _launch(
-    job: Job, resolved: ResolvedStage, initial: InitWeights | None, store: RunStore, uid: str, status_file: StatusFile
+    job: Job,
+    resolved: ResolvedStage,
+    init_weights: InitWeights | None,
+    store: RunStore,
+    uid: str,
+    status_file: StatusFile,
 ) -> "WorkerResult":
     from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
@@ -243,9 +264,9 @@ def _launch(
         stage=without_secrets(resolved.stage).model_dump_json(),
         run_folder=store.location,
         root=str(job.root),
-        init_weights=initial.location if initial else None,
-        init_sha256=initial.sha256 if initial else "",
-        keep_head=initial is None or initial.keep_head(resolved.classes),
+        init_weights=init_weights.location if init_weights else None,
+        init_sha256=init_weights.sha256 if init_weights else "",
+        keep_head=init_weights is None or init_weights.keep_head(resolved.classes),
         data_listing=store.location,
         user_code=package_sums(resolved.stage.imports),
     )
@@ -253,10 +274,10 @@ def _launch(
     with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file):
         callbacks = [OutboxCallback(store.outbox, uid), AttemptsCallback(store.local / ATTEMPTS)]
         stop_file = store.local / STOP
-        stop_file.unlink(missing_ok=True)  # that of an earlier attempt
+        stop_file.unlink(missing_ok=True)  # left by an earlier attempt
         job.training.add(stop_file)
         try:
-            if job.stopping.is_set():  # while nothing trained that could have been told
+            if job.stopping.is_set():  # set before there was a file to create
                 raise KeyboardInterrupt
             return launch(resolved.stage, worker_config, store.location, callbacks, stop_file)
         finally:
@@ -264,7 +285,7 @@ def _launch(
 
 
 def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> StageResult:
-    """Wait for MLflow to take what the stage recorded, and look up the version it gave; an outage only delays it."""
+    """Wait for MLflow to take what the stage recorded, and add the registered version; an outage only delays it."""
     command = f"{command_line('sync')} --root {shlex.quote(str(job.root))}"
     with say_while_waiting(finished.name, "MLflow to take what the run recorded"):
         pending = session.drain()
@@ -272,7 +293,7 @@ def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> St
         return replace(finished, tracking=f"{session.sync.status()}; they are kept, and `{command}` sends them")
     try:
         version = version_of_run(job.tracking_uri, finished.registered_as, finished.uid)
-    except Exception as error:  # whatever MLflow's client raises, the model is trained and its record is kept
+    except Exception as error:  # whatever MLflow's client raises: the model is trained, and its record is kept
         return replace(finished, tracking=f"{brief(error, job.tracking_uri)}; ask again by submitting again")
     if version:
         return replace(finished, version=version, tracking=session.sync.status())

@@ -1,4 +1,4 @@
-"""How long a stage will take, by what a finished run of the same model at the same size took on this machine."""
+"""Estimate how long a stage will take, from a finished run of the same model and image size on this machine."""
 
 import json
 import socket
@@ -15,35 +15,35 @@ from scalablevit.runs.console import duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
-NEWEST = 50
-"""Finished runs that are looked at; older ones were measured with older code."""
+MAX_RUNS = 50
+"""Most finished runs that are looked at, the newest first: older ones ran older code."""
 LONG_S = 3600.0
-"""A training on CPUs that takes longer gets a warning."""
+"""Seconds above which a training on CPUs gets a warning."""
 FASTEST_CORE = {"float32": 1e11, "bfloat16": 4e11}
-"""Operations that a CPU core does in a second at the most, by precision: several times what models reach."""
+"""Operations per second that a CPU core does at most, by precision: several times what models reach."""
 SIZES = ("image_size", "crop_size", "short_side", "long_side", "train_short_sides")
-"""Keys of `data` by which the size of a training image is given; the first that a stage has shortens its training."""
+"""Keys of `data` that decide the size of a training image; a warning names the first that the stage has."""
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """What a stage will take."""
+    """How long a stage will take."""
 
     seconds: float
     run: str
-    """Name of the run that was measured."""
+    """Name of the run that the estimate is based on."""
 
 
 def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
-    """Return how long a stage will take, start and evaluations included; None: nothing like it was measured here.
+    """Return how long a stage will take, with start and evaluations; None: no such run was found.
 
     Args:
         resolved: the stage.
-        root: the platform's root, among whose finished runs the measurement is looked for.
+        root: the platform's root, whose finished runs are looked at.
     """
     wanted = _what_sets_the_pace(resolved.stage.model_dump(mode="json"))
-    results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_changed, reverse=True)
-    for file in results[:NEWEST]:
+    results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_modified_s, reverse=True)
+    for file in results[:MAX_RUNS]:
         try:
             status = read_status(file.parent)
             if status is None or status.host != socket.gethostname():
@@ -52,8 +52,14 @@ def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
             if _what_sets_the_pace(stored) == wanted:
                 result = StageResult(**json.loads(file.read_bytes()))
                 images = result.last_step * stored["training"]["global_batch_size"]
-                return TimeEstimate(_scaled(result, images, resolved), result.run_name)
-        except (OSError, UserError, ValueError, KeyError, TypeError):  # of an earlier version, half removed, damaged
+                return TimeEstimate(_scale_time(result, images, resolved), result.run_name)
+        except (
+            OSError,
+            UserError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # written by an earlier version, half deleted, or damaged
             continue
     return None
 
@@ -104,7 +110,7 @@ def _cores(stage: Stage) -> int:
 
 
 def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
-    """Return the values of a stored stage on which the images a second depend."""
+    """Return the values of a stored stage that decide how many images a second it trains."""
     model, data, training, cluster = (stage[section] for section in ("model", "data", "training", "cluster"))
     return {
         "model": {key: model[key] for key in ("name", "options", "grad_checkpointing", "channels_last")},
@@ -115,18 +121,18 @@ def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
     }
 
 
-def _scaled(result: StageResult, images: int, resolved: ResolvedStage) -> float:
-    """Return the seconds of a stage: what is neither the start nor lost grows with the images that are trained on."""
+def _scale_time(result: StageResult, images: int, resolved: ResolvedStage) -> float:
+    """Return the seconds of a stage: all but start and lost time grows linearly with the trained images."""
     wanted = resolved.length.total * resolved.stage.training.global_batch_size
     if not result.profile or not images:
         return wanted / result.images_per_s
-    # `other` has attempts that were killed
+    # `other` includes attempts that were killed
     start, lost = (result.profile.get(part, 0.0) for part in ("start", "other"))
     return start + (sum(result.profile.values()) - start - lost) * wanted / images
 
 
-def _changed(file: Path) -> float:
+def _modified_s(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except OSError:  # removed meanwhile
+    except OSError:  # deleted meanwhile
         return 0.0

@@ -1,4 +1,4 @@
-"""Trained models by name: a registered version or a finished run, with its weights and its recipe."""
+"""Find trained models by name (a registered version or a finished run), with their weights and recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +19,24 @@ from scalablevit.tracking.weights import resolve_weights
 
 
 def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, ModelConfig, str]:
-    """Weights file, `config.json` in the current version, and the weights' SHA-256 of a registered version or a run.
+    """Return weights file, `config.json` and the weights' SHA-256 of a registered version or a finished run.
+
+    Args:
+        model: `models:/<name>@<alias>`, `models:/<name>/<version>`, or a run's name.
+        overrides: of the recipe; `tracking.uri` says where the registry is.
+        root: the platform's root.
+
+    Returns:
+        The file's path, the config in the current recipe version, and the sum in hexadecimal.
 
     Raises:
-        UserError: there is no such model, or its weights are not those that training left.
+        UserError: there is no such model, or its weights differ from those that training exported.
     """
     if model.startswith("models:/"):
         uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
-        found = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
-        note_older(model, found.config)
-        return str(found.weights), found.config, found.tags[WEIGHTS_SHA256]
+        registered = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
+        note_older(model, registered.config)
+        return str(registered.weights), registered.config, registered.tags[WEIGHTS_SHA256]
     folder = root / RUNS / Path(model).name
     if not (folder / WEIGHTS).is_file():
         known = sorted(path.parent.parent.name for path in (root / RUNS).glob(f"*/{WEIGHTS}"))
@@ -38,14 +46,14 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, M
 
 
 def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
-    """Return the weights file, `config.json` in the current version, and the weights' SHA-256 of a finished run.
+    """Return weights file, `config.json` and the weights' SHA-256 of a finished run; see `find_model`.
 
     Args:
         folder: of the run, on this disk.
         name: of the model in what is printed.
 
     Raises:
-        UserError: the run has not finished, or its weights are not those that training left.
+        UserError: the run has not finished, or its weights differ from those that training exported.
     """
     store = store_of(folder)
     finished = load_result(store)
@@ -64,7 +72,7 @@ def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
 
 
 def note_older(model: str, config: ModelConfig) -> None:
-    """Say it of a model whose `config.json` lacks a key and whose images were prepared as none of its values does."""
+    """Print a note about a model from before `data.antialias`, whose training images were shrunk in another way."""
     data = config["stage"]["data"]
     if data["source"] == "image_folder" and "antialias" not in data:
         print(f"  note    {model} was trained before data.antialias came, on images shrunk by OpenCV's area filter; "
@@ -72,15 +80,15 @@ def note_older(model: str, config: ModelConfig) -> None:
 
 
 def trained_recipe(script: str, config: ModelConfig, overrides: Sequence[str], model: str) -> Recipe:
-    """The stage that a model was trained by, with overrides on top that leave its network alone.
+    """Return a recipe of one stage, that which trained a model, with overrides that do not change its network.
 
-    The users' code that it was trained with is imported, if it is here; that which is stored with it never runs.
+    The users' code that it was trained with is imported from this machine; the copy that is stored with it never runs.
 
     Args:
         script: name of the only stage, also in errors.
         config: the model's `config.json`.
-        overrides: as written.
-        model: what errors name for values without a place.
+        overrides: as typed.
+        model: what errors name for values without a location.
 
     Raises:
         UserError: an override of the model's section or code, or as `import_stored_code` and `override_stage`.
