@@ -247,7 +247,7 @@ def test_stop_tells_the_end_of_a_run_that_ends_while_it_looks(tmp_path, capsys, 
     file = StatusFile(store, lease := stack.enter_context(Lease(store)), "pretrain", 9, "steps", "sqlite:////m.db")
     stack.push(lambda *_: file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None))
     file.update(step=3)
-    assert lease.held()
+    assert lease.is_held()
 
     def then_the_end(look):
         def looked(place):

@@ -9,7 +9,7 @@ import pytest
 from scalablevit.config.task_info import task_info
 from scalablevit.run_files import METRICS, START_NOTE
 from scalablevit.runs import console, progress
-from scalablevit.runs.console import Console, Waiting, duration, say_while_waiting
+from scalablevit.runs.console import Console, Waiting, format_duration, say_while_waiting
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.progress import Pace, Progress
 from scalablevit.runs.run_store import RunStore
@@ -214,4 +214,4 @@ def test_the_rest_is_reckoned_from_this_attempts_steps_only():
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1 h 30 min")])
 def test_durations_are_for_people(seconds, said):
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said

@@ -19,8 +19,8 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import RUNS, STATUS
-from scalablevit.runs.console import duration
-from scalablevit.runs.lease import claim_of, find_owned, is_owner_alive, known_owners
+from scalablevit.runs.console import format_duration
+from scalablevit.runs.lease import find_owned, is_owner_alive, known_owners, read_claim
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
 from scalablevit.text import format_table
@@ -179,7 +179,7 @@ def table(runs: Sequence[Found], unreadable: Mapping[str, UserError], root: Path
     for each in runs:
         status = each.status
         rows.append((status.run, each.state, f"{status.step}/{status.total} {status.unit}", _best(status),
-                     duration(time.time() - status.started)))  # fmt: skip
+                     format_duration(time.time() - status.started)))  # fmt: skip
     rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
     return "\n".join([format_table(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
@@ -247,7 +247,7 @@ def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
-        claim = claim_of(found.store)  # before the status, which a run writes before it gives its claim back
+        claim = read_claim(found.store)  # before the status, which a run writes before it gives its claim back
         now = read_status(found.store.local) or status
         if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
@@ -258,7 +258,7 @@ def stop(found: Found, root: Path, *, dry_run: bool = False) -> int:
 
 
 def _refuse_elsewhere(found: Found) -> None:
-    claim = claim_of(found.store)
+    claim = read_claim(found.store)
     if claim is None or is_owner_alive(claim) is None:
         status = found.status
         raise UserError(
@@ -270,7 +270,7 @@ def _refuse_elsewhere(found: Found) -> None:
 
 def _interrupt(found: Found) -> None:
     """SIGINT to the process that owns the lease: the status may be older than that."""
-    claim = claim_of(found.store)
+    claim = read_claim(found.store)
     if claim is None or not is_owner_alive(claim):
         return
     try:
@@ -345,5 +345,5 @@ def _best(status: Status) -> str:
 
 
 def _moment(seconds: float) -> str:
-    ago = duration(max(0.0, time.time() - seconds))
+    ago = format_duration(max(0.0, time.time() - seconds))
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))} ({ago} ago)"

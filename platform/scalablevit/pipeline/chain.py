@@ -17,7 +17,7 @@ from scalablevit.pipeline.resolved_recipe import write_resolved
 from scalablevit.pipeline.stage import Job, run_stage
 from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import duration, forgiving_output
+from scalablevit.runs.console import forgiving_output, format_duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
@@ -195,5 +195,7 @@ def _profile(seconds: dict[str, float]) -> str:
     """Each part with its share, as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
     return ", ".join(
-        f"{part} {duration(each)} ({100 * each / total:.0f} %)" for part, each in seconds.items() if each >= NO_TIME_S
+        f"{part} {format_duration(each)} ({100 * each / total:.0f} %)"
+        for part, each in seconds.items()
+        if each >= NO_TIME_S
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
-from scalablevit.runs.metrics import by_step
+from scalablevit.runs.metrics import metrics_by_step
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import brief
 
@@ -43,7 +43,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
     def draw() -> None:
         from scalablevit.viz.curves import save_curves
 
-        rows = by_step(store.outbox, uid)
+        rows = metrics_by_step(store.outbox, uid)
         save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
 
     _attempt(resolved, CURVES, draw)

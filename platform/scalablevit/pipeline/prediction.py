@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from scalablevit.config.recipe import Length, Stage
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.training.memory_estimate import MemoryEstimate
 
 EVALUATED_SHARE = 1 / 3
@@ -120,7 +120,7 @@ def told(stage: Stage, given: Given, memory: MemoryEstimate, found: Prediction) 
         f"{found.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * found.efficiency:.1f} % efficient): "
         f"assumes a ring at {given.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
         "speed": f"{found.images_per_s:.4g} images/s, {found.images_per_s / given.devices:.4g} a device",
-        "time": f"{found.hours:.3g} h ({duration(seconds)}): {found.steps} steps {found.training_hours:.3g} h, "
+        "time": f"{found.hours:.3g} h ({format_duration(seconds)}): {found.steps} steps {found.training_hours:.3g} h, "
         f"{found.evaluations} evaluations {found.evaluation_hours:.3g} h (an image in a third of its training time)",
         "decoding": "not predicted: give --decode-rate, or --measure where the data is"
         if found.decode_cores is None

@@ -36,8 +36,8 @@ from scalablevit.run_files import (
     TRIAL_TABLE,
     WEIGHTS,
 )
-from scalablevit.runs.console import duration
-from scalablevit.runs.metrics import Row, by_step
+from scalablevit.runs.console import format_duration
+from scalablevit.runs.metrics import Row, metrics_by_step
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status, read_status, store_of
@@ -137,7 +137,7 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
         return UnreadStage(name, state, problem, mask_credentials(error.fix), mask_credentials(recipe),
                            _content(result), registered, time, host)  # fmt: skip
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
-    rows = by_step(outbox_of(local), uid)
+    rows = metrics_by_step(outbox_of(local), uid)
     return Stage(
         name=name,
         kind=stage.task.kind,
@@ -151,7 +151,9 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
         lineage=_lineage(store, stage.data, recorded, result, registered),
         result=_content(result),
         registered=registered,
-        profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
+        profile=tuple(
+            Part(name, each, format_duration(each)) for name, each in (result.profile if result else {}).items()
+        ),
         findings=load_findings(local / ERROR_ANALYSIS),
         pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
@@ -198,7 +200,7 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
         hours = cluster.workers * result.minutes / 60
         asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
         reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
-        facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
+        facts["wall time"] = f"{format_duration(60 * result.minutes)} (the attempt that finished)"
         facts["reserved"] = f"{reserved} (workers x wall time)"
         facts["ended"] = mask_credentials(result.reason)
     peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}

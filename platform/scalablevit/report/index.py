@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.report.overview import DATE
 from scalablevit.report.page import environment
 from scalablevit.run_files import JOB, RECIPE, REPORT, RUNS
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
 
@@ -113,7 +113,7 @@ def _row(run: KnownRun, link: str) -> IndexRow:
         name=run.local.name,
         state=run.state,
         started=datetime.fromtimestamp(status.started, UTC).strftime(DATE),
-        took=duration(max(0.0, (status.ended or status.updated) - status.started)),
+        took=format_duration(max(0.0, (status.ended or status.updated) - status.started)),
         best=words,
         note=mask_credentials(status.why),
         link=link,

@@ -10,7 +10,7 @@ from typing import Any
 from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Cluster
 from scalablevit.run_files import IDENTITY, RUNS
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
@@ -96,7 +96,7 @@ def overview(
     if known:
         facts["started"] = datetime.fromtimestamp(min(each.started for each in known), UTC).strftime(DATE)
         stages = f" in {len(known)} stages" if len(known) > 1 else ""
-        facts["took"] = duration(sum(each.seconds for each in known)) + stages
+        facts["took"] = format_duration(sum(each.seconds for each in known)) + stages
     facts["machine"] = "; ".join(dict.fromkeys(filter(None, machines)))
     return Overview(state, facts, next_steps)
 

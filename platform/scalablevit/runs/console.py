@@ -118,7 +118,7 @@ class Waiting:
     def look(self) -> None:
         """Say it if it is time to; to be called often."""
         now = time.monotonic()
-        line = f"waiting for {self._what}: {duration(now - self._since)}"
+        line = f"waiting for {self._what}: {format_duration(now - self._since)}"
         if self._console.is_live and now - self._since >= max(self._quiet_s, LIVE_S):
             self._console.show(line)
         elif not self._console.is_live and now >= self._next:
@@ -151,7 +151,7 @@ def say_while_waiting(stage: str, what: str) -> Iterator[None]:
         console.close()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time span for people, such as `45 s`, `3.2 min` or `5 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

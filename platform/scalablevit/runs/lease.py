@@ -72,7 +72,7 @@ class Lease:
         except OSError as failure:  # storage that is away or full: the claim is then taken over as a dead owner's
             print(f"clean-up: releasing the lease of {self._store.name} failed: {failure}", file=sys.stderr, flush=True)
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether the claim is still this one's, and not another process's that took it over."""
         return self._is_own(self._read())
 
@@ -136,7 +136,7 @@ class Lease:
         return claim is not None and claim["token"] == self._token
 
     def _read(self) -> Claim | None:
-        return claim_of(self._store)
+        return read_claim(self._store)
 
     def _write(self) -> None:
         here = _state_and_start(os.getpid())
@@ -223,7 +223,7 @@ def _parsed(content: bytes | None) -> Claim | None:
     return claim if isinstance(claim, dict) and "token" in claim else None
 
 
-def claim_of(store: RunStore) -> Claim | None:
+def read_claim(store: RunStore) -> Claim | None:
     """The claim on a run, whether its owner lives or not; None: nobody claims it."""
     return _parsed(store.read(LEASE))
 
@@ -240,7 +240,7 @@ def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
     """
     alive: dict[str, bool | None] = {}
     for store in stores:
-        claim = claim_of(store)
+        claim = read_claim(store)
         alive[store.name] = False if claim is None else is_owner_alive(claim)
         if alive[store.name] is None and _watched_before(store) == claim:
             alive[store.name] = False
@@ -250,7 +250,7 @@ def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
 def find_owned(stores: Sequence[RunStore]) -> set[str]:
     """Names of the runs whose owners live; where only watching tells, all are watched together for `STALE_S`."""
     alive = known_owners(stores)
-    claims = {store.name: claim_of(store) for store in stores if alive[store.name] is None}
+    claims = {store.name: read_claim(store) for store in stores if alive[store.name] is None}
     watched = [store for store in stores if store.name in claims]
     if watched:
         print(f"waiting up to {STALE_S:.0f} s for a sign of life of runs of other machines: "
@@ -258,7 +258,7 @@ def find_owned(stores: Sequence[RunStore]) -> set[str]:
     end = time.monotonic() + STALE_S
     while watched and time.monotonic() < end:
         time.sleep(WATCH_S)
-        now = {store.name: claim_of(store) for store in watched}
+        now = {store.name: read_claim(store) for store in watched}
         alive |= {name: claim is not None for name, claim in now.items() if claim != claims[name]}
         watched = [store for store in watched if alive[store.name] is None]
     for store in watched:

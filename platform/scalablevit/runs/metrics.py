@@ -21,7 +21,7 @@ Row = dict[str, float | str]
 """Metrics of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""
 
 
-def by_step(outbox: Path, uid: str) -> dict[int, Row]:
+def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """A run's metrics by step, in order.
 
     The outbox keeps the first of equal points, so each step is there once, however often a run was killed and resumed.

@@ -9,7 +9,7 @@ from types import TracebackType
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import Console, Waiting, duration
+from scalablevit.runs.console import Console, Waiting, format_duration
 from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
@@ -167,7 +167,7 @@ class Pace:
 
     def left(self, step: int) -> str:
         """Such as `ETA 3 h 20 min`; empty until two log points are known."""
-        return f"ETA {duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
+        return f"ETA {format_duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
 
 
 def memory(metrics: Values) -> str:

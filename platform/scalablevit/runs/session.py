@@ -52,7 +52,7 @@ class RunSession:
     def __enter__(self) -> "RunSession":
         with ExitStack() as opened:
             opened.enter_context(self._lease)
-            self.uid = identity(self.store)
+            self.uid = run_uid(self.store)
             self.outbox = Outbox(self.store.outbox)
             self.sync = OutboxSync(self.store.outbox, self._uri)
             self.sync.start()
@@ -106,7 +106,7 @@ class RunSession:
                 raise
 
 
-def identity(store: RunStore) -> str:
+def run_uid(store: RunStore) -> str:
     """Return the run's uid, kept in run storage, so that a restart goes on in the same MLflow run."""
     known = store.read_json(IDENTITY)
     if known is None:

@@ -196,7 +196,7 @@ class StatusFile:
         self._written = time.monotonic()
         self._status = replace(self._status, updated=time.time())
         try:
-            if self._lease.held():
+            if self._lease.is_held():
                 try:
                     write_status(self._local, self._status)
                 except OSError:

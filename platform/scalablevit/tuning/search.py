@@ -31,7 +31,7 @@ from scalablevit.tracking.records import MetricsRecord, StepMetrics
 from scalablevit.tracking.tags import best_metric
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
-from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, listed
+from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, enumerate_values
 from scalablevit.tuning.trial import TrialContext, TrialResult, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
@@ -368,7 +368,7 @@ def open_trials(search: Search, folder: str) -> list[Trial]:
     trials = load_trials(folder)
     if search.space.searcher == "tpe":
         return trials
-    wanted = listed(search.space)
+    wanted = enumerate_values(search.space)
     trials += [Trial(number, wanted[number]) for number in range(len(trials), len(wanted))]
     save_list(folder, trials)
     return trials
