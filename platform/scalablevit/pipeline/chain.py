@@ -17,7 +17,7 @@ from scalablevit.pipeline.resolved_recipe import write_resolved
 from scalablevit.pipeline.stage import Job, run_stage
 from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import forgiving_output, format_duration
+from scalablevit.runs.console import format_duration, ignore_output_errors
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
@@ -50,7 +50,7 @@ def run_chain(
     address = tracking_uri(tracking.uri, root)
     names = ", ".join(stage.name for stage in stages)
     with (
-        forgiving_output(),
+        ignore_output_errors(),
         RunSession(store, address) as session,
         session.at_work(names, len(stages), "stages") as status_file,
     ):

@@ -32,7 +32,7 @@ from scalablevit.runs.progress import Progress
 from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
-from scalablevit.runs.status import StatusFile, finish_late, read_status
+from scalablevit.runs.status import StatusFile, mark_finished, read_status
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
@@ -86,7 +86,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         if finished is not None:
             said = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
             print(f"[{resolved.name}] {said} ({store.location})", flush=True)
-            finish_late(store)
+            mark_finished(store)
         else:
             finished = _train(job, resolved, earlier, session)
         if session.uid in open_runs(store.outbox):  # also when a kill came between the result and this

@@ -46,7 +46,7 @@ class _Forgiving:
 
 
 @contextmanager
-def forgiving_output() -> Iterator[None]:
+def ignore_output_errors() -> Iterator[None]:
     """Within, nothing fails for what cannot be printed."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in before)
@@ -91,7 +91,7 @@ class Console:
             self._bar.close()
 
 
-class Waiting:
+class WaitReporter:
     """Says what is waited for, and for how long: on the live line, or in a line every `WAIT_S`.
 
     Args:
@@ -115,7 +115,7 @@ class Waiting:
         self._quiet_s = quiet_s
         self._next = self._since + max(quiet_s, WAIT_S)
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Say it if it is time to; to be called often."""
         now = time.monotonic()
         line = f"waiting for {self._what}: {format_duration(now - self._since)}"
@@ -135,11 +135,11 @@ def say_while_waiting(stage: str, what: str) -> Iterator[None]:
         what: is waited for.
     """
     console, ended = Console(stage), threading.Event()
-    waiting = Waiting(console, what)
+    waiting = WaitReporter(console, what)
 
     def look() -> None:
         while not ended.wait(LIVE_S):
-            waiting.look()
+            waiting.update()
 
     thread = threading.Thread(target=look, name="waiting", daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ from types import TracebackType
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import Console, Waiting, format_duration
+from scalablevit.runs.console import Console, WaitReporter, format_duration
 from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
@@ -26,7 +26,7 @@ QUIET_S = 5.0
 """Without a live line training lines are printed at most this often; evaluations and the first steps always."""
 SILENT_S = 60.0
 """Seconds without news of a running training, after which a line says what the last news was."""
-SHOWN = 4
+MAX_METRICS = 4
 """Metrics in the line of an evaluation; the run's files have them all."""
 WORKERS = "the workers to start (Ray, torch, the data)"
 
@@ -52,7 +52,7 @@ class Progress:
         self._outbox = outbox = store.outbox
         self._uid = uid
         self._console = Console(stage)
-        self._waiting = Waiting(self._console, WORKERS)
+        self._waiting = WaitReporter(self._console, WORKERS)
         self._total = total_steps
         self._files = MetricFiles(store, uid)
         self._metrics = metrics
@@ -63,7 +63,7 @@ class Progress:
         _, self._attempts_offset = read_attempts(self._attempts)
         self._printed = 0.0
         self._memory = ""
-        self._pace = Pace(total_steps)
+        self._eta = EtaEstimator(total_steps)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -89,7 +89,7 @@ class Progress:
         while not self._stopped.wait(POLL_S):
             with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
                 self._print_new()
-                self._waiting.look()
+                self._waiting.update()
 
     def _print_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):
@@ -99,7 +99,7 @@ class Progress:
             self._waiting.begin("the first step")
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
-            self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
+            self._eta = EtaEstimator(self._total)  # an attempt began or ended: the time between two of them is no pace
             if isinstance(event, Lost):
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
@@ -111,19 +111,19 @@ class Progress:
             if isinstance(line.record, MetricsRecord) and line.record.uid == self._uid:
                 records.append(line.record)
         for record in records:
-            self._memory = memory(record.metrics) or self._memory
+            self._memory = format_memory(record.metrics) or self._memory
         for record in records:
             self._print_step(record.step, record.time_ms, record.metrics)
 
     def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
         self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
-            self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics, self._metrics)}")
+            self._console.say(f"step {step}/{self._total}  {format_evaluation(metrics, self._metrics)}")
             self._write_metrics()
         elif "train/loss" in metrics:
-            self._pace.saw(step, time_ms)
+            self._eta.add(step, time_ms)
             # a narrow terminal cuts the end off
-            parts = (f"step {step}/{self._total}", self._pace.left(step), training_line(metrics), self._memory)
+            parts = (f"step {step}/{self._total}", self._eta.format(step), format_training(metrics), self._memory)
             line = "  ".join(part for part in parts if part)
             self._console.show(line)
             quiet = self._console.is_live or time.monotonic() - self._printed < QUIET_S
@@ -149,7 +149,7 @@ class Progress:
         return Best(self._best_metric, float(row[self._best_metric]), step)
 
 
-class Pace:
+class EtaEstimator:
     """How long the rest takes, evaluations included, by the steps of this attempt so far."""
 
     def __init__(self, total_steps: int) -> None:
@@ -158,19 +158,19 @@ class Pace:
         self._first: tuple[int, int] | None = None
         self._seconds_per_step = 0.0
 
-    def saw(self, step: int, time_ms: int) -> None:
+    def add(self, step: int, time_ms: int) -> None:
         """Take in a log point; those that were on their way since before this attempt are left out."""
         if self._first is None and time_ms >= self._since_ms:
             self._first = (step, time_ms)
         if self._first is not None and step > self._first[0]:
             self._seconds_per_step = (time_ms - self._first[1]) / 1000 / (step - self._first[0])
 
-    def left(self, step: int) -> str:
+    def format(self, step: int) -> str:
         """Such as `ETA 3 h 20 min`; empty until two log points are known."""
         return f"ETA {format_duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
 
 
-def memory(metrics: Values) -> str:
+def format_memory(metrics: Values) -> str:
     """Of the metrics of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
     for name, key in (("GPU memory", "gpu_peak_allocated_gib"), ("memory", "process_memory_gib")):
         if f"system/node0/{key}" in metrics:
@@ -178,7 +178,7 @@ def memory(metrics: Values) -> str:
     return ""
 
 
-def training_line(metrics: Values) -> str:
+def format_training(metrics: Values) -> str:
     """The metrics of a log point."""
     return (
         f"epoch {float(metrics['train/epoch']):.2f}  loss {float(metrics['train/loss']):.4f}  "
@@ -188,7 +188,7 @@ def training_line(metrics: Values) -> str:
     )
 
 
-def evaluation_line(metrics: Values, order: Sequence[str]) -> str:
+def format_evaluation(metrics: Values, order: Sequence[str]) -> str:
     """Return the metrics of an evaluation that matter most, and the number of bad samples if there are any.
 
     Args:
@@ -196,7 +196,7 @@ def evaluation_line(metrics: Values, order: Sequence[str]) -> str:
         order: names, those that matter most first.
     """
     rank = {name: place for place, name in enumerate(order)}
-    names = sorted(filter(_is_shown, metrics), key=lambda name: rank.get(name, len(rank)))[:SHOWN]
+    names = sorted(filter(_is_shown, metrics), key=lambda name: rank.get(name, len(rank)))[:MAX_METRICS]
     names += ["val/bad_samples"] * bool(metrics.get("val/bad_samples"))
     shown = ", ".join(f"{name.removeprefix('val/')} {float(metrics[name]):.4f}" for name in names)
     best = "  " + paint("(best so far)", "green") if metrics.get(IS_BEST) == 1.0 else ""

@@ -58,7 +58,7 @@ def interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Where the main thread comes by now and then.
 
     Raises:
@@ -82,7 +82,7 @@ def interruptible_start() -> Iterator[None]:
         _noted.set()
     finally:
         end_like_ctrl_c()
-        check()
+        raise_if_interrupted()
 
 
 def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool]) -> None:
@@ -112,7 +112,7 @@ def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool])
     try:
         for event in ended:
             while not event.wait(CHECK_S):
-                check()
+                raise_if_interrupted()
     finally:
         timer.cancel()
         end_like_ctrl_c()

@@ -116,7 +116,7 @@ def write_status(local: Path, status: Status) -> None:
     put_text(str(local), STATUS, json.dumps(asdict(status), indent=1))
 
 
-def finish_late(store: RunStore) -> None:
+def mark_finished(store: RunStore) -> None:
     """Of a run that is known to be finished: say so, should a kill have come before its status did."""
     found = read_status(store.local)
     if found is not None and found.state != "finished":
