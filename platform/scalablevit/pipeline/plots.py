@@ -10,7 +10,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
 from scalablevit.runs.metrics import metrics_by_step
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import format_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,4 +85,4 @@ def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> No
     try:
         draw()
     except Exception as error:  # whatever a picture fails of, the training is worth more
-        print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)
+        print(f"[{resolved.name}] {what} was not drawn: {format_error(error, '')}", flush=True)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import format_error
 
 
 def clean_up(failure: BaseException | None, *steps: tuple[str, Callable[[], object]]) -> None:
@@ -21,7 +21,7 @@ def clean_up(failure: BaseException | None, *steps: tuple[str, Callable[[], obje
         try:
             step()
         except Exception as error:
-            print(f"clean-up: {what} failed: {brief(error, '')}", file=sys.stderr, flush=True)
+            print(f"clean-up: {what} failed: {format_error(error, '')}", file=sys.stderr, flush=True)
             first = first or error
     if failure is None and first is not None:
         raise first

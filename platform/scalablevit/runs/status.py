@@ -18,7 +18,7 @@ from scalablevit.data.names import shown
 from scalablevit.run_files import IDENTITY, STATUS
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.connection import brief, without_credentials
+from scalablevit.tracking.connection import format_error, without_credentials
 from scalablevit.training.ray_internals import JOB_VARIABLE
 from scalablevit.training.storage import put_text
 
@@ -227,7 +227,7 @@ def _end(error: BaseException | None, uri: str, stopping: bool) -> tuple[State, 
         return "finished", ""
     if stopping or isinstance(error, KeyboardInterrupt):
         return "killed", "interrupted"
-    why = brief(error if isinstance(error, Exception) else Exception(repr(error)), uri)
+    why = format_error(error if isinstance(error, Exception) else Exception(repr(error)), uri)
     return "failed", why
 
 

@@ -21,7 +21,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import FromPixels, Part, Size, flat
 from scalablevit.tasks.registry import task_kind
@@ -66,18 +66,20 @@ def default_size(stage: Stage) -> Size:
     return task_kind(stage.task.kind).export().usual_size(stage)
 
 
-def any_size(stage: Stage) -> bool:
+def supports_any_size(stage: Stage) -> bool:
     """Return whether the stage's network can be exported for inputs of any size."""
     return task_kind(stage.task.kind).export().parts is None
 
 
-def selects(stage: Stage) -> bool:
+def has_selection(stage: Stage) -> bool:
     """Return whether the stage's network selects detections; see `serving.export_detector`."""
     return task_kind(stage.task.kind).export().selection is not None
 
 
 @torch.no_grad()
-def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True) -> list[Part]:
+def build_parts(
+    trained: TrainedNetwork, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True
+) -> list[Part]:
     """Return the parts of a network to export, with inputs made of real images.
 
     Classification and segmentation: `network`, logits. Detection: `network`, pyramid and dense head; of Mask R-CNN also
@@ -88,7 +90,7 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
         trained: on the CPU.
         images: decoded, at least one.
         size: of the exported input, or without `fixed` the usual one.
-        fixed: False makes height and width dynamic, which `any_size` must allow.
+        fixed: False makes height and width dynamic, which `supports_any_size` must allow.
     """
     data, how = trained.stage.data, task_kind(trained.stage.task.kind).export()
     pixels = torch.stack([_fit(eval_transform(data)(image=image)["image"], data, size) for image in images])
@@ -125,7 +127,7 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     """Write `<part>.pt2` and `<part>.onnx`, and compare their outputs with the network's.
 
     Args:
-        part: see `parts_of`.
+        part: see `build_parts`.
         folder: exists.
         whose: the model's name, for errors.
         facts: written into the ONNX file, see `finish_graph`.

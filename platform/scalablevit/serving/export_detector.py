@@ -15,7 +15,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color
 from scalablevit.serving.export import OPSET
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import Part, Selection, Size
 from scalablevit.tasks.registry import task_kind
@@ -70,12 +70,12 @@ class ExportedDetector:
 
 
 @torch.no_grad()
-def export_detector(trained: Trained, network: Part, folder: Path, facts: Preprocessing) -> ExportedDetector:
+def export_detector(trained: TrainedNetwork, network: Part, folder: Path, facts: Preprocessing) -> ExportedDetector:
     """Write `FILE`, for one image, and hold its boxes against the network's.
 
     Args:
         trained: on the CPU.
-        network: of `serving.export.parts_of`; its ONNX file is in `folder`.
+        network: of `serving.export.build_parts`; its ONNX file is in `folder`.
         folder: exists.
         facts: written into the file, see `finish_graph`.
 
@@ -137,7 +137,7 @@ def _trace(selection: Selection, network: Part, size: Size, file: Path) -> None:
             ) from error
 
 
-def _compare(trained: Trained, pixels: Tensor, file: Path, first: int) -> ExportedDetector:
+def _compare(trained: TrainedNetwork, pixels: Tensor, file: Path, first: int) -> ExportedDetector:
     """Hold the file against the network on each image whole, and with its last rows as padding."""
     import onnxruntime
 
@@ -164,7 +164,7 @@ def _compare(trained: Trained, pixels: Tensor, file: Path, first: int) -> Export
     return ExportedDetector(file, compared, alone, max(corners), max(scores), max(masks))
 
 
-def _expected(trained: Trained, image: Tensor, first: int) -> list[NDArray[Any]]:
+def _expected(trained: TrainedNetwork, image: Tensor, first: int) -> list[NDArray[Any]]:
     """The network's own boxes, scores, labels from 0 and masks, if there are any, of pixels (3, h, w)."""
     data = trained.stage.data
     (normalized,) = normalize(image.permute(1, 2, 0)[None].to(torch.uint8), data.mean, data.std)

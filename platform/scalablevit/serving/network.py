@@ -17,12 +17,12 @@ from scalablevit.tasks.predictions import Prediction
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
 
-SHOWN = 300
+MAX_MESSAGE_CHARACTERS = 300
 """Characters of torch's list of what does not fit, which names every tensor."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network ready to answer: in evaluation mode, on its device."""
 
     stage: Stage
@@ -48,7 +48,7 @@ class Trained:
 
 def load_trained(
     stage: Stage, classes: Sequence[str], weights: str | Path, device: torch.device | None = None
-) -> Trained:
+) -> TrainedNetwork:
     """Build the stage's network and give it all of its weights.
 
     Args:
@@ -67,9 +67,9 @@ def load_trained(
         network.load_state_dict(safetensors.torch.load_file(weights))
     except RuntimeError as error:
         raise UserError(
-            f"the weights do not fit the network: {' '.join(str(error).split())[:SHOWN]}",
+            f"the weights do not fit the network: {' '.join(str(error).split())[:MAX_MESSAGE_CHARACTERS]}",
             where=str(weights),
             fix="leave out overrides that change the network, such as those of the task's head and channels",
         ) from None
     predictor = task_kind(stage.task.kind).build_predictor(stage, task.classes)
-    return Trained(stage, task, predictor, network.to(device).eval(), device)
+    return TrainedNetwork(stage, task, predictor, network.to(device).eval(), device)

@@ -23,7 +23,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictionJob:
     """What a process needs to answer images; plain values, so that it travels anywhere."""
 
     stage: str
@@ -59,11 +59,11 @@ class Predictor:
     """Answers image files and draws the answers.
 
     Args:
-        job: the `Job` as plain values.
+        job: the `PredictionJob` as plain values.
     """
 
     def __init__(self, **job: Any) -> None:
-        self.job = Job(**job)
+        self.job = PredictionJob(**job)
         stage = stage_from_json(self.job.stage)
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
         self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
@@ -92,7 +92,7 @@ class Predictor:
         return draw(self.output, picture, image, answer)
 
 
-def predict_here(job: Job, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
+def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
     """Name and answer of each image, in order, from this process; the model is loaded when this returns.
 
     Args:
@@ -104,7 +104,7 @@ def predict_here(job: Job, pictures: Mapping[str, str]) -> Iterator[tuple[str, A
     return chain.from_iterable(_rows(predictor(cast(Names, batch))) for batch in batches)
 
 
-def predict_on_ray(job: Job, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
+def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
     """The same from the connected cluster, by 1 to `processes` processes with the stage's resources for a worker.
 
     Every node must see the job's three paths. The processes load the model while the first answers are waited for.

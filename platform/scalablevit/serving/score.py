@@ -18,7 +18,7 @@ from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
-from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.sample_statistics import SampleStatistics
 from scalablevit.training.collectives import end_with_changed_files
@@ -72,7 +72,7 @@ def score(
 
 
 @torch.inference_mode()
-def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> int:
+def _add_all(trained: TrainedNetwork, source: Source, per_sample: SampleStatistics) -> int:
     """Add every image to the statistics; return how many could not be decoded."""
     task, stage = trained.task, trained.stage
     size = max(1, stage.training.global_batch_size // (stage.cluster.workers * stage.training.accumulation_steps))
@@ -95,7 +95,7 @@ def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> 
 
 
 @torch.inference_mode()
-def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, str]:
+def _latency_ms(trained: TrainedNetwork, source: Source, threads: int) -> tuple[float, str]:
     """Latency on the first image that can be decoded, and what kept the machine busy."""
     data = trained.stage.data
     for sample in source:

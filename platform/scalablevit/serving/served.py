@@ -20,11 +20,11 @@ PING_S, ANSWER_S = 10.0, 120.0
 """Seconds that a server may keep silent."""
 LARGEST = 2**28
 """Bytes of an answer."""
-SHOWN = 300
+MAX_MESSAGE_CHARACTERS = 300
 """Characters of a server's own words."""
 
 
-class Declined(Exception):
+class ImageRefused(Exception):
     """The server is well and does not take this image; the message is its reason."""
 
 
@@ -46,7 +46,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         """Leave the answer as it is, which makes it an error."""
 
 
-class Served:
+class ModelServer:
     """A scoring server of MLflow.
 
     Args:
@@ -81,11 +81,11 @@ class Served:
         try:
             self._post("/ping", None, PING_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"is no model server: /ping answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"is no model server: /ping answers {error.code} {_message(error)}") from None
         try:
             content = self._post("/invocations", _body(), ANSWER_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"answers {error.code} {_message(error)}") from None
         try:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
@@ -104,7 +104,7 @@ class Served:
         """The answer to an encoded image as it came, see `read_answer`.
 
         Raises:
-            Declined: the server cannot decode this image.
+            ImageRefused: the server cannot decode this image.
             UserError: no answer, or that of something else.
         """
         try:
@@ -112,13 +112,13 @@ class Served:
         except urllib.error.HTTPError as error:
             words = _message(error)
             if error.code == 400 and words.startswith("image 0: "):
-                raise Declined(words.removeprefix("image 0: ")) from None
-            raise self.wrong(f"answers {error.code} {words}") from None
+                raise ImageRefused(words.removeprefix("image 0: ")) from None
+            raise self.mistake(f"answers {error.code} {words}") from None
         try:
             (answer,) = json.loads(content)["predictions"]
             return {**answer}
         except (ValueError, TypeError, KeyError):
-            raise self.wrong(f"gives no answer: {_short(content)}") from None
+            raise self.mistake(f"gives no answer: {_short(content)}") from None
 
     def _post(self, path: str, body: bytes | None, seconds: float) -> bytes:
         request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
@@ -130,17 +130,19 @@ class Served:
         except urllib.error.HTTPError:
             raise
         except TimeoutError:
-            raise self.wrong(f"kept silent for {seconds:g} s") from None
+            raise self.mistake(f"kept silent for {seconds:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # refused, no such host, not HTTP, a bad port
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
-                raise self.wrong(f"kept silent for {seconds:g} s") from None
-            raise self.wrong(f"cannot be asked: {shown(str(reason))[:SHOWN] or type(reason).__name__}") from None
+                raise self.mistake(f"kept silent for {seconds:g} s") from None
+            raise self.mistake(
+                f"cannot be asked: {shown(str(reason))[:MAX_MESSAGE_CHARACTERS] or type(reason).__name__}"
+            ) from None
         if len(content) > LARGEST:
-            raise self.wrong(f"answers with more than {LARGEST} bytes")
+            raise self.mistake(f"answers with more than {LARGEST} bytes")
         return content
 
-    def wrong(self, what: str) -> UserError:
+    def mistake(self, what: str) -> UserError:
         """The mistake of having named this server, which does `what`."""
         return UserError(
             f"the server {what}",
@@ -163,7 +165,7 @@ def read_answer(received: Answer, size: tuple[int, int], model: Description) -> 
     kind = task_kind(model.task)
     answer = kind.read_answer(received, size)
     if unknown := set(answer[kind.class_column]) - set(model.classes):
-        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:SHOWN]}")
+        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:MAX_MESSAGE_CHARACTERS]}")
     return answer
 
 
@@ -182,5 +184,5 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _short(content: bytes) -> str:
-    text = shown(" ".join(content[: 4 * SHOWN].decode("utf-8", "replace").split()))
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    text = shown(" ".join(content[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace").split()))
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from scalablevit.config.errors import UserError
-from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST_TIMEOUT_S, REQUEST_RETRIES = 30, 2
@@ -71,7 +71,7 @@ def _short_requests(uri: str, what: str) -> Iterator[None]:
             yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"{what}: {brief(error, uri)}",
+            f"{what}: {format_error(error, uri)}",
             where=without_credentials(uri),
             fix="name a model that is registered there, and make sure that the server answers",
         ) from None

@@ -137,7 +137,7 @@ def mask(text: str, uri: str) -> str:
     return mask_credentials(text)
 
 
-def brief(error: Exception, uri: str) -> str:
+def format_error(error: Exception, uri: str) -> str:
     """An error on one line of bounded length, without secrets."""
     return mask(" ".join(str(error).split()), uri)[:MESSAGE_LENGTH] or type(error).__name__
 
@@ -185,7 +185,7 @@ def bounded_requests(timeout_s: int, retries: int = 0) -> Iterator[None]:
                     os.environ[name] = value
 
 
-def verdict(error: Exception) -> Verdict:
+def classify_error(error: Exception) -> Verdict:
     """Whether the server is away, refuses this record for good, or it cannot be told from the error alone."""
     import requests
     from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
@@ -196,7 +196,7 @@ def verdict(error: Exception) -> Verdict:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
-    # Any OSError: a record's own file is looked for before it is sent (`mlflow_writer.check_own`), so one that is
+    # Any OSError: a record's own file is looked for before it is sent (`mlflow_writer.check_readable`), so one that is
     # missing here is the server's, such as a folder of artifacts that is not mounted at the moment.
     if isinstance(error, (Away, OSError, OperationalError)):
         return "away"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from scalablevit.tracking import registry
-from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, verdict
+from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, classify_error
 from scalablevit.tracking.records import (
     ArtifactRecord,
     DatasetRecord,
@@ -76,7 +76,7 @@ class MLflowWriter:
 
         Raises:
             RunGone: everything has to be sent again.
-            Exception: nothing, or not all, has arrived; `connection.verdict` tells whether to try again.
+            Exception: nothing, or not all, has arrived; `connection.classify_error` tells whether to try again.
         """
         match records[0]:
             case MetricsRecord():
@@ -239,7 +239,7 @@ class MLflowWriter:
             try:
                 log(part)
             except Exception as error:
-                if verdict(error) != "refused":
+                if classify_error(error) != "refused":
                     raise
                 if not refused:
                     self._alive(uid, again=True)
@@ -252,7 +252,7 @@ class MLflowWriter:
     def _artifact(self, record: ArtifactRecord) -> list[Refusal]:
         run_id = self._alive(record.uid)
         path = Path(record.path)
-        check_own(path)
+        check_readable(path)
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(run_id, str(path), record.artifact_path)
         return []
@@ -279,7 +279,7 @@ class MLflowWriter:
         return []
 
 
-def check_own(path: Path) -> None:
+def check_readable(path: Path) -> None:
     """Look for a file or folder that a record names.
 
     Raises:

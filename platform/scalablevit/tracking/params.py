@@ -3,9 +3,9 @@
 from scalablevit.config.section import PlainValues
 
 
-def flat(tree: PlainValues, prefix: str = "") -> PlainValues:
+def flatten(tree: PlainValues, prefix: str = "") -> PlainValues:
     """A nested mapping with dotted keys; an empty mapping stays a value."""
     found: PlainValues = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found

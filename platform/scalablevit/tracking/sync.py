@@ -20,11 +20,11 @@ from scalablevit.tracking.connection import (
     MESSAGE_LENGTH,
     Away,
     bounded_requests,
-    brief,
     check_uri,
+    classify_error,
     connect,
+    format_error,
     mask,
-    verdict,
     without_credentials,
 )
 from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class SyncProgress:
     """How far an outbox has been sent to a server: `shipped.json`."""
 
     uri: str
@@ -53,7 +53,7 @@ class Progress:
     """MLflow run id by our uid."""
 
     @classmethod
-    def load(cls, folder: Path, uri: str) -> "Progress":
+    def load(cls, folder: Path, uri: str) -> "SyncProgress":
         """What was saved for this server; a lost or torn file costs only sending again what MLflow then ignores."""
         saved = load_progress(folder)
         return saved if saved is not None and saved.uri == uri else cls(uri)
@@ -63,10 +63,10 @@ class Progress:
         write_file(folder / SENT, json.dumps(asdict(self)).encode(), durable=False)
 
 
-def load_progress(folder: Path) -> Progress | None:
+def load_progress(folder: Path) -> SyncProgress | None:
     """Where an outbox was sent last and how far, or None."""
     try:
-        saved = Progress(**json.loads((folder / SENT).read_bytes()))
+        saved = SyncProgress(**json.loads((folder / SENT).read_bytes()))
         size = (folder / RECORDS).stat().st_size
     except (OSError, ValueError, TypeError):
         return None
@@ -127,7 +127,7 @@ class OutboxSync:
         self._folder = Path(folder)
         self._uri = uri
         self._request_timeout_s = request_timeout_s
-        self._progress = Progress(without_credentials(uri))
+        self._progress = SyncProgress(without_credentials(uri))
         self._writer: MLflowWriter | None = None
         self._refused = 0
         self._unclear = 0
@@ -196,7 +196,7 @@ class OutboxSync:
                     pass
                 self._error = None
         except Exception as error:
-            self._error = brief(error, self._uri)
+            self._error = format_error(error, self._uri)
         return self.pending()
 
     def _count_left(self) -> int:
@@ -239,7 +239,7 @@ class OutboxSync:
         self._wake.clear()
 
     def _load(self) -> None:
-        self._progress = Progress.load(self._folder, self._progress.uri)
+        self._progress = SyncProgress.load(self._folder, self._progress.uri)
         self._writer = None
 
     def _send_next(self) -> bool:
@@ -303,7 +303,7 @@ class OutboxSync:
         What is unclear gets some tries, and is refused only while the server takes something else for the same run: a
         database that can be read but not written is away.
         """
-        judged = verdict(error)
+        judged = classify_error(error)
         if judged != "unclear":
             return judged == "refused"
         self._unclear += 1
@@ -320,7 +320,7 @@ class OutboxSync:
                 entry = {"time_ms": now_ms(), "reason": reason, "record": refusal.record.as_dict()}
                 file.write(json.dumps(entry) + "\n")
         self._refused += len(refusals)
-        reason = brief(Exception(refusals[0].reason), self._uri)
+        reason = format_error(Exception(refusals[0].reason), self._uri)
         self._say(f"MLflow refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
 
     def _succeeded(self) -> None:
@@ -330,7 +330,7 @@ class OutboxSync:
         self._pause_s = POLL_S
 
     def _failed(self, error: Exception) -> None:
-        self._error = brief(error, self._uri)
+        self._error = format_error(error, self._uri)
         if self._away_since is None:
             self._away_since = time.monotonic()
             place = f"MLflow at {without_credentials(self._uri)}"

@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
-from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
                 _fetch(client, version, tracking_uri, folder)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"{model_uri}: {brief(error, tracking_uri)}",
+            f"{model_uri}: {format_error(error, tracking_uri)}",
             where=without_credentials(tracking_uri),
             fix="name a version that is registered there, and make sure that the server answers",
         ) from None

@@ -124,7 +124,7 @@ class WorkerCallbacks:
         """Whether the last checkpoint could not be written."""
         return self.writer.failed is not None
 
-    def name_bad(self, files: dict[str, str]) -> None:
+    def record_bad_files(self, files: dict[str, str]) -> None:
         """Add to the run's list of undecodable files."""
         if self._context.rank == 0:
             try:

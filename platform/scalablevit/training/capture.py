@@ -35,7 +35,9 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
     filesystem, root = open_filesystem(run_folder)
     folder = f"{root}/{NONFINITE}/step_{state.step:09d}"
     filesystem.create_dir(folder, recursive=True)
-    tensors = {f"{number}/{key}": value for number, batch in enumerate(micro_batches) for key, value in _flat(batch)}
+    tensors = {
+        f"{number}/{key}": value for number, batch in enumerate(micro_batches) for key, value in _named_tensors(batch)
+    }
     put(filesystem, f"{folder}/{batches_file(context.rank)}", safetensors.torch.save(tensors))
     if context.rank == 0:
         snapshot = state.snapshot()
@@ -50,13 +52,13 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
         put(filesystem, f"{folder}/{STEP}", json.dumps(facts, indent=1).encode())
 
 
-def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
+def _named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
     """A batch's tensors by name, those of lists with their number; what cannot be trained on is left out."""
     tensors = [(name, tensor.detach().cpu().contiguous()) for name, tensor in named_tensors(batch)]
     return [("samples", torch.tensor(batch.samples)), *tensors]
 
 
-def unflat(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[AnyBatch]:
+def unpack_batches(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[AnyBatch]:
     """Return the micro-batches of one rank, of the task's class of batch, from the file that holds them."""
     batches: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():

@@ -11,7 +11,7 @@ from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 
 T = TypeVar("T")
-NAMED = 5
+MAX_NAMED_FILES = 5
 
 
 def world_size() -> int:
@@ -35,7 +35,7 @@ def end_with_changed_files(files: Collection[str]) -> NoReturn:
     names = sorted({name for each in gathered for name in each})
     raise UserError(
         f"{len(names)} files have other contents than when the run began, and its digest names those: "
-        f"{', '.join(names[:NAMED])}{and_more(len(names), NAMED)}",
+        f"{', '.join(names[:MAX_NAMED_FILES])}{and_more(len(names), MAX_NAMED_FILES)}",
         where="data",
         fix="put them back and give the same command again (a training resumes); with the changed data it is a new run",
     )

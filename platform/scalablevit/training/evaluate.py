@@ -13,7 +13,7 @@ from scalablevit.tasks.task import Task
 from scalablevit.training.collectives import end_with_changed_files, world_size
 
 
-def rank0_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank the batch statistics of rank 0, whose state is the one that is saved."""
     if world_size() > 1:
         for buffer in model.buffers():
@@ -49,7 +49,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    rank0_buffers(model)
+    broadcast_buffers(model)
     metric, others = task.metric(), [each.build(task.classes) for each in registered]
     bad, changed = 0, set[str]()
     predict = task.predict if augmentation is None else augmentation.predict

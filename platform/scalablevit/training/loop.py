@@ -24,7 +24,7 @@ from scalablevit.training.state import MetricAccumulator, Record, TrainState
 FEW_SAMPLES = 1000
 """A fraction of fewer samples than these says little: the limit of bad ones is taken of these at least."""
 
-SHOWN_FILES = 5
+MAX_NAMED_FILES = 5
 """Undecodable files that the error names; all of them are in the run's folder."""
 
 StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved", "node leaving"]
@@ -45,7 +45,7 @@ class TrainContext:
     lower_is_better: bool = False
 
     @property
-    def looks_at_each_step(self) -> bool:
+    def checks_each_step(self) -> bool:
         """Whether every step is asked if it is finite, which makes the host wait for the device."""
         wanted = self.stage.training.nonfinite
         return wanted.action != "stop" or wanted.capture
@@ -79,7 +79,7 @@ class TrainCallbacks(Protocol):
     def save_failed(self) -> bool:
         """Whether this rank's last write of a checkpoint failed."""
 
-    def name_bad(self, files: dict[str, str]) -> None:
+    def record_bad_files(self, files: dict[str, str]) -> None:
         """Take the undecodable training files that all ranks have met in this attempt: reason by path."""
 
     def after_step(self, step: int) -> bool:
@@ -167,7 +167,7 @@ def train_step(
     stage = context.stage
     torch.manual_seed(seeds.derive(stage.training.seed, state.position, context.rank))
     optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, context.length))
-    buffers = [buffer.clone() for buffer in state.model.buffers()] if context.looks_at_each_step else []
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if context.checks_each_step else []
     parts: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches):
         prepared = context.task.prepare(batch, "train", (stage.training.seed, state.position, context.rank, number))
@@ -181,7 +181,7 @@ def train_step(
             weighted = scalar.detach() * share
             parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
     parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
-    if context.looks_at_each_step and not math.isfinite(parts["train/grad_norm"].item()):
+    if context.checks_each_step and not math.isfinite(parts["train/grad_norm"].item()):
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(state.model.buffers(), buffers, strict=True):
@@ -274,7 +274,7 @@ def _log_point(
     """What all ranks tell each other now and then; why training cannot go on, if so."""
     record = _log(context, state, clock, save_failed=callbacks.save_failed())
     if saves or _too_many_bad(context, state):
-        _name_bad(context, state, callbacks)
+        _exchange_bad_files(context, state, callbacks)
     if refused := _reason_to_stop(context, state, record):
         return refused
     if reports:
@@ -319,7 +319,7 @@ def _remedy(
         return TrainResult("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
     position, roll_backs = state.position, state.roll_backs
     callbacks.rollback(state)
-    state.go_on_behind(position, roll_backs + 1)
+    state.skip_samples_to(position, roll_backs + 1)
     return None
 
 
@@ -366,12 +366,12 @@ def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed
     )
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
     metrics["train/bad_samples"] = state.bad_samples
-    if context.looks_at_each_step:
+    if context.checks_each_step:
         metrics |= {"train/skipped_steps": state.skipped, "train/roll_backs": state.roll_backs}
     return Record(state.step, int(time_ms), metrics)
 
 
-def _name_bad(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:
+def _exchange_bad_files(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:
     """Exchange which files could not be decoded, if any rank met some since the last time."""
     if state.bad_named == state.bad_samples:
         return
@@ -381,7 +381,7 @@ def _name_bad(context: TrainContext, state: TrainState, callbacks: TrainCallback
         for files in gathered:
             state.bad_files.update(files)
     state.bad_named = state.bad_samples
-    callbacks.name_bad(state.bad_files)
+    callbacks.record_bad_files(state.bad_files)
 
 
 def _agreed_time_ms(context: TrainContext) -> int:
@@ -428,9 +428,9 @@ def _reason_to_stop(context: TrainContext, state: TrainState, record: Record) ->
 
 def _bad_files(context: TrainContext, state: TrainState) -> str:
     named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
-    more = and_more(len(named), SHOWN_FILES, before="\n  ", what="more files")
+    more = and_more(len(named), MAX_NAMED_FILES, before="\n  ", what="more files")
     counted = f"{state.bad_samples} of {_samples_seen(context, state)} samples could not be decoded:"
-    return "".join([counted, *named[:SHOWN_FILES], more])
+    return "".join([counted, *named[:MAX_NAMED_FILES], more])
 
 
 def _not_finite(record: Record) -> str:

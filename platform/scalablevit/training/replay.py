@@ -18,7 +18,7 @@ from scalablevit.config.stored import stored_stage
 from scalablevit.run_files import STEP
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
-from scalablevit.training.capture import batches_file, unflat
+from scalablevit.training.capture import batches_file, unpack_batches
 from scalablevit.training.loop import TrainContext
 
 
@@ -57,7 +57,7 @@ def replay(folder: Path) -> Replay:
         ) from None
     stage = stored_stage(facts["stage"], str(folder / STEP), imports=True)
     task = build_task(stage, tuple(facts["classes"]))
-    batches = [unflat(tensors, type(task.collate("train")([]))) for tensors in stored]
+    batches = [unpack_batches(tensors, type(task.collate("train")([]))) for tensors in stored]
     world, state = len(batches), facts["state"]
     position = state["step"] + state["passed_over"]
     model = task.build_model().train()

@@ -160,7 +160,7 @@ class TrainState:
         self.skipped += 1
         self.skipped_in_row += 1
 
-    def go_on_behind(self, position: int, roll_backs: int) -> None:
+    def skip_samples_to(self, position: int, roll_backs: int) -> None:
         """After a roll-back: pass over the samples up to those of the step at a position."""
         self.passed_over = position + 1 - self.step
         self.roll_backs = roll_backs
