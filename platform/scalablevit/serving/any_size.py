@@ -91,7 +91,7 @@ def _contiguous_maps(self: Pyramid, images: Tensor) -> list[Tensor]:
 
 
 def _pool(self: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
-    """Do what `nn.AdaptiveAvgPool2d.forward` does, which a tracer unrolls into a sum for each cell, for one size only."""
+    """Do what `nn.AdaptiveAvgPool2d.forward` does, which a tracer unrolls into a sum for each cell of one size."""
     sides = self.output_size if isinstance(self.output_size, tuple) else (self.output_size, self.output_size)
     rows, columns = (_averages(size, side).to(x) for size, side in zip(x.shape[-2:], sides, strict=True))
     return rows @ x @ columns.T
