@@ -161,7 +161,7 @@ class OutboxSync:
         return self.pending()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after its present request, but wait at most `timeout_s` seconds; the rest stays in the outbox."""
+        """End the thread after its present request, waiting up to `timeout_s` seconds; the rest stays in the outbox."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout_s)

@@ -237,7 +237,7 @@ def _open(
 
 def _prepare_storage(context: TrainContext, store: CheckpointStore, state: TrainState) -> None:
     if context.rank == 0:
-        store.remove_torn()
+        store.remove_incomplete()
         store.check_space(state.snapshot_bytes(), context.stage.training.keep)
 
 
