@@ -47,7 +47,7 @@ def main() -> int:
         outbox = Outbox(Path(folder) / "outbox")
         callback = SearchCallback(context, open_trials(search, folder), outbox, "0" * 32, "overhead")
         begun = time.monotonic()
-        run_trials(callback, context, concurrency=2, left_s=None, trainable=sleep_trial)
+        run_trials(callback, context, concurrency=2, remaining_s=None, trainable=sleep_trial)
         took = time.monotonic() - begun
         outbox.close()
     assert all(len(trial.curve) == EPOCHS for trial in callback.trials), "a trial lost results"

@@ -223,7 +223,7 @@ def test_no_torn_checkpoint_is_ever_selected(saves: dict[str, list[Path]]):
         steps.append(found[1].step)
         best = store.best()
         assert best is not None and best.step == found[1].step, run.name
-        store.remove_torn()
+        store.remove_incomplete()
         left = sorted((run / "checkpoints").iterdir())
         assert {file.name for folder in left for file in folder.iterdir()} == {
             *(f"{stem}.safetensors" for stem in STEMS), STATE, MANIFEST,

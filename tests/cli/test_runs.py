@@ -247,7 +247,7 @@ def test_stop_tells_the_end_of_a_run_that_ends_while_it_looks(tmp_path, capsys, 
     file = StatusFile(store, lease := stack.enter_context(Lease(store)), "pretrain", 9, "steps", "sqlite:////m.db")
     stack.push(lambda *_: file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None))
     file.update(step=3)
-    assert lease.held()
+    assert lease.is_held()
 
     def then_the_end(look):
         def looked(place):
@@ -262,7 +262,7 @@ def test_stop_tells_the_end_of_a_run_that_ends_while_it_looks(tmp_path, capsys, 
     monkeypatch.setattr(runs, "POLL_S", 0.01)
     monkeypatch.setattr(runs, "_interrupt", lambda found: looks.append("armed"))
     monkeypatch.setattr(runs, "read_status", then_the_end(runs.read_status))
-    monkeypatch.setattr(runs, "claim_of", then_the_end(runs.claim_of))
+    monkeypatch.setattr(runs, "read_claim", then_the_end(runs.read_claim))
     code, said = run(capsys, "stop", "ending", "--root", str(tmp_path))
     assert code == 0 and "killed at 3 of 9 steps" in said
 

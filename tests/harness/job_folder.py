@@ -22,7 +22,7 @@ from scalablevit.pipeline.stage import Job
 from scalablevit.run_files import ERROR_ANALYSIS, REPORT
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.session import identity
+from scalablevit.runs.session import run_uid
 from scalablevit.tasks.registry import build_task
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox
@@ -75,7 +75,7 @@ def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     put_text(str(store.local), "recipe.yaml", recipe)
     put_text(str(store.local), "start.txt", "random weights (seed 0)\nnothing ignored")
     put_text(str(store.local), "attempts.jsonl", json.dumps({"event": "started"}) + "\n")
-    uid, outbox = identity(store), Outbox(store.outbox)
+    uid, outbox = run_uid(store), Outbox(store.outbox)
     facts = {"stage": name, tags.DATA_DIGEST: resolved.digest, tags.RECIPE_HASH: "0"}
     facts |= {tags.SEARCH: SEARCH, tags.SEARCH_TRIAL: "1"} if name == "pretrain" else {}
     outbox.run(uid, store.name, experiment="tiny", tags=facts)

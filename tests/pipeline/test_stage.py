@@ -22,7 +22,7 @@ from scalablevit.models.backbone import build_classifier
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.registration import SERVING_PACKAGES
 from scalablevit.pipeline.resolve import resolve
-from scalablevit.pipeline.stage import Job, _begin, _look_up_version, flat
+from scalablevit.pipeline.stage import Job, _begin, _look_up_version, flatten
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
@@ -117,7 +117,7 @@ def test_parameters_hold_resolved_values_and_the_first_place_of_the_data(small, 
 
 
 def test_nested_settings_become_dotted_names():
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": {}}) == {"a.b": 1, "a.c.d": None, "e": {}}
 
 
 LOADED = """

@@ -11,9 +11,9 @@ from scalablevit.runs import console
 TOLD = """
 import sys
 from pathlib import Path
-from scalablevit.runs.console import Console, forgiving_output
+from scalablevit.runs.console import Console, ignore_output_errors
 
-with forgiving_output():
+with ignore_output_errors():
     lines = Console("pretrain")
     for step in range(20_000):
         lines.say(f"step {step}")

@@ -10,7 +10,7 @@ import pytest
 
 from scalablevit.run_files import METRICS, RECORDS, RESULTS
 from scalablevit.runs import metrics
-from scalablevit.runs.metrics import MetricFiles, best_step, by_step
+from scalablevit.runs.metrics import MetricFiles, best_step, metrics_by_step
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.outbox import Outbox
 
@@ -63,8 +63,8 @@ def test_results_have_a_row_for_each_evaluation_with_the_training_metrics_before
 
 
 def test_the_best_step_is_the_latest_that_was_best(store):
-    assert best_step(by_step(store.outbox, UID)) == 10
-    assert best_step(by_step(store.outbox, "2" * 32)) is None
+    assert best_step(metrics_by_step(store.outbox, UID)) == 10
+    assert best_step(metrics_by_step(store.outbox, "2" * 32)) is None
 
 
 def test_a_run_without_evaluations_has_an_empty_table(tmp_path):
@@ -81,7 +81,7 @@ def contents(store):
 
 def expected(store):
     """Both files from the whole outbox, by the plain rule."""
-    rows = by_step(store.outbox, UID)
+    rows = metrics_by_step(store.outbox, UID)
     lines = "".join(json.dumps({"step": step, **row}) + "\n" for step, row in rows.items())
     trained, evaluations = {}, []
     for step, row in rows.items():
@@ -131,7 +131,7 @@ def test_files_that_are_carried_on_are_those_written_at_once(seed, tmp_path):
         if draw.random() < 0.5:
             files.write()
             assert contents(store) == expected(store)
-            rows = by_step(store.outbox, UID)
+            rows = metrics_by_step(store.outbox, UID)
             best = best_step(rows)
             assert files.best == (None if best is None else (best, rows[best]))
             assert files.last_step == max(rows, default=0)

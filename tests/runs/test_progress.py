@@ -9,9 +9,9 @@ import pytest
 from scalablevit.config.task_info import task_info
 from scalablevit.run_files import METRICS, START_NOTE
 from scalablevit.runs import console, progress
-from scalablevit.runs.console import Console, Waiting, duration, say_while_waiting
+from scalablevit.runs.console import Console, WaitReporter, format_duration, say_while_waiting
 from scalablevit.runs.lease import Lease
-from scalablevit.runs.progress import Pace, Progress
+from scalablevit.runs.progress import EtaEstimator, Progress
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import JOB_VARIABLE, Best, StatusFile, read_status
 from scalablevit.tracking.callback import OutboxCallback
@@ -137,13 +137,13 @@ def clock(monkeypatch):
 
 def test_what_is_waited_for_is_said_from_time_to_time(monkeypatch):
     out, now = io.StringIO(), clock(monkeypatch)
-    waiting = Waiting(Console("pretrain", out), "the workers")
+    waiting = WaitReporter(Console("pretrain", out), "the workers")
     for _ in range(80):  # half a second each
-        waiting.look()
+        waiting.update()
         now[0] += 0.5
     waiting.begin("news since step 2/9", quiet_s=60.0)
     for _ in range(240):
-        waiting.look()
+        waiting.update()
         now[0] += 0.5
     assert out.getvalue().splitlines() == [
         "[pretrain] waiting for the workers: 15 s",
@@ -154,9 +154,9 @@ def test_what_is_waited_for_is_said_from_time_to_time(monkeypatch):
 
 def test_a_terminals_live_line_counts_the_seconds(monkeypatch):
     out, now = Terminal(), clock(monkeypatch)
-    waiting = Waiting(Console("pretrain", out), "the workers")
+    waiting = WaitReporter(Console("pretrain", out), "the workers")
     now[0] += 7
-    waiting.look()
+    waiting.update()
     assert out.getvalue().endswith("\r[pretrain] waiting for the workers: 7 s") and "\n" not in out.getvalue()
 
 
@@ -203,15 +203,15 @@ def test_a_call_that_takes_long_is_named_while_it_lasts(capsys, monkeypatch):
 
 
 def test_the_rest_is_reckoned_from_this_attempts_steps_only():
-    pace = Pace(1000)
+    eta = EtaEstimator(1000)
     start = now_ms() + 1000
-    pace.saw(90, start - 10**8)  # rode along in a checkpoint of the attempt before
-    pace.saw(100, start)
-    assert pace.left(100) == ""
-    pace.saw(110, start + 20_000)
-    assert pace.left(110) == "ETA 29.7 min"
+    eta.add(90, start - 10**8)  # rode along in a checkpoint of the attempt before
+    eta.add(100, start)
+    assert eta.format(100) == ""
+    eta.add(110, start + 20_000)
+    assert eta.format(110) == "ETA 29.7 min"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1 h 30 min")])
 def test_durations_are_for_people(seconds, said):
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said

@@ -9,7 +9,7 @@ import pytest
 from ray.train.torch import TorchTrainer
 
 from scalablevit.runs import signals
-from scalablevit.runs.signals import check, interrupt, interruptible_start, wait_saving_first
+from scalablevit.runs.signals import interrupt, interruptible_start, raise_if_interrupted, wait_saving_first
 from scalablevit.training.ray_internals import keep_sigint_handler
 
 
@@ -38,7 +38,7 @@ def test_without_a_signal_nothing_is_raised_and_errors_pass():
         pass
     with pytest.raises(RuntimeError), interruptible_start():
         raise RuntimeError
-    check()
+    raise_if_interrupted()
     wait_saving_first([], lambda: pytest.fail("nobody asked"))
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -10,7 +10,7 @@ from scalablevit.run_files import LEASE, STATUS
 from scalablevit.runs import status
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
-from scalablevit.runs.status import Best, StatusFile, finish_late, read_status
+from scalablevit.runs.status import Best, StatusFile, mark_finished, read_status
 
 URI = "http://someone:canary-4711@tracking.example:5000"
 
@@ -99,7 +99,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(store, monkeypatch, capsys):
 def test_a_kill_between_a_stages_result_and_its_status_is_made_good(store):
     with Lease(store) as lease:
         file_of(store, lease).__enter__()
-        finish_late(store)
+        mark_finished(store)
     assert read_status(store.local).state == "finished"
 
 

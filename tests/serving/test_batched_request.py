@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scalablevit.serving import grouping
 from scalablevit.serving.grouping import in_groups
 from scalablevit.serving.model import BadRequest, ImageModel
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.request import Limits
 from scalablevit.tasks import passes
 from scalablevit.tasks.passes import run_in_passes
@@ -31,7 +31,7 @@ def pictures(root: Path) -> list[NDArray[np.uint8]]:
     return [image if number % 2 else np.ascontiguousarray(image[: SIDE // 2]) for number, image in enumerate(found)]
 
 
-def served(model: Trained) -> ImageModel:
+def served(model: TrainedNetwork) -> ImageModel:
     found = ImageModel()
     found.limits, found.trained = Limits(), model
     return found
@@ -42,7 +42,7 @@ def request(pictures: list[NDArray[np.uint8]]) -> pd.DataFrame:
     return pd.DataFrame({"image": encoded})
 
 
-def counted(model: Trained) -> list[int]:
+def counted(model: TrainedNetwork) -> list[int]:
     """How many images each pass of the network has, filled as it goes."""
     found: list[int] = []
     model.network.register_forward_pre_hook(lambda _, inputs: found.append(len(inputs[0])))
@@ -77,7 +77,7 @@ def test_a_predictor_of_single_images_alone_is_asked_one_by_one(root, pictures):
     single = SimpleNamespace(predict=model.predictor.predict)
     sizes = counted(model)
     with torch.inference_mode():
-        found = Trained(model.stage, model.task, single, model.network, model.device).predict_batch(pictures)
+        found = TrainedNetwork(model.stage, model.task, single, model.network, model.device).predict_batch(pictures)
     assert len(found) == 6
     assert sizes == [1] * 6
 

@@ -11,9 +11,9 @@ from harness.toys import stage_of
 from PIL import Image
 
 from scalablevit.data.decoding import read_image
-from scalablevit.serving.export import export_part, parts_of
+from scalablevit.serving.export import build_parts, export_part
 from scalablevit.serving.export_detector import ExportedDetector, export_detector, nearest
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import describe_preprocessing
 from scalablevit.tasks.registry import build_task, task_kind
 
@@ -22,7 +22,7 @@ SIZE = (64, 64)
 MOST = 300
 
 
-def decided(head: str, *changes: str) -> Trained:
+def decided(head: str, *changes: str) -> TrainedNetwork:
     """A detector whose scores and boxes differ from place to place, as a trained one's do."""
     # nothing is cut off near the least score that is compared
     values = (f"head={head}", "score_threshold=0.03", f"max_detections={MOST}")
@@ -37,18 +37,18 @@ def decided(head: str, *changes: str) -> Trained:
         logits = network.head.classification_head.cls_logits
         torch.nn.init.normal_(logits.weight, std=0.3)
         torch.nn.init.constant_(logits.bias, -4.0)
-        return Trained(stage, built, predictor, network, torch.device("cpu"))
+        return TrainedNetwork(stage, built, predictor, network, torch.device("cpu"))
     for part in (network.rpn.head.cls_logits, network.roi_heads.box_predictor.cls_score):
         torch.nn.init.normal_(part.weight, std=0.5)
     for part in (network.rpn.head.bbox_pred, network.roi_heads.box_predictor.bbox_pred):
         torch.nn.init.normal_(part.weight, std=0.05)
-    return Trained(stage, built, predictor, network, torch.device("cpu"))
+    return TrainedNetwork(stage, built, predictor, network, torch.device("cpu"))
 
 
-def exported(trained: Trained, files: list[Path], out: Path) -> ExportedDetector:
+def exported(trained: TrainedNetwork, files: list[Path], out: Path) -> ExportedDetector:
     images = [read_image(file, 10**6) for file in files]
     facts = describe_preprocessing(trained.stage, CLASSES, SIZE)
-    (network, *_) = parts_of(trained, images, SIZE)
+    (network, *_) = build_parts(trained, images, SIZE)
     assert export_part(network, out, "toy", facts).faithful
     return export_detector(trained, network, out, facts)
 

@@ -9,7 +9,7 @@ from harness.toys import stage_of
 
 from scalablevit.data.sources.opening import open_source
 from scalablevit.serving.gate import metric_of
-from scalablevit.serving.predict import Job, predict_here
+from scalablevit.serving.predict import PredictionJob, predict_here
 from scalablevit.tasks.output import picture_names
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,9 @@ def test_a_cluster_answers_as_this_process_does(driver, root, images, tmp_path):
     stage = stage_of("segment")
     classes = open_source(stage.data, "val", root).classes
     weights = str(root / "runs" / "toy-segment-0" / "model" / "weights.safetensors")
-    jobs = [Job(stage.model_dump_json(), classes, weights, str(images), str(tmp_path / out)) for out in ("a", "b")]
+    jobs = [
+        PredictionJob(stage.model_dump_json(), classes, weights, str(images), str(tmp_path / out)) for out in ("a", "b")
+    ]
     far = driver.call("harness.driving", "predict_on_cluster", jobs[0], names, 2)
     assert far == list(predict_here(jobs[1], picture_names(names))) and [name for name, _ in far] == names
     masks = [{p.name: p.read_bytes() for p in (Path(asdict(job)["out"]) / "masks").rglob("*.png")} for job in jobs]

@@ -25,14 +25,14 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.pipeline import trained_models
 from scalablevit.serving.model import ImageModel
-from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.detection.outputs import Detections
 from scalablevit.viz.palette import class_colors
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
 
-def answer(model: Trained, file: Path) -> dict:
+def answer(model: TrainedNetwork, file: Path) -> dict:
     with torch.inference_mode():
         return model.predict(read_image(file, 10**6)).answer()
 

@@ -19,7 +19,7 @@ from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
-from scalablevit.serving.served import Served
+from scalablevit.serving.served import ModelServer
 
 Answering = Callable[[bytes], tuple[int, str]]
 """An encoded image to a status and a body."""
@@ -201,7 +201,7 @@ def test_nobody_listens_or_nobody_answers(images, tmp_path, monkeypatch):
 )
 def test_addresses_of_other_kinds(address):
     with pytest.raises(UserError, match="MODEL"):
-        Served(address)
+        ModelServer(address)
 
 
 def test_what_a_served_model_does_not_take(images, tmp_path, root):

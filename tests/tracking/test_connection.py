@@ -16,11 +16,11 @@ from scalablevit.tracking.connection import (
     Refused,
     artifact_location,
     bounded_requests,
-    brief,
     check_uri,
+    classify_error,
+    format_error,
     mask,
     sqlite_file,
-    verdict,
     without_credentials,
 )
 
@@ -83,11 +83,11 @@ def test_messages_keep_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_on_one_bounded_line() -> None:
-    shown = brief(ValueError("first\n  second " + "x" * 5000), "http://host")
+    shown = format_error(ValueError("first\n  second " + "x" * 5000), "http://host")
     assert shown.startswith("first second x")
     assert "\n" not in shown
     assert len(shown) == 400
-    assert brief(ValueError(), "http://host") == "ValueError"
+    assert format_error(ValueError(), "http://host") == "ValueError"
 
 
 def test_a_new_experiment_lies_beside_its_database() -> None:
@@ -146,7 +146,7 @@ def _http_error(status: int) -> requests.HTTPError:
     ],
 )
 def test_what_an_error_means(error: Exception, expected: str) -> None:
-    assert verdict(error) == expected
+    assert classify_error(error) == expected
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_folder_without_manifest_does_not_count_and_is_removed(store, tmp_path
     (tmp_path / "checkpoints" / torn / MANIFEST).unlink()
     found = store.newest()
     assert found is not None and found[0] == kept
-    store.remove_torn()
+    store.remove_incomplete()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept]
 
 

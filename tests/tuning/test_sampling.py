@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalablevit.config.space import Space
-from scalablevit.tuning.sampling import TPESearcher, as_category, draw, listed
+from scalablevit.tuning.sampling import TPESearcher, as_category, draw, enumerate_values
 
 
 def space(**changes):
@@ -29,20 +29,22 @@ def test_a_draw_is_a_function_of_seed_and_number_and_lies_in_its_range(seed, num
 
 
 def test_draws_differ_and_more_trials_leave_the_first_as_they_were():
-    few, many = listed(space(budget={"trials": 10})), listed(space(budget={"trials": 50}))
+    few, many = enumerate_values(space(budget={"trials": 10})), enumerate_values(space(budget={"trials": 50}))
     assert many[:10] == few and len({values["optimizer.lr"] for values in many}) == 50
-    assert listed(space(seed=1))[0] != many[0]
+    assert enumerate_values(space(seed=1))[0] != many[0]
 
 
 def test_loguniform_covers_each_order_of_magnitude_alike():
-    orders = [math.floor(math.log10(values["optimizer.lr"])) for values in listed(space(budget={"trials": 400}))]
+    orders = [
+        math.floor(math.log10(values["optimizer.lr"])) for values in enumerate_values(space(budget={"trials": 400}))
+    ]
     assert all(60 < orders.count(order) < 140 for order in (-5, -4, -3, -2)), "100 each expected, sd 9"
 
 
 def test_a_grid_lists_every_combination_once():
     grid = space(searcher="grid", budget={}, parameters={
         "optimizer.lr": {"choice": [1e-3, 1e-2]}, "training.seed": {"choice": [0, 1, 2]}})  # fmt: skip
-    assert [tuple(values.values()) for values in listed(grid)] == [
+    assert [tuple(values.values()) for values in enumerate_values(grid)] == [
         (1e-3, 0), (1e-3, 1), (1e-3, 2), (1e-2, 0), (1e-2, 1), (1e-2, 2)]  # fmt: skip
 
 
@@ -74,7 +76,7 @@ class TestTPESearcher:
         assert all(values["optimizer.betas"] in ([0.9, 0.95], [0.9, 0.999]) for values in found)
 
     def test_known_trials_come_first_in_their_order(self):
-        known = listed(space(budget={"trials": 5}))
+        known = enumerate_values(space(budget={"trials": 5}))
         searcher, _ = self.searcher(known)
         found = self.propose(searcher, 6, lambda _: 0.0)
         assert found[:5] == known and found[5] not in known

@@ -16,7 +16,7 @@ from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
 from scalablevit.run_files import WEIGHTS
 from scalablevit.runs.result import without_secrets
-from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.predictions import Prediction
 
 SCRIPT = "predict"
@@ -36,7 +36,7 @@ class Model(nn.Module):
         stage: the part of the recipe that it was trained by.
     """
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedNetwork) -> None:
         super().__init__()
         self.network = trained.network
         self.classes: tuple[str, ...] = trained.task.classes

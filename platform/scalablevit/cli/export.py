@@ -82,13 +82,20 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from scalablevit.data.decoding import BadSample, mean_color, read_image
-    from scalablevit.serving.export import SMALLEST, any_size, default_size, export_part, parts_of, selects
+    from scalablevit.serving.export import (
+        SMALLEST,
+        build_parts,
+        default_size,
+        export_part,
+        has_selection,
+        supports_any_size,
+    )
     from scalablevit.serving.export_detector import export_detector
     from scalablevit.serving.network import load_trained
     from scalablevit.serving.preprocessing import describe_preprocessing
 
     size = given or default_size(stage)
-    fixed = given is not None or not any_size(stage)
+    fixed = given is not None or not supports_any_size(stage)
     print(f"  model  {options.model}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}")
     if not fixed and min(size) < SMALLEST:
         raise UserError(
@@ -111,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
     with write_folder(out) as target:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
-        parts = parts_of(trained, images, size, fixed=fixed)
+        parts = build_parts(trained, images, size, fixed=fixed)
         for part in parts:
             exported.append(export_part(part, target, f"{options.model} ({stage.model.name})", facts))
             print(_line(exported[-1]), flush=True)
@@ -120,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
                 "torch": torch.__version__, "preprocessing": vars(facts),
                 "parts": [_facts(export) for export in exported]}  # fmt: skip
         faithful = all(export.faithful for export in exported)
-        if selects(stage):
+        if has_selection(stage):
             detector = export_detector(trained, parts[0], target, facts)
             print(f"  {detector.summary()}", flush=True)
             note["detector"] = detector.facts()

@@ -152,12 +152,12 @@ def _write(
     Raises:
         UserError: the cluster does not fit.
     """
-    from scalablevit.serving.predict import Job
+    from scalablevit.serving.predict import PredictionJob
     from scalablevit.tasks.registry import task_kind
 
     weights, images, score = what
     output = task_kind(stage.task.kind).build_output(classes, out)
-    job = Job(stage.model_dump_json(), classes, weights, str(images.folder), str(out), score)
+    job = PredictionJob(stage.model_dump_json(), classes, weights, str(images.folder), str(out), score)
     return tabulate(output, _predict(job, pictures, root, stage), out, len(images.names))
 
 

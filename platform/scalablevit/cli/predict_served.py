@@ -16,7 +16,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import shown
 from scalablevit.data.sources.files import describe_skipped
-from scalablevit.serving.served import Declined, Description, Served, read_answer
+from scalablevit.serving.served import Description, ImageRefused, ModelServer, read_answer
 from scalablevit.tasks.output import Answer, Output, draw
 from scalablevit.tasks.registry import task_kind
 
@@ -39,7 +39,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
         raise UserError(
             "a served model predicts by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
         )
-    server = Served(options.model)
+    server = ModelServer(options.model)
     images = find_images(given)
     check_output_folder(out, images, options.overwrite)
     model = server.describe()
@@ -59,7 +59,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
 
 
 def _write(
-    server: Served, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
+    server: ModelServer, model: Description, images: GivenImages, pictures: Mapping[str, str], folder: Path
 ) -> PredictionCounts:
     """Write the predictions of all images into `folder`, and return how many there are.
 
@@ -81,7 +81,7 @@ def _write(
     return counts
 
 
-def _predict_image(server: Served, model: Description, file: Path, picture: str, output: Output) -> Answer:
+def _predict_image(server: ModelServer, model: Description, file: Path, picture: str, output: Output) -> Answer:
     """Return the prediction for an image, after drawing it; or the reason why there is none, as `bad`.
 
     Raises:
@@ -91,10 +91,10 @@ def _predict_image(server: Served, model: Description, file: Path, picture: str,
         content = file.read_bytes()
         image = decode_image(content, model.max_pixels, file.name, limit="the server's limit")
         received = server.answer(content)
-    except (BadSample, Declined, OSError) as error:
+    except (BadSample, ImageRefused, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
     try:
         prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise server.wrong(f"answers {shown(file.name)} otherwise than a model of this platform: {error}") from None
+        raise server.mistake(f"answers {shown(file.name)} otherwise than a model of this platform: {error}") from None
     return draw(output, picture, image, prediction)

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if not (options.folder / STEP).is_file():  # reported before torch is imported
         raise UserError(f"holds no {STEP}", where=str(options.folder), fix="name a folder <run>/nonfinite/step_<n>")
-    from scalablevit.training.replay import format_finding, replay
+    from scalablevit.training.replay import format_replay, replay
 
-    print(format_finding(replay(options.folder)))
+    print(format_replay(replay(options.folder)))
     return 0

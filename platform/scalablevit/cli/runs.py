@@ -19,8 +19,8 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.run_files import RUNS, STATUS
-from scalablevit.runs.console import duration
-from scalablevit.runs.lease import claim_of, find_owned, is_owner_alive, known_owners
+from scalablevit.runs.console import format_duration
+from scalablevit.runs.lease import find_owned, is_owner_alive, known_owners, read_claim
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import ENDED, Status, read_status
 from scalablevit.text import format_table
@@ -187,7 +187,7 @@ def format_runs(runs: Sequence[ListedRun], unreadable: Mapping[str, UserError], 
     for run in runs:
         status = run.status
         rows.append((status.run, run.state, f"{status.step}/{status.total} {status.unit}", _best(status),
-                     duration(time.time() - status.started)))  # fmt: skip
+                     format_duration(time.time() - status.started)))  # fmt: skip
     rows += [(name, "unreadable", "-", "-", "-") for name in unreadable]
     return "\n".join([format_table(rows, rule=False), *left_out, *map(str, unreadable.values())])
 
@@ -257,7 +257,7 @@ def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
-        claim = claim_of(listed.store)  # before the status, which a run writes before it releases its lease
+        claim = read_claim(listed.store)  # before the status, which a run writes before it releases its lease
         now = read_status(listed.store.local) or status
         if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
@@ -273,7 +273,7 @@ def _refuse_elsewhere(listed: ListedRun) -> None:
     Raises:
         UserError: names its process and host.
     """
-    claim = claim_of(listed.store)
+    claim = read_claim(listed.store)
     if claim is None or is_owner_alive(claim) is None:
         status = listed.status
         raise UserError(
@@ -289,7 +289,7 @@ def _interrupt(listed: ListedRun) -> None:
     Raises:
         UserError: the process belongs to another user.
     """
-    claim = claim_of(listed.store)
+    claim = read_claim(listed.store)
     if claim is None or not is_owner_alive(claim):
         return
     try:
@@ -364,5 +364,5 @@ def _best(status: Status) -> str:
 
 
 def _moment(seconds: float) -> str:
-    ago = duration(max(0.0, time.time() - seconds))
+    ago = format_duration(max(0.0, time.time() - seconds))
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))} ({ago} ago)"

@@ -21,7 +21,7 @@ from scalablevit.data.transforms import eval_transform
 from scalablevit.models.scalablevit import ScalableViT
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.serving.network import load_trained
-from scalablevit.tracking.params import flat
+from scalablevit.tracking.params import flatten
 
 IMAGES = 4
 """Most that are looked at."""
@@ -90,7 +90,7 @@ def preprocess(subject: Subject, picture: Image) -> tuple[Image, Tensor]:
 
 def recipe_differences(subjects: Sequence[Subject]) -> dict[str, list[str]]:
     """Keys of the recipes that make the models' runs different ones, with each model's value as text."""
-    recipes = [flat(hashed_part(subject.stage)) for subject in subjects]
+    recipes = [flatten(hashed_part(subject.stage)) for subject in subjects]
     keys = sorted({key for recipe in recipes for key in recipe})
     values = {key: [str(recipe.get(key, "not given")) for recipe in recipes] for key in keys}
     return {key: found for key, found in values.items() if len(set(found)) > 1}

@@ -17,7 +17,7 @@ from scalablevit.pipeline.resolved_recipe import write_resolved
 from scalablevit.pipeline.stage import Job, run_stage
 from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import duration, forgiving_output
+from scalablevit.runs.console import format_duration, ignore_output_errors
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
@@ -62,7 +62,7 @@ def run_chain(
     address = tracking_uri(tracking.uri, root)
     names = ", ".join(stage.name for stage in stages)
     with (
-        forgiving_output(),
+        ignore_output_errors(),
         RunSession(store, address) as session,
         session.at_work(names, len(stages), "stages") as status_file,
     ):
@@ -225,7 +225,7 @@ def _profile(seconds: dict[str, float]) -> str:
     """Return each part with its time and share, such as `step 3.1 min (80 %)`."""
     total = max(sum(seconds.values()), 1e-9)
     return ", ".join(
-        f"{part} {duration(part_s)} ({100 * part_s / total:.0f} %)"
+        f"{part} {format_duration(part_s)} ({100 * part_s / total:.0f} %)"
         for part, part_s in seconds.items()
         if part_s >= SHOWN_S
     )

@@ -14,7 +14,7 @@ from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
 from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
@@ -185,7 +185,7 @@ def format_time(estimate: TimeEstimate | None) -> str:
     """Return how long a stage will take, as text."""
     if estimate is None:
         return "not measured on this machine"
-    return f"about {duration(estimate.seconds)}, as {estimate.run} ran on this machine"
+    return f"about {format_duration(estimate.seconds)}, as {estimate.run} ran on this machine"
 
 
 def format_metric_steps(resolved: ResolvedStage) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
-from scalablevit.runs.metrics import by_step
+from scalablevit.runs.metrics import metrics_by_step
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import format_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def draw_curves(resolved: ResolvedStage, store: RunStore, uid: str) -> None:
     def draw() -> None:
         from scalablevit.viz.curves import save_curves
 
-        rows = by_step(store.outbox, uid)
+        rows = metrics_by_step(store.outbox, uid)
         save_curves(rows, task_info(resolved.stage.task.kind).best_metric, store.local / CURVES)
 
     _attempt(resolved, CURVES, draw)
@@ -102,4 +102,4 @@ def _attempt(resolved: ResolvedStage, what: str, draw: Callable[[], None]) -> No
     try:
         draw()
     except Exception as error:  # a training must not fail because of a plot
-        print(f"[{resolved.name}] {what} was not drawn: {brief(error, '')}", flush=True)
+        print(f"[{resolved.name}] {what} was not drawn: {format_error(error, '')}", flush=True)

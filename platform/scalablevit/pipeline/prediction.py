@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from scalablevit.config.recipe import Length, Stage
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.training.memory_estimate import MemoryEstimate
 
 EVALUATED_SHARE = 1 / 3
@@ -137,7 +137,7 @@ def format_prediction(
         f"{prediction.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * prediction.efficiency:.1f} % "
         f"efficient): assumes a ring at {inputs.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
         "speed": f"{prediction.images_per_s:.4g} images/s, {prediction.images_per_s / inputs.devices:.4g} a device",
-        "time": f"{prediction.hours:.3g} h ({duration(seconds)}): {prediction.steps} steps "
+        "time": f"{prediction.hours:.3g} h ({format_duration(seconds)}): {prediction.steps} steps "
         f"{prediction.training_hours:.3g} h, {prediction.evaluations} evaluations {prediction.evaluation_hours:.3g} h "
         "(an image in a third of its training time)",
         "decoding": "not predicted: give --decode-rate, or --measure where the data is"

@@ -16,7 +16,7 @@ from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import format_error
 from scalablevit.tracking.environment import pin_requirements
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.tags import best_metric
@@ -105,7 +105,7 @@ def _card(
     try:
         return model_card(recipe, resolved, finished, local, plots, registry)
     except Exception as error:  # a model is registered without a card, too
-        print(f"[{resolved.name}] the model card was not made: {brief(error, registry.uri)}", flush=True)
+        print(f"[{resolved.name}] the model card was not made: {format_error(error, registry.uri)}", flush=True)
         return None
 
 

@@ -16,7 +16,7 @@ from scalablevit.run_files import FOR_MLFLOW, JOB, REPORT
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.capabilities import GREY
-from scalablevit.tracking.connection import brief
+from scalablevit.tracking.connection import format_error
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.training.storage import put_text
 
@@ -90,7 +90,7 @@ def publish(
             outbox.artifact(uid, folder / REPORT)
         print(f"report: {folder / REPORT}", flush=True)
     except Exception as error:  # a job must not fail because of its report
-        print(f"{REPORT} was not made, or not recorded for MLflow: {brief(error, '')}", flush=True)
+        print(f"{REPORT} was not made, or not recorded for MLflow: {format_error(error, '')}", flush=True)
 
 
 def _render_without_images(page: Page, hidden: Collection[str]) -> str:

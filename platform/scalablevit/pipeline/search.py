@@ -25,11 +25,11 @@ from scalablevit.pipeline.search_summary import format_summary
 from scalablevit.pipeline.stage import init_weights_of
 from scalablevit.run_files import BASE_RECIPE, BEST_RECIPE, CHECKPOINTS, PLOTS, SPACE, TRIAL_LIST, TRIAL_TABLE, TRIALS
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import forgiving_output
+from scalablevit.runs.console import ignore_output_errors
 from scalablevit.runs.result import without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
-from scalablevit.runs.signals import check
+from scalablevit.runs.signals import raise_if_interrupted
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox, now_ms
@@ -129,7 +129,7 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
     store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
     address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
     with (
-        forgiving_output(),
+        ignore_output_errors(),
         RunSession(store, address) as session,
         session.at_work(search.stage, wanted, "trials") as status_file,
     ):
@@ -164,7 +164,7 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
 
 def _update_status(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:
     """Write the progress of the search into its status; called after every trial, where a signal can interrupt, too."""
-    check()
+    raise_if_interrupted()
     space = search.space
     leading = next(iter(rank_trials(trials, space.mode)), None)
     best = leading.best(space.mode) if leading else None

@@ -32,14 +32,14 @@ from scalablevit.runs.progress import Progress
 from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
-from scalablevit.runs.status import StatusFile, finish_late, read_status
+from scalablevit.runs.status import StatusFile, mark_finished, read_status
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
-from scalablevit.tracking.connection import brief, mask
+from scalablevit.tracking.connection import format_error, mask
 from scalablevit.tracking.environment import environment_info
 from scalablevit.tracking.outbox import Outbox, Texts, open_runs, recorded_params
-from scalablevit.tracking.params import flat
+from scalablevit.tracking.params import flatten
 from scalablevit.tracking.registry import version_of_run
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
         if finished is not None:
             message = f"already finished: {finished.metric} {finished.value:.4f} at step {finished.step}"
             print(f"[{resolved.name}] {message} ({store.location})", flush=True)
-            finish_late(store)
+            mark_finished(store)
         else:
             finished = _train(job, resolved, earlier, session)
         if session.uid in open_runs(store.outbox):  # also if an earlier job was killed before this
@@ -198,11 +198,11 @@ def _begin(
         **(init_weights.lineage() if init_weights else {}),
         **job.origins.get(resolved.name, {}),
         # tags: a restart may change them, and MLflow does not let parameters change
-        **flat(stage.cluster.model_dump(mode="json"), "cluster."),
+        **flatten(stage.cluster.model_dump(mode="json"), "cluster."),
     }
     _keep_user_code(stage, outbox)
     outbox.run(uid, resolved.run_name, experiment=stage.tracking.experiment, parent=job.uid, tags=facts)
-    outbox.params(uid, flat(hashed_part(stage)))
+    outbox.params(uid, flatten(hashed_part(stage)))
     source = mask(str(job.root / Path(stage.data.root).expanduser()), job.tracking_uri)
     outbox.params(uid, resolved_values(resolved))
     if "data.root" not in recorded_params(outbox.folder, uid):  # a later attempt may find the data elsewhere
@@ -294,7 +294,7 @@ def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> St
     try:
         version = version_of_run(job.tracking_uri, finished.registered_as, finished.uid)
     except Exception as error:  # whatever MLflow's client raises: the model is trained, and its record is kept
-        return replace(finished, tracking=f"{brief(error, job.tracking_uri)}; ask again by submitting again")
+        return replace(finished, tracking=f"{format_error(error, job.tracking_uri)}; ask again by submitting again")
     if version:
         return replace(finished, version=version, tracking=session.sync.status())
     refused = session.store.outbox / REFUSED

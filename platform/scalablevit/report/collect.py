@@ -1,4 +1,4 @@
-"""What the report of a job, a stage or a search shows, collected from run folders alone."""
+"""Collects the content of the report of a job, a stage or a search, from run folders alone."""
 
 import csv
 import json
@@ -36,8 +36,8 @@ from scalablevit.run_files import (
     TRIAL_TABLE,
     WEIGHTS,
 )
-from scalablevit.runs.console import duration
-from scalablevit.runs.metrics import Row, by_step
+from scalablevit.runs.console import format_duration
+from scalablevit.runs.metrics import Row, metrics_by_step
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status, read_status, store_of
@@ -53,16 +53,16 @@ PLOT_WORDS = {
     "parallel_coordinates": "Which values went together, a line for each trial",
 }
 COLUMNS = ("at_step", "epochs_trained")
-"""Of a table of trials; the searched values' names stay as they are in recipes."""
+"""Columns of a table of trials whose names are shown with spaces; names of searched values stay as in recipes."""
 PACKAGES = ("torch", "ray", "timm")
-"""Named with their versions."""
+"""Packages whose versions the report names."""
 
 
 def gather(folder: Path) -> Page:
-    """What the page of a run's folder shows.
+    """Return the content of the page of a run's folder.
 
     Raises:
-        UserError: it is no such folder, or it is a search that has not ended.
+        UserError: it is no run's folder, or that of a search that has not ended.
     """
     if (folder / JOB).is_file():
         return _job(folder)
@@ -79,51 +79,51 @@ def gather(folder: Path) -> Page:
 
 
 def _job(folder: Path) -> Page:
-    known = RunStore(folder.name, str(folder), folder).read_json(JOB) or {}
+    job = RunStore(folder.name, str(folder), folder).read_json(JOB) or {}
     stages, waiting, searches = [], [], []
-    for each in known["stages"]:
-        local = folder.parent / each["run"]
+    for stage in job["stages"]:
+        local = folder.parent / stage["run"]
         if not (local / RECIPE).is_file():
-            waiting.append(each["name"])
+            waiting.append(stage["name"])
             continue
-        stages.append(_stage(RunStore(each["run"], each["storage"] or str(local), local), each["registered"]))
-        found = folder.parent / _recorded(local).get(tags.SEARCH, "")
-        if (found / TRIAL_TABLE).is_file():
-            searches.append(_search(found))
+        stages.append(_stage(RunStore(stage["run"], stage["storage"] or str(local), local), stage["registered"]))
+        search = folder.parent / _recorded(local).get(tags.SEARCH, "")
+        if (search / TRIAL_TABLE).is_file():
+            searches.append(_search(search))
     status = read_status(folder)
     facts = {
-        "recipe": known["recipe"],
+        "recipe": job["recipe"],
         "run folder": mask_credentials(str(folder)),
         "tracking": mask_credentials(status.tracking) if status else "",
         "not begun": ", ".join(waiting),
     }
-    first = _overview(folder, stages, waiting=bool(waiting), status=status)
-    return Page(folder.name, first, facts, tuple(stages), tuple(searches))
+    overview_of_job = _overview(folder, stages, waiting=bool(waiting), status=status)
+    return Page(folder.name, overview_of_job, facts, tuple(stages), tuple(searches))
 
 
 def _overview(
     folder: Path, stages: Sequence[Stage | UnreadStage], *, waiting: bool = False, status: Status | None = None
 ) -> Overview:
-    """The first screen of a job or a stage.
+    """Return the first screen of a job or a stage.
 
     Args:
-        folder: its own.
-        stages: those that have begun.
-        waiting: whether there are others.
-        status: the job's own; it says `running` while the job makes its page.
+        folder: the folder of the job or stage.
+        stages: the stages that have begun.
+        waiting: whether there are stages that have not begun.
+        status: the job's status; it says `running` while the job makes its page.
     """
-    results = [(each.result, each.registered) for each in stages if each.result is not None]
-    states = [each.state for each in stages]
+    results = [(stage.result, stage.registered) for stage in stages if stage.result is not None]
+    states = [stage.state for stage in stages]
     ended = next((state for state in ("failed", "killed") if state in states), "")
-    whole = not waiting and set(states) == {"finished"}
-    state = "finished" if whole else ended or (status.state if status is not None else "".join(states[-1:]))
+    complete = not waiting and set(states) == {"finished"}
+    state = "finished" if complete else ended or (status.state if status is not None else "".join(states[-1:]))
     tracking = mask_credentials(status.tracking) if status is not None else ""
-    steps = steps_of_stages(folder, results, tracking, unfinished=not whole)
-    return overview(state or "unknown", [each.time for each in stages], [each.machine for each in stages], steps)
+    steps = steps_of_stages(folder, results, tracking, unfinished=not complete)
+    return overview(state or "unknown", [stage.time for stage in stages], [stage.machine for stage in stages], steps)
 
 
 def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
-    """What the page shows of a stage; of one whose users' code is not here, what can be read without it."""
+    """Return the content of a stage; where its recipe cannot be read here, what can be read without the recipe."""
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
     recorded = _recorded(local)
@@ -137,7 +137,7 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
         return UnreadStage(name, state, problem, mask_credentials(error.fix), mask_credentials(recipe),
                            _content(result), registered, time, host)  # fmt: skip
     uid = (store.read_json(IDENTITY) or {}).get("uid", "")
-    rows = by_step(outbox_of(local), uid)
+    rows = metrics_by_step(outbox_of(local), uid)
     return Stage(
         name=name,
         kind=stage.task.kind,
@@ -151,7 +151,10 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
         lineage=_lineage(store, stage.data, recorded, result, registered),
         result=_content(result),
         registered=registered,
-        profile=tuple(Part(name, each, duration(each)) for name, each in (result.profile if result else {}).items()),
+        profile=tuple(
+            Part(name, seconds, format_duration(seconds))
+            for name, seconds in (result.profile if result else {}).items()
+        ),
         findings=load_findings(local / ERROR_ANALYSIS),
         pictures=local / ERROR_ANALYSIS,
         statistics=_statistics(local),
@@ -161,32 +164,32 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
 
 
 def _content(result: StageResult | None) -> dict[str, Any] | None:
-    """Content of `result.json`, without credentials."""
+    """Return the content of `result.json`, without credentials."""
     return None if result is None else {**vars(result), "reason": mask_credentials(result.reason)}
 
 
 def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
-    """The table of what the data holds; empty of runs that kept none."""
+    """Return the table of the data's statistics; empty where the run has none."""
     try:
         statistics = DataStatistics.from_json((local / STATISTICS).read_bytes())
-    except (OSError, ValueError):  # a run of an earlier version, or a damaged file: the page is worth more
+    except (OSError, ValueError):  # a run of an earlier version, or a damaged file: make the page without them
         return ()
     return tuple(statistics_rows(statistics))
 
 
 def _recorded(local: Path) -> dict[str, str]:
-    """Tags and parameters of a run, as the outbox has them for MLflow; later ones count."""
-    found: dict[str, str] = {}
+    """Return tags and parameters of a run, as the outbox has them for MLflow; later values win."""
+    recorded: dict[str, str] = {}
     for line in read_lines(outbox_of(local)):
         if isinstance(line.record, RunRecord | TagsRecord):
-            found |= line.record.tags
+            recorded |= line.record.tags
         elif isinstance(line.record, ParamsRecord):
-            found |= line.record.params
-    return found
+            recorded |= line.record.params
+    return recorded
 
 
 def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageResult | None) -> dict[str, str]:
-    """What the stage took, by name."""
+    """Return facts on the stage's time and resources, by name."""
     events = read_attempts(local / ATTEMPTS)[0]
     begun = sum(isinstance(event, StartupTimings) for event in events)
     lost = sum(isinstance(event, Lost) for event in events)
@@ -196,14 +199,14 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
     }
     if result is not None:
         hours = cluster.workers * result.minutes / 60
-        asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-        reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in asked.items() if count)
-        facts["wall time"] = f"{duration(60 * result.minutes)} (the attempt that finished)"
+        per_worker = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+        reserved = ", ".join(f"{hours * count:.3g} {name}-hours" for name, count in per_worker.items() if count)
+        facts["wall time"] = f"{format_duration(60 * result.minutes)} (the attempt that finished)"
         facts["reserved"] = f"{reserved} (workers x wall time)"
         facts["ended"] = mask_credentials(result.reason)
     peaks = {"memory of a worker": "process_memory_gib", "GPU memory": "gpu_peak_allocated_gib"}
     for name, metric in peaks.items():
-        values = [float(row[each]) for row in rows.values() for each in row if each.endswith(f"/{metric}")]
+        values = [float(row[column]) for row in rows.values() for column in row if column.endswith(f"/{metric}")]
         facts[name] = f"at most {max(values):.2f} GiB" if values else ""
     if (local / WEIGHTS).is_file():
         facts["weights"] = f"{(local / WEIGHTS).stat().st_size / 1e6:.1f} MB"
@@ -212,19 +215,20 @@ def _cost(local: Path, cluster: Cluster, rows: Mapping[int, Row], result: StageR
 
 
 def _software(local: Path) -> str:
-    """Versions and operating system as the stage recorded them; empty where it recorded none."""
+    """Return versions and operating system as the stage recorded them; empty where it recorded none."""
     try:
-        found = json.loads((local / ENVIRONMENT).read_bytes())
-        versions = [f"{name} {found['packages'][name]}" for name in PACKAGES if name in found["packages"]]
-        return ", ".join([f"Python {found['python']}", *versions, str(found["platform"])])
-    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or damaged: the page is worth more
+        environment = json.loads((local / ENVIRONMENT).read_bytes())
+        packages = environment["packages"]
+        versions = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
+        return ", ".join([f"Python {environment['python']}", *versions, str(environment["platform"])])
+    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or damaged: make the page without it
         return ""
 
 
 def _lineage(
     store: RunStore, data: Data, recorded: Mapping[str, str], result: StageResult | None, registered: str | None
 ) -> dict[str, str]:
-    """From the data to the registered version."""
+    """Return the lineage from the data to the registered version, by name."""
     start = (store.read(START_NOTE) or b"").decode().partition("\n")[0]
     counts = ", ".join(f"{recorded[name]} {words}" for name, words in
                        {"train_samples": "training images", "val_samples": "validation images",
@@ -249,7 +253,7 @@ def _lineage(
 
 
 def _search_overview(folder: Path) -> Overview:
-    """The first screen of a search; it has ended when there is a page."""
+    """Return the first screen of a search that has ended; others have no page."""
     store, status = store_of(folder), read_status(folder)
     time: WorkTime | None = work_time(store, status)
     steps = []
@@ -259,10 +263,10 @@ def _search_overview(folder: Path) -> Overview:
 
 
 def _search(folder: Path) -> Search:
-    """A search that has ended.
+    """Return the content of a search that has ended.
 
     Raises:
-        UserError: it has not.
+        UserError: the search has not ended.
     """
     if not (folder / TRIAL_TABLE).is_file():
         raise UserError(f"this search has not ended: there is no {TRIAL_TABLE}", where=str(folder),
@@ -297,7 +301,7 @@ def _search(folder: Path) -> Search:
 
 
 def _short(cell: str) -> str:
-    """A number with four digits; anything else as it is, without the credentials of addresses."""
+    """Return a fraction rounded to four digits; any other text as it is, but without credentials in addresses."""
     try:
         return f"{float(cell):.4g}" if "." in cell or "e-" in cell else mask_credentials(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`findings.json`: what a look at single validation images came to; free of torch, so that pages are made quickly."""
+"""`findings.json`: result of the error analysis of single validation images; free of torch, so that pages load fast."""
 
 import json
 from dataclasses import dataclass
@@ -11,17 +11,19 @@ from scalablevit.tasks.error_analysis import ErrorDetails, Outcome
 
 @dataclass(frozen=True)
 class Case:
-    """One image."""
+    """One analysed image."""
 
     file: str
     picture: str
-    """Beside `findings.json`."""
+    """Name of the picture's file, next to `findings.json`."""
     words: str
+    """What is right and wrong in the prediction, for people."""
     error: float
+    """How wrong the prediction is: larger is worse; `Findings.measure` says by what."""
     classes: dict[str, str]
-    """Those drawn on the picture: name and colour (#rrggbb)."""
+    """Colour (#rrggbb) by name of the classes that are drawn on the picture."""
     outcome: Outcome | None = None
-    """None: not said, as by runs of earlier versions."""
+    """None: not known, as in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +31,37 @@ class Findings:
     """What `findings.json` holds."""
 
     images: int
-    """Analysed, a random sample of the split."""
+    """Number of images analysed: a random sample of the split."""
     split: int
-    """Images of the validation split."""
+    """Number of images in the validation split."""
     bad: int
-    """Images that could not be decoded."""
+    """Number of images that could not be decoded."""
     seconds: float
+    """Wall time of the analysis."""
     parameters: int
+    """Number of the network's parameters."""
     macs: int
     """Multiply-accumulates of one image at the task's evaluation size."""
     measure: str
-    """By what the worst come first, in words."""
+    """How the worst cases are ranked, in words."""
     details: ErrorDetails
     """See `tasks.error_analysis.ErrorAnalysis.details`."""
     cases: tuple[Case, ...]
+    """The first ones of the random sample."""
     worst: tuple[Case, ...]
-    """The worst first."""
+    """The images with the largest errors, the worst first."""
 
 
 def load_findings(folder: Path) -> Findings | None:
-    """Return what `analyse_errors` wrote; None where it did not.
+    """Return what `pipeline.error_analysis.analyse_errors` wrote into a folder; None where there is no file.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        found = json.loads((folder / FINDINGS).read_bytes())
-        cases = {name: tuple(Case(**case) for case in found[name]) for name in ("cases", "worst")}
-        return Findings(**{**found, **cases})
+        stored = json.loads((folder / FINDINGS).read_bytes())
+        cases = {name: tuple(Case(**case) for case in stored[name]) for name in ("cases", "worst")}
+        return Findings(**{**stored, **cases})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.report.overview import DATE
 from scalablevit.report.page import environment
 from scalablevit.run_files import JOB, RECIPE, REPORT, RUNS
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
 
@@ -20,61 +20,63 @@ TEMPLATE = "index.html"
 
 @dataclass(frozen=True)
 class KnownRun:
-    """A run as its folder and its lease say."""
+    """A run, with what its folder and its lease say of it."""
 
     local: Path
+    """The run's folder on the driver's disk."""
     status: Status
     state: str
-    """Such as `lost`, whatever the status says."""
+    """The state by status and lease: `lost` where the status says `running` and the owner has died."""
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """What the page shows of a run."""
+    """The line of the page on one run."""
 
     name: str
     state: str
     started: str
     took: str
     best: str
-    """The best metric with its name; of a job how many of its stages are done."""
+    """The best metric with its name; without one, as for a job, how much is done."""
     note: str = ""
     link: str = ""
-    """To its report, relative to the folder of all runs; empty: there is none."""
+    """Address of the run's report, relative to the folder of all runs; empty: there is no report."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What the page shows."""
+    """The content of the page."""
 
     root: str
+    """The platform's root folder."""
     groups: tuple[tuple[IndexRow, ...], ...]
-    """The latest first: a job with its stages, or a search or stage alone."""
+    """Groups of lines, the latest first: a job with its stages, or a search or stage alone."""
     command: str
-    """Makes a report."""
+    """Shell command that makes a report."""
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 def gather_index(root: Path, runs: Sequence[KnownRun], unreadable: Mapping[str, UserError]) -> Index:
-    """Return what the page shows of runs.
+    """Return the content of the page over all runs of a root.
 
     Args:
-        root: the platform's root.
-        runs: those below it.
-        unreadable: by name, runs whose status cannot be read, and why.
+        root: the platform's root folder.
+        runs: the runs below it.
+        unreadable: by the run's name, why its status cannot be read.
     """
-    known = {each.local.name: each for each in runs}
-    jobs = {name: _stages_of(each.local) for name, each in known.items() if (each.local / JOB).is_file()}
-    in_jobs = {run for stages in jobs.values() for run in stages}
-    alone = [each for name, each in known.items() if name not in in_jobs]
+    by_name = {run.local.name: run for run in runs}
+    jobs = {name: _stages_of(run.local) for name, run in by_name.items() if (run.local / JOB).is_file()}
+    in_jobs = {name for stages in jobs.values() for name in stages}
+    top_level = [run for name, run in by_name.items() if name not in in_jobs]
     groups = []
-    for each in sorted(alone, key=lambda one: one.status.started, reverse=True):
-        stages = jobs.get(each.local.name, [])
-        rows = [_row(each, _link(each.local))]
+    for run in sorted(top_level, key=lambda one: one.status.started, reverse=True):
+        stages = jobs.get(run.local.name, [])
+        rows = [_row(run, _link(run.local))]
         rows += [
-            _row(known[run], _link(known[run].local) or _link(each.local, f"#stage-{place}"))
-            for place, run in enumerate(_begun(root, stages), start=1)
-            if run in known
+            _row(by_name[name], _link(by_name[name].local) or _link(run.local, f"#stage-{index}"))
+            for index, name in enumerate(_begun(root, stages), start=1)
+            if name in by_name
         ]
         groups.append(tuple(rows))
     groups += [
@@ -90,36 +92,36 @@ def render_index(index: Index) -> str:
 
 
 def _stages_of(local: Path) -> list[str]:
-    """Names of the runs of a job's stages, in order; none where its file is damaged."""
+    """Return the names of the runs of a job's stages, in order; none where the job's file is damaged."""
     try:
-        known = RunStore(local.name, str(local), local).read_json(JOB) or {}
-        return [str(stage["run"]) for stage in known["stages"]]
-    except (UserError, KeyError, TypeError):  # the job is shown without its stages, and these by themselves
+        job = RunStore(local.name, str(local), local).read_json(JOB) or {}
+        return [str(stage["run"]) for stage in job["stages"]]
+    except (UserError, KeyError, TypeError):  # the job is listed without its stages, and these by themselves
         return []
 
 
 def _begun(root: Path, stages: Sequence[str]) -> list[str]:
-    """Those that the job's own report has a section of."""
+    """Return the stages that have begun: the job's own report has a section on each of them."""
     return [run for run in stages if (root / RUNS / run / RECIPE).is_file()]
 
 
 def _row(run: KnownRun, link: str) -> IndexRow:
     status = run.status
     best = status.best
-    words = f"{status.step} of {status.total} {status.unit}"
+    best_text = f"{status.step} of {status.total} {status.unit}"
     if best is not None:
-        words = f"{best.metric.removeprefix('val/')} {best.value:.4f}"
+        best_text = f"{best.metric.removeprefix('val/')} {best.value:.4f}"
     return IndexRow(
         name=run.local.name,
         state=run.state,
         started=datetime.fromtimestamp(status.started, UTC).strftime(DATE),
-        took=duration(max(0.0, (status.ended or status.updated) - status.started)),
-        best=words,
+        took=format_duration(max(0.0, (status.ended or status.updated) - status.started)),
+        best=best_text,
         note=mask_credentials(status.why),
         link=link,
     )
 
 
-def _link(local: Path, place: str = "") -> str:
-    """Return the address of a run's report, and of a place in it; empty where there is no report."""
-    return f"{quote(local.name)}/{REPORT}{place}" if (local / REPORT).is_file() else ""
+def _link(local: Path, fragment: str = "") -> str:
+    """Return the address of a run's report, with a fragment such as `#stage-1`; empty where there is no report."""
+    return f"{quote(local.name)}/{REPORT}{fragment}" if (local / REPORT).is_file() else ""

@@ -1,4 +1,4 @@
-"""What the first screen of a report shows: when, how long, on what, how it ended, and what to do next."""
+"""The first screen of a report: when, how long, on which machine, how it ended, and what to do next."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from scalablevit.config.commands import command_line
 from scalablevit.config.recipe import Cluster
 from scalablevit.run_files import IDENTITY, RUNS
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
@@ -24,9 +24,9 @@ class WorkTime:
     """When a run was at work."""
 
     started: float
-    """Its first start; seconds since the epoch."""
+    """First start of the run, seconds since the epoch."""
     seconds: float
-    """At work, over all attempts where that is known."""
+    """Time at work, over all attempts where that is known."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class NextStep:
 
     words: str
     command: str = ""
-    """For a shell."""
+    """Shell command that does it; empty: none."""
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The first screen."""
+    """The content of the first screen."""
 
     state: str
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -52,9 +52,9 @@ def work_time(store: RunStore, status: Status | None, result: StageResult | None
     """Return when a run was at work; None where nothing says so.
 
     Args:
-        store: the run.
-        status: its status, if it has one.
-        result: of a finished stage.
+        store: the run's folder.
+        status: the run's status, if it has one.
+        result: the result of a finished stage; None for other runs.
     """
     created = (store.read_json(IDENTITY) or {}).get("created")
     if result is not None:
@@ -72,12 +72,12 @@ def machine(cluster: Cluster, host: str, device: str = "") -> str:
 
     Args:
         cluster: the recipe's section.
-        host: name of the driver's machine; empty: not known.
-        device: name of the first worker's GPU or CPU; empty: not known.
+        host: name of the driver's machine; empty: unknown.
+        device: name of the first worker's GPU or CPU; empty: unknown.
     """
-    asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    each = ", ".join(f"{count:g} {name}" for name, count in asked.items() if count)
-    workers = f"{cluster.workers} worker{'s' * (cluster.workers > 1)} x ({each})"
+    per_worker = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    resources = ", ".join(f"{count:g} {name}" for name, count in per_worker.items() if count)
+    workers = f"{cluster.workers} worker{'s' * (cluster.workers > 1)} x ({resources})"
     return ", ".join(filter(None, [host, workers, device]))
 
 
@@ -87,17 +87,17 @@ def overview(
     """Return the first screen of some stages or of a search.
 
     Args:
-        state: of all together.
-        times: of each.
-        machines: of each, in words; empty ones are left out.
+        state: how all of them together ended.
+        times: when each was at work; None: unknown.
+        machines: what each ran on, in words; empty ones are skipped.
         next_steps: see `steps_of_stages`.
     """
-    known = [each for each in times if each is not None]
+    known = [time for time in times if time is not None]
     facts = {}
     if known:
-        facts["started"] = datetime.fromtimestamp(min(each.started for each in known), UTC).strftime(DATE)
+        facts["started"] = datetime.fromtimestamp(min(time.started for time in known), UTC).strftime(DATE)
         stages = f" in {len(known)} stages" if len(known) > 1 else ""
-        facts["took"] = duration(sum(each.seconds for each in known)) + stages
+        facts["took"] = format_duration(sum(time.seconds for time in known)) + stages
     facts["machine"] = "; ".join(dict.fromkeys(filter(None, machines)))
     return Overview(state, facts, next_steps)
 
@@ -108,25 +108,25 @@ def steps_of_stages(
     """Return what to do after a job or a stage.
 
     Args:
-        folder: of the job or stage, below `<root>/runs`; elsewhere there are no commands to name.
+        folder: folder of the job or stage, below `<root>/runs`; for a folder elsewhere no commands are named.
         finished: `result.json` of the finished stages, in order, and what each is registered as (empty: it is not;
-            None: not known).
-        tracking: MLflow's address without credentials; empty: not known.
+            None: unknown).
+        tracking: MLflow's address without credentials; empty: unknown.
         unfinished: whether there are stages without a result.
     """
     steps = []
     if unfinished:
         steps.append(NextStep("Go on: submit the same command again. Finished stages are skipped, the others resume."))
     if finished and folder.parent.name == RUNS:
-        place = f"--root {shlex.quote(str(folder.parent.parent))}"
+        root_option = f"--root {shlex.quote(str(folder.parent.parent))}"
         result, registered = finished[-1]
         run = shlex.quote(result["run_name"])
-        predict = f"{command_line('predict')} {run} IMAGES --out predictions {place}"
+        predict = f"{command_line('predict')} {run} IMAGES --out predictions {root_option}"
         steps.append(NextStep(f"Predict your own images with the model of stage {result['name']}:", predict))
         if registered:
             where = tracking_override(tracking, folder.parent.parent) if tracking else ""
-            promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {place}{where}"
+            promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {root_option}{where}"
             steps.append(NextStep("Compare it with the champion, and promote it if it passes the gate:", promote))
         elif registered is not None:
-            steps.append(NextStep("Send to MLflow what it does not have yet:", f"{command_line('sync')} {place}"))
+            steps.append(NextStep("Send to MLflow what it does not have yet:", f"{command_line('sync')} {root_option}"))
     return tuple(steps)

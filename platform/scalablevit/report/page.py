@@ -1,4 +1,4 @@
-"""A job's report: one HTML page that needs nothing besides itself."""
+"""A job's report: one HTML page without any other file."""
 
 import base64
 import math
@@ -21,13 +21,14 @@ from scalablevit.viz.palette import class_hex
 
 TEMPLATE = "page.html"
 MATRIX_CLASSES = 20
-"""Up to so many a matrix can be read."""
+"""Largest number of classes of a confusion matrix; a larger one cannot be read."""
 CONFUSIONS = 20
-"""Shown instead of it: the most frequent ones."""
+"""Number of the most frequent confusions, which are shown instead of a larger matrix."""
 CLASSES, LOWEST = 20, 10
-"""Up to so many classes are shown by their metrics; of more, so many with the lowest values, and the others folded."""
+"""Up to `CLASSES` classes all have a row in a table of metrics; of more, the `LOWEST` with the lowest values do, and
+the others are folded."""
 NOTHING = ("", "0", "0 (0 %)")
-"""Cells of the table of data that tell of no data."""
+"""Cells of the table of data that stand for no data."""
 MIME = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -38,31 +39,33 @@ class Part:
     name: str
     seconds: float
     text: str
+    """The same time for people, such as `3.2 min`."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the page shows of a stage."""
+    """The content of the section on a stage."""
 
     name: str
     kind: str
-    """Of its task."""
+    """Kind of the stage's task, such as `detection`."""
     model: str
     state: str
     why: str
-    """Of an end that was not the planned one."""
+    """Reason of an end that was not the planned one; else empty."""
     best_metric: str
+    """Name of the metric that decides which evaluation is best."""
     rows: Rows
     recipe: str
     """YAML."""
     facts: Mapping[str, str]
-    """On time and cost, by name."""
+    """Facts on time and cost, by name."""
     lineage: Mapping[str, str]
-    """From the data to the registered version, by name."""
+    """Facts from the data to the registered version, by name."""
     result: Mapping[str, Any] | None
     """Content of `result.json`; None: not finished."""
     registered: str | None
-    """Name and version; empty: not registered when the page was made; None: not known, of a stage without its job."""
+    """Name and version; empty: not registered when the page was made; None: unknown, for a stage without its job."""
     profile: tuple[Part, ...]
     findings: Findings | None
     pictures: Path
@@ -71,30 +74,30 @@ class Stage:
     """Rows on the data: name, training, validation; the first is the heading. Empty: not kept."""
     time: WorkTime | None = None
     machine: str = ""
-    """What it ran on, in words."""
+    """What the stage ran on, in words."""
     problem: ClassVar[str] = ""
     """See `UnreadStage`."""
 
     @property
     def task(self) -> TaskInfo:
-        """Return what is known of the kind of task."""
+        """Return the description of the kind of task."""
         return task_info(self.kind)
 
 
 @dataclass(frozen=True)
 class UnreadStage:
-    """A stage whose recipe cannot be read here, as without its users' code: what the page shows all the same."""
+    """The content of the section on a stage whose recipe cannot be read here, such as without its users' code."""
 
     name: str
     state: str
     problem: str
-    """Why it cannot be read, in one line."""
+    """Why the recipe cannot be read, in one line."""
     fix: str
     """What to do about it."""
     recipe: str
     """YAML."""
     result: Mapping[str, Any] | None
-    """As of `Stage`, like the fields below."""
+    """As in `Stage`, like the fields below."""
     registered: str | None
     time: WorkTime | None
     machine: str
@@ -103,24 +106,26 @@ class UnreadStage:
 
 @dataclass(frozen=True)
 class Search:
-    """What the page shows of a search."""
+    """The content of the section on a search."""
 
     name: str
     facts: Mapping[str, str]
+    """Facts on the search, by name."""
     header: tuple[str, ...]
+    """Names of the columns of `trials`."""
     trials: tuple[tuple[str, ...], ...]
     """Rows under `header`, the best first."""
     plots: tuple[tuple[Path, str], ...]
-    """PNG files, and what they show."""
+    """PNG files and their captions."""
     best_recipe: str
-    """YAML; empty when no trial came to an evaluation."""
+    """YAML; empty when no trial reached an evaluation."""
     space: str
     """YAML."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows: a job's stages and searches, or one of them alone."""
+    """The content of the page: a job's stages and searches, or one of them alone."""
 
     name: str
     overview: Overview
@@ -131,7 +136,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     helpers = {"curves": curves, "matrix": matrix, "confusions": confusions, "precision": precision, "metrics": metrics,
                "class_tables": class_tables, "class_colour": class_colour, "data_rows": data_rows,
                "remarks": remarks}  # fmt: skip
@@ -139,30 +144,35 @@ def render(page: Page) -> str:
 
 
 def environment() -> Environment:
-    """The templates of this folder, with their filters."""
-    made = Environment(
+    """Return the Jinja environment of the templates of this folder, with their filters."""
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(image=_data_uri, big=_big, colour=class_hex)
-    return made
+    templates.filters.update(image=_data_uri, big=_big, colour=class_hex)
+    return templates
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and what it shows."""
+    """A chart, with its text alternative."""
 
     title: str
     svg: str
     words: str
-    """For those who do not see it."""
+    """Text alternative for readers who do not see the chart."""
 
 
-def curves(stage: Stage, place: int) -> list[Chart]:
-    """The metrics by step of the stage at a place of the page; those that were never recorded are left out."""
+def curves(stage: Stage, index: int) -> list[Chart]:
+    """Return charts of a stage's metrics by step, without those that were never recorded.
+
+    Args:
+        stage: the stage.
+        index: position of the stage on the page, which makes the ids of the chart's elements unique.
+    """
     steps, values = points(stage.rows, stage.best_metric)
     best = steps[int(np.argmax(values))] if steps else None
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
@@ -175,17 +185,24 @@ def curves(stage: Stage, place: int) -> list[Chart]:
         ("Waiting for data", ["train/data_wait"], "share of time", {"limits": (0.0, 1.0)}),
     ]
     charts = []
-    for number, (title, names, up, options) in enumerate(wanted):
+    for chart_index, (title, names, up, options) in enumerate(wanted):
         lines: dict[str, Line] = {name: points(stage.rows, name) for name in names}
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
-            svg = line_chart(f"stage-{place}-curve-{number}", lines, across="step", up=up, **options)
+            svg = line_chart(f"stage-{index}-curve-{chart_index}", lines, across="step", up=up, **options)
             charts.append(Chart(title, svg, f"{title} by step: {_ends(lines)}"))
     return charts
 
 
-def precision(stage: Stage, place: int) -> Chart | None:
-    """Precision by recall of a detector at a place of the page: the mean over classes, and the classes or the worst."""
+def precision(stage: Stage, index: int) -> Chart | None:
+    """Return the chart of precision by recall of a detector; None where it is unknown.
+
+    It has the mean over all classes, and the classes or those with the lowest mean precision.
+
+    Args:
+        stage: the stage.
+        index: position of the stage on the page, which makes the ids of the chart's elements unique.
+    """
     if stage.findings is None or "precision" not in stage.findings.details:
         return None
     by_class = {name: np.array(curve) for name, curve in stage.findings.details["precision"].items()}
@@ -200,58 +217,62 @@ def precision(stage: Stage, place: int) -> Chart | None:
     lines: dict[str, Line] = {name: (recall, curve.tolist()) for name, curve in drawn.items()}
     colors = {mean: PAGE_INK, **{name: class_colour(stage, name) for name in worst}}
     svg = line_chart(
-        f"stage-{place}-precision", lines, across="recall", up="precision", colors=colors, limits=(0.0, 1.02)
+        f"stage-{index}-precision", lines, across="recall", up="precision", colors=colors, limits=(0.0, 1.02)
     )
     means = ", ".join(f"{name} {float(curve.mean()):.2f}" for name, curve in drawn.items())
-    left_out = f"; the {len(worst)} worst of {len(by_class)} classes" if len(worst) < len(by_class) else ""
-    words = f"Precision by recall; mean precision: {means}{left_out}"
+    restriction = f"; the {len(worst)} worst of {len(by_class)} classes" if len(worst) < len(by_class) else ""
+    words = f"Precision by recall; mean precision: {means}{restriction}"
     return Chart("Precision by recall", svg, words)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Of a confusion matrix."""
+    """A cell of a confusion matrix."""
 
     count: int
+    """Images or pixels, by the task's `confusion_unit`."""
     share: float
-    """Of all with the row's label."""
+    """Fraction of all that have the row's label, 0 to 1."""
 
 
 def matrix(stage: Stage) -> list[list[Cell]] | None:
-    """Labels by answers; None where there are none, or too many to be read."""
-    count = len(stage.result["classes"]) if stage.result else 0
-    found = _pairs(stage)
-    if not found or count > MATRIX_CLASSES:
+    """Return the confusion matrix, rows by label and columns by predicted class.
+
+    None where there are no predictions, or more than `MATRIX_CLASSES` classes.
+    """
+    classes = len(stage.result["classes"]) if stage.result else 0
+    pairs = _pairs(stage)
+    if not pairs or classes > MATRIX_CLASSES:
         return None
-    table = np.zeros((count, count), np.int64)
-    for label, answer, times in found:
-        table[label, answer] = times
-    whole = np.maximum(table.sum(axis=1), 1)
-    return [[Cell(int(times), float(times / whole[label])) for times in row] for label, row in enumerate(table)]
+    table = np.zeros((classes, classes), np.int64)
+    for label, predicted, count in pairs:
+        table[label, predicted] = count
+    totals = np.maximum(table.sum(axis=1), 1)
+    return [[Cell(int(count), float(count / totals[label])) for count in row] for label, row in enumerate(table)]
 
 
 def confusions(stage: Stage) -> list[tuple[str, str, int]]:
-    """The most frequent wrong answers: label, answer, times."""
+    """Return the most frequent confusions: label, predicted class, and count by the task's `confusion_unit`."""
     wrong = sorted((pair for pair in _pairs(stage) if pair[0] != pair[1]), key=lambda pair: -pair[2])[:CONFUSIONS]
     classes = stage.result["classes"] if stage.result else []
-    return [(classes[label], classes[answer], times) for label, answer, times in wrong]
+    return [(classes[label], classes[predicted], count) for label, predicted, count in wrong]
 
 
 def metrics(stage: Stage) -> dict[str, float]:
-    """The best evaluation's metrics, without those of single classes."""
+    """Return the best evaluation's metrics, without those of single classes."""
     metrics = stage.result["metrics"] if stage.result else {}
     return {name: value for name, value in metrics.items() if name.count("/") == 1}
 
 
 def class_metrics(stage: Stage) -> dict[str, dict[str, float]]:
-    """By metric (`iou`, `box_ap`, ...) and class, in the best evaluation's order."""
+    """Return the best evaluation's metrics of single classes: value by metric (`iou`, `box_ap`, ...) and class."""
     metrics = stage.result["metrics"] if stage.result else {}
-    found: dict[str, dict[str, float]] = {}
+    by_class: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         _, metric, *class_name = name.split("/", 2)
         if class_name:
-            found.setdefault(metric, {})[class_name[0]] = value
-    return found
+            by_class.setdefault(metric, {})[class_name[0]] = value
+    return by_class
 
 
 @dataclass(frozen=True)
@@ -260,16 +281,17 @@ class ClassTable:
 
     title: str
     metric: str
-    """Its name, such as `iou`."""
+    """Name of the metric, such as `iou`."""
     shown: Mapping[str, float]
+    """Value by class, of the classes whose rows are visible."""
     folded: Mapping[str, float]
-    """Of the other classes."""
+    """Value by class, of the other classes."""
     absent: tuple[str, ...]
-    """Classes without a value: the evaluation had no data of them."""
+    """Classes without a value: the evaluation had no data for them."""
 
 
 def class_tables(stage: Stage) -> list[ClassTable]:
-    """Return a table for each metric of classes; of many classes those with the lowest values stand first."""
+    """Return a table for each metric of single classes; of many classes, those with the lowest values come first."""
     known = class_metric_names("", stage.result["classes"]) if stage.result else []
     tables = []
     for metric, values in class_metrics(stage).items():
@@ -282,44 +304,46 @@ def class_tables(stage: Stage) -> list[ClassTable]:
 
 
 def data_rows(stage: Stage) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """Rows of the table of data without its heading: those that tell of data, and the others."""
+    """Return the rows of the table of data without its heading: those with any data, and the others."""
     rows = stage.statistics[1:]
     empty = [row for row in rows if all(cell in NOTHING for cell in row[1:])]
     return [row for row in rows if row not in empty], empty
 
 
 def remarks(stage: Stage) -> list[str]:
-    """What stands out of a finished stage, in sentences."""
-    result, found = stage.result, []
+    """Return sentences on what is remarkable about a finished stage; none for others."""
+    result, sentences = stage.result, []
     if result is None:
         return []
     for table in class_tables(stage)[:1]:
         name, value = min({**table.shown, **table.folded}.items(), key=lambda pair: pair[1], default=("", 0.0))
         if len(table.shown) > 1:
-            found.append(f"Weakest class: {name} ({table.metric} {value:.4f}).")
+            sentences.append(f"Weakest class: {name} ({table.metric} {value:.4f}).")
     wrong = confusions(stage)
     if wrong and stage.task.confusion_unit == "images" and stage.findings:
-        label, answer, times = wrong[0]
-        found.append(f"Most frequent confusion: {label} taken for {answer}, {times} of {stage.findings.images} images.")
+        label, predicted, count = wrong[0]
+        images = stage.findings.images
+        sentences.append(f"Most frequent confusion: {label} taken for {predicted}, {count} of {images} images.")
     evaluations = points(stage.rows, stage.best_metric)[0]
     if len(evaluations) > 1 and result["step"] == result["last_step"]:
-        found.append("The last evaluation was the best one: a longer training may reach more.")
+        sentences.append("The last evaluation was the best one: a longer training may reach more.")
     if result["metrics"].get("val/bad_samples"):
-        found.append(f"{result['metrics']['val/bad_samples']:.0f} validation images could not be decoded.")
+        sentences.append(f"{result['metrics']['val/bad_samples']:.0f} validation images could not be decoded.")
     shared = next((row[2] for row in stage.statistics if row[0] == "also in training"), "0")
     if not shared.startswith("0"):
-        found.append(f"{shared} validation images are also in the training split: the metrics may be too good.")
-    return found
+        sentences.append(f"{shared} validation images are also in the training split: the metrics may be too good.")
+    return sentences
 
 
 def class_colour(stage: Stage, name: str) -> str:
-    """The colour that a class has in all pictures; that of the text for a name that is no class's.
+    """Return the colour (#rrggbb) that a class has in all pictures; the text's colour for a name that is no class's.
 
     Args:
-        name: of the class as metrics have it, see `class_metric_names`.
+        stage: the stage whose classes are meant.
+        name: name of the class in metrics, see `class_metric_names`.
     """
     classes = class_metric_names("", stage.result["classes"]) if stage.result else []
-    names = [each.removeprefix("/") for each in classes]
+    names = [metric_name.removeprefix("/") for metric_name in classes]
     return class_hex(names.index(name)) if name in names else PAGE_INK
 
 
@@ -329,7 +353,7 @@ def _pairs(stage: Stage) -> list[list[int]]:
 
 
 def _decades(values: Sequence[float]) -> float:
-    """Between the smallest and the largest of positive values; 0 where one is not."""
+    """Return the decades from the smallest to the largest of positive values; 0 where one is not positive."""
     return float(np.log10(max(values) / min(values))) if values and min(values) > 0 else 0.0
 
 
@@ -346,11 +370,11 @@ def _short(values: Sequence[float]) -> str:
 
 
 def _data_uri(file: Path) -> str:
-    """A picture's content as an address."""
+    """Return a picture's content as a data URI."""
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _big(count: float) -> str:
-    """A large number with three digits, such as `1.79 M`."""
+    """Return a large number rounded to three digits, such as `1.79 M`."""
     units: Iterable[tuple[float, str]] = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     return next((f"{count / size:.3g} {unit}" for size, unit in units if count >= size), f"{count:.3g}")

@@ -1,4 +1,4 @@
-"""Where lines go: of a stage one live line below them in a terminal, plain lines elsewhere."""
+"""Where a stage prints: in a terminal plain lines with one live line below them, elsewhere plain lines only."""
 
 import os
 import sys
@@ -13,31 +13,31 @@ from tqdm import tqdm
 from scalablevit.runs.status import submission_id
 
 WAIT_S = 15.0
-"""Between two lines on what is waited for."""
+"""Seconds between two lines that say what a stage waits for, where there is no live line."""
 LIVE_S = 1.0
-"""Between two looks at it: how often the live line changes."""
+"""Seconds between two updates of the live line."""
 
 
-class _Forgiving:
+class _TolerantStream:
     """A text stream whose writes never fail: a lost line must not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Nothing when there is no room for it (`> log` on a full disk), or nobody to read it (`| head`)."""
+        """Write the text; drop it on a full disk (`> log`) or when the reader has gone (`| head`)."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As `write`; where nobody reads any more, the rest goes nowhere, also at the interpreter's end."""
+        """Flush as `write` does; once the reader has gone, send the rest to /dev/null, also at exit."""
         try:
             self._stream.flush()
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self._stream.fileno())
+            os.close(devnull)
         except OSError:
             pass
 
@@ -46,10 +46,10 @@ class _Forgiving:
 
 
 @contextmanager
-def forgiving_output() -> Iterator[None]:
-    """Within, nothing fails for what cannot be printed."""
+def ignore_output_errors() -> Iterator[None]:
+    """Ignore errors of writing to stdout and stderr inside the block."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, _TolerantStream(stream)) for stream in before)
     try:
         yield
     finally:
@@ -59,11 +59,11 @@ def forgiving_output() -> Iterator[None]:
 
 
 class Console:
-    """Lines of one stage; several stages may have one each at the same time.
+    """Prints the lines of one stage; several stages may have a console each at the same time.
 
     Args:
-        stage: its name, printed before each line.
-        out: where to print; None: standard output.
+        stage: the stage's name, printed before each line.
+        out: the stream to print to; None: standard output.
     """
 
     def __init__(self, stage: str, out: TextIO | None = None) -> None:
@@ -74,29 +74,29 @@ class Console:
         self._bar = tqdm(bar_format="{desc}", file=self._out, leave=False, dynamic_ncols=True) if self.is_live else None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._bar is None:
             print(f"[{self._stage}] {text}", file=self._out, flush=True)
         else:
             tqdm.write(f"[{self._stage}] {text}", file=self._out)
 
     def show(self, text: str) -> None:
-        """The live line's new text; nothing where there is none."""
+        """Replace the text of the live line; do nothing where there is none."""
         if self._bar is not None:
             self._bar.set_description_str(f"[{self._stage}] {text}")
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._bar is not None:
             self._bar.close()
 
 
-class Waiting:
-    """Says what is waited for, and for how long: on the live line, or in a line every `WAIT_S`.
+class WaitReporter:
+    """Says what a stage waits for, and for how long: on the live line, or in a line every `WAIT_S` seconds.
 
     Args:
-        console: where to.
-        what: is waited for.
+        console: the console to print to.
+        what: what the stage waits for, such as "the workers to start".
     """
 
     def __init__(self, console: Console, what: str) -> None:
@@ -107,18 +107,18 @@ class Waiting:
         """Wait for something else from now on.
 
         Args:
-            what: is waited for.
-            quiet_s: seconds without a line, after something else was printed.
+            what: what the stage waits for.
+            quiet_s: seconds without a line from now on, because something else was just printed.
         """
         self._what = what
         self._since = time.monotonic()
         self._quiet_s = quiet_s
         self._next = self._since + max(quiet_s, WAIT_S)
 
-    def look(self) -> None:
-        """Say it if it is time to; to be called often."""
+    def update(self) -> None:
+        """Print or show what is waited for if it is time to; to be called often."""
         now = time.monotonic()
-        line = f"waiting for {self._what}: {duration(now - self._since)}"
+        line = f"waiting for {self._what}: {format_duration(now - self._since)}"
         if self._console.is_live and now - self._since >= max(self._quiet_s, LIVE_S):
             self._console.show(line)
         elif not self._console.is_live and now >= self._next:
@@ -128,20 +128,20 @@ class Waiting:
 
 @contextmanager
 def say_while_waiting(stage: str, what: str) -> Iterator[None]:
-    """Within, say what is waited for from time to time, in a thread.
+    """Say from time to time, from a thread, what the block waits for.
 
     Args:
-        stage: its name, printed before each line.
-        what: is waited for.
+        stage: the stage's name, printed before each line.
+        what: what the block waits for.
     """
     console, ended = Console(stage), threading.Event()
-    waiting = Waiting(console, what)
+    waiting = WaitReporter(console, what)
 
-    def look() -> None:
+    def keep_updating() -> None:
         while not ended.wait(LIVE_S):
-            waiting.look()
+            waiting.update()
 
-    thread = threading.Thread(target=look, name="waiting", daemon=True)
+    thread = threading.Thread(target=keep_updating, name="waiting", daemon=True)
     thread.start()
     try:
         yield
@@ -151,8 +151,8 @@ def say_while_waiting(stage: str, what: str) -> Iterator[None]:
         console.close()
 
 
-def duration(seconds: float) -> str:
-    """A time span for people, such as `45 s`, `3.2 min` or `5 h 10 min`."""
+def format_duration(seconds: float) -> str:
+    """Return a time span for people, such as `45 s`, `3.2 min` or `5 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -25,20 +25,30 @@ from scalablevit.runs.signals import interrupt
 from scalablevit.training.storage import open_filesystem, put_text
 
 RENEW_S = 5.0
+"""Seconds between two renewals of the own claim."""
 STALE_S = 30.0
+"""Seconds without a change after which a claim of another machine counts as that of a dead owner."""
 WATCH_S = 0.5
-"""Between two looks at a claim of another machine."""
+"""Seconds between two reads of a claim of another machine."""
 SETTLE_S = 0.5
-"""Between writing a claim and reading it back, for storage without locks: of two that claim at once the later writer
-owns the run. Who writes later than this after looking is noticed by the owner's next renewal."""
+"""Seconds between writing a claim and reading it back, for storage without locks: of two processes that claim at once,
+the later writer owns the run. One that writes later than this after its read is noticed at the owner's next renewal."""
 LOCK_S = 10.0
-"""Longest wait for another process that looks at or writes the claim, which takes milliseconds."""
+"""Longest wait in seconds for another process that reads or writes the claim, which takes milliseconds."""
 
 Claim = dict[str, Any]
+"""Content of `LEASE`: token, host, machine, process and its start, and times in seconds since the epoch."""
 
 
 class Lease:
-    """Held as a context; a second job on the same run gets an error that names the holder."""
+    """Ownership of a run, held as a context; a second job on the same run gets an error that names the holder.
+
+    Args:
+        store: the run's folder.
+
+    Raises:
+        UserError: on entry, when another process owns the run or does not release the lock of its claim.
+    """
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
@@ -49,8 +59,8 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         try:
-            while not self._claim_over(self._claim_without_owner()):
-                pass  # another one was quicker: whose claim is it now?
+            while not self._replace_claim(self._claim_without_owner()):
+                pass  # another process was quicker: read whose claim it is now
         except TimeoutError as error:
             raise UserError(
                 f"run {self._store.name}: {error}",
@@ -69,21 +79,21 @@ class Lease:
             with self._exclusively():
                 if self._is_own(self._read()):
                     self._store.write(LEASE, b"{}")
-        except OSError as failure:  # storage that is away or full: the claim is then taken over as a dead owner's
+        except OSError as failure:  # storage is away or full: the next job then finds the claim of a dead owner
             print(f"clean-up: releasing the lease of {self._store.name} failed: {failure}", file=sys.stderr, flush=True)
 
-    def held(self) -> bool:
-        """Whether the claim is still this one's, and not another process's that took it over."""
+    def is_held(self) -> bool:
+        """Return whether the claim is still this process's: False once another process took it over."""
         return self._is_own(self._read())
 
     def _claim_without_owner(self) -> Claim | None:
-        """The claim that stands there and may be replaced: that of a dead owner, or None.
+        """Return the present claim, which may be replaced because its owner is dead; None when there is no claim.
 
-        A claim from another machine is watched: it is dead when it stays the same for `STALE_S`. What the clocks of
-        two machines say is not compared.
+        A claim from another machine is watched: its owner is dead when it stays the same for `STALE_S` seconds. The
+        clocks of two machines are not compared.
 
         Raises:
-            UserError: its owner lives.
+            UserError: the owner of the claim lives.
         """
         claim = self._read()
         if claim is None:
@@ -120,15 +130,15 @@ class Lease:
             fix=fix,
         )
 
-    def _claim_over(self, seen: Claim | None) -> bool:
-        """Write the own claim in place of the one seen; False: another one came between."""
+    def _replace_claim(self, previous: Claim | None) -> bool:
+        """Write the own claim in place of a previous one; False: another process wrote one in between."""
         with self._exclusively():
             begin = time.monotonic()
-            if self._read() != seen:
+            if self._read() != previous:
                 return False
             self._write()
             took = time.monotonic() - begin
-        # for others without the lock, who need as long on the same storage from their look to their write
+        # for processes without the lock, which need as long on the same storage from their read to their write
         time.sleep(max(SETTLE_S, 2 * took))
         return self._is_own(self._read())
 
@@ -136,7 +146,7 @@ class Lease:
         return claim is not None and claim["token"] == self._token
 
     def _read(self) -> Claim | None:
-        return claim_of(self._store)
+        return read_claim(self._store)
 
     def _write(self) -> None:
         here = _state_and_start(os.getpid())
@@ -162,9 +172,9 @@ class Lease:
                         self._write()
                         continue
             except OSError:
-                continue  # storage that is away for a moment; a stale claim is what tells others
+                continue  # storage is away for a moment; a claim that stays stale tells the other processes
             # This process slept longer than a claim lasts, and another one took over and may have released the run
-            # since: two writers must not be.
+            # since: there must never be two writers.
             other = _parsed(content) or {}
             print(
                 f"run {self._store.name} was taken over, since this process did not renew its claim for too long; now: "
@@ -177,10 +187,10 @@ class Lease:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """No other process looks at or writes the claim meanwhile, where the file system has locks.
+        """Keep other processes from reading or writing the claim inside the block, where the file system has locks.
 
         Raises:
-            TimeoutError: another one is at it for too long.
+            TimeoutError: another process holds the lock for more than `LOCK_S` seconds.
         """
         filesystem, folder = open_filesystem(self._store.location)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
@@ -194,7 +204,7 @@ class Lease:
 
 
 def _locked(path: str) -> int | None:
-    """Descriptor of a file that this process has locked; None where that is impossible."""
+    """Open and lock a file, and return its descriptor; None where that is impossible."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:  # another user's file
@@ -215,7 +225,7 @@ def _locked(path: str) -> int | None:
 
 
 def _parsed(content: bytes | None) -> Claim | None:
-    """The claim in a file; None when it was released."""
+    """Return the claim in a file's content; None when it was released."""
     try:
         claim = json.loads(content or b"{}")
     except ValueError:
@@ -223,24 +233,24 @@ def _parsed(content: bytes | None) -> Claim | None:
     return claim if isinstance(claim, dict) and "token" in claim else None
 
 
-def claim_of(store: RunStore) -> Claim | None:
-    """The claim on a run, whether its owner lives or not; None: nobody claims it."""
+def read_claim(store: RunStore) -> Claim | None:
+    """Return the claim on a run, whether its owner lives or not; None: nobody claims it."""
     return _parsed(store.read(LEASE))
 
 
 def is_owner_alive(claim: Claim) -> bool | None:
-    """Whether the owner behind a claim lives; None: it cannot be told from here, and the claim must be watched."""
+    """Return whether the owner of a claim lives; None: this machine cannot tell, and the claim must be watched."""
     return _lives_here(claim) if claim.get("machine") == _machine() else None
 
 
 def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
-    """Whether each run's owner lives, by the run's name, as far as it can be told without waiting; None: it cannot.
+    """Return by run name whether the run's owner lives; None where that cannot be told without waiting.
 
-    A claim that was watched once and was not renewed is dead for as long as it stays the same.
+    The owner of a claim that was watched once and not renewed counts as dead for as long as the claim stays the same.
     """
     alive: dict[str, bool | None] = {}
     for store in stores:
-        claim = claim_of(store)
+        claim = read_claim(store)
         alive[store.name] = False if claim is None else is_owner_alive(claim)
         if alive[store.name] is None and _watched_before(store) == claim:
             alive[store.name] = False
@@ -248,9 +258,9 @@ def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
 
 
 def find_owned(stores: Sequence[RunStore]) -> set[str]:
-    """Names of the runs whose owners live; where only watching tells, all are watched together for `STALE_S`."""
+    """Return the names of the runs whose owners live; claims that must be watched are watched together, `STALE_S` s."""
     alive = known_owners(stores)
-    claims = {store.name: claim_of(store) for store in stores if alive[store.name] is None}
+    claims = {store.name: read_claim(store) for store in stores if alive[store.name] is None}
     watched = [store for store in stores if store.name in claims]
     if watched:
         print(f"waiting up to {STALE_S:.0f} s for a sign of life of runs of other machines: "
@@ -258,17 +268,17 @@ def find_owned(stores: Sequence[RunStore]) -> set[str]:
     end = time.monotonic() + STALE_S
     while watched and time.monotonic() < end:
         time.sleep(WATCH_S)
-        now = {store.name: claim_of(store) for store in watched}
+        now = {store.name: read_claim(store) for store in watched}
         alive |= {name: claim is not None for name, claim in now.items() if claim != claims[name]}
         watched = [store for store in watched if alive[store.name] is None]
     for store in watched:
         with suppress(OSError):  # a root that may only be read: it is watched again the next time
             put_text(str(store.local), LEASE_WATCHED, json.dumps(claims[store.name]))
-    return {name for name, answer in alive.items() if answer}
+    return {name for name, lives in alive.items() if lives}
 
 
 def _watched_before(store: RunStore) -> Claim | None:
-    """The claim that was watched last and not renewed."""
+    """Return the claim that `find_owned` watched last without seeing a renewal; None where there is none."""
     try:
         return _parsed((store.local / LEASE_WATCHED).read_bytes())
     except OSError:
@@ -276,19 +286,19 @@ def _watched_before(store: RunStore) -> Claim | None:
 
 
 def _lives_here(claim: Claim) -> bool | None:
-    """Whether the process of a claim from this machine lives; None: it cannot be told."""
-    found = _state_and_start(claim["process"])
-    if found is None:
-        # there are systems that hide the processes of other users
+    """Return whether the process of a claim from this machine lives; None: it cannot be told."""
+    process = _state_and_start(claim["process"])
+    if process is None:
+        # some systems hide the processes of other users
         return None if psutil.pid_exists(claim["process"]) else False
-    state, start = found
+    state, start = process
     return state not in ("Z", "X") and start == claim["process_started"]
 
 
 def _state_and_start(process: Any) -> tuple[str, int] | None:
-    """Letter of a process's state, and its start in clock ticks since boot, which setting the clock does not move."""
+    """Return the letter of a process's state, and its start in clock ticks since boot, which no clock change moves."""
     try:
-        # the name before the last bracket may hold anything
+        # the process's name, before the last bracket, may hold any character
         fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -297,12 +307,12 @@ def _state_and_start(process: Any) -> tuple[str, int] | None:
 
 @cache
 def _machine() -> str:
-    """Where a number means the same process: this boot of this machine, and this container.
+    """Return what makes process ids comparable: the id of this machine's boot, and the PID namespace (container).
 
-    Host names are no proof: machines share them.
+    Host names do not: machines share them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return secrets.token_hex(8)  # unknown, and so none of the others
+        return secrets.token_hex(8)  # unknown, so equal to no other machine

@@ -21,10 +21,14 @@ Row = dict[str, float | str]
 """Metrics of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""
 
 
-def by_step(outbox: Path, uid: str) -> dict[int, Row]:
-    """A run's metrics by step, in order.
+def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
+    """Return a run's metrics by step, in ascending order of steps.
 
     The outbox keeps the first of equal points, so each step is there once, however often a run was killed and resumed.
+
+    Args:
+        outbox: folder of the outbox.
+        uid: the run's uid.
     """
     rows: dict[int, Row] = {}
     for line in read_lines(outbox):
@@ -34,20 +38,20 @@ def by_step(outbox: Path, uid: str) -> dict[int, Row]:
 
 
 def best_step(rows: Mapping[int, Row]) -> int | None:
-    """Step of the best evaluation; None before the first."""
+    """Return the step of the best evaluation; None before the first evaluation."""
     return max((step for step, row in rows.items() if row.get(IS_BEST) == 1.0), default=None)
 
 
 @dataclass
 class _Settled:
-    """What both files hold of the steps that are no longer in memory."""
+    """The steps that are in both files and no longer in memory."""
 
     step: int = -1
     """The last of those steps; -1: none."""
     lines: int = 0
-    """Bytes of `metrics.jsonl`."""
+    """Bytes of `metrics.jsonl` that those steps take."""
     table: int = 0
-    """Bytes of `results.csv`, its header included."""
+    """Bytes of `results.csv` that those steps take, with the header."""
     trained: Row = field(default_factory=dict)
     """The training metrics that the next evaluation's row begins with."""
     best: tuple[int, Row] | None = None
@@ -64,12 +68,12 @@ class MetricFiles:
     first of them; the outbox has all. Steps that were new at the last write stay in memory, since more metrics of them
     may come, and their lines are written again after the older ones, which stay untouched. Everything is read and
     written again only at the first write, when an older step gets another metric (after a resume), when a metric is
-    new to the table, or when somebody else changed the files. What is written at once replaces the file as a whole;
-    what is added may for a moment end within a line.
+    new to the table, or when another program changed the files. A complete write replaces the file as a whole; an
+    appending one may for a moment leave a file that ends within a line.
 
     Args:
         store: the run; its outbox and the files are in its local folder.
-        uid: the run's.
+        uid: the run's uid.
     """
 
     def __init__(self, store: RunStore, uid: str) -> None:
@@ -86,17 +90,17 @@ class MetricFiles:
 
     @property
     def last_step(self) -> int:
-        """The latest step with metrics; 0 before the first."""
+        """Return the latest step with metrics; 0 before the first."""
         return max(self._rows, default=max(self._settled.step, 0))
 
     @property
     def best(self) -> tuple[int, Row] | None:
-        """Step and metrics of the best evaluation; None before the first."""
+        """Return step and metrics of the best evaluation; None before the first evaluation."""
         step = best_step(self._rows)
         return self._settled.best if step is None else (step, self._rows[step])
 
     def read(self) -> None:
-        """Take in what was appended to the outbox since the last time."""
+        """Read what was appended to the outbox since the last call."""
         if (self._outbox / RECORDS).stat().st_size < self._offset:
             self._begin()
         lowest = self._take()
@@ -122,7 +126,7 @@ class MetricFiles:
             self._settled.table = len(_csv([["step", "time", *names]]))
             self._sizes = None
         whole, self._sizes = self._sizes is None, None
-        # what is older than all that came since the last write will hardly change any more
+        # steps older than all that came since the last write will hardly change any more
         rows = sorted(self._rows.items())
         older = {step: row for step, row in rows if self._lowest is not None and step < self._lowest}
         newer = {step: row for step, row in rows if step not in older}
@@ -149,14 +153,14 @@ class MetricFiles:
         self._lowest = None
 
     def _begin(self) -> None:
-        """Forget everything that was read."""
+        """Reset to the state before anything was read or written."""
         self._offset = 0
         self._rows = {}
         self._settled = _Settled()
         self._sizes = None
 
     def _take(self) -> int | None:
-        """Read on in the outbox; the lowest step that was met, whose row is incomplete if it is a settled one."""
+        """Read on in the outbox and return the lowest step found; if it is settled, its row in memory is incomplete."""
         lowest: int | None = None
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
@@ -172,7 +176,7 @@ class MetricFiles:
             return None
 
     def _columns(self) -> set[str]:
-        """Names of the metrics that the evaluations in memory report, and of the training metrics before them."""
+        """Return the names of the metrics of the evaluations in memory, and of the training metrics before them."""
         names: set[str] = set()
         trained = set(self._settled.trained)
         for _, row in sorted(self._rows.items()):
@@ -183,7 +187,7 @@ class MetricFiles:
         return names
 
     def _render(self, rows: Mapping[int, Row], trained: Row) -> tuple[bytes, bytes, Row]:
-        """Lines of both files for these steps, and the training metrics that the next evaluation begins with."""
+        """Return the lines of both files for these steps, and the training metrics of the next evaluation's row."""
         lines = "".join(json.dumps({"step": step, **row}) + "\n" for step, row in rows.items())
         table: list[Sequence[object]] = []
         for step, row in rows.items():
@@ -209,7 +213,7 @@ def _csv(rows: Iterable[Sequence[object]]) -> bytes:
 
 
 def _continue(path: Path, offset: int, content: bytes) -> None:
-    """Put `content` in place of what a file holds from a byte offset on."""
+    """Replace what a file holds from a byte offset on."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(content)

@@ -1,4 +1,4 @@
-"""The folder that a script fills: what is written goes to a hidden one first, and moves when all of it is there."""
+"""The output folder of a script: files are written to a hidden folder first, and moved when all are complete."""
 
 import glob
 import os
@@ -14,13 +14,13 @@ from scalablevit.data.names import shown
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Find out before anything is loaded that nothing can be written to a folder, as far as permissions tell.
+    """Refuse, before anything is loaded, a folder that permissions keep from being written to.
 
     Raises:
-        UserError: it, or if it is not there the folder above it, is no folder or may not be written to.
+        UserError: `out`, or its nearest parent that exists, is no folder or may not be written to.
     """
-    place = Path(os.path.realpath(out))
-    nearest = next(path for path in (place, *place.parents) if os.access(path, os.F_OK))
+    target = Path(os.path.realpath(out))
+    nearest = next(path for path in (target, *target.parents) if os.access(path, os.F_OK))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(
             f"{shown(nearest)} is no folder that can be written to", where="--out", fix="choose another --out"
@@ -28,17 +28,17 @@ def refuse_unwritable(out: Path) -> None:
 
 
 def refuse_unusable(out: Path) -> None:
-    """Find out before anything is loaded that a folder cannot be filled.
+    """Refuse, before anything is loaded, a folder that `write_folder` could not fill.
 
     Raises:
-        UserError: as `refuse_unwritable`; or another run writes to it, or was killed while it did.
+        UserError: as `refuse_unwritable`; or another run writes to the folder, or was killed while it did.
     """
     refuse_unwritable(out)
     partial = _partial(Path(os.path.realpath(out)))
-    left = sorted(partial.parent.glob(f"{glob.escape(partial.name)}*"))
-    if left:
+    leftovers = sorted(partial.parent.glob(f"{glob.escape(partial.name)}*"))
+    if leftovers:
         raise UserError(
-            f"another run writes to {', '.join(map(shown, left))}, or was ended while it did",
+            f"another run writes to {', '.join(map(shown, leftovers))}, or was ended while it did",
             where="--out",
             fix="wait for it; if none is at work, take out what you need and remove the folder",
         )
@@ -46,29 +46,30 @@ def refuse_unusable(out: Path) -> None:
 
 @contextmanager
 def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """A new hidden folder; when the block ends well, its files and folders move into `out`.
+    """Yield a new hidden folder; when the block ends without an exception, move its contents into `out`.
 
-    What was written by then is never removed: what cannot move stays in the hidden folder, which is named.
+    From then on nothing that was written is removed: what cannot be moved stays in the hidden folder, whose name is
+    printed.
 
     Args:
-        out: made if it is not there.
-        replaced: names of files and folders that give way to them.
+        out: the folder; created if it does not exist.
+        replaced: names of files and folders in `out` to remove once the new contents are there.
 
     Raises:
         UserError: something cannot be written (any OSError of the block).
     """
-    place = Path(os.path.realpath(out))
-    beginning = _partial(place)
-    partial = beginning.with_name(beginning.name + uuid.uuid4().hex)
+    target = Path(os.path.realpath(out))
+    prefix = _partial(target)
+    partial = prefix.with_name(prefix.name + uuid.uuid4().hex)
     fix, whole = "free space, or choose another --out", False
     try:
         partial.mkdir(parents=True)
         yield partial
         fix, whole = f"nothing is lost: {shown(partial)} holds what is not in its place", True
-        if partial.parent == place:
-            _exchange(partial, place, replaced)
+        if partial.parent == target:
+            _exchange(partial, target, replaced)
         else:
-            partial.rename(place)
+            partial.rename(target)
     except OSError as error:
         where = shown(error.filename or out)
         raise UserError(f"cannot write: {error.strerror or error}", where=where, fix=fix) from None
@@ -79,22 +80,22 @@ def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
             print(f"{shown(partial)} holds what was not moved or removed", file=sys.stderr)
 
 
-def _partial(place: Path) -> Path:
-    """How the paths of hidden folders begin: within a folder that is there, else next to it.
+def _partial(target: Path) -> Path:
+    """Return how the paths of hidden folders begin: inside `target` if it exists, else next to it.
 
-    The folder around a folder may not be writable, may be on another disk, or not be shared with other nodes.
+    The parent of an existing folder may not be writable, may be on another disk, or not be shared with other nodes.
     """
-    return place / ".partial-" if os.access(place, os.F_OK) else place.with_name(f".{place.name}.partial-")
+    return target / ".partial-" if os.access(target, os.F_OK) else target.with_name(f".{target.name}.partial-")
 
 
-def _exchange(partial: Path, place: Path, replaced: Sequence[str]) -> None:
-    """Move the contents of `partial` to `place`; what they replace is removed when all of them are there."""
-    made = list(partial.iterdir())
+def _exchange(partial: Path, target: Path, replaced: Sequence[str]) -> None:
+    """Move the contents of `partial` to `target`; what they replace is removed when all of them are there."""
+    entries = list(partial.iterdir())
     old = partial / ".replaced"
     old.mkdir()
     for name in replaced:
-        if os.path.lexists(place / name):
-            (place / name).rename(old / name)
-    for each in made:
-        each.rename(place / each.name)
+        if os.path.lexists(target / name):
+            (target / name).rename(old / name)
+    for entry in entries:
+        entry.rename(target / entry.name)
     shutil.rmtree(partial, ignore_errors=True)

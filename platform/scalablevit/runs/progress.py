@@ -1,4 +1,4 @@
-"""Progress of a running stage, read from its outbox as it arrives: lines, `status.json` and its files of metrics."""
+"""Follows a running stage by its outbox: prints lines, keeps `status.json` and the files of metrics up to date."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from types import TracebackType
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.run_files import ATTEMPTS, RECORDS, START_NOTE
 from scalablevit.runs.cleanup import clean_up
-from scalablevit.runs.console import Console, Waiting, duration
+from scalablevit.runs.console import Console, WaitReporter, format_duration
 from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
@@ -19,40 +19,42 @@ from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.attempt_events import Lost, read_attempts
 
 POLL_S = 0.5
+"""Seconds between two reads of the outbox."""
 Values = Mapping[str, float | str]
 """Metrics by name as the outbox has them: NaN and infinities are strings."""
 
 QUIET_S = 5.0
-"""Without a live line training lines are printed at most this often; evaluations and the first steps always."""
+"""Seconds between two training lines where there is no live line; evaluations and the first steps print always."""
 SILENT_S = 60.0
 """Seconds without news of a running training, after which a line says what the last news was."""
-SHOWN = 4
-"""Metrics in the line of an evaluation; the run's files have them all."""
+MAX_METRICS = 4
+"""Number of metrics in the line of an evaluation; the run's files have them all."""
 WORKERS = "the workers to start (Ray, torch, the data)"
 
 
 class Progress:
-    """A thread that tells while its context lasts; nothing of it is on the path of a step.
+    """Follows a training from a thread while its context lasts; no training step waits for it.
 
     Args:
-        store: the run.
-        uid: of its records.
-        stage: its name.
-        total_steps: of the training.
-        metrics: of evaluations, those that matter most first; the first one decides which checkpoint is best.
-        status: kept up to date.
+        store: the run's folder.
+        uid: the uid of the run's records.
+        stage: the stage's name.
+        total_steps: optimizer steps of the whole training.
+        metrics: names of evaluation metrics, those that matter most first; the first one decides which checkpoint is
+            best.
+        status: the run's `status.json`, which this thread keeps up to date.
     """
 
     def __init__(
         self, store: RunStore, uid: str, stage: str, total_steps: int, metrics: Sequence[str], status: StatusFile
     ) -> None:
         self._store = store
-        store.write(START_NOTE, b"")  # what an earlier attempt left there is not this one's
+        store.write(START_NOTE, b"")  # an earlier attempt's note is not this one's
         self._noted = False
         self._outbox = outbox = store.outbox
         self._uid = uid
         self._console = Console(stage)
-        self._waiting = Waiting(self._console, WORKERS)
+        self._waiting = WaitReporter(self._console, WORKERS)
         self._total = total_steps
         self._files = MetricFiles(store, uid)
         self._metrics = metrics
@@ -63,7 +65,7 @@ class Progress:
         _, self._attempts_offset = read_attempts(self._attempts)
         self._printed = 0.0
         self._memory = ""
-        self._pace = Pace(total_steps)
+        self._eta = EtaEstimator(total_steps)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -87,9 +89,9 @@ class Progress:
 
     def _follow(self) -> None:
         while not self._stopped.wait(POLL_S):
-            with suppress(OSError):  # a disk that fails for a moment; what was not read is read at the next look
+            with suppress(OSError):  # a disk that fails for a moment; what was not read is read the next time
                 self._print_new()
-                self._waiting.look()
+                self._waiting.update()
 
     def _print_new(self) -> None:
         if not self._noted and (note := self._store.read(START_NOTE)):
@@ -99,7 +101,7 @@ class Progress:
             self._waiting.begin("the first step")
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
-            self._pace = Pace(self._total)  # an attempt began or ended: the time between two of them is no pace
+            self._eta = EtaEstimator(self._total)  # no steps are trained between two attempts
             if isinstance(event, Lost):
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
@@ -111,19 +113,19 @@ class Progress:
             if isinstance(line.record, MetricsRecord) and line.record.uid == self._uid:
                 records.append(line.record)
         for record in records:
-            self._memory = memory(record.metrics) or self._memory
+            self._memory = format_memory(record.metrics) or self._memory
         for record in records:
             self._print_step(record.step, record.time_ms, record.metrics)
 
     def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
         self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
-            self._console.say(f"step {step}/{self._total}  {evaluation_line(metrics, self._metrics)}")
+            self._console.say(f"step {step}/{self._total}  {format_evaluation(metrics, self._metrics)}")
             self._write_metrics()
         elif "train/loss" in metrics:
-            self._pace.saw(step, time_ms)
+            self._eta.add(step, time_ms)
             # a narrow terminal cuts the end off
-            parts = (f"step {step}/{self._total}", self._pace.left(step), training_line(metrics), self._memory)
+            parts = (f"step {step}/{self._total}", self._eta.format(step), format_training(metrics), self._memory)
             line = "  ".join(part for part in parts if part)
             self._console.show(line)
             quiet = self._console.is_live or time.monotonic() - self._printed < QUIET_S
@@ -133,7 +135,7 @@ class Progress:
             self._status.update(step=step)
 
     def _write_metrics(self) -> None:
-        """The run's files and its best value, from all that its outbox holds."""
+        """Bring the run's files and its best value up to date with the outbox."""
         self._files.read()
         if self._files.last_step:
             self._status.update(step=self._files.last_step, best=self._best())
@@ -149,8 +151,12 @@ class Progress:
         return Best(self._best_metric, float(row[self._best_metric]), step)
 
 
-class Pace:
-    """How long the rest takes, evaluations included, by the steps of this attempt so far."""
+class EtaEstimator:
+    """Estimates the time to the end, evaluations included, from the steps of this attempt so far.
+
+    Args:
+        total_steps: optimizer steps of the whole training.
+    """
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -158,57 +164,57 @@ class Pace:
         self._first: tuple[int, int] | None = None
         self._seconds_per_step = 0.0
 
-    def saw(self, step: int, time_ms: int) -> None:
-        """Take in a log point; those that were on their way since before this attempt are left out."""
+    def add(self, step: int, time_ms: int) -> None:
+        """Add a log point (step, milliseconds since the epoch); ignore one that was measured before this attempt."""
         if self._first is None and time_ms >= self._since_ms:
             self._first = (step, time_ms)
         if self._first is not None and step > self._first[0]:
             self._seconds_per_step = (time_ms - self._first[1]) / 1000 / (step - self._first[0])
 
-    def left(self, step: int) -> str:
-        """Such as `ETA 3 h 20 min`; empty until two log points are known."""
-        return f"ETA {duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
+    def format(self, step: int) -> str:
+        """Return a text such as `ETA 3 h 20 min`; empty until two log points are known."""
+        return f"ETA {format_duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
 
 
-def memory(metrics: Values) -> str:
-    """Of the metrics of the first node: the GPU's peak where there is one, else the process's memory; else empty."""
+def format_memory(metrics: Values) -> str:
+    """Return the first node's peak GPU memory, else its process's memory, as text in GiB; empty if neither is known."""
     for name, key in (("GPU memory", "gpu_peak_allocated_gib"), ("memory", "process_memory_gib")):
         if f"system/node0/{key}" in metrics:
             return f"{name} {float(metrics[f'system/node0/{key}']):.1f} GiB"
     return ""
 
 
-def training_line(metrics: Values) -> str:
-    """The metrics of a log point."""
+def format_training(metrics: Values) -> str:
+    """Return the line of a log point's metrics."""
     return (
         f"epoch {float(metrics['train/epoch']):.2f}  loss {float(metrics['train/loss']):.4f}  "
         f"lr {float(metrics['train/lr']):.2e}  grad {float(metrics['train/grad_norm']):.2f}  "
         f"{float(metrics['train/images_per_s']):.0f} images/s  "
-        f"data wait {100 * float(metrics['train/data_wait']):.0f} %{_remedies(metrics)}"
+        f"data wait {100 * float(metrics['train/data_wait']):.0f} %{_format_nonfinite(metrics)}"
     )
 
 
-def evaluation_line(metrics: Values, order: Sequence[str]) -> str:
+def format_evaluation(metrics: Values, order: Sequence[str]) -> str:
     """Return the metrics of an evaluation that matter most, and the number of bad samples if there are any.
 
     Args:
         metrics: of the evaluation, by name.
         order: names, those that matter most first.
     """
-    rank = {name: place for place, name in enumerate(order)}
-    names = sorted(filter(_is_shown, metrics), key=lambda name: rank.get(name, len(rank)))[:SHOWN]
+    rank = {name: index for index, name in enumerate(order)}
+    names = sorted(filter(_is_overall_metric, metrics), key=lambda name: rank.get(name, len(rank)))[:MAX_METRICS]
     names += ["val/bad_samples"] * bool(metrics.get("val/bad_samples"))
-    shown = ", ".join(f"{name.removeprefix('val/')} {float(metrics[name]):.4f}" for name in names)
+    values = ", ".join(f"{name.removeprefix('val/')} {float(metrics[name]):.4f}" for name in names)
     best = "  " + paint("(best so far)", "green") if metrics.get(IS_BEST) == 1.0 else ""
-    return f"evaluation: {shown}{best}"
+    return f"evaluation: {values}{best}"
 
 
-def _remedies(metrics: Values) -> str:
-    """What was done about steps that were not finite, if anything."""
-    told = {"skipped steps": "train/skipped_steps", "roll-backs": "train/roll_backs"}
-    return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in told.items() if metrics.get(key))
+def _format_nonfinite(metrics: Values) -> str:
+    """Return what was done about steps that were not finite; empty if nothing was."""
+    counters = {"skipped steps": "train/skipped_steps", "roll-backs": "train/roll_backs"}
+    return "".join(f"  {float(metrics[key]):.0f} {name}" for name, key in counters.items() if metrics.get(key))
 
 
-def _is_shown(name: str) -> bool:
-    """Whether a metric is one for people, over all classes."""
+def _is_overall_metric(name: str) -> bool:
+    """Return whether a validation metric is over all classes and no counter."""
     return name.startswith("val/") and name.count("/") == 1 and name not in (IS_BEST, "val/samples", "val/bad_samples")

@@ -9,39 +9,48 @@ from scalablevit.runs.run_store import RunStore
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage; all but the last three fields are kept in `result.json`."""
+    """A finished stage; `result.json` keeps all fields but `skipped`, `version` and `tracking`."""
 
     name: str
     run_name: str
     uid: str
     folder: str
     metric: str
+    """Name of the metric that decides which evaluation is best."""
     value: float
+    """The metric of the best evaluation."""
     step: int
+    """Optimizer steps done at the best evaluation."""
     metrics: dict[str, float]
+    """All metrics of the best evaluation."""
     classes: tuple[str, ...]
+    """Class names, in the order of the network's outputs."""
     images_per_s: float
     minutes: float
-    """Wall time of the attempt that finished."""
+    """Wall time in minutes of the attempt that finished."""
     reason: str
+    """Why training ended, for people."""
     checkpoint: str
     """Folder of the best checkpoint."""
     weights_sha256: str
     registered_as: str
+    """Name of the registered model."""
     lineage: dict[str, str]
-    """Tags of the weights that it started from, and of the search that found its values."""
+    """MLflow tags about the weights that training started from, and the search that found its values."""
     last_value: float | None = None
-    """Of the last evaluation; None: not a number. Results of earlier versions lack this and the next two."""
+    """The metric of the last evaluation; None: not a number. Files of earlier versions lack this and the next two."""
     last_step: int = 0
+    """Optimizer steps done at the last evaluation."""
     profile: dict[str, float] = field(default_factory=dict)
-    """Wall seconds by part (`pipeline.export_weights.time_profile`)."""
+    """Wall time in seconds by part (`pipeline.export_weights.time_profile`)."""
     device: str = ""
-    """Name of rank 0's GPU or CPU in the attempt that finished; empty in results of earlier versions."""
+    """Name of rank 0's GPU or CPU in the attempt that finished; empty in files of earlier versions."""
     skipped: bool = False
+    """Whether the stage was already finished when the job began."""
     version: str = ""
     """Registered version; empty while MLflow has not taken it."""
     tracking: str = ""
-    """One line on what tracking still owes."""
+    """One line on the records that MLflow does not have yet."""
 
     def save(self, store: RunStore) -> None:
         """Write `result.json`: from now on the stage is finished."""
@@ -50,11 +59,11 @@ class StageResult:
 
 
 def load_result(store: RunStore) -> StageResult | None:
-    """The result of a finished stage; None when it has not finished."""
-    found = store.read_json(RESULT)
-    return None if found is None else StageResult(**{**found, "classes": tuple(found["classes"]), "skipped": True})
+    """Return the result of a finished stage; None when it has not finished."""
+    stored = store.read_json(RESULT)
+    return None if stored is None else StageResult(**{**stored, "classes": tuple(stored["classes"]), "skipped": True})
 
 
 def without_secrets(stage: Stage) -> Stage:
-    """The stage without the tracking address, which may hold a password: what may be written down."""
+    """Return the stage without the tracking address, which may hold a password: this copy may be stored."""
     return stage.model_copy(update={"tracking": stage.tracking.model_copy(update={"uri": None})})

@@ -12,22 +12,22 @@ from scalablevit.tracking.outbox import outbox_of
 from scalablevit.training import storage as run_storage
 
 JsonObject: TypeAlias = dict[str, Any]
-"""Content of a JSON file of a run, whose keys only the reader knows."""
+"""Content of a JSON file of a run; only the code that reads the file knows its keys."""
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """Folder of one run, by name."""
+    """The folder of one run: its place in run storage, and the one on the driver's disk."""
 
     name: str
     location: str
-    """In run storage: a path or an address."""
+    """The folder in run storage: a path or an address such as s3://bucket/folder."""
     local: Path
-    """On the driver's disk: the outbox and readable files; the same folder when storage is local."""
+    """The folder on the driver's disk: outbox and readable files; the same folder when storage is local."""
 
     @classmethod
     def open(cls, name: str, storage: str | None, root: Path) -> "RunStore":
-        """The run's folder, made if it is not there; the arguments are those of `at`."""
+        """Return the run's folder, created if it does not exist; for the arguments see `at`."""
         store = cls.at(name, storage, root)
         store.local.mkdir(parents=True, exist_ok=True)
         filesystem, path = run_storage.open_filesystem(store.location)
@@ -36,12 +36,15 @@ class RunStore:
 
     @classmethod
     def at(cls, name: str, storage: str | None, root: Path) -> "RunStore":
-        """The run's folder, whether it is there or not.
+        """Return the run's folder, whether it exists or not.
 
         Args:
             name: the run's name.
-            storage: `cluster.storage`; None: `<root>/runs`.
-            root: the platform's root.
+            storage: the recipe's `cluster.storage`; None: `<root>/runs`.
+            root: the platform's root folder.
+
+        Raises:
+            UserError: the folder is inside a session folder of Ray, which vanishes with the head.
         """
         local = root / RUNS / name
         if storage is None:
@@ -55,23 +58,27 @@ class RunStore:
 
     @property
     def outbox(self) -> Path:
-        """Records on their way to MLflow, on the driver's disk."""
+        """Return the folder of the records on their way to MLflow, on the driver's disk."""
         return outbox_of(self.local)
 
     def read(self, file: str) -> bytes | None:
-        """Content of a file in run storage; None when there is none."""
+        """Return the content of a file in run storage; None when there is no such file."""
         filesystem, path = run_storage.open_filesystem(self.location)
         return run_storage.read(filesystem, f"{path}/{file}")
 
     def write(self, file: str, content: bytes) -> None:
-        """Write a file to run storage, whole or not at all; subfolders are made."""
+        """Write a file to run storage, completely or not at all; create its folder."""
         filesystem, path = run_storage.open_filesystem(self.location)
         target = f"{path}/{file}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         run_storage.put(filesystem, target, content)
 
     def read_json(self, file: str) -> JsonObject | None:
-        """A JSON object from run storage; None when the file is not there."""
+        """Return a JSON object from run storage; None when there is no such file.
+
+        Raises:
+            UserError: the file is not JSON.
+        """
         content = self.read(file)
         if content is None:
             return None

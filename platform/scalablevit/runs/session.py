@@ -1,4 +1,4 @@
-"""A run that this process owns: lease, status, outbox and the thread that sends it begin and end here, nowhere else."""
+"""A run that this process owns: lease, status, outbox and the thread that sends the outbox begin and end here only."""
 
 import threading
 import time
@@ -18,27 +18,27 @@ from scalablevit.tracking.records import Status
 from scalablevit.tracking.sync import OutboxSync, Pending
 
 DRAIN_S = 120.0
-"""Longest wait at a run's end for MLflow to take what is left; nothing is lost after it."""
+"""Longest wait in seconds at a run's end for MLflow to take the remaining records; later they stay in the outbox."""
 FAILED_DRAIN_S = 20.0
-"""The same when the run failed or was interrupted: long enough for its end to be recorded."""
+"""The same in seconds when the run failed or was interrupted: long enough to record its end."""
 
 
 class RunSession:
-    """Held as a context, from the lease to the last record sent.
+    """Ownership of a run and the tracking of it, held as a context: from taking the lease to sending the last record.
 
-    At its end what is left goes to MLflow (`DRAIN_S`, or `FAILED_DRAIN_S` after a failure), the outbox is closed and
-    the lease released, whatever of that fails.
+    At its end the remaining records go to MLflow (for at most `DRAIN_S` seconds, `FAILED_DRAIN_S` after a failure), the
+    outbox is closed and the lease released; each of these steps is tried even if another one fails.
 
     Args:
         store: the run's folder.
         tracking_uri: MLflow's address.
 
     Raises:
-        UserError: another process owns the run.
+        UserError: on entry, when another process owns the run.
     """
 
     uid: str
-    """The run's, in MLflow."""
+    """The run's uid, which a tag of its MLflow run holds."""
     outbox: Outbox
     sync: OutboxSync
 
@@ -52,7 +52,7 @@ class RunSession:
     def __enter__(self) -> "RunSession":
         with ExitStack() as opened:
             opened.enter_context(self._lease)
-            self.uid = identity(self.store)
+            self.uid = run_uid(self.store)
             self.outbox = Outbox(self.store.outbox)
             self.sync = OutboxSync(self.store.outbox, self._uri)
             self.sync.start()
@@ -76,7 +76,7 @@ class RunSession:
             )
 
     def drain(self) -> Pending:
-        """Wait for MLflow to take what is left, `DRAIN_S` at most; the session's end then does not wait again."""
+        """Wait up to `DRAIN_S` seconds for MLflow to take the remaining records, once for the session."""
         self._drained = True
         return self.sync.drain(DRAIN_S)
 
@@ -88,12 +88,13 @@ class RunSession:
         unit: Literal["steps", "stages", "trials"],
         stopping: threading.Event | None = None,
     ) -> Iterator[StatusFile]:
-        """Keep `status.json`; work that fails or is interrupted ends the run in MLflow too.
+        """Keep `status.json` up to date inside the block; record a failure or an interrupt in MLflow, too.
 
         Args:
-            stage: its name, or those of the stages at work.
-            total: what there is to do, in `unit`.
-            stopping: set when the job was interrupted: whatever is then raised, the run was killed.
+            stage: name of the stage, or names of the stages at work.
+            total: how much there is to do, in `unit`.
+            unit: what `total` counts.
+            stopping: set when the job was interrupted: the run then counts as killed, whatever exception is raised.
         """
         with StatusFile(self.store, self._lease, stage, total, unit, self._uri, stopping) as status_file:
             try:
@@ -106,8 +107,8 @@ class RunSession:
                 raise
 
 
-def identity(store: RunStore) -> str:
-    """Return the run's uid, kept in run storage, so that a restart goes on in the same MLflow run."""
+def run_uid(store: RunStore) -> str:
+    """Return the run's uid; a new one is stored in run storage, so that a restart continues the same MLflow run."""
     known = store.read_json(IDENTITY)
     if known is None:
         known = {"uid": uuid.uuid4().hex, "created": time.time()}

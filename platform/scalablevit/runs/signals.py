@@ -1,7 +1,7 @@
 """Ctrl-C, the SIGTERM of `ray job stop` and a lost run end a job alike: runs are marked KILLED, folders released.
 
-The exception that a handler raises can be swallowed by a callback in which it comes, and a system call that begins
-just after a signal is not woken by it. So a signal is also noted, and who waits looks at the note.
+A callback can swallow the exception that a signal handler raises in it, and a signal does not wake a system call that
+begins just after it. So handlers also set a flag, and code that waits checks the flag.
 """
 
 import os
@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 CHECK_S = 0.5
-"""Between two looks at the note."""
+"""Seconds between two checks of the flag."""
 GRACE_S = 30.0
-"""Time to save and end after a SIGTERM, whose sender kills soon; then it is as if a second one had come."""
+"""Seconds to save and end after a SIGTERM, whose sender kills soon; then a second SIGTERM is simulated."""
 
 _noted = threading.Event()
+"""The flag: a signal has asked for the end of the job."""
 _in_other_thread = threading.Event()
-"""A job runs outside the main thread."""
+"""Set while a job runs outside the main thread."""
 
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Around a job in a process that goes on afterwards, such as a notebook: its own handlers then come back.
+    """Handle signals inside the block and restore the process's own handlers after it, as a notebook needs.
 
     Signals of earlier calls do not count. Outside the main thread, where Python sets no handlers, signals stay as they
     are.
@@ -37,7 +38,7 @@ def handle_signals() -> Iterator[None]:
         yield
     finally:
         if _in_main_thread():
-            for number in before:  # one that comes now would leave our handlers in place
+            for number in before:  # a signal at this moment would leave our handlers in place
                 signal.signal(number, signal.SIG_IGN)
         _noted.clear()
         _in_other_thread.clear()
@@ -47,19 +48,19 @@ def handle_signals() -> Iterator[None]:
 
 
 def end_like_ctrl_c() -> None:
-    """Let SIGTERM and SIGINT raise KeyboardInterrupt; Ray puts its own handlers in place whenever it starts."""
+    """Let SIGTERM and SIGINT raise KeyboardInterrupt; repeat it after Ray starts, which sets its own handlers."""
     _handle(_interrupt)
 
 
 def interrupt() -> None:
-    """End this process's job at once, without saving; from any thread."""
+    """End this process's job at once, without saving; may be called from any thread."""
     _noted.set()
-    if not _in_other_thread.is_set():  # else the main thread does something else, and the job's looks at the note
+    if not _in_other_thread.is_set():  # else the main thread is not the job's, whose own thread checks the flag
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def check() -> None:
-    """Where the main thread comes by now and then.
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if a signal has come; for code that waits, to call now and then.
 
     Raises:
         KeyboardInterrupt: the job is to end at once.
@@ -70,10 +71,10 @@ def check() -> None:
 
 @contextmanager
 def interruptible_start() -> Iterator[None]:
-    """Around the start of Ray, which puts a handler in place that exits with a code of its own.
+    """Keep the start of Ray inside the block interruptible: Ray sets a handler that exits with a code of its own.
 
     Raises:
-        KeyboardInterrupt: at a signal, at the latest at the end.
+        KeyboardInterrupt: after a signal, at the end of the block at the latest.
     """
     end_like_ctrl_c()
     try:
@@ -82,17 +83,19 @@ def interruptible_start() -> Iterator[None]:
         _noted.set()
     finally:
         end_like_ctrl_c()
-        check()
+        raise_if_interrupted()
 
 
 def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool]) -> None:
-    """Wait for all events; the first signal only asks what trains to save and end, the second ends at once.
+    """Wait for all events; the first signal only asks the trainings to save and end, the second ends at once.
 
     Args:
-        ask: asks, and tells whether there was anything to ask: if not, the first signal ends at once, too.
+        ended: one event for each training, set when it has ended.
+        ask: asks the trainings to save and end, and returns whether there are any; if not, the first signal ends at
+            once, too.
 
     Raises:
-        KeyboardInterrupt: as said, and `GRACE_S` after a SIGTERM.
+        KeyboardInterrupt: at a signal that ends at once, or `GRACE_S` seconds after the first SIGTERM.
     """
     timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
@@ -112,14 +115,14 @@ def wait_saving_first(ended: Iterable[threading.Event], ask: Callable[[], bool])
     try:
         for event in ended:
             while not event.wait(CHECK_S):
-                check()
+                raise_if_interrupted()
     finally:
         timer.cancel()
         end_like_ctrl_c()
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Put a handler of both signals in place, in the main thread: Python refuses it in others."""
+    """Set the handler of both signals; do nothing outside the main thread, where Python refuses it."""
     if _in_main_thread():
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, handler)
@@ -131,6 +134,6 @@ def _in_main_thread() -> bool:
 
 def _interrupt(number: int, _frame: object) -> None:
     if number == signal.SIGTERM:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process at once
     _noted.set()
     raise KeyboardInterrupt

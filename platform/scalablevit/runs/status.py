@@ -18,17 +18,17 @@ from scalablevit.data.names import shown
 from scalablevit.run_files import IDENTITY, STATUS
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.connection import brief, without_credentials
+from scalablevit.tracking.connection import format_error, without_credentials
 from scalablevit.training.ray_internals import JOB_VARIABLE
 from scalablevit.training.storage import put_text
 
 WRITE_S = 5.0
-"""Steps are written at most this often; a new state, stage or best value at once."""
+"""Seconds between two writes for new steps alone; a new state, stage or best value is written at once."""
 
 State = Literal["started", "running", "finished", "failed", "killed"]
 ENDED = ("finished", "failed", "killed")
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
-"""Since the epoch."""
+"""A moment in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -38,36 +38,39 @@ class Best:
     metric: str
     value: float
     step: int
+    """Optimizer steps done."""
 
 
 @dataclass(frozen=True)
 class Status:
     """What `status.json` holds; times are seconds since the epoch by the driver's clock.
 
-    A file that says `started` or `running` proves nothing: its writer may have died without a word. Whether it lives,
-    the run's lease tells (`cli/runs.py` asks it).
+    A file that says `started` or `running` proves nothing: its writer may have been killed. Whether the writer lives,
+    the run's lease tells (`runs.lease`).
     """
 
     run: str
     state: State
     why: str
-    """Of an end that was not the planned one: one line, without secrets."""
+    """Reason of an end that was not the planned one: one line, without secrets; else empty."""
     stage: str
-    """Stages at work, or the searched one."""
+    """Names of the stages at work, or of the searched one."""
     step: int
     total: int
     unit: Literal["steps", "stages", "trials"]
     """What `step` and `total` count."""
     best: Best | None
     host: str
+    """Name of the driver's machine."""
     process: int
-    """Of the driver."""
+    """Process id of the driver."""
     job: str
     """Ray's submission id; empty when it was not submitted as a job."""
     started: Seconds
     updated: Seconds
     ended: Seconds | None
     folder: str
+    """The run's folder in run storage: a path or an address."""
     tracking: str
     """MLflow's address, without credentials."""
 
@@ -76,7 +79,7 @@ _STATUS = TypeAdapter(Status)
 
 
 def read_status(local: Path) -> Status | None:
-    """The status in a run's folder on this disk; None where there is none.
+    """Return the status in a run's folder on this disk; None where there is no file.
 
     Raises:
         UserError: the file is damaged or cannot be read.
@@ -99,10 +102,10 @@ def read_status(local: Path) -> Status | None:
 
 
 def store_of(local: Path) -> RunStore:
-    """A run by its folder on this disk.
+    """Return a run's store, found by its folder on this disk.
 
-    What storage elsewhere holds is where the status says. A run that keeps its `IDENTITY` here keeps all here, also
-    after its root was moved or copied.
+    The status says where run storage is. A run whose `IDENTITY` is in this folder keeps all its files here, also after
+    its root was moved or copied.
 
     Raises:
         UserError: as `read_status`.
@@ -112,30 +115,36 @@ def store_of(local: Path) -> RunStore:
 
 
 def write_status(local: Path, status: Status) -> None:
-    """Replace the file as a whole."""
+    """Write `status.json`, replaced as a whole.
+
+    Args:
+        local: the run's folder on the driver's disk.
+        status: the new content.
+    """
     put_text(str(local), STATUS, json.dumps(asdict(status), indent=1))
 
 
-def finish_late(store: RunStore) -> None:
-    """Of a run that is known to be finished: say so, should a kill have come before its status did."""
-    found = read_status(store.local)
-    if found is not None and found.state != "finished":
-        write_status(store.local, replace(found, state="finished", why="", ended=time.time()))
+def mark_finished(store: RunStore) -> None:
+    """Correct the status of a run that is known to be finished, should a kill have come before its last write."""
+    status = read_status(store.local)
+    if status is not None and status.state != "finished":
+        write_status(store.local, replace(status, state="finished", why="", ended=time.time()))
 
 
 class StatusFile:
-    """Keeps `status.json` while its context lasts: `started`, then `running`, at the end what became of it.
+    """Keeps `status.json` while its context lasts: state `started`, then `running`, at the end how the run ended.
 
     A file that cannot be written is reported once and ends nothing. Nothing is written after another process has taken
     over the run.
 
     Args:
-        store: the run.
-        lease: held by this process.
-        stage: its name, or those of the stages at work.
-        total: what there is to do, in `unit`.
-        tracking_uri: MLflow's address; credentials in it are left out.
-        stopping: set when the job was interrupted: whatever is then raised, the run was killed.
+        store: the run's folder.
+        lease: the run's lease, held by this process.
+        stage: name of the stage, or names of the stages at work.
+        total: how much there is to do, in `unit`.
+        unit: what `step` and `total` count.
+        tracking_uri: MLflow's address, stored without credentials.
+        stopping: set when the job was interrupted: the run then counts as killed, whatever exception is raised.
     """
 
     def __init__(
@@ -186,7 +195,7 @@ class StatusFile:
         self._write()
 
     def update(self, **changes: Any) -> None:
-        """Take on what has changed (names of `Status`); the run is then at work."""
+        """Set the given fields of `Status`, and the state to `running` unless it is given."""
         before, self._status = self._status, replace(self._status, **{"state": "running", **changes})
         changed = replace(before, step=0) != replace(self._status, step=0)
         if changed or time.monotonic() - self._written >= WRITE_S:
@@ -196,7 +205,7 @@ class StatusFile:
         self._written = time.monotonic()
         self._status = replace(self._status, updated=time.time())
         try:
-            if self._lease.held():
+            if self._lease.is_held():
                 try:
                     write_status(self._local, self._status)
                 except OSError:
@@ -210,29 +219,29 @@ class StatusFile:
 
 
 def _overwrite(file: Path, status: Status) -> None:
-    """Write into a file that is there, whose blocks a full disk still has; less safe than to replace it.
+    """Overwrite the existing file, whose blocks a full disk still has; less safe than to replace it.
 
     Raises:
-        OSError: there is no such file, or the disk does not take more than it held.
+        OSError: there is no such file, or the disk has no room for more than it held.
     """
     content = json.dumps(asdict(status), indent=1).encode()
     with file.open("r+b") as existing:
-        # spaces over what was longer: a file that is cut off first would be empty should the write fail
+        # padded with spaces, not truncated first: if the write then failed, the file would be empty
         existing.write(content.ljust(file.stat().st_size))
 
 
 def _end(error: BaseException | None, uri: str, stopping: bool) -> tuple[State, str]:
-    """Return the state that a run ends in, and why if not as planned."""
+    """Return the state that a run ends in, and the reason if it is not the planned end."""
     if error is None:
         return "finished", ""
     if stopping or isinstance(error, KeyboardInterrupt):
         return "killed", "interrupted"
-    why = brief(error if isinstance(error, Exception) else Exception(repr(error)), uri)
+    why = format_error(error if isinstance(error, Exception) else Exception(repr(error)), uri)
     return "failed", why
 
 
 def submission_id() -> str:
-    """Under which name `ray job stop` knows this process; empty when it was not submitted as a job."""
+    """Return the submission id by which `ray job stop` knows this process; empty when it is no submitted job."""
     try:
         config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
         return str(config.get("metadata", {}).get("job_submission_id", ""))

@@ -1,4 +1,4 @@
-"""For clients of a registered model: files and arrays to the bytes that it takes."""
+"""For clients of a registered model: turns files and arrays into the bytes that the model takes."""
 
 from pathlib import Path
 
@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 
 def image_bytes(image: Path | NDArray[np.uint8]) -> bytes:
-    """Encoded bytes of an image.
+    """Return the encoded bytes of an image.
 
     Args:
-        image: a file, whose bytes are taken as they are, or an RGB array (height, width, 3), encoded as PNG.
+        image: a file, whose bytes are returned as they are, or an RGB array uint8 (height, width, 3), encoded as PNG.
+
+    Raises:
+        ValueError: OpenCV cannot encode the array.
     """
     if isinstance(image, Path):
         return image.read_bytes()

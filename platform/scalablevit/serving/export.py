@@ -21,7 +21,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import eval_transform, fill_color
 from scalablevit.serving.any_size import for_any_size
-from scalablevit.serving.network import Trained
+from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import FromPixels, Part, Size, flatten_outputs
 from scalablevit.tasks.registry import task_kind
@@ -29,27 +29,29 @@ from scalablevit.tasks.registry import task_kind
 TOLERANCE = 1e-3
 """Largest absolute difference from the network's outputs, as a fraction of the largest output, or of 1."""
 OPSET = 18
+"""Version of ONNX's operators."""
 TRACED = 256
 """Shortest side of the example input where height and width are dynamic, pixels."""
 SMALLEST = 33
-"""Smallest dynamic side, pixels: torch.export makes a separate case of maps of one token, at stride 32."""
+"""Smallest dynamic side, pixels: at stride 32 a smaller one is a map of one token, a separate case to torch.export."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Files of an exported part, and how their outputs differ from the network's."""
+    """The files of an exported part of a network, and how their outputs differ from the network's."""
 
     part: Part
     files: tuple[Path, ...]
+    """The archive of torch.export, and the ONNX file."""
     differences: tuple[tuple[float, ...], ...]
-    """Largest absolute difference from the network's outputs, of each file: for the part's own inputs, then others."""
+    """By file, largest absolute difference from the network's outputs: for `part.inputs`, then for `part.others`."""
     largest: float
     """Largest absolute output of the network."""
 
     def by_inputs(self) -> dict[str, dict[str, float]]:
-        """Return the differences by the file's name and the inputs' shape, as in 4x3x224x224."""
+        """Return the differences by the file's name and the inputs' shape, such as 4x3x224x224."""
         inputs = [self.part.inputs, *(other for other, _ in self.part.others)]
-        shapes = ["x".join(map(str, each.shape)) for each in inputs]
+        shapes = ["x".join(map(str, tensor.shape)) for tensor in inputs]
         return {
             file.name: dict(zip(shapes, by_inputs, strict=True))
             for file, by_inputs in zip(self.files, self.differences, strict=True)
@@ -57,27 +59,29 @@ class Exported:
 
     @property
     def faithful(self) -> bool:
-        """Return whether all files have the network's outputs."""
+        """Return whether the outputs of all files equal the network's, within `TOLERANCE`."""
         return all(max(by_inputs) <= TOLERANCE * max(self.largest, 1.0) for by_inputs in self.differences)
 
 
 def default_size(stage: Stage) -> Size:
-    """Return the height and width of images as the stage's task usually gets them."""
+    """Return height and width, in pixels, of images as the stage's task usually gets them."""
     return task_kind(stage.task.kind).export().usual_size(stage)
 
 
-def any_size(stage: Stage) -> bool:
+def supports_any_size(stage: Stage) -> bool:
     """Return whether the stage's network can be exported for inputs of any size."""
     return task_kind(stage.task.kind).export().parts is None
 
 
-def selects(stage: Stage) -> bool:
-    """Return whether the stage's network selects detections; see `serving.export_detector`."""
+def has_selection(stage: Stage) -> bool:
+    """Return whether detections are selected from the network's outputs; see `serving.export_detector`."""
     return task_kind(stage.task.kind).export().selection is not None
 
 
 @torch.no_grad()
-def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True) -> list[Part]:
+def build_parts(
+    trained: TrainedNetwork, images: Sequence[NDArray[np.uint8]], size: Size, *, fixed: bool = True
+) -> list[Part]:
     """Return the parts of a network to export, with inputs made of real images.
 
     Classification and segmentation: `network`, logits. Detection: `network`, pyramid and dense head; of Mask R-CNN also
@@ -85,35 +89,40 @@ def parts_of(trained: Trained, images: Sequence[NDArray[np.uint8]], size: Size, 
     detectors as a whole.
 
     Args:
-        trained: on the CPU.
-        images: decoded, at least one.
-        size: of the exported input, or without `fixed` the usual one.
-        fixed: False makes height and width dynamic, which `any_size` must allow.
+        trained: the trained network, on the CPU.
+        images: decoded RGB images uint8 (height, width, 3), at least one.
+        size: height and width of the exported input in pixels; without `fixed` the usual ones.
+        fixed: False makes height and width dynamic, which `supports_any_size` must allow.
     """
-    data, how = trained.stage.data, task_kind(trained.stage.task.kind).export()
+    data, export = trained.stage.data, task_kind(trained.stage.task.kind).export()
     pixels = torch.stack([_fit(eval_transform(data)(image=image)["image"], data, size) for image in images])
     pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
-    if how.parts is not None:
-        return how.parts(trained.network, data, pixels, _normalized(pixels, data))
+    if export.parts is not None:
+        return export.parts(trained.network, data, pixels, _normalized(pixels, data))
 
     def expected(pixels: Tensor) -> list[Tensor]:
-        return [how.finish(trained.network(_normalized(pixels, data)), pixels)]
+        return [export.finish(trained.network(_normalized(pixels, data)), pixels)]
 
-    network, traced = trained.network, pixels
+    network, inputs = trained.network, pixels
     others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
     if not fixed:
         network = for_any_size(network)
-        traced, *rest = (_resize(pixels, other) for other in sizes_to_check(size))
-        others = tuple((each, expected(each)) for each in (*rest, rest[0][:1]))
+        inputs, *rest = (_resize(pixels, other) for other in sizes_to_check(size))
+        others = tuple((other, expected(other)) for other in (*rest, rest[0][:1]))
     return [
-        Part("network", FromPixels(network, data, how.finish), traced, "pixels", ("logits",), expected(traced), others)
+        Part(
+            "network", FromPixels(network, data, export.finish), inputs, "pixels", ("logits",), expected(inputs), others
+        )
     ]
 
 
 def sizes_to_check(size: Size) -> tuple[Size, ...]:
-    """Around the usual size of an input: one that is traced, that size, and a smaller and a larger one.
+    """Return the sizes to trace and check: one to trace, then the usual size, a smaller and a larger one.
 
-    The example input has several windows and tokens at every stage: torch.export makes a rule of dimensions of size 1.
+    The traced input has several windows and tokens at every stage: torch.export specializes dimensions of size 1.
+
+    Args:
+        size: usual height and width of an input, pixels.
     """
     height, width = size
     traced = max(height, TRACED), max(width, TRACED) + 32
@@ -125,10 +134,10 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
     """Write `<part>.pt2` and `<part>.onnx`, and compare their outputs with the network's.
 
     Args:
-        part: see `parts_of`.
-        folder: exists.
+        part: see `build_parts`.
+        folder: an existing folder.
         whose: the model's name, for errors.
-        facts: written into the ONNX file, see `finish_graph`.
+        facts: preprocessing to write into the ONNX file, see `finish_graph`.
 
     Raises:
         UserError: an exporter refuses the part.
@@ -142,7 +151,7 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
         program = torch.export.export(part.module, (part.inputs,), dynamic_shapes=(open_dimensions,))
         content = io.BytesIO()
         torch.export.save(program, content)
-    archive.write_bytes(content.getvalue())  # not by torch, to which a full disk is a RuntimeError
+    archive.write_bytes(content.getvalue())  # not by torch, which raises RuntimeError on a full disk
     with (
         _refuse_export(f"the ONNX exporter refuses {part.name} of {whose} for {kind}"),
         _allow_size_one(bool(part.others)),
@@ -167,13 +176,13 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
         ]
     with _refuse_export(f"{graph.name} of {whose} is not for {kind}"):
         by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
-    largest = max(float(each.abs().max()) for _, expected in pairs for each in expected)
+    largest = max(float(output.abs().max()) for _, expected in pairs for output in expected)
     return Exported(part, (archive, graph), (tuple(by_program), tuple(by_graph)), largest)
 
 
-def _allow_size_one(wanted: bool) -> Any:
-    """Keep torch.export from making a separate case of dimensions of size 1."""
-    return symbolic_config.patch(backed_size_oblivious=wanted)  # type: ignore[attr-defined]  # put there at its import
+def _allow_size_one(enabled: bool) -> Any:
+    """Keep torch.export from specializing dimensions of size 1."""
+    return symbolic_config.patch(backed_size_oblivious=enabled)  # type: ignore[attr-defined]  # put there at its import
 
 
 def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
@@ -182,7 +191,7 @@ def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    return [torch.from_numpy(answer) for answer in outputs]
+    return [torch.from_numpy(output) for output in outputs]
 
 
 def _largest_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
@@ -191,7 +200,7 @@ def _largest_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
 
 @contextmanager
 def _refuse_export(what: str) -> Iterator[None]:
-    """Turn an exporter's exceptions, but OSError, into a UserError; its warnings, about itself, are hidden."""
+    """Turn an exporter's exceptions except OSError into a UserError; hide its warnings, which are about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -208,17 +217,17 @@ def _refuse_export(what: str) -> Iterator[None]:
 
 
 def _normalized(pixels: Tensor, data: Data) -> Tensor:
-    """Pixels (N, 3, H, W) from 0 to 255 as the task itself normalizes them."""
+    """Return pixels (N, 3, H, W) from 0 to 255, normalized by the code that training uses."""
     return normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
 
 
 def _resize(pixels: Tensor, size: Size) -> Tensor:
-    """Return images stretched to a size, rounded to whole values."""
+    """Return images (N, 3, H, W) stretched to `size` (height, width), rounded to whole values from 0 to 255."""
     return F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
 
 
 def _fit(image: NDArray[np.uint8], data: Data, size: Size) -> Tensor:
-    """An evaluation image (h, w, 3) as float32 (3, H, W), cropped or padded at the right and bottom."""
+    """Return an evaluation image (h, w, 3) as float32 (3, H, W), cropped or padded at the right and bottom."""
     canvas = np.empty((*size, 3), np.uint8)
     canvas[:] = np.array(fill_color(data), np.uint8)
     height, width = min(size[0], image.shape[0]), min(size[1], image.shape[1])

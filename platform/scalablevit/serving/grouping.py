@@ -1,4 +1,4 @@
-"""The images of a request in groups that are decoded and predicted together, in bounded memory."""
+"""Groups the images of a request: those of a group are decoded and predicted together, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,15 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGES = 16
+"""Most images of a group."""
 PIXELS = 2**24
-"""Of a group: no image is added to one that has as many, so that 48 MB of pixels and one image are there at a time."""
+"""Pixels from which on a group is complete: at most 48 MiB of pixels and one more image are in memory at a time."""
 
 
 def in_groups(images: Iterable[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
-    """Yield images in their order, some at a time.
+    """Yield images in their order, in groups of up to `IMAGES` images and about `PIXELS` pixels.
 
     Args:
-        images: each (height, width, 3), taken one by one.
+        images: RGB images uint8 (height, width, 3), consumed one by one.
     """
     group: list[NDArray[np.uint8]] = []
     pixels = 0

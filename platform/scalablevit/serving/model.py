@@ -1,4 +1,4 @@
-"""The registered model: encoded image bytes in, answers out. MLflow runs this file ("models from code") to load it."""
+"""The registered model: encoded images in, predictions out. MLflow runs this file ("models from code") to load it."""
 
 import json
 from collections.abc import Iterator
@@ -15,33 +15,33 @@ from numpy.typing import NDArray
 
 
 class BadRequest(MlflowException):
-    """HTTP 400 with its own sentence, before which MLflow's server else writes the request with its image bytes."""
+    """HTTP 400 with one sentence only; to others MLflow's server adds the request with its image bytes."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
 
     @property
     def message(self) -> str:
-        """The sentence."""
+        """Return the sentence."""
         return str(self.args[0])
 
     @message.setter
     def message(self, _: str) -> None:
-        """Keep the sentence."""
+        """Ignore the new message, to which MLflow's server has added the request."""
 
 
 class ImageModel(PythonModel):
-    """Answers one row for each image; see the task's `answer` for the columns."""
+    """Predicts one row for each image; the columns are those of the task's `Prediction.answer`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the network from `config.json` and fill it from safetensors: nothing is unpickled."""
+        """Build the network from `config.json` and load its weights from safetensors: nothing is unpickled."""
         from scalablevit.config.stored import stored_stage
         from scalablevit.config.user_code import stored_sums
         from scalablevit.serving.network import load_trained
         from scalablevit.serving.request import Limits
 
         config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
-        # users' code: the archive's own copy, which MLflow has put on the path
+        # users' code comes from the archive's own copy, which MLflow has put on the path
         where = context.artifacts["config"]
         stage = stored_stage(config["stage"], where, imports=True, expected=stored_sums(config.get("user_code"), where))
         self.limits = Limits.from_environment()
@@ -50,18 +50,21 @@ class ImageModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Answers for encoded images (JPEG, PNG, ...) in the only column, in their order.
+        """Return predictions for encoded images (JPEG, PNG, ...), one row for each, in their order.
 
-        Images of a request share passes of the network where they come out in equal sizes.
-
-        `model_input` is any form that `read_request` takes. Its type hint stays: of a wider one, MLflow makes a
-        signature of its own, which refuses tables.
+        Images of a request share forward passes of the network where they have equal sizes after preprocessing.
 
         A request without any image is answered by one row about the model: `task`, `model_classes` in the order of the
         network's outputs, `max_pixels`, `max_images` and `max_bytes`.
 
+        Args:
+            context: MLflow's; not needed.
+            model_input: any form that `read_request` takes, with the images in the only column. The type hint must not
+                be wider: MLflow would make a signature from it, which refuses tables.
+            params: MLflow's; not needed.
+
         Raises:
-            MlflowException: a request above the limits, or an image that cannot be decoded, by its number (HTTP 400
+            MlflowException: the request is above a limit, or an image, named by its index, cannot be decoded (HTTP 400
                 when served).
         """
         import torch
@@ -83,11 +86,11 @@ class ImageModel(PythonModel):
             return pd.DataFrame([about])
 
         def decoded() -> Iterator[NDArray[np.uint8]]:
-            for number, content in enumerate(contents):
+            for index, content in enumerate(contents):
                 try:
-                    yield decode_image(content, most, f"image {number}", limit=limit, background=background)
+                    yield decode_image(content, most, f"image {index}", limit=limit, background=background)
                 except BadSample as error:
-                    raise BadRequest(f"image {number}: {error.reason}") from None
+                    raise BadRequest(f"image {index}: {error.reason}") from None
 
         answers = []
         for images in in_groups(decoded()):

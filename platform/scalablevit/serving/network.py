@@ -1,4 +1,4 @@
-"""A trained network, built from its recipe and filled from safetensors: nothing is unpickled, no code is fetched."""
+"""A trained network, built from its recipe and loaded from safetensors: nothing is unpickled, no code is fetched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from scalablevit.tasks.predictions import Prediction
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
 
-SHOWN = 300
-"""Characters of torch's list of what does not fit, which names every tensor."""
+MAX_MESSAGE_CHARACTERS = 300
+"""Most characters of torch's message on weights that do not fit, which names every tensor."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network ready to answer: in evaluation mode, on its device."""
+class TrainedNetwork:
+    """A network ready to predict: in evaluation mode, on its device."""
 
     stage: Stage
     task: Task
@@ -32,33 +32,33 @@ class Trained:
     device: torch.device
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Return the prediction for a decoded RGB image (height, width, 3); called without gradients."""
+        """Return the prediction for a decoded RGB image uint8 (height, width, 3); to be called without gradients."""
         return self.predictor.predict(self.network, image, self.device)
 
     def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Prediction]:
-        """Return the prediction for each of some images, which share passes of the network where its task can do that.
+        """Return the predictions for images, which share forward passes of the network where its task can do that.
 
         Args:
-            images: as for `predict`, in any sizes.
+            images: RGB images uint8 (height, width, 3), in any sizes.
         """
         if isinstance(self.predictor, BatchPredictor):
             return self.predictor.predict_batch(self.network, images, self.device)
-        return [self.predict(image) for image in images]  # a users' own task may know single images alone
+        return [self.predict(image) for image in images]  # a user's own task may predict single images only
 
 
 def load_trained(
     stage: Stage, classes: Sequence[str], weights: str | Path, device: torch.device | None = None
-) -> Trained:
-    """Build the stage's network and give it all of its weights.
+) -> TrainedNetwork:
+    """Build the stage's network and load all of its weights.
 
     Args:
-        stage: the recipe's stage that it was trained by.
-        classes: names, in the order of the network's outputs.
-        weights: `weights.safetensors`, whose sum was checked by whoever fetched it.
-        device: None: the first GPU, or else the CPU.
+        stage: the recipe's stage that the network was trained by.
+        classes: class names, in the order of the network's outputs.
+        weights: file `weights.safetensors`, whose SHA-256 the code that fetched it has checked.
+        device: where the network goes; None: the first GPU, else the CPU.
 
     Raises:
-        UserError: the weights are of another network.
+        UserError: the weights belong to another network.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = build_task(stage, tuple(classes))
@@ -67,9 +67,9 @@ def load_trained(
         network.load_state_dict(safetensors.torch.load_file(weights))
     except RuntimeError as error:
         raise UserError(
-            f"the weights do not fit the network: {' '.join(str(error).split())[:SHOWN]}",
+            f"the weights do not fit the network: {' '.join(str(error).split())[:MAX_MESSAGE_CHARACTERS]}",
             where=str(weights),
             fix="leave out overrides that change the network, such as those of the task's head and channels",
         ) from None
     predictor = task_kind(stage.task.kind).build_predictor(stage, task.classes)
-    return Trained(stage, task, predictor, network.to(device).eval(), device)
+    return TrainedNetwork(stage, task, predictor, network.to(device).eval(), device)

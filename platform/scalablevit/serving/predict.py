@@ -23,20 +23,20 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a process needs to answer images; plain values, so that it travels anywhere."""
+class PredictionJob:
+    """What a process needs to predict images; plain values, so that it can be sent to any process."""
 
     stage: str
     """The stage as JSON."""
     classes: tuple[str, ...]
     weights: str
-    """File of the weights, already checked."""
+    """File of the weights, whose SHA-256 is already checked."""
     images: str
-    """Folder that names are relative to."""
+    """Folder that the images' names are relative to."""
     out: str
     """Folder that pictures are written to."""
     shown_score: float | None = None
-    """Score from which on detections are drawn; None: as the task has it."""
+    """Lowest score of the detections that are drawn; None: the task's default."""
 
 
 class Names(TypedDict):
@@ -45,25 +45,25 @@ class Names(TypedDict):
     name: Sequence[bytes]
     """The files' names, which need not be text."""
     picture: Sequence[bytes]
-    """Names of what is drawn of them, without a suffix."""
+    """Names of the drawings, without a suffix."""
 
 
 class Answers(Names):
-    """The same with what was answered."""
+    """A batch of images with their predictions."""
 
     answer: list[str]
-    """JSON of each plain answer, or of `bad`, the reason why there is none."""
+    """JSON of each prediction as plain values, or of `bad`: the reason why there is none."""
 
 
 class Predictor:
-    """Answers image files and draws the answers.
+    """Predicts image files and draws the predictions.
 
     Args:
-        job: the `Job` as plain values.
+        job: the fields of a `PredictionJob`.
     """
 
     def __init__(self, **job: Any) -> None:
-        self.job = Job(**job)
+        self.job = PredictionJob(**job)
         stage = stage_from_json(self.job.stage)
         self.trained = load_trained(stage, self.job.classes, self.job.weights)
         self.output = task_kind(stage.task.kind).build_output(self.job.classes, Path(self.job.out))
@@ -71,11 +71,7 @@ class Predictor:
             self.output.shown_score = self.job.shown_score
 
     def __call__(self, batch: Names) -> Answers:
-        """Answer some images.
-
-        Args:
-            batch: their files.
-        """
+        """Return the predictions for a batch of image files."""
         names = zip(map(os.fsdecode, batch["name"]), map(os.fsdecode, batch["picture"]), strict=True)
         answers = [json.dumps(self._predict(name, picture)) for name, picture in names]
         return {"name": batch["name"], "picture": batch["picture"], "answer": answers}
@@ -92,22 +88,28 @@ class Predictor:
         return draw(self.output, picture, image, answer)
 
 
-def predict_here(job: Job, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
-    """Name and answer of each image, in order, from this process; the model is loaded when this returns.
+def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
+    """Return name and prediction of each image, in order, predicted in this process; the model is loaded before.
 
     Args:
         job: what to predict with.
-        pictures: by the names of the images, the names of their pictures (`tasks.output.picture_names`).
+        pictures: names of the drawings by the names of the images (`tasks.output.picture_names`).
     """
     predictor = Predictor(**asdict(job))
     batches = ({"name": [name], "picture": [picture]} for name, picture in _encoded(pictures))
     return chain.from_iterable(_rows(predictor(cast(Names, batch))) for batch in batches)
 
 
-def predict_on_ray(job: Job, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
-    """The same from the connected cluster, by 1 to `processes` processes with the stage's resources for a worker.
+def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
+    """Yield what `predict_here` returns, predicted on the connected cluster.
 
-    Every node must see the job's three paths. The processes load the model while the first answers are waited for.
+    Every node must see the job's three paths. The processes load the model while the caller waits for the first
+    predictions.
+
+    Args:
+        job: what to predict with.
+        pictures: names of the drawings by the names of the images (`tasks.output.picture_names`).
+        processes: most processes; each has the resources of one of the stage's workers.
     """
     import ray.data
 
@@ -116,7 +118,7 @@ def predict_on_ray(job: Job, pictures: Mapping[str, str], processes: int) -> Ite
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     items = [{"name": name, "picture": picture} for name, picture in _encoded(pictures)]
-    answered = ray.data.from_items(items).map_batches(
+    predicted = ray.data.from_items(items).map_batches(
         Predictor,
         fn_constructor_kwargs=asdict(job),
         batch_size=BATCH,
@@ -126,12 +128,12 @@ def predict_on_ray(job: Job, pictures: Mapping[str, str], processes: int) -> Ite
         num_gpus=cluster.gpus_per_worker,
         runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
     )
-    for batch in answered.iter_batches(batch_size=BATCH, batch_format="numpy"):
+    for batch in predicted.iter_batches(batch_size=BATCH, batch_format="numpy"):
         yield from _rows(cast(Answers, batch))
 
 
 def _encoded(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Names as bytes, which is what they are on disk."""
+    """Return image and drawing names as bytes, as the disk has them: they need not be text."""
     return [(os.fsencode(name), os.fsencode(picture)) for name, picture in pictures.items()]
 
 

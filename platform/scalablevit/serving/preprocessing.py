@@ -1,4 +1,4 @@
-"""What an exported model expects of an image, as plain values: the recipe's evaluation, written into each ONNX file."""
+"""Describes the preprocessing of an exported model as plain values, which are written into each ONNX file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,41 +11,45 @@ from scalablevit.data.transforms import fill_color
 from scalablevit.tasks.registry import task_kind
 
 FORMAT = 1
-"""Version of these keys."""
+"""Version of the keys below."""
 PREFIX = "scalablevit."
-"""Of the names of an ONNX file's metadata_props, whose values are JSON."""
+"""Prefix of the names in an ONNX file's metadata_props; the values are JSON."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the exported network sees it; kept as JSON by these names.
+    """What is done to an image before the exported network sees it; stored as JSON under these names.
 
-    Without a text below, a field is one of `tasks.preprocessing.TaskPreprocessing`.
+    Fields without a text are explained in `tasks.preprocessing.TaskPreprocessing`.
     """
 
     format: int
     task: str
     classes: list[str]
-    """Names, in the order of the network's outputs."""
+    """Class names, in the order of the network's outputs."""
     channels: str
+    """Order and origin of the channels, in words."""
     value_range: list[int]
-    """Of the network's input."""
+    """Lowest and highest value of the network's input."""
     normalization: str
+    """How and where values are normalized, in words."""
     mean: list[float]
-    """By channel, of values in 0..1."""
+    """Mean by channel, of values from 0 to 1."""
     std: list[float]
+    """Standard deviation by channel, of values from 0 to 1."""
     size: str | list[int]
-    """Height and width of the exported input; "any"."""
+    """Height and width of the exported input in pixels, or "any"."""
     short_side: int | None
     long_side: int | None
     rounding: str
     shrink_filter: str
     enlarge_filter: str
+    """Interpolation of images that are enlarged."""
     antialias: bool
     longest_strip: int | None
     center_crop: int | None
     padding: list[int]
-    """RGB."""
+    """Colour of padding: RGB, 0 to 255."""
     score_threshold: float | None
     sliding: PlainValues | None
 
@@ -54,9 +58,9 @@ def describe_preprocessing(stage: Stage, classes: Sequence[str], size: Sequence[
     """Return what is done to an image before the exported network sees it, and what its outputs mean.
 
     Args:
-        stage: of the model.
-        classes: names, in the order of the network's outputs.
-        size: height and width of the exported input; None: any.
+        stage: the model's stage.
+        classes: class names, in the order of the network's outputs.
+        size: height and width of the exported input in pixels; None: any.
     """
     data, kind = stage.data, stage.task.kind
     return Preprocessing(
@@ -80,18 +84,18 @@ def finish_graph(graph: Path, dimensions: Mapping[int, str], facts: Preprocessin
 
     Args:
         graph: the file.
-        dimensions: names of the open dimensions by their axis; an exporter numbers them.
-        facts: each is kept as JSON under `PREFIX` and its name; None: there are none.
+        dimensions: names of the open dimensions by axis, in place of the exporter's numbered ones.
+        facts: preprocessing, of which each field is stored as JSON under `PREFIX` and its name; None: none.
     """
     import onnx
 
     model = onnx.load(graph)
-    shapes = [each.type.tensor_type.shape.dim for each in (*model.graph.input, *model.graph.output)]
+    shapes = [value.type.tensor_type.shape.dim for value in (*model.graph.input, *model.graph.output)]
     for shape in shapes:
         for axis, name in dimensions.items():
             if axis < len(shape) and not shape[axis].HasField("dim_value"):
                 shape[axis].dim_param = name
-    props = {each.key: each.value for each in model.metadata_props}
+    props = {prop.key: prop.value for prop in model.metadata_props}
     props |= {PREFIX + name: json.dumps(value) for name, value in (vars(facts) if facts else {}).items()}
     onnx.helper.set_model_props(model, props)
     onnx.save(model, graph)

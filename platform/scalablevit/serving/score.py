@@ -1,4 +1,4 @@
-"""A trained network on a validation split, image by image, with the time that an answer takes."""
+"""Scores a trained network on a validation split, image by image, and measures the latency of a prediction."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
-from scalablevit.serving.network import Trained, load_trained
+from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.sample_statistics import SampleStatistics
 from scalablevit.training.collectives import end_with_changed_files
@@ -24,42 +24,42 @@ from scalablevit.training.data_listing import open_stored
 from scalablevit.training.device_name import device_name
 
 WARM_UP, ANSWERS = 3, 20
-"""Answers before the time is taken, and those whose median it is."""
+"""Number of predictions before the measurement, and of those whose median time is the latency."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one model did."""
+    """The metric of one model by image, and its latency."""
 
     per_sample: SampleStatistics
     bad: int
-    """Samples that could not be decoded and are left out."""
+    """Number of samples that could not be decoded and are not in `per_sample`."""
     latency_ms: float
-    """Median over `ANSWERS` answers, one image at a time: from decoded pixels to the task's plain answer; nan when no
-    image could be decoded."""
+    """Median over `ANSWERS` predictions in milliseconds, one image at a time, from decoded pixels to the prediction as
+    plain values; nan when no image could be decoded."""
     measured_on: str
-    """What `latency_ms` depends on: device and threads."""
+    """Device and number of threads that `latency_ms` was measured on, in words."""
     busy: str = ""
-    """What else ran on the machine meanwhile; empty when a core was free for each thread."""
+    """One line on what else ran on the machine meanwhile; empty when a core was free for each thread."""
 
 
 def score(
     stage_json: str, classes: Sequence[str], weights: str, root: str, metric: str, latency_threads: int, listing: str
 ) -> Score:
-    """Take the stage's validation split, each image once and in order, in the precision in which models are served.
+    """Return the score on the stage's validation split, each image once and in order, in the precision of serving.
 
     Args:
-        stage_json: the stage as JSON; its data section says what is looked at.
-        classes: names, in the order of the network's outputs.
-        weights: file of the weights, already checked.
-        root: the platform's root.
-        metric: as the recipe's `promotion.metric`.
-        latency_threads: of torch, while the time of a prediction is measured on a CPU. Two on two busy cores wait for
-            each other: 600 ms in place of 46 ms with one.
-        listing: folder in which the split was left as it was listed (`training.data_listing`).
+        stage_json: the stage as JSON; its data section names the data.
+        classes: class names, in the order of the network's outputs.
+        weights: file of the weights, whose SHA-256 is already checked.
+        root: the platform's root folder.
+        metric: name of the metric, as in the recipe's `promotion.metric`.
+        latency_threads: torch's threads while the latency is measured on a CPU. Two on two busy cores wait for each
+            other: 600 ms instead of 46 ms with one.
+        listing: folder of the run that stored the split's listing (`training.data_listing`).
 
     Raises:
-        UserError: files have changed since then.
+        UserError: files have changed since they were listed.
     """
     stage = stage_from_json(stage_json)
     trained = load_trained(stage, classes, weights)
@@ -71,7 +71,7 @@ def score(
 
 
 @torch.inference_mode()
-def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> int:
+def _add_all(trained: TrainedNetwork, source: Source, per_sample: SampleStatistics) -> int:
     """Add every image to the statistics; return how many could not be decoded."""
     task, stage = trained.task, trained.stage
     size = max(1, stage.training.global_batch_size // (stage.cluster.workers * stage.training.accumulation_steps))
@@ -94,8 +94,8 @@ def _add_all(trained: Trained, source: Source, per_sample: SampleStatistics) -> 
 
 
 @torch.inference_mode()
-def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, str]:
-    """Latency on the first image that can be decoded, and what kept the machine busy."""
+def _latency_ms(trained: TrainedNetwork, source: Source, threads: int) -> tuple[float, str]:
+    """Return the latency in ms on the first image that can be decoded, and a line on what kept the machine busy."""
     data = trained.stage.data
     for sample in source:
         try:
@@ -107,10 +107,10 @@ def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for number in range(WARM_UP + ANSWERS):
+        for index in range(WARM_UP + ANSWERS):
             started = time.perf_counter()
             trained.predict(image).answer()
-            if number >= WARM_UP:
+            if index >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
                 loads.append(_other_load())
     finally:
@@ -119,10 +119,9 @@ def _latency_ms(trained: Trained, source: Source, threads: int) -> tuple[float, 
 
 
 def _other_load() -> float:
-    """Threads that run or wait for a core at this moment, without the one that asks.
+    """Return how many threads run or wait for a core at this moment, without the calling one.
 
-    The load average of the last minute, which is taken where the system does not tell, would count the scoring that
-    has just ended.
+    Without /proc/loadavg it is the load average of the last minute, which counts the scoring that has just ended.
     """
     try:
         running = Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]
@@ -132,7 +131,7 @@ def _other_load() -> float:
 
 
 def _busy(load: float, threads: int, cores: int) -> str:
-    """One line on a machine without a free core for each of our threads; else empty."""
+    """Return one line about a machine without a free core for each of our threads; else an empty text."""
     if load + threads <= cores:
         return ""
     return f"the machine was busy: a load of {load:.1f} from others on {cores} cores, so latency may be too long"

@@ -1,4 +1,4 @@
-"""A model behind `mlflow models serve`: bytes of an image there, the answer back, and what it tells of the model."""
+"""Client of a model behind `mlflow models serve`: sends encoded images, and reads predictions and the description."""
 
 import base64
 import http.client
@@ -17,40 +17,41 @@ from scalablevit.tasks.output import Answer
 from scalablevit.tasks.registry import task_kind
 
 PING_S, ANSWER_S = 10.0, 120.0
-"""Seconds that a server may keep silent."""
+"""Seconds that a server may keep silent: at /ping, and at a prediction."""
 LARGEST = 2**28
-"""Bytes of an answer."""
-SHOWN = 300
-"""Characters of a server's own words."""
+"""Most bytes of a response."""
+MAX_MESSAGE_CHARACTERS = 300
+"""Most characters of a server's own message."""
 
 
-class Declined(Exception):
-    """The server is well and does not take this image; the message is its reason."""
+class ImageRefused(Exception):
+    """The server works but refuses this image; the message is its reason."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a served model says of itself."""
+    """The description that a served model gives of itself."""
 
     task: str
+    """Kind of the task, such as `detection`."""
     classes: tuple[str, ...]
-    """In the order of the network's outputs."""
+    """Class names, in the order of the network's outputs."""
     max_pixels: int
-    """Of an image that the server takes."""
+    """Most pixels of an image that the server takes."""
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Images go to the address that was named, and to no other that it names."""
+class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
+    """Sends images to the address that the user named, and never on to another one."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Leave the answer as it is, which makes it an error."""
+        """Return no new request, so that urllib raises the redirect as an HTTPError."""
 
 
-class Served:
+class ModelServer:
     """A scoring server of MLflow.
 
     Args:
-        address: `http(s)://host[:port][/path]`, with or without `/invocations`.
+        address: the server's address, `http(s)://host[:port][/path]`, with or without `/invocations`.
 
     Raises:
         UserError: the address is of another kind.
@@ -59,7 +60,7 @@ class Served:
     def __init__(self, address: str) -> None:
         try:
             parts = urlsplit(address)
-        except ValueError:  # as of a bracket left open
+        except ValueError:  # such as an open bracket
             parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
             raise UserError(
@@ -70,22 +71,22 @@ class Served:
                 f"{address} has credentials in it", where="MODEL", fix="leave them out: they would be shown"
             )
         self.address = address.rstrip("/").removesuffix("/invocations")
-        self._opener = urllib.request.build_opener(_Stay)
+        self._opener = urllib.request.build_opener(_RefuseRedirects)
 
     def describe(self) -> Description:
-        """Ask what is served there, without any image.
+        """Ask the server for the description of its model, and return it.
 
         Raises:
-            UserError: no model, or one of something else.
+            UserError: it is no model server, or serves a model of another kind.
         """
         try:
             self._post("/ping", None, PING_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"is no model server: /ping answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"is no model server: /ping answers {error.code} {_message(error)}") from None
         try:
             content = self._post("/invocations", _body(), ANSWER_S)
         except urllib.error.HTTPError as error:
-            raise self.wrong(f"answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"answers {error.code} {_message(error)}") from None
         try:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
@@ -101,24 +102,24 @@ class Served:
         return Description(task, classes, max_pixels)
 
     def answer(self, image: bytes) -> Answer:
-        """The answer to an encoded image as it came, see `read_answer`.
+        """Return the server's unchecked prediction for an encoded image; `read_answer` checks it.
 
         Raises:
-            Declined: the server cannot decode this image.
-            UserError: no answer, or that of something else.
+            ImageRefused: the server cannot decode this image.
+            UserError: there is no response, or not that of a model server.
         """
         try:
             content = self._post("/invocations", _body(image), ANSWER_S)
         except urllib.error.HTTPError as error:
-            words = _message(error)
-            if error.code == 400 and words.startswith("image 0: "):
-                raise Declined(words.removeprefix("image 0: ")) from None
-            raise self.wrong(f"answers {error.code} {words}") from None
+            message = _message(error)
+            if error.code == 400 and message.startswith("image 0: "):
+                raise ImageRefused(message.removeprefix("image 0: ")) from None
+            raise self.mistake(f"answers {error.code} {message}") from None
         try:
             (answer,) = json.loads(content)["predictions"]
             return {**answer}
         except (ValueError, TypeError, KeyError):
-            raise self.wrong(f"gives no answer: {_short(content)}") from None
+            raise self.mistake(f"gives no answer: {_short(content)}") from None
 
     def _post(self, path: str, body: bytes | None, seconds: float) -> bytes:
         request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
@@ -130,18 +131,24 @@ class Served:
         except urllib.error.HTTPError:
             raise
         except TimeoutError:
-            raise self.wrong(f"kept silent for {seconds:g} s") from None
+            raise self.mistake(f"kept silent for {seconds:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # refused, no such host, not HTTP, a bad port
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
-                raise self.wrong(f"kept silent for {seconds:g} s") from None
-            raise self.wrong(f"cannot be asked: {shown(str(reason))[:SHOWN] or type(reason).__name__}") from None
+                raise self.mistake(f"kept silent for {seconds:g} s") from None
+            raise self.mistake(
+                f"cannot be asked: {shown(str(reason))[:MAX_MESSAGE_CHARACTERS] or type(reason).__name__}"
+            ) from None
         if len(content) > LARGEST:
-            raise self.wrong(f"answers with more than {LARGEST} bytes")
+            raise self.mistake(f"answers with more than {LARGEST} bytes")
         return content
 
-    def wrong(self, what: str) -> UserError:
-        """The mistake of having named this server, which does `what`."""
+    def mistake(self, what: str) -> UserError:
+        """Return the error that this server, named by the user, is no server of a model.
+
+        Args:
+            what: what the server does, such as "gives no answer".
+        """
         return UserError(
             f"the server {what}",
             where=self.address,
@@ -150,30 +157,30 @@ class Served:
 
 
 def read_answer(received: Answer, size: tuple[int, int], model: Description) -> Answer:
-    """Make of an answer what the task answers in the model's own process.
+    """Return a server's prediction as the task gives it in the model's own process, after checking it.
 
     Args:
-        received: from a server.
-        size: height and width of the image.
-        model: what the server says that it serves.
+        received: the server's prediction.
+        size: height and width of the image, pixels.
+        model: the server's description of its model.
 
     Raises:
-        ValueError, TypeError, KeyError: this is no answer of that model to an image of that size.
+        ValueError, TypeError, KeyError: that model cannot predict this for an image of that size.
     """
     kind = task_kind(model.task)
     answer = kind.read_answer(received, size)
     if unknown := set(answer[kind.class_column]) - set(model.classes):
-        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:SHOWN]}")
+        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:MAX_MESSAGE_CHARACTERS]}")
     return answer
 
 
 def _body(*images: bytes) -> bytes:
-    """A request; without any image it asks about the model."""
+    """Return the body of a request; without any image it asks for the description of the model."""
     return json.dumps({"dataframe_split": {"data": [[base64.b64encode(image).decode()] for image in images]}}).encode()
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """What a server says of its refusal: MLflow's `message`, or the text itself."""
+    """Return a server's reason for an error: MLflow's `message`, or the response's text."""
     content = error.read(2**16)
     try:
         return _short(json.loads(content)["message"].encode())
@@ -182,5 +189,5 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _short(content: bytes) -> str:
-    text = shown(" ".join(content[: 4 * SHOWN].decode("utf-8", "replace").split()))
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    text = shown(" ".join(content[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace").split()))
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."

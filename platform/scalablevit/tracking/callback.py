@@ -1,4 +1,4 @@
-"""Ray Train's reports on their way into the outbox."""
+"""Appends what Ray Train's workers report to the outbox."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ from scalablevit.tracking.records import StepMetrics
 
 
 class WorkerReport(TypedDict, total=False):
-    """What one worker reports through Ray Train; plain values, since it goes to another process."""
+    """What one worker reports through Ray Train; plain values, since it is sent to another process."""
 
     records: list[StepMetrics]
-    """Of rank 0; the other ranks report none."""
+    """Metrics by step, from rank 0; empty on the other ranks."""
     node: dict[str, float]
-    """Metrics of the node by name, and its `rank`, of one rank of each node; empty of the others."""
+    """Metrics of the node by name, and its `rank`, from one rank of each node; empty on the others."""
     started: dict[str, float]
-    """`attempt_events.StartupTimings`, once, of rank 0."""
+    """Fields of `attempt_events.StartupTimings`, once, from rank 0."""
 
 
 class OutboxCallback(UserCallback):
@@ -31,12 +31,12 @@ class OutboxCallback(UserCallback):
     Each worker reports a `WorkerReport`. A node's metrics are recorded under `system/node<rank>/<metric>`, at the step
     of the report's last record.
 
-    An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` next to the
-    outbox and to stderr. Points that the disk did not take are kept and tried again at the next report.
+    An exception out of a callback ends the run, so none gets out: failures are written to `callback.log` in the
+    outbox's folder and to stderr. Points that could not be written are kept and tried again at the next report.
 
     Args:
         folder: the outbox's folder.
-        uid: the run.
+        uid: the run's uid.
     """
 
     def __init__(self, folder: str | Path, uid: str) -> None:
@@ -46,16 +46,16 @@ class OutboxCallback(UserCallback):
         self._waiting: list[StepMetrics] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles callbacks to the controller, and again to every new worker: an open file stays behind."""
+        """Return the state without the open file: Ray pickles callbacks to the controller, and to every new worker."""
         return {**self.__dict__, "_outbox": None}
 
     def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Ray calls it once all ranks have reported, in the order of the reports.
+        """Record a report; Ray calls this once all ranks have reported, in the order of the reports.
 
         Args:
             run_context: Ray's; not needed.
-            metrics: one entry for each rank that reported, in ascending order (a lost rank's is missing).
-            checkpoint: Ray's; ours are not reported to it.
+            metrics: a `WorkerReport` for each rank that reported, in ascending order (a lost rank's is missing).
+            checkpoint: Ray's; not needed, since ours are not reported to Ray.
         """
         try:
             self._waiting += _points(cast(list[WorkerReport], metrics))
@@ -72,7 +72,7 @@ class OutboxCallback(UserCallback):
         except OSError:
             raise
         except Exception:
-            # A record of the wrong form would fail at every report to come.
+            # A record of the wrong form would fail again at every later report.
             self._waiting.clear()
             raise
         self._waiting.clear()

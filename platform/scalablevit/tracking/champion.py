@@ -1,40 +1,41 @@
-"""The aliases candidate and champion of a registered model, and what is written on its versions."""
+"""Reads and moves the aliases candidate and champion of a registered model; reads and writes tags of its versions."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from scalablevit.config.errors import UserError
-from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST_TIMEOUT_S, REQUEST_RETRIES = 30, 2
+"""Seconds and retries of one request, see `bounded_requests`."""
 
 
 def aliases(uri: str, name: str) -> dict[str, int]:
-    """Version number by alias.
+    """Return the version number by alias of a registered model.
 
     Raises:
-        UserError: no such model, or no answer.
+        UserError: there is no such model, or the server does not answer.
     """
     with _short_requests(uri, name):
         return {alias: int(number) for alias, number in connect(uri).get_registered_model(name).aliases.items()}
 
 
 def tags_of(uri: str, name: str, version: int) -> dict[str, str]:
-    """Tags of a version.
+    """Return the tags of a version of a registered model.
 
     Raises:
-        UserError: no such version, or no answer.
+        UserError: there is no such version, or the server does not answer.
     """
     with _short_requests(uri, f"{name}/{version}"):
         return dict(connect(uri).get_model_version(name, str(version)).tags)
 
 
 def write_tags(uri: str, name: str, version: int, tags: Mapping[str, str]) -> None:
-    """Write on a version.
+    """Set tags of a version of a registered model.
 
     Raises:
-        UserError: no such version, or no answer.
+        UserError: there is no such version, or the server does not answer.
     """
     with _short_requests(uri, f"{name}/{version}"):
         client = connect(uri)
@@ -43,15 +44,22 @@ def write_tags(uri: str, name: str, version: int, tags: Mapping[str, str]) -> No
 
 
 def move_champion(uri: str, name: str, before: int | None, after: int) -> None:
-    """Point the alias champion at a version.
+    """Point the alias champion at another version.
+
+    Args:
+        uri: MLflow's address.
+        name: name of the registered model.
+        before: version that is expected to be the champion; None: there is none.
+        after: version that becomes the champion.
 
     Raises:
-        UserError: it no longer points at `before`, there is no such version, or no answer.
+        UserError: another version than `before` is the champion, there is no version `after`, or the server does not
+            answer.
     """
-    found = aliases(uri, name).get(CHAMPION)
-    if found != before:
+    current = aliases(uri, name).get(CHAMPION)
+    if current != before:
         raise UserError(
-            f"the champion was version {before or 'none'} when this began and is {found or 'none'} now",
+            f"the champion was version {before or 'none'} when this began and is {current or 'none'} now",
             where=f"{name}@{CHAMPION}",
             fix="somebody else moved it; run this again",
         )
@@ -61,7 +69,7 @@ def move_champion(uri: str, name: str, before: int | None, after: int) -> None:
 
 @contextmanager
 def _short_requests(uri: str, what: str) -> Iterator[None]:
-    """Short requests, and whatever MLflow raises as a UserError."""
+    """Bound the requests of the block in time, and turn MLflow's exceptions into a UserError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -71,7 +79,7 @@ def _short_requests(uri: str, what: str) -> Iterator[None]:
             yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"{what}: {brief(error, uri)}",
+            f"{what}: {format_error(error, uri)}",
             where=without_credentials(uri),
             fix="name a model that is registered there, and make sure that the server answers",
         ) from None

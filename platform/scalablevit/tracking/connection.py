@@ -1,4 +1,4 @@
-"""How we talk to MLflow: where it may be, short requests, secrets kept out of messages, what an error means."""
+"""Access to MLflow: valid addresses, bounded requests, secrets kept out of messages, and what an error means."""
 
 import logging
 import os
@@ -18,38 +18,40 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Verdict = Literal["away", "refused", "unclear"]
+"""What an error says of a record: try again later, never send it again, or unknown."""
 
-# 401 and 403 concern our credentials, the others the moment: the same record may pass later.
+# 401 and 403 concern our credentials, the others are temporary: the same record may be accepted later.
 TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
-# From an upload: a proxy whose server is being replaced answers so, too.
+# At an upload; a proxy whose server is being replaced answers with these, too.
 NO_SUCH_PAGE = {404, 405}
 MESSAGE_LENGTH = 400
+"""Most characters of an error's message."""
 SQLITE = "sqlite://"
 SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
-"""Names of variables of the environment whose values are never shown, unless they are paths."""
+"""Names of environment variables whose values are never shown, unless they are paths."""
 UNSAFE = re.compile(r"[\s/?#'\"\\\[\]]")
 """Characters that must be encoded in the user name and password of an address."""
 SHORTEST_SECRET = 6
-"""Characters; a shorter value would take pieces out of ordinary words."""
+"""Fewest characters of a secret to mask: masking a shorter value would damage ordinary words."""
 
-_requests = threading.RLock()
+_environment_lock = threading.RLock()
 
 
 class Refused(Exception):
-    """This record can never be sent as it is."""
+    """MLflow will never accept this record as it is."""
 
 
 class Away(Exception):
-    """Not now; the same record may pass later."""
+    """MLflow cannot take this record now; it may accept it later."""
 
 
 def check_uri(uri: str) -> None:
-    """Refuse addresses under which MLflow would lose things.
+    """Refuse an address under which MLflow would lose data.
 
     Raises:
-        UserError: a relative SQLite path (a job's current folder vanishes), a store with no place for artifacts, a
-            query, which MLflow's client would put in the middle of its requests' addresses and into its logs, or a
-            password with characters that end it early.
+        UserError: the address has a relative SQLite path (a job's current folder vanishes), names a store without a
+            place for artifacts, has a query, which MLflow's client would put into the middle of its requests' addresses
+            and into its logs, or has a password with characters that end it early.
     """
     fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
     file = sqlite_file(uri)
@@ -77,14 +79,14 @@ def check_uri(uri: str) -> None:
 
 
 def check_there(uri: str, wanted: str) -> None:
-    """For those who look for something there: `check_uri`, and the SQLite file exists, which MLflow would make.
+    """Refuse an address from which nothing can be read, before MLflow creates a missing SQLite file.
 
     Args:
         uri: MLflow's address.
-        wanted: what is looked for.
+        wanted: what the caller looks for, for the error.
 
     Raises:
-        UserError: as `check_uri`, or there is no such file.
+        UserError: as `check_uri`, or the SQLite file does not exist.
     """
     check_uri(uri)
     file = sqlite_file(uri)
@@ -107,7 +109,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def without_credentials(uri: str) -> str:
-    """The address without user, password and query: what may be shown and stored."""
+    """Return the address without user, password and query: this form may be shown and stored."""
     if uri.startswith(SQLITE):
         host, slash, path = uri.removeprefix(SQLITE).partition("?")[0].partition("/")
         return f"{SQLITE}{host.rpartition('@')[2]}{slash}{path}"
@@ -118,14 +120,14 @@ def tracking_override(uri: str, root: Path) -> str:
     """Return ` tracking.uri=...` for a printed command, quoted; empty where the root alone leads to the address.
 
     Args:
-        uri: MLflow's address; credentials in it are left out.
-        root: the platform's, which the command is given or takes by itself.
+        uri: MLflow's address; its credentials are not printed.
+        root: the platform's root folder, which the command is given or finds by itself.
     """
     return "" if is_default_tracking(uri, root) else f" {shlex.quote(f'tracking.uri={without_credentials(uri)}')}"
 
 
 def mask(text: str, uri: str) -> str:
-    """`text` without the secrets of `uri`, of the environment, or of any other address in it."""
+    """Return `text` with `***` in place of the secrets of `uri`, of the environment and of any address in it."""
     password = urlsplit(uri).password or ""
     environment = {
         value
@@ -137,42 +139,49 @@ def mask(text: str, uri: str) -> str:
     return mask_credentials(text)
 
 
-def brief(error: Exception, uri: str) -> str:
-    """An error on one line of bounded length, without secrets."""
+def format_error(error: Exception, uri: str) -> str:
+    """Return an error's message on one line of at most `MESSAGE_LENGTH` characters, without secrets."""
     return mask(" ".join(str(error).split()), uri)[:MESSAGE_LENGTH] or type(error).__name__
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts: next to an SQLite file (MLflow's default is the current folder)."""
+    """Return where a new experiment keeps its artifacts: next to an SQLite file; None: where the server decides.
+
+    MLflow's default for an SQLite file is the current folder.
+    """
     file = sqlite_file(uri)
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client for tracking and registry at `uri`; imports mlflow (seconds) and leaves its global address alone.
+    """Return a client for tracking and registry at `uri`; imports mlflow (seconds) and keeps its global address as is.
 
     MLflow's usage reports to its makers are switched off unless MLFLOW_DISABLE_TELEMETRY is set by the user.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # its "View run" lines, which would come between ours
+    # MLflow's "View run" lines, which would come between ours
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    # It prints a traceback for every failed attempt; the caller reports the error once.
+    # This logger prints a traceback for every failed attempt; the caller reports the error once.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
 def bounded_requests(timeout_s: int, retries: int = 0) -> Iterator[None]:
-    """Within the block an HTTP request takes at most (retries + 1) * timeout_s, plus back-off when it is repeated.
+    """Limit the time of HTTP requests in the block to (retries + 1) * timeout_s seconds, plus back-off between retries.
 
     MLflow's defaults are 120 s and 7 retries, and it reads them from the process's environment at every request: they
-    are set here and put back, one thread at a time so that two do not put back each other's values.
+    are set here and restored afterwards, one thread at a time, so that two do not restore each other's values.
+
+    Args:
+        timeout_s: seconds that one attempt of a request may take.
+        retries: attempts after the first one.
     """
     settings = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
-    with _requests:
+    with _environment_lock:
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
         try:
@@ -185,8 +194,8 @@ def bounded_requests(timeout_s: int, retries: int = 0) -> Iterator[None]:
                     os.environ[name] = value
 
 
-def verdict(error: Exception) -> Verdict:
-    """Whether the server is away, refuses this record for good, or it cannot be told from the error alone."""
+def classify_error(error: Exception) -> Verdict:
+    """Return whether the server is away, refuses the record for good, or the error alone does not tell."""
     import requests
     from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
     from sqlalchemy.exc import OperationalError
@@ -196,13 +205,13 @@ def verdict(error: Exception) -> Verdict:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
-    # Any OSError: a record's own file is looked for before it is sent (`mlflow_writer.check_own`), so one that is
+    # Any OSError: a record's own files are checked before it is sent (`mlflow_writer.check_readable`), so one that is
     # missing here is the server's, such as a folder of artifacts that is not mounted at the moment.
     if isinstance(error, (Away, OSError, OperationalError)):
         return "away"
     if isinstance(error, MlflowException):
-        # An unknown address is not MLflow's answer but a proxy's; BAD_REQUEST stands for many things, among them
-        # every database error.
+        # An unknown endpoint is the answer of a proxy, not of MLflow; BAD_REQUEST has many causes, among them every
+        # database error.
         if error.error_code == "ENDPOINT_NOT_FOUND":
             return "away"
         if error.error_code == "BAD_REQUEST":

@@ -1,4 +1,4 @@
-"""What a run was made with: packages, interpreter, platform, and the version of our own code."""
+"""Describes what a run was made with: packages, interpreter, platform, and the version of our own code."""
 
 import platform
 import subprocess
@@ -9,13 +9,14 @@ from typing import TypedDict
 from scalablevit.config.packages import content_sum, package_files
 
 GIT_TIMEOUT_S = 10
+"""Longest run of a git command in seconds."""
 
 SHIPPED = ("recipes", "tune_spaces")
-"""Folders of the package without code. In a checkout they are links, in an upload or an installed package copies."""
+"""Folders of the package without code: links in a checkout, copies in an upload or an installed package."""
 
 
 class GitVersion(TypedDict):
-    """The state of a repository."""
+    """The state of a git repository."""
 
     commit: str
     modified: bool
@@ -23,12 +24,14 @@ class GitVersion(TypedDict):
 
 
 class CodeVersion(TypedDict):
-    """What code it is."""
+    """The version of our package's code."""
 
     path: str
+    """Folder of the package."""
     digest: str
-    """Of `code_digest`."""
+    """SHA-256, see `code_digest`."""
     git: GitVersion | None
+    """None: the package is not in a repository of its own."""
 
 
 class Environment(TypedDict):
@@ -52,14 +55,14 @@ def code_digest(package: Path) -> str:
 
 
 def git_version(package: Path) -> GitVersion | None:
-    """Commit of the package's own repository and whether its files differ from it; None outside git.
+    """Return the commit of the package's own repository, and whether its files differ from it; None outside git.
 
-    An uploaded or installed copy may lie inside somebody else's repository: only tracked files count.
+    An uploaded or installed copy may be inside another repository: only a package whose files are tracked counts.
     """
 
     def git(*arguments: str) -> str | None:
         try:
-            answer = subprocess.run(
+            done = subprocess.run(
                 ["git", "-C", str(package), *arguments],
                 check=False,
                 capture_output=True,
@@ -68,7 +71,7 @@ def git_version(package: Path) -> GitVersion | None:
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
+        return done.stdout.strip() if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -77,21 +80,21 @@ def git_version(package: Path) -> GitVersion | None:
 
 
 def pin_requirements(distributions: list[str]) -> list[str]:
-    """`name==version` of installed distributions, as a requirements list.
+    """Return `name==version` of each installed distribution, as for a requirements file.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: one is not installed.
+        importlib.metadata.PackageNotFoundError: a distribution is not installed.
     """
     return [f"{name}=={metadata.version(name)}" for name in distributions]
 
 
 def environment_info(package: Path) -> Environment:
-    """Everything needed to build the environment again, ready for JSON.
+    """Return everything needed to build the environment again, as plain values for JSON.
 
     Args:
-        package: folder of the package whose code version is wanted.
+        package: folder of our package.
     """
-    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    versions = {installed.metadata["Name"]: installed.version for installed in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""What each record becomes in MLflow; every call may be repeated without harm."""
+"""Writes records to MLflow; every call may be repeated without harm."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from scalablevit.tracking import registry
-from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, verdict
+from scalablevit.tracking.connection import Away, Refused, artifact_location, bounded_requests, classify_error
 from scalablevit.tracking.records import (
     ArtifactRecord,
     DatasetRecord,
@@ -29,24 +29,28 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 METRICS_PER_CALL = 1000
+"""Most points of one request: MLflow's limit."""
 PARAMS_PER_CALL = 100
+"""Most parameters or tags of one request: MLflow's limit."""
 DIGEST_LENGTH = 36
+"""Most characters of a data set's digest: MLflow's limit."""
 CREATE_TIMEOUT_S = 60
-"""Longest wait for a new run. A request that was given up may still be carried out, and the next one would make another
-run; MLflow itself stops after 20 s on a locked SQLite file."""
+"""Longest wait in seconds for a new run. A request that timed out may still be carried out, and the next one would make
+another run; MLflow itself stops after 20 s on a locked SQLite file."""
 
 T = TypeVar("T")
 
 
 class RunGone(Exception):
-    """The server no longer has a run that it had: it was emptied, or is another one."""
+    """The server no longer has a run that it had: it was emptied, or is another server."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A record, or the part of one, that the server will not take."""
+    """A record, or a part of one, that the server refuses for good."""
 
     record: Record | UnreadLine
+    """The record with the refused part only."""
     reason: str
 
 
@@ -55,9 +59,9 @@ class MLflowWriter:
 
     Args:
         client: from `connection.connect(uri)`.
-        uri: the server.
-        outbox: the outbox's folder, in which `code` of model records is.
-        runs: MLflow run ids by uid, as far as known; new ones are added.
+        uri: the server's address.
+        outbox: the outbox's folder, to which the `code` of model records is relative.
+        runs: MLflow run ids by our uids, as far as known; changed in place: new ones are added.
     """
 
     def __init__(self, client: "MlflowClient", uri: str, outbox: Path, runs: dict[str, str]) -> None:
@@ -72,11 +76,11 @@ class MLflowWriter:
         """Send one record, or several metrics records of one run.
 
         Returns:
-            What was refused of it; everything else has arrived.
+            The records, or parts of them, that were refused; everything else has arrived.
 
         Raises:
-            RunGone: everything has to be sent again.
-            Exception: nothing, or not all, has arrived; `connection.verdict` tells whether to try again.
+            RunGone: the server lost a run, so everything has to be sent again.
+            Exception: nothing, or not everything, has arrived; `connection.classify_error` tells whether to try again.
         """
         match records[0]:
             case MetricsRecord():
@@ -99,13 +103,13 @@ class MLflowWriter:
                 raise Refused(record.problem)
 
     def takes_writes(self, uid: str) -> bool:
-        """Whether the server takes something else for this run at the moment: its own uid, once more.
+        """Return whether the server accepts writes for a run at the moment, by setting the run's uid tag once more.
 
         Returns:
-            False when the server does not know the run.
+            False when it is not known which MLflow run has the uid.
 
         Raises:
-            Exception: it does not take it.
+            Exception: the server does not accept the write.
         """
         if uid not in self._runs:
             return False
@@ -118,11 +122,11 @@ class MLflowWriter:
             run_id = self._alive(uid)
         else:
             experiment = self._experiment(record.experiment)
-            found = self._find(uid, experiment)
-            if found is None:
+            run = self._find(uid, experiment)
+            if run is None:
                 self._runs[uid] = self._create(record, experiment)
                 return []
-            run_id = self._runs[uid] = found.info.run_id
+            run_id = self._runs[uid] = run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
         return self._tags(record)
 
@@ -140,7 +144,7 @@ class MLflowWriter:
         return str(run.info.run_id)
 
     def _experiment(self, name: str) -> str:
-        """Id of the experiment, made if it is not there."""
+        """Return the id of an experiment, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         if name not in self._experiments:
@@ -149,24 +153,24 @@ class MLflowWriter:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
                 raise Away(f"experiment {name!r} was removed while a run was to be made in it")
-            if found.lifecycle_stage == "deleted":
-                restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            if experiment.lifecycle_stage == "deleted":
+                restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
                 raise Away(f"experiment {name!r} is deleted; restore it ({restore}) or name another in the recipe")
-            self._experiments[name] = found.experiment_id
+            self._experiments[name] = experiment.experiment_id
         return self._experiments[name]
 
     def _find(self, uid: str, experiment: str) -> "Run | None":
         from mlflow.entities import ViewType
 
-        # Deleted ones too: a run that somebody deleted must not come back as a second one.
-        found = self._client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", ViewType.ALL, max_results=1)
-        return found[0] if found else None
+        # Deleted runs, too: a run that somebody deleted must not come back as a second one.
+        runs = self._client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", ViewType.ALL, max_results=1)
+        return runs[0] if runs else None
 
     def _alive(self, uid: str, *, again: bool = False) -> str:
-        """MLflow's id of a run that is there and not deleted; asked once for each run, or `again`."""
+        """Return MLflow's id of a run that exists and is not deleted; checked once for each run, or `again`."""
         from mlflow.exceptions import MlflowException
 
         if uid not in self._runs:
@@ -231,7 +235,10 @@ class MLflowWriter:
     def _in_parts(
         self, uid: str, items: Sequence[T], size: int, log: Callable[[Sequence[T]], object]
     ) -> list[tuple[T, str]]:
-        """Log items `size` at a time; one bad item fails a whole call, so a refused part is halved down to it."""
+        """Log items `size` at a time, and return those that are refused, with the reason.
+
+        One bad item fails a whole call, so a refused part is halved until the bad item is alone.
+        """
         refused: list[tuple[T, str]] = []
         parts = [items[start : start + size] for start in range(0, len(items), size)]
         while parts:
@@ -239,7 +246,7 @@ class MLflowWriter:
             try:
                 log(part)
             except Exception as error:
-                if verdict(error) != "refused":
+                if classify_error(error) != "refused":
                     raise
                 if not refused:
                     self._alive(uid, again=True)
@@ -252,7 +259,7 @@ class MLflowWriter:
     def _artifact(self, record: ArtifactRecord) -> list[Refusal]:
         run_id = self._alive(record.uid)
         path = Path(record.path)
-        check_own(path)
+        check_readable(path)
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(run_id, str(path), record.artifact_path)
         return []
@@ -279,8 +286,8 @@ class MLflowWriter:
         return []
 
 
-def check_own(path: Path) -> None:
-    """Look for a file or folder that a record names.
+def check_readable(path: Path) -> None:
+    """Check that a file or folder that a record names can be read.
 
     Raises:
         Refused: it is gone, or it or a file in it cannot be read; trying again is of no use.

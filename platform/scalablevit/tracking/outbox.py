@@ -39,11 +39,13 @@ from scalablevit.tracking.records import (
 )
 
 TAIL_BLOCK = 1 << 16
+"""Bytes that are read at a time to find the end of the last complete line."""
 MAX_STEP = 2**63 - 1
+"""Largest step, as a signed 64-bit integer holds it."""
 
 
 Texts: TypeAlias = Mapping[str, object]
-"""Tags or parameters by names that are the caller's; MLflow has texts, so of each value `str(value)` is kept."""
+"""Tags or parameters by name, which the caller chooses; values are stored as `str(value)`, as MLflow has them."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +53,26 @@ class Line:
     """One complete line of the file."""
 
     record: Record | None
-    """The record, or None where the line is not one (a damaged disk, a later format)."""
+    """The record; None where the line is no record (a damaged disk, a later format)."""
     raw: bytes
+    """The line's bytes, with its end."""
     end: int
-    """Byte offset just after it: where reading goes on."""
+    """Byte offset of the next line."""
 
 
 def outbox_of(run: Path) -> Path:
-    """Return the outbox's folder in a run's folder; one that an earlier release began stays where it is."""
+    """Return the outbox's folder in a run's folder; an outbox of an earlier release keeps its older name."""
     former = run / FORMER_OUTBOX
     return former if former.is_dir() else run / OUTBOX
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch."""
+    """Return the present time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def read_lines(folder: Path, offset: int = 0) -> Iterator[Line]:
-    """Complete lines from a byte offset on; needs no lock, since a line that still lacks its end is left out."""
+    """Yield the complete lines from a byte offset on; needs no lock, since a line without its end is skipped."""
     with (folder / RECORDS).open("rb") as file:
         file.seek(offset)
         for raw in file:
@@ -80,24 +83,24 @@ def read_lines(folder: Path, offset: int = 0) -> Iterator[Line]:
 
 
 def count_lines(folder: Path, offset: int) -> int:
-    """Return the complete lines after a byte offset."""
+    """Return the number of complete lines after a byte offset."""
     with (folder / RECORDS).open("rb") as file:
         file.seek(offset)
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def open_runs(folder: Path) -> dict[str, int]:
-    """Runs that were begun and not ended: uid -> time of their latest record, milliseconds since the epoch."""
-    last: dict[str, int] = {}
+    """Return the runs that were begun and not ended: by uid the time of the latest record, in ms since the epoch."""
+    latest: dict[str, int] = {}
     for line in read_lines(folder):
         record = line.record
         if record is None:
             continue
-        if record.kind == RunRecord.kind or record.uid in last:
-            last[record.uid] = max(record.time_ms, last.get(record.uid, 0))
+        if record.kind == RunRecord.kind or record.uid in latest:
+            latest[record.uid] = max(record.time_ms, latest.get(record.uid, 0))
         if record.kind == EndRecord.kind:
-            last.pop(record.uid, None)
-    return last
+            latest.pop(record.uid, None)
+    return latest
 
 
 def recorded_params(folder: Path, uid: str) -> set[str]:
@@ -116,7 +119,7 @@ def _step(value: int) -> int:
 
 
 def _jsonable(value: float) -> float | str:
-    """JSON has no NaN nor infinities: they become the strings that `float()` reads back."""
+    """Return a number for JSON, which has no NaN nor infinities: they become strings that `float()` reads back."""
     value = float(value)
     if math.isnan(value):
         return "NaN"
@@ -126,13 +129,13 @@ def _jsonable(value: float) -> float | str:
 
 
 class Outbox:
-    """Appends records; several processes and threads may do so at once.
+    """Appends records to the outbox; several processes and threads may do so at once.
 
-    Every record is one JSON line; `tracking.records` has the fields of each kind. A process killed while it writes
-    leaves at most one torn line, which the next writer cuts off.
+    Every record is one JSON line; `tracking.records` has the fields of each kind. A process that is killed while it
+    writes leaves at most one incomplete line, which the next writer cuts off.
 
     Args:
-        folder: made if missing; on a local disk that outlives the job.
+        folder: the outbox's folder, created if missing; on a local disk that outlives the job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,11 +143,11 @@ class Outbox:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.folder / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._mutex = threading.Lock()
-        # Steps already recorded by (uid, key), in ascending order, from the part of the file before `_read_to`.
+        # Steps already recorded by (uid, metric), in ascending order, from the part of the file before `_read_to`.
         self._steps: dict[tuple[str, str], array[int]] = {}
         self._read_to = 0
         with self._exclusively():
-            # A new file is on the disk only when its folder's entry is.
+            # A new file survives a power cut only when its folder's entry is on the disk, too.
             directory = os.open(self.folder, os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
@@ -193,18 +196,20 @@ class Outbox:
         outputs: str | None = None,
         sample: str | None = None,
     ) -> None:
-        """Append a `ModelRecord`, and copy the packages into the outbox: a job's copies of them vanish with the job.
+        """Append a `ModelRecord`, and copy our package into the outbox: the job's copy of it vanishes with the job.
 
         Args:
+            uid: uid of the run that trained the model.
             name: registered model's name.
-            folder: holds `weights.safetensors` and `config.json`; must stay until sent.
+            folder: holds `weights.safetensors` and `config.json`; must exist until the record is sent.
             package: folder of the import package that the model's code needs.
             serving: file inside `package` that calls `mlflow.models.set_model`, relative path.
             requirements: `name==version` lines.
             tags: lineage, by the names of `tracking.tags`; hashes and run uid are added here.
-            user_code: content sums, by name, of users' packages that the model's code imports besides, each kept before
-                by `keep_user_code`.
-            description: the version's, in Markdown, see `ModelRecord`.
+            alias: alias that will point at the version.
+            user_code: content sums, by name, of users' packages that the model's code imports, too, which
+                `keep_user_code` has copied before.
+            description: description of the version in Markdown, see `ModelRecord`.
             outputs: columns of a prediction, see `ModelRecord`.
             sample: an image file in base64, see `ModelRecord`.
         """
@@ -239,10 +244,14 @@ class Outbox:
         self._append(record)
 
     def keep_user_code(self, package: Path, digest: str) -> None:
-        """Copy a user's package into the outbox before a training, which may last longer than its files stay.
+        """Copy a user's package into the outbox before a training, during which its files may change or vanish.
+
+        Args:
+            package: folder of the package.
+            digest: its content sum.
 
         Raises:
-            ValueError: its files are not those of the digest.
+            ValueError: the content sum of its files is another one.
         """
         copy = self._keep_code(package, digest, package_files(package))
         if content_sum(copy) != digest:
@@ -250,23 +259,23 @@ class Outbox:
             raise ValueError(f"the files of {package.name} have changed")
 
     def end(self, uid: str, status: Status, *, time_ms: int | None = None) -> None:
-        """Append an `EndRecord`; `time_ms` is when the run ended (now, unless given)."""
+        """Append an `EndRecord`; `time_ms` is when the run ended, in milliseconds since the epoch (None: now)."""
         self._append(EndRecord(uid, now_ms() if time_ms is None else time_ms, status))
 
     def metrics(self, uid: str, records: Iterable[StepMetrics]) -> int:
         """Append a `MetricsRecord` for each step.
 
         A point whose (uid, name, step) is already in the file is dropped: after a restart steps are reported again,
-        and the first report stands. Nothing is written unless all records are sound.
+        and the first report counts. Nothing is written unless all records are valid.
 
         Returns:
-            Points kept.
+            The number of points that were appended.
 
         Raises:
-            KeyError, TypeError, ValueError: a record has not the form of `StepMetrics`.
-            OSError: the disk did not take them; they may be given again.
+            KeyError, TypeError, ValueError: a record does not have the form of `StepMetrics`.
+            OSError: the records could not be written; the caller may try again.
         """
-        sound = [
+        valid = [
             (
                 _step(record["step"]),
                 operator.index(record["time_ms"]),
@@ -278,11 +287,11 @@ class Outbox:
             self._catch_up()
             batch: set[tuple[str, int]] = set()
             lines = []
-            for step, time_ms, values in sound:
-                fresh = {key: value for key, value in values.items() if not self._has(uid, key, step, batch)}
-                batch.update((key, step) for key in fresh)
-                if fresh:
-                    lines.append(write_line(MetricsRecord(uid, time_ms, step, fresh)))
+            for step, time_ms, values in valid:
+                new = {key: value for key, value in values.items() if not self._has(uid, key, step, batch)}
+                batch.update((key, step) for key in new)
+                if new:
+                    lines.append(write_line(MetricsRecord(uid, time_ms, step, new)))
             self._write(b"".join(lines))
             self._catch_up()
         return len(batch)
@@ -292,7 +301,7 @@ class Outbox:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Sync and give the file back."""
+        """Sync and close the file."""
         try:
             self.sync()
         finally:
@@ -305,17 +314,17 @@ class Outbox:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """One writer at a time, threads by the mutex and processes by the lock; starts at the end of a whole line."""
+        """Allow one writer at a time (mutex for threads, lock for processes), after cutting off an incomplete line."""
         with self._mutex:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
-                self._cut_torn_line()
+                self._cut_incomplete_line()
                 yield
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def _cut_torn_line(self) -> None:
-        """Nobody else writes while we hold the lock: an unfinished last line belongs to a process that died."""
+    def _cut_incomplete_line(self) -> None:
+        """Cut off an incomplete last line: nobody else writes under our lock, so its writer died."""
         size = end = os.fstat(self._file).st_size
         while end:
             start = max(0, end - TAIL_BLOCK)
@@ -337,7 +346,7 @@ class Outbox:
             raise OSError(errno.ENOSPC, "the disk is full; nothing was written", str(self.folder / RECORDS))
 
     def _catch_up(self) -> None:
-        """Learn the points that were appended since the last look, by whichever process."""
+        """Read which points any process has appended since the last call."""
         for line in read_lines(self.folder, self._read_to):
             self._read_to = line.end
             record = line.record
@@ -345,17 +354,17 @@ class Outbox:
                 continue
             for key in record.metrics:
                 steps = self._steps.setdefault((record.uid, key), array("q"))
-                place = bisect_left(steps, record.step)
-                if place == len(steps) or steps[place] != record.step:
-                    steps.insert(place, record.step)
+                index = bisect_left(steps, record.step)
+                if index == len(steps) or steps[index] != record.step:
+                    steps.insert(index, record.step)
 
     def _has(self, uid: str, key: str, step: int, batch: set[tuple[str, int]]) -> bool:
         steps = self._steps.get((uid, key), ())
-        place = bisect_left(steps, step)
-        return (place < len(steps) and steps[place] == step) or (key, step) in batch
+        index = bisect_left(steps, step)
+        return (index < len(steps) and steps[index] == step) or (key, step) in batch
 
     def _keep_code(self, package: Path, digest: str, files: Iterable[Path]) -> Path:
-        """Copy a package's files to `code/<digest>/<package>`, once for each version of the code."""
+        """Copy a package's files to `code/<digest>/<package>`, once for each version of the code; return the folder."""
         target = self.folder / "code" / digest / package.name
         if target.exists():
             return target
@@ -368,7 +377,7 @@ class Outbox:
         try:
             part.rename(target)
         except OSError:
-            # Another process kept the same code in the meantime.
+            # Another process has copied the same code in the meantime.
             if not target.exists():
                 raise
             shutil.rmtree(part)

@@ -1,11 +1,16 @@
-"""Parameters as MLflow shows them: one level, dotted names."""
+"""Parameters as MLflow stores them: one level, dotted names."""
 
 from scalablevit.config.section import PlainValues
 
 
-def flat(tree: PlainValues, prefix: str = "") -> PlainValues:
-    """A nested mapping with dotted keys; an empty mapping stays a value."""
-    found: PlainValues = {}
+def flatten(tree: PlainValues, prefix: str = "") -> PlainValues:
+    """Return a nested mapping as one level with dotted keys; an empty mapping stays a value.
+
+    Args:
+        tree: the nested mapping.
+        prefix: beginning of all keys, such as `cluster.`.
+    """
+    flat: PlainValues = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat

@@ -1,4 +1,4 @@
-"""The records of an outbox: a class for each kind, how one is written as a line, and how a line is read."""
+"""The records of an outbox: a class for each kind, and how a record is written to and read from a line."""
 
 import json
 from collections.abc import Mapping
@@ -6,39 +6,40 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 FORMAT = 1
+"""Version of the lines' format."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 VERSION_PLACE = "{{version}}"
-"""Stands for the number of a version in the description that is sent along."""
+"""Placeholder for the version's number in the description of a `ModelRecord`."""
 
 RecordFields: TypeAlias = Mapping[str, Any]
-"""The fields of a record whose kind is not known here, or that lacks some: whatever its line holds."""
+"""The fields of a line, by name; of a record of an unknown kind, whatever its line holds."""
 
 
 class StepMetrics(TypedDict):
     """Values of one step, as a worker reports them."""
 
     step: int
-    """Optimizer step, from 0."""
+    """Optimizer steps done."""
     time_ms: int
-    """When they were measured, milliseconds since the epoch. Part of a point's identity in MLflow."""
+    """When the values were measured, milliseconds since the epoch; part of a point's identity in MLflow."""
     metrics: Mapping[str, float]
     """Value by name; NaN and infinities are kept."""
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What all records have; a line's fields are `v` (format), `kind` and those of the class, in their order.
+    """What all records have. The fields of a line are `v` (format), `kind` and those of the class, in their order.
 
-    A field with a default is younger than the format: lines may lack it.
+    A field with a default is newer than the format: lines may lack it.
     """
 
     kind: ClassVar[str]
     uid: str
-    """The run: uuid4 hex, made by us and kept with the run, so that a restart continues the same MLflow run."""
+    """Our id of the run, 32 hexadecimal digits, stored with it so that a restart continues the same MLflow run."""
     time_ms: int
-    """Milliseconds since the epoch."""
+    """When the recorded event happened, milliseconds since the epoch."""
 
     def as_dict(self) -> RecordFields:
         """Return the line's fields."""
@@ -47,7 +48,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class RunRecord(_Record):
-    """A run starts, or goes on after a restart."""
+    """A run starts, or continues after a restart."""
 
     kind = "run"
     name: str
@@ -59,7 +60,7 @@ class RunRecord(_Record):
 
 @dataclass(frozen=True)
 class ParamsRecord(_Record):
-    """What the run was asked to do. MLflow never changes a parameter; a second value is refused there."""
+    """What the run was asked to do. MLflow never changes a parameter; it refuses a second value."""
 
     kind = "params"
     params: dict[str, str]
@@ -67,7 +68,7 @@ class ParamsRecord(_Record):
 
 @dataclass(frozen=True)
 class TagsRecord(_Record):
-    """Facts that may change; the last value wins."""
+    """Facts about the run that may change; the last value wins."""
 
     kind = "tags"
     tags: dict[str, str]
@@ -75,18 +76,18 @@ class TagsRecord(_Record):
 
 @dataclass(frozen=True)
 class ArtifactRecord(_Record):
-    """A file or folder to copy."""
+    """A file or folder to copy to the run's artifacts."""
 
     kind = "artifact"
     path: str
-    """Must stay until sent."""
+    """Must exist until the record is sent."""
     artifact_path: str | None
-    """Folder in the run's artifacts."""
+    """Folder in the run's artifacts; None: the top one."""
 
 
 @dataclass(frozen=True)
 class DatasetRecord(_Record):
-    """Data the run reads."""
+    """A data set that the run reads."""
 
     kind = "dataset"
     name: str
@@ -94,7 +95,7 @@ class DatasetRecord(_Record):
     source: str
     """Path or address."""
     context: str
-    """Such as training."""
+    """Use of the data set, such as training."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ class ModelRecord(_Record):
 
     kind = "model"
     registration: str
-    """A function of run, name and weights, so a model that is recorded again gets no second version."""
+    """Id that is a hash of run, name and weights, so a model that is recorded again gets no second version."""
     name: str
     """Registered model's name."""
     folder: str
-    """Holds `weights.safetensors` and `config.json`; must stay until sent."""
+    """Folder with `weights.safetensors` and `config.json`; must exist until the record is sent."""
     code: str
     """Folder of the import package that the model's code needs, relative to the outbox."""
     serving: str
@@ -117,19 +118,20 @@ class ModelRecord(_Record):
     tags: dict[str, str]
     """Lineage, by the names of `tracking.tags`."""
     alias: str
+    """Alias that will point at the version."""
     user_code: list[str] | None = None
-    """Folders of users' packages that the model's code needs besides, as `code`."""
+    """Folders of users' packages that the model's code needs, too, relative to the outbox."""
     description: str | None = None
-    """The version's, in Markdown; `VERSION_PLACE` in it stands for the version's number, which MLflow gives."""
+    """Description of the version in Markdown; MLflow's number of the version replaces `VERSION_PLACE` in it."""
     outputs: str | None = None
-    """Columns of a prediction: JSON as of MLflow's `Schema`; None: any."""
+    """Columns of a prediction: JSON as MLflow's `Schema.to_json` gives it; None: any."""
     sample: str | None = None
     """An image file in base64, as an example of a request."""
 
     def as_dict(self) -> RecordFields:
-        """Return the line's fields; those younger than the format that are None are not written."""
-        young = {each.name for each in fields(self) if each.default is None}
-        return {key: value for key, value in super().as_dict().items() if value is not None or key not in young}
+        """Return the line's fields, without those newer than the format that are None."""
+        newer = {field.name for field in fields(self) if field.default is None}
+        return {key: value for key, value in super().as_dict().items() if value is not None or key not in newer}
 
 
 @dataclass(frozen=True)
@@ -147,26 +149,26 @@ class MetricsRecord(_Record):
     kind = "metrics"
     step: int
     metrics: dict[str, float | str]
-    """A number by name, or "NaN", "Infinity", "-Infinity", which JSON has not and `float()` reads back."""
+    """By name a number, or "NaN", "Infinity", "-Infinity", which JSON lacks and `float()` reads back."""
 
 
 @dataclass(frozen=True)
 class UnknownRecord:
-    """A record of a kind that this release does not know, or that lacks fields of its kind."""
+    """A record of a kind that this release does not know, or one without some fields of its kind."""
 
     uid: str
     time_ms: int
     kind: str
     fields: RecordFields
-    """All of them."""
+    """All fields of the line."""
 
     @property
     def problem(self) -> str:
-        """Why it cannot be sent."""
+        """Return why the record cannot be sent."""
         if self.kind not in _KINDS:
             return f"unknown kind of record {self.kind!r}"
-        lacking = [name for name, needed in _KINDS[self.kind][1].items() if needed and name not in self.fields]
-        return f"a record of kind {self.kind!r} without {', '.join(lacking)}"
+        missing = [name for name, required in _KINDS[self.kind][1].items() if required and name not in self.fields]
+        return f"a record of kind {self.kind!r} without {', '.join(missing)}"
 
     def as_dict(self) -> RecordFields:
         """Return the line's fields."""
@@ -175,7 +177,7 @@ class UnknownRecord:
 
 @dataclass(frozen=True)
 class UnreadLine:
-    """A line that is no record, where one is set aside."""
+    """A line that is no record, to be set aside in `refused.jsonl`."""
 
     raw: bytes
 
@@ -197,33 +199,33 @@ Record: TypeAlias = (
 )
 
 _KINDS = {
-    each.kind: (each, {field.name: field.default is MISSING for field in fields(each)})
-    for each in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord)
+    record.kind: (record, {field.name: field.default is MISSING for field in fields(record)})
+    for record in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord)
 }
 
 
 def write_line(record: Record) -> bytes:
-    """Return the line of a record, with its end."""
+    """Return the JSON line of a record, with its line end."""
     return json.dumps(record.as_dict(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def parse_line(raw: bytes) -> Record | None:
-    """Return the record of a line; None where the line is not one (a damaged disk, a later format)."""
+    """Return the record of a line; None where the line is no record (a damaged disk, a later format)."""
     try:
-        found = json.loads(raw)
+        values = json.loads(raw)
     except ValueError:
         return None
-    if not isinstance(found, dict) or found.get("v") != FORMAT:
+    if not isinstance(values, dict) or values.get("v") != FORMAT:
         return None
-    kind, uid, time_ms = found.get("kind"), found.get("uid"), found.get("time_ms")
+    kind, uid, time_ms = values.get("kind"), values.get("uid"), values.get("time_ms")
     if not (isinstance(kind, str) and isinstance(uid, str) and isinstance(time_ms, int)):
         return None
-    if kind == MetricsRecord.kind:  # nearly all lines, so it comes first
-        step, metrics = found.get("step"), found.get("metrics")
+    if kind == MetricsRecord.kind:  # nearly all lines are metrics, so they come first
+        step, metrics = values.get("step"), values.get("metrics")
         if not (isinstance(step, int) and isinstance(metrics, dict)):
             return None
         return MetricsRecord(uid, time_ms, step, metrics)
     known = _KINDS.get(kind)
-    if known is None or any(needed and name not in found for name, needed in known[1].items()):
-        return UnknownRecord(uid, time_ms, kind, found)
-    return known[0](**{name: found[name] for name in known[1] if name in found})
+    if known is None or any(required and name not in values for name, required in known[1].items()):
+        return UnknownRecord(uid, time_ms, kind, values)
+    return known[0](**{name: values[name] for name in known[1] if name in values})

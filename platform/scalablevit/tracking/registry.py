@@ -1,4 +1,4 @@
-"""Registering a trained model: code and safetensors, never a pickle; once, however often it is asked for."""
+"""Registers a trained model, as code and safetensors without pickles; once, however often it is called."""
 
 import json
 import logging
@@ -20,35 +20,39 @@ if TYPE_CHECKING:
 
 INPUT = "one column of image files (JPEG, PNG, ...): bytes, or text in base64"
 INPUT_COLUMN = "image"
-"""Of the sample input; the model takes any name."""
+"""Column of the sample input; the model takes any name."""
 LONGEST_DESCRIPTION = 5000
-"""Characters: the column of MLflow's database has no more, and MySQL and PostgreSQL refuse what is longer."""
+"""Most characters of the column in MLflow's database; MySQL and PostgreSQL refuse a longer text."""
 LOOKUP_TIMEOUT_S = 10
+"""Longest wait in seconds for the answer of `version_of_run`."""
 
 
 def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: Path) -> "ModelVersion":
-    """Make the version that a record asks for, point its alias at it and describe it.
+    """Create the version that a record asks for, point the record's alias at it, and set its description.
 
-    Killed anywhere in between and called again, it goes on with what is there: the logged model and the version are
-    found by the registration's uid. A description that somebody has written since then stays.
+    If the process is killed in between, the next call finishes the work: it finds the logged model and the version by
+    the registration's uid. A description that somebody has written in the meantime stays.
 
     Args:
-        client: MLflow, for runs and registry.
+        client: MLflow's client, for runs and registry.
         run_id: MLflow's id of the run that trained the model.
-        record: what is asked for.
-        outbox: folder of the outbox, which keeps copies of the packages that the model's code imports.
+        record: the model to register.
+        outbox: folder of the outbox, which has copies of the packages that the model's code imports.
+
+    Returns:
+        The new or existing version.
 
     Raises:
         Refused: a file of the model or its code is missing, or the code does not run.
     """
-    code, users = outbox / record.code, [outbox / each for each in record.user_code or ()]
-    needed = [Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving]
-    missing = [str(path) for path in (*needed, *(each / "__init__.py" for each in users)) if not path.is_file()]
+    code, users = outbox / record.code, [outbox / package for package in record.user_code or ()]
+    required = [Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving]
+    missing = [str(path) for path in (*required, *(package / "__init__.py" for package in users)) if not path.is_file()]
     if missing:
         raise Refused(f"gone: {', '.join(missing)}")
     name, registration = record.name, record.registration
-    found = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
-    version = found[0] if found else _create_version(client, client.get_run(run_id), record, [code, *users])
+    versions = client.search_model_versions(f"name = '{name}' and tag.`{UID}` = '{registration}'", max_results=1)
+    version = versions[0] if versions else _create_version(client, client.get_run(run_id), record, [code, *users])
     _point(client, version, record.alias)
     if record.description and not version.description:
         text = record.description.replace(VERSION_PLACE, str(version.version))
@@ -65,7 +69,7 @@ def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, cod
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # The location rather than models:/<id>, which the SQLite registry would look up at mlflow's global address.
+    # Not models:/<id>, which the SQLite registry would look up at MLflow's global address.
     return client.create_model_version(
         record.name,
         model.artifact_location,
@@ -77,7 +81,7 @@ def _create_version(client: "MlflowClient", run: "Run", record: ModelRecord, cod
 
 
 def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code: list[Path]) -> "LoggedModel":
-    """The model's files in MLflow; one whose upload was cut short is thrown away and made again."""
+    """Return the logged model with the model's files; one whose upload was interrupted is deleted and made again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment, registration = run.info.experiment_id, record.registration
@@ -99,21 +103,21 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
     """Write MLflow's model folder. MLflow runs the serving file once to check it: it is our own code.
 
     Args:
-        target: the folder.
-        model: as MLflow knows it.
-        record: the `model` record.
+        target: the folder to write.
+        model: the model's entry in MLflow.
+        record: the model to register.
         code: folders of packages, ours first.
 
     Raises:
-        Refused: that code does not run; no server has a part in it, so trying again is of no use.
+        Refused: the serving file does not run; no server takes part in that, so trying again is of no use.
     """
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
 
-    # The signature is given, so the sample input is kept and not run. It names no input: MLflow would enforce it before
-    # the model sees a request, drop further columns silently and repeat all bytes of an image in its refusals.
+    # With a signature given, MLflow stores the sample input without running it. The signature names no input: MLflow
+    # would enforce it before the model sees a request, drop further columns silently and repeat image bytes in errors.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it says that it validates the sample
     folder = Path(record.folder)
@@ -128,7 +132,7 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(code[0] / record.serving),
-            code_paths=[str(each) for each in code],
+            code_paths=[str(package) for package in code],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
             signature=ModelSignature(outputs=_output_schema(record.outputs)),
             input_example=None if record.sample is None else pd.DataFrame({INPUT_COLUMN: [record.sample]}),
@@ -145,26 +149,26 @@ def _output_schema(columns: str | None) -> "Schema":
     from mlflow.types.schema import AnyType
 
     if columns is not None:
-        known: Schema = Schema.from_json(columns)
-        return known
+        schema: Schema = Schema.from_json(columns)
+        return schema
     return Schema([ColSpec(AnyType())])  # type: ignore[no-untyped-call]
 
 
 def _point(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
-    """Move the alias forward only: an old record that is sent again must not take it back."""
+    """Move an alias to a version, but never back: an old record may be sent again."""
     registered = client.get_registered_model(version.name)
     if int(registered.aliases.get(alias, 0)) < int(version.version):
         client.set_registered_model_alias(version.name, alias, version.version)
 
 
 def version_of_run(uri: str, name: str, run_uid: str) -> str:
-    """Number of the newest version of `name` that a run made; empty when there is none.
+    """Return the number of the newest version of `name` that a run made; empty when there is none.
 
     Args:
         uri: tracking and registry address.
-        name: registered model.
+        name: name of the registered model.
         run_uid: our uid of the run.
     """
     with bounded_requests(LOOKUP_TIMEOUT_S):
-        found = connect(uri).search_model_versions(f"name = '{name}' and tag.`{RUN_UID}` = '{run_uid}'")
-    return str(max((int(version.version) for version in found), default=""))
+        versions = connect(uri).search_model_versions(f"name = '{name}' and tag.`{RUN_UID}` = '{run_uid}'")
+    return str(max((int(version.version) for version in versions), default=""))

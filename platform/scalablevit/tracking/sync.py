@@ -20,11 +20,11 @@ from scalablevit.tracking.connection import (
     MESSAGE_LENGTH,
     Away,
     bounded_requests,
-    brief,
     check_uri,
+    classify_error,
     connect,
+    format_error,
     mask,
-    verdict,
     without_credentials,
 )
 from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
@@ -32,41 +32,47 @@ from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_
 from scalablevit.tracking.records import ArtifactRecord, MetricsRecord, ModelRecord, RunRecord, UnreadLine
 
 POLL_S = 1.0
+"""Seconds between two looks for new records."""
 LONGEST_PAUSE_S = 30.0
+"""Longest pause in seconds between two tries while the server is away."""
 REQUEST_TIMEOUT_S = 10
+"""Longest wait in seconds for the answer to one request."""
 UPLOAD_TIMEOUT_S = 300
+"""The same for an upload of files or a model."""
 UNCLEAR_TRIES = 5
+"""Tries of a record whose error says neither that the server is away nor that it refuses the record."""
 LIVE_WITHIN_MS = 60_000
+"""A run whose latest record is not older than this, in milliseconds, counts as still at work."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class SyncProgress:
     """How far an outbox has been sent to a server: `shipped.json`."""
 
     uri: str
-    """The server, without credentials. Another one gets everything from the start."""
+    """The server's address without credentials; another server gets everything from the start."""
     offset: int = 0
-    """Bytes of the outbox that have arrived or were set aside."""
+    """Bytes of the outbox whose records have arrived or were set aside."""
     runs: dict[str, str] = field(default_factory=dict)
     """MLflow run id by our uid."""
 
     @classmethod
-    def load(cls, folder: Path, uri: str) -> "Progress":
-        """What was saved for this server; a lost or torn file costs only sending again what MLflow then ignores."""
+    def load(cls, folder: Path, uri: str) -> "SyncProgress":
+        """Return the saved progress for this server, else a new one: MLflow ignores what is then sent again."""
         saved = load_progress(folder)
         return saved if saved is not None and saved.uri == uri else cls(uri)
 
     def save(self, folder: Path) -> None:
-        """Replace the file as a whole."""
+        """Write the progress to the outbox's folder; the file is replaced as a whole."""
         write_file(folder / SENT, json.dumps(asdict(self)).encode(), durable=False)
 
 
-def load_progress(folder: Path) -> Progress | None:
-    """Where an outbox was sent last and how far, or None."""
+def load_progress(folder: Path) -> SyncProgress | None:
+    """Return where an outbox was sent last, and how far; None where it is unknown."""
     try:
-        saved = Progress(**json.loads((folder / SENT).read_bytes()))
+        saved = SyncProgress(**json.loads((folder / SENT).read_bytes()))
         size = (folder / RECORDS).stat().st_size
     except (OSError, ValueError, TypeError):
         return None
@@ -74,7 +80,7 @@ def load_progress(folder: Path) -> Progress | None:
 
 
 def refused_records(folder: Path) -> list[str]:
-    """What `refused.jsonl` of an outbox holds, a line for each run, kind and reason: `run NAME, KIND: REASON`."""
+    """Return a line for each run, kind and reason in an outbox's `refused.jsonl`: `run NAME, KIND: REASON`."""
     if not (folder / REFUSED).exists():
         return []
     names = {}
@@ -96,30 +102,31 @@ def refused_records(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Pending:
-    """What has not been sent."""
+    """The records of an outbox that have not been sent."""
 
     records: int
-    """Records still waiting in the outbox."""
+    """Number of records still waiting in the outbox."""
     refused: int
-    """Records, or parts of one, that this sync set aside in `refused.jsonl`."""
+    """Number of records, or parts of one, that this sync set aside in `refused.jsonl`."""
     error: str | None
-    """Why they wait, on one line without secrets; None while all is well."""
+    """Why records wait, on one line without secrets; None while nothing fails."""
 
 
 class OutboxSync:
-    """Sends one outbox to one server; only one sync at a time does, whatever process it is in.
+    """Sends one outbox to one server; among all processes, only one sync at a time sends an outbox.
 
     Sending is in order and repeatable: the offset moves after success, and all that may have been sent before a crash
-    is sent again in a form that MLflow recognises. While the server is away it waits, longer and longer up to
-    `LONGEST_PAUSE_S`; what the server refuses for good goes to `refused.jsonl` with the reason, and the rest goes on.
+    is sent again in a form that MLflow recognises. While the server is away, the pause between tries doubles up to
+    `LONGEST_PAUSE_S`; what the server refuses for good is written to `refused.jsonl` with the reason and skipped.
 
     Args:
-        folder: the outbox.
+        folder: the outbox's folder.
         uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
-        request_timeout_s: longest wait for one answer; an upload may take `UPLOAD_TIMEOUT_S`, a new run a minute.
+        request_timeout_s: longest wait in seconds for one answer; an upload may take `UPLOAD_TIMEOUT_S`, a new run
+            `mlflow_writer.CREATE_TIMEOUT_S`.
 
     Raises:
-        UserError: an address that cannot be written to.
+        UserError: the address cannot be written to, see `connection.check_uri`.
     """
 
     def __init__(self, folder: Path, uri: str, *, request_timeout_s: int = REQUEST_TIMEOUT_S) -> None:
@@ -127,7 +134,7 @@ class OutboxSync:
         self._folder = Path(folder)
         self._uri = uri
         self._request_timeout_s = request_timeout_s
-        self._progress = Progress(without_credentials(uri))
+        self._progress = SyncProgress(without_credentials(uri))
         self._writer: MLflowWriter | None = None
         self._refused = 0
         self._unclear = 0
@@ -140,11 +147,11 @@ class OutboxSync:
         self._thread = threading.Thread(target=self._work, name="mlflow-sync", daemon=True)
 
     def start(self) -> None:
-        """Begin sending in the background; `Outbox` has made the folder before."""
+        """Begin sending in the background; the outbox's folder must exist."""
         self._thread.start()
 
     def drain(self, timeout_s: float) -> Pending:
-        """Wait until everything has been sent, at most `timeout_s`; then say what is left. For the end of a job."""
+        """Wait up to `timeout_s` seconds until everything has been sent, and return what is left; for a job's end."""
         deadline = time.monotonic() + timeout_s
         self._draining = True
         self._wake.set()
@@ -154,34 +161,38 @@ class OutboxSync:
         return self.pending()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after the request it is in; what is left stays in the outbox."""
+        """End the thread after its present request, waiting up to `timeout_s` seconds; the rest stays in the outbox."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout_s)
 
     def pending(self) -> Pending:
-        """What has not been sent."""
+        """Return what has not been sent."""
         return Pending(self._count_left(), self._refused, self._error)
 
     def status(self) -> str:
-        """One line for people."""
-        left = self.pending()
-        place = f"MLflow at {without_credentials(self._uri)}"
-        aside = f"; {left.refused} refused, see {self._folder / REFUSED}" if left.refused else ""
-        if left.records == 0:
-            return f"{place}: everything sent{aside}"
-        why = f" ({left.error})" if left.error else ""
+        """Return one line for people on what has been sent."""
+        pending = self.pending()
+        server = f"MLflow at {without_credentials(self._uri)}"
+        refused = f"; {pending.refused} refused, see {self._folder / REFUSED}" if pending.refused else ""
+        if pending.records == 0:
+            return f"{server}: everything sent{refused}"
+        why = f" ({pending.error})" if pending.error else ""
         since = f" for {time.monotonic() - self._away_since:.0f} s" if self._away_since is not None else ""
-        return f"{place}: {left.records} records waiting{since}{why}{aside}"
+        return f"{server}: {pending.records} records waiting{since}{why}{refused}"
 
     def send_left(self, *, from_start: bool = False) -> Pending:
-        """Send what is left, in this thread, up to the first failure; for an outbox whose job is gone.
+        """Send the remaining records, in this thread, up to the first failure; for an outbox whose job has ended.
 
-        Holding the sync's lock shows that no job is at work on the outbox, so runs that nobody ended are recorded
-        as KILLED, at the time of their latest record.
+        Holding the sync's lock shows that no job is at work on the outbox, so runs without an end are recorded as
+        KILLED, at the time of their latest record.
 
         Args:
-            from_start: send every record again, for a server that lost some or refused some before; it keeps one each.
+            from_start: send every record again, for a server that lost some or refused some before; MLflow keeps one
+                of each.
+
+        Returns:
+            What is still not sent.
         """
         try:
             with self._own_lock() as owned:
@@ -196,29 +207,29 @@ class OutboxSync:
                     pass
                 self._error = None
         except Exception as error:
-            self._error = brief(error, self._uri)
+            self._error = format_error(error, self._uri)
         return self.pending()
 
     def _count_left(self) -> int:
-        """Counted from the file while another process sends."""
+        """Return the number of unsent records by the saved progress: another process may be the one that sends."""
         saved = load_progress(self._folder)
-        here = saved is not None and saved.uri == self._progress.uri
-        return count_lines(self._folder, saved.offset if saved is not None and here else 0)
+        same_server = saved is not None and saved.uri == self._progress.uri
+        return count_lines(self._folder, saved.offset if saved is not None and same_server else 0)
 
     def _work(self) -> None:
-        """The thread: wait for the lock, then send until told to stop."""
+        """Run the thread: wait for the lock, then send until `stop` is called."""
         while not self._stopping.is_set():
             try:
                 with self._own_lock() as owned:
                     if owned:
                         self._load()
-                        # also when nothing ever arrives: pipelines/sync.py then knows where to
+                        # even if nothing ever arrives: `scalablevit sync` then knows the server
                         self._progress.save(self._folder)
                         self._send_until_stopped()
                     else:
                         self._error = f"{self._owner()} is sending it"
             except Exception as error:
-                # Such as a folder that was removed: said once, tried again.
+                # Such as a folder that was removed: reported once, tried again.
                 self._failed(error)
             self._rest()
 
@@ -239,11 +250,11 @@ class OutboxSync:
         self._wake.clear()
 
     def _load(self) -> None:
-        self._progress = Progress.load(self._folder, self._progress.uri)
+        self._progress = SyncProgress.load(self._folder, self._progress.uri)
         self._writer = None
 
     def _send_next(self) -> bool:
-        """Send the next record, or the next metrics together; False when nothing is left."""
+        """Send the next record, or the next metrics together; return False when nothing is left."""
         lines = self._next_lines()
         if not lines:
             return False
@@ -263,7 +274,7 @@ class OutboxSync:
         return True
 
     def _next_lines(self) -> list[Line]:
-        """One line, or as many metrics lines of one run as fit a call."""
+        """Return the next line, or as many metrics lines of one run as fit into one request."""
         lines: list[Line] = []
         points = 0
         for line in read_lines(self._folder, self._progress.offset):
@@ -279,7 +290,7 @@ class OutboxSync:
         return lines
 
     def _send(self, lines: Sequence[Line]) -> list[Refusal]:
-        """What of these lines the server refuses; raises what means to try again."""
+        """Send lines and return what the server refuses of them; raise an error after which to try again."""
         records = [line.record for line in lines if line.record is not None]
         if not records:
             return [Refusal(UnreadLine(lines[0].raw), "not a record that this version can read")]
@@ -293,19 +304,19 @@ class OutboxSync:
             except RunGone:
                 raise
             except Exception as error:
-                if not self._for_good(error, records[0].uid):
+                if not self._is_final(error, records[0].uid):
                     raise
                 return [Refusal(record, str(error)) for record in records]
 
-    def _for_good(self, error: Exception, uid: str) -> bool:
-        """Whether trying again is of no use.
+    def _is_final(self, error: Exception, uid: str) -> bool:
+        """Return whether trying again is of no use.
 
-        What is unclear gets some tries, and is refused only while the server takes something else for the same run: a
-        database that can be read but not written is away.
+        An unclear error gets some tries, and then counts as a refusal only if the server accepts another write for the
+        same run: a database that can be read but not written counts as away.
         """
-        judged = verdict(error)
-        if judged != "unclear":
-            return judged == "refused"
+        verdict = classify_error(error)
+        if verdict != "unclear":
+            return verdict == "refused"
         self._unclear += 1
         if self._unclear < UNCLEAR_TRIES or self._writer is None:
             return False
@@ -320,7 +331,7 @@ class OutboxSync:
                 entry = {"time_ms": now_ms(), "reason": reason, "record": refusal.record.as_dict()}
                 file.write(json.dumps(entry) + "\n")
         self._refused += len(refusals)
-        reason = brief(Exception(refusals[0].reason), self._uri)
+        reason = format_error(Exception(refusals[0].reason), self._uri)
         self._say(f"MLflow refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
 
     def _succeeded(self) -> None:
@@ -330,27 +341,27 @@ class OutboxSync:
         self._pause_s = POLL_S
 
     def _failed(self, error: Exception) -> None:
-        self._error = brief(error, self._uri)
+        self._error = format_error(error, self._uri)
         if self._away_since is None:
             self._away_since = time.monotonic()
-            place = f"MLflow at {without_credentials(self._uri)}"
-            self._say(f"{place}: {self._error}. Records wait in {self._folder}; training goes on")
+            server = f"MLflow at {without_credentials(self._uri)}"
+            self._say(f"{server}: {self._error}. Records wait in {self._folder}; training goes on")
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _say(self, message: str) -> None:
         logger.warning(message)
 
     def _end_dead_runs(self) -> None:
-        dead = {uid: last for uid, last in open_runs(self._folder).items() if now_ms() - last > LIVE_WITHIN_MS}
+        dead = {uid: latest for uid, latest in open_runs(self._folder).items() if now_ms() - latest > LIVE_WITHIN_MS}
         if dead:
             outbox = Outbox(self._folder)
-            for uid, last in dead.items():
-                outbox.end(uid, "KILLED", time_ms=last)
+            for uid, latest in dead.items():
+                outbox.end(uid, "KILLED", time_ms=latest)
             outbox.close()
 
     @contextmanager
     def _own_lock(self) -> Iterator[bool]:
-        """Whether the sync's lock is ours; a process that dies gives it back."""
+        """Try to take the sync's lock for the block, and yield whether it is ours; a process that dies releases it."""
         with (self._folder / SYNC_LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -371,5 +382,5 @@ def _write_owner(file: IO[str]) -> None:
 
 
 def _run_of(line: Line) -> str | None:
-    """What metrics lines must share to go out together; None for every other line."""
+    """Return the run of a metrics line: those of one run are sent together; None for every other line."""
     return line.record.uid if isinstance(line.record, MetricsRecord) else None

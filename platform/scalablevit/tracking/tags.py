@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 
 UID = "scalablevit.uid"
-"""On a run: our run uid. On a model version: the registration's uid. What makes sending twice harmless."""
+"""On a run: our run uid. On a model version: the registration's uid. It makes sending twice harmless."""
 RUN_UID = "scalablevit.run_uid"
 """On a model version: uid of the run that trained it."""
 WEIGHTS_SHA256 = "scalablevit.weights_sha256"
@@ -12,7 +12,7 @@ WEIGHTS_SHA256 = "scalablevit.weights_sha256"
 CONFIG_SHA256 = "scalablevit.config_sha256"
 """On a model version: SHA-256 of `config.json`, checked by every reader."""
 CODE_DIGEST = "scalablevit.code_digest"
-"""On a model version: digest of the package files it was trained with."""
+"""On a model version: digest of our package's files that it was trained with."""
 USER_CODE = "scalablevit.user_code"
 """On a run or model version: content sum of each package that its recipe imports, by name, as JSON."""
 RECIPE_HASH = "scalablevit.recipe_hash"
@@ -20,38 +20,38 @@ RECIPE_HASH = "scalablevit.recipe_hash"
 DATA_DIGEST = "scalablevit.data_digest"
 """On a run, model version or data set: digest of the data (MLflow's own field keeps 36 characters)."""
 PARENT_VERSION = "scalablevit.parent_version"
-"""On a model version: `<name>/<version>` of the registered model whose weights it started from."""
+"""On a model version: `<name>/<version>` of the registered model whose weights training started from."""
 INIT_SHA256 = "scalablevit.init_sha256"
 """On a run or model version: SHA-256 of the weights file that training started from."""
 METRIC = "scalablevit.metric"
 """On a model version: name, value and step of the evaluation that chose it."""
 SEARCH = "scalablevit.search"
-"""On a run or model version: name of the search's run that found its values."""
+"""On a run or model version: name of the run of the search that found its values."""
 SEARCH_UID = "scalablevit.search_uid"
-"""On a run or model version: uid of that run."""
+"""On a run or model version: our uid of that search's run."""
 SEARCH_TRIAL = "scalablevit.search_trial"
 """On a run or model version: number of the trial that had its values."""
 PROMOTION = "scalablevit.promotion"
-"""On a model version: what its last trial for champion came to, in words."""
+"""On a model version: result of its last comparison with the champion, in words."""
 PROMOTION_EVIDENCE = "scalablevit.promotion_evidence"
-"""On a model version: the metrics, limits and circumstances of that trial, as JSON."""
+"""On a model version: metrics, limits and circumstances of that comparison, as JSON."""
 PREVIOUS_CHAMPION = "scalablevit.previous_champion"
 """On a version that became champion: number of the version that was champion before; `none` for the first one."""
 ROLLED_BACK = "scalablevit.rolled_back"
-"""On a version that was champion: when it was taken back, and to which version."""
+"""On a version that was champion: when the champion was moved back from it, and to which version."""
 
 
 def best_metric(metric: str) -> str:
-    """Return the metric of a run that holds the value of its best evaluation, by which runs are sorted: `best/top1`.
+    """Return the name of the metric that holds the value of a run's best evaluation, such as `best/top1`.
 
     Args:
-        metric: as evaluations report it, such as `val/top1`.
+        metric: name of the metric in evaluations, such as `val/top1`.
     """
     return f"best/{metric.removeprefix('val/')}"
 
 
 def user_code(sums: Mapping[str, str]) -> dict[str, str]:
-    """Return the tag of users' own code; none where there is no such code.
+    """Return the tag of users' own code; empty where there is no such code.
 
     Args:
         sums: content sum of each package, by name.

@@ -1,4 +1,4 @@
-"""Weights of a registered model, fetched and checked; executes nothing of what it fetches."""
+"""Fetches and checks the weights of a registered model; executes nothing of what it fetches."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
-from scalablevit.tracking.connection import bounded_requests, brief, check_there, connect, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 REQUEST_TIMEOUT_S = 30
+"""Longest wait in seconds for the answer to one attempt of a request."""
 REQUEST_RETRIES = 2
+"""Attempts of a request after the first one."""
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]+))")
 
@@ -29,33 +31,35 @@ class RegisteredWeights:
     """A registered version's weights on this machine."""
 
     weights: Path
-    """`weights.safetensors`, equal to the version's SHA-256 tag."""
+    """File `weights.safetensors`, whose SHA-256 equals the version's tag."""
     config: ModelConfig
-    """Its `config.json`, the stage in the current version."""
+    """Content of the version's `config.json`, upgraded to the current version of recipes."""
     name: str
+    """Name of the registered model."""
     version: int
     run_id: str
-    """MLflow's id of the run that made it."""
+    """MLflow's id of the run that made the version."""
     tags: dict[str, str]
     """Lineage, by the names of `tracking.tags`."""
 
 
 def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> RegisteredWeights:
-    """Fetch weights and config of `models:/<name>@<alias>` or `models:/<name>/<version>`, unless they are cached.
+    """Return weights and config of `models:/<name>@<alias>` or `models:/<name>/<version>`; fetch them if necessary.
 
     Args:
         model_uri: the registered version.
-        tracking_uri: where the registry is.
-        cache: folder; files are named by the SHA-256 of the weights.
+        tracking_uri: address of the registry.
+        cache: folder of fetched files, in subfolders named by the SHA-256 of the weights.
 
     Raises:
-        UserError: no such version, not one of ours, files that differ from its sums, or no answer.
+        UserError: there is no such version, this platform did not register it, its files differ from its SHA-256 sums,
+            or the server does not answer.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    asked = _MODEL_URI.fullmatch(model_uri)
-    if asked is None:
+    parts = _MODEL_URI.fullmatch(model_uri)
+    if parts is None:
         raise UserError(
             f"{model_uri!r} names no registered version",
             where="model.init",
@@ -65,14 +69,14 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             client = connect(tracking_uri)
-            version = _version(client, asked)
+            version = _version(client, parts)
             sums = _sums(version, model_uri)
             folder = cache / sums[WEIGHTS_NAME]
             if not _intact(folder, sums):
                 _fetch(client, version, tracking_uri, folder)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"{model_uri}: {brief(error, tracking_uri)}",
+            f"{model_uri}: {format_error(error, tracking_uri)}",
             where=without_credentials(tracking_uri),
             fix="name a version that is registered there, and make sure that the server answers",
         ) from None
@@ -88,14 +92,14 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
     )
 
 
-def _version(client: "MlflowClient", asked: re.Match[str]) -> "ModelVersion":
-    if asked["alias"] is not None:
-        return client.get_model_version_by_alias(asked["name"], asked["alias"])
-    return client.get_model_version(asked["name"], asked["version"])
+def _version(client: "MlflowClient", parts: re.Match[str]) -> "ModelVersion":
+    if parts["alias"] is not None:
+        return client.get_model_version_by_alias(parts["name"], parts["alias"])
+    return client.get_model_version(parts["name"], parts["version"])
 
 
 def _sums(version: "ModelVersion", model_uri: str) -> dict[str, str]:
-    """SHA-256 by file name; also makes sure that a tag is fit to be a folder's name."""
+    """Return the SHA-256 by file name, after checking their form: one becomes the name of a folder."""
     sums = {WEIGHTS_NAME: version.tags.get(WEIGHTS_SHA256, ""), CONFIG_NAME: version.tags.get(CONFIG_SHA256, "")}
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values()):
         raise UserError(
@@ -115,14 +119,14 @@ def _intact(folder: Path, sums: dict[str, str]) -> bool:
 
 
 def _fetch(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, folder: Path) -> None:
-    """Download the two files, and only those, each moved into place whole."""
+    """Download the two files and no others; each is moved to the folder when it is complete."""
     import mlflow.artifacts
 
     location = client.get_model_version_download_uri(version.name, str(version.version))
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
-        with tempfile.TemporaryDirectory(dir=folder) as part:
-            got = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{location}/artifacts/{name}", dst_path=part, tracking_uri=tracking_uri
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            downloaded = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{location}/artifacts/{name}", dst_path=temporary, tracking_uri=tracking_uri
             )
-            Path(got).replace(folder / name)
+            Path(downloaded).replace(folder / name)

@@ -1,6 +1,6 @@
 """The events of a run's `attempts.jsonl`: when a job asked for workers, they took their first step, or were lost.
 
-Each line is `event`, the kind, and the fields of its class.
+A line has the event's kind as `event`, and the fields of its class.
 """
 
 import json
@@ -14,23 +14,26 @@ from typing import ClassVar, TypeAlias
 
 @dataclass
 class StartupTimings:
-    """Times at which an attempt reached its steps of starting on rank 0, in seconds since the epoch; filled in there.
+    """Times at which rank 0 reached the phases of an attempt's start, in seconds since the epoch; 0: not yet reached.
 
-    It is written down once the first step is done.
+    Rank 0 fills them in; the event is written once the first step is done.
     """
 
     kind: ClassVar[str] = "started"
     entered: float
+    """Ray called the worker's function."""
     imported: float = 0.0
+    """The training code is imported."""
     opened: float = 0.0
-    """The data is known."""
+    """The data sources are open."""
     built: float = 0.0
-    """Model and optimizer are there, with the values to go on from."""
+    """Model and optimizer are built, with the values to continue from."""
     first_step: float = 0.0
+    """The first step is done."""
     from_step: int = 0
-    """Steps done before this attempt."""
+    """Optimizer steps done before this attempt."""
     world: int = 0
-    """Ranks."""
+    """Number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Submitted:
     time: float
     """Seconds since the epoch."""
     last: float | None
-    """When the job before it was last known to be at work."""
+    """When the previous job was last known to be at work, seconds since the epoch; None: there was none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Lost:
 
     kind: ClassVar[str] = "lost"
     time: float | None = None
-    """Seconds since the epoch; earlier releases did not write it down."""
+    """Seconds since the epoch; None in files of earlier releases."""
     ranks: Mapping[str, str] = field(default_factory=dict)
     """Reason by rank."""
 
@@ -66,46 +69,46 @@ Event: TypeAlias = StartupTimings | Submitted | Lost | UnknownEvent
 
 
 def add_event(path: Path, event: StartupTimings | Submitted | Lost) -> None:
-    """Append an event; a disk that does not take it is reported on standard error only."""
+    """Append an event to `attempts.jsonl`; a failed write is reported on standard error only."""
     line = json.dumps({"event": event.kind, **vars(event)}).encode() + b"\n"
     try:
         with path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
-            torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that died while it wrote
-            file.write(b"\n" * torn + line)
+            incomplete = file.read(1) not in (b"", b"\n")  # a line of a process that died while it wrote
+            file.write(b"\n" * incomplete + line)
     except OSError as error:
         print(f"{path} was not written: {error}", file=sys.stderr)
 
 
 def read_attempts(file: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Return the events from a byte offset on, and where reading goes on; a line that is being written is left out.
+    """Return the events from a byte offset on, and the offset of the next ones; skip a line that is being written.
 
-    Lines that are no events (a power cut, a damaged disk) are left out, too, and counted on standard error.
+    Lines that are no events (a power cut, a damaged disk) are skipped, too, and counted on standard error.
     """
     try:
         with file.open("rb") as opened:
             opened.seek(offset)
-            whole = [line for line in opened if line.endswith(b"\n")]
+            lines = [line for line in opened if line.endswith(b"\n")]
     except FileNotFoundError:
         return [], offset
-    events = [event for line in whole if (event := _parsed(line)) is not None]
-    if len(events) < len(whole):
-        print(f"{file}: {len(whole) - len(events)} unreadable lines were left out", file=sys.stderr, flush=True)
-    return events, offset + sum(map(len, whole))
+    events = [event for line in lines if (event := _parsed(line)) is not None]
+    if len(events) < len(lines):
+        print(f"{file}: {len(lines) - len(events)} unreadable lines were left out", file=sys.stderr, flush=True)
+    return events, offset + sum(map(len, lines))
 
 
 def _parsed(line: bytes) -> Event | None:
     try:
-        found = json.loads(line)
+        values = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+    if not isinstance(values, dict) or not isinstance(values.get("event"), str):
         return None
     for event in (StartupTimings, Submitted, Lost):
-        if event.kind == found["event"]:
+        if event.kind == values["event"]:
             try:
-                return event(**{each.name: found[each.name] for each in fields(event) if each.name in found})
-            except TypeError:  # without a field that it always had
+                return event(**{field.name: values[field.name] for field in fields(event) if field.name in values})
+            except TypeError:  # a required field is missing
                 return None
-    return UnknownEvent(found["event"])
+    return UnknownEvent(values["event"])

@@ -1,4 +1,4 @@
-"""What Ray Train's controller learns of a run's workers, on its way into the run's `attempts.jsonl`."""
+"""Writes what Ray Train's controller learns of a run's workers into the run's `attempts.jsonl`."""
 
 import time
 from pathlib import Path
@@ -18,26 +18,26 @@ class AttemptsCallback(UserCallback):
     An exception out of a callback ends the run, so none gets out.
 
     Args:
-        file: on a local disk.
+        file: path of `attempts.jsonl`, on a local disk.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Ray calls it once all ranks have reported."""
-        for reported in metrics:
-            if reported.get("started"):
-                add_event(self._file, StartupTimings(**reported["started"]))
+        """Add `StartupTimings` if a report has them; Ray calls this once all ranks have reported."""
+        for report in metrics:
+            if report.get("started"):
+                add_event(self._file, StartupTimings(**report["started"]))
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray calls it with what happened to each rank that did not go on."""
+        """Add `Lost`; Ray calls this with the exception of each rank that failed or was lost."""
         ranks = {str(rank): reason_of(error) for rank, error in sorted(worker_exceptions.items())}
         add_event(self._file, Lost(time.time(), ranks))
 
 
 def reason_of(error: Exception) -> str:
-    """One line of what Ray says of a worker: of a traceback the last line, of its own messages the first."""
+    """Return one line of Ray's error about a worker: the last line of a traceback, the first of another message."""
     error = failed_health_check(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:

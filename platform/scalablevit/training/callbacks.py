@@ -1,4 +1,4 @@
-"""Callbacks of the training loop on each rank: batches in, metrics and checkpoints out."""
+"""The training loop's callbacks on each rank: they read batches, and report metrics and checkpoints."""
 
 import logging
 import time
@@ -30,30 +30,30 @@ from scalablevit.training.storage import add_bad_samples
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY_MS = 1000
-"""Records are handed on at most this often: Ray's controller takes one report per poll."""
+"""Fewest milliseconds between two reports of records: Ray's controller takes one report per poll."""
 
 LOOK_EVERY_S = 1.0
-"""Between two questions whether a node is about to go: all ranks meet for one."""
+"""Seconds between two checks whether a node is about to be taken away, for which all ranks meet."""
 FIRST_LOOKS = 10
-"""Steps between two such questions until the first log point shows how long a step takes."""
+"""Steps between two such checks until the first log point shows how long a step takes."""
 
 
 Send = Callable[[list[Record], dict[str, float]], None]
-"""Hands records and this node's metrics on; every rank calls it at the same time."""
+"""Reports records and this node's metrics; all ranks call it at the same step."""
 
 
 class WorkerCallbacks:
     """The loop's `TrainCallbacks` on one rank.
 
     Args:
-        context: what is trained.
-        state: what the loop changes.
-        source: samples by split.
+        context: what is fixed while this rank trains.
+        state: the training state, which the loop changes.
+        source: the samples by split.
         store: the run's checkpoints.
-        send: takes records.
-        poller: knows whether a node is about to go.
-        run_folder: path or address.
-        stored_first: hand an evaluation on only when its checkpoint is stored.
+        send: reports records.
+        poller: finds out whether a node is about to be taken away.
+        run_folder: the run's folder in run storage, path or address.
+        stored_first: report an evaluation only after its checkpoint is stored.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class WorkerCallbacks:
         self._stored_first = stored_first
         self._poller = poller
         self._node = NodeSampler(context.device)
-        # records that a killed controller may not have passed on, at once: each report waits for all ranks
-        # the outbox drops doubles
+        # records that a killed controller may not have passed on, in one report: each report waits for all ranks;
+        # the outbox drops duplicates
         self.sender = ThrottledReporter(send, self._node, waiting=state.history, paced=not stored_first)
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
@@ -85,7 +85,7 @@ class WorkerCallbacks:
         self._val = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """Micro-batches from a position of the stream to the end of the recipe."""
+        """Return the micro-batches from a position (in steps) of the stream to the end of the recipe."""
         context, training = self._context, self._context.stage.training
         keys = TrainBatches(
             self._order,
@@ -101,18 +101,18 @@ class WorkerCallbacks:
         return prefetch(loader, context.device)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics on the validation split."""
+        """Return the metrics on the validation split, equal on all ranks."""
         context = self._context
         batches, registered = eval_batches_of(context, self._val), registered_metrics(context.stage)
         return evaluate(context.task, model, batches, context.autocast(), registered=registered)
 
     def report(self, record: Record) -> None:
-        """Hand a record on, soon."""
+        """Report a record, at once or with later ones: see `ThrottledReporter`."""
         self._poller.learn(record, self._context.stage.training.global_batch_size)
         self.sender.add(record)
 
     def save(self, state: TrainState, value: float | None) -> None:
-        """Write a checkpoint in the background."""
+        """Write a checkpoint in the background, on rank 0; `value` is the evaluation's score, None without one."""
         if self._context.rank == 0:
             self.writer.submit(state.snapshot(), value if value == value else None)
             if self._stored_first:
@@ -121,26 +121,26 @@ class WorkerCallbacks:
         state.forget_old_records()
 
     def save_failed(self) -> bool:
-        """Whether the last checkpoint could not be written."""
+        """Return whether the last checkpoint could not be written."""
         return self.writer.failed is not None
 
-    def name_bad(self, files: dict[str, str]) -> None:
-        """Add to the run's list of undecodable files."""
+    def record_bad_files(self, files: dict[str, str]) -> None:
+        """Add files, with reason by path, to the run's list of undecodable files."""
         if self._context.rank == 0:
             try:
                 add_bad_samples(self._run_folder, files)
-            except OSError as error:  # as for a checkpoint: a full disk must not end training
+            except OSError as error:  # a full disk must not end training
                 logger.error("%s was not written: %s", BAD_SAMPLES, error)
 
     def after_step(self, step: int) -> bool:
-        """Whether a node is about to go: what was trained until now must be saved, and the workers make way."""
+        """Return whether a node is about to be taken away: the loop must then save and end."""
         return self._poller.after_step(step)
 
     def rollback(self, state: TrainState) -> None:
-        """Take on the newest checkpoint.
+        """Restore the state from the newest checkpoint.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no checkpoint.
         """
         self.writer.wait()
         restored = latest_checkpoint_for_all_ranks(self.writer.store, self._context.rank)
@@ -154,20 +154,25 @@ class WorkerCallbacks:
         state.restore(restored[1])
 
     def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
-        """Write the step down."""
+        """Store a step whose loss or gradient is not finite; a failed write is only logged."""
         try:
             capture_step(self._run_folder, self._context, state, micro_batches)
         except OSError as error:
             logger.error("a step that is not finite was not captured: %s", error)
 
     def close(self) -> None:
-        """End the threads, after what is being written."""
+        """Wait for the checkpoint that is being written, and end the threads."""
         self.writer.wait()
         self._node.stop()
 
 
 class PreemptionPoller:
-    """Asks about every `LOOK_EVERY_S` seconds whether a node is about to go, at the same steps on all ranks."""
+    """Checks about every `LOOK_EVERY_S` seconds whether a node is about to go, at the same steps on all ranks.
+
+    Args:
+        about_to_go: returns whether a node is about to be taken away, the same on all ranks.
+        timings: times of the attempt's start; the poller sets `first_step`.
+    """
 
     def __init__(self, about_to_go: Callable[[], bool], timings: StartupTimings) -> None:
         self.timings = timings
@@ -175,22 +180,25 @@ class PreemptionPoller:
         self._every = FIRST_LOOKS
 
     def learn(self, record: Record, global_batch_size: int) -> None:
-        """Take from a record, which is equal on all ranks, how many steps are a second."""
+        """Estimate from a record, which is equal on all ranks, how many steps take `LOOK_EVERY_S` seconds."""
         rate = record.metrics.get("train/images_per_s", 0.0)
         if rate > 0:
             self._every = max(1, round(LOOK_EVERY_S * rate / global_batch_size))
 
     def after_step(self, step: int) -> bool:
-        """Whether a node is about to go; asked at some steps only."""
+        """Return whether a node is about to be taken away; checked at some steps only."""
         if not self.timings.first_step:
             self.timings.first_step = time.time()
         return step % self._every == 0 and self._about_to_go()
 
 
 class ThrottledReporter:
-    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' own, agreed times.
+    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' times, equal on all ranks.
 
     Args:
+        send: reports records.
+        sampler: has this node's metrics.
+        waiting: records to send first.
         paced: False: only `flush` sends.
     """
 
@@ -202,21 +210,21 @@ class ThrottledReporter:
         self._sent_ms = 0
 
     def add(self, record: Record) -> None:
-        """Send now if enough time has passed; equal records on all ranks make equal decisions."""
+        """Add a record, and send if enough time has passed; records are equal on all ranks, so all decide the same."""
         self._waiting.append(record)
         if self._paced and record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
             self.flush()
             self._sent_ms = record.time_ms
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send all records that wait."""
         if self._waiting:
             self._send(self._waiting, self._sampler.latest())
             self._waiting = []
 
 
 def train_order(stage: Stage, source: Source) -> TrainOrder:
-    """The stream of training samples, as the data section asks for it."""
+    """Return the order of the stream of training samples, by the recipe's data section."""
     data, seed = stage.data, stage.training.seed
     if isinstance(data, CocoInstances) and data.group_by_aspect and source.annotations is not None:
         heights, widths = source.annotations.sizes.T
@@ -226,7 +234,7 @@ def train_order(stage: Stage, source: Source) -> TrainOrder:
 
 
 def eval_batches_of(context: TrainContext, data: SampleDataset) -> Iterator[Batch]:
-    """This rank's share of the validation split, in batches as large as a training micro-batch."""
+    """Yield this rank's share of the validation split, in batches as large as a training micro-batch."""
     training = context.stage.training
     size = max(1, training.global_batch_size // (context.world * training.accumulation_steps))
     keys = eval_batches(len(data), context.rank, context.world, size)

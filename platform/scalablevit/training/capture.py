@@ -1,4 +1,4 @@
-"""A step that is not finite, written down whole: from its folder it can be taken again."""
+"""Stores a step whose loss or gradient is not finite, so that `training.replay` can repeat it."""
 
 import json
 from dataclasses import MISSING, fields
@@ -16,26 +16,31 @@ from scalablevit.training.storage import open_filesystem, put
 
 
 def batches_file(rank: int) -> str:
-    """Name of a rank's file of micro-batches."""
+    """Return the name of a rank's file of micro-batches."""
     return f"batches-rank{rank}.safetensors"
 
 
 def capture_step(run_folder: str, context: TrainContext, state: TrainState, micro_batches: list[Batch]) -> None:
-    """Write a step into `<run folder>/nonfinite/step_<n>/`: n steps were done before it.
+    """Write a step into `<run folder>/nonfinite/step_<n>/`, where n is the number of steps done before it.
 
-    Every rank writes its micro-batches as they came from the loader; rank 0 also the state before the step, and what
-    the step's random numbers are functions of.
+    Every rank writes its micro-batches as they came from the loader; rank 0 also writes the state before the step, and
+    what the step's random numbers depend on.
 
     Args:
-        run_folder: path or address.
-        context: what is trained.
-        state: as it was before the step.
-        micro_batches: of this rank.
+        run_folder: the run's folder in run storage, path or address.
+        context: what is fixed while this rank trains.
+        state: the state before the step.
+        micro_batches: this rank's micro-batches of the step.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     filesystem, root = open_filesystem(run_folder)
     folder = f"{root}/{NONFINITE}/step_{state.step:09d}"
     filesystem.create_dir(folder, recursive=True)
-    tensors = {f"{number}/{key}": value for number, batch in enumerate(micro_batches) for key, value in _flat(batch)}
+    tensors = {
+        f"{index}/{key}": value for index, batch in enumerate(micro_batches) for key, value in _named_tensors(batch)
+    }
     put(filesystem, f"{folder}/{batches_file(context.rank)}", safetensors.torch.save(tensors))
     if context.rank == 0:
         snapshot = state.snapshot()
@@ -50,34 +55,39 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
         put(filesystem, f"{folder}/{STEP}", json.dumps(facts, indent=1).encode())
 
 
-def _flat(batch: Batch) -> list[tuple[str, Tensor]]:
-    """A batch's tensors by name, those of lists with their number; what cannot be trained on is left out."""
+def _named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
+    """Return a batch's tensors by name, those of lists as `name/index`, without undecodable samples."""
     tensors = [(name, tensor.detach().cpu().contiguous()) for name, tensor in named_tensors(batch)]
     return [("samples", torch.tensor(batch.samples)), *tensors]
 
 
-def unflat(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[AnyBatch]:
-    """Return the micro-batches of one rank, of the task's class of batch, from the file that holds them."""
+def unpack_batches(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[AnyBatch]:
+    """Return the micro-batches of one rank from the tensors of its file.
+
+    Args:
+        tensors: content of the file, as `<micro-batch>/<name>` or `<micro-batch>/<name>/<index>`.
+        kind: the task's class of batch.
+    """
     batches: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         number, _, name = path.partition("/")
         batches.setdefault(int(number), {})[name] = tensor
-    return [_restored(kind, batches[number]) for number in sorted(batches)]
+    return [_build_batch(kind, batches[index]) for index in sorted(batches)]
 
 
-def _restored(kind: type[AnyBatch], tensors: dict[str, Tensor]) -> AnyBatch:
-    """A batch of stored tensors; a required field without any was a list without a member."""
+def _build_batch(kind: type[AnyBatch], tensors: dict[str, Tensor]) -> AnyBatch:
+    """Return a batch of stored tensors; a required field without tensors was an empty list."""
     lists: dict[str, dict[int, Tensor]] = {}
     for path, tensor in tensors.items():
-        name, is_listed, place = path.partition("/")
-        if is_listed:
-            lists.setdefault(name, {})[int(place)] = tensor
+        name, is_list, index = path.partition("/")
+        if is_list:
+            lists.setdefault(name, {})[int(index)] = tensor
     values: dict[str, int | Tensor | list[Tensor]] = {"samples": int(tensors["samples"])}
-    for each in fields(kind):
-        if each.name in lists:
-            values[each.name] = [lists[each.name][number] for number in sorted(lists[each.name])]
-        elif each.name in tensors and each.name != "samples":
-            values[each.name] = tensors[each.name]
-        elif each.default is MISSING and each.default_factory is MISSING and each.name != "samples":
-            values[each.name] = []
+    for field in fields(kind):
+        if field.name in lists:
+            values[field.name] = [lists[field.name][position] for position in sorted(lists[field.name])]
+        elif field.name in tensors and field.name != "samples":
+            values[field.name] = tensors[field.name]
+        elif field.default is MISSING and field.default_factory is MISSING and field.name != "samples":
+            values[field.name] = []
     return kind(**values)  # type: ignore[arg-type]  # fields of a class that is not known here

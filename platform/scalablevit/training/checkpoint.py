@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count: safetensors and JSON in a folder, a manifest of sums written last."""
+"""Checkpoints that are complete or do not count: safetensors and JSON in a folder; a manifest of sums comes last."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are not those that its manifest sums up."""
+    """A checkpoint whose files do not match the SHA-256 sums of its manifest."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ class Entry:
     """A checkpoint that has a manifest; its files are not yet verified."""
 
     name: str
+    """Name of the checkpoint's folder."""
     step: int
+    """Optimizer steps done."""
     value: float | None
-    """The evaluation's best-metric value at this step, if it was evaluated there."""
+    """Score of the evaluation at this step, higher is better; None: it was not evaluated."""
     written: float
-    """Seconds since the epoch."""
+    """Time of writing, seconds since the epoch."""
 
 
 class FileSum(TypedDict):
-    """What a manifest says of a file."""
+    """The entry of a file in a manifest."""
 
     sha256: str
     bytes: int
@@ -54,17 +56,23 @@ class Manifest(TypedDict):
 
     version: int
     step: int
+    """Optimizer steps done."""
     value: float | None
-    """Of the evaluation at this step; None when there was none."""
+    """Score of the evaluation at this step, higher is better; None when there was none."""
     written: float
-    """When, seconds since the epoch."""
+    """Time of writing, seconds since the epoch."""
     files: dict[str, FileSum]
+    """Entry of each file by its name in the checkpoint's folder."""
     sha256: NotRequired[str]
-    """Of all else; those of version 1 have none."""
+    """SHA-256 of the other entries; missing in version 1."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in `<run folder>/checkpoints` on any pyarrow file system."""
+    """The checkpoints of one run, in `<run folder>/checkpoints` on any pyarrow file system.
+
+    Args:
+        run_folder: the run's folder in run storage, path or address.
+    """
 
     def __init__(self, run_folder: str) -> None:
         self.filesystem, root = open_filesystem(run_folder)
@@ -74,7 +82,8 @@ class CheckpointStore:
         """Write a checkpoint; it exists from the moment its manifest does.
 
         Args:
-            value: best-metric value of the evaluation at this step, None when there was none.
+            snapshot: the state to store.
+            value: score of the evaluation at this step, higher is better; None when there was none.
 
         Returns:
             The folder's name.
@@ -89,7 +98,7 @@ class CheckpointStore:
             for file, content in files.items():
                 self._put(f"{folder}/{file}", content)
                 sums[file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            written = time.time()  # object stores keep no time of a folder
+            written = time.time()  # object stores have no modification time of a folder
             manifest: Manifest = {
                 "version": 2,
                 "step": snapshot.step,
@@ -105,26 +114,29 @@ class CheckpointStore:
         return name
 
     def entries(self) -> list[Entry]:
-        """Checkpoints with a manifest, oldest first (by step, then time of writing)."""
-        found = []
+        """Return the checkpoints with a manifest, oldest first (by step, then time of writing)."""
+        entries = []
         for name in self._folders():
             content = self._get(f"{self.folder}/{name}/{MANIFEST}")
             if content is None:
                 continue
             try:
                 manifest = _parsed(content)
-                found.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
+                entries.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
             except (ValueError, KeyError, TypeError) as error:
-                # counts as a checkpoint that was there once: `newest` must not take its absence for a fresh start
+                # it counts as a checkpoint that existed: `newest` must not take this for a fresh start
                 logger.warning("checkpoint %s: manifest not readable (%s)", name, error)
-                found.append(Entry(name, int(name[5:14]), None, 0.0))
-        return sorted(found, key=lambda entry: (entry.step, entry.written, entry.name))
+                entries.append(Entry(name, int(name[5:14]), None, 0.0))
+        return sorted(entries, key=lambda entry: (entry.step, entry.written, entry.name))
 
     def read(self, name: str) -> Snapshot:
-        """Load a checkpoint, every file checked against its sum.
+        """Return a checkpoint's content, every file checked against its SHA-256.
+
+        Args:
+            name: name of the checkpoint's folder.
 
         Raises:
-            DamagedCheckpoint: names the file, the expected and the actual sum.
+            DamagedCheckpoint: a file is missing or has another sum; the message has both sums.
         """
         folder = f"{self.folder}/{name}"
         contents = self._read_checked(folder)
@@ -135,10 +147,10 @@ class CheckpointStore:
         return Snapshot(meta["step"], files, meta)
 
     def newest(self) -> tuple[str, Snapshot] | None:
-        """The newest checkpoint that verifies; None when there never was one.
+        """Return name and content of the newest undamaged checkpoint; None when there never was a checkpoint.
 
         Raises:
-            UserError: there are checkpoints and all are damaged: starting from the beginning would hide the loss.
+            UserError: all checkpoints are damaged: to start from the beginning would hide the loss.
         """
         reasons = []
         for entry in reversed(self.entries()):
@@ -156,10 +168,10 @@ class CheckpointStore:
         return None
 
     def best(self) -> Entry | None:
-        """The checkpoint that verifies and has the highest value; the earlier one of equals, None without any value.
+        """Return the undamaged checkpoint with the highest value, the earliest of equal ones; None without any value.
 
         Raises:
-            UserError: there are checkpoints with a value and all are damaged.
+            UserError: all checkpoints with a value are damaged.
         """
         valued = sorted((e for e in self.entries() if e.value is not None), key=_best_first)
         reasons = []
@@ -180,16 +192,24 @@ class CheckpointStore:
         return None
 
     def verified_file(self, name: str, file: str) -> bytes:
-        """One file of a checkpoint, checked against its sum.
+        """Return the content of one file of a checkpoint, checked against its SHA-256.
+
+        Args:
+            name: name of the checkpoint's folder.
+            file: name of the file in it.
 
         Raises:
-            DamagedCheckpoint: names the file, the expected and the actual sum.
+            DamagedCheckpoint: the file is missing or has another sum; the message has both sums.
         """
         folder = f"{self.folder}/{name}"
         return self._check_sum(folder, file, self._sums(folder).get(file, ""))
 
     def prune(self, keep: Keep) -> None:
-        """Delete all but the newest and the best ones; of several at one step the newest stays."""
+        """Delete all but the newest and the best checkpoints; of several at one step only the newest can stay.
+
+        Args:
+            keep: how many of the newest and of the best to keep.
+        """
         newest_of_step = {entry.step: entry for entry in self.entries()}
         entries = sorted(newest_of_step.values(), key=lambda entry: entry.step)
         valued = sorted((e for e in entries if e.value is not None), key=_best_first)
@@ -198,22 +218,26 @@ class CheckpointStore:
             if entry.name not in kept:
                 self._remove(entry.name)
 
-    def remove_torn(self) -> None:
-        """Delete folders without a manifest, left by an attempt that was killed; only the run's owner calls it."""
+    def remove_incomplete(self) -> None:
+        """Delete folders without a manifest, left by an attempt that was killed; only the run's owner may call it."""
         for name in self._folders():
             if self._get(f"{self.folder}/{name}/{MANIFEST}") is None:
                 self._remove(name)
 
     def remove_all(self) -> None:
-        """Delete every checkpoint; only the run's owner calls it, once nothing will go on from here."""
+        """Delete every checkpoint; only the run's owner may call it, once nothing will continue from them."""
         for name in self._folders():
             self._remove(name)
 
     def check_space(self, nbytes: int, keep: Keep) -> None:
-        """Refuse before training what would not fit on a local disk.
+        """Check before training that the checkpoints will fit on a local disk; remote storage is not checked.
+
+        Args:
+            nbytes: size of one checkpoint, bytes.
+            keep: how many of the newest and of the best are kept.
 
         Raises:
-            UserError: with the arithmetic.
+            UserError: they will not fit; the message has the calculation.
         """
         if not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
             return
@@ -230,11 +254,11 @@ class CheckpointStore:
             )
 
     def _read_checked(self, folder: str) -> dict[str, bytes]:
-        """All files of a checkpoint, checked against the manifest's sums."""
+        """Return the content of all files of a checkpoint, checked against the manifest's sums."""
         return {file: self._check_sum(folder, file, sha256) for file, sha256 in self._sums(folder).items()}
 
     def _sums(self, folder: str) -> dict[str, str]:
-        """SHA-256 of each file, by the checkpoint's manifest."""
+        """Return the SHA-256 of each file, by the checkpoint's manifest."""
         manifest = self._get(f"{folder}/{MANIFEST}")
         if manifest is None:
             raise DamagedCheckpoint(f"{folder}: no {MANIFEST}")
@@ -255,7 +279,7 @@ class CheckpointStore:
         return content
 
     def _folders(self) -> list[str]:
-        """Names of the checkpoint folders."""
+        """Return the names of the checkpoints' folders."""
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         names = [info.base_name for info in self.filesystem.get_file_info(selector)]
         return [name for name in names if _FOLDER.fullmatch(name)]
@@ -267,7 +291,7 @@ class CheckpointStore:
         return read(self.filesystem, path)
 
     def _remove(self, name: str) -> None:
-        """Delete a checkpoint, its manifest first, so that a half-deleted one does not count."""
+        """Delete a checkpoint, its manifest first, so that a partly deleted one does not count."""
         folder = f"{self.folder}/{name}"
         if self.filesystem.get_file_info(f"{folder}/{MANIFEST}").type == pyarrow.fs.FileType.File:
             self.filesystem.delete_file(f"{folder}/{MANIFEST}")
@@ -276,7 +300,12 @@ class CheckpointStore:
 
 
 class BackgroundWriter:
-    """Writes snapshots in a thread, one at a time; training goes on after the copy to the CPU."""
+    """Writes snapshots in a thread, one at a time; training continues after the copy to the CPU.
+
+    Args:
+        store: the run's checkpoints.
+        keep: how many of the newest and of the best to keep.
+    """
 
     def __init__(self, store: CheckpointStore, keep: Keep) -> None:
         self.store = store
@@ -284,17 +313,22 @@ class BackgroundWriter:
         self.failed: str | None = None
         """Why the last write failed; None when it did not."""
         self.failures: dict[int, str] = {}
-        """Every failure, by the step that was not written."""
+        """Why a write failed, by the step that was not written."""
         self._thread: threading.Thread | None = None
 
     def submit(self, snapshot: Snapshot, value: float | None) -> None:
-        """Start writing, after the one before has ended."""
+        """Start to write a snapshot, after the previous write has ended.
+
+        Args:
+            snapshot: the state to store.
+            value: score of the evaluation at this step, higher is better; None when there was none.
+        """
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(snapshot, value), name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -304,14 +338,18 @@ class BackgroundWriter:
             self.store.write(snapshot, value)
             self.store.prune(self.keep)
             self.failed = None
-        except Exception as error:  # a full disk must not end training while the checkpoint before is whole
+        except Exception as error:  # a full disk must not end training while the previous checkpoint is complete
             self.failed = self.failures[snapshot.step] = (
                 f"checkpoint at step {snapshot.step} was not written: {type(error).__name__}: {error}"
             )
             logger.error("%s", self.failed)
 
     def missing_best(self, best_step: int | None) -> str:
-        """Says that the best evaluation's checkpoint is not stored; "" when it is, or when nothing was best."""
+        """Return a message that the best evaluation's checkpoint is not stored; "" when it is, or when there is none.
+
+        Args:
+            best_step: step of the best evaluation; None: there was no evaluation.
+        """
         stored = {entry.step for entry in self.store.entries() if entry.value is not None}
         if best_step is None or best_step in stored:
             return ""
@@ -320,15 +358,15 @@ class BackgroundWriter:
 
 
 def _own_sum(manifest: Manifest) -> str:
-    """SHA-256 of a manifest's other entries: a flipped bit in `value` would make another checkpoint the best one."""
+    """Return the SHA-256 of a manifest's entries: a flipped bit in `value` would make another checkpoint the best."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _parsed(content: bytes) -> Manifest:
-    """A manifest, checked against its own sum, which those of version 1 have not.
+    """Return a manifest, checked against its own sum, which version 1 does not have.
 
     Raises:
-        ValueError, KeyError, TypeError: it is damaged.
+        ValueError, KeyError, TypeError: the manifest is damaged.
     """
     manifest: Manifest = json.loads(content)
     if manifest["version"] != 1:
@@ -340,5 +378,5 @@ def _parsed(content: bytes) -> Manifest:
 
 
 def _best_first(entry: Entry) -> tuple[float, int, float]:
-    """Sorts entries with a value; of equal ones the earlier step, of one step the newest."""
+    """Return the sort key of an entry with a value: highest value first, then earlier step, then newest of a step."""
     return (-(entry.value or 0.0), entry.step, -entry.written)

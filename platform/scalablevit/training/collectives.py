@@ -1,4 +1,4 @@
-"""What the ranks of a run settle together, so that none goes another way than the others."""
+"""What the ranks of a run decide together, so that all of them continue in the same way."""
 
 from collections.abc import Callable, Collection
 from typing import NoReturn, TypeVar, cast
@@ -11,40 +11,50 @@ from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.state import Snapshot
 
 T = TypeVar("T")
-NAMED = 5
+MAX_NAMED_FILES = 5
+"""Most files that an error names."""
 
 
 def world_size() -> int:
-    """Ranks that train together; 1 without torch.distributed."""
+    """Return the number of ranks that train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def end_with_changed_files(files: Collection[str]) -> NoReturn:
-    """End the run on all ranks because files have changed under it; every rank calls it.
+    """End the run on all ranks because files have changed since it began; every rank must call it.
 
     Args:
-        files: that this rank met.
+        files: changed files that this rank found.
 
     Raises:
-        UserError: with the names of all ranks.
+        UserError: always, with the files of all ranks.
     """
     gathered: list[Collection[str]] = [files]
     if world_size() > 1:
         gathered = [[]] * world_size()
         dist.all_gather_object(gathered, list(files))
-    names = sorted({name for each in gathered for name in each})
+    names = sorted({name for of_rank in gathered for name in of_rank})
     raise UserError(
         f"{len(names)} files have other contents than when the run began, and its digest names those: "
-        f"{', '.join(names[:NAMED])}{and_more(len(names), NAMED)}",
+        f"{', '.join(names[:MAX_NAMED_FILES])}{and_more(len(names), MAX_NAMED_FILES)}",
         where="data",
         fix="put them back and give the same command again (a training resumes); with the changed data it is a new run",
     )
 
 
 def run_on_all_ranks(action: Callable[[], T]) -> T:
-    """Do a part of the set-up that can fail on one rank alone; its failure is raised on all ranks.
+    """Run a step of the set-up that may fail on one rank alone, and raise its UserError on all ranks.
 
-    Without it the others would wait for the failed one in their next collective.
+    Otherwise the other ranks would wait for the failed one in their next collective.
+
+    Args:
+        action: the step; every rank calls it.
+
+    Returns:
+        This rank's result of the step.
+
+    Raises:
+        UserError: the first one by rank.
     """
     result: T | None = None
     failure: tuple[str, str, str] | None = None
@@ -62,12 +72,16 @@ def run_on_all_ranks(action: Callable[[], T]) -> T:
 
 
 def latest_checkpoint_for_all_ranks(store: CheckpointStore, rank: int) -> tuple[str, Snapshot] | None:
-    """Name and content of the newest valid checkpoint, chosen by rank 0 for all ranks; None for a fresh start."""
-    found = run_on_all_ranks(lambda: store.newest() if rank == 0 else None)
+    """Return name and content of the newest undamaged checkpoint, chosen by rank 0 for all ranks; None: there is none.
+
+    Raises:
+        UserError: all checkpoints are damaged.
+    """
+    newest = run_on_all_ranks(lambda: store.newest() if rank == 0 else None)
     if world_size() == 1:
-        return found
-    choice = [found[0] if found else None]
+        return newest
+    choice = [newest[0] if newest else None]
     dist.broadcast_object_list(choice, src=0)
-    if found is not None or choice[0] is None:
-        return found
+    if newest is not None or choice[0] is None:
+        return newest
     return choice[0], store.read(choice[0])

@@ -1,4 +1,4 @@
-"""The data of a run as its driver listed it: stored next to the run, and opened by all who read samples of it."""
+"""The data of a run as its driver listed it: stored in the run's folder, and opened by all that read its samples."""
 
 import hashlib
 import json
@@ -17,14 +17,15 @@ from scalablevit.run_files import DATA, LISTINGS
 from scalablevit.training import storage
 
 FIELDS = ("source", "root", "train", "val", "classes", "instance_masks")
-"""Of a recipe's data section: what a listing depends on."""
+"""Fields of a recipe's data section that a listing depends on."""
 
 
 def store_listings(location: str, sources: Mapping[SplitName, Source]) -> None:
-    """Write the listings of both splits below a folder.
+    """Write the listings of all given splits below a folder.
 
     Args:
-        location: of the run's folder: a path or an address.
+        location: the run's folder in run storage, path or address.
+        sources: the source of each split.
     """
     filesystem, folder = storage.open_filesystem(location)
     filesystem.create_dir(f"{folder}/{DATA}", recursive=True)
@@ -37,16 +38,16 @@ def store_listings(location: str, sources: Mapping[SplitName, Source]) -> None:
 
 
 def open_stored(data: Data, split: SplitName, root: Path, location: str) -> Source:
-    """Return a split's source as `store_listings` left it, without looking at the data's folders.
+    """Return a split's source from the listing that `store_listings` wrote, without listing the data's folders.
 
     Args:
         data: the recipe's data section.
         split: which of the two splits.
-        root: the platform's root folder; the data's own is relative to it.
-        location: of the run's folder.
+        root: the platform's root folder; the data's own root is relative to it.
+        location: the run's folder in run storage, path or address.
 
     Raises:
-        UserError: the listing is missing, damaged, or one of other data.
+        UserError: the listing is missing, damaged, or that of other data.
     """
     filesystem, folder = storage.open_filesystem(location)
     file = f"{folder}/{DATA}/{split}.listing"

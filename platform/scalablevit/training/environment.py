@@ -1,4 +1,4 @@
-"""Variables that a worker process has to have before it starts."""
+"""Environment variables that a worker process must have before it starts."""
 
 import os
 from collections.abc import Callable
@@ -15,20 +15,20 @@ CPU_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""Have glibc keep the memory of freed tensors for the next step, in one heap that all threads share.
+"""Settings that let glibc keep the memory of freed tensors for the next step, in one heap that all threads share.
 
-By default it returns large blocks to the system when a tensor is freed, and gets them again, page by page, for the
+By default glibc returns large blocks to the system when a tensor is freed, and gets them again, page by page, for the
 same tensor of the next step: 6 % of a step of the CamVid recipe. Besides, each thread that allocates has a heap of its
-own, and what is freed there is not used by others: a worker has about 30 threads and kept growing. With these variables
-a process stays as large as its largest step. glibc reads them when a process starts; any later is too late.
+own, and other threads do not use what is freed there: a worker has about 30 threads and kept growing. With these
+variables a process stays as large as its largest step. glibc reads them only when a process starts. Sizes are in bytes.
 """
 
 
 def worker_variables(gpus: float) -> dict[str, str]:
-    """Return the variables of a worker's environment; those that this process has keep their values.
+    """Return the variables of a worker's environment; values that this process already has win.
 
     Args:
-        gpus: of the worker. One that computes on a GPU gets none of them: the tensors of a step are not in its heap.
+        gpus: number of the worker's GPUs. A worker with a GPU gets no variables: its tensors are not in its heap.
     """
     return {} if gpus else {name: os.environ.get(name, value) for name, value in CPU_ALLOCATOR.items()}
 
@@ -37,6 +37,11 @@ def call_in_cpu_worker(
     function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
 ) -> Result:
     """Call a function in a new process that starts with the variables of a CPU worker, and return its result.
+
+    Args:
+        function: a function that can be pickled.
+        arguments: its positional arguments.
+        options: its keyword arguments.
 
     Raises:
         BrokenProcessPool: the process ended without a result.

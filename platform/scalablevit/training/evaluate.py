@@ -13,8 +13,8 @@ from scalablevit.tasks.task import Task
 from scalablevit.training.collectives import end_with_changed_files, world_size
 
 
-def rank0_buffers(model: nn.Module) -> None:
-    """Give every rank the batch statistics of rank 0, whose state is the one that is saved."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Copy the buffers (batch statistics) of rank 0, whose state is saved, to every rank."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -30,30 +30,30 @@ def evaluate(
     augmentation: Augmentation | None = None,
     registered: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
-    """Metrics of `model` on this rank's share of the validation split, summed over all ranks.
+    """Return the metrics of a model on the validation split, summed over the shares of all ranks.
 
-    The model's mode is put back afterwards. Every rank calls it, also one whose share is empty. Samples that could not
-    be decoded are left out, and counted as `val/bad_samples`.
+    The model's mode is restored afterwards. Every rank must call it, even if its share is empty. Samples that could not
+    be decoded are skipped, and counted as `val/bad_samples`.
 
     Args:
-        task: makes batches and predictions, and has its own metric.
-        model: on its device.
-        batches: of this rank's share.
-        autocast: entered for each prediction.
+        task: prepares batches, predicts, and has a metric.
+        model: the model, on its device.
+        batches: the batches of this rank's share.
+        autocast: context entered for each prediction.
         augmentation: the recipe's test-time augmentation; None: without.
-        registered: users' metrics besides the task's own.
+        registered: users' metrics, in addition to the task's metric.
 
     Raises:
         UserError: files have changed since the run began.
-        ValueError: a user's metric gives values under other names than its own.
+        ValueError: a user's metric returns values under other names than its own.
     """
     was_training = model.training
     model.eval()
-    rank0_buffers(model)
-    metric, others = task.metric(), [each.build(task.classes) for each in registered]
+    broadcast_buffers(model)
+    metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered]
     bad, changed = 0, set[str]()
     predict = task.predict if augmentation is None else augmentation.predict
-    # Autocast forgets its casts of the weights when the outermost region ends: with this one around they are made once.
+    # Autocast drops its cached casts of the weights when the outermost region ends: inside this one they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
             bad += len(batch.bad)
@@ -63,10 +63,10 @@ def evaluate(
             prepared = task.prepare(batch, "val", ())
             with autocast:
                 predictions = predict(model, prepared)
-            for each in (metric, *others):
-                each.update(predictions, prepared)
-    for each in (metric, *others):
-        each.synchronize()
+            for one in (metric, *user_metrics):
+                one.update(predictions, prepared)
+    for one in (metric, *user_metrics):
+        one.synchronize()
     model.train(was_training)
     totals = torch.tensor([bad, len(changed)], dtype=torch.int64, device=next(model.parameters()).device)
     if world_size() > 1:
@@ -74,14 +74,14 @@ def evaluate(
     total_bad, total_changed = totals.tolist()
     if total_changed:
         end_with_changed_files(changed)
-    found = metric.compute()
-    for known, each in zip(registered, others, strict=True):
-        found |= _own_value(known, each.compute())
-    return {**found, "val/bad_samples": float(total_bad)}
+    metrics = metric.compute()
+    for info, user_metric in zip(registered, user_metrics, strict=True):
+        metrics |= _own_value(info, user_metric.compute())
+    return {**metrics, "val/bad_samples": float(total_bad)}
 
 
 def _own_value(metric: RegisteredMetric, computed: dict[str, float]) -> dict[str, float]:
-    """Return what a user's metric computes, which must not take the place of other metrics."""
+    """Return what a user's metric computes, which must not overwrite other metrics."""
     name = metric.info.reported_as
     if set(computed) != {name}:
         raise ValueError(f"metric {name} of {metric.info.package} computes {', '.join(sorted(computed)) or 'nothing'}")

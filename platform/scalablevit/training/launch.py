@@ -1,4 +1,4 @@
-"""Train a stage with Ray Train's TorchTrainer: resources, new workers after failures, the result."""
+"""Trains a stage with Ray Train's TorchTrainer: resources, new workers after failures, the result."""
 
 import secrets
 import time
@@ -37,9 +37,9 @@ set_defaults(TRAIN_VARIABLES)
 PLACING_RETRIES = 2
 """Retries when workers could not be placed; Ray's default is to retry forever."""
 STOP = "stop"
-"""Name of the file in a run's folder that lets its workers save and end."""
+"""Name of the file in a run's folder that makes its workers save and end."""
 RESTART_PAUSE_S = 1.0
-"""Seconds before a new controller starts, in which Ray frees what the old one held, or an interrupt disconnects us."""
+"""Seconds before a new controller starts, in which Ray frees the old one's resources or an interrupt disconnects us."""
 
 
 def launch(
@@ -52,22 +52,26 @@ def launch(
     """Train a stage on the connected Ray cluster and wait for its end.
 
     Args:
-        worker_config: what each rank is given.
-        run_folder: storage of the run; Ray's own files go into `ray/` below it.
-        stop_file: on a disk of this machine; once it is there, the workers save and end.
+        stage: the stage to train.
+        worker_config: the configuration of all ranks.
+        run_folder: the run's folder in run storage; Ray's own files go into `ray/` below it.
+        callbacks: Ray Train's callbacks, which run in its controller.
+        stop_file: a path on a disk of this machine; once the file exists, the workers save and end.
 
     Returns:
-        What rank 0 returned.
+        The result of rank 0.
 
     Raises:
-        UserError: the workers found something that the user must fix.
+        UserError: the workers found a problem that the user must fix.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
-        KeyboardInterrupt: they saved and ended because of `stop_file`.
+        KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
-    own = [_Release()] if stop_file is None else [_Release(), _StopFileWatcher(stop_file)]
+    own_callbacks = [_Release()] if stop_file is None else [_Release(), _StopFileWatcher(stop_file)]
     lost = unplaced = 0
     while True:
-        trainer = _trainer(stage, worker_config, run_folder, [*callbacks, *own], stage.cluster.max_failures - lost)
+        trainer = _trainer(
+            stage, worker_config, run_folder, [*callbacks, *own_callbacks], stage.cluster.max_failures - lost
+        )
         try:
             result = WorkerResult.from_dict(trainer.fit().return_value)
             training = result.training
@@ -106,7 +110,7 @@ def _trainer(
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
-    train: Any = ray.train  # statically it has the types of Ray Train's first version
+    train: Any = ray.train  # type checkers see the types of Ray Train's first version
     trainer = TorchTrainer(
         _on_worker,  # type: ignore[arg-type]
         train_loop_config=worker_config.as_dict(),
@@ -119,8 +123,8 @@ def _trainer(
             # a new name each time: our manifest alone says where to resume, Ray must not resume anything by itself
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=f"{run_folder}/ray",
-            # a controller keeps the resources of a group that broke while starting, so a retry of its own finds no
-            # room: `launch` tries again with a new one
+            # a controller keeps the resources of a group that failed while starting, so its own retry finds no room:
+            # `launch` tries again with a new controller
             failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
@@ -131,9 +135,9 @@ def _trainer(
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):
-    """Releases at a controller's end what its last worker group held; runs in the controller.
+    """Releases the resources of a controller's last worker group at the controller's end; runs in the controller.
 
-    Ray forgets a group of which a worker is lost while the process group is set up: the others wait for the lost one,
+    Ray forgets a group that loses a worker while the process group is set up: the other workers wait for the lost one,
     and the next group finds no room.
     """
 
@@ -141,20 +145,23 @@ class _Release(WorkerGroupCallback, ControllerCallback):
         self._held: PlacementGroup | None = None
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """Ray calls it with each new group's workers before it sets them up."""
+        """Note the placement group of new workers; Ray calls this before it sets them up."""
         self._held = placement_group_of(workers)
         return {}
 
     async def before_controller_shutdown(self) -> None:
-        """Ray calls it once it has ended the group that it knows of."""
+        """Remove the placement group; Ray calls this after it has ended the group that it knows."""
         if self._held is not None:
-            remove_placement_group(self._held)  # ends all that runs there; nothing happens where it is gone
+            remove_placement_group(self._held)  # ends all processes in it; does nothing if it is already gone
 
 
 class _StopFileWatcher(WorkerGroupCallback):
-    """Lets workers save a checkpoint and end once a file exists; runs in the controller, on the driver's machine.
+    """Makes workers save a checkpoint and end once a file exists; runs in the controller, on the driver's machine.
 
-    Workers get a notice of preemption, which they poll for anyway, so that no step waits for another signal.
+    Workers get a preemption notice, which they poll for anyway, so that no step has to check a second signal.
+
+    Args:
+        file: the stop file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -162,11 +169,11 @@ class _StopFileWatcher(WorkerGroupCallback):
         self._workers: list[Any] = []
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Ray calls it with each new group."""
+        """Note the workers; Ray calls this with each new group."""
         self._workers = worker_group.get_workers()
 
     def after_worker_group_poll_status(self, worker_group_status: object) -> None:
-        """Ray calls it a few times a second."""
+        """Mark the workers as preempted once the file exists; Ray calls this a few times a second."""
         if self._workers and self._file.exists():
             for worker in self._workers:
                 mark_preempted(worker)
@@ -174,7 +181,7 @@ class _StopFileWatcher(WorkerGroupCallback):
 
 
 def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "final"], str]:
-    """Return whether new workers may help, and what happened."""
+    """Return the kind of failure, by which new workers may help or not, and a description of it."""
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "lost", "the process that leads the workers (Ray Train's controller) was lost"
     cause = getattr(error, "controller_failure", None)
@@ -186,7 +193,7 @@ def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "fi
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train on a worker; the import is here, so that the driver does not load torch models and data code."""
+    """Train on a worker; imports inside, so that the driver does not load torch models and data code."""
     started_at = time.time()
     from scalablevit.training.worker import WorkerConfig, run_on_ray
 

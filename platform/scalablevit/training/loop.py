@@ -1,4 +1,4 @@
-"""The training loop of every task: batch, step, report, evaluate, save; no Ray and no MLflow in it."""
+"""The training loop of every task: batch, step, report, evaluate, save; without Ray and MLflow."""
 
 import math
 import time
@@ -22,12 +22,13 @@ from scalablevit.training.collectives import end_with_changed_files
 from scalablevit.training.state import MetricAccumulator, Record, TrainState
 
 FEW_SAMPLES = 1000
-"""A fraction of fewer samples than these says little: the limit of bad ones is taken of these at least."""
+"""Least number of samples that the limit `data.max_bad_fraction` is taken of: a fraction of fewer says little."""
 
-SHOWN_FILES = 5
-"""Undecodable files that the error names; all of them are in the run's folder."""
+MAX_NAMED_FILES = 5
+"""Most undecodable files that an error names; the run's folder has the list of all."""
 
 StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved", "node leaving"]
+"""Why the loop ended: "not saved" is a failed checkpoint, "node leaving" a preemption."""
 
 
 @dataclass(frozen=True)
@@ -36,60 +37,63 @@ class TrainContext:
 
     stage: Stage
     length: Length
+    """Numbers of steps: in total, in an epoch, between evaluations and checkpoints."""
     task: Task
     device: torch.device
     rank: int
     world: int
+    """Number of ranks."""
     metric: str = ""
-    """By which evaluations are compared; empty: the task's own."""
+    """Name of the metric by which evaluations are compared; empty: the task's `best_metric`."""
     lower_is_better: bool = False
+    """Whether a lower value of that metric is better."""
 
     @property
-    def looks_at_each_step(self) -> bool:
-        """Whether every step is asked if it is finite, which makes the host wait for the device."""
-        wanted = self.stage.training.nonfinite
-        return wanted.action != "stop" or wanted.capture
+    def checks_each_step(self) -> bool:
+        """Return whether every step is checked for non-finite values, which makes the host wait for the device."""
+        nonfinite = self.stage.training.nonfinite
+        return nonfinite.action != "stop" or nonfinite.capture
 
     def score(self, metrics: dict[str, float]) -> float:
-        """What an evaluation is worth, higher for better: the metric, negated where lower is better."""
+        """Return the score of an evaluation, higher is better: the metric, negated where lower is better."""
         value = metrics[self.metric or self.task.best_metric]
         return -value if self.lower_is_better else value
 
     def autocast(self) -> torch.autocast:
-        """Autocast in the recipe's precision."""
-        on = self.stage.training.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
+        """Return the autocast context of the recipe's precision."""
+        enabled = self.stage.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class TrainCallbacks(Protocol):
-    """What the loop calls for input and output. Every rank calls each at the same steps, but `save_failed`."""
+    """What the loop calls for input and output. All ranks call each method at the same steps, except `save_failed`."""
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """Micro-batches on the device from a position (in steps) of the stream on, `accumulation_steps` a step."""
+        """Return micro-batches on the device, `accumulation_steps` a step, from a position (in steps) of the stream."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of a model on the validation split, equal on all ranks."""
+        """Return the metrics of a model on the validation split, equal on all ranks."""
 
     def report(self, record: Record) -> None:
-        """Take a record that is equal on all ranks; must not wait for anything slow."""
+        """Report a record that is equal on all ranks; must not wait for anything slow."""
 
     def save(self, state: TrainState, value: float | None) -> None:
-        """Take the state and, after an evaluation, its score; copies before it returns, writes later."""
+        """Save the state and, after an evaluation, its score; copies before it returns, writes later."""
 
     def save_failed(self) -> bool:
-        """Whether this rank's last write of a checkpoint failed."""
+        """Return whether this rank's last write of a checkpoint failed."""
 
-    def name_bad(self, files: dict[str, str]) -> None:
-        """Take the undecodable training files that all ranks have met in this attempt: reason by path."""
+    def record_bad_files(self, files: dict[str, str]) -> None:
+        """Record the undecodable training files that all ranks have found in this attempt: reason by path."""
 
     def after_step(self, step: int) -> bool:
-        """Take the number of steps done, after each; True, equally on all ranks: save and end, a node is leaving."""
+        """Return, equally on all ranks, whether to save and end since a node is leaving; called with the steps done."""
 
     def rollback(self, state: TrainState) -> None:
-        """Give the state what the newest checkpoint holds, the same on all ranks."""
+        """Restore the state from the newest checkpoint, the same on all ranks."""
 
     def capture(self, state: TrainState, micro_batches: list[Batch]) -> None:
-        """Take a step that is not finite: the state before it, and this rank's micro-batches."""
+        """Store a step that is not finite: the state before it, and this rank's micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +102,28 @@ class TrainResult:
 
     reason: StopReason
     detail: str = ""
+    """More about the reason, for people; may be empty."""
 
 
 def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> TrainResult:
-    """Train from `state.step` to the end of the recipe; `state` is changed in place.
+    """Train from `state.step` to the end of the recipe, and return how training ended; `state` is changed in place.
 
-    Read top to bottom: take the step's micro-batches, do the step, and at the steps that the recipe names report,
-    evaluate and save. Everything decided here is decided equally on all ranks.
+    Each pass of the loop takes the step's micro-batches, does the step, and at the steps that the recipe names reports,
+    evaluates and saves. All ranks make every decision here equally.
+
+    Args:
+        context: what stays fixed while this rank trains.
+        state: model, optimizer and counters.
+        callbacks: input and output of the loop.
+
+    Raises:
+        UserError: files have changed since the run began, or there is no checkpoint to go back to.
     """
     length, training = context.length, context.stage.training
     if state.step >= length.total:
         return TrainResult("finished")
-    if _no_gain(context, state):
-        return TrainResult("stopped early", _gains(state))
+    if _early_stop_is_due(context, state):
+        return TrainResult("stopped early", _describe_early_stop(state))
     model = distributed(context, state.model)
     model.train()
     batches = callbacks.batches(state.position)
@@ -120,8 +133,8 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
     while True:
         metrics = train_step(context, model, state, micro)
         if metrics is None:
-            if refused := _remedy(context, state, callbacks, micro):
-                return refused
+            if ended := _handle_nonfinite(context, state, callbacks, micro):
+                return ended
             if training.nonfinite.action == "rollback":
                 batches = callbacks.batches(state.position)
                 micro = _take_batches(batches, training.accumulation_steps)
@@ -133,20 +146,20 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
         leaving = callbacks.after_step(state.step)
         saves = leaving or evaluates or _checkpoint_is_due(context, state)
         logs = state.step % training.log_every_steps == 0 or state.step in FIRST_STEPS
-        if (saves or logs) and (refused := _log_point(context, state, callbacks, clock, saves=saves, reports=logs)):
-            return refused
+        if (saves or logs) and (ended := _log_point(context, state, callbacks, clock, saves=saves, reports=logs)):
+            return ended
         value = _evaluate(context, state, callbacks, clock) if evaluates else None
         if saves:
-            with _counted(state, "checkpoint"):
+            with _timed(state, "checkpoint"):
                 callbacks.save(state, value)
         if done:
             return TrainResult("finished")
-        if evaluates and _no_gain(context, state):
-            return TrainResult("stopped early", _gains(state))
+        if evaluates and _early_stop_is_due(context, state):
+            return TrainResult("stopped early", _describe_early_stop(state))
         if leaving:
             return TrainResult("node leaving")
         before = state.spent["data"]
-        with _counted(state, "data"):
+        with _timed(state, "data"):
             micro = _take_batches(batches, training.accumulation_steps)
         clock.data_wait += state.spent["data"] - before
 
@@ -154,34 +167,40 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
 def train_step(
     context: TrainContext, model: nn.Module, state: TrainState, micro_batches: list[Batch]
 ) -> dict[str, Tensor] | None:
-    """One optimizer step over the rank's micro-batches.
+    """Do one optimizer step over the rank's micro-batches.
 
-    The gradient is that of the mean loss over the global batch, however its samples are spread: each micro-batch's
-    mean is weighted by its number of samples over the rank's fair share, and DistributedDataParallel averages ranks.
+    The gradient is that of the mean loss over the global batch, however its samples are distributed: each micro-batch's
+    mean is weighted by its number of samples over the rank's equal share of the global batch, and
+    DistributedDataParallel averages over ranks.
+
+    Args:
+        context: what stays fixed while this rank trains.
+        model: the model as `distributed` returns it.
+        state: model, optimizer and counters; changed in place.
+        micro_batches: this rank's micro-batches of the step, from the loader.
 
     Returns:
         Scalars on the device: `train/loss` (this rank's part of the global mean), its parts and the gradient norm.
-        None, equally on all ranks, when the plan looks at each step and this one is not finite: the state is then as
-        it was before.
+        None, equally on all ranks, when steps are checked and this one is not finite: the state is then as before.
     """
     stage = context.stage
     torch.manual_seed(seeds.derive(stage.training.seed, state.position, context.rank))
     optim.set_learning_rate(state.optimizer, learning_rate(state.step, stage.optimizer, context.length))
-    buffers = [buffer.clone() for buffer in state.model.buffers()] if context.looks_at_each_step else []
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if context.checks_each_step else []
     parts: dict[str, Tensor] = {}
-    for number, batch in enumerate(micro_batches):
-        prepared = context.task.prepare(batch, "train", (stage.training.seed, state.position, context.rank, number))
+    for index, batch in enumerate(micro_batches):
+        prepared = context.task.prepare(batch, "train", (stage.training.seed, state.position, context.rank, index))
         share = batch.samples * context.world / stage.training.global_batch_size
-        with _synchronise(model, last=number == len(micro_batches) - 1):
+        with _synchronise(model, last=index == len(micro_batches) - 1):
             with context.autocast():
                 loss, logs = context.task.loss(model, prepared)
-            # of a loss that is not finite the gradient must not be either: it tells the other ranks, in this same step
+            # a loss that is not finite must make the gradient not finite: that tells the other ranks, in this same step
             (loss * (share + 0.0 * loss.detach())).backward()
         for name, scalar in {"loss": loss, **logs}.items():
             weighted = scalar.detach() * share
             parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
     parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
-    if context.looks_at_each_step and not math.isfinite(parts["train/grad_norm"].item()):
+    if context.checks_each_step and not math.isfinite(parts["train/grad_norm"].item()):
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(state.model.buffers(), buffers, strict=True):
@@ -195,7 +214,7 @@ def train_step(
 
 
 def distributed(context: TrainContext, model: nn.Module) -> nn.Module:
-    """The model as this process group trains it; its parameters stay those of `model`."""
+    """Return the model, compiled and wrapped for this process group; its parameters are those of `model`."""
     compiled: nn.Module = torch.compile(model) if context.stage.training.compile is True else model  # type: ignore[assignment]
     if context.world == 1:
         return compiled
@@ -207,10 +226,15 @@ def distributed(context: TrainContext, model: nn.Module) -> nn.Module:
 
 
 def warm_up(context: TrainContext, model: nn.Module, batch: Batch) -> None:
-    """Two passes that leave no trace, before the first step of every attempt.
+    """Run two forward and backward passes without an effect, before the first step of every attempt.
 
     DistributedDataParallel reorders its buckets after its first backward pass. With three or more ranks sums then
     round differently than in a run that was never stopped; after these passes both have the same order.
+
+    Args:
+        context: what stays fixed while this rank trains.
+        model: the model as `distributed` returns it; only DistributedDataParallel needs the passes.
+        batch: a micro-batch, from the loader.
     """
     if not isinstance(model, DistributedDataParallel):
         return
@@ -227,7 +251,7 @@ def warm_up(context: TrainContext, model: nn.Module, batch: Batch) -> None:
 
 
 class _Clock:
-    """Where the time went since the last log point, as this rank saw it."""
+    """Measures where the time goes between log points, on this rank; times are in seconds."""
 
     def __init__(self) -> None:
         self.window_start = self.last = time.perf_counter()
@@ -236,24 +260,24 @@ class _Clock:
         self._paused = self.last
 
     def seconds_of_step(self, state: TrainState) -> None:
-        """Count the time since the last call as training time."""
+        """Add the time since the last call to the training time, and count one step."""
         now = time.perf_counter()
         state.seconds += now - self.last
         self.last = now
         self.window_steps += 1
 
     def pause(self) -> None:
-        """Leave out what follows (evaluation)."""
+        """Stop counting, for an evaluation."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
-        """Go on counting."""
-        away = time.perf_counter() - self._paused
-        self.window_start += away
-        self.last += away
+        """Continue counting."""
+        pause = time.perf_counter() - self._paused
+        self.window_start += pause
+        self.last += pause
 
     def window(self) -> tuple[float, float, int]:
-        """Seconds, seconds waiting for data, and steps of the window; starts the next one."""
+        """Return seconds, seconds of waiting for data, and steps of the window; start the next window."""
         seconds = time.perf_counter() - self.window_start
         result = (seconds, self.data_wait, self.window_steps)
         self.window_start, self.data_wait, self.window_steps = time.perf_counter(), 0.0, 0
@@ -261,8 +285,8 @@ class _Clock:
 
 
 @contextmanager
-def _counted(state: TrainState, part: str) -> Iterator[None]:
-    """Count what is done within as a part of the wall time."""
+def _timed(state: TrainState, part: str) -> Iterator[None]:
+    """Add the wall time of the block to a part of `state.spent`, in seconds."""
     since = time.perf_counter()
     yield
     state.spent[part] += time.perf_counter() - since
@@ -271,12 +295,12 @@ def _counted(state: TrainState, part: str) -> Iterator[None]:
 def _log_point(
     context: TrainContext, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock", *, saves: bool, reports: bool
 ) -> TrainResult | None:
-    """What all ranks tell each other now and then; why training cannot go on, if so."""
+    """Exchange counters and averages among ranks, and report them; return why training must end, else None."""
     record = _log(context, state, clock, save_failed=callbacks.save_failed())
     if saves or _too_many_bad(context, state):
-        _name_bad(context, state, callbacks)
-    if refused := _reason_to_stop(context, state, record):
-        return refused
+        _exchange_bad_files(context, state, callbacks)
+    if ended := _reason_to_stop(context, state, record):
+        return ended
     if reports:
         _report(state, callbacks, record)
         state.running = MetricAccumulator()
@@ -284,9 +308,9 @@ def _log_point(
 
 
 def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock") -> float:
-    """The score of the state as it is; its metrics are reported."""
+    """Evaluate the present state, report its metrics, and return its score."""
     clock.pause()
-    with _counted(state, "evaluation"):
+    with _timed(state, "evaluation"):
         metrics = callbacks.evaluate(state.evaluated)
     value = context.score(metrics)
     rule = context.stage.training.early_stopping
@@ -296,30 +320,30 @@ def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallback
     return value
 
 
-def _remedy(
+def _handle_nonfinite(
     context: TrainContext, state: TrainState, callbacks: TrainCallbacks, micro: list[Batch]
 ) -> TrainResult | None:
-    """Do with a step that is not finite what the recipe says; why training cannot go on, if so. Equal on all ranks.
+    """Do with a step that is not finite what the recipe says; return why training must end, else None.
 
-    A skipped step counts as done: its samples are passed over. A roll-back goes on after the bad step's samples, with
-    other random numbers, or it would only arrive at the same step again.
+    A skipped step counts as done, and its samples are not used again. A roll-back continues after the bad step's
+    samples, with other random numbers, or it would only reach the same step again. All ranks do the same.
     """
-    wanted = context.stage.training.nonfinite
-    if wanted.capture:
+    rule = context.stage.training.nonfinite
+    if rule.capture:
         callbacks.capture(state, micro)
-    bad = f"the loss or gradient of step {state.step + 1} is not finite"
-    if wanted.action == "stop":
-        return TrainResult("not finite", f"{bad}; weights and checkpoints are those before it")
-    if wanted.action == "skip":
-        if state.skipped_in_row == wanted.limit:
-            return TrainResult("not finite", f"{bad}, after {wanted.limit} skipped steps in a row (nonfinite.limit)")
+    problem = f"the loss or gradient of step {state.step + 1} is not finite"
+    if rule.action == "stop":
+        return TrainResult("not finite", f"{problem}; weights and checkpoints are those before it")
+    if rule.action == "skip":
+        if state.skipped_in_row == rule.limit:
+            return TrainResult("not finite", f"{problem}, after {rule.limit} skipped steps in a row (nonfinite.limit)")
         state.skip_step()
         return None
-    if state.roll_backs == wanted.limit:
-        return TrainResult("not finite", f"{bad}, after {wanted.limit} roll-backs (nonfinite.limit)")
+    if state.roll_backs == rule.limit:
+        return TrainResult("not finite", f"{problem}, after {rule.limit} roll-backs (nonfinite.limit)")
     position, roll_backs = state.position, state.roll_backs
     callbacks.rollback(state)
-    state.go_on_behind(position, roll_backs + 1)
+    state.skip_samples_to(position, roll_backs + 1)
     return None
 
 
@@ -329,9 +353,9 @@ def _checkpoint_is_due(context: TrainContext, state: TrainState) -> bool:
 
 
 def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
-    """Averages since the last log point over all ranks (the only device synchronisation between evaluations).
+    """Return averages over all ranks since the last log point; only this and evaluations wait for the device.
 
-    Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 holds what every rank goes on with.
+    Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 has the values of every rank.
 
     Raises:
         UserError: files have changed since the run began.
@@ -351,7 +375,7 @@ def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed
     values = torch.cat([*sums, torch.tensor(own, dtype=torch.float64).to(context.device)])
     if context.world > 1:
         dist.all_reduce(values)
-    # the parts are shares of the global mean as DistributedDataParallel averages them: so are they
+    # averaged over ranks, as DistributedDataParallel averages gradients
     running.sums = dict(zip(names, values[: len(names)] / context.world, strict=True))
     *totals, failed, bad, changed, seconds, waited, time_ms = values.tolist()
     if changed:
@@ -366,13 +390,13 @@ def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed
     )
     metrics["train/data_wait"] = waited / max(seconds, 1e-9)
     metrics["train/bad_samples"] = state.bad_samples
-    if context.looks_at_each_step:
+    if context.checks_each_step:
         metrics |= {"train/skipped_steps": state.skipped, "train/roll_backs": state.roll_backs}
     return Record(state.step, int(time_ms), metrics)
 
 
-def _name_bad(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:
-    """Exchange which files could not be decoded, if any rank met some since the last time."""
+def _exchange_bad_files(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:
+    """Exchange which files could not be decoded, if any rank has found some since the last time, and record them."""
     if state.bad_named == state.bad_samples:
         return
     if context.world > 1:
@@ -381,11 +405,11 @@ def _name_bad(context: TrainContext, state: TrainState, callbacks: TrainCallback
         for files in gathered:
             state.bad_files.update(files)
     state.bad_named = state.bad_samples
-    callbacks.name_bad(state.bad_files)
+    callbacks.record_bad_files(state.bad_files)
 
 
 def _agreed_time_ms(context: TrainContext) -> int:
-    """Rank 0's clock, so that records are equal on all ranks."""
+    """Return the time of rank 0 in milliseconds since the epoch, so that records are equal on all ranks."""
     now = torch.tensor([int(time.time() * 1000)], dtype=torch.int64, device=context.device)
     if context.world > 1:
         dist.broadcast(now, src=0)
@@ -397,12 +421,12 @@ def _report(state: TrainState, callbacks: TrainCallbacks, record: Record) -> Non
     callbacks.report(record)
 
 
-def _no_gain(context: TrainContext, state: TrainState) -> bool:
+def _early_stop_is_due(context: TrainContext, state: TrainState) -> bool:
     rule = context.stage.training.early_stopping
     return rule is not None and state.evaluations_without_gain >= rule.patience
 
 
-def _gains(state: TrainState) -> str:
+def _describe_early_stop(state: TrainState) -> str:
     return f"{state.evaluations_without_gain} evaluations without gain"
 
 
@@ -415,25 +439,25 @@ def _too_many_bad(context: TrainContext, state: TrainState) -> bool:
 
 
 def _reason_to_stop(context: TrainContext, state: TrainState, record: Record) -> TrainResult | None:
-    """Why training cannot go on from here, if so."""
-    looked_at = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
-    if not all(math.isfinite(value) for value in looked_at):  # none, where all steps since the last time were skipped
-        return TrainResult("not finite", _not_finite(record))
+    """Return why training must end here, else None."""
+    checked = [record.metrics[name] for name in ("train/loss", "train/grad_norm") if name in record.metrics]
+    if not all(math.isfinite(value) for value in checked):  # none, if all steps since the last log point were skipped
+        return TrainResult("not finite", _describe_nonfinite(record))
     if state.save_failed and context.stage.training.on_checkpoint_failure == "stop":
         return TrainResult("not saved")
     if _too_many_bad(context, state):
-        return TrainResult("bad samples", _bad_files(context, state))
+        return TrainResult("bad samples", _describe_bad_files(context, state))
     return None
 
 
-def _bad_files(context: TrainContext, state: TrainState) -> str:
-    named = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
-    more = and_more(len(named), SHOWN_FILES, before="\n  ", what="more files")
-    counted = f"{state.bad_samples} of {_samples_seen(context, state)} samples could not be decoded:"
-    return "".join([counted, *named[:SHOWN_FILES], more])
+def _describe_bad_files(context: TrainContext, state: TrainState) -> str:
+    lines = [f"\n  {path}: {reason}" for path, reason in sorted(state.bad_files.items())]
+    more = and_more(len(lines), MAX_NAMED_FILES, before="\n  ", what="more files")
+    summary = f"{state.bad_samples} of {_samples_seen(context, state)} samples could not be decoded:"
+    return "".join([summary, *lines[:MAX_NAMED_FILES], more])
 
 
-def _not_finite(record: Record) -> str:
+def _describe_nonfinite(record: Record) -> str:
     return (
         f"at or before step {record.step} the loss ({record.metrics['train/loss']}) or gradient norm "
         f"({record.metrics['train/grad_norm']}) is not finite; no later state was saved"
@@ -445,7 +469,7 @@ def _take_batches(batches: Iterator[Batch], count: int) -> list[Batch]:
 
 
 def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients with the last micro-batch of a step only."""
+    """Return a context that exchanges gradients at the last micro-batch of a step only."""
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()

@@ -1,4 +1,4 @@
-"""Memory that training takes on a device, and what it sends and stores, counted on fake tensors: no GPU, no data."""
+"""Estimates the memory that training takes on a device, on fake tensors: without a GPU and without data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,43 +24,45 @@ from scalablevit.training.state import TrainState
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device. Not counted: the CUDA context, the kernels' workspaces, what the allocator wastes."""
+    """Bytes on each device. Not counted: the CUDA context, the kernels' workspaces, the allocator's fragmentation."""
 
     weights: int
-    """With buffers such as running averages."""
+    """Bytes of the parameters and of buffers such as running averages."""
     gradients: int
-    """As many are exchanged in a step."""
+    """Bytes of the gradients; ranks exchange as many in a step."""
     moments: int
-    """The optimizer's."""
+    """Bytes of the optimizer's state."""
     average: int
-    """The moving average of the weights; 0 without."""
+    """Bytes of the moving average of the weights; 0 without one."""
     activations: int
-    """Images of a micro-batch and all that outlasts its forward pass for the backward pass. What gradient checkpointing
-    computes again is not among them."""
+    """Bytes of a micro-batch's images and of all that its forward pass keeps for the backward pass; what gradient
+    checkpointing computes again is not among them."""
 
     @property
     def checkpoint(self) -> int:
-        """Tensors of a checkpoint."""
+        """Return the bytes of a checkpoint's tensors."""
         return self.weights + self.moments + self.average
 
     @property
     def total(self) -> int:
-        """At the most: gradients are complete only when the activations are gone."""
+        """Return the sum, an upper bound: gradients are complete only when the activations are freed."""
         return self.checkpoint + self.gradients + self.activations
 
 
 def estimate_memory(stage: Stage, task: Task, images: int) -> MemoryEstimate:
-    """Count a stage's training by the rules of the devices that its recipe asks for.
+    """Return the memory of a stage's training, by the rules of the kind of device that its recipe asks for.
 
     Args:
-        images: of a micro-batch on one device.
+        stage: the stage.
+        task: the stage's task.
+        images: number of images of a micro-batch on one device.
     """
     with torch.device("meta"):
         model = task.build_model()
     sizes = TrainState(model, build_optimizer(model, stage.optimizer)).bytes_by_file()
     return MemoryEstimate(
         weights=sizes["model"],
-        gradients=sum(each.nbytes for each in model.parameters() if each.requires_grad),
+        gradients=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
         moments=sizes["optimizer"],
         average=0 if stage.training.ema_decay is None else sizes["model"],
         activations=kept_bytes(stage, task, model, images),
@@ -68,10 +70,13 @@ def estimate_memory(stage: Stage, task: Task, images: int) -> MemoryEstimate:
 
 
 def kept_bytes(stage: Stage, task: Task, model: nn.Module, images: int) -> int:
-    """Bytes that are held for the backward pass of a micro-batch when its forward pass has ended, without the weights.
+    """Return the bytes that a micro-batch's forward pass keeps for the backward pass, without the weights.
 
     Args:
-        model: on the meta device; it is moved onto fake tensors.
+        stage: the stage.
+        task: the stage's task.
+        model: the task's model on the meta device; it is moved onto fake tensors.
+        images: number of images of the micro-batch.
     """
     device = torch.device("cuda" if stage.cluster.gpus_per_worker else "cpu")
     costs = task_kind(stage.task.kind).build_costs(stage, task.classes)
@@ -82,18 +87,18 @@ def kept_bytes(stage: Stage, task: Task, model: nn.Module, images: int) -> int:
 
     with FakeTensorMode(allow_non_fake_inputs=True), _FusedAttention():
         model.to_empty(device=device).train()
-        live = _Live()
-        with live:
+        tracker = _StorageTracker()
+        with tracker:
             batch = map_tensors(batch, like)
             with autocast(device.type) if stage.training.precision == "bfloat16" else nullcontext():
-                # the name keeps the graph, and with it what it holds
+                # the variable keeps the graph alive, and with it the kept tensors
                 loss = costs.countable_loss(model, batch)  # noqa: F841
-            return live.held_bytes()
+            return tracker.live_bytes()
 
 
 @contextmanager
 def autocast(device: str) -> Iterator[None]:
-    """As `torch.autocast(device, torch.bfloat16)`, which refuses "cuda" where there is no GPU, for fake tensors."""
+    """Do what `torch.autocast(device, torch.bfloat16)` does; that refuses "cuda" without a GPU."""
     torch.set_autocast_enabled(device, True)
     torch.set_autocast_dtype(device, torch.bfloat16)
     torch.autocast_increment_nesting()
@@ -105,8 +110,8 @@ def autocast(device: str) -> Iterator[None]:
         torch.set_autocast_enabled(device, False)
 
 
-class _Live(TorchDispatchMode):
-    """Knows the memory of all tensors that operators below it have made."""
+class _StorageTracker(TorchDispatchMode):
+    """Tracks the storages of all tensors that operators create inside its context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -116,24 +121,24 @@ class _Live(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = _storages((args, kwargs))
-        # views and what is changed in place have their memory already
-        self._sizes |= {storage: size for storage, size in _storages(result).items() if storage not in known}
+        inputs = _storages((args, kwargs))
+        # views and in-place results have the storage of an input
+        self._sizes |= {storage: size for storage, size in _storages(result).items() if storage not in inputs}
         return result
 
-    def held_bytes(self) -> int:
-        """Of those that somebody still holds."""
+    def live_bytes(self) -> int:
+        """Return the bytes of the storages that are still referenced."""
         return sum(size for storage, size in self._sizes.items() if not storage.expired())
 
 
 def _storages(tree: Any) -> dict[StorageWeakRef, int]:
-    """Bytes of the memory behind the tensors of a tree."""
-    storages = [each.untyped_storage() for each in tree_leaves(tree) if isinstance(each, Tensor)]
+    """Return the bytes by storage of the tensors of a nested structure."""
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
     return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as devices do it: behind fake tensors torch takes its plain form, which keeps all scores."""
+    """Makes attention use the device's fused kernel: with fake tensors torch takes the plain form and keeps scores."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,15 +159,15 @@ def _attend(
     scale: float | None = None,
     **_off: bool,
 ) -> Tensor:
-    """What `scaled_dot_product_attention` comes to on q's device."""
+    """Do what `scaled_dot_product_attention` does on q's device; q, k, v are (N, heads, tokens, channels)."""
     device = q.device.type
     if torch.is_autocast_enabled(device):
-        q, k, v = (each.to(torch.get_autocast_dtype(device)) for each in (q, k, v))
+        q, k, v = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (q, k, v))
     if attn_mask is not None:
         attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
     attended: Tensor
     if device == "cuda":
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001  # has no other name
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001  # it has no public name
         attended, *_ = efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)
     elif q.shape[-1] == v.shape[-1] and (attn_mask is None or not attn_mask.requires_grad):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""CPU, memory and GPU of a worker's node, sampled off the training step's path."""
+"""Samples CPU, memory and GPU metrics of a worker's node, in a thread that no training step waits for."""
 
 import os
 import threading
@@ -7,10 +7,15 @@ import psutil
 import torch
 
 PERIOD_S = 5.0
+"""Seconds between two samples."""
 
 
 class NodeSampler:
-    """A thread that keeps the latest metrics; reading them costs nothing."""
+    """Keeps the latest metrics of the node, from a thread; reading them takes no time.
+
+    Args:
+        device: the worker's device; on CUDA its memory is sampled, too.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +26,7 @@ class NodeSampler:
         self._thread.start()
 
     def latest(self) -> dict[str, float]:
-        """Metrics of the last sample: fractions of one for CPU and memory, GiB for absolute sizes."""
+        """Return the metrics of the last sample: fractions 0 to 1 for CPU and memory, GiB for names with `_gib`."""
         return dict(self._latest)
 
     def stop(self) -> None:

@@ -11,10 +11,14 @@ from scalablevit.config.recipe import Optimizer
 
 
 def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimizer:
-    """Optimizer over the model's trainable parameters.
+    """Return the optimizer of the model's trainable parameters.
 
-    1-D parameters and those that `model.no_weight_decay()` names are not decayed. With `layer_decay` every group has
-    an `lr_scale` by its distance from the head, after `model.group_matcher()`.
+    1-D parameters and those that `model.no_weight_decay()` names have no weight decay. With `layer_decay` every group
+    has an `lr_scale` by its distance from the head, by timm's `model.group_matcher()`.
+
+    Args:
+        model: the model, on its device.
+        recipe: the recipe's section `optimizer`.
     """
     no_decay: Iterable[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     if recipe.layer_decay is not None:
@@ -23,7 +27,7 @@ def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimize
         )
     else:
         groups = timm.optim.param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tuple(no_decay))
-    # fused where the parameters live on a GPU; on the CPU the plain loop is the one that resumes bit for bit
+    # fused where the parameters are on a GPU; on the CPU the plain loop is the one that resumes bit for bit
     on_gpu = next(model.parameters()).is_cuda
     if recipe.name == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=on_gpu or None)
@@ -31,16 +35,16 @@ def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimize
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its rate."""
+    """Set the learning rate of every group, times the group's `lr_scale` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], clip_norm: float | None) -> Tensor:
-    """Clip to a global norm if one is given.
+    """Clip gradients to a global L2 norm; None: do not clip.
 
     Returns:
-        The norm before clipping, on the device: reading it is left to the log points.
+        The norm before clipping, a scalar on the device: only log points read it, since reading waits for the device.
     """
     parameters = list(parameters)
     return nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)

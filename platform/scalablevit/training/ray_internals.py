@@ -1,6 +1,6 @@
 """Every private name of Ray that the package uses, with the reason and the public way that is missing.
 
-`tests/training/test_ray_internals.py` holds each one against the installed Ray, says what breaks without it, and keeps
+`tests/training/test_ray_internals.py` checks each one against the installed Ray, says what breaks without it, and keeps
 such names out of all other files. Run it first when the version of Ray changes.
 
 Ray is imported where it is needed: a recipe and this machine are checked before Ray is loaded.
@@ -68,7 +68,7 @@ TRAIN_VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # a worker that does not answer is stopped or stuck: Ray's default lets the others wait for it for ten minutes
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # how soon workers know that their node is about to go: a grace period is often half a minute
+    # how soon workers know that their node is about to be taken away: a grace period is often half a minute
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # worker output appears once
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -82,20 +82,20 @@ TUNE_VARIABLES = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # the other of Tune's two reporters is silent when this says so
     "RAY_AIR_NEW_OUTPUT": "0",
-    # an interrupt is ours to handle
+    # the job handles an interrupt
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 """Settings of Ray Tune, by environment variable."""
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells the driver of a submitted job, as JSON, its submission id and its runtime environment.
+"""Variable in which Ray gives the driver of a submitted job its submission id and runtime environment, as JSON.
 
 Missing: the public runtime context exists after `ray.init` only, and does not know the submission id.
 """
 
 
 def set_defaults(variables: Mapping[str, str]) -> None:
-    """Set those of the environment variables that are not set."""
+    """Set environment variables, except those that are already set."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 
@@ -108,8 +108,9 @@ class Node:
     """A living node of the connected cluster."""
 
     id: str
+    """Ray's id of the node."""
     resources: dict[str, float]
-    """Everything that the node has, in use or not, by Ray's names: "CPU", "GPU", ..."""
+    """All resources of the node, in use or not, by Ray's names: "CPU", "GPU", ..."""
 
 
 def alive_nodes() -> list[Node]:
@@ -149,7 +150,7 @@ def remove_orphans() -> None:
     for line in state._connect_and_get_accessor().get_placement_group_table():  # noqa: SLF001
         group = PlacementGroupTableData.FromString(line)
         if group.creator_job_id == job and group.creator_actor_dead and not group.is_detached:
-            # nothing happens where it is gone already
+            # does nothing if it is already gone
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
@@ -157,20 +158,20 @@ def remove_orphans() -> None:
 
 
 def keep_sigint_handler(trainer: "TorchTrainer") -> "TorchTrainer":
-    """Have `trainer.fit()` leave Ctrl-C to the job, and return the trainer.
+    """Make `trainer.fit()` leave Ctrl-C to the job, and return the trainer.
 
-    Ray's handler asks the controller to end, which one that is not yet at work does not do, and swallows the next
-    Ctrl-C. Missing: a setting; the handler is put in place whenever `fit` runs in the main thread.
+    Ray's handler asks the controller to end, which a controller that is still starting ignores, and swallows the next
+    Ctrl-C. Missing: a setting; Ray sets the handler whenever `fit` runs in the main thread.
     """
     trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # noqa: SLF001
     return trainer
 
 
 def placement_group_of(workers: list[Any]) -> "PlacementGroup | None":
-    """Return what is reserved in the cluster for a group of Ray Train's workers.
+    """Return the placement group of Ray Train's workers: what is reserved for them in the cluster.
 
     Args:
-        workers: Ray's, as a `WorkerGroupCallback` gets them.
+        workers: Ray's worker objects, as a `WorkerGroupCallback` gets them.
 
     Missing: no callback, public or not, gets the group's placement before its workers are set up; so one of them is
     asked, by its `execute_async`.
@@ -183,34 +184,34 @@ def placement_group_of(workers: list[Any]) -> "PlacementGroup | None":
 
 
 def mark_preempted(worker: Any) -> None:
-    """Tell one of Ray Train's workers what it would be told if its node were about to go.
+    """Give one of Ray Train's workers the notice that it would get if its node were about to be taken away.
 
-    It then finds the public `ray.train.get_preemption_info` to be set. Missing: a public way to send a message from the
-    driver or the controller to workers that train.
+    In the worker the public `ray.train.get_preemption_info` then returns the notice. Missing: a public way to send a
+    message from the driver or the controller to workers that train.
 
     Args:
-        worker: Ray's, as `get_workers` of a worker group lists them.
+        worker: Ray's worker object, as `get_workers` of a worker group lists them.
     """
     import ray.train
 
-    train: Any = ray.train  # statically it has the types of Ray Train's first version
+    train: Any = ray.train  # type checkers see the types of Ray Train's first version
     worker.actor.mark_preempt.remote(train.PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
 
 
 def failed_health_check(error: Exception) -> Exception:
-    """Return what Ray Train found when it looked after a worker, or the error itself if that is not what happened.
+    """Return the error of a failed health check of Ray Train, or the error itself if it is another one.
 
     Ray wraps it in a message of its own. Missing: the wrapping class is not public, though public callbacks get it.
     """
-    found: Exception = getattr(error, "health_check_failure", error)
-    return found
+    cause: Exception = getattr(error, "health_check_failure", error)
+    return cause
 
 
 # --- Ray Tune
 
 
 def function_has_returned(last_result: Mapping[str, Any]) -> bool:
-    """Whether a trial's function ended by itself, by the last result that Tune has of the trial.
+    """Return whether a trial's function ended by itself, by the last result that Tune has of the trial.
 
     Tune repeats a function's last result, marked, when the function returns. Missing: a callback's `on_trial_complete`
     is not told whether the function returned or a scheduler stopped it.

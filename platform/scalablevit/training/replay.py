@@ -1,4 +1,4 @@
-"""A captured step taken again in one process, to see where it stops being finite."""
+"""Repeats a captured step in one process, to show where values stop being finite."""
 
 import json
 import math
@@ -18,32 +18,36 @@ from scalablevit.config.stored import stored_stage
 from scalablevit.run_files import STEP
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
-from scalablevit.training.capture import batches_file, unflat
+from scalablevit.training.capture import batches_file, unpack_batches
 from scalablevit.training.loop import TrainContext
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a captured step shows."""
+    """The result of a repeated step."""
 
     step: int
-    """Steps done before it."""
+    """Optimizer steps done before it."""
     ranks: int
+    """Number of ranks that captured the step."""
     losses: dict[tuple[int, int], float]
-    """By rank and micro-batch."""
+    """Loss by rank and index of the micro-batch."""
     gradient_norm: float
-    """Of the mean over the global batch."""
+    """L2 norm of the gradient of the mean loss over the global batch."""
     not_finite: list[str]
-    """Weights that were not finite before the step; modules in the order in which an output was not; gradients."""
+    """Names of weights that were not finite before the step, then modules whose output was not, then gradients."""
 
 
 def replay(folder: Path) -> Replay:
-    """Take a step again that `training.nonfinite.capture` wrote down: ranks one after the other, without an update.
+    """Repeat a step that `training.nonfinite.capture` stored, on the CPU: ranks one after another, without an update.
 
     Batch statistics are those of each rank's own samples, also where SyncBatchNorm shared them.
 
+    Args:
+        folder: a folder `<run>/nonfinite/step_<n>`.
+
     Raises:
-        UserError: the folder holds no whole captured step.
+        UserError: the folder has no complete captured step.
     """
     try:
         facts = json.loads((folder / STEP).read_text(encoding="utf-8"))
@@ -57,57 +61,59 @@ def replay(folder: Path) -> Replay:
         ) from None
     stage = stored_stage(facts["stage"], str(folder / STEP), imports=True)
     task = build_task(stage, tuple(facts["classes"]))
-    batches = [unflat(tensors, type(task.collate("train")([]))) for tensors in stored]
+    batches = [unpack_batches(tensors, type(task.collate("train")([]))) for tensors in stored]
     world, state = len(batches), facts["state"]
     position = state["step"] + state["passed_over"]
     model = task.build_model().train()
     model.load_state_dict(weights)
-    named = [f"weights before the step: {name}" for name, tensor in weights.items() if not _is_finite(tensor)]
+    not_finite = [f"weights before the step: {name}" for name, tensor in weights.items() if not _is_finite(tensor)]
     losses: dict[tuple[int, int], float] = {}
     with _watch_outputs(model) as outputs:
         for rank, micro_batches in enumerate(batches):
-            model.load_state_dict(weights)  # batch statistics
+            model.load_state_dict(weights)  # resets the batch statistics
             context = TrainContext(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
             torch.manual_seed(seeds.derive(stage.training.seed, position, rank))
-            for number, batch in enumerate(micro_batches):
-                prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, number))
+            for index, batch in enumerate(micro_batches):
+                prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, index))
                 with context.autocast():
                     loss, _ = task.loss(model, prepared)
                 (loss * (batch.samples / stage.training.global_batch_size)).backward()
-                losses[rank, number] = loss.item()
+                losses[rank, index] = loss.item()
     norm = optim.clip_gradients(model.parameters(), None).item()
-    named += [f"output: {name}" for name in outputs]
-    named += [f"gradient: {n}" for n, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
-    return Replay(state["step"], world, losses, norm, named)
+    not_finite += [f"output: {name}" for name in outputs]
+    not_finite += [
+        f"gradient: {n}" for n, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)
+    ]
+    return Replay(state["step"], world, losses, norm, not_finite)
 
 
-def format_finding(found: Replay) -> str:
-    """What was found, for people."""
-    lines = [f"step {found.step + 1}, {found.ranks} rank(s), gradient norm {found.gradient_norm:.6g}"]
-    lines += [f"  rank {rank}, micro-batch {number}: loss {loss:.6g}" for (rank, number), loss in found.losses.items()]
-    if found.not_finite:
-        lines += ["not finite, in this order:", *(f"  {name}" for name in found.not_finite)]
-    elif math.isfinite(found.gradient_norm):
+def format_replay(result: Replay) -> str:
+    """Return the result of a repeated step as lines for people."""
+    lines = [f"step {result.step + 1}, {result.ranks} rank(s), gradient norm {result.gradient_norm:.6g}"]
+    lines += [f"  rank {rank}, micro-batch {index}: loss {loss:.6g}" for (rank, index), loss in result.losses.items()]
+    if result.not_finite:
+        lines += ["not finite, in this order:", *(f"  {name}" for name in result.not_finite)]
+    elif math.isfinite(result.gradient_norm):
         lines.append("here the step is finite: it was another device, precision or number of threads that made it not")
     return "\n".join(lines)
 
 
 @contextmanager
 def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
-    """Collects the names of modules without children whose output is not finite, as they come."""
-    named: list[str] = []
+    """Yield a list that collects the names of modules without children whose output is not finite, in their order."""
+    names: list[str] = []
 
-    def watch(name: str) -> Any:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and name not in named and not _is_finite(output):
-                named.append(name)
+    def make_hook(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and name not in names and not _is_finite(output):
+                names.append(name)
 
-        return look
+        return hook
 
     leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(make_hook(name)) for name, module in leaves]
     try:
-        yield named
+        yield names
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""How long a training step, and a sample's decoding, take on this machine."""
+"""Measures how long a training step, and the decoding of samples, take on this machine."""
 
 import time
 from statistics import median
@@ -19,18 +19,23 @@ from scalablevit.training.loop import TrainContext, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
 
 WARM_UP_STEPS = 3
-"""Taken before those that count: kernels are chosen and compiled, and the optimizer gets its moments."""
+"""Steps before the measurement: kernels are chosen and compiled, and the optimizer creates its moments."""
 STEPS = 10
-"""That count."""
+"""Steps that are measured."""
 DECODED = 64
-"""Samples whose decoding is timed."""
+"""Most samples whose decoding is measured."""
 
 
 def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -> float:
-    """Median seconds of an optimizer step of one device on blank images, without data loading and without exchange.
+    """Return the median seconds of an optimizer step on one device, on blank images, without data loading.
+
+    Ranks do not exchange gradients: there is one.
 
     Args:
-        images: of a step, over its micro-batches; a multiple of their number.
+        stage: the stage.
+        task: the stage's task.
+        images: number of images of a step, over its micro-batches; a multiple of their number.
+        device: the device to measure.
     """
     configure_torch(stage)
     training = stage.training.model_copy(update={"global_batch_size": images})
@@ -53,7 +58,7 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
 
 
 def cpu_step_s(stage_json: str, classes: tuple[str, ...], images: int) -> float | tuple[str, str, str]:
-    """`median_step_s` on a CPU, of plain values; a mistake of the user's is returned as its three parts."""
+    """Return `median_step_s` on the CPU, for plain values; a UserError is returned as its what, where and fix."""
     try:
         stage = stage_from_json(stage_json)
         return median_step_s(stage, build_task(stage, classes), images, torch.device("cpu"))
@@ -62,11 +67,14 @@ def cpu_step_s(stage_json: str, classes: tuple[str, ...], images: int) -> float 
 
 
 def decoded_per_s(stage: Stage, task: Task, source: Source) -> float:
-    """Training samples that one core reads, decodes, augments and collates in a second; 0 if none could be decoded."""
+    """Return the training samples that one core reads, decodes, augments and collates in a second.
+
+    It is 0 if none of the samples could be decoded.
+    """
     samples = SampleDataset(source, stage.data, stage.training.seed, train=True)
-    keys = [Key(number, 0, number) for number in range(min(DECODED, len(source)))]
+    keys = [Key(index, 0, index) for index in range(min(DECODED, len(source)))]
     device = torch.device("cpu")
-    # the first one pays for what is set up once
+    # the first batch includes the time of what is set up once
     batches = iter(build_loader(samples, [keys[:1], keys], task.collate("train"), workers=0, device=device))
     next(batches)
     start = time.perf_counter()

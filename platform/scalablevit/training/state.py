@@ -1,4 +1,4 @@
-"""Everything that moves during training, and how it becomes tensors and JSON and back."""
+"""Everything that changes during training, and its conversion to tensors and JSON and back."""
 
 import copy
 from collections.abc import Mapping
@@ -16,8 +16,9 @@ from scalablevit.training.worker_result import TrainSummary
 Tensors = dict[str, Tensor]
 
 SPENT = ("data", "checkpoint", "evaluation")
+"""Parts of the wall time that `TrainState.spent` counts."""
 RECALL_MS = 60_000
-"""Ray's controller takes a report within a fraction of a second; a minute is ample."""
+"""Age in milliseconds at which a record has surely left this process: Ray's controller takes less than a second."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Record:
     """Metrics of one step on their way to tracking."""
 
     step: int
+    """Optimizer steps done."""
     time_ms: int
+    """Milliseconds since the epoch."""
     metrics: Mapping[str, float]
 
     def as_dict(self) -> StepMetrics:
@@ -34,9 +37,9 @@ class Record:
 
 
 class StateMeta(TypedDict):
-    """Of a state what is no tensor: content of a checkpoint's `state.json`; see `TrainState`, and `TrainSummary`.
+    """The part of a state that is no tensor, as in a checkpoint's `state.json`; see `TrainState` and `TrainSummary`.
 
-    Earlier versions did not write what may be missing.
+    Fields that may be missing are those that earlier versions did not write.
     """
 
     step: int
@@ -61,7 +64,7 @@ class StateMeta(TypedDict):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state at rest on the CPU: what a checkpoint holds."""
+    """A copy of a state on the CPU: the content of a checkpoint."""
 
     step: int
     files: dict[str, Tensors]
@@ -71,15 +74,17 @@ class Snapshot:
 
 @dataclass
 class MetricAccumulator:
-    """Sums since the last log point, kept on the device so that adding needs no synchronisation."""
+    """Sums of metrics since the last log point, on the device so that adding needs no synchronization."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sum by metric, float64 scalars."""
     steps: int = 0
+    """Number of steps in the sums."""
     bad: int = 0
-    """Undecodable samples that this rank met, not yet in the state's count."""
+    """Number of undecodable samples that this rank has found and the state has not yet counted."""
 
     def add(self, values: dict[str, Tensor] | None, bad: int) -> None:
-        """Add one step's scalars (None: it was skipped) and undecodable samples."""
+        """Add one step's scalars (None: the step was skipped) and its number of undecodable samples."""
         self.bad += bad
         if values is None:
             return
@@ -99,54 +104,59 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     passed_over: int = 0
-    """Steps' worth of samples that roll-backs left out."""
+    """Number of steps whose samples roll-backs skipped."""
     roll_backs: int = 0
+    """Number of times that training went back to a checkpoint after a step that was not finite."""
     skipped: int = 0
-    """Steps without an update because they were not finite; they count as done."""
+    """Number of steps without an update because they were not finite; they count as done."""
     skipped_in_row: int = 0
-    """Of these, the latest ones without a finite step between them."""
+    """Number of the latest of these without a finite step between them."""
     best_value: float | None = None
+    """Score of the best evaluation, higher is better; None before the first."""
     best_step: int | None = None
+    """Optimizer steps done at the best evaluation."""
     evaluations_without_gain: int = 0
+    """Number of evaluations since the last one that counted as a gain for early stopping."""
     gain_value: float | None = None
-    """Value of the last evaluation that counted as a gain for early stopping."""
+    """Score of the last evaluation that counted as a gain for early stopping."""
     bad_samples: int = 0
-    """Undecodable samples met so far, on all ranks."""
+    """Number of undecodable samples found so far, on all ranks."""
     bad_named: int = 0
-    """Of `bad_samples`, those whose files all ranks know."""
+    """Number of those among `bad_samples` whose files all ranks know."""
     bad_files: dict[str, str] = field(default_factory=dict)
-    """Reason by path, of the undecodable files that this attempt met: this rank's own, and the others' as exchanged."""
+    """Reason by path of the undecodable files found in this attempt: this rank's, and the others' once exchanged."""
     changed_files: set[str] = field(default_factory=set)
-    """Files that this rank found to be others than those that the run began with."""
+    """Files that have changed since the run began, as far as this rank has found them."""
     save_failed: bool = False
-    """Whether, at the last log point, a rank's last checkpoint had not been written."""
+    """Whether, at the last log point, a rank's last checkpoint could not be written."""
     seconds: float = 0.0
-    """Wall time spent training, over all attempts."""
+    """Wall time of training in seconds, over all attempts."""
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
-    """Of `seconds` what waiting for data and copying checkpoints took; besides, what evaluations took. Without
-    synchronisation: a device may still have been at work on steps meanwhile."""
+    """Wall time in seconds by part. `seconds` includes the waiting for data and the copying of checkpoints, but not the
+    evaluations. Measured without synchronization: a device may have computed steps meanwhile."""
     running: MetricAccumulator = field(default_factory=MetricAccumulator)
     history: list[Record] = field(default_factory=list)
-    """Records that the controller may not have written down yet: they ride along in checkpoints."""
+    """Records that the controller may not have written yet; checkpoints contain them, too."""
     forget_before_ms: int = 0
-    """Older records were in two checkpoints and left this process at least `RECALL_MS` ago."""
+    """Records before this time, in milliseconds since the epoch, are dropped after the next checkpoint: two checkpoints
+    then have them, and they left this process at least `RECALL_MS` ago."""
     last_metrics: dict[str, float] = field(default_factory=dict)
-    """Result of the last evaluation."""
+    """Metrics of the last evaluation."""
     best_metrics: dict[str, float] = field(default_factory=dict)
-    """Result of the best evaluation."""
+    """Metrics of the best evaluation."""
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated and registered: the average when there is one."""
+        """Return the model that is evaluated and registered: the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     @property
     def position(self) -> int:
-        """The next step's place in the stream of samples, in steps; random numbers go by it too."""
+        """Return the position of the next step in the stream of samples, in steps; random numbers depend on it, too."""
         return self.step + self.passed_over
 
     def update_ema(self) -> None:
-        """Take the weights of the step just done into the average.
+        """Update the averaged model with the weights of the step just done.
 
         Under warm-up the decay follows from `step` alone (timm counts steps from 1 and the decay's t from 0), so that
         a resumed run needs no other state.
@@ -155,19 +165,24 @@ class TrainState:
             self.ema.update(self.model, self.step if self.ema.use_warmup else None)
 
     def skip_step(self) -> None:
-        """Count a step as done that made no update."""
+        """Count a step without an update as done."""
         self.step += 1
         self.skipped += 1
         self.skipped_in_row += 1
 
-    def go_on_behind(self, position: int, roll_backs: int) -> None:
-        """After a roll-back: pass over the samples up to those of the step at a position."""
+    def skip_samples_to(self, position: int, roll_backs: int) -> None:
+        """Continue, after a roll-back, with the samples after those of the step at a position.
+
+        Args:
+            position: position of the step, in steps of the stream of samples.
+            roll_backs: number of roll-backs so far.
+        """
         self.passed_over = position + 1 - self.step
         self.roll_backs = roll_backs
         self.skipped_in_row = 0
 
     def add_step(self, metrics: dict[str, Tensor] | None, micro_batches: list[Batch]) -> None:
-        """Take in a step's scalars (None: skipped), and which samples were left out of this rank's batches."""
+        """Add a step's scalars (None: skipped), and the samples that could not be used in this rank's batches."""
         if metrics is not None:
             self.skipped_in_row = 0
         self.running.add(metrics, sum(len(batch.bad) for batch in micro_batches))
@@ -176,13 +191,13 @@ class TrainState:
             self.changed_files.update(batch.changed)
 
     def add_evaluation(self, metrics: dict[str, float], value: float, min_delta: float = 0.0) -> bool:
-        """Take in an evaluation and its score; True when it is the best so far. One that is not a number never is.
+        """Add an evaluation, and return whether it is the best so far; one with a score of NaN never is.
 
         Args:
-            metrics: what was evaluated.
-            value: the score, higher is better.
-            min_delta: smallest gain that ends a series of evaluations without one. The gain is measured from the last
-                one that counted, so that many small ones add up.
+            metrics: the evaluation's metrics.
+            value: its score, higher is better.
+            min_delta: an evaluation counts as a gain when its score exceeds that of the last gain by more than this, so
+                that many small improvements add up.
         """
         self.last_metrics = metrics
         if value == value and (self.gain_value is None or value > self.gain_value + min_delta):
@@ -196,7 +211,7 @@ class TrainState:
         return False
 
     def forget_old_records(self) -> None:
-        """After a checkpoint: let go of records that the checkpoint before already carried a while ago."""
+        """Drop, after a checkpoint, old records that the previous checkpoint already had; see `forget_before_ms`."""
         self.history = [record for record in self.history if record.time_ms >= self.forget_before_ms]
         if self.history:
             self.forget_before_ms = self.history[-1].time_ms - RECALL_MS
@@ -214,7 +229,7 @@ class TrainState:
         )
 
     def bytes_by_file(self) -> dict[str, int]:
-        """Size of a snapshot's tensors by file stem, once the optimizer has its moments (at its first step)."""
+        """Return the bytes of a snapshot's tensors by file stem, with the moments that the first step creates."""
         moments = (
             _moment_bytes(self.optimizer, group.get("momentum", 0.0), parameter)
             for group in self.optimizer.param_groups
@@ -224,11 +239,11 @@ class TrainState:
         return sizes if self.ema is None else {**sizes, "ema": _weight_bytes(self.ema.module)}
 
     def snapshot_bytes(self) -> int:
-        """Size of all of a snapshot's tensors; see `bytes_by_file`."""
+        """Return the bytes of all of a snapshot's tensors; see `bytes_by_file`."""
         return sum(self.bytes_by_file().values())
 
     def snapshot(self) -> Snapshot:
-        """Copy everything to the CPU; the loop may go on at once."""
+        """Return a copy of the state on the CPU; the loop may continue at once."""
         files = {"model": _to_cpu(self.model.state_dict()), "optimizer": _to_cpu(self._optimizer_tensors())}
         if self.ema is not None:
             files["ema"] = _to_cpu(self.ema.module.state_dict())
@@ -254,7 +269,7 @@ class TrainState:
         return Snapshot(self.step, files, meta)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Take on a snapshot exactly; keys and shapes must agree.
+        """Restore a snapshot exactly; keys and shapes must agree.
 
         Raises:
             RuntimeError: the snapshot belongs to another model or optimizer.
@@ -267,7 +282,7 @@ class TrainState:
         self._restore_optimizer(snapshot.files["optimizer"])
         meta = copy.deepcopy(snapshot.meta)
         self.step, self.seconds = meta["step"], meta["seconds"]
-        self.spent |= meta.get("spent", {})  # earlier versions did not count
+        self.spent |= meta.get("spent", {})  # missing in earlier versions
         self.best_value, self.best_step = meta["best_value"], meta["best_step"]
         self.best_metrics, self.last_metrics = meta["best_metrics"], meta["last_metrics"]
         self.evaluations_without_gain = meta["evaluations_without_gain"]
@@ -281,7 +296,7 @@ class TrainState:
         self.history = [Record(**record) for record in meta["history"]]
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Trainable parameters in the order in which the optimizer numbers them."""
+        """Return the trainable parameters with their names, in the order in which the optimizer numbers them."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [(names[id(p)], p) for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -294,14 +309,14 @@ class TrainState:
         }
 
     def _restore_optimizer(self, tensors: Tensors) -> None:
-        numbers = {name: number for number, (name, _) in enumerate(self._named_parameters())}
+        indices = {name: index for index, (name, _) in enumerate(self._named_parameters())}
         states: dict[int, dict[str, Tensor]] = {}
         for path, tensor in tensors.items():
             name, _, key = path.rpartition("/")
-            if name not in numbers:
+            if name not in indices:
                 raise RuntimeError(f"the checkpoint's optimizer holds {name!r}, which this model does not train")
-            states.setdefault(numbers[name], {})[key] = tensor
-        # torch's own loading puts each tensor where this optimizer wants it (device, type)
+            states.setdefault(indices[name], {})[key] = tensor
+        # torch's own loading converts tensors to the device and type that this optimizer needs
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
 
@@ -310,16 +325,16 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    return sum(_nbytes(each) for each in model.state_dict().values() if isinstance(each, Tensor))
+    return sum(_nbytes(tensor) for tensor in model.state_dict().values() if isinstance(tensor, Tensor))
 
 
 def _moment_bytes(optimizer: torch.optim.Optimizer, momentum: float, parameter: nn.Parameter) -> int:
-    """What the optimizer will keep for a parameter: AdamW two moments and a float32 step, SGD its momentum."""
+    """Return the bytes of a parameter's optimizer state: AdamW two moments and a float32 step, SGD a momentum."""
     if isinstance(optimizer, torch.optim.AdamW):
         return 2 * _nbytes(parameter) + torch.float32.itemsize
     return _nbytes(parameter) if momentum else 0
 
 
 def _to_cpu(tensors: Tensors) -> Tensors:
-    """Contiguous copies: safetensors refuses channels-last and shared memory."""
+    """Return contiguous copies on the CPU: safetensors refuses channels-last and shared memory."""
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}

@@ -1,4 +1,4 @@
-"""Run storage on any pyarrow file system; free of torch, so that drivers start quickly."""
+"""Reads and writes run storage on any pyarrow file system; free of torch, so that drivers start quickly."""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from scalablevit.run_files import BAD_SAMPLES
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and path of a local path or an address such as s3://bucket/folder."""
+    """Return the file system, and the path on it, of a local path or an address such as s3://bucket/folder."""
     if "://" in location:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
         return filesystem, path.rstrip("/")
@@ -20,7 +20,7 @@ def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
-    """Write one file that is either whole or not there: fsync and rename locally, one object elsewhere."""
+    """Write a file completely or not at all: by fsync and rename locally, as one object elsewhere."""
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
@@ -29,7 +29,7 @@ def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
 
 
 def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
-    """Content of a file; None when there is none."""
+    """Return the content of a file; None when there is no such file."""
     if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
         return None
     with filesystem.open_input_stream(path) as stream:
@@ -37,14 +37,14 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
 
 
 def put_text(folder: str, name: str, text: str) -> None:
-    """Write or replace a text file in a folder, which is made where it is missing."""
+    """Write or replace a text file in a folder, path or address, which is created if it does not exist."""
     filesystem, path = open_filesystem(folder)
     filesystem.create_dir(path, recursive=True)
     put(filesystem, f"{path}/{name}", text.encode())
 
 
 def add_bad_samples(run_folder: str, files: dict[str, str]) -> None:
-    """Add reasons by path to the run's `BAD_SAMPLES`, which also holds what earlier attempts met."""
+    """Add undecodable files, with reason by path, to the run's `BAD_SAMPLES`, which keeps those of earlier attempts."""
     filesystem, folder = open_filesystem(run_folder)
     known = (read(filesystem, f"{folder}/{BAD_SAMPLES}") or b"").decode().splitlines()
     lines = {f"{path}\t{' '.join(reason.split())}" for path, reason in files.items()}
@@ -54,7 +54,7 @@ def add_bad_samples(run_folder: str, files: dict[str, str]) -> None:
 
 @contextmanager
 def local_copy(location: str) -> Iterator[str]:
-    """A path to read `location` from: itself, or while the context lasts a copy of a remote file."""
+    """Yield a path to read `location` from: the path itself, or for an address a copy that exists during the block."""
     if "://" not in location:
         yield location
         return

@@ -1,4 +1,4 @@
-"""What runs on each rank: from a recipe's stage to the loop, with data, state and recovery in place."""
+"""The code that runs on each rank: prepares data, state and recovery of a recipe's stage, and runs the loop."""
 
 import hashlib
 import os
@@ -49,29 +49,30 @@ class WorkerConfig:
     stage: str
     """The stage as JSON."""
     run_folder: str
-    """Where the run's checkpoints are: a path or an address."""
+    """The run's folder in run storage: a path or an address."""
     root: str
-    """Relative data paths resolve against it."""
+    """The platform's root folder; relative data paths resolve against it."""
     init_weights: str | None
-    """File of initial weights (path or address), or a timm tag; already found by the driver."""
+    """File of initial weights (path or address), or a timm tag, as the driver resolved it; None: random weights."""
     init_sha256: str = ""
-    """What the file of initial weights must have; empty: not known beforehand."""
+    """SHA-256 that the file of initial weights must have; empty: not known beforehand."""
     keep_head: bool = True
-    """Whether a head whose shapes fit may be taken over: False when it is known to be for other classes."""
+    """Whether to load a head whose shapes fit; False when it is known to be for other classes."""
     evaluate_only: bool = False
-    """Evaluate `init_weights`, all of them, and train nothing."""
+    """Only evaluate `init_weights`, which must be complete, and train nothing."""
     metric: str = ""
-    """By which evaluations are compared; empty: the task's own."""
+    """Name of the metric by which evaluations are compared; empty: the task's `best_metric`."""
     lower_is_better: bool = False
+    """Whether a lower value of that metric is better."""
     data_listing: str = ""
-    """Folder in which the driver left what it listed (`training.data_listing`); empty: this process lists the data."""
+    """Folder with the driver's listing of the data (`training.data_listing`); empty: this process lists the data."""
     user_code: dict[str, str] = field(default_factory=dict)
-    """Content sum of each package of the stage's `imports`, by name, as the driver has them."""
+    """Content sum by name of each package of the stage's `imports`, as on the driver."""
     stored_first: bool = False
-    """Hand an evaluation on only when its checkpoint is stored: whoever stops a run upon it can rely on that."""
+    """Report an evaluation only after its checkpoint is stored: a scheduler that then stops the run relies on it."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For Ray's `train_loop_config`."""
+        """Return the fields as plain values, for Ray's `train_loop_config`."""
         return asdict(self)
 
 
@@ -85,21 +86,28 @@ def run(
     about_to_go: Callable[[], bool] = lambda: False,
     timings: StartupTimings | None = None,
 ) -> WorkerResult:
-    """Train one stage on this rank, from the newest checkpoint if there is one.
+    """Train one stage on this rank, from the newest checkpoint if there is one, and return the result.
+
+    A UserError is returned in the result, not raised.
 
     Args:
-        about_to_go: whether a node is about to be taken away; every rank asks at the same steps and gets the same
-            answer.
-        timings: filled in while the attempt starts.
+        worker_config: the configuration, equal on all ranks.
+        rank: this rank, from 0.
+        world: number of ranks.
+        device: this rank's device.
+        send: reports records and this node's metrics.
+        about_to_go: returns whether a node is about to be taken away; all ranks call it at the same steps and get the
+            same result.
+        timings: times of the attempt's start, filled in here.
     """
     try:
-        with _nondeterminism() as said:
+        with _collect_nondeterminism() as warnings_seen:
             poller = PreemptionPoller(about_to_go, timings or StartupTimings(time.time()))
             result = _run(worker_config, rank, world, device, send, poller)
-            return replace(result, nondeterministic=said)
+            return replace(result, nondeterministic=warnings_seen)
     except UserError as error:
-        # returned, not raised: it is the same on every rank, and a restart would only repeat it; a new one, since the
-        # traceback of this one holds the model
+        # returned, not raised: it is the same on every rank, and a restart would only repeat it; a new exception, since
+        # the traceback of this one keeps the model alive
         return WorkerResult(error=UserError(error.what, where=error.where, fix=error.fix))
 
 
@@ -125,21 +133,21 @@ def _run(
     )
     try:
         if stage.training.nonfinite.action == "rollback" and restored is None:
-            callbacks.save(state, None)  # the first steps may be those to go back from
-        outcome = train(context, state, callbacks)
-    finally:  # a process that trains many runs must not be left with threads of those that ended early
+            callbacks.save(state, None)  # a roll-back may come in the first steps
+        train_result = train(context, state, callbacks)
+    finally:  # a process that trains many runs must not keep the threads of those that ended early
         callbacks.close()
     callbacks.sender.flush()
-    return _result(outcome, state, callbacks.writer, device) if rank == 0 else WorkerResult()
+    return _result(train_result, state, callbacks.writer, device) if rank == 0 else WorkerResult()
 
 
 def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerConfig) -> WorkerResult:
-    """Metrics of given weights on the validation split, with the recipe's test-time augmentation."""
-    model = run_on_all_ranks(lambda: _given_model(context, worker_config))
+    """Return the metrics of `init_weights` on the validation split, with the recipe's test-time augmentation."""
+    model = run_on_all_ranks(lambda: _load_model(context, worker_config))
     stage, task = context.stage, context.task
     augmentation = task_kind(stage.task.kind).build_augmentation(stage, task.classes)
-    seen = stage.data if augmentation is None else augmentation.data
-    data = SampleDataset(source, seen, stage.training.seed, train=False)
+    data_section = stage.data if augmentation is None else augmentation.data
+    data = SampleDataset(source, data_section, stage.training.seed, train=False)
     model = model.to(context.device)
     batches, registered = eval_batches_of(context, data), registered_metrics(stage)
     return WorkerResult(
@@ -147,8 +155,8 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     )
 
 
-def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:
-    """The task's model with all of `init_weights`."""
+def _load_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:
+    """Return the task's model with all of `init_weights`."""
     model = context.task.build_model()
     with local_copy(str(worker_config.init_weights)) as path:
         content = Path(path).read_bytes()
@@ -158,72 +166,74 @@ def _given_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Modul
     return model
 
 
-def _check_sum(worker_config: WorkerConfig, found: str) -> None:
-    if worker_config.init_sha256 and found != worker_config.init_sha256:
+def _check_sum(worker_config: WorkerConfig, sha256: str) -> None:
+    if worker_config.init_sha256 and sha256 != worker_config.init_sha256:
         raise UserError(
             f"these are not the weights that the job was started with: expected sha256 {worker_config.init_sha256}, "
-            f"found {found}",
+            f"found {sha256}",
             where=str(worker_config.init_weights),
             fix="submit again if the file was replaced; otherwise make it the same file on every node",
         )
 
 
-def _result(outcome: TrainResult, state: TrainState, writer: BackgroundWriter, device: torch.device) -> WorkerResult:
-    if outcome.reason in ("not finite", "bad samples"):
+def _result(
+    train_result: TrainResult, state: TrainState, writer: BackgroundWriter, device: torch.device
+) -> WorkerResult:
+    if train_result.reason in ("not finite", "bad samples"):
         fix = {
             "not finite": "lower optimizer.lr, set optimizer.clip_norm or lengthen the warm-up; or go on from the last "
             "checkpoint with training.nonfinite.action=skip or rollback",
             "bad samples": f"fix or remove the files, all named in the run's {BAD_SAMPLES}, or raise "
             "data.max_bad_fraction",
-        }[outcome.reason]
-        return WorkerResult(error=UserError(outcome.detail, fix=fix))
-    if writer.failed and outcome.reason != "node leaving":
+        }[train_result.reason]
+        return WorkerResult(error=UserError(train_result.detail, fix=fix))
+    if writer.failed and train_result.reason != "node leaving":
         fix = "free space and submit again: training resumes"
         return WorkerResult(error=UserError(writer.failed, where=writer.store.folder, fix=fix))
-    detail = "; ".join(filter(None, [outcome.detail, writer.failed, writer.missing_best(state.best_step)]))
+    detail = "; ".join(filter(None, [train_result.detail, writer.failed, writer.missing_best(state.best_step)]))
     return WorkerResult(
-        TrainingEnd(**vars(state.summary()), reason=outcome.reason, detail=detail, device=device_name(device))
+        TrainingEnd(**vars(state.summary()), reason=train_result.reason, detail=detail, device=device_name(device))
     )
 
 
 def configure_torch(stage: Stage) -> None:
-    """Threads, determinism and kernels as the recipe asks for them."""
+    """Set torch's threads, determinism and choice of kernels as the recipe asks for them."""
     threads = max(1, int(stage.cluster.cpus_per_worker))
     torch.set_num_threads(threads)
     if stage.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # with warn_only the fused attentions stay nondeterministic although they could be otherwise
+        # with warn_only the fused attentions stay nondeterministic although deterministic ones exist
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.benchmark = not stage.training.deterministic
-    # depth-wise kernels have gradients in NHWC order: copying those few kilobytes into the bucket is what we want
+    # gradients of depth-wise kernels are in NHWC order: to copy those few kilobytes into the bucket is intended
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 @contextmanager
-def _nondeterminism() -> Iterator[list[str]]:
-    """Collects what torch says of operations without a deterministic implementation; other warnings are shown."""
-    said: list[str] = []
+def _collect_nondeterminism() -> Iterator[list[str]]:
+    """Yield a list that collects torch's warnings about nondeterministic operations; other warnings are shown."""
+    collected: list[str] = []
 
     def show(message: Warning | str, *where: Any, **options: Any) -> None:
         text = str(message)
         if "deterministic" not in text:
             show_others(message, *where, **options)
-        elif (claim := text.partition(", but you set")[0].strip()) not in said:
-            said.append(claim)
+        elif (claim := text.partition(", but you set")[0].strip()) not in collected:
+            collected.append(claim)
 
-    with warnings.catch_warnings():  # puts back the filters and `showwarning`
+    with warnings.catch_warnings():  # restores the filters and `showwarning`
         show_others, warnings.showwarning = warnings.showwarning, show
         warnings.filterwarnings("default", message=".*deterministic")
-        yield said
+        yield collected
 
 
 def _open(
     stage: Stage, worker_config: WorkerConfig, device: torch.device, rank: int, world: int
 ) -> tuple[TrainContext, dict[SplitName, Source]]:
-    """The stage's data and task as this rank sees them."""
+    """Return the context of this rank's training, and the stage's data by split."""
     root = Path(worker_config.root)
     splits: tuple[SplitName, ...] = ("val",) if worker_config.evaluate_only else SPLITS
     if worker_config.data_listing:
@@ -240,14 +250,14 @@ def _open(
 
 def _prepare_storage(context: TrainContext, store: CheckpointStore, state: TrainState) -> None:
     if context.rank == 0:
-        store.remove_torn()
+        store.remove_incomplete()
         store.check_space(state.snapshot_bytes(), context.stage.training.keep)
 
 
 def _initial_or_restored(
     context: TrainContext, restored: tuple[str, Snapshot] | None, worker_config: WorkerConfig
 ) -> tuple[TrainState, str]:
-    """The state to go on from, and what it is. Precedence: own checkpoint, then `model.init`, then random weights."""
+    """Return the state to start from, and its description: own checkpoint, else `model.init`, else random weights."""
     stage = context.stage
     start = f"random weights (seed {stage.training.seed})"
     torch.manual_seed(seeds.derive(stage.training.seed))
@@ -266,7 +276,7 @@ def _initial_or_restored(
 
 
 def new_state(context: TrainContext, model: nn.Module) -> TrainState:
-    """The state before the first step, on the context's device.
+    """Return the state before the first step, on the context's device.
 
     Raises:
         UserError: the recipe wants torch.compile, and it does not work here.
@@ -285,42 +295,42 @@ def new_state(context: TrainContext, model: nn.Module) -> TrainState:
 
 
 def _compile(context: TrainContext, *models: nn.Module) -> None:
-    """Prepare models for `training.compile`, whose whole form `loop.distributed` makes."""
-    wanted = context.stage.training.compile
-    if wanted:
+    """Compile blocks of models if `training.compile` asks for it; `loop.distributed` compiles whole models."""
+    mode = context.stage.training.compile
+    if mode:
         try_compiler(context.device)
-    if wanted == "blocks":
+    if mode == "blocks":
         for model in models:
             compile_blocks(context.task.backbone(model), context.stage.model.name, one_size=context.task.one_size)
 
 
 def run_on_ray(worker_config: WorkerConfig, entered: float) -> WorkerResult:
-    """Run on this Ray Train worker: find rank and device, run, and report through Ray.
+    """Run on this Ray Train worker, with Ray's rank and device and reports through Ray, and return the result.
 
     Args:
-        worker_config: of the run.
-        entered: when Ray called, before this module was imported; seconds since the epoch.
+        worker_config: the configuration, equal on all ranks.
+        entered: when Ray called this worker, before this module was imported; seconds since the epoch.
     """
     import ray.train
     import ray.train.torch
 
     from scalablevit.tracking.callback import WorkerReport
 
-    train: Any = ray.train  # statically it has the types of Ray Train's first version
+    train: Any = ray.train  # type checkers see the types of Ray Train's first version
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     timings = StartupTimings(entered, imported=time.time(), world=world)
-    told = False
+    timings_sent = False
 
     def send(records: list[Record], node: dict[str, float]) -> None:
-        nonlocal told
+        nonlocal timings_sent
         report: WorkerReport = {
             "records": [record.as_dict() for record in records] if rank == 0 else [],
             "node": {"rank": context.get_node_rank(), **node} if context.get_local_rank() == 0 else {},
         }
-        if rank == 0 and timings.first_step and not told:
+        if rank == 0 and timings.first_step and not timings_sent:
             report["started"] = asdict(timings)
-            told = True
+            timings_sent = True
         ray.train.report(dict(report))
 
     return run(

@@ -1,4 +1,4 @@
-"""What a rank hands back when it is done, and how that travels to the driver."""
+"""The result of a rank, and its form for the way to the driver."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,26 +8,27 @@ from scalablevit.config.errors import UserError
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The counters and metrics of a run that people ask for; checkpoints hold them, too."""
+    """The counters and metrics of a run that people need; checkpoints contain them, too."""
 
     step: int
     """Optimizer steps done."""
     best_value: float | None
-    """Of the best evaluation; None before the first."""
+    """Score of the best evaluation, higher is better; None before the first."""
     best_step: int | None
+    """Optimizer steps done at the best evaluation."""
     best_metrics: dict[str, float]
-    """Result of the best evaluation."""
+    """Metrics of the best evaluation."""
     last_metrics: dict[str, float]
-    """Result of the last evaluation."""
+    """Metrics of the last evaluation."""
     seconds: float
-    """Wall time spent training, over all attempts."""
+    """Wall time of training in seconds, over all attempts."""
     spent: dict[str, float]
-    """Of it, seconds by part; see `TrainState.spent`."""
+    """Wall time in seconds by part; see `TrainState.spent`."""
 
 
 @dataclass(frozen=True)
 class TrainingEnd(TrainSummary):
-    """How training ended, and what the run had come to by then."""
+    """How training ended, and the counters and metrics at that time."""
 
     reason: str
     """A `loop.StopReason`."""
@@ -39,19 +40,19 @@ class TrainingEnd(TrainSummary):
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What a rank hands back; of the first three at most one is there."""
+    """The result of a rank; at most one of `training`, `metrics` and `error` is set."""
 
     training: TrainingEnd | None = None
-    """On rank 0, of a stage that was trained."""
+    """How training ended, on rank 0 of a stage that was trained."""
     metrics: dict[str, float] | None = None
-    """On each rank, of weights that were only evaluated."""
+    """Metrics, on all ranks, of weights that were only evaluated."""
     error: UserError | None = None
-    """On each rank, when the user must act."""
+    """The error, on all ranks, that the user must fix."""
     nondeterministic: list[str] = field(default_factory=list)
-    """What torch said, under training.deterministic, of operations that have no deterministic implementation."""
+    """Torch's warnings about operations without a deterministic implementation, under `training.deterministic`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values: what a Ray Train worker returns is read in another process."""
+        """Return plain values, since another process reads what a Ray Train worker returns."""
         training, error = self.training, self.error
         return {
             "training": None if training is None else asdict(training),
@@ -62,7 +63,7 @@ class WorkerResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WorkerResult":
-        """Return the result that `as_dict` was called on."""
+        """Return the result from the values that `as_dict` returned."""
         training, error = values["training"], None
         if values["error"] is not None:
             what, where, fix = values["error"]

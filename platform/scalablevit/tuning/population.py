@@ -33,7 +33,7 @@ def recipe_text(stage: Stage) -> str:
 
 
 @contextmanager
-def pointing(folder: str, step: int) -> Iterator[tune.Checkpoint]:
+def pointer_checkpoint(folder: str, step: int) -> Iterator[tune.Checkpoint]:
     """For `tune.report`: a checkpoint that names ours."""
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / POINTER).write_text(json.dumps({"folder": folder, "step": step}))

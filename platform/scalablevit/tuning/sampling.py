@@ -49,7 +49,7 @@ def _sample(parameter: Distribution, generator: np.random.Generator) -> Any:
     return choices[int(generator.integers(len(choices)))]
 
 
-def listed(space: Space) -> list[Values]:
+def enumerate_values(space: Space) -> list[Values]:
     """All values of a random or grid search, in the order of its trials."""
     if space.searcher == "grid":
         return combinations(space)

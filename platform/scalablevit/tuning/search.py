@@ -26,12 +26,12 @@ from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Distribution, Search, Value
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.outbox import Outbox, now_ms, read_lines
-from scalablevit.tracking.params import flat
+from scalablevit.tracking.params import flatten
 from scalablevit.tracking.records import MetricsRecord, StepMetrics
 from scalablevit.tracking.tags import best_metric
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
-from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, listed
+from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, enumerate_values
 from scalablevit.tuning.trial import TrialContext, TrialResult, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
@@ -112,7 +112,7 @@ class SearchCallback(tune.Callback):
                 trial.curve[record.step] = float(metrics[self._context.search.space.metric])
                 trial.status = "unfinished"
 
-    def until(self, deadline: float) -> None:
+    def set_deadline(self, deadline: float) -> None:
         """Trials that end after this moment (monotonic seconds) were interrupted by the budget's wall time."""
         self._deadline = deadline
 
@@ -136,7 +136,7 @@ class SearchCallback(tune.Callback):
         uid = trial_uid(self._uid, ours.number)
         facts = {"trial": ours.number, "run_folder": trial_folder(self._context.folder, ours.number)}
         self._outbox.run(uid, trial_name(ours), experiment=self._experiment, parent=self._uid, tags=facts)
-        self._outbox.params(uid, flat(hashed_part(stage)))
+        self._outbox.params(uid, flatten(hashed_part(stage)))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -225,14 +225,14 @@ def run_trials(
     callback: SearchCallback,
     context: TrialContext,
     concurrency: int,
-    left_s: float | None,
+    remaining_s: float | None,
     trainable: Callable[[TrialConfig, TrialContext], None] = run_trial,
 ) -> None:
     """Run the trials that have not ended, and replay those that have; the callback has the outcome.
 
     Args:
         concurrency: trials at once.
-        left_s: wall time that is left of the budget; None: no limit.
+        remaining_s: wall time that is left of the budget; None: no limit.
         trainable: what a trial does.
     """
     space = context.search.space
@@ -249,8 +249,8 @@ def run_trials(
     else:
         configs = [callback.propose(trial.values, trial.number)["trial"] for trial in callback.trials]
         params = {"trial": tune.grid_search(configs)}
-    if left_s is not None:
-        callback.until(time.monotonic() + left_s)
+    if remaining_s is not None:
+        callback.set_deadline(time.monotonic() + remaining_s)
     stage = trial_stage(context.search, callback.trials[0].values if callback.trials else {})
     distributed = stage.cluster.workers > 1
     attempt = f"attempt-{time.time_ns():x}"
@@ -259,10 +259,10 @@ def run_trials(
         param_space=params,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler(context),
+            scheduler=build_scheduler(context),
             num_samples=samples,
             max_concurrent_trials=None if space.scheduler.kind == "pbt" else concurrency,
-            time_budget_s=left_s,
+            time_budget_s=remaining_s,
             reuse_actors=not distributed,
             trial_dirname_creator=_folder_name,
         ),
@@ -305,7 +305,7 @@ def _resources(stage: Stage) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def scheduler(context: TrialContext) -> TrialScheduler:
+def build_scheduler(context: TrialContext) -> TrialScheduler:
     """The space's scheduler, in epochs trained."""
     chosen = context.search.space.scheduler
     metric: dict[str, Any] = {"metric": "score", "mode": "max"}
@@ -368,7 +368,7 @@ def open_trials(search: Search, folder: str) -> list[Trial]:
     trials = load_trials(folder)
     if search.space.searcher == "tpe":
         return trials
-    wanted = listed(search.space)
+    wanted = enumerate_values(search.space)
     trials += [Trial(number, wanted[number]) for number in range(len(trials), len(wanted))]
     save_list(folder, trials)
     return trials

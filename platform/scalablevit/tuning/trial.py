@@ -16,7 +16,7 @@ from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.config.user_code import import_user_code, imports_of
 from scalablevit.tracking.connection import mask
 from scalablevit.tracking.records import StepMetrics
-from scalablevit.tuning.population import pointing, segment_folder, write_recipe
+from scalablevit.tuning.population import pointer_checkpoint, segment_folder, write_recipe
 from scalablevit.tuning.sampling import TrialConfig, Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
 
@@ -94,7 +94,7 @@ class Reports:
                 results.append(self._result(record["step"], float(record["metrics"][metric])))
         return results
 
-    def of_population(self) -> bool:
+    def is_population(self) -> bool:
         """Whether trials take over each other's weights."""
         return self._context.search.space.scheduler.kind == "pbt"
 
@@ -110,7 +110,7 @@ class Reports:
         score = -value if self._context.search.space.mode == "min" else value
         score = score if math.isfinite(score) else -math.inf
         self._best = max(self._best, score)
-        shown = score if self.of_population() else self._best
+        shown = score if self.is_population() else self._best
         records, self._waiting = self._waiting, []
         epoch = self._context.epoch(self._stage, step)
         return {"score": shown, "value": value, "step": step, "epoch": epoch, "records": records}
@@ -138,12 +138,12 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     folder = trial_folder(context.folder, number)
     read_result(context.folder, trial)
     reports = Reports(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
-    if not reports.of_population():  # a population's past cannot be replayed: weights went from trial to trial
+    if not reports.is_population():  # a population's past cannot be replayed: weights went from trial to trial
         _report_all(reports.known_results())
     if trial.status == "failed":
         raise TrialFailed(trial.reason)
     if not trial.ended():
-        folder = segment_folder(folder, stage) if reports.of_population() else folder
+        folder = segment_folder(folder, stage) if reports.is_population() else folder
         write_recipe(folder, stage)
         _train(stage, folder, context, reports)
 
@@ -193,12 +193,12 @@ def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -
     from scalablevit.training.state import Record
     from scalablevit.training.worker import run
 
-    population = reports.of_population()
+    population = reports.is_population()
 
     def send(records: list[Record], _node: dict[str, float]) -> None:
         for result in reports.take([record.as_dict() for record in records]):
             if population:
-                with pointing(worker_config.run_folder, result["step"]) as checkpoint:
+                with pointer_checkpoint(worker_config.run_folder, result["step"]) as checkpoint:
                     tune.report(dict(result), checkpoint=checkpoint)
             else:
                 tune.report(dict(result))

@@ -32,7 +32,7 @@ def draw_image(axes: Axes, image: Image, size: Sequence[int]) -> None:
     axes.imshow((image * 255).round().astype(np.uint8), interpolation="nearest", extent=edges)
 
 
-def fitted(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> NDArray[Any]:
+def resize_for_plot(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> NDArray[Any]:
     """Return an image resized to `size` (height, width), or smaller where it is drawn smaller."""
     factor = min(1.0, ACROSS / size[1])
     height, width = (max(1, round(side * factor)) for side in size)
@@ -42,8 +42,10 @@ def fitted(image: NDArray[Any], size: Sequence[int], interpolation: int = cv2.IN
 def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: Sequence[str]) -> None:
     """Draw a label map over its image, with a legend of its largest classes if `classes` is given."""
     numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
-    seen = fitted(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
-    tinted = _tinted(fitted(image, mask.shape), (seen == number for number in numbers), numbers.tolist(), LABELS)
+    seen = resize_for_plot(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
+    tinted = _tinted(
+        resize_for_plot(image, mask.shape), (seen == number for number in numbers), numbers.tolist(), LABELS
+    )
     draw_image(axes, tinted, mask.shape)
     largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
     if largest and classes:
@@ -55,8 +57,8 @@ def draw_objects(
     axes: Axes, image: Image, size: Sequence[int], masks: Iterable[NDArray[np.uint8]], labels: Sequence[int]
 ) -> None:
     """Draw objects' masks of `size` (height, width), if there are any, over their image."""
-    seen = (fitted(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
-    draw_image(axes, _tinted(fitted(image, size), seen, labels, OBJECTS), size)
+    seen = (resize_for_plot(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
+    draw_image(axes, _tinted(resize_for_plot(image, size), seen, labels, OBJECTS), size)
 
 
 def _tinted(image: Image, places: Iterable[NDArray[np.bool_]], labels: Sequence[int], opacity: float) -> Image:

@@ -22,7 +22,7 @@ from scalablevit.tasks.export import Export
 from scalablevit.tasks.output import Answer, Table
 from scalablevit.tasks.preprocessing import TaskPreprocessing
 from scalablevit.tasks.registry import TaskKind
-from scalablevit.viz.samples import Image, draw_image, fitted
+from scalablevit.viz.samples import Image, draw_image, resize_for_plot
 from scalablevit.viz.style import plain
 
 HALF = 0.5
@@ -148,7 +148,7 @@ class TagDrawing:
         return ": " + (" ".join(classes[index] for index in tags) or "none")
 
     def draw(self, axes: Axes, image: Image, tags: Any, classes: Sequence[str] = ()) -> None:
-        draw_image(axes, fitted(image, image.shape[:2]), image.shape[:2])
+        draw_image(axes, resize_for_plot(image, image.shape[:2]), image.shape[:2])
 
     def classes_in(self, tags: Any) -> list[int]:
         return []

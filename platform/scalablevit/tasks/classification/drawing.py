@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from scalablevit.data.batch import LabelBatch
-from scalablevit.viz.samples import Image, draw_image, fitted
+from scalablevit.viz.samples import Image, draw_image, resize_for_plot
 from scalablevit.viz.style import plain
 
 SHOWN_SHARE = 0.1
@@ -56,7 +56,7 @@ class ClassDrawing:
 
     def draw(self, axes: Axes, image: Image, label: ClassLabel | None, classes: Sequence[str] = ()) -> None:
         """Draw the image alone."""
-        draw_image(axes, fitted(image, image.shape[:2]), image.shape[:2])
+        draw_image(axes, resize_for_plot(image, image.shape[:2]), image.shape[:2])
 
     def classes_in(self, label: ClassLabel) -> list[int]:
         """Return an empty list: no class has a colour here."""
