@@ -71,7 +71,7 @@ def load_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool =
     return InitReport(str(source), sha256_of(path), len(fitted), new, ignored)
 
 
-def check_init_weights(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
+def check_fit(model: nn.Module, source: str | Path, *, keep_head: bool = True) -> None:
     """Raise the errors of `load_init_weights` without loading.
 
     Args:

@@ -81,14 +81,14 @@ def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[s
     """
     import torch
 
-    from scalablevit.models.weights import check_init_weights
+    from scalablevit.models.weights import check_fit
     from scalablevit.tasks.registry import build_task
 
     task = build_task(stage, classes)
     with torch.device("meta"):
         backbone = task.backbone(task.build_model())
     try:
-        check_init_weights(backbone, init_weights.location, keep_head=init_weights.keep_head(classes))
+        check_fit(backbone, init_weights.location, keep_head=init_weights.keep_head(classes))
     except UserError as error:
         error.where = f"model.init ({stage.model.init}: {error.where})"
         raise

@@ -11,7 +11,7 @@ from scalablevit.config.section import PlainValues
 from scalablevit.config.strict_yaml import YamlMapping
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, RESULT, RUNS
-from scalablevit.runs.console import duration
+from scalablevit.runs.console import format_duration
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.status import read_status
 
@@ -99,7 +99,7 @@ def long_warning(stage: Stage, estimate: TimeEstimate | None, least_s: float = 0
         return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
     rate = FASTEST_CORE[stage.training.precision] / 1e9
     return [
-        f"at least {duration(least_s)} on {_cores(stage)} CPU cores, and more likely several times that (counted with "
+        f"at least {format_duration(least_s)} on {_cores(stage)} CPU cores, and more likely several times that (counted with "
         f"{rate:.0f} GFLOP/s a core, which no model reaches); what shortens it most: {keys}, or GPUs "
         "(cluster.gpus_per_worker)"
     ]
