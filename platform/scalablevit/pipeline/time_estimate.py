@@ -99,8 +99,8 @@ def long_warning(stage: Stage, estimate: TimeEstimate | None, least_s: float = 0
         return [f"more than an hour on this machine's CPUs; what shortens it most: {keys}"]
     rate = FASTEST_CORE[stage.training.precision] / 1e9
     return [
-        f"at least {format_duration(least_s)} on {_cores(stage)} CPU cores, and more likely several times that (counted with "
-        f"{rate:.0f} GFLOP/s a core, which no model reaches); what shortens it most: {keys}, or GPUs "
+        f"at least {format_duration(least_s)} on {_cores(stage)} CPU cores, and more likely several times that "
+        f"(counted with {rate:.0f} GFLOP/s a core, which no model reaches); what shortens it most: {keys}, or GPUs "
         "(cluster.gpus_per_worker)"
     ]
 
