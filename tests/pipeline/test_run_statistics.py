@@ -55,7 +55,7 @@ def test_the_run_folder_and_mlflow_get_the_statistics_and_the_report_shows_them(
 
 
 def test_the_plan_shows_them_shorter_with_the_warnings(pretrain, root, capsys, monkeypatch):
-    monkeypatch.setattr(plan_summary, "SHORT", 3)
+    monkeypatch.setattr(plan_summary, "SHOWN_CLASSES", 3)
     monkeypatch.setattr(plan_summary, "check_micro_batches", lambda *_: None)
     monkeypatch.setattr(plan_summary, "model_cost", lambda *_: "")
     unknown = replace(pretrain.statistics, unknown=("files of 3 of 18 images of train were looked at",))
