@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.cli import check_data, main
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 from scalablevit.cli.tree import parse
 from scalablevit.config.space_loading import load_search
 from scalablevit.pipeline import plan_summary, resolve
@@ -35,7 +35,7 @@ def dry_run(recipe: Path, root: Path, *overrides: str) -> Answer:
 def check(recipe: Path, root: Path, *overrides: str) -> Answer:
     """Return the answer of `pipelines/check_data.py`."""
     options = ["--recipe", str(recipe), "--root", str(root), *overrides]
-    return _answer(lambda: guarded(lambda: check_data.run(parse("check-data", options))))
+    return _answer(lambda: run_command(lambda: check_data.run(parse("check-data", options))))
 
 
 def search(space: Path, root: Path) -> Answer:
@@ -46,7 +46,7 @@ def search(space: Path, root: Path) -> Answer:
         resolve.check_metric(search, resolve.resolve(search.recipe, root, [search.stage])[-1])
         return 0
 
-    return _answer(lambda: guarded(check_search))
+    return _answer(lambda: run_command(check_search))
 
 
 def _leave_models_out(patch: pytest.MonkeyPatch) -> None:

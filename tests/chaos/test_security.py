@@ -23,7 +23,7 @@ from harness.hostile_data import Evil
 from safetensors.torch import save as safetensors
 
 from scalablevit.cli import main
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.models.backbone import build_classifier
@@ -455,7 +455,7 @@ def test_errors_show_no_secret(overrides: list[str], planted: None, tmp_path: Pa
             resolve(load_recipe(TINY, overrides), tmp_path, ["pretrain"])
         return 0
 
-    assert guarded(work) == 2
+    assert run_command(work) == 2
     shown = "".join(capsys.readouterr())
     assert "fix" in shown or "tracking" in shown or "storage must" in shown or "is not read yet" in shown
     assert not leaks(shown + caplog.text), shown + caplog.text
@@ -559,7 +559,7 @@ def test_a_traceback_shows_no_secret(planted: None, capsys: Any):
             with_secrets("API request to http://user:$uri password@host/api failed; tried $MLFLOW_TRACKING_TOKEN")
         )
 
-    assert guarded(fails) == 1
+    assert run_command(fails) == 1
     shown = "".join(capsys.readouterr())
     assert "RuntimeError" in shown and not leaks(shown)
 

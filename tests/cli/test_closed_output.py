@@ -21,11 +21,11 @@ def test_a_reader_that_goes_away_ends_a_script_quietly(name: str) -> None:
     program = f"""\
 import sys, time
 from scalablevit.config.errors import UserError
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 def work():
     {WORK[name]}
     return 0
-sys.exit(guarded(work))
+sys.exit(run_command(work))
 """
     with subprocess.Popen(
         [sys.executable, "-c", program], env={"PYTHONPATH": str(REPOSITORY / "platform")},
@@ -43,10 +43,10 @@ sys.exit(guarded(work))
 def test_another_broken_pipe_is_a_failure(output: object) -> None:
     program = """\
 import sys
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 def work():
     raise BrokenPipeError("a server's")
-sys.exit(guarded(work))
+sys.exit(run_command(work))
 """
     closed = ["bash", "-c", 'exec "$@" >&-', "bash"] if output == "closed" else []
     done = subprocess.run(

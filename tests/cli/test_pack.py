@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scalablevit.cli import pack
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 
@@ -65,7 +65,7 @@ def test_a_folder_one_level_too_high_is_noted(folder: Path, tmp_path: Path, caps
 
 
 def test_a_mistake_is_exit_code_2(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: run(tmp_path / "gone", tmp_path / "made")) == 2
+    assert run_command(lambda: run(tmp_path / "gone", tmp_path / "made")) == 2
     assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         run(folder, tmp_path / "made", "--quality", "101")

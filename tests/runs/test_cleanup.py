@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit.cli import exit_codes
-from scalablevit.cli.exit_codes import guarded
+from scalablevit.cli.exit_codes import run_command
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import chain, stage
@@ -65,7 +65,7 @@ def end(recipe, resolved, root):
         chain.run_chain(recipe, [resolved], root)
         return 0
 
-    return guarded(work)
+    return run_command(work)
 
 
 def test_all_steps_are_taken_and_the_first_that_failed_is_raised(capsys):
@@ -169,12 +169,12 @@ def test_a_reason_that_cannot_be_printed_changes_no_exit_code(monkeypatch):
     def fails():
         raise UserError("wrong")
 
-    assert guarded(fails) == 2
+    assert run_command(fails) == 2
 
 
 def test_other_system_errors_stay_failures(capsys):
     def fails():
         raise OSError(errno.EIO, "Input/output error")
 
-    assert guarded(fails) == 1
+    assert run_command(fails) == 1
     assert "Traceback" in capsys.readouterr().err

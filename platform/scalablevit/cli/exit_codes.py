@@ -16,7 +16,7 @@ OUTPUT_CLOSED = 141
 """Exit code where standard output is closed by its reader (`| head`): 128 + SIGPIPE, as shells have it."""
 
 
-def guarded(work: Callable[[], int]) -> int:
+def run_command(work: Callable[[], int]) -> int:
     """Run the body of a command, print its failure without a traceback where one is expected, and return the exit code.
 
     0 and others are the body's own; 1: a failure, with a traceback if it is unexpected; 2: a user's mistake or a full

@@ -28,9 +28,9 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> int
     if verb is None:
         verb, given = _pick(given)
     options = parse(verb, given)
-    from scalablevit.cli.exit_codes import guarded  # not needed for help
+    from scalablevit.cli.exit_codes import run_command  # not needed for help
 
-    return guarded(lambda: int(import_module(VERBS[verb].module).run(options)))
+    return run_command(lambda: int(import_module(VERBS[verb].module).run(options)))
 
 
 def parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:

@@ -145,9 +145,9 @@ def find_unused(
 ) -> tuple[list[UserError], list[str]]:
     """Find values without effect that people wrote.
 
-    A value in a section that stages share counts as read where one of them reads it. A value that is the default is no
-    mistake. A value of the file that only an override makes useless (by another optimizer, schedule or head) is no
-    mistake either: it is noted.
+    A value in a section that stages share counts as read where one of them reads it. A value of the file that is the
+    default is no mistake. Nor is one that only an override makes useless (by another optimizer, schedule or head): it
+    is noted.
 
     Args:
         stages: plain values with the overrides on top, valid or not.
@@ -167,13 +167,13 @@ def find_unused(
         if key in CONDITIONS and not location.startswith(OVERRIDE):
             if _is_default(stage, key):
                 continue
-            authors = [
+            deciding = [
                 _find_location(name, decider, overrides, locations)
                 for name in names
                 for decider in CONDITIONS[key].keys
             ]
-            if picked := next((author for author in authors if author and author.startswith(OVERRIDE)), None):
-                ineffective.setdefault(picked, {})[key] = None
+            if override := next((written for written in deciding if written and written.startswith(OVERRIDE)), None):
+                ineffective.setdefault(override, {})[key] = None
                 continue
         what, fix = explain(key, stage)
         path = ("stages", names[0], *key.split("."))
