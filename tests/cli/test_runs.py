@@ -200,6 +200,27 @@ def test_the_head_of_the_root_is_found_by_its_record(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.usefixtures("owner")
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (subprocess.CompletedProcess([], 3, "", ""), "exit code 3"),
+        (FileNotFoundError(2, "No such file or directory"), "No such file"),
+    ],
+)
+def test_a_stop_that_fails_without_a_word_or_without_ray_is_no_success(ended, said, tmp_path, capsys, monkeypatch):
+    submitted(tmp_path)
+
+    def end(*_, **__):
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+    monkeypatch.setattr(runs.subprocess, "run", end)
+    with pytest.raises(UserError, match=f"raysubmit_1 was not stopped: .*{said}"):
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+
+
+@pytest.mark.usefixtures("owner")
 def test_a_cluster_that_is_named_comes_before_the_record(tmp_path, capsys, monkeypatch, asked):
     submitted(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "http://far:8265")

@@ -35,6 +35,13 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+def test_a_required_key_under_another_name_is_one_mistake(recipe: Path) -> None:
+    """Its own hint has a note after the key."""
+    recipe.write_text(RECIPE.replace("global_batch_size", "batch_size"))
+    said = refusal(recipe)
+    assert "write training.global_batch_size (" in said and "is missing" not in said, said
+
+
 def dotted_keys(text: str) -> list[str]:
     return re.findall(rf"\b(?:{'|'.join(Stage.model_fields)})(?:\.[a-z_]+)+", text)
 

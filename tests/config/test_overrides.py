@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
-from scalablevit.config.overrides import Scope, with_parents
+from scalablevit.config.overrides import Scope, overridden_tracking_uri, with_parents
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.space_loading import load_search
 
@@ -308,3 +308,23 @@ def test_the_overrides_of_a_search_without_a_stage_go_to_all(tmp_path: Path) -> 
     (tmp_path / "space.yaml").write_text(SPACE)
     with pytest.raises(UserError, match="names no stage"):
         load_search(tmp_path / "space.yaml", ["training.seed=7", "task.anchor_size=8"], DEMO)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "uri"),
+    [
+        ([], None),
+        (["tracking.experiment=a", "data.root=tracking.uri=b"], None),
+        (["tracking.uri=http://a", "tracking.uri=http://b"], "http://b"),
+        (["stages.pretrain.tracking.uri='http://a'"], "http://a"),
+        (["tracking={uri: http://a}", "tracking.experiment=x"], "http://a"),
+        (["tracking.uri=http://a", "tracking.uri=null"], None),
+    ],
+)
+def test_the_registry_is_the_one_that_the_recipe_gets(overrides: list[str], uri: str | None) -> None:
+    assert overridden_tracking_uri(overrides) == uri
+
+
+def test_an_address_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"tracking\.uri is no address, got 5"):
+        overridden_tracking_uri(["tracking.uri=5"])

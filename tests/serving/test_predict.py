@@ -24,6 +24,7 @@ from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.pipeline import trained_models
+from scalablevit.run_files import WEIGHTS
 from scalablevit.serving.model import ImageModel
 from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.detection.outputs import Detections
@@ -271,6 +272,28 @@ def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
     weights, _, sha256 = trained_models.find_model("toy-pretrain-0", [], tmp_path / "root")
     assert sha256 == json.loads((there / "result.json").read_text())["weights_sha256"]
     assert Path(weights).is_relative_to(local)
+
+
+def test_the_path_of_a_run_is_that_run_or_refused(root, tmp_path, monkeypatch):
+    """Its last part alone would name another root's run."""
+    other = tmp_path / "an other"
+    shutil.copytree(root / "runs" / "toy-pretrain-0", other / "runs" / "toy-pretrain-0")
+    with pytest.raises(UserError, match="is not a run of the root") as caught:
+        trained_models.find_model(str(other / "runs" / "toy-pretrain-0"), [], root)
+    assert caught.value.fix == f"--root '{other}'"
+    with pytest.raises(UserError, match="is not a run of the root"):
+        trained_models.find_model("elsewhere/toy-pretrain-0", [], root)
+    monkeypatch.chdir(root)
+    for path in (root / "runs" / "toy-pretrain-0", "runs/toy-pretrain-0", "./toy-pretrain-0/../runs/toy-pretrain-0"):
+        assert trained_models.find_model(str(path), [], root)[0] == str(root / "runs" / "toy-pretrain-0" / WEIGHTS)
+
+
+def test_a_config_without_a_stage_is_named(root, tmp_path):
+    folder = tmp_path / "runs" / "toy-pretrain-0"
+    shutil.copytree(root / "runs" / "toy-pretrain-0", folder)
+    (folder / "model" / "config.json").write_text('{"classes": ["a"]}')
+    with pytest.raises(UserError, match="has no stage"):
+        trained_models.find_model("toy-pretrain-0", [], tmp_path)
 
 
 def test_a_name_that_no_picture_can_have_is_a_bad_image(root, images, tmp_path, capsys):

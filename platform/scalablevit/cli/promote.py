@@ -24,7 +24,7 @@ from scalablevit.cli.promotion_evidence import (
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
-from scalablevit.config.overrides import path_in_stage
+from scalablevit.config.overrides import overridden_tracking_uri, path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, stored_sums
@@ -107,8 +107,7 @@ def run(options: argparse.Namespace) -> int:
 def _decide(options: argparse.Namespace) -> Promotion:
     _refuse_without_effect(options.overrides)
     root = platform_root(options.root, make=False)
-    given = next((o.partition("=")[2] for o in options.overrides if o.startswith("tracking.uri=")), None)
-    uri = tracking_uri(given, root)
+    uri = tracking_uri(overridden_tracking_uri(options.overrides), root)
     known = aliases(uri, options.name)
     if options.rollback:
         return _roll_back(uri, options.name, known.get(CHAMPION), dry_run=options.dry_run)

@@ -349,9 +349,12 @@ def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> Non
         done = subprocess.run(
             command, env=dict(environment), timeout=RAY_S, capture_output=True, text=True, check=False
         )
-        errors = (done.stderr or done.stdout).strip().splitlines() if done.returncode else []
+        output = (done.stderr or done.stdout).strip().splitlines()
+        errors = output or [f"exit code {done.returncode}"] if done.returncode else []
     except subprocess.TimeoutExpired:
         errors = [f"no answer within {RAY_S} s"]
+    except OSError as error:  # Ray's command is not in this environment
+        errors = [f"{ray}: {error.strerror}"]
     if errors:
         cluster = environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
         raise UserError(f"job {status.job} was not stopped: {errors[-1]}", where=" ".join(command[1:]),

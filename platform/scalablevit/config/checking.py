@@ -198,7 +198,8 @@ def _key_path(detail: ErrorDetails, merged: YamlMapping) -> KeyPath:
 def _drop_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserError]:
     """Drop errors of missing keys that are given under another name, since that name has an error of its own."""
     renamed = {
-        (path[:2] if path[:1] == ("stages",) else (), error.fix.removeprefix("write "))
+        # the first word: a note may follow
+        (path[:2] if path[:1] == ("stages",) else (), error.fix.removeprefix("write ").partition(" ")[0])
         for path, error in explained.items()
         if error.fix.startswith("write ")
     }

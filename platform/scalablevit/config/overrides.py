@@ -359,6 +359,29 @@ def path_in_stage(override: str) -> list[str]:
     return path[2:] if path[0] == "stages" else path
 
 
+def overridden_tracking_uri(overrides: Iterable[str]) -> str | None:
+    """Return `tracking.uri` as the last of some overrides sets it; None: none does, or to null.
+
+    Args:
+        overrides: as typed, of one stage or of a recipe of one stage.
+
+    Raises:
+        UserError: as `parse_override`, or the value is no text.
+    """
+    uri = None
+    for override in overrides:
+        _, value, where = parse_override(override)
+        path = path_in_stage(override)
+        if path == ["tracking"] and isinstance(value, dict) and "uri" in value:
+            uri = value["uri"]
+        elif path == ["tracking", "uri"]:
+            uri = value
+        if not isinstance(uri, str | None):
+            raise UserError(f"tracking.uri is no address, got {short_repr(uri)}", where=where,
+                            fix="write tracking.uri=http://<server>")  # fmt: skip
+    return uri
+
+
 def record_override(locations: Locations, key_path: KeyPath, where: str, above: int = 0) -> None:
     """Record that an override set a key, and the sections around it that did not exist.
 

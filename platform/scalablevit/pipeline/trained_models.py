@@ -1,11 +1,12 @@
 """Find trained models by name (a registered version or a finished run), with their weights and recipe."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import override_stage
-from scalablevit.config.overrides import path_in_stage
+from scalablevit.config.overrides import overridden_tracking_uri, path_in_stage
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.stored import ModelConfig, stored_config
@@ -33,16 +34,40 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, M
         UserError: there is no such model, or its weights differ from those that training exported.
     """
     if model.startswith("models:/"):
-        uri = next((o.partition("=")[2] for o in overrides if o.startswith("tracking.uri=")), None)
-        registered = resolve_weights(model, tracking_uri(uri, root), root / "cache" / "models")
+        uri = tracking_uri(overridden_tracking_uri(overrides), root)
+        registered = resolve_weights(model, uri, root / "cache" / "models")
         note_older(model, registered.config)
         return str(registered.weights), registered.config, registered.tags[WEIGHTS_SHA256]
     folder = root / RUNS / Path(model).name
+    _refuse_other_root(model, folder)
     if not (folder / WEIGHTS).is_file():
         known = sorted(path.parent.parent.name for path in (root / RUNS).glob(f"*/{WEIGHTS}"))
         raise UserError(f"no finished run {model!r}", where=str(root / RUNS),
                         fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
     return find_run_model(folder, model)
+
+
+def _refuse_other_root(model: str, folder: Path) -> None:
+    """Refuse the path of a run below another root than the one whose run of that name would be taken.
+
+    Args:
+        model: as typed, a name or a path.
+        folder: of the root's run of that name.
+
+    Raises:
+        UserError: names the other root.
+    """
+    path = Path(model).expanduser()
+    if len(path.parts) == 1 or folder.resolve() in (path.resolve(), (folder.parents[1] / path).resolve()):
+        return
+    other = path.resolve().parents[1]
+    raise UserError(
+        f"{model} is not a run of the root {folder.parents[1]}",
+        where=str(path),
+        fix=f"--root {shlex.quote(str(other))}"
+        if path.is_dir()
+        else "write the run's name alone, and --root for its root",
+    )
 
 
 def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
@@ -67,6 +92,8 @@ def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
             fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
         )
     config = stored_config(kept, str(folder / CONFIG))
+    if "stage" not in config:
+        raise UserError(f"{CONFIG} has no stage", where=str(folder), fix="restore the file from a copy")
     note_older(name, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
 
