@@ -36,6 +36,7 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, M
     if model.startswith("models:/"):
         uri = tracking_uri(overridden_tracking_uri(overrides), root)
         registered = resolve_weights(model, uri, root / "cache" / "models")
+        _require_stage(registered.config, model)
         note_older(model, registered.config)
         return str(registered.weights), registered.config, registered.tags[WEIGHTS_SHA256]
     folder = root / RUNS / Path(model).name
@@ -92,10 +93,15 @@ def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:
             fix="restore the file from a copy, or name the registered version (models:/<name>/<version>)",
         )
     config = stored_config(kept, str(folder / CONFIG))
-    if "stage" not in config:
-        raise UserError(f"{CONFIG} has no stage", where=str(folder), fix="restore the file from a copy")
+    _require_stage(config, str(folder))
     note_older(name, config)
     return str(folder / WEIGHTS), config, finished.weights_sha256
+
+
+def _require_stage(config: ModelConfig, where: str) -> None:
+    if "stage" not in config:
+        raise UserError(f"{CONFIG} has no stage, so it is no model of this platform", where=where,
+                        fix="restore the file from a copy, or name another model")  # fmt: skip
 
 
 def note_older(model: str, config: ModelConfig) -> None:
