@@ -229,7 +229,7 @@ class TrainState:
         )
 
     def bytes_by_file(self) -> dict[str, int]:
-        """Return the bytes of a snapshot's tensors by file stem, with the optimizer's moments, which its first step creates."""
+        """Return the bytes of a snapshot's tensors by file stem, with the moments that its first step will create."""
         moments = (
             _moment_bytes(self.optimizer, group.get("momentum", 0.0), parameter)
             for group in self.optimizer.param_groups
