@@ -113,7 +113,7 @@ class SearchCallback(tune.Callback):
                 trial.status = "unfinished"
 
     def set_deadline(self, deadline: float) -> None:
-        """Set when the budget's wall time ends (seconds of `time.monotonic`): later ends of trials are interruptions."""
+        """Set the end of the budget's wall time (seconds of `time.monotonic`), which interrupts trials."""
         self._deadline = deadline
 
     def propose(self, values: Values, number: int | None = None) -> TrialConfig:
@@ -305,8 +305,8 @@ def _folder_name(trial: TuneTrial) -> str:
 def _resources(stage: Stage) -> tune.PlacementGroupFactory:
     """Return what Tune reserves for a trial; one with several workers reserves them itself, by Ray Train.
 
-    Its actor then reserves 1 byte of memory: a bundle must not be empty, and a fraction of a CPU would block workers that
-    need all CPUs.
+    Its actor then reserves 1 byte of memory: a bundle must not be empty, and a fraction of a CPU would block workers
+    that need all CPUs.
     """
     cluster = stage.cluster
     if cluster.workers > 1:
