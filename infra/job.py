@@ -109,7 +109,7 @@ def submit(client: Any, job: str, entrypoint: list[str], runtime_env: dict[str, 
 
 
 def main() -> int:
-    """Run the command line, and return the exit code: that of `submit`, or 1 if the job cannot be submitted or followed."""
+    """Run the command line, and return the exit code: that of `submit`, or 1 if it cannot be submitted or followed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job", help="its submission id")
     parser.add_argument("--runtime-env", type=Path, required=True, metavar="FILE", help="of the job, as YAML")
