@@ -402,7 +402,7 @@ def follow(
 def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[bytes]", signals: SignalCounter) -> int:
     """Ask a job to stop, wait for its end, and return the exit code of `submit`; a second signal ends the wait."""
     print(f"\nstopping job {job}: it saves and ends (at most {JOB_STOP_S} s); once more leaves at once", flush=True)
-    asked = False
+    stop_accepted = False
     deadline = time.monotonic() + JOB_STOP_S + LEAVE_S
     while time.monotonic() < deadline:
         if signals.leaves:
@@ -419,8 +419,8 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
         elif state is None:
             print(f"job {job} was not submitted", flush=True)
             return 130
-        if not asked:
-            asked = stop_job(head, job)
+        if not stop_accepted:
+            stop_accepted = stop_job(head, job)
         time.sleep(POLL_S)
     print_job_continues(root, job)
     return 130

@@ -51,8 +51,8 @@ class LogFilter:
         """Return the part to show of the next piece of a log."""
         kept = []
         for line in re.findall(r"[^\n]*\n|[^\n]+", piece):
-            known = self._expected and self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
-            if known:
+            is_own_line = self._expected and self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
+            if is_own_line:
                 self._expected -= 1
             else:
                 kept.append(line)

@@ -28,7 +28,7 @@ CLASSES, LOWEST = 20, 10
 """Up to `CLASSES` classes all have a row in a table of metrics; of more, the `LOWEST` with the lowest values do, and
 the others are folded."""
 NOTHING = ("", "0", "0 (0 %)")
-"""Cells of the table of data that stand for no data."""
+"""Cells of the table of data that mean no data."""
 MIME = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -176,7 +176,7 @@ def curves(stage: Stage, index: int) -> list[Chart]:
     steps, values = points(stage.rows, stage.best_metric)
     best = steps[int(np.argmax(values))] if steps else None
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
-    wanted: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    panels: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
         (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
         ("Learning rate", ["train/lr"], "learning rate", {}),
@@ -185,7 +185,7 @@ def curves(stage: Stage, index: int) -> list[Chart]:
         ("Waiting for data", ["train/data_wait"], "share of time", {"limits": (0.0, 1.0)}),
     ]
     charts = []
-    for chart_index, (title, names, up, options) in enumerate(wanted):
+    for chart_index, (title, names, up, options) in enumerate(panels):
         lines: dict[str, Line] = {name: points(stage.rows, name) for name in names}
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
@@ -292,13 +292,13 @@ class ClassTable:
 
 def class_tables(stage: Stage) -> list[ClassTable]:
     """Return a table for each metric of single classes; of many classes, those with the lowest values come first."""
-    known = class_metric_names("", stage.result["classes"]) if stage.result else []
+    all_classes = class_metric_names("", stage.result["classes"]) if stage.result else []
     tables = []
     for metric, values in class_metrics(stage).items():
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         shown = finite if len(finite) <= CLASSES else dict(sorted(finite.items(), key=lambda pair: pair[1])[:LOWEST])
         folded = {name: value for name, value in finite.items() if name not in shown}
-        absent = tuple(name[1:] for name in known if name[1:] not in finite)
+        absent = tuple(name[1:] for name in all_classes if name[1:] not in finite)
         tables.append(ClassTable(stage.task.class_metrics.get(metric, metric), metric, shown, folded, absent))
     return tables
 

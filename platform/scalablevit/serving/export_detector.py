@@ -100,14 +100,14 @@ def export_detector(trained: TrainedNetwork, network: Part, folder: Path, facts:
     first = onnx.compose.add_prefix(first, PREFIX, rename_inputs=False)
     # an exporter drops inputs that the selection does not use
     between = [value.name for value in second.graph.input if value.name.startswith(PREFIX)]
-    whole = onnx.compose.merge_models(
+    merged = onnx.compose.merge_models(
         first,
         second,
         io_map=[(name, name) for name in between],
         outputs=[value.name for value in second.graph.output],
     )
-    whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # the file would mix up regions of several images
-    onnx.save(whole, file)
+    merged.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # the file would mix up regions of several images
+    onnx.save(merged, file)
     finish_graph(file, {0: "detections"}, facts)
     return _compare(trained, network.inputs, file, selection.first)
 

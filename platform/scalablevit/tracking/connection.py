@@ -78,12 +78,12 @@ def check_uri(uri: str) -> None:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
-def check_there(uri: str, wanted: str) -> None:
+def check_exists(uri: str, purpose: str) -> None:
     """Refuse an address from which nothing can be read, before MLflow creates a missing SQLite file.
 
     Args:
         uri: MLflow's address.
-        wanted: what the caller looks for, for the error.
+        purpose: what the caller wants to read, for the error.
 
     Raises:
         UserError: as `check_uri`, or the SQLite file does not exist.
@@ -92,7 +92,7 @@ def check_there(uri: str, wanted: str) -> None:
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise UserError(
-            f"{wanted}: there is no file {file}",
+            f"{purpose}: there is no file {file}",
             where="tracking.uri",
             fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
         )

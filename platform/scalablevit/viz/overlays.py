@@ -27,9 +27,9 @@ def draw_labels(
 
     Args:
         image: RGB (height, width, 3).
-        labels: class numbers (height, width).
+        labels: class indices (height, width).
         legend: colour and text of the lines below the image.
-        colors: colours by class number.
+        colors: colours by class index.
     """
     picture = _at_drawing_size(image)
     table = np.array(colors, np.uint8)

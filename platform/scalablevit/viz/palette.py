@@ -22,19 +22,19 @@ _EQUAL_CONTRAST = 0.179  # relative luminance whose contrast to black and to whi
 _STEP = 17  # between the values of red, green and blue that later colours are chosen from
 
 
-def class_color(number: int) -> Color:
-    """Return the colour of a class by its number."""
-    return _colors()[int(number) % COUNT]  # a NumPy number of 8 bits has no 256
+def class_color(index: int) -> Color:
+    """Return the colour of a class by its index."""
+    return _colors()[int(index) % COUNT]  # int(): a NumPy integer of 8 bits has no 256
 
 
 def class_colors(count: int) -> list[Color]:
     """Return the colours of the first `count` classes; a class has the same colour for any count."""
-    return [class_color(number) for number in range(count)]
+    return [class_color(index) for index in range(count)]
 
 
-def class_hex(number: int) -> str:
-    """Return the colour of a class as `#rrggbb`, which HTML and matplotlib read."""
-    return "#{:02x}{:02x}{:02x}".format(*class_color(number))
+def class_hex(index: int) -> str:
+    """Return the colour of a class, by its index, as `#rrggbb`, which HTML and matplotlib read."""
+    return "#{:02x}{:02x}{:02x}".format(*class_color(index))
 
 
 def ink_on(color: Color) -> Literal["black", "white"]:

@@ -45,18 +45,21 @@ def draw_label_map(axes: Axes, image: Image, mask: NDArray[np.uint8], classes: S
     Args:
         axes: the axes to draw into.
         image: the image, of any size.
-        mask: class numbers (height, width); `IGNORE` stays without a colour.
+        mask: class indices (height, width); `IGNORE` stays without a colour.
         classes: class names; empty: no legend.
     """
-    numbers, counts = np.unique(mask[mask != IGNORE], return_counts=True)
+    indices, counts = np.unique(mask[mask != IGNORE], return_counts=True)
     resized = resize_for_plot(mask, mask.shape, cv2.INTER_NEAREST_EXACT)
     tinted = _blend_colors(
-        resize_for_plot(image, mask.shape), (resized == number for number in numbers), numbers.tolist(), LABELS
+        resize_for_plot(image, mask.shape),
+        (resized == index for index in indices),
+        indices.tolist(),
+        LABELS,
     )
     draw_image(axes, tinted, mask.shape)
-    largest = numbers[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
+    largest = indices[np.argsort(-counts, kind="stable")][:NAMED_CLASSES].tolist()
     if largest and classes:
-        patches = [Patch(color=class_hex(number), label=plain(classes[number])) for number in largest]
+        patches = [Patch(color=class_hex(index), label=plain(classes[index])) for index in largest]
         axes.legend(handles=patches, fontsize="xx-small", loc="lower left", framealpha=0.6)
 
 
@@ -70,7 +73,7 @@ def draw_objects(
         image: the image, of any size.
         size: height and width of the masks, in whose coordinates boxes are given, too.
         masks: masks of `size`, not zero where the object is; empty: only the image is drawn.
-        labels: class number of each object.
+        labels: class index of each object.
     """
     resized = (resize_for_plot(mask, size, cv2.INTER_NEAREST_EXACT) > 0 for mask in masks)
     draw_image(axes, _blend_colors(resize_for_plot(image, size), resized, labels, OBJECTS), size)
@@ -92,7 +95,7 @@ def draw_boxes(
     Args:
         axes: the axes to draw into, whose image `draw_image` has drawn.
         boxes: corners (n, 4) x1, y1, x2, y2 in the coordinates of the axes.
-        labels: class number of each box.
+        labels: class index of each box.
         classes: class names; empty: boxes without text.
         scores: score of each box; None: without scores.
     """
