@@ -301,7 +301,7 @@ def _search(folder: Path) -> Search:
 
 
 def _short(cell: str) -> str:
-    """Return a fraction rounded to four digits; any other text as it is, but without credentials in addresses."""
+    """Return a decimal number with four significant digits; other text as it is, without credentials of addresses."""
     try:
         return f"{float(cell):.4g}" if "." in cell or "e-" in cell else mask_credentials(cell)
     except ValueError:

@@ -144,7 +144,7 @@ class ModelServer:
         return content
 
     def mistake(self, what: str) -> UserError:
-        """Return the error that this server, named by the user, is no server of a model.
+        """Return an error about this server, whose address the user should correct.
 
         Args:
             what: what the server does, such as "gives no answer".
