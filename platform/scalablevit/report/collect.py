@@ -46,7 +46,7 @@ from scalablevit.tracking.outbox import outbox_of, read_lines
 from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
 from scalablevit.training.attempt_events import Lost, StartupTimings, read_attempts
 
-PLOT_WORDS = {
+PLOT_CAPTIONS = {
     "history": "The best value so far by trial",
     "curves": "Evaluations of all trials by step; the best in colour",
     "importance": "How much each searched value matters",
@@ -280,7 +280,7 @@ def _search(folder: Path) -> Search:
     rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
     statuses = Counter(row[header.index("status")] for row in rows)
     names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
-    plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_WORDS.items()}
+    plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_CAPTIONS.items()}
     facts = {
         "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
         "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),

@@ -16,6 +16,7 @@ from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.storage import put_text
 
 IS_BEST = "val/is_best"
+"""Metric that is 1 where an evaluation was the best so far, else 0."""
 
 Row = dict[str, float | str]
 """Metrics of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""

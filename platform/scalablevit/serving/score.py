@@ -33,6 +33,7 @@ class Score:
     """The metric of one model by image, and its latency."""
 
     per_sample: SampleStatistics
+    """What each image adds to the metric."""
     bad: int
     """Number of samples that could not be decoded and are not in `per_sample`."""
     latency_ms: float
