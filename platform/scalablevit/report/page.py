@@ -152,7 +152,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(image=_data_uri, big=_big, colour=class_hex)
+    templates.filters.update(image=_data_uri, big=_format_large, colour=class_hex)
     return templates
 
 
@@ -178,7 +178,12 @@ def curves(stage: Stage, index: int) -> list[Chart]:
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
     panels: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
-        (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
+        (
+            f"Evaluation: {_short_name(stage.best_metric)}",
+            [stage.best_metric],
+            _short_name(stage.best_metric),
+            {"mark": at},
+        ),
         ("Learning rate", ["train/lr"], "learning rate", {}),
         ("Gradient norm", ["train/grad_norm"], "norm", {"log": _decades(points(stage.rows, "train/grad_norm")[1]) > 1}),
         ("Speed", ["train/images_per_s"], "images/s", {}),
@@ -190,7 +195,7 @@ def curves(stage: Stage, index: int) -> list[Chart]:
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
             svg = line_chart(f"stage-{index}-curve-{chart_index}", lines, across="step", up=up, **options)
-            charts.append(Chart(title, svg, f"{title} by step: {_ends(lines)}"))
+            charts.append(Chart(title, svg, f"{title} by step: {_format_ends(lines)}"))
     return charts
 
 
@@ -357,15 +362,15 @@ def _decades(values: Sequence[float]) -> float:
     return float(np.log10(max(values) / min(values))) if values and min(values) > 0 else 0.0
 
 
-def _bare(metric: str) -> str:
+def _short_name(metric: str) -> str:
     return metric.removeprefix("val/")
 
 
-def _ends(lines: Mapping[str, Line]) -> str:
-    return "; ".join(f"{name} from {_short(values)}" for name, (_, values) in lines.items())
+def _format_ends(lines: Mapping[str, Line]) -> str:
+    return "; ".join(f"{name} from {_format_range(values)}" for name, (_, values) in lines.items())
 
 
-def _short(values: Sequence[float]) -> str:
+def _format_range(values: Sequence[float]) -> str:
     return f"{values[0]:.4g} to {values[-1]:.4g}, between {min(values):.4g} and {max(values):.4g}"
 
 
@@ -374,7 +379,7 @@ def _data_uri(file: Path) -> str:
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _big(count: float) -> str:
+def _format_large(count: float) -> str:
     """Return a large number rounded to three digits, such as `1.79 M`."""
     units: Iterable[tuple[float, str]] = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     return next((f"{count / size:.3g} {unit}" for size, unit in units if count >= size), f"{count:.3g}")

@@ -204,7 +204,7 @@ def classify_error(error: Exception) -> Verdict:
         return "refused"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
-        return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
+        return "unclear" if status in NO_SUCH_PAGE else _classify_status(status)
     # Any OSError: a record's own files are checked before it is sent (`mlflow_writer.check_readable`), so one that is
     # missing here is the server's, such as a folder of artifacts that is not mounted at the moment.
     if isinstance(error, (Away, OSError, OperationalError)):
@@ -216,9 +216,9 @@ def classify_error(error: Exception) -> Verdict:
             return "away"
         if error.error_code == "BAD_REQUEST":
             return "unclear"
-        return _of_status(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))
+        return _classify_status(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))
     return "unclear"
 
 
-def _of_status(status: int) -> Verdict:
+def _classify_status(status: int) -> Verdict:
     return "refused" if 400 <= status < 500 and status not in TRY_AGAIN else "away"

@@ -132,7 +132,7 @@ class SearchCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Begin the trial's run in tracking; Tune calls this when it starts a trial."""
-        ours = self._of(trial)
+        ours = self._trial_of(trial)
         if ours.number in self._begun or ours.ended():
             return
         self._begun.add(ours.number)
@@ -147,7 +147,7 @@ class SearchCallback(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """Record a trial's evaluation; Tune calls this."""
-        ours = self._of(trial)
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         reported = cast(TrialResult, result)
@@ -163,7 +163,7 @@ class SearchCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Record that a trial has ended, by itself or by the scheduler; Tune calls this."""
-        ours = self._of(trial)
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         length = self._context.total_steps(trial_stage(self._context.search, ours.values))
@@ -178,7 +178,7 @@ class SearchCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Record that a trial has failed; Tune calls this, and the search continues."""
-        ours = self._of(trial)
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         file = trial.error_file
@@ -225,7 +225,7 @@ class SearchCallback(tune.Callback):
         ended = sum(trial.ended() for trial in self.trials)
         print(f"[search] {ended} ended; {text}", flush=True)
 
-    def _of(self, trial: TuneTrial) -> Trial:
+    def _trial_of(self, trial: TuneTrial) -> Trial:
         # in population-based training a trial gets another's configuration, with that one's number
         return self.trials[self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])]
 

@@ -70,7 +70,7 @@ class TrialFailed(Exception):
     """A trial cannot continue; the search does."""
 
 
-class Reports:
+class TrialReporter:
     """Turns a trial's records into results for Tune: one for each evaluation, with the records before it.
 
     Args:
@@ -90,7 +90,7 @@ class Reports:
         """Return the results of earlier attempts' evaluations."""
         return [self._result(step, value) for step, value in self._known.items()]
 
-    def take(self, records: Sequence[StepMetrics]) -> list[TrialResult]:
+    def add(self, records: Sequence[StepMetrics]) -> list[TrialResult]:
         """Add records, and return the results that they complete: one for each new evaluation."""
         results = []
         metric = self._context.search.space.metric
@@ -105,7 +105,7 @@ class Reports:
         return self._context.search.space.scheduler.kind == "pbt"
 
     def final_results(self) -> list[TrialResult]:
-        """Return one result, with the worst score, for a failed trial's records after its last evaluation, if any."""
+        """Return one result, with NaN as value, for a failed trial's records after its last evaluation, if any."""
         return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
 
     def _result(self, step: int, value: float) -> TrialResult:
@@ -145,7 +145,7 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     check_sampled(stage, values)
     folder = trial_folder(context.folder, number)
     read_result(context.folder, trial)
-    reports = Reports(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
+    reports = TrialReporter(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
     if not reports.is_population():  # a population's past cannot be replayed: weights went from trial to trial
         _report_all(reports.known_results())
     if trial.status == "failed":
@@ -176,7 +176,7 @@ def check_sampled(stage: Stage, values: Values) -> None:
             raise TrialFailed(f"{path} is {actual!r} in the trial's recipe, and {value!r} was sampled")
 
 
-def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -> None:
+def _train(stage: Stage, folder: str, context: TrialContext, reports: TrialReporter) -> None:
     from scalablevit.training.worker import WorkerConfig
 
     space = context.search.space
@@ -199,7 +199,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         _train_distributed(stage, worker_config, reports)
 
 
-def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
+def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     import torch
 
     from scalablevit.training.state import Record
@@ -208,7 +208,7 @@ def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -
     population = reports.is_population()
 
     def send(records: list[Record], _node: dict[str, float]) -> None:
-        for result in reports.take([record.as_dict() for record in records]):
+        for result in reports.add([record.as_dict() for record in records]):
             if population:
                 with pointer_checkpoint(worker_config.run_folder, result["step"]) as checkpoint:
                     tune.report(dict(result), checkpoint=checkpoint)
@@ -234,18 +234,18 @@ def _report_all(results: list[TrialResult]) -> None:
 class TrialCallback(TuneReportCallback):
     """Passes what Ray Train's workers report to Tune; runs in Ray Train's controller."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: TrialReporter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report the new results to Tune; Ray calls this once all ranks have reported."""
         records = [record for report in metrics for record in report.get("records", [])]
-        for result in self._reports.take(records):
+        for result in self._reports.add(records):
             super().after_report(run_context, [dict(result)], None)
 
 
-def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
+def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     from scalablevit.training.launch import launch
 
     try:

@@ -72,7 +72,7 @@ def line_chart(
     if len(lines) > 1:
         # lines and labels are given: matplotlib skips a label that begins with "_" otherwise
         axes.legend(drawn, [plain(label) for label in lines], labelcolor=_INK, fontsize="small", frameon=False)
-    return _themed(_svg(figure), name)
+    return _apply_theme(_svg(figure), name)
 
 
 def _svg(figure: Figure) -> str:
@@ -83,7 +83,7 @@ def _svg(figure: Figure) -> str:
     return content[content.index("<svg") :]
 
 
-def _themed(svg: str, name: str) -> str:
+def _apply_theme(svg: str, name: str) -> str:
     """Return the SVG with the page's colours in place of our placeholders, and ids that begin with `name`."""
     # matplotlib's first style is for `*`, which would be all of the page
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)

@@ -46,12 +46,12 @@ def ink_on(color: Color) -> Literal["black", "white"]:
 @cache
 def _colors() -> list[Color]:
     """Return all colours: the first eight, then always the one farthest from all earlier ones and the backgrounds."""
-    first = np.array([_parsed(color) for color in FIRST])
+    first = np.array([_parse_color(color) for color in FIRST])
     levels = np.arange(0, 256, _STEP)
     choices = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     points = _oklab(choices)
     nearest = np.full(len(choices), np.inf)
-    for point in _oklab(np.concatenate([first, [_parsed(color) for color in _AVOIDED]])):
+    for point in _oklab(np.concatenate([first, [_parse_color(color) for color in _AVOIDED]])):
         nearest = np.minimum(nearest, np.linalg.norm(points - point, axis=1))
     chosen = list(first)
     while len(chosen) < COUNT:
@@ -61,7 +61,7 @@ def _colors() -> list[Color]:
     return [(int(red), int(green), int(blue)) for red, green, blue in chosen]
 
 
-def _parsed(color: str) -> Color:
+def _parse_color(color: str) -> Color:
     red, green, blue = bytes.fromhex(color)
     return red, green, blue
 
