@@ -176,14 +176,10 @@ def curves(stage: Stage, index: int) -> list[Chart]:
     steps, values = points(stage.rows, stage.best_metric)
     best = steps[int(np.argmax(values))] if steps else None
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
+    metric = stage.best_metric.removeprefix("val/")
     panels: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
-        (
-            f"Evaluation: {_short_name(stage.best_metric)}",
-            [stage.best_metric],
-            _short_name(stage.best_metric),
-            {"mark": at},
-        ),
+        (f"Evaluation: {metric}", [stage.best_metric], metric, {"mark": at}),
         ("Learning rate", ["train/lr"], "learning rate", {}),
         ("Gradient norm", ["train/grad_norm"], "norm", {"log": _decades(points(stage.rows, "train/grad_norm")[1]) > 1}),
         ("Speed", ["train/images_per_s"], "images/s", {}),
@@ -360,10 +356,6 @@ def _pairs(stage: Stage) -> list[list[int]]:
 def _decades(values: Sequence[float]) -> float:
     """Return the decades from the smallest to the largest of positive values; 0 where one is not positive."""
     return float(np.log10(max(values) / min(values))) if values and min(values) > 0 else 0.0
-
-
-def _short_name(metric: str) -> str:
-    return metric.removeprefix("val/")
 
 
 def _format_ends(lines: Mapping[str, Line]) -> str:
