@@ -26,7 +26,7 @@ class KnownRun:
     """The run's folder on the driver's disk."""
     status: Status
     state: str
-    """The state by status and lease: `lost` where the status says `running` and the owner has died."""
+    """The state by status and lease: `lost` where the owner has died before the status said that the run ended."""
 
 
 @dataclass(frozen=True)
