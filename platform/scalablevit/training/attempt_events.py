@@ -44,7 +44,7 @@ class Submitted:
     time: float
     """Seconds since the epoch."""
     last: float | None
-    """When the previous job was last known to be at work, seconds since the epoch; None: there was none."""
+    """When the previous job was last known to be at work, seconds since the epoch; None: unknown or no such job."""
 
 
 @dataclass(frozen=True)
