@@ -353,7 +353,7 @@ def _checkpoint_is_due(context: TrainContext, state: TrainState) -> bool:
 
 
 def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
-    """Return averages over all ranks since the last log point; only this and evaluations wait for the device.
+    """Return averages over all ranks since the last log point; for these the host waits for the device.
 
     Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 has the values of every rank.
 
