@@ -24,27 +24,28 @@ from typing import Any
 
 LOOPBACK = "127.0.0.1"
 MARKER = "SCALABLEVIT_HEAD_ID"
-"""Environment variable that every process of a head inherits, by which `stop` knows them."""
+"""Environment variable that every process of a head inherits, by which `stop` finds them."""
 SINGLE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch for a cluster of one machine: without it Ray replaces 127.0.0.1 by the machine's address and listens on
 all interfaces."""
 SOCKET_ROOM = 66
 """Bytes that Ray's session and socket names add to the temporary folder; a unix socket's path has at most 107."""
 JOB_STOP_S = 90
-"""Time a job has between the request to stop and being killed: enough to leave Ray and to tell MLflow, also on a busy
-machine."""
+"""Seconds between the request to stop a job and its being killed: enough to disconnect from Ray and to send the end to
+MLflow, also on a busy machine."""
 LEAVE_S = 30.0
-"""After that, for Ray to kill the job and to report its end."""
+"""Seconds after `JOB_STOP_S` for Ray to kill the job and to report its end."""
 ONE_SIGNAL_S = 1.0
-"""Signals within this time count as one: `kill -TERM -<group>` reaches a process directly and again through make."""
+"""Seconds within which signals count as one: `kill -TERM -<group>` reaches a process directly and through make."""
 POLL_S = 0.2
+"""Seconds between two checks of a job."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 """States of a job that Ray will not change."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class HeadError(Exception):
-    """What a user has to know when the head cannot be started or stopped."""
+    """The head cannot be started, stopped or used; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +53,41 @@ class Head:
     """A head as recorded in `<root>/head.json`."""
 
     id: str
+    """Value of `MARKER` in the environment of its processes."""
     pid: int
+    """Process id of `ray start`."""
     dashboard: str
+    """Address of the dashboard, http://host:port."""
     address: str
+    """Address for `ray.init`, host:port."""
     token_file: str
     temp_dir: str
+    """Ray's temporary folder, with its logs."""
     log: str
+    """File with the output of `ray start`."""
 
     def request(self, path: str, timeout_s: float, method: str = "GET") -> bytes:
-        """Body of the dashboard's answer; raises OSError (urllib's errors included) when there is none."""
+        """Return the body of the dashboard's response.
+
+        Args:
+            path: path of the request, such as `/api/jobs/`.
+            timeout_s: longest wait in seconds.
+            method: HTTP method.
+
+        Raises:
+            OSError: there is no response, or an error status (urllib's HTTPError).
+        """
         token = Path(self.token_file).read_text(encoding="ascii").strip()
         request = urllib.request.Request(  # noqa: S310 (the address is one that `start` made)
             self.dashboard + path, method=method, headers={"Authorization": f"Bearer {token}"}
         )
         # no proxies: the address is this machine's own
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=timeout_s) as answer:
-            return bytes(answer.read())
+        with opener.open(request, timeout=timeout_s) as response:
+            return bytes(response.read())
 
     def answers(self, timeout_s: float = 5.0) -> bool:
-        """Whether the dashboard answers and its node is ready for work."""
+        """Return whether the dashboard answers within `timeout_s` seconds and a node is ready for work."""
         try:
             nodes = json.loads(self.request("/api/v0/nodes", timeout_s))["data"]["result"]["result"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -79,7 +95,7 @@ class Head:
         return any(node["state"] == "ALIVE" for node in nodes)
 
     def exports(self) -> dict[str, str]:
-        """Environment that leads Ray's command line and `ray.init` to this head."""
+        """Return the environment variables that lead Ray's command line and `ray.init` to this head."""
         hosts = [host for host in os.environ.get("NO_PROXY", "").split(",") if host]
         return {
             "RAY_API_SERVER_ADDRESS": self.dashboard,
@@ -92,7 +108,11 @@ class Head:
 
 
 def read_record(root: Path) -> Head | None:
-    """The recorded head, running or not; None without a record."""
+    """Return the recorded head, running or not; None without a record.
+
+    Raises:
+        HeadError: the record is damaged.
+    """
     try:
         return Head(**json.loads((root / "head.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -102,29 +122,33 @@ def read_record(root: Path) -> Head | None:
 
 
 def write_record(root: Path, head: Head) -> None:
-    """Replace the record at once, never half of it."""
+    """Write `<root>/head.json`, replaced as a whole."""
     draft = root / "head.json.new"
     draft.write_text(json.dumps(dataclasses.asdict(head), indent=2) + "\n", encoding="utf-8")
     draft.replace(root / "head.json")
 
 
 def processes_of(head: Head) -> list[int]:
-    """Ids of the living processes that carry the head's marker (Linux: /proc)."""
-    wanted = f"{MARKER}={head.id}".encode()
-    found = []
+    """Return the ids of the living processes with the head's marker in their environment (Linux: /proc)."""
+    marker = f"{MARKER}={head.id}".encode()
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        # gone meanwhile, or another user's
+        # the process has ended meanwhile, or is another user's
         with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return sorted(found)
+            if marker in (entry / "environ").read_bytes().split(b"\0"):
+                pids.append(int(entry.name))
+    return sorted(pids)
 
 
 @contextlib.contextmanager
 def exclusive(root: Path, timeout_s: float) -> Iterator[None]:
-    """One `start` or `stop` at a time for a root."""
+    """Allow one `start` or `stop` at a time for a root.
+
+    Raises:
+        HeadError: another one takes more than `timeout_s` seconds.
+    """
     with (root / "head.lock").open("w") as lock:
         deadline = time.monotonic() + timeout_s
         while True:
@@ -139,7 +163,7 @@ def exclusive(root: Path, timeout_s: float) -> Iterator[None]:
 
 
 def make_token(root: Path) -> Path:
-    """The root's token file, made once, readable by its owner only."""
+    """Return the root's token file, created once, readable by its owner only."""
     path = root / "ray_token"
     if not path.exists():
         draft = root / f"ray_token.{secrets.token_hex(4)}"
@@ -151,7 +175,11 @@ def make_token(root: Path) -> Path:
 
 
 def make_temp_dir() -> Path:
-    """A fresh folder whose path is short enough for Ray's sockets."""
+    """Return a new folder whose path is short enough for Ray's sockets.
+
+    Raises:
+        HeadError: no temporary folder has a path that is short enough.
+    """
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 (mkdtemp makes a private folder there)
         if len(os.fsencode(parent)) + len("/sv-12345678") + SOCKET_ROOM <= 107:
             return Path(tempfile.mkdtemp(prefix="sv-", dir=parent))
@@ -161,7 +189,11 @@ def make_temp_dir() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct free ports below the range from which the kernel hands out ports to connections."""
+    """Return distinct free ports below the range from which the kernel gives ports to connections.
+
+    Raises:
+        HeadError: there are not enough free ports.
+    """
     ports: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe:
@@ -176,9 +208,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(root: Path, head_id: str, token_file: Path, metric_ports: Sequence[int]) -> dict[str, str]:
-    """The head's environment, which its jobs and workers inherit."""
-    foreign = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}
-    inherited = {key: value for key, value in os.environ.items() if key not in foreign}
+    """Return the environment of the head, which its jobs and workers inherit."""
+    of_other_heads = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}
+    inherited = {key: value for key, value in os.environ.items() if key not in of_other_heads}
     # one thread per process unless asked otherwise: training sets its own number from cluster.cpus_per_worker
     return (
         {"OMP_NUM_THREADS": "1"}
@@ -186,7 +218,7 @@ def environment(root: Path, head_id: str, token_file: Path, metric_ports: Sequen
         | {
             MARKER: head_id,
             "SCALABLEVIT_ROOT": str(root),
-            # `python` of an entrypoint is looked up on PATH
+            # PATH is where `python` of an entrypoint is looked up
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             **SINGLE_NODE,
             "AUTOSCALER_METRIC_PORT": str(metric_ports[0]),
@@ -194,7 +226,7 @@ def environment(root: Path, head_id: str, token_file: Path, metric_ports: Sequen
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_file),
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S),
-            # `stop` has ended the jobs before: nothing is left to drain
+            # `stop` has ended the jobs before, so there is nothing to drain
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "PYTHONUNBUFFERED": "1",
         }
@@ -202,7 +234,16 @@ def environment(root: Path, head_id: str, token_file: Path, metric_ports: Sequen
 
 
 def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
-    """Start a head unless the recorded one answers; what is left of a dead one is cleared away first."""
+    """Start a head unless the recorded one answers, and return it; the remains of a dead one are removed first.
+
+    Args:
+        root: the platform's root folder.
+        num_cpus: CPUs that Ray may give out; None: all.
+        timeout_s: longest wait in seconds for the head to answer.
+
+    Raises:
+        HeadError: Ray is missing, or the head ends or does not answer in time.
+    """
     recorded = read_record(root)
     if recorded is not None:
         if recorded.answers():
@@ -245,7 +286,7 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
 
 
 def stop(root: Path) -> bool:
-    """Stop the jobs, then the head; False when none is recorded."""
+    """Stop the jobs, then the head; return False when no head is recorded."""
     head = read_record(root)
     if head is None:
         return False
@@ -256,14 +297,14 @@ def stop(root: Path) -> bool:
 
 
 def stop_jobs(head: Head) -> None:
-    """Ask unfinished jobs to end, and give them the time that Ray gives them."""
+    """Ask unfinished jobs to end, and wait for them as long as Ray does."""
 
     def unfinished() -> list[str]:
         jobs: list[dict[str, Any]] = json.loads(head.request("/api/jobs/", 10))
         return [str(job["submission_id"]) for job in jobs
                 if job.get("submission_id") and job["status"] in ("PENDING", "RUNNING")]  # fmt: skip
 
-    # a head that no longer answers is ended by its processes
+    # `clear` ends the processes of a head that no longer answers
     with contextlib.suppress(OSError, ValueError):
         waiting = unfinished()
         for job in waiting:
@@ -276,7 +317,7 @@ def stop_jobs(head: Head) -> None:
 
 
 class SignalCounter:
-    """Counts SIGINT and SIGTERM while its context lasts; SIGHUP, of a terminal that is closed, leaves at once."""
+    """Counts SIGINT and SIGTERM while its context lasts, and notes SIGHUP, which comes when the terminal is closed."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -296,7 +337,7 @@ class SignalCounter:
 
     @property
     def leaves(self) -> bool:
-        """Whether nobody waits for the job any more."""
+        """Return whether to stop waiting for the job: after a second signal, or without a terminal."""
         return self.hung_up or self.requests > 1
 
     def _count(self, number: int, _frame: object) -> None:
@@ -312,12 +353,15 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
     """Run a command as a job and show its log; Ctrl-C or SIGTERM asks the job to save and end, and waits for it.
 
     Args:
-        root: of a head that answers.
+        root: root folder of a head that answers.
         entrypoint: the job's command.
-        follow_s: longest time to show the log; the job itself goes on.
+        follow_s: longest time in seconds to show the log; the job itself continues.
 
     Returns:
-        The exit code of `job.py`; 130 when the job was stopped, 124 when it goes on after `follow_s`.
+        The exit code of `job.py`; 130 when the job was stopped, 124 when it continues after `follow_s`.
+
+    Raises:
+        HeadError: no head answers.
     """
     head = answering_head(root)
     job = f"raysubmit_{secrets.token_hex(8)}"
@@ -327,7 +371,7 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
     # a token in the environment would win over the file
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"} | head.exports()
     with SignalCounter() as signals:
-        # in a session of its own: the terminal's Ctrl-C would end what shows the log, and leave the job alone
+        # in a session of its own: the terminal's Ctrl-C would end the process that shows the log, and not the job
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -343,47 +387,47 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
 def follow(
     root: Path, head: Head, job: str, process: "subprocess.Popen[bytes]", signals: SignalCounter, deadline: float
 ) -> int:
-    """Wait for the process that shows a job's log, and stop the job when a signal asks for it."""
+    """Wait for the process that shows a job's log, stop the job after a signal, and return `submit`'s exit code."""
     while process.poll() is None:
         if signals.requests:
             return stop_and_wait(root, head, job, process, signals)
         if signals.hung_up or time.monotonic() > deadline:
-            say_it_goes_on(root, job)
+            print_job_continues(root, job)
             return 124
         time.sleep(POLL_S)
-    # a signal that came with the end: `job.py` cannot have been ended by it
+    # the signal came with the process's end, and was not its cause: `job.py` is in another session
     return stop_and_wait(root, head, job, process, signals) if signals.requests else process.returncode
 
 
 def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[bytes]", signals: SignalCounter) -> int:
-    """Ask a job to stop and wait for its end; a second signal leaves at once."""
+    """Ask a job to stop, wait for its end, and return the exit code of `submit`; a second signal ends the wait."""
     print(f"\nstopping job {job}: it saves and ends (at most {JOB_STOP_S} s); once more leaves at once", flush=True)
-    asked = False
+    stop_accepted = False
     deadline = time.monotonic() + JOB_STOP_S + LEAVE_S
     while time.monotonic() < deadline:
         if signals.leaves:
-            say_it_goes_on(root, job)
+            print_job_continues(root, job)
             return 130
         state = job_state(head, job)
         if state in ENDED:
-            process_ends(process, LEAVE_S / 3)  # the end of its log
+            wait_for_process(process, LEAVE_S / 3)  # it shows the end of the log
             print(f"job {job}: {state}", flush=True)
             return 0 if state == "SUCCEEDED" else 130
         if state is None and process.poll() is None:
-            end_group(process)  # still uploading; what it sent last may be on its way
+            end_group(process)  # it was still uploading; its last request may still arrive
             time.sleep(2.0)
         elif state is None:
             print(f"job {job} was not submitted", flush=True)
             return 130
-        if not asked:
-            asked = stop_job(head, job)
+        if not stop_accepted:
+            stop_accepted = stop_job(head, job)
         time.sleep(POLL_S)
-    say_it_goes_on(root, job)
+    print_job_continues(root, job)
     return 130
 
 
 def job_state(head: Head, job: str) -> str | None:
-    """Ray's word for a job's state; None for an unknown job, "" without an answer."""
+    """Return Ray's name of a job's state; None for an unknown job, "" without a response."""
     try:
         return str(json.loads(head.request(f"/api/jobs/{job}", 10))["status"])
     except urllib.error.HTTPError as error:
@@ -393,26 +437,26 @@ def job_state(head: Head, job: str) -> str | None:
 
 
 def stop_job(head: Head, job: str) -> bool:
-    """Ask a job to end; False: it did not take the request yet."""
+    """Ask a job to end; return whether Ray accepted the request."""
     try:
         return bool(json.loads(head.request(f"/api/jobs/{job}/stop", 10, method="POST"))["stopped"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def say_it_goes_on(root: Path, job: str) -> None:
-    """Say how to look after a job that nobody waits for any more."""
-    place = shlex.quote(str(root))
+def print_job_continues(root: Path, job: str) -> None:
+    """Print how to see and stop a job that this process no longer waits for."""
+    quoted_root = shlex.quote(str(root))
     print(
-        f"\njob {job} goes on by itself. Its runs: python pipelines/runs.py list --root {place}; to stop one: "
-        f"python pipelines/runs.py stop RUN --root {place}; the head and all its jobs: "
-        f"python infra/head.py stop --root {place}",
+        f"\njob {job} goes on by itself. Its runs: python pipelines/runs.py list --root {quoted_root}; to stop one: "
+        f"python pipelines/runs.py stop RUN --root {quoted_root}; the head and all its jobs: "
+        f"python infra/head.py stop --root {quoted_root}",
         flush=True,
     )
 
 
-def process_ends(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:
-    """Wait for a process; whether it has ended."""
+def wait_for_process(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:
+    """Wait up to `limit_s` seconds for a process, and return whether it has ended."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(limit_s)
     return process.poll() is not None
@@ -424,14 +468,14 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            process_ends(process, 5.0)
+            wait_for_process(process, 5.0)
 
 
 def answering_head(root: Path) -> Head:
-    """The root's head.
+    """Return the root's head, which answers.
 
     Raises:
-        HeadError: none is recorded, or it does not answer.
+        HeadError: no head is recorded, or it does not answer.
     """
     head = read_record(root)
     if head is None or not head.answers():
@@ -440,13 +484,17 @@ def answering_head(root: Path) -> Head:
 
 
 def seconds(text: str) -> float:
-    """A time span as `timeout` takes it: 90, 90s, 15m, 48h, 2d."""
+    """Return the seconds of a time span as the command `timeout` takes it: 90, 90s, 15m, 48h, 2d."""
     factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
     return float(text if factor is None else text[:-1]) * (factor or 1)
 
 
 def clear(root: Path, head: Head) -> None:
-    """End every process of the head, remove its temporary folder and its record."""
+    """End every process of the head, and remove its temporary folder and its record.
+
+    Raises:
+        HeadError: processes did not end.
+    """
     for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
         living = processes_of(head)
         # Ray's own process first: it ends its children in order
@@ -458,21 +506,21 @@ def clear(root: Path, head: Head) -> None:
         while processes_of(head) and time.monotonic() < deadline:
             reap(head.pid)
             time.sleep(0.2)
-    left = processes_of(head)
-    if left:
-        raise HeadError(f"processes {left} of the Ray head did not end")
+    remaining = processes_of(head)
+    if remaining:
+        raise HeadError(f"processes {remaining} of the Ray head did not end")
     shutil.rmtree(head.temp_dir, ignore_errors=True)
     (root / "head.json").unlink(missing_ok=True)
 
 
 def reap(pid: int) -> None:
-    """Collect an ended child of this process, which would stay as a zombie otherwise."""
+    """Collect an ended child of this process, which would otherwise stay a zombie."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def status(root: Path) -> tuple[str, bool]:
-    """One line, and whether the head answers."""
+    """Return one line on the head for people, and whether it answers."""
     head = read_record(root)
     if head is None:
         return f"no head recorded in {root}", False
@@ -482,22 +530,22 @@ def status(root: Path) -> tuple[str, bool]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line; None: that of this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(os.environ.get("SCALABLEVIT_ROOT", "~/scalablevit"))
     parser.add_argument("--root", type=Path, default=default, help="where runs and head.json lie (%(default)s)")
-    # --root may also stand after the command
+    # --root is accepted after the command, too
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
-    explained = {
+    help_texts = {
         "start": "start the head; nothing to do when it answers already",
         "status": "say whether it answers; exit code 1 if not",
         "stop": "stop its jobs, then the head and every process of it",
         "submit": "run a command as a job and show its log; Ctrl-C saves and ends the job",
         "env": 'shell exports for Ray\'s tools: eval "$(... head.py env)"; exit code 1 if no head answers',
     }
-    parsers = {name: commands.add_parser(name, help=text, parents=[shared]) for name, text in explained.items()}
+    parsers = {name: commands.add_parser(name, help=text, parents=[shared]) for name, text in help_texts.items()}
     parsers["start"].add_argument("--num-cpus", type=int, help="CPUs that Ray may give out (default: all)")
     parsers["start"].add_argument("--timeout", type=float, default=120.0, help="seconds to answer in (%(default)s)")
     parsers["submit"].add_argument("--follow", type=seconds, default=seconds("48h"), metavar="TIME",
@@ -507,7 +555,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 with a reason on stderr; of `submit` the job's."""
+    """Run a command, and return the exit code: 0 for success, 1 with a reason on stderr; for `submit` see there."""
     options = parse(arguments)
     root: Path = options.root.expanduser().resolve()
     try:

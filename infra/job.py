@@ -24,17 +24,19 @@ KNOWN = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO job_manager\.py:\d+ -- Runtime env is setting up\."
     r"|Running entrypoint for job raysubmit_\w+: .*"
 )
-"""Lines that Ray itself writes at the head of a job's log; all others are shown."""
+"""Lines that Ray itself writes at the beginning of a job's log; all others are shown."""
 KNOWN_LINES = 2
+"""Number of these lines."""
 EXCLUDES = "Directory %r is now ignored by default when packaging the working directory."
-"""Ray's warning that .git and .venv do not travel with the job, for which nobody here asks."""
+"""Beginning of Ray's warning that .git and .venv are not uploaded, which is intended here."""
 POLL_S = 2.0
+"""Seconds between two checks of a job."""
 LOGS_AGAIN = "last available logs "
-"""In Ray's reason for a failed command: from here on it repeats the log, which has been shown."""
+"""Text in Ray's reason for a failed command; after it Ray repeats the log, which has been shown."""
 
 
 class LogFilter:
-    """Takes Ray's own lines out of a log that comes in pieces."""
+    """Removes Ray's own lines from a log that comes in pieces."""
 
     def __init__(self) -> None:
         self._begins_line = True
@@ -46,11 +48,11 @@ class LogFilter:
         return not self._begins_line
 
     def __call__(self, piece: str) -> str:
-        """Return what is to be shown of the next piece of a log."""
+        """Return the part to show of the next piece of a log."""
         kept = []
         for line in re.findall(r"[^\n]*\n|[^\n]+", piece):
-            known = self._expected and self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
-            if known:
+            is_own_line = self._expected and self._begins_line and line.endswith("\n") and KNOWN.fullmatch(line[:-1])
+            if is_own_line:
                 self._expected -= 1
             else:
                 kept.append(line)
@@ -59,23 +61,23 @@ class LogFilter:
 
 
 def keep_ray_quiet() -> None:
-    """Show Ray's warnings and errors only, and of the warnings not the one that is known."""
+    """Show only Ray's warnings and errors, without the warning `EXCLUDES`."""
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)
         handler.addFilter(lambda record: not str(record.msg).startswith(EXCLUDES))
 
 
 async def show_log(client: Any, job: str) -> None:
-    """Print a job's log as it is written, until the job has ended, or the log breaks off."""
-    keep = LogFilter()
+    """Print a job's log as it is written, until the job has ended or the log breaks off."""
+    log_filter = LogFilter()
     async for piece in client.tail_job_logs(job):
-        print(keep(piece), end="", flush=True)
-    if keep.within_line:
+        print(log_filter(piece), end="", flush=True)
+    if log_filter.within_line:
         print(flush=True)
 
 
 def wait_for_end(client: Any, job: str) -> Any:
-    """Return what Ray says of a job that has ended; a log may break off before that, as with Ray's agent."""
+    """Wait for a job's end, and return Ray's information on it; a log may break off earlier, with Ray's agent."""
     info = client.get_job_info(job)
     if not info.status.is_terminal():
         print(f"the log of job {job} broke off; the job goes on, and its end is waited for", flush=True)
@@ -86,13 +88,13 @@ def wait_for_end(client: Any, job: str) -> Any:
 
 
 def submit(client: Any, job: str, entrypoint: list[str], runtime_env: dict[str, Any]) -> int:
-    """Submit a job, show its log and say how it ended.
+    """Submit a job, show its log and print how it ended.
 
     Args:
         client: Ray's `JobSubmissionClient`.
-        job: its submission id.
+        job: the job's submission id.
         entrypoint: the command.
-        runtime_env: of the job; the working directory in it is uploaded.
+        runtime_env: the job's runtime environment; its working directory is uploaded.
 
     Returns:
         0 when the job succeeded, 130 when it was stopped, else 1.
@@ -107,7 +109,7 @@ def submit(client: Any, job: str, entrypoint: list[str], runtime_env: dict[str, 
 
 
 def main() -> int:
-    """Return the exit code: as `submit`, or 1 when the job was not submitted or cannot be asked for any more."""
+    """Run the command line, and return the exit code: that of `submit`, or 1 if it cannot be submitted or followed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job", help="its submission id")
     parser.add_argument("--runtime-env", type=Path, required=True, metavar="FILE", help="of the job, as YAML")
@@ -118,7 +120,7 @@ def main() -> int:
     runtime_env = yaml.safe_load(options.runtime_env.read_text(encoding="utf-8"))
     try:
         return submit(JobSubmissionClient(), options.job, options.entrypoint, runtime_env)
-    except BrokenPipeError:  # whoever read the log has gone
+    except BrokenPipeError:  # the reader of the log has gone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # else Python complains at its end
         print(f"job {options.job} goes on; its log is not read any more", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
-from scalablevit.tuning.trial import Reports, TrialContext
+from scalablevit.tuning.trial import TrialContext, TrialReporter
 
 REPOSITORY = Path(__file__).parents[2]
 TRIALS, EPOCHS, WORK_S, BAR_S = 40, 4, 0.2, 1.5
@@ -29,11 +29,11 @@ TRIALS, EPOCHS, WORK_S, BAR_S = 40, 4, 0.2, 1.5
 
 def sleep_trial(config: dict[str, Any], context: TrialContext) -> None:
     """A trial without training."""
-    reports = Reports(context, trial_stage(context.search, config["trial"]["values"]), {})
+    reports = TrialReporter(context, trial_stage(context.search, config["trial"]["values"]), {})
     for epoch in range(EPOCHS):
         time.sleep(WORK_S)
         metrics = {context.search.space.metric: epoch / EPOCHS}
-        for result in reports.take([{"step": epoch + 1, "time_ms": int(time.time() * 1000), "metrics": metrics}]):
+        for result in reports.add([{"step": epoch + 1, "time_ms": int(time.time() * 1000), "metrics": metrics}]):
             tune.report(result)
 
 

@@ -45,7 +45,7 @@ def test_a_claim_of_another_machine_is_watched_for_a_sign_of_life(store, monkeyp
 
 
 def test_on_storage_without_locks_the_later_of_two_writers_owns_the_run(store, monkeypatch):
-    monkeypatch.setattr(lease, "_locked", lambda path: None)
+    monkeypatch.setattr(lease, "_open_locked", lambda path: None)
     first, second = Lease(store), Lease(store)
     write = first._write
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from scalablevit.config.trial import trial_stage
-from scalablevit.tuning.trial import Reports, TrialContext, TrialFailed, check_sampled, reason_of
+from scalablevit.tuning.trial import TrialContext, TrialFailed, TrialReporter, check_sampled, reason_of
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def context(make_search):
 
 
 def reports(context, curve=()):
-    return Reports(context, trial_stage(context.search, {}), dict(curve))
+    return TrialReporter(context, trial_stage(context.search, {}), dict(curve))
 
 
 def record(step, **metrics):
@@ -23,8 +23,8 @@ def record(step, **metrics):
 
 def test_a_result_is_an_evaluation_with_the_records_before_it(context):
     told = reports(context)
-    assert told.take([record(1, train_loss=2.0)]) == []
-    first, second = told.take([record(2, train_loss=1.0), record(2, val_loss=3.0), record(4, val_loss=5.0)])
+    assert told.add([record(1, train_loss=2.0)]) == []
+    first, second = told.add([record(2, train_loss=1.0), record(2, val_loss=3.0), record(4, val_loss=5.0)])
     assert [each["step"] for each in first["records"]] == [1, 2, 2] and [e["step"] for e in second["records"]] == [4]
     assert (first["value"], first["score"]) == (3.0, -3.0)
     assert (second["value"], second["score"]) == (5.0, -3.0), "what counts is the best so far, here the least"
@@ -32,7 +32,7 @@ def test_a_result_is_an_evaluation_with_the_records_before_it(context):
 
 
 def test_an_evaluation_that_is_no_number_scores_worst(context):
-    (result,) = reports(context).take([record(2, val_loss=math.nan)])
+    (result,) = reports(context).add([record(2, val_loss=math.nan)])
     assert result["score"] == -math.inf
 
 
@@ -42,15 +42,15 @@ def test_known_evaluations_are_replayed_and_not_told_twice(context):
         (2, -3.0, []),
         (4, -1.0, []),
     ]
-    assert told.take([record(4, val_loss=1.0)]) == []
-    (result,) = told.take([record(6, val_loss=2.0)])
+    assert told.add([record(4, val_loss=1.0)]) == []
+    (result,) = told.add([record(6, val_loss=2.0)])
     assert result["score"] == -1.0 and len(result["records"]) == 2
 
 
 def test_a_failing_trial_tells_what_it_had(context):
     told = reports(context)
     assert told.final_results() == []
-    told.take([record(1, train_loss=2.0)])
+    told.add([record(1, train_loss=2.0)])
     (result,) = told.final_results()
     assert result["records"] == [record(1, train_loss=2.0)] and result["score"] == -math.inf
 
@@ -58,7 +58,7 @@ def test_a_failing_trial_tells_what_it_had(context):
 def test_population_based_training_compares_the_weights_as_they_are(make_search):
     search = make_search(scheduler={"kind": "pbt", "perturb_epochs": 1})
     told = reports(TrialContext(search, "folder", "root", 64, None, "", True))
-    assert [each["score"] for each in told.take([record(2, val_loss=3.0), record(4, val_loss=5.0)])] == [-3.0, -5.0]
+    assert [each["score"] for each in told.add([record(2, val_loss=3.0), record(4, val_loss=5.0)])] == [-3.0, -5.0]
 
 
 def test_a_recipe_that_is_not_what_was_sampled_is_refused(context):

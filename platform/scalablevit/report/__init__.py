@@ -1,1 +1,1 @@
-"""What people look at: curves and pictures."""
+"""Reports: HTML pages on jobs, stages and searches, made from run folders."""

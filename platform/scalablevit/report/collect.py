@@ -46,7 +46,7 @@ from scalablevit.tracking.outbox import outbox_of, read_lines
 from scalablevit.tracking.records import ParamsRecord, RunRecord, TagsRecord
 from scalablevit.training.attempt_events import Lost, StartupTimings, read_attempts
 
-PLOT_WORDS = {
+PLOT_CAPTIONS = {
     "history": "The best value so far by trial",
     "curves": "Evaluations of all trials by step; the best in colour",
     "importance": "How much each searched value matters",
@@ -87,7 +87,7 @@ def _job(folder: Path) -> Page:
             waiting.append(stage["name"])
             continue
         stages.append(_stage(RunStore(stage["run"], stage["storage"] or str(local), local), stage["registered"]))
-        search = folder.parent / _recorded(local).get(tags.SEARCH, "")
+        search = folder.parent / _read_records(local).get(tags.SEARCH, "")
         if (search / TRIAL_TABLE).is_file():
             searches.append(_search(search))
     status = read_status(folder)
@@ -126,7 +126,7 @@ def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
     """Return the content of a stage; where its recipe cannot be read here, what can be read without the recipe."""
     local, result, status = store.local, load_result(store), read_status(store.local)
     recipe = (local / RECIPE).read_text(encoding="utf-8")
-    recorded = _recorded(local)
+    recorded = _read_records(local)
     name = recorded.get("stage", store.name)
     state = "finished" if result else status.state if status else "unknown"
     time, host = work_time(store, status, result), status.host if status is not None else ""
@@ -177,7 +177,7 @@ def _statistics(local: Path) -> tuple[tuple[str, str, str], ...]:
     return tuple(statistics_rows(statistics))
 
 
-def _recorded(local: Path) -> dict[str, str]:
+def _read_records(local: Path) -> dict[str, str]:
     """Return tags and parameters of a run, as the outbox has them for MLflow; later values win."""
     recorded: dict[str, str] = {}
     for line in read_lines(outbox_of(local)):
@@ -280,10 +280,10 @@ def _search(folder: Path) -> Search:
     rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
     statuses = Counter(row[header.index("status")] for row in rows)
     names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
-    plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_WORDS.items()}
+    plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_CAPTIONS.items()}
     facts = {
         "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
-        "best": ", ".join(f"{name} {_short(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
+        "best": ", ".join(f"{name} {_round_cell(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],
         "scheduler": parsed["scheduler"]["kind"],
@@ -293,15 +293,15 @@ def _search(folder: Path) -> Search:
         name=folder.name,
         facts=facts,
         header=names,
-        trials=tuple(tuple(map(_short, row)) for row in rows),
+        trials=tuple(tuple(map(_round_cell, row)) for row in rows),
         plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
         best_recipe=mask_credentials(best_recipe.read_text(encoding="utf-8")) if best_recipe.is_file() else "",
         space=mask_credentials(space),
     )
 
 
-def _short(cell: str) -> str:
-    """Return a fraction rounded to four digits; any other text as it is, but without credentials in addresses."""
+def _round_cell(cell: str) -> str:
+    """Return a decimal number with four significant digits; other text as it is, without credentials of addresses."""
     try:
         return f"{float(cell):.4g}" if "." in cell or "e-" in cell else mask_credentials(cell)
     except ValueError:

@@ -37,7 +37,7 @@ class Findings:
     bad: int
     """Number of images that could not be decoded."""
     seconds: float
-    """Wall time of the analysis."""
+    """Wall time of the analysis, seconds."""
     parameters: int
     """Number of the network's parameters."""
     macs: int

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError, mask_credentials
-from scalablevit.report.overview import DATE
+from scalablevit.report.overview import DATE_FORMAT
 from scalablevit.report.page import environment
 from scalablevit.run_files import JOB, RECIPE, REPORT, RUNS
 from scalablevit.runs.console import format_duration
@@ -26,7 +26,7 @@ class KnownRun:
     """The run's folder on the driver's disk."""
     status: Status
     state: str
-    """The state by status and lease: `lost` where the status says `running` and the owner has died."""
+    """The state by status and lease: `lost` where the owner has died before the status said that the run ended."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def gather_index(root: Path, runs: Sequence[KnownRun], unreadable: Mapping[str, 
         rows = [_row(run, _link(run.local))]
         rows += [
             _row(by_name[name], _link(by_name[name].local) or _link(run.local, f"#stage-{index}"))
-            for index, name in enumerate(_begun(root, stages), start=1)
+            for index, name in enumerate(_begun_stages(root, stages), start=1)
             if name in by_name
         ]
         groups.append(tuple(rows))
@@ -100,7 +100,7 @@ def _stages_of(local: Path) -> list[str]:
         return []
 
 
-def _begun(root: Path, stages: Sequence[str]) -> list[str]:
+def _begun_stages(root: Path, stages: Sequence[str]) -> list[str]:
     """Return the stages that have begun: the job's own report has a section on each of them."""
     return [run for run in stages if (root / RUNS / run / RECIPE).is_file()]
 
@@ -114,7 +114,7 @@ def _row(run: KnownRun, link: str) -> IndexRow:
     return IndexRow(
         name=run.local.name,
         state=run.state,
-        started=datetime.fromtimestamp(status.started, UTC).strftime(DATE),
+        started=datetime.fromtimestamp(status.started, UTC).strftime(DATE_FORMAT),
         took=format_duration(max(0.0, (status.ended or status.updated) - status.started)),
         best=best_text,
         note=mask_credentials(status.why),

@@ -16,7 +16,8 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
 from scalablevit.tracking.connection import tracking_override
 
-DATE = "%Y-%m-%d %H:%M UTC"
+DATE_FORMAT = "%Y-%m-%d %H:%M UTC"
+"""Format of dates for `strftime`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def overview(
     known = [time for time in times if time is not None]
     facts = {}
     if known:
-        facts["started"] = datetime.fromtimestamp(min(time.started for time in known), UTC).strftime(DATE)
+        facts["started"] = datetime.fromtimestamp(min(time.started for time in known), UTC).strftime(DATE_FORMAT)
         stages = f" in {len(known)} stages" if len(known) > 1 else ""
         facts["took"] = format_duration(sum(time.seconds for time in known)) + stages
     facts["machine"] = "; ".join(dict.fromkeys(filter(None, machines)))

@@ -28,7 +28,7 @@ CLASSES, LOWEST = 20, 10
 """Up to `CLASSES` classes all have a row in a table of metrics; of more, the `LOWEST` with the lowest values do, and
 the others are folded."""
 NOTHING = ("", "0", "0 (0 %)")
-"""Cells of the table of data that stand for no data."""
+"""Cells of the table of data that mean no data."""
 MIME = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -152,7 +152,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(image=_data_uri, big=_big, colour=class_hex)
+    templates.filters.update(image=_data_uri, big=_format_large, colour=class_hex)
     return templates
 
 
@@ -176,21 +176,22 @@ def curves(stage: Stage, index: int) -> list[Chart]:
     steps, values = points(stage.rows, stage.best_metric)
     best = steps[int(np.argmax(values))] if steps else None
     at = stage.result["step"] if stage.result else best  # they differ where the best checkpoint was not written
-    wanted: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    metric = stage.best_metric.removeprefix("val/")
+    panels: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Loss", ["train/loss", "val/loss"], "loss", {}),
-        (f"Evaluation: {_bare(stage.best_metric)}", [stage.best_metric], _bare(stage.best_metric), {"mark": at}),
+        (f"Evaluation: {metric}", [stage.best_metric], metric, {"mark": at}),
         ("Learning rate", ["train/lr"], "learning rate", {}),
         ("Gradient norm", ["train/grad_norm"], "norm", {"log": _decades(points(stage.rows, "train/grad_norm")[1]) > 1}),
         ("Speed", ["train/images_per_s"], "images/s", {}),
         ("Waiting for data", ["train/data_wait"], "share of time", {"limits": (0.0, 1.0)}),
     ]
     charts = []
-    for chart_index, (title, names, up, options) in enumerate(wanted):
+    for chart_index, (title, names, up, options) in enumerate(panels):
         lines: dict[str, Line] = {name: points(stage.rows, name) for name in names}
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
             svg = line_chart(f"stage-{index}-curve-{chart_index}", lines, across="step", up=up, **options)
-            charts.append(Chart(title, svg, f"{title} by step: {_ends(lines)}"))
+            charts.append(Chart(title, svg, f"{title} by step: {_format_ends(lines)}"))
     return charts
 
 
@@ -292,13 +293,13 @@ class ClassTable:
 
 def class_tables(stage: Stage) -> list[ClassTable]:
     """Return a table for each metric of single classes; of many classes, those with the lowest values come first."""
-    known = class_metric_names("", stage.result["classes"]) if stage.result else []
+    all_classes = class_metric_names("", stage.result["classes"]) if stage.result else []
     tables = []
     for metric, values in class_metrics(stage).items():
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         shown = finite if len(finite) <= CLASSES else dict(sorted(finite.items(), key=lambda pair: pair[1])[:LOWEST])
         folded = {name: value for name, value in finite.items() if name not in shown}
-        absent = tuple(name[1:] for name in known if name[1:] not in finite)
+        absent = tuple(name[1:] for name in all_classes if name[1:] not in finite)
         tables.append(ClassTable(stage.task.class_metrics.get(metric, metric), metric, shown, folded, absent))
     return tables
 
@@ -357,15 +358,11 @@ def _decades(values: Sequence[float]) -> float:
     return float(np.log10(max(values) / min(values))) if values and min(values) > 0 else 0.0
 
 
-def _bare(metric: str) -> str:
-    return metric.removeprefix("val/")
+def _format_ends(lines: Mapping[str, Line]) -> str:
+    return "; ".join(f"{name} from {_format_range(values)}" for name, (_, values) in lines.items())
 
 
-def _ends(lines: Mapping[str, Line]) -> str:
-    return "; ".join(f"{name} from {_short(values)}" for name, (_, values) in lines.items())
-
-
-def _short(values: Sequence[float]) -> str:
+def _format_range(values: Sequence[float]) -> str:
     return f"{values[0]:.4g} to {values[-1]:.4g}, between {min(values):.4g} and {max(values):.4g}"
 
 
@@ -374,7 +371,7 @@ def _data_uri(file: Path) -> str:
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _big(count: float) -> str:
+def _format_large(count: float) -> str:
     """Return a large number rounded to three digits, such as `1.79 M`."""
     units: Iterable[tuple[float, str]] = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     return next((f"{count / size:.3g} {unit}" for size, unit in units if count >= size), f"{count:.3g}")

@@ -7,7 +7,7 @@ from scalablevit.tracking.connection import format_error
 
 
 def clean_up(failure: BaseException | None, *steps: tuple[str, Callable[[], object]]) -> None:
-    """Call all steps in order; print the failure of a step to stderr and go on with the next one.
+    """Call all steps in order; print the failure of a step to stderr and continue with the next one.
 
     Args:
         failure: the exception that already ends the run; None while there is none.

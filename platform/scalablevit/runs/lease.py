@@ -76,7 +76,7 @@ class Lease:
         self._stopped.set()
         self._thread.join(timeout=RENEW_S)
         try:
-            with self._exclusively():
+            with self._exclusive_access():
                 if self._is_own(self._read()):
                     self._store.write(LEASE, b"{}")
         except OSError as failure:  # storage is away or full: the next job then finds the claim of a dead owner
@@ -132,7 +132,7 @@ class Lease:
 
     def _replace_claim(self, previous: Claim | None) -> bool:
         """Write the own claim in place of a previous one; False: another process wrote one in between."""
-        with self._exclusively():
+        with self._exclusive_access():
             begin = time.monotonic()
             if self._read() != previous:
                 return False
@@ -164,18 +164,18 @@ class Lease:
     def _renew(self) -> None:
         while not self._stopped.wait(RENEW_S):
             try:
-                with self._exclusively():
+                with self._exclusive_access():
                     if self._stopped.is_set():
                         return
                     content = self._store.read(LEASE)
-                    if content is None or self._is_own(_parsed(content)):
+                    if content is None or self._is_own(_parse_claim(content)):
                         self._write()
                         continue
             except OSError:
                 continue  # storage is away for a moment; a claim that stays stale tells the other processes
             # This process slept longer than a claim lasts, and another one took over and may have released the run
             # since: there must never be two writers.
-            other = _parsed(content) or {}
+            other = _parse_claim(content) or {}
             print(
                 f"run {self._store.name} was taken over, since this process did not renew its claim for too long; now: "
                 f"process {other.get('process', 'none')} on {other.get('host', 'no host')}. This one stops.",
@@ -186,7 +186,7 @@ class Lease:
             return
 
     @contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusive_access(self) -> Iterator[None]:
         """Keep other processes from reading or writing the claim inside the block, where the file system has locks.
 
         Raises:
@@ -194,7 +194,7 @@ class Lease:
         """
         filesystem, folder = open_filesystem(self._store.location)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-        lock = _locked(f"{folder}/{LEASE_LOCK}") if local else None
+        lock = _open_locked(f"{folder}/{LEASE_LOCK}") if local else None
         try:
             yield
         finally:
@@ -203,7 +203,7 @@ class Lease:
                 os.close(lock)
 
 
-def _locked(path: str) -> int | None:
+def _open_locked(path: str) -> int | None:
     """Open and lock a file, and return its descriptor; None where that is impossible."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -224,7 +224,7 @@ def _locked(path: str) -> int | None:
             return None
 
 
-def _parsed(content: bytes | None) -> Claim | None:
+def _parse_claim(content: bytes | None) -> Claim | None:
     """Return the claim in a file's content; None when it was released."""
     try:
         claim = json.loads(content or b"{}")
@@ -235,7 +235,7 @@ def _parsed(content: bytes | None) -> Claim | None:
 
 def read_claim(store: RunStore) -> Claim | None:
     """Return the claim on a run, whether its owner lives or not; None: nobody claims it."""
-    return _parsed(store.read(LEASE))
+    return _parse_claim(store.read(LEASE))
 
 
 def is_owner_alive(claim: Claim) -> bool | None:
@@ -252,7 +252,7 @@ def known_owners(stores: Sequence[RunStore]) -> dict[str, bool | None]:
     for store in stores:
         claim = read_claim(store)
         alive[store.name] = False if claim is None else is_owner_alive(claim)
-        if alive[store.name] is None and _watched_before(store) == claim:
+        if alive[store.name] is None and _last_watched_claim(store) == claim:
             alive[store.name] = False
     return alive
 
@@ -277,10 +277,10 @@ def find_owned(stores: Sequence[RunStore]) -> set[str]:
     return {name for name, lives in alive.items() if lives}
 
 
-def _watched_before(store: RunStore) -> Claim | None:
+def _last_watched_claim(store: RunStore) -> Claim | None:
     """Return the claim that `find_owned` watched last without seeing a renewal; None where there is none."""
     try:
-        return _parsed((store.local / LEASE_WATCHED).read_bytes())
+        return _parse_claim((store.local / LEASE_WATCHED).read_bytes())
     except OSError:
         return None
 

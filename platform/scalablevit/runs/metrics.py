@@ -16,6 +16,7 @@ from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.storage import put_text
 
 IS_BEST = "val/is_best"
+"""Metric that is 1 where an evaluation was the best so far, else 0."""
 
 Row = dict[str, float | str]
 """Metrics of one step, and `time` (ISO 8601, UTC) of the first of them; NaN and infinities are strings as in JSON."""
@@ -24,7 +25,7 @@ Row = dict[str, float | str]
 def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """Return a run's metrics by step, in ascending order of steps.
 
-    The outbox keeps the first of equal points, so each step is there once, however often a run was killed and resumed.
+    The outbox keeps the first of equal points, so each step occurs once, however often a run was killed and resumed.
 
     Args:
         outbox: folder of the outbox.
@@ -125,7 +126,7 @@ class MetricFiles:
             self._names = names
             self._settled.table = len(_csv([["step", "time", *names]]))
             self._sizes = None
-        whole, self._sizes = self._sizes is None, None
+        rewrite, self._sizes = self._sizes is None, None
         # steps older than all that came since the last write will hardly change any more
         rows = sorted(self._rows.items())
         older = {step: row for step, row in rows if self._lowest is not None and step < self._lowest}
@@ -133,7 +134,7 @@ class MetricFiles:
         older_lines, older_table, trained = self._render(older, self._settled.trained)
         newer_lines, newer_table, _ = self._render(newer, trained)
         settled = self._settled
-        if whole:
+        if rewrite:
             header = _csv([["step", "time", *names]])
             put_text(str(self._folder), METRICS, (older_lines + newer_lines).decode())
             put_text(str(self._folder), RESULTS, (header + older_table + newer_table).decode())

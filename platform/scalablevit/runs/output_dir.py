@@ -61,11 +61,11 @@ def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     target = Path(os.path.realpath(out))
     prefix = _partial(target)
     partial = prefix.with_name(prefix.name + uuid.uuid4().hex)
-    fix, whole = "free space, or choose another --out", False
+    fix, complete = "free space, or choose another --out", False
     try:
         partial.mkdir(parents=True)
         yield partial
-        fix, whole = f"nothing is lost: {shown(partial)} holds what is not in its place", True
+        fix, complete = f"nothing is lost: {shown(partial)} holds what is not in its place", True
         if partial.parent == target:
             _exchange(partial, target, replaced)
         else:
@@ -74,7 +74,7 @@ def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
         where = shown(error.filename or out)
         raise UserError(f"cannot write: {error.strerror or error}", where=where, fix=fix) from None
     finally:
-        if not whole:
+        if not complete:
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
             print(f"{shown(partial)} holds what was not moved or removed", file=sys.stderr)

@@ -30,6 +30,7 @@ SILENT_S = 60.0
 MAX_METRICS = 4
 """Number of metrics in the line of an evaluation; the run's files have them all."""
 WORKERS = "the workers to start (Ray, torch, the data)"
+"""What a stage waits for before its first step, in words."""
 
 
 class Progress:

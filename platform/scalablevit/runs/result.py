@@ -12,26 +12,30 @@ class StageResult:
     """A finished stage; `result.json` keeps all fields but `skipped`, `version` and `tracking`."""
 
     name: str
+    """The stage's name."""
     run_name: str
     uid: str
+    """Our uid of the run."""
     folder: str
+    """The run's folder in run storage, path or address."""
     metric: str
     """Name of the metric that decides which evaluation is best."""
     value: float
-    """The metric of the best evaluation."""
+    """The metric of the exported checkpoint: the best one that is stored and undamaged."""
     step: int
-    """Optimizer steps done at the best evaluation."""
+    """Optimizer steps done at that checkpoint."""
     metrics: dict[str, float]
-    """All metrics of the best evaluation."""
+    """All metrics of that checkpoint's evaluation."""
     classes: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     images_per_s: float
+    """Training images a second of all ranks together, on average over all attempts, without evaluations."""
     minutes: float
     """Wall time in minutes of the attempt that finished."""
     reason: str
     """Why training ended, for people."""
     checkpoint: str
-    """Folder of the best checkpoint."""
+    """Name of the exported checkpoint's folder."""
     weights_sha256: str
     registered_as: str
     """Name of the registered model."""

@@ -20,6 +20,7 @@ class RunStore:
     """The folder of one run: its place in run storage, and the one on the driver's disk."""
 
     name: str
+    """The run's name."""
     location: str
     """The folder in run storage: a path or an address such as s3://bucket/folder."""
     local: Path

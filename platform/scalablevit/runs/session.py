@@ -109,8 +109,8 @@ class RunSession:
 
 def run_uid(store: RunStore) -> str:
     """Return the run's uid; a new one is stored in run storage, so that a restart continues the same MLflow run."""
-    known = store.read_json(IDENTITY)
-    if known is None:
-        known = {"uid": uuid.uuid4().hex, "created": time.time()}
-        store.write_json(IDENTITY, known)
-    return str(known["uid"])
+    identity = store.read_json(IDENTITY)
+    if identity is None:
+        identity = {"uid": uuid.uuid4().hex, "created": time.time()}
+        store.write_json(IDENTITY, identity)
+    return str(identity["uid"])

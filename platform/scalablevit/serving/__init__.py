@@ -1,1 +1,1 @@
-"""Registered models in use."""
+"""Trained models in use: prediction, serving, export, and the comparison with the champion."""

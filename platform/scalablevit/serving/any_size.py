@@ -93,11 +93,11 @@ def _contiguous_maps(self: Pyramid, images: Tensor) -> list[Tensor]:
 def _pool(self: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
     """Do what `nn.AdaptiveAvgPool2d.forward` does, which a tracer unrolls into a sum for each cell of one size."""
     sides = self.output_size if isinstance(self.output_size, tuple) else (self.output_size, self.output_size)
-    rows, columns = (_averages(size, side).to(x) for size, side in zip(x.shape[-2:], sides, strict=True))
+    rows, columns = (_averaging_weights(size, side).to(x) for size, side in zip(x.shape[-2:], sides, strict=True))
     return rows @ x @ columns.T
 
 
-def _averages(size: int, cells: int | None) -> Tensor:
+def _averaging_weights(size: int, cells: int | None) -> Tensor:
     """Return the weights (cells, size) of the positions in the mean of each cell; rows sum to 1."""
     cells = cells or size
     cell, position = torch.arange(cells)[:, None], torch.arange(size)[None]

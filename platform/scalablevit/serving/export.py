@@ -98,10 +98,10 @@ def build_parts(
     pixels = torch.stack([_fit(eval_transform(data)(image=image)["image"], data, size) for image in images])
     pixels = pixels if len(pixels) > 1 else pixels.repeat(2, 1, 1, 1)
     if export.parts is not None:
-        return export.parts(trained.network, data, pixels, _normalized(pixels, data))
+        return export.parts(trained.network, data, pixels, _normalize(pixels, data))
 
     def expected(pixels: Tensor) -> list[Tensor]:
-        return [export.finish(trained.network(_normalized(pixels, data)), pixels)]
+        return [export.finish(trained.network(_normalize(pixels, data)), pixels)]
 
     network, inputs = trained.network, pixels
     others: tuple[tuple[Tensor, list[Tensor]], ...] = ()
@@ -216,7 +216,7 @@ def _refuse_export(what: str) -> Iterator[None]:
             ) from error
 
 
-def _normalized(pixels: Tensor, data: Data) -> Tensor:
+def _normalize(pixels: Tensor, data: Data) -> Tensor:
     """Return pixels (N, 3, H, W) from 0 to 255, normalized by the code that training uses."""
     return normalize(pixels.permute(0, 2, 3, 1).to(torch.uint8), data.mean, data.std)
 

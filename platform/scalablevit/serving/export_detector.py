@@ -100,14 +100,14 @@ def export_detector(trained: TrainedNetwork, network: Part, folder: Path, facts:
     first = onnx.compose.add_prefix(first, PREFIX, rename_inputs=False)
     # an exporter drops inputs that the selection does not use
     between = [value.name for value in second.graph.input if value.name.startswith(PREFIX)]
-    whole = onnx.compose.merge_models(
+    merged = onnx.compose.merge_models(
         first,
         second,
         io_map=[(name, name) for name in between],
         outputs=[value.name for value in second.graph.output],
     )
-    whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # the file would mix up regions of several images
-    onnx.save(whole, file)
+    merged.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # the file would mix up regions of several images
+    onnx.save(merged, file)
     finish_graph(file, {0: "detections"}, facts)
     return _compare(trained, network.inputs, file, selection.first)
 
@@ -149,7 +149,7 @@ def _compare(trained: TrainedNetwork, pixels: Tensor, file: Path, first: int) ->
     compared, unmatched, corners, scores, masks = 0, 0, [0.0], [0.0], [0.0]
     for image, strip in ((image, strip) for image in pixels for strip in (0, _STRIP)):
         height, width = image.shape[1] - strip, image.shape[2]
-        expected = _expected(trained, image[:, :height], first)
+        expected = _network_detections(trained, image[:, :height], first)
         canvas = image.clone()
         canvas[:, height:] = torch.tensor(fill_color(trained.stage.data))[:, None, None]
         detected = session.run(None, {"pixels": canvas[None].numpy(), "size": np.array([height, width])})
@@ -166,7 +166,7 @@ def _compare(trained: TrainedNetwork, pixels: Tensor, file: Path, first: int) ->
     return ExportedDetector(file, compared, unmatched, max(corners), max(scores), max(masks))
 
 
-def _expected(trained: TrainedNetwork, image: Tensor, first: int) -> list[NDArray[Any]]:
+def _network_detections(trained: TrainedNetwork, image: Tensor, first: int) -> list[NDArray[Any]]:
     """Return the network's own boxes, scores, labels from 0 and masks, if there are any, for pixels (3, h, w)."""
     data = trained.stage.data
     (normalized,) = normalize(image.permute(1, 2, 0)[None].to(torch.uint8), data.mean, data.std)

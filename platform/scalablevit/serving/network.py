@@ -26,6 +26,7 @@ class TrainedNetwork:
     """A network ready to predict: in evaluation mode, on its device."""
 
     stage: Stage
+    """The recipe's stage that it was trained by."""
     task: Task
     predictor: Predictor
     network: nn.Module

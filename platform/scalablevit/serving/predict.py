@@ -96,7 +96,7 @@ def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tu
         pictures: names of the drawings by the names of the images (`tasks.output.picture_names`).
     """
     predictor = Predictor(**asdict(job))
-    batches = ({"name": [name], "picture": [picture]} for name, picture in _encoded(pictures))
+    batches = ({"name": [name], "picture": [picture]} for name, picture in _encode_names(pictures))
     return chain.from_iterable(_rows(predictor(cast(Names, batch))) for batch in batches)
 
 
@@ -117,7 +117,7 @@ def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: i
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    items = [{"name": name, "picture": picture} for name, picture in _encoded(pictures)]
+    items = [{"name": name, "picture": picture} for name, picture in _encode_names(pictures)]
     predicted = ray.data.from_items(items).map_batches(
         Predictor,
         fn_constructor_kwargs=asdict(job),
@@ -132,7 +132,7 @@ def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: i
         yield from _rows(cast(Answers, batch))
 
 
-def _encoded(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def _encode_names(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return image and drawing names as bytes, as the disk has them: they need not be text."""
     return [(os.fsencode(name), os.fsencode(picture)) for name, picture in pictures.items()]
 

@@ -32,6 +32,7 @@ class Score:
     """The metric of one model by image, and its latency."""
 
     per_sample: SampleStatistics
+    """What each image adds to the metric."""
     bad: int
     """Number of samples that could not be decoded and are not in `per_sample`."""
     latency_ms: float
@@ -115,7 +116,9 @@ def _latency_ms(trained: TrainedNetwork, source: Source, threads: int) -> tuple[
                 loads.append(_other_load())
     finally:
         torch.set_num_threads(before)
-    return 1000 * statistics.median(seconds), _busy(statistics.mean(loads), threads, len(os.sched_getaffinity(0)))
+    return 1000 * statistics.median(seconds), _describe_busy(
+        statistics.mean(loads), threads, len(os.sched_getaffinity(0))
+    )
 
 
 def _other_load() -> float:
@@ -130,7 +133,7 @@ def _other_load() -> float:
         return os.getloadavg()[0]
 
 
-def _busy(load: float, threads: int, cores: int) -> str:
+def _describe_busy(load: float, threads: int, cores: int) -> str:
     """Return one line about a machine without a free core for each of our threads; else an empty text."""
     if load + threads <= cores:
         return ""

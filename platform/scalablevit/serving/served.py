@@ -95,7 +95,7 @@ class ModelServer:
                 raise ValueError("another task")
         except (ValueError, TypeError, KeyError):
             raise UserError(
-                f"the server does not say its model's classes: {_short(content)}",
+                f"the server does not say its model's classes: {_shorten(content)}",
                 where=self.address,
                 fix="serve a model that this version of the platform registered, or predict by models:/<name>@<alias>",
             ) from None
@@ -119,7 +119,7 @@ class ModelServer:
             (answer,) = json.loads(content)["predictions"]
             return {**answer}
         except (ValueError, TypeError, KeyError):
-            raise self.mistake(f"gives no answer: {_short(content)}") from None
+            raise self.mistake(f"gives no answer: {_shorten(content)}") from None
 
     def _post(self, path: str, body: bytes | None, seconds: float) -> bytes:
         request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
@@ -144,7 +144,7 @@ class ModelServer:
         return content
 
     def mistake(self, what: str) -> UserError:
-        """Return the error that this server, named by the user, is no server of a model.
+        """Return an error about this server, whose address the user should correct.
 
         Args:
             what: what the server does, such as "gives no answer".
@@ -183,11 +183,11 @@ def _message(error: urllib.error.HTTPError) -> str:
     """Return a server's reason for an error: MLflow's `message`, or the response's text."""
     content = error.read(2**16)
     try:
-        return _short(json.loads(content)["message"].encode())
+        return _shorten(json.loads(content)["message"].encode())
     except (ValueError, TypeError, KeyError, AttributeError):
-        return _short(content) or str(error.reason)
+        return _shorten(content) or str(error.reason)
 
 
-def _short(content: bytes) -> str:
+def _shorten(content: bytes) -> str:
     text = shown(" ".join(content[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace").split()))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."

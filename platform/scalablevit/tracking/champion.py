@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from scalablevit.config.errors import UserError
-from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_exists, connect, format_error, without_credentials
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST_TIMEOUT_S, REQUEST_RETRIES = 30, 2
@@ -73,7 +73,7 @@ def _short_requests(uri: str, what: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    check_there(uri, what)
+    check_exists(uri, what)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             yield

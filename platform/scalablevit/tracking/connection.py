@@ -78,12 +78,12 @@ def check_uri(uri: str) -> None:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 
 
-def check_there(uri: str, wanted: str) -> None:
+def check_exists(uri: str, purpose: str) -> None:
     """Refuse an address from which nothing can be read, before MLflow creates a missing SQLite file.
 
     Args:
         uri: MLflow's address.
-        wanted: what the caller looks for, for the error.
+        purpose: what the caller wants to read, for the error.
 
     Raises:
         UserError: as `check_uri`, or the SQLite file does not exist.
@@ -92,7 +92,7 @@ def check_there(uri: str, wanted: str) -> None:
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise UserError(
-            f"{wanted}: there is no file {file}",
+            f"{purpose}: there is no file {file}",
             where="tracking.uri",
             fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
         )
@@ -204,7 +204,7 @@ def classify_error(error: Exception) -> Verdict:
         return "refused"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
-        return "unclear" if status in NO_SUCH_PAGE else _of_status(status)
+        return "unclear" if status in NO_SUCH_PAGE else _classify_status(status)
     # Any OSError: a record's own files are checked before it is sent (`mlflow_writer.check_readable`), so one that is
     # missing here is the server's, such as a folder of artifacts that is not mounted at the moment.
     if isinstance(error, (Away, OSError, OperationalError)):
@@ -216,9 +216,9 @@ def classify_error(error: Exception) -> Verdict:
             return "away"
         if error.error_code == "BAD_REQUEST":
             return "unclear"
-        return _of_status(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))
+        return _classify_status(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))
     return "unclear"
 
 
-def _of_status(status: int) -> Verdict:
+def _classify_status(status: int) -> Verdict:
     return "refused" if 400 <= status < 500 and status not in TRY_AGAIN else "away"

@@ -146,7 +146,7 @@ class Outbox:
         # Steps already recorded by (uid, metric), in ascending order, from the part of the file before `_read_to`.
         self._steps: dict[tuple[str, str], array[int]] = {}
         self._read_to = 0
-        with self._exclusively():
+        with self._exclusive_access():
             # A new file survives a power cut only when its folder's entry is on the disk, too.
             directory = os.open(self.folder, os.O_RDONLY)
             os.fsync(directory)
@@ -283,7 +283,7 @@ class Outbox:
             )
             for record in records
         ]
-        with self._exclusively():
+        with self._exclusive_access():
             self._catch_up()
             batch: set[tuple[str, int]] = set()
             lines = []
@@ -308,12 +308,12 @@ class Outbox:
             os.close(self._file)
 
     def _append(self, record: Record) -> None:
-        with self._exclusively():
+        with self._exclusive_access():
             self._write(write_line(record))
         self.sync()
 
     @contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusive_access(self) -> Iterator[None]:
         """Allow one writer at a time (mutex for threads, lock for processes), after cutting off an incomplete line."""
         with self._mutex:
             fcntl.flock(self._file, fcntl.LOCK_EX)

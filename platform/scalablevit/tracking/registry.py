@@ -85,10 +85,10 @@ def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment, registration = run.info.experiment_id, record.registration
-    for known in client.search_logged_models([experiment], f"tags.`{UID}` = '{registration}'"):
-        if known.status == LoggedModelStatus.READY:
-            return known
-        client.delete_logged_model(known.model_id)
+    for existing in client.search_logged_models([experiment], f"tags.`{UID}` = '{registration}'"):
+        if existing.status == LoggedModelStatus.READY:
+            return existing
+        client.delete_logged_model(existing.model_id)
     model = client.create_logged_model(
         experiment, record.name, source_run_id=run.info.run_id, tags=record.tags, model_type="pyfunc"
     )

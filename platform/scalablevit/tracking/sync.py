@@ -32,7 +32,7 @@ from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_
 from scalablevit.tracking.records import ArtifactRecord, MetricsRecord, ModelRecord, RunRecord, UnreadLine
 
 POLL_S = 1.0
-"""Seconds between two looks for new records."""
+"""Seconds between two checks for new records."""
 LONGEST_PAUSE_S = 30.0
 """Longest pause in seconds between two tries while the server is away."""
 REQUEST_TIMEOUT_S = 10

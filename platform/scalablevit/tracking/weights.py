@@ -11,7 +11,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
-from scalablevit.tracking.connection import bounded_requests, check_there, connect, format_error, without_credentials
+from scalablevit.tracking.connection import bounded_requests, check_exists, connect, format_error, without_credentials
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             where="model.init",
             fix="write models:/<name>@<alias> or models:/<name>/<version>",
         )
-    check_there(tracking_uri, model_uri)
+    check_exists(tracking_uri, model_uri)
     try:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             client = connect(tracking_uri)

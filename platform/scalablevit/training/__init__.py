@@ -1,1 +1,1 @@
-"""The loop, its state, exact recovery, and what Ray runs."""
+"""The training loop, its state, checkpoints, and the code that Ray runs on workers."""

@@ -44,7 +44,7 @@ class Submitted:
     time: float
     """Seconds since the epoch."""
     last: float | None
-    """When the previous job was last known to be at work, seconds since the epoch; None: there was none."""
+    """When the previous job was last known to be at work, seconds since the epoch; None: unknown or no such job."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def read_attempts(file: Path, offset: int = 0) -> tuple[list[Event], int]:
             lines = [line for line in opened if line.endswith(b"\n")]
     except FileNotFoundError:
         return [], offset
-    events = [event for line in lines if (event := _parsed(line)) is not None]
+    events = [event for line in lines if (event := _parse_event(line)) is not None]
     if len(events) < len(lines):
         print(f"{file}: {len(lines) - len(events)} unreadable lines were left out", file=sys.stderr, flush=True)
     return events, offset + sum(map(len, lines))
 
 
-def _parsed(line: bytes) -> Event | None:
+def _parse_event(line: bytes) -> Event | None:
     try:
         values = json.loads(line)
     except ValueError:

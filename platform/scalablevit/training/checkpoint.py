@@ -121,7 +121,7 @@ class CheckpointStore:
             if content is None:
                 continue
             try:
-                manifest = _parsed(content)
+                manifest = _parse_manifest(content)
                 entries.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
             except (ValueError, KeyError, TypeError) as error:
                 # it counts as a checkpoint that existed: `newest` must not take this for a fresh start
@@ -263,7 +263,7 @@ class CheckpointStore:
         if manifest is None:
             raise DamagedCheckpoint(f"{folder}: no {MANIFEST}")
         try:
-            return {file: str(expected["sha256"]) for file, expected in _parsed(manifest)["files"].items()}
+            return {file: str(expected["sha256"]) for file, expected in _parse_manifest(manifest)["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpoint(f"{folder}/{MANIFEST} is not readable: {error!r}") from error
 
@@ -362,7 +362,7 @@ def _own_sum(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _parsed(content: bytes) -> Manifest:
+def _parse_manifest(content: bytes) -> Manifest:
     """Return a manifest, checked against its own sum, which version 1 does not have.
 
     Raises:

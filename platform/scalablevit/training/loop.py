@@ -150,7 +150,7 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
             return ended
         value = _evaluate(context, state, callbacks, clock) if evaluates else None
         if saves:
-            with _timed(state, "checkpoint"):
+            with _count_time(state, "checkpoint"):
                 callbacks.save(state, value)
         if done:
             return TrainResult("finished")
@@ -159,7 +159,7 @@ def train(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -
         if leaving:
             return TrainResult("node leaving")
         before = state.spent["data"]
-        with _timed(state, "data"):
+        with _count_time(state, "data"):
             micro = _take_batches(batches, training.accumulation_steps)
         clock.data_wait += state.spent["data"] - before
 
@@ -285,7 +285,7 @@ class _Clock:
 
 
 @contextmanager
-def _timed(state: TrainState, part: str) -> Iterator[None]:
+def _count_time(state: TrainState, part: str) -> Iterator[None]:
     """Add the wall time of the block to a part of `state.spent`, in seconds."""
     since = time.perf_counter()
     yield
@@ -310,7 +310,7 @@ def _log_point(
 def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallbacks, clock: "_Clock") -> float:
     """Evaluate the present state, report its metrics, and return its score."""
     clock.pause()
-    with _timed(state, "evaluation"):
+    with _count_time(state, "evaluation"):
         metrics = callbacks.evaluate(state.evaluated)
     value = context.score(metrics)
     rule = context.stage.training.early_stopping
@@ -353,7 +353,7 @@ def _checkpoint_is_due(context: TrainContext, state: TrainState) -> bool:
 
 
 def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed: bool) -> Record:
-    """Return averages over all ranks since the last log point; only this and evaluations wait for the device.
+    """Return averages over all ranks since the last log point; for these the host waits for the device.
 
     Afterwards the sums are equal on all ranks, so a checkpoint of rank 0 has the values of every rank.
 

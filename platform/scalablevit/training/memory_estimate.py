@@ -159,7 +159,7 @@ def _attend(
     scale: float | None = None,
     **_off: bool,
 ) -> Tensor:
-    """Do what `scaled_dot_product_attention` does on q's device; q, k, v are (N, heads, tokens, channels)."""
+    """Do what `scaled_dot_product_attention` does on q's device; q, k, v are (..., tokens, channels)."""
     device = q.device.type
     if torch.is_autocast_enabled(device):
         q, k, v = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (q, k, v))

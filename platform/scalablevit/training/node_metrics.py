@@ -26,7 +26,7 @@ class NodeSampler:
         self._thread.start()
 
     def latest(self) -> dict[str, float]:
-        """Return the metrics of the last sample: fractions 0 to 1 for CPU and memory, GiB for names with `_gib`."""
+        """Return the last sample: fractions of CPU and memory, the load by CPU, and GiB for names with `_gib`."""
         return dict(self._latest)
 
     def stop(self) -> None:

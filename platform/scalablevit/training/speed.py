@@ -29,7 +29,7 @@ DECODED = 64
 def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -> float:
     """Return the median seconds of an optimizer step on one device, on blank images, without data loading.
 
-    Ranks do not exchange gradients: there is one.
+    There is one rank, so no gradients are exchanged.
 
     Args:
         stage: the stage.

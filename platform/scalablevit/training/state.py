@@ -30,6 +30,7 @@ class Record:
     time_ms: int
     """Milliseconds since the epoch."""
     metrics: Mapping[str, float]
+    """Value by name, such as `train/loss`."""
 
     def as_dict(self) -> StepMetrics:
         """Return plain values for JSON."""
@@ -101,6 +102,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None = None
+    """The averaged model; None: the recipe asks for no average."""
     step: int = 0
     """Optimizer steps done."""
     passed_over: int = 0

@@ -46,10 +46,10 @@ def put_text(folder: str, name: str, text: str) -> None:
 def add_bad_samples(run_folder: str, files: dict[str, str]) -> None:
     """Add undecodable files, with reason by path, to the run's `BAD_SAMPLES`, which keeps those of earlier attempts."""
     filesystem, folder = open_filesystem(run_folder)
-    known = (read(filesystem, f"{folder}/{BAD_SAMPLES}") or b"").decode().splitlines()
+    existing = (read(filesystem, f"{folder}/{BAD_SAMPLES}") or b"").decode().splitlines()
     lines = {f"{path}\t{' '.join(reason.split())}" for path, reason in files.items()}
-    if not lines <= set(known):
-        put_text(run_folder, BAD_SAMPLES, "".join(f"{line}\n" for line in sorted(lines.union(known))))
+    if not lines <= set(existing):
+        put_text(run_folder, BAD_SAMPLES, "".join(f"{line}\n" for line in sorted(lines.union(existing))))
 
 
 @contextmanager

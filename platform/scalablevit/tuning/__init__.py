@@ -1,1 +1,1 @@
-"""Searching a recipe's values: trials by Ray Tune, their table and their plots."""
+"""Searches for a recipe's values: trials by Ray Tune, and their results."""

@@ -1,4 +1,4 @@
-"""Which values each trial gets: drawn beforehand (random), enumerated (grid), or proposed one by one (TPE)."""
+"""The values of each trial: drawn beforehand (random), enumerated (grid), or proposed one by one (TPE)."""
 
 import json
 from collections.abc import Callable
@@ -16,24 +16,29 @@ Values = dict[str, Any]
 
 
 class ProposedTrial(TypedDict):
-    """A trial as it is given to Tune."""
+    """A trial as Tune gets it."""
 
     number: int
+    """Number of the trial in the search, from 0."""
     values: Values
     curve: list[tuple[int, float]]
-    """Step and value of the evaluations that are known, in order."""
+    """Step and metric of the evaluations that are known, in order of steps."""
 
 
 class TrialConfig(TypedDict):
-    """A trial's configuration in Tune's terms; plain values, which population-based training copies and changes."""
+    """A trial's configuration as Tune has it; plain values, which population-based training copies and changes."""
 
     trial: ProposedTrial
 
 
 def draw(space: Space, number: int) -> Values:
-    """Values of a trial of a random search, a function of (seed, number) alone.
+    """Return the values of a trial of a random search, which depend on the space's seed and the number alone.
 
-    Parameters draw in the order of the file: one added at its end leaves the others' values as they were.
+    Parameters are drawn in the order of the file: a parameter added at its end leaves the others' values unchanged.
+
+    Args:
+        space: the search space.
+        number: number of the trial, from 0.
     """
     generator = np.random.default_rng([space.seed, number])
     return {path: _sample(parameter, generator) for path, parameter in space.parameters.items()}
@@ -50,14 +55,14 @@ def _sample(parameter: Distribution, generator: np.random.Generator) -> Any:
 
 
 def enumerate_values(space: Space) -> list[Values]:
-    """All values of a random or grid search, in the order of its trials."""
+    """Return the values of all trials of a random or grid search, in the order of the trials."""
     if space.searcher == "grid":
         return combinations(space)
     return [draw(space, number) for number in range(space.budget.trials or 0)]
 
 
 def distribution(parameter: Distribution) -> BaseDistribution:
-    """A parameter in Optuna's terms; choices that are lists become JSON text."""
+    """Return a parameter as an Optuna distribution; choices that are lists become JSON text."""
     if parameter.uniform is not None:
         return FloatDistribution(*parameter.uniform)
     if parameter.loguniform is not None:
@@ -66,7 +71,7 @@ def distribution(parameter: Distribution) -> BaseDistribution:
 
 
 def as_category(choice: Any) -> Any:
-    """A choice as Optuna takes it."""
+    """Return a choice as Optuna can store it: a list as JSON text."""
     return json.dumps(choice) if isinstance(choice, list | tuple) else choice
 
 
@@ -75,9 +80,9 @@ class TPESearcher(OptunaSearch):
 
     Args:
         space: the search space.
-        known: values of the trials that are there already: they are proposed again first, in the same order, so that
-            their results, new or replayed, are what later proposals rest on.
-        propose: takes the values of a proposal, keeps them, and returns the trial's configuration.
+        known: values of the trials that exist already: they are proposed again first, in the same order, so that later
+            proposals are based on their results, new or replayed.
+        propose: stores the values of a proposal, and returns the trial's configuration.
     """
 
     def __init__(self, space: Space, known: list[Values], propose: Callable[[Values], TrialConfig]) -> None:
@@ -94,15 +99,15 @@ class TPESearcher(OptunaSearch):
         )
 
     def __getstate__(self) -> dict[str, None]:
-        """Tune writes its searcher into snapshots, which are never read here."""
+        """Return nothing: Tune writes its searcher into snapshots, which we never read."""
         return {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TPESearcher":
-        """Tune copies its searcher before it runs: this one is used once, and has the caller's list of trials."""
+        """Return the searcher itself: Tune's copy, which it uses, must have the caller's list of trials."""
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Tune asks for the next trial's configuration."""
+        """Return the next trial's configuration; None: no trial at the moment. Tune calls this."""
         proposed = super().suggest(trial_id)
         if proposed is None:
             return None
@@ -114,7 +119,7 @@ class TPESearcher(OptunaSearch):
         return value if choices is None else next(choice for choice in choices if as_category(choice) == value)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search goes on from its trials' folders, never from Tune's snapshots."""
+        """Do nothing: a search continues from its trials' folders, never from Tune's snapshots."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as for `save`."""
+        """Do nothing, like `save`."""

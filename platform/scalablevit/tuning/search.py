@@ -46,16 +46,16 @@ from scalablevit.tuning.trials import (
 set_defaults(TUNE_VARIABLES)
 
 QUIET_S = 5.0
-"""Evaluations of trials are printed at most this often; ends always."""
+"""Seconds between two printed evaluations of trials; ends are always printed."""
 
 
 def trial_uid(search_uid: str, number: int) -> str:
-    """A trial's uid in tracking, the same after a restart."""
+    """Return a trial's uid in tracking, 32 hexadecimal digits, the same after a restart."""
     return hashlib.sha256(f"{search_uid}/{number}".encode()).hexdigest()[:32]
 
 
 def trial_name(trial: Trial) -> str:
-    """A trial by its sampled values, for people."""
+    """Return a trial's number and sampled values as text for people."""
     values = (
         f"{path.rpartition('.')[2]}={value:.3g}" if isinstance(value, float) else f"{path.rpartition('.')[2]}={value}"
         for path, value in trial.values.items()
@@ -64,15 +64,15 @@ def trial_name(trial: Trial) -> str:
 
 
 class SearchCallback(tune.Callback):
-    """Keeps the table of trials while Tune runs them: tracking, results, disk; runs in the driver.
+    """Keeps the list of trials while Tune runs them: tracking, results, disk; runs in the driver.
 
     Args:
-        work: what the trials share.
-        trials: those known so far; proposals are appended.
-        outbox: of the search; every trial has a child run in it.
-        uid: of the search's run.
-        experiment: MLflow experiment.
-        on_end: called when a trial has ended and is in the table.
+        context: what all trials share.
+        trials: the trials known so far; changed in place: proposals are appended.
+        outbox: the search's outbox; every trial has a child run in it.
+        uid: uid of the search's run.
+        experiment: name of the MLflow experiment.
+        on_end: called when a trial has ended and its result is stored.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class SearchCallback(tune.Callback):
         self._numbers: dict[str, int] = {}
         self._printed = 0.0
         self._deadline = math.inf
-        self._take_in_curves()
+        self._read_curves()
 
     def __getstate__(self) -> dict[str, None]:
-        """Tune writes its callbacks into snapshots, which are never read here."""
+        """Return nothing: Tune writes its callbacks into snapshots, which we never read."""
         return {}
 
-    def _take_in_curves(self) -> None:
-        """Evaluations of interrupted trials, which the outbox has."""
+    def _read_curves(self) -> None:
+        """Read the evaluations of interrupted trials from the outbox."""
         unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
         for line in read_lines(self._outbox.folder):
             record = line.record
@@ -113,11 +113,16 @@ class SearchCallback(tune.Callback):
                 trial.status = "unfinished"
 
     def set_deadline(self, deadline: float) -> None:
-        """Trials that end after this moment (monotonic seconds) were interrupted by the budget's wall time."""
+        """Set the end of the budget's wall time (seconds of `time.monotonic`), which interrupts trials."""
         self._deadline = deadline
 
     def propose(self, values: Values, number: int | None = None) -> TrialConfig:
-        """Configuration of a trial, which is written down before it starts."""
+        """Return the configuration of a trial; a new trial is stored before it starts.
+
+        Args:
+            values: the sampled values.
+            number: the trial's number; None: the next one.
+        """
         number = len(self.trials) if number is None else number
         if number == len(self.trials):
             trial_stage(self._context.search, values)  # a proposal that is no recipe must not start
@@ -126,8 +131,8 @@ class SearchCallback(tune.Callback):
         return {"trial": {"number": number, "values": values, "curve": sorted(self.trials[number].curve.items())}}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Tune starts a trial."""
-        ours = self._of(trial)
+        """Begin the trial's run in tracking; Tune calls this when it starts a trial."""
+        ours = self._trial_of(trial)
         if ours.number in self._begun or ours.ended():
             return
         self._begun.add(ours.number)
@@ -141,8 +146,8 @@ class SearchCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial has been evaluated."""
-        ours = self._of(trial)
+        """Record a trial's evaluation; Tune calls this."""
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         reported = cast(TrialResult, result)
@@ -157,8 +162,8 @@ class SearchCallback(tune.Callback):
             self._say(f"trial {trial_name(ours)}: step {reported['step']}, {self._metric(reported['value'])}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial has ended, by itself or by the scheduler."""
-        ours = self._of(trial)
+        """Record that a trial has ended, by itself or by the scheduler; Tune calls this."""
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         length = self._context.total_steps(trial_stage(self._context.search, ours.values))
@@ -172,8 +177,8 @@ class SearchCallback(tune.Callback):
             self._end(ours, "stopped", f"by {kind} after step {max(ours.curve, default=0)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial has failed; the search goes on."""
-        ours = self._of(trial)
+        """Record that a trial has failed; Tune calls this, and the search continues."""
+        ours = self._trial_of(trial)
         if ours.ended():
             return
         file = trial.error_file
@@ -181,7 +186,7 @@ class SearchCallback(tune.Callback):
         self._end(ours, "failed", reason, keep=again)
 
     def interrupt(self) -> None:
-        """The search stops here: what still trains goes on when it is resumed."""
+        """Mark the running trials as unfinished, since the search stops: they continue when it is resumed."""
         for ours in self.trials:
             if ours.status == "running":
                 ours.status = "unfinished"
@@ -197,10 +202,14 @@ class SearchCallback(tune.Callback):
         chosen = f"{space.metric}={best[1]:.6g} at step {best[0]}" if best else "none"
         self._outbox.tags(uid, {"stop_reason": reason or status, "best": chosen})
         if best:
-            found: StepMetrics = {"step": best[0], "time_ms": now_ms(), "metrics": {best_metric(space.metric): best[1]}}
-            self._outbox.metrics(uid, [found])
+            best_record: StepMetrics = {
+                "step": best[0],
+                "time_ms": now_ms(),
+                "metrics": {best_metric(space.metric): best[1]},
+            }
+            self._outbox.metrics(uid, [best_record])
         self._outbox.end(uid, "FAILED" if status == "failed" else "FINISHED")
-        if space.scheduler.kind != "pbt":  # there an ended trial may still be another's donor
+        if space.scheduler.kind != "pbt":  # there another trial may still copy the weights of an ended one
             drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best)
         leader = next(iter(rank_trials(self.trials, space.mode)), None)
         so_far = leader.best(space.mode) if leader else None
@@ -216,8 +225,8 @@ class SearchCallback(tune.Callback):
         ended = sum(trial.ended() for trial in self.trials)
         print(f"[search] {ended} ended; {text}", flush=True)
 
-    def _of(self, trial: TuneTrial) -> Trial:
-        # in population-based training a trial takes over another's configuration, number and all
+    def _trial_of(self, trial: TuneTrial) -> Trial:
+        # in population-based training a trial gets another's configuration, with that one's number
         return self.trials[self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])]
 
 
@@ -228,12 +237,14 @@ def run_trials(
     remaining_s: float | None,
     trainable: Callable[[TrialConfig, TrialContext], None] = run_trial,
 ) -> None:
-    """Run the trials that have not ended, and replay those that have; the callback has the outcome.
+    """Run the trials that have not ended, and replay those that have; `callback.trials` then has the results.
 
     Args:
-        concurrency: trials at once.
-        remaining_s: wall time that is left of the budget; None: no limit.
-        trainable: what a trial does.
+        callback: has the list of trials.
+        context: what all trials share.
+        concurrency: number of trials that run at the same time.
+        remaining_s: remaining wall time of the budget in seconds; None: no limit.
+        trainable: the function that Tune runs for a trial.
     """
     space = context.search.space
     params: dict[str, Any] = {}
@@ -275,26 +286,27 @@ def run_trials(
         ),
     )
     if os.environ.get("SCALABLEVIT_RAY_LOGS") != "1":
-        # a failed trial's traceback; its reason is in the table
+        # hides the traceback of a failed trial, whose reason is in the list of trials
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
     finally:
-        with suppress(OSError):  # what is left there is of no use, and not worth the failure before
+        with suppress(OSError):  # a leftover is harmless, and must not hide an earlier exception
             filesystem, folder = open_filesystem(f"{context.folder}/ray/{attempt}")
             filesystem.delete_dir(folder)  # Tune's snapshots
     drop_checkpoints(context.folder, callback.trials, space.mode, space.keep_best)
 
 
 def _folder_name(trial: TuneTrial) -> str:
-    """Tune's own folder of a trial: its number, by which the trial knows itself (see `run_trial`)."""
+    """Return the name of Tune's folder of a trial: the number that `run_trial` reads from it."""
     return f"{trial.config['trial']['number']:04d}"
 
 
 def _resources(stage: Stage) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a trial. One of several workers reserves them itself: its actor takes next to nothing.
+    """Return what Tune reserves for a trial; one with several workers reserves them itself, by Ray Train.
 
-    A bundle may not be empty, and a fraction of a CPU for the actor would keep workers that need all of them waiting.
+    Its actor then reserves 1 byte of memory: a bundle must not be empty, and a fraction of a CPU would block workers
+    that need all CPUs.
     """
     cluster = stage.cluster
     if cluster.workers > 1:
@@ -306,29 +318,29 @@ def _resources(stage: Stage) -> tune.PlacementGroupFactory:
 
 
 def build_scheduler(context: TrialContext) -> TrialScheduler:
-    """The space's scheduler, in epochs trained."""
-    chosen = context.search.space.scheduler
+    """Return the space's scheduler, which counts in epochs trained."""
+    section = context.search.space.scheduler
     metric: dict[str, Any] = {"metric": "score", "mode": "max"}
-    match chosen.kind:
+    match section.kind:
         case "asha":
-            whole = trial_stage(context.search, {})
-            longest = context.epoch(whole, context.total_steps(whole))
-            # beyond a trial's own end: it ends by itself, and is not cut off while it does
+            stage = trial_stage(context.search, {})
+            longest = context.epoch(stage, context.total_steps(stage))
+            # one epoch beyond a trial's own end, so that it ends by itself and is not stopped meanwhile
             return ASHAScheduler(
                 time_attr="epoch",
                 max_t=longest + 1,  # type: ignore[arg-type]  # any unit of time, whole or not
-                grace_period=chosen.grace_epochs,  # type: ignore[arg-type]
-                reduction_factor=chosen.reduction_factor,
+                grace_period=section.grace_epochs,  # type: ignore[arg-type]
+                reduction_factor=section.reduction_factor,
                 **metric,
             )
         case "median":
-            return MedianStoppingRule(time_attr="epoch", grace_period=chosen.grace_epochs, **metric)
+            return MedianStoppingRule(time_attr="epoch", grace_period=section.grace_epochs, **metric)
         case "pbt":
             return PopulationBasedTraining(
                 time_attr="epoch",
-                perturbation_interval=chosen.perturb_epochs or 1.0,
+                perturbation_interval=section.perturb_epochs or 1.0,
                 hyperparam_mutations={"trial": {"values": _mutations(context.search)}},
-                custom_explore_fn=_inside(context.search),
+                custom_explore_fn=_clip_to_range(context.search),
                 **metric,
             )
         case _:
@@ -350,8 +362,8 @@ def _domain(parameter: Distribution) -> Domain | list[Value]:
     return domain
 
 
-def _inside(search: Search) -> Callable[[TrialConfig], TrialConfig]:
-    """Tune multiplies values by 0.8 or 1.2 without regard to their range."""
+def _clip_to_range(search: Search) -> Callable[[TrialConfig], TrialConfig]:
+    """Return a function that clips values to their range: Tune multiplies them by 0.8 or 1.2 without regard to it."""
 
     def clip(config: TrialConfig) -> TrialConfig:
         values = config["trial"]["values"]
@@ -364,11 +376,16 @@ def _inside(search: Search) -> Callable[[TrialConfig], TrialConfig]:
 
 
 def open_trials(search: Search, folder: str) -> list[Trial]:
-    """The trials to run, as far as they are known; those of a random or grid search are written down here."""
+    """Return the trials to run, as far as they are known; those of a random or grid search are stored here.
+
+    Args:
+        search: the search.
+        folder: the search's folder in run storage, path or address.
+    """
     trials = load_trials(folder)
     if search.space.searcher == "tpe":
         return trials
-    wanted = enumerate_values(search.space)
-    trials += [Trial(number, wanted[number]) for number in range(len(trials), len(wanted))]
+    all_values = enumerate_values(search.space)
+    trials += [Trial(number, all_values[number]) for number in range(len(trials), len(all_values))]
     save_list(folder, trials)
     return trials

@@ -1,4 +1,4 @@
-"""One trial, as Tune runs it: trained in Tune's actor, or by Ray Train inside it when it needs several workers."""
+"""Runs one trial for Tune: in Tune's actor, or by Ray Train from there when it needs several workers."""
 
 import math
 from collections.abc import Sequence
@@ -30,21 +30,24 @@ class TrialContext:
 
     search: Search
     folder: str
-    """Of the search, in run storage."""
+    """The search's folder in run storage, path or address."""
     root: str
+    """The platform's root folder."""
     train_samples: int
+    """Number of training samples."""
     init_weights: str | None
+    """See `WorkerConfig`, like the next two."""
     init_sha256: str
     keep_head: bool
     user_code: dict[str, str] = field(default_factory=dict)
-    """Content sum of each package that the recipe imports, by name, as the driver has them."""
+    """Content sum by name of each package that the recipe imports, as on the driver."""
 
     def total_steps(self, stage: Stage) -> int:
-        """Steps of a trial that is not stopped."""
+        """Return the optimizer steps of a trial that is not stopped."""
         return Length.of(stage, self.train_samples).total
 
     def epoch(self, stage: Stage, step: int) -> float:
-        """Epochs trained. Half a step is added: an evaluation after a rounded number of steps counts as on time."""
+        """Return the epochs trained, plus half a step so that rounding of steps makes no evaluation too early."""
         return (step + 0.5) * stage.training.global_batch_size / self.train_samples
 
 
@@ -52,25 +55,28 @@ class TrialResult(TypedDict):
     """What a trial reports to Tune at an evaluation; plain values, since Tune keeps them as it likes."""
 
     score: float
-    """Higher is better; what scheduler and searcher see."""
+    """What scheduler and searcher compare, higher is better."""
     value: float
     """The metric as evaluated."""
     step: int
+    """Optimizer steps done."""
     epoch: float
     """Epochs trained."""
     records: list[StepMetrics]
-    """What was measured since the result before."""
+    """Records since the previous result."""
 
 
 class TrialFailed(Exception):
-    """The trial cannot go on; the search does."""
+    """A trial cannot continue; the search does."""
 
 
-class Reports:
+class TrialReporter:
     """Turns a trial's records into results for Tune: one for each evaluation, with the records before it.
 
     Args:
-        curve: evaluations of earlier attempts, by step: replayed to a scheduler that has not seen them.
+        context: what all trials share.
+        stage: the stage with the trial's values.
+        curve: metric by step of earlier attempts' evaluations, to be replayed to a scheduler that does not know them.
     """
 
     def __init__(self, context: TrialContext, stage: Stage, curve: dict[int, float]) -> None:
@@ -81,11 +87,11 @@ class Reports:
         self._best = -math.inf
 
     def known_results(self) -> list[TrialResult]:
-        """Results of the evaluations that are known."""
+        """Return the results of earlier attempts' evaluations."""
         return [self._result(step, value) for step, value in self._known.items()]
 
-    def take(self, records: Sequence[StepMetrics]) -> list[TrialResult]:
-        """Take in records; the results that they complete."""
+    def add(self, records: Sequence[StepMetrics]) -> list[TrialResult]:
+        """Add records, and return the results that they complete: one for each new evaluation."""
         results = []
         metric = self._context.search.space.metric
         for record in records:
@@ -95,49 +101,51 @@ class Reports:
         return results
 
     def is_population(self) -> bool:
-        """Whether trials take over each other's weights."""
+        """Return whether trials take over each other's weights (population-based training)."""
         return self._context.search.space.scheduler.kind == "pbt"
 
     def final_results(self) -> list[TrialResult]:
-        """A result of the worst score for the records since the last evaluation of a trial that failed, if any."""
+        """Return one result, with NaN as value, for a failed trial's records after its last evaluation, if any."""
         return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
 
     def _result(self, step: int, value: float) -> TrialResult:
-        """`score`, higher for better, is what scheduler and searcher see: the best evaluation so far.
+        """Return a result whose score is the best evaluation so far.
 
-        Population-based training copies weights, so there it is the evaluation of these weights.
+        Population-based training copies weights, so there the score is the evaluation of these weights.
         """
         score = -value if self._context.search.space.mode == "min" else value
         score = score if math.isfinite(score) else -math.inf
         self._best = max(self._best, score)
-        shown = score if self.is_population() else self._best
+        reported = score if self.is_population() else self._best
         records, self._waiting = self._waiting, []
         epoch = self._context.epoch(self._stage, step)
-        return {"score": shown, "value": value, "step": step, "epoch": epoch, "records": records}
+        return {"score": reported, "value": value, "step": step, "epoch": epoch, "records": records}
 
 
 def run_trial(config: TrialConfig, context: TrialContext) -> None:
-    """Tune's trainable: bring a trial to its end, whatever state an earlier attempt left it in.
+    """Run a trial to its end, from whatever state an earlier attempt left; Tune's trainable.
 
-    Its number is the name of the folder that Tune gives it: population-based training copies whole configurations.
+    The trial's number is the name of its folder in Tune, since population-based training copies whole configurations.
 
     Args:
-        config: of the trial.
+        config: the trial's configuration.
+        context: what all trials share.
 
     Raises:
-        TrialFailed: with the reason.
+        TrialFailed: the trial cannot continue; the message is the reason.
+        NoUserCode: this node cannot import the users' code.
     """
     number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
     trial = Trial(number, values)
     try:
         import_user_code(imports_of(context.search.recipe), context.user_code)
-    except UserError as error:  # of this node: repaired, the trial is another
+    except UserError as error:  # a problem of this node: on a repaired one, the trial may be run again
         raise NoUserCode(" ".join(str(error).split())) from None
     stage = trial_stage(context.search, values)
     check_sampled(stage, values)
     folder = trial_folder(context.folder, number)
     read_result(context.folder, trial)
-    reports = Reports(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
+    reports = TrialReporter(context, stage, trial.curve if trial.ended() else dict(config["trial"]["curve"]))
     if not reports.is_population():  # a population's past cannot be replayed: weights went from trial to trial
         _report_all(reports.known_results())
     if trial.status == "failed":
@@ -149,22 +157,26 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
 
 
 class NoUserCode(Exception):
-    """The node cannot import the users' code that the recipe names."""
+    """A node cannot import the users' code that the recipe names."""
 
 
 def check_sampled(stage: Stage, values: Values) -> None:
-    """The trial trains what was sampled.
+    """Check that the trial's recipe has the sampled values.
+
+    Args:
+        stage: the stage with the trial's values.
+        values: the sampled values.
 
     Raises:
-        TrialFailed: a value of the resolved recipe is another one.
+        TrialFailed: the recipe has another value.
     """
     for path, value in values.items():
-        found = value_at(stage, path)
-        if found != value:
-            raise TrialFailed(f"{path} is {found!r} in the trial's recipe, and {value!r} was sampled")
+        actual = value_at(stage, path)
+        if actual != value:
+            raise TrialFailed(f"{path} is {actual!r} in the trial's recipe, and {value!r} was sampled")
 
 
-def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -> None:
+def _train(stage: Stage, folder: str, context: TrialContext, reports: TrialReporter) -> None:
     from scalablevit.training.worker import WorkerConfig
 
     space = context.search.space
@@ -187,7 +199,7 @@ def _train(stage: Stage, folder: str, context: TrialContext, reports: Reports) -
         _train_distributed(stage, worker_config, reports)
 
 
-def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
+def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     import torch
 
     from scalablevit.training.state import Record
@@ -196,7 +208,7 @@ def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -
     population = reports.is_population()
 
     def send(records: list[Record], _node: dict[str, float]) -> None:
-        for result in reports.take([record.as_dict() for record in records]):
+        for result in reports.add([record.as_dict() for record in records]):
             if population:
                 with pointer_checkpoint(worker_config.run_folder, result["step"]) as checkpoint:
                     tune.report(dict(result), checkpoint=checkpoint)
@@ -220,20 +232,20 @@ def _report_all(results: list[TrialResult]) -> None:
 
 
 class TrialCallback(TuneReportCallback):
-    """Hands on what Ray Train's workers report to Tune; runs in Ray Train's controller."""
+    """Passes what Ray Train's workers report to Tune; runs in Ray Train's controller."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: TrialReporter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Ray calls it once all ranks have reported."""
-        records = [record for reported in metrics for record in reported.get("records", [])]
-        for result in self._reports.take(records):
+        """Report the new results to Tune; Ray calls this once all ranks have reported."""
+        records = [record for report in metrics for record in report.get("records", [])]
+        for result in self._reports.add(records):
             super().after_report(run_context, [dict(result)], None)
 
 
-def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Reports) -> None:
+def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     from scalablevit.training.launch import launch
 
     try:
@@ -246,14 +258,17 @@ FAILED = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
 
 
 def reason_of(error: str) -> tuple[str, bool]:
-    """Why a trial failed, by Tune's traceback, without secrets; and whether it would again.
+    """Return why a trial failed, without secrets, and whether it would fail again.
 
-    It would not with a lost process, or a node that lacks the users' code.
+    A trial that lost its process, or ran on a node without the users' code, would not.
+
+    Args:
+        error: Tune's traceback of the trial.
     """
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
-    if said is not None:
-        return mask(said.removeprefix(FAILED), ""), True
-    passing = ("ActorDied", "ActorUnavailable", "NodeDied", NoUserCode.__name__)
-    lost = any(name in line for line in lines for name in passing)
+    failure = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
+    if failure is not None:
+        return mask(failure.removeprefix(FAILED), ""), True
+    temporary = ("ActorDied", "ActorUnavailable", "NodeDied", NoUserCode.__name__)
+    lost = any(name in line for line in lines for name in temporary)
     return (mask(lines[-1], "") if lines else "it ended without a word"), not lost

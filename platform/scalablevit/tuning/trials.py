@@ -1,4 +1,4 @@
-"""The trials of a search, as their folders tell them: values, curve, how each ended, and which was best."""
+"""The trials of a search, as stored in their folders: values, curve, how each ended, and which was best."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ TrialStatus = Literal["waiting", "running", "unfinished", "finished", "stopped",
 
 
 def trial_folder(search_folder: str, number: int) -> str:
-    """Where a trial keeps its recipe, its checkpoints and its result."""
+    """Return the folder of a trial's recipe, checkpoints and result."""
     return f"{search_folder}/{TRIALS}/{number:04d}"
 
 
@@ -27,27 +27,32 @@ class Trial:
     """One trial."""
 
     number: int
+    """Number of the trial in the search, from 0."""
     values: Values
     status: TrialStatus = "waiting"
-    """unfinished: interrupted, goes on when the search is resumed; stopped: by the scheduler."""
+    """unfinished: interrupted, continues when the search is resumed; stopped: by the scheduler."""
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why the trial was stopped or failed."""
     curve: dict[int, float] = field(default_factory=dict)
     """The metric by step, as evaluated."""
 
     def best(self, mode: str) -> tuple[int, float] | None:
-        """Step and value of the best evaluation, the earliest of equals; None without any."""
+        """Return step and metric of the best evaluation, the earliest of equal ones; None without any.
+
+        Args:
+            mode: "min" or "max": which values of the metric are better.
+        """
         sign = -1 if mode == "min" else 1
         points = [(step, value) for step, value in sorted(self.curve.items()) if not math.isnan(value)]
         return max(points, key=lambda point: sign * point[1], default=None)
 
     def ended(self) -> bool:
-        """Whether nothing is left to train."""
+        """Return whether nothing is left to train."""
         return self.status in ("finished", "stopped", "failed")
 
 
 def load_trials(search_folder: str) -> list[Trial]:
-    """The trials that were drawn or proposed so far, with the results of those that have ended."""
+    """Return the trials that were drawn or proposed so far, with the results of those that have ended."""
     filesystem, folder = open_filesystem(search_folder)
     content = read(filesystem, f"{folder}/{TRIAL_LIST}")
     trials = [Trial(number, values) for number, values in enumerate(json.loads(content) if content else [])]
@@ -57,12 +62,12 @@ def load_trials(search_folder: str) -> list[Trial]:
 
 
 def save_list(search_folder: str, trials: Sequence[Trial]) -> None:
-    """Write down the values of all trials, before the first or the newest of them starts."""
+    """Write the values of all trials; to be called before the first, or the newest, of them starts."""
     put_text(search_folder, TRIAL_LIST, json.dumps([trial.values for trial in trials], indent=1))
 
 
 def read_result(search_folder: str, trial: Trial) -> bool:
-    """Take in what the trial's folder says of its end, if it has ended."""
+    """Read into `trial` how it ended, if its folder says so, and return whether it has ended."""
     filesystem, folder = open_filesystem(trial_folder(search_folder, trial.number))
     content = read(filesystem, f"{folder}/{RESULT}")
     if content is None:
@@ -74,30 +79,36 @@ def read_result(search_folder: str, trial: Trial) -> bool:
 
 
 def write_result(search_folder: str, trial: Trial) -> None:
-    """The trial has ended: from now on it is answered from this file."""
+    """Write how a trial ended; from now on a search replays it from this file."""
     result = {"status": trial.status, "reason": trial.reason, "curve": sorted(trial.curve.items())}
     put_text(trial_folder(search_folder, trial.number), RESULT, json.dumps(result))
 
 
 def rank_trials(trials: Iterable[Trial], mode: str) -> list[Trial]:
-    """Trials with an evaluation, best first; of equal ones the lower number. Failed ones are left out."""
+    """Return the trials with an evaluation, best first, of equal ones the lower number; without failed ones."""
     sign = -1 if mode == "min" else 1
     valued = [(trial, best) for trial in trials if trial.status != "failed" and (best := trial.best(mode)) is not None]
     return [trial for trial, best in sorted(valued, key=lambda pair: (-sign * pair[1][1], pair[0].number))]
 
 
 def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int) -> None:
-    """Delete the checkpoints of ended trials that are not among the best; the others' stay."""
+    """Delete the checkpoints of ended trials that are not among the `keep_best` best ones."""
     kept = {trial.number for trial in rank_trials(trials, mode)[:keep_best]}
     for trial in trials:
         if trial.ended() and trial.number not in kept:
             folder = trial_folder(search_folder, trial.number)
-            for place in (folder, *segment_folders(folder)):
-                CheckpointStore(place).remove_all()
+            for run_folder in (folder, *segment_folders(folder)):
+                CheckpointStore(run_folder).remove_all()
 
 
 def table(trials: Sequence[Trial], mode: str, steps_per_epoch: dict[int, float]) -> str:
-    """The trials as CSV: equal for equal searches, so without times."""
+    """Return the trials as CSV: equal for equal searches, so without times.
+
+    Args:
+        trials: all trials of a search.
+        mode: "min" or "max": which values of the metric are better.
+        steps_per_epoch: by the trial's number.
+    """
     out = io.StringIO()
     paths = list(trials[0].values) if trials else []
     writer = csv.writer(out, lineterminator="\n")

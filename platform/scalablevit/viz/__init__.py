@@ -1,1 +1,1 @@
-"""Drawing."""
+"""Plots: curves, samples, searches, and predictions on their images; the colours of classes."""

@@ -1,4 +1,4 @@
-"""Line charts for a page: SVG whose text and axes take their colours from the page, and so follow light and dark."""
+"""Line charts for a page: SVG whose text and axes take their colours from the page, as for a dark theme."""
 
 import io
 import re
@@ -12,19 +12,19 @@ from scalablevit.viz.palette import FIRST, class_hex
 from scalablevit.viz.style import plain
 
 SIZE = (4.4, 2.7)
-"""Inches; pages scale it to their columns."""
+"""Width and height in inches; pages scale a chart to their columns."""
 LINES = len(FIRST)
-"""Of one chart: more cannot be told apart."""
+"""Most lines of one chart: more cannot be told apart."""
 STYLES = ("-", "--", "-.", ":")
-"""With the colours, so that lines are told apart without them."""
+"""Line styles, by which lines can be told apart without colours, too."""
 PAGE_INK = "currentColor"
 """The colour of the text around a chart."""
 _INK, _FAINT, _NONE = "#010203", "#010204", {"Date": None, "Creator": None, "Format": None, "Type": None}
-_SPOTS = 3
-"""Of so few points each is marked: one alone makes no line."""
+_MARKED_POINTS = 3
+"""Most points of a line that has markers: a single point draws no line."""
 
 Line = tuple[Sequence[float], Sequence[float]]
-"""Places across and values."""
+"""Positions on the horizontal axis, and values."""
 
 
 def line_chart(
@@ -38,24 +38,25 @@ def line_chart(
     limits: tuple[float, float] | None = None,
     mark: float | None = None,
 ) -> str:
-    """An `<svg>` element to be put into HTML as it is.
+    """Return an `<svg>` element to be put into HTML as it is.
 
     Args:
         name: letters, digits and hyphens; different for each chart of a page, since its elements' ids begin with it.
-        lines: by label, at most `LINES`.
-        across, up: labels of the axes.
-        colors: of the lines by label, `#rrggbb` or `PAGE_INK`; None: those of the palette in their order.
-        log: the vertical axis is logarithmic.
-        limits: of the vertical axis.
-        mark: place across of a vertical line.
+        lines: at most `LINES` lines, by label.
+        across: label of the horizontal axis.
+        up: label of the vertical axis.
+        colors: colours of the lines by label, `#rrggbb` or `PAGE_INK`; None: those of the palette in order.
+        log: whether the vertical axis is logarithmic.
+        limits: lowest and highest value of the vertical axis; None: chosen by matplotlib.
+        mark: position of a vertical line on the horizontal axis; None: no line.
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     drawn: list[Line2D] = []
-    for number, (label, (places, values)) in enumerate(lines.items()):
-        color = class_hex(number) if colors is None else colors[label].replace(PAGE_INK, _INK)
-        drawn += axes.plot(places, values, STYLES[number // 2 % len(STYLES)], color=color, linewidth=1.6,
-                           marker="o" if len(places) <= _SPOTS else None, markersize=4)  # fmt: skip
+    for index, (label, (positions, values)) in enumerate(lines.items()):
+        color = class_hex(index) if colors is None else colors[label].replace(PAGE_INK, _INK)
+        drawn += axes.plot(positions, values, STYLES[index // 2 % len(STYLES)], color=color, linewidth=1.6,
+                           marker="o" if len(positions) <= _MARKED_POINTS else None, markersize=4)  # fmt: skip
     if mark is not None:
         axes.axvline(mark, color=_FAINT, linestyle=":")
     if log:
@@ -69,23 +70,23 @@ def line_chart(
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     if len(lines) > 1:
-        # both given: a label that begins with "_" would be left out
+        # lines and labels are given: matplotlib skips a label that begins with "_" otherwise
         axes.legend(drawn, [plain(label) for label in lines], labelcolor=_INK, fontsize="small", frameon=False)
-    return _themed(_svg(figure), name)
+    return _apply_theme(_svg(figure), name)
 
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
         figure.savefig(text, format="svg", transparent=True, metadata=_NONE)
-    found = text.getvalue()
-    return found[found.index("<svg") :]
+    content = text.getvalue()
+    return content[content.index("<svg") :]
 
 
-def _themed(svg: str, name: str) -> str:
-    """The page's colours in place of our marks, and ids that no other chart of the page has."""
+def _apply_theme(svg: str, name: str) -> str:
+    """Return the SVG with the page's colours in place of our placeholders, and ids that begin with `name`."""
     # matplotlib's first style is for `*`, which would be all of the page
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    for mark, colour in ((_INK, PAGE_INK), (_FAINT, "var(--faint)")):
-        svg = svg.replace(mark, colour)
+    for placeholder, colour in ((_INK, PAGE_INK), (_FAINT, "var(--faint)")):
+        svg = svg.replace(placeholder, colour)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)

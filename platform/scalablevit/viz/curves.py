@@ -1,4 +1,4 @@
-"""A run's curves as one picture: loss, metrics of evaluations, learning rate, gradient and speed."""
+"""A run's curves as one plot: loss, metrics of evaluations, learning rate, gradient and speed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,24 +11,24 @@ from scalablevit.viz.palette import class_hex
 from scalablevit.viz.style import save
 
 SIZE = (11.0, 6.5)
-"""Inches."""
+"""Width and height in inches."""
 
 Rows = Mapping[int, Mapping[str, float | str]]
-"""Figures by step and name; NaN and infinities may be strings."""
+"""Metrics by step and name; NaN and infinities may be strings."""
 
 
 def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
-    """Draw the metrics of a run.
+    """Draw the metrics of a run into a file.
 
     Args:
-        rows: by step; panels whose metrics are not there stay empty.
-        best_metric: drawn among the evaluations, its best value marked.
-        file: a PNG, replaced as a whole.
+        rows: metrics by step; panels without metrics stay empty.
+        best_metric: name of the evaluations' metric to draw, with a mark at its best value.
+        file: the PNG file, replaced as a whole.
     """
     figure = Figure(figsize=SIZE, layout="constrained")  # not pyplot: stages draw in parallel threads
     loss, evaluation, rate, speed = figure.subplots(2, 2).flat
-    for number, name in enumerate(("train/loss", "val/loss")):
-        _line(loss, rows, name, number)
+    for index, name in enumerate(("train/loss", "val/loss")):
+        _line(loss, rows, name, index)
     _line(evaluation, rows, best_metric, marker="o")
     _mark_best(evaluation, rows, best_metric)
     _line(rate, rows, "train/lr")
@@ -49,17 +49,17 @@ def save_curves(rows: Rows, best_metric: str, file: Path) -> None:
 
 
 def points(rows: Rows, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a figure, in order; values that are not finite are left out."""
-    found = [(step, float(row[name])) for step, row in sorted(rows.items()) if name in row]
-    finite = [(step, value) for step, value in found if np.isfinite(value)]
+    """Return steps and values of a metric, in order of steps, without values that are not finite."""
+    pairs = [(step, float(row[name])) for step, row in sorted(rows.items()) if name in row]
+    finite = [(step, value) for step, value in pairs if np.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def _line(axes: Axes, rows: Rows, name: str, number: int = 0, *, marker: str | None = None) -> None:
+def _line(axes: Axes, rows: Rows, name: str, color_index: int = 0, *, marker: str | None = None) -> None:
     steps, values = points(rows, name)
     if steps:
         axes.plot(
-            steps, values, label=name, color=class_hex(number), marker=marker or ("." if len(steps) < 3 else None)
+            steps, values, label=name, color=class_hex(color_index), marker=marker or ("." if len(steps) < 3 else None)
         )
 
 

@@ -15,30 +15,31 @@ from scalablevit.viz.palette import Color, ink_on
 SMALLEST, LARGEST = 480, 1600
 """Pixels of a drawing's long side: smaller images are enlarged by whole factors, larger ones shrunk."""
 TEXT_PIXELS = 14
+"""Font size, pixels."""
 OPACITY = 0.5
-"""Of masks."""
+"""Opacity of masks, 0 to 1."""
 
 
 def draw_labels(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], legend: Sequence[tuple[Color, str]], colors: Sequence[Color]
 ) -> Image.Image:
-    """A label map over its image, with a legend below.
+    """Return a label map drawn over its image, with a legend below.
 
     Args:
-        image: (height, width, 3).
-        labels: class numbers (height, width).
+        image: RGB (height, width, 3).
+        labels: class indices (height, width).
         legend: colour and text of the lines below the image.
-        colors: of the classes.
+        colors: colours by class index.
     """
     picture = _at_drawing_size(image)
     table = np.array(colors, np.uint8)
-    picture = Image.blend(picture, Image.fromarray(table[_fitted(labels, picture)]), OPACITY)
+    picture = Image.blend(picture, Image.fromarray(table[_resize_labels(labels, picture)]), OPACITY)
     step = TEXT_PIXELS + 8
     framed = Image.new("RGB", (picture.width, picture.height + step * len(legend) + 6), "white")
     framed.paste(picture)
     draw = ImageDraw.Draw(framed)
-    for line, (color, text) in enumerate(legend):
-        top = picture.height + 6 + line * step
+    for index, (color, text) in enumerate(legend):
+        top = picture.height + 6 + index * step
         draw.rectangle((6, top, 6 + TEXT_PIXELS, top + TEXT_PIXELS), fill=color, outline="black")
         draw.text((14 + TEXT_PIXELS, top - 2), text, fill="black", font=_font())
     return framed
@@ -51,18 +52,18 @@ def draw_boxes(
     colors: Sequence[Color],
     masks: Iterable[NDArray[np.uint8]] = (),
 ) -> Image.Image:
-    """Boxes with their texts, and masks if there are any, over their image; later ones lie on top.
+    """Return boxes with their texts, and masks if there are any, drawn over their image; later ones are on top.
 
     Args:
-        image: (height, width, 3).
-        boxes: x1, y1, x2, y2 in the image's pixels.
-        texts: of the boxes.
-        colors: of the boxes.
-        masks: (height, width), not zero where the object is.
+        image: RGB (height, width, 3).
+        boxes: corners x1, y1, x2, y2 in pixels of the image.
+        texts: the text of each box.
+        colors: the colour of each box.
+        masks: the mask of each box, (height, width), not zero where the object is; empty: no masks.
     """
     picture = _at_drawing_size(image)
     for mask, color in zip(masks, colors, strict=False):  # no masks: boxes alone
-        opacity = Image.fromarray((_fitted(mask, picture) != 0) * np.uint8(255 * OPACITY))
+        opacity = Image.fromarray((_resize_labels(mask, picture) != 0) * np.uint8(255 * OPACITY))
         picture.paste(color, (0, 0), opacity)
     factor = picture.width / image.shape[1], picture.height / image.shape[0]
     draw = ImageDraw.Draw(picture)
@@ -76,7 +77,7 @@ def draw_boxes(
 def _draw_tag(
     draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, color: Color, size: tuple[int, int]
 ) -> None:
-    """Text on its colour, above the corner, moved inside where it would leave the picture."""
+    """Draw a text on its colour above a corner (x, y), but inside a picture of `size` (width, height), pixels."""
     width, height = draw.textlength(text, font=_font()) + 6, TEXT_PIXELS + 5
     left = max(0.0, min(corner[0], size[0] - width))
     top = max(0.0, min(corner[1] - height, size[1] - height))
@@ -95,12 +96,12 @@ def _at_drawing_size(pixels: NDArray[np.uint8]) -> Image.Image:
     return picture
 
 
-def _fitted(labels: NDArray[np.uint8], picture: Image.Image) -> NDArray[np.uint8]:
-    """A map of numbers (height, width) at a picture's size."""
+def _resize_labels(labels: NDArray[np.uint8], picture: Image.Image) -> NDArray[np.uint8]:
+    """Return a map of numbers (height, width) resized to a picture's size."""
     return np.asarray(Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST))
 
 
 @lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: class names need not be English."""
+    """Return DejaVu Sans, which comes with matplotlib: class names need not be English."""
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT_PIXELS)

@@ -10,68 +10,74 @@ Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 FIRST = ("1845fb", "ff5e02", "c91f16", "c849a9", "adad7d", "86c8dd", "578dff", "656364")
-"""Those of eight: M. A. Petroff, "Accessible Color Sequences for Data Visualization", 2021, arXiv:2107.02270. They
-differ also for people with red-green blindness, and from white and black; Okabe and Ito's eight (2008) have a black."""
+"""The first eight colours, hexadecimal RGB. They differ also for people with red-green blindness, and from white and
+black; Okabe and Ito's eight (2008) include black.
+
+Source: M. A. Petroff, "Accessible Color Sequences for Data Visualization", 2021, arXiv:2107.02270.
+"""
 COUNT = 256
-"""Colours; class 256 has that of class 0. A label map has no more classes than these."""
-_AVOIDED = ("ffffff", "000000", "1a212a")  # backgrounds: paper, and a page in the dark
-_AS_FAR_FROM_BLACK = 0.179  # as from white: the luminance whose contrast to both is equal by WCAG 2
+"""Number of colours; class 256 has that of class 0. A label map has no more classes."""
+_AVOIDED = ("ffffff", "000000", "1a212a")  # backgrounds: white, black, and the page's dark theme
+_EQUAL_CONTRAST = 0.179  # relative luminance whose contrast to black and to white is equal by WCAG 2
 _STEP = 17  # between the values of red, green and blue that later colours are chosen from
 
 
-def class_color(number: int) -> Color:
-    """Return the colour of a class by its number."""
-    return _colors()[int(number) % COUNT]  # a NumPy number of 8 bits has no 256
+def class_color(index: int) -> Color:
+    """Return the colour of a class by its index."""
+    return _colors()[int(index) % COUNT]  # int(): a NumPy integer of 8 bits has no 256
 
 
 def class_colors(count: int) -> list[Color]:
-    """Return the colours of the first classes; the same for each however many there are."""
-    return [class_color(number) for number in range(count)]
+    """Return the colours of the first `count` classes; a class has the same colour for any count."""
+    return [class_color(index) for index in range(count)]
 
 
-def class_hex(number: int) -> str:
-    """Return the colour of a class as `#rrggbb`, which HTML and matplotlib read."""
-    return "#{:02x}{:02x}{:02x}".format(*class_color(number))
+def class_hex(index: int) -> str:
+    """Return the colour of a class, by its index, as `#rrggbb`, which HTML and matplotlib read."""
+    return "#{:02x}{:02x}{:02x}".format(*class_color(index))
 
 
 def ink_on(color: Color) -> Literal["black", "white"]:
-    """Return the colour of text that can be read on another colour."""
+    """Return the text colour with the higher contrast to a background, by WCAG 2."""
     luminance = _linear(np.array(color)) @ (0.2126, 0.7152, 0.0722)
-    return "black" if luminance > _AS_FAR_FROM_BLACK else "white"
+    return "black" if luminance > _EQUAL_CONTRAST else "white"
 
 
 @cache
 def _colors() -> list[Color]:
-    """The first eight, and then always what is farthest from all colours before it and from the backgrounds."""
-    first = np.array([_parsed(color) for color in FIRST])
+    """Return all colours: the first eight, then always the one farthest from all earlier ones and the backgrounds."""
+    first = np.array([_parse_color(color) for color in FIRST])
     levels = np.arange(0, 256, _STEP)
     choices = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    places = _oklab(choices)
+    points = _oklab(choices)
     nearest = np.full(len(choices), np.inf)
-    for place in _oklab(np.concatenate([first, [_parsed(color) for color in _AVOIDED]])):
-        nearest = np.minimum(nearest, np.linalg.norm(places - place, axis=1))
+    for point in _oklab(np.concatenate([first, [_parse_color(color) for color in _AVOIDED]])):
+        nearest = np.minimum(nearest, np.linalg.norm(points - point, axis=1))
     chosen = list(first)
     while len(chosen) < COUNT:
         farthest = int(np.argmax(nearest.round(6)))  # rounded: the same choice on every machine
         chosen.append(choices[farthest])
-        nearest = np.minimum(nearest, np.linalg.norm(places - places[farthest], axis=1))
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[farthest], axis=1))
     return [(int(red), int(green), int(blue)) for red, green, blue in chosen]
 
 
-def _parsed(color: str) -> Color:
+def _parse_color(color: str) -> Color:
     red, green, blue = bytes.fromhex(color)
     return red, green, blue
 
 
 def _linear(colors: NDArray[np.int64]) -> NDArray[np.float64]:
-    """SRGB colours in amounts of light, 0 to 1."""
+    """Return sRGB colours (..., 3), 0 to 255, as linear light, 0 to 1, by IEC 61966-2-1."""
     shares = colors / 255
     light: NDArray[np.float64] = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
     return light
 
 
 def _oklab(colors: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Colours (n, 3) in OKLab (B. Ottosson, 2020), where equal distances look about equally different."""
+    """Return sRGB colours (n, 3) in OKLab (n, 3), where equal distances look about equally different.
+
+    Source: B. Ottosson, "A perceptual color space for image processing", 2020.
+    """
     cones = np.cbrt(_linear(colors) @ np.array([
         [0.4122214708, 0.2119034982, 0.0883024619],
         [0.5363325363, 0.6806995451, 0.2817188376],

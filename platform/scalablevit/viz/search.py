@@ -1,4 +1,4 @@
-"""Plots of a search: Optuna's of its history, importances and values, and every trial's curve."""
+"""Plots of a search: Optuna's plots of its history, importances and values, and the curves of all trials."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,22 @@ from scalablevit.viz.palette import class_hex
 from scalablevit.viz.style import DPI, plain
 
 SIZE = (9.0, 5.5)
-"""Inches."""
+"""Width and height in inches."""
 LEADING = 3
-"""Trials whose curves are drawn in colour."""
+"""Number of the best trials whose curves are drawn in colour."""
 
 
 def save_plots(
     study: optuna.Study, curves: Mapping[int, Mapping[int, float]], ranking: Sequence[int], metric: str, folder: Path
 ) -> list[Path]:
-    """Draw what the trials allow: importance needs at least two trials that differ in value.
+    """Draw the plots that the trials allow: importance needs at least two trials with different values.
 
     Args:
         study: the evaluated trials.
-        curves: of every trial by its number: the metric by step.
+        curves: by the trial's number, the metric by step.
         ranking: numbers of the evaluated trials, the best first.
         metric: name of the metric.
-        folder: for the files; it is made.
+        folder: folder of the files, created if it does not exist.
 
     Returns:
         The files written.
@@ -43,13 +43,13 @@ def save_plots(
         drawn |= {"parallel_coordinates": views.plot_parallel_coordinate, "importance": views.plot_param_importances}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Optuna lays its figures out itself and matplotlib says so at each of them
+        # Optuna lays its figures out itself, and matplotlib warns about that at each of them
         warnings.simplefilter("ignore", UserWarning)
         for name, draw in drawn.items():
             if study.trials:
                 axes = draw(study, target_name=plain(metric))
                 for lines in axes.collections:
-                    # Optuna's blue fades to white, and with it the worst trials
+                    # Optuna's blues end in white, in which the worst trials could not be seen
                     lines.set_cmap("viridis_r" if study.direction == StudyDirection.MINIMIZE else "viridis")
                 files.append(_save(axes.figure, folder / f"{name}.png"))
     return files
@@ -61,11 +61,11 @@ def _draw_curves(curves: Mapping[int, Mapping[int, float]], leading: Sequence[in
         points = sorted(curve.items())
         if not points:
             continue
-        place = leading.index(number) if number in leading else None
-        color = "0.75" if place is None else class_hex(place)
-        label = None if place is None else f"trial {number}"
+        rank = leading.index(number) if number in leading else None
+        color = "0.75" if rank is None else class_hex(rank)
+        label = None if rank is None else f"trial {number}"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label,
-                  zorder=1 if place is None else 2)  # fmt: skip
+                  zorder=1 if rank is None else 2)  # fmt: skip
     axes.set(xlabel="step", ylabel=plain(metric), title="Evaluations of all trials; the best in colour")
     if leading:
         axes.legend()

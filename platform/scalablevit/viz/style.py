@@ -1,4 +1,4 @@
-"""What all pictures have in common: resolution, plain text, and how they are written."""
+"""What all plots have in common: resolution, literal text, and how files are written."""
 
 import io
 from pathlib import Path
@@ -8,15 +8,16 @@ from matplotlib.figure import Figure
 from scalablevit.io import write_file
 
 DPI = 110
+"""Resolution of plots, pixels per inch."""
 
 
 def plain(text: str) -> str:
-    """Such that matplotlib writes it as it is, and reads no mathematics between two `$`."""
+    """Return a text that matplotlib writes literally, without reading mathematics between two `$`."""
     return text.replace("$", r"\$")
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of the file's suffix, whole or not at all; the folder is made."""
+    """Write a figure in the format of the file's suffix, completely or not at all; create the folder if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI, format=file.suffix.removeprefix("."))
