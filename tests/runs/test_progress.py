@@ -7,7 +7,7 @@ import time
 import pytest
 
 from scalablevit.config.task_info import task_info
-from scalablevit.run_files import METRICS, START_NOTE
+from scalablevit.run_files import ATTEMPTS, METRICS, START_NOTE
 from scalablevit.runs import console, progress
 from scalablevit.runs.console import Console, WaitReporter, format_duration, say_while_waiting
 from scalablevit.runs.lease import Lease
@@ -16,6 +16,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import JOB_VARIABLE, Best, StatusFile, read_status
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.outbox import Outbox, now_ms
+from scalablevit.training.attempt_events import Lost, add_event
 
 UID = "0" * 32
 NODE = {"rank": 0, "process_memory_gib": 1.25}
@@ -84,6 +85,25 @@ def test_initial_weights_take_one_line_and_their_names_stay_in_the_file(store, c
     (line, *_) = [line for line in capsys.readouterr().out.splitlines() if "weight" in line]
     assert line == f"[pretrain] {note.splitlines()[0]} ({store.location}/{START_NOTE} names them)"
     assert store.read(START_NOTE).decode() == note
+
+
+def test_workers_that_go_on_after_a_loss_say_from_where(store, capsys):
+    """The first attempt's note is still there when the loss is seen."""
+    callback = OutboxCallback(store.outbox, UID)
+    with (
+        Lease(store) as lease,
+        StatusFile(store, lease, "pretrain", 400, "steps", "sqlite:////m.db") as status,
+        Progress(store, UID, "pretrain", 400, ("val/top1",), status) as progress,
+    ):
+        store.write(START_NOTE, b"random weights (seed 0)")
+        callback.after_report(None, [{"records": [trained(1)], "node": NODE}], None)
+        progress._print_new()
+        add_event(store.local / ATTEMPTS, Lost(time.time(), {"1": "killed"}))
+        progress._print_new()
+        store.write(START_NOTE, b"resumed at step 1")
+        progress._print_new()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "resumed" in line or "random" in line]
+    assert lines == ["[pretrain] random weights (seed 0)", "[pretrain] resumed at step 1"]
 
 
 def test_an_evaluation_shows_what_matters_most_and_the_files_have_the_rest(store, capsys):

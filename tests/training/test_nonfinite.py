@@ -81,7 +81,8 @@ def two_ranks(make_stage, tmp_path_factory):
     attempt("roll back, resumed", "back-killed", "rollback", {5: (1, KINDS[0])}, other=sparse)
     at_once = {"training": {**sparse["training"], **few}}
     attempt("roll back at once", "at-once", "rollback", {0: (0, KINDS[0])}, other=at_once)
-    attempt("roll back, too often", "back-often", "rollback", dict.fromkeys(range(2, 20), (1, KINDS[0])), limit=2)
+    attempt("roll back, too often", "back-often", "rollback", dict.fromkeys(range(2, 20), (1, KINDS[0])), limit=2,
+            capture=True)  # fmt: skip
     attempt("stop", "stop", "stop", POISONED, capture=True)
     attempt("stop, then skip", "stop", "skip", POISONED)
     results = run_attempts(list(made.values()), 2, folder)
@@ -163,6 +164,12 @@ def test_too_many_roll_backs_end_the_run(two_ranks):
     _, result = two_ranks["roll back, too often"]
     assert "is not finite, after 2 roll-backs" in result["error"][0]
     assert "optimizer.lr" in result["error"][2]
+
+
+def test_a_step_that_fails_again_after_a_roll_back_does_not_replace_the_first_capture(two_ranks):
+    folder, _ = two_ranks["roll back, too often"]
+    captured = sorted(path.name for path in (folder / "nonfinite").iterdir())
+    assert captured == ["step_000000002", "step_000000002_rollback_1", "step_000000002_rollback_2"]
 
 
 def test_a_captured_step_can_be_taken_again(two_ranks):

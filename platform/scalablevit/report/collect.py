@@ -283,7 +283,9 @@ def _search(folder: Path) -> Search:
     plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_CAPTIONS.items()}
     facts = {
         "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
-        "best": ", ".join(f"{name} {_round_cell(cell)}" for name, cell in zip(names, rows[0], strict=True) if cell),
+        "best": ", ".join(
+            f"{name} {_round_cell(cell)}" for row in rows[:1] for name, cell in zip(names, row, strict=True) if cell
+        ),
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],
         "scheduler": parsed["scheduler"]["kind"],

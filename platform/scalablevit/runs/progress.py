@@ -51,7 +51,8 @@ class Progress:
     ) -> None:
         self._store = store
         store.write(START_NOTE, b"")  # an earlier attempt's note is not this one's
-        self._noted = False
+        self._note: bytes | None = None
+        self._expects_note = True
         self._outbox = outbox = store.outbox
         self._uid = uid
         self._console = Console(stage)
@@ -95,8 +96,8 @@ class Progress:
                 self._waiting.update()
 
     def _print_new(self) -> None:
-        if not self._noted and (note := self._store.read(START_NOTE)):
-            self._noted = True
+        if self._expects_note and (note := self._store.read(START_NOTE)) and note != self._note:
+            self._expects_note, self._note = False, note
             first, _, names = note.decode().partition("\n")
             self._console.say(first + f" ({self._store.location}/{START_NOTE} names them)" * bool(names))
             self._waiting.begin("the first step")
@@ -108,6 +109,7 @@ class Progress:
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
                 self._waiting.begin(WORKERS)
+                self._expects_note = True  # the workers that go on write another one
         records = []
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
@@ -119,6 +121,7 @@ class Progress:
             self._print_step(record.step, record.time_ms, record.metrics)
 
     def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
+        self._expects_note = False
         self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
             self._console.say(f"step {step}/{self._total}  {format_evaluation(metrics, self._metrics)}")

@@ -78,20 +78,22 @@ class RunStore:
         """Return a JSON object from run storage; None when there is no such file.
 
         Raises:
-            UserError: the file is not JSON.
+            UserError: the file is not a JSON object.
         """
         content = self.read(file)
         if content is None:
             return None
         try:
             value = json.loads(content)
+            if not isinstance(value, dict):
+                raise ValueError(f"a {type(value).__name__} in place of an object")
         except ValueError as error:
             raise UserError(
                 f"not readable as JSON: {error}",
                 where=f"{self.location}/{file}",
                 fix="restore the file from a copy, or move the run's folder away to start again from the beginning",
             ) from None
-        return dict(value)
+        return value
 
     def write_json(self, file: str, value: JsonObject) -> None:
         """Write a JSON object to run storage."""

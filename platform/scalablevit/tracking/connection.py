@@ -70,10 +70,13 @@ def check_uri(uri: str) -> None:
         )
     try:
         parts = urlsplit(uri)
+        no_host = parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0)
     except ValueError:
         raise UserError(f"{without_credentials(uri)} is no address", where="tracking.uri", fix=fix) from None
     if parts.scheme not in ("http", "https"):
         raise UserError(f"{without_credentials(uri)} cannot be written to", where="tracking.uri", fix=fix)
+    if no_host:
+        raise UserError(f"{without_credentials(uri)} names no server", where="tracking.uri", fix=fix)
     if parts.query or parts.fragment:
         raise UserError(f"{without_credentials(uri)} is followed by a query", where="tracking.uri", fix=fix)
 

@@ -23,6 +23,7 @@ def batches_file(rank: int) -> str:
 def capture_step(run_folder: str, context: TrainContext, state: TrainState, micro_batches: list[Batch]) -> None:
     """Write a step into `<run folder>/nonfinite/step_<n>/`, where n is the number of steps done before it.
 
+    After roll-backs a step of the same number has other samples, and a folder of its own: `step_<n>_rollback_<k>`.
     Every rank writes its micro-batches as they came from the loader; rank 0 also writes the state before the step, and
     what the step's random numbers depend on.
 
@@ -36,7 +37,8 @@ def capture_step(run_folder: str, context: TrainContext, state: TrainState, micr
         OSError: a file cannot be written.
     """
     filesystem, root = open_filesystem(run_folder)
-    folder = f"{root}/{NONFINITE}/step_{state.step:09d}"
+    again = f"_rollback_{state.roll_backs}" if state.roll_backs else ""
+    folder = f"{root}/{NONFINITE}/step_{state.step:09d}{again}"
     filesystem.create_dir(folder, recursive=True)
     tensors = {
         f"{index}/{key}": value for index, batch in enumerate(micro_batches) for key, value in _named_tensors(batch)
