@@ -17,7 +17,7 @@ from scalablevit.inspection.statistics import (
     SharedImages,
     SkippedFiles,
     SplitStatistics,
-    left_out,
+    group_skipped,
     shared_images,
     split_statistics,
 )
@@ -55,7 +55,7 @@ def test_samples_by_class_and_files_left_out(tmp_path: Path) -> None:
 
 
 def test_files_left_out_name_the_first_of_many_and_folders() -> None:
-    assert left_out((".git/", *(f"{n}.xml" for n in range(9)))) == (
+    assert group_skipped((".git/", *(f"{n}.xml" for n in range(9)))) == (
         SkippedFiles(".xml", 9, tuple(f"{n}.xml" for n in range(5))),
         SkippedFiles("/", 1, (".git/",)),
     )
