@@ -47,7 +47,7 @@ class TarShardsSource(Source):
 
     def rows(self, i: int) -> list[int]:
         """The shard that holds image i."""
-        return [self.shards.number_of(i)]
+        return [self.shards.shard_of(i)]
 
     def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:
         """SHA-256 of each image inside the shards; reads all of them, with a cache once."""
