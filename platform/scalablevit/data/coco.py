@@ -145,18 +145,18 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
     categories = sorted(records.categories, key=lambda category: category["id"])
     image_index = {image["id"]: index for index, image in enumerate(images)}
     label = {category["id"]: index for index, category in enumerate(categories)}
-    annotations = sorted(records.annotations, key=lambda each: (image_index[each["image_id"]], _sort_key(each["id"])))
-    owners = np.array([image_index[each["image_id"]] for each in annotations], np.int64)
+    annotations = sorted(records.annotations, key=lambda item: (image_index[item["image_id"]], _sort_key(item["id"])))
+    owners = np.array([image_index[item["image_id"]] for item in annotations], np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
-    file_boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
+    file_boxes = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)
     boxes, clipped, kept = _clip_boxes(file_boxes, sizes[owners])
     box_counts = count_boxes(file_boxes, sizes[owners], clipped, kept)
-    annotations = [each for each, keep in zip(annotations, kept, strict=True) if keep]
+    annotations = [item for item, keep in zip(annotations, kept, strict=True) if keep]
     boxes, owners = boxes[kept], owners[kept]
-    file_areas = [each.get("area") for each in annotations]
+    file_areas = [item.get("area") for item in annotations]
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     texts, unmasked, lines = _masks_of(annotations, boxes) if masks else ([], np.zeros(len(annotations), np.bool_), 0)
-    crowd = np.array([bool(each.get("iscrowd")) for each in annotations], np.bool_)
+    crowd = np.array([bool(item.get("iscrowd")) for item in annotations], np.bool_)
     counts = (("boxes clipped to their image", int((clipped & kept).sum())),
               ("boxes without area in their image dropped", int((~kept).sum())),
               ("objects without a mask (segmentation) left out of training and ignored in evaluation, as crowds are",
@@ -171,7 +171,7 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
         digest=records.sha256,
         ends=np.cumsum(np.bincount(owners, minlength=len(images)), dtype=np.int64),
         boxes=boxes.astype(np.float32),
-        labels=np.array([label[each["category_id"]] for each in annotations], np.int64),
+        labels=np.array([label[item["category_id"]] for item in annotations], np.int64),
         crowd=crowd | unmasked,
         areas=np.array([b if a is None else a for a, b in zip(file_areas, box_areas, strict=True)], np.float32),
         segmentations=np.frombuffer(b"".join(texts), np.uint8) if masks else None,

@@ -123,7 +123,7 @@ def check_split(
             counts += part_counts
             progress.add(part_counts.looked_at)
     if depth == "pixels":
-        found += [
+        problems += [
             (Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged_files()
         ]
     report = Report(

@@ -78,8 +78,8 @@ def run_ablation(
     whole = ablation(recipe, arms, seeds)
     if recipe.tune is not None:
         print(f"not searched: every arm trains with the recipe's own values, not with what {recipe.tune} would find")
-    planned = {each.name: each for each in plan(recipe, arms, seeds)}
-    chosen = [name for name, each in planned.items() if not wanted or each.stage in wanted]
+    planned = {arm.name: arm for arm in plan(recipe, arms, seeds)}
+    chosen = [name for name, arm in planned.items() if not wanted or arm.stage in wanted]
     stages = resolve(whole, root, chosen, DRY_RUN_S if dry_run else None)
     from scalablevit.pipeline.plan_summary import print_plan
 
@@ -92,9 +92,10 @@ def run_ablation(
 
     cluster.connect(stages, root)
     costs = {stage.name: _cost(stage) for stage in stages}
-    results = [arm_result(planned[each.name], costs[each.name], each) for each in chain.run_chain(whole, stages, root)]
+    finished = chain.run_chain(whole, stages, root)
+    results = [arm_result(planned[stage.name], costs[stage.name], stage) for stage in finished]
     print("\n" + format_results(results), flush=True)
-    rows = [asdict(each) for each in results]
+    rows = [asdict(result) for result in results]
     save_rows(rows, out / "ablation.csv")
     options = {arm: ARMS[arm] for arm in arms}
     save_note({"recipe": recipe.name, "arms": options, "rows": rows, "paper": PAPER}, out / "ablation.json")

@@ -71,7 +71,7 @@ def _fresh(overrides: Sequence[str]) -> list[LoadedModel]:
 
 
 def _layer(model: LoadedModel, block: int) -> WindowAttention:
-    layers = [each.attn for each in blocks_of(model.backbone)]
+    layers = [module.attn for module in blocks_of(model.backbone)]
     windowed = {number: layer for number, layer in enumerate(layers, start=1) if isinstance(layer, WindowAttention)}
     if block not in windowed:
         raise UserError(f"block {block} of {model.name} has no windows", where="--block",

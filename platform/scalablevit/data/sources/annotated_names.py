@@ -147,10 +147,10 @@ def _fitting(name: str, free: dict[str, list[str]], strip: Callable[[str], Itera
     fitting: dict[str, str] = {}
     for form, how in _forms(name):
         parts = PurePosixPath(form).parts
-        for number in strip(form):
-            rest = "/".join(parts[number:])
+        for count in strip(form):
+            rest = "/".join(parts[count:])
             for file in free.get(_normalize(rest), []):
-                changes = [*how, *([f"without the leading {shown('/'.join(parts[:number]))}/"] if number else []),
+                changes = [*how, *([f"without the leading {shown('/'.join(parts[:count]))}/"] if count else []),
                            *([_UNICODE] if file != rest else [])]  # fmt: skip
                 fitting.setdefault(file, " and ".join(changes))
     return fitting
