@@ -17,7 +17,7 @@ from scalablevit.data.dataset import Bad, SampleDataset
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample
-from scalablevit.data.sources.files import left_out, list_images
+from scalablevit.data.sources.files import describe_skipped, list_images
 from scalablevit.data.sources.opening import open_class_folders, open_source
 
 
@@ -208,19 +208,19 @@ def test_images_of_every_suffix_that_is_read(tmp_path: Path) -> None:
         "10.jpg", "2.jpg", "a.jfif", "b.jpe", "c.avif", "d.jp2", "e.tga", "f.TIF", "g.v2.jpg"]  # fmt: skip
     assert {int(source.read(i).image.mean().round()) for i in range(2, 9)} == {200}
     assert source.ignored == ("cat/h.heic", "cat/i.HEIC", "cat/jpg", "cat/more.v2/noext")
-    assert left_out(source.ignored) == (
+    assert describe_skipped(source.ignored) == (
         "4 other files left out: 2 .heic (cat/h.heic, cat/i.HEIC), 2 without suffix (cat/jpg, cat/more.v2/noext)"
     )
 
 
 def test_files_left_out_are_counted_by_suffix_and_the_first_named() -> None:
-    assert left_out(()) == "0 other files left out"
+    assert describe_skipped(()) == "0 other files left out"
     names = [*(f"{number}.heic" for number in range(9)), "README", ".bird/", "a\n.txt"]
-    assert left_out(names) == (
+    assert describe_skipped(names) == (
         "12 other files left out: 9 .heic (0.heic, 1.heic, 2.heic and 6 more), 1 .txt (a\\n.txt), "
         "1 hidden folders (.bird/), 1 without suffix (README)"
     )
-    assert left_out([f"x.{number}" for number in range(10)]).endswith("1 .7 (x.7), 2 with 2 further suffixes")
+    assert describe_skipped([f"x.{number}" for number in range(10)]).endswith("1 .7 (x.7), 2 with 2 further suffixes")
 
 
 def test_folders_of_unread_files_say_what_is_there(tmp_path: Path) -> None:
