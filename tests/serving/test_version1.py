@@ -22,7 +22,7 @@ from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
 from scalablevit.data.shapes import write_shapes
-from scalablevit.paper.loaded_models import load_subjects
+from scalablevit.paper.loaded_models import load_models
 from scalablevit.pipeline import plan_summary, search
 from scalablevit.pipeline.older_runs import older_runs, older_searches
 from scalablevit.pipeline.resolve import check_metric, resolve
@@ -166,7 +166,7 @@ def test_replayed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_looked_into(root: Path) -> None:
-    (subject,) = load_subjects([FINISHED], [], root)
+    (subject,) = load_models([FINISHED], [], root)
     assert subject.stage.training.global_batch_size == 8
     assert subject.stage.training.ema_warmup is False  # version 1 did not know it
 

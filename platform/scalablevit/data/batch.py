@@ -1,4 +1,4 @@
-"""What the loop passes to a task: the samples of a micro-batch, each kind of task's in a class of its own."""
+"""Micro-batches, one class for each kind of task: the training loop passes them to the task."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -11,27 +11,28 @@ from scalablevit.data.instances import Instances
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 BatchOfTask = Any
-"""In protocols of tasks: a batch of the class that the task's `collate` returns. Each task's own methods name it."""
+"""In protocols of tasks: a batch of the class that the task's `collate` returns. A task's methods name that type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images and what is known of them; a user's own task may add fields in a class of its own."""
+    """Images, without labels; each kind of task, also a user's own, adds fields in a class derived from this one."""
 
     image: Any
     """From the loader uint8 (samples, height, width, 3), or a list of (height, width, 3) where sizes differ; from the
     task's `prepare` float (samples, 3, height, width), or a list of (3, height, width)."""
     samples: int
-    """Good ones; with 0 the stacked tensors have size 0 in every dimension but the channels."""
+    """Number of samples without the bad ones; with 0 the stacked tensors have size 0 in every dimension but the
+    channels."""
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """Int64 (samples,), numbers in the source."""
+    """Int64 (samples,), indices in the source."""
     bad: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of each sample that was left out."""
+    """Path and reason of each sample that was skipped."""
     changed: list[str] = field(default_factory=list)
-    """Of these, the paths of files that are not those that the run began with."""
+    """Those of the paths in `bad` whose contents have changed since the run began."""
 
     def pin_memory(self) -> Self:
-        """Return it in pinned memory: what torch's DataLoader calls when it is to copy batches to CUDA."""
+        """Return the batch in pinned memory; torch's DataLoader calls this before batches are copied to CUDA."""
         return map_tensors(self, Tensor.pin_memory)
 
 
@@ -40,9 +41,9 @@ class LabelBatch(Batch):
     """Images with labels."""
 
     label: Tensor
-    """Int64 (samples,), for users' own tasks perhaps (samples, classes)."""
+    """Int64 class indices (samples,); users' own tasks may have 0 and 1 for each class (samples, classes)."""
     target: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """Float32 (samples, classes): soft labels, which `prepare` makes in training; before that of no element."""
+    """Float32 (samples, classes): soft labels, which `prepare` makes in training; empty (0,) before that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,44 +51,44 @@ class MaskBatch(Batch):
     """Images with label maps."""
 
     mask: Any
-    """Uint8 (samples, height, width), in evaluation a list of (height, width)."""
+    """Uint8 labels, 255 ignored: (samples, height, width), in evaluation a list of (height, width)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxBatch(Batch):
-    """Detection's training images, each with its objects."""
+    """Detection's training images, each with its n objects."""
 
     boxes: list[Tensor]
-    """Float32 (n, 4): x1, y1, x2, y2, pixels."""
+    """Float32 (n, 4): x1, y1, x2, y2, in the image's pixels."""
     labels: list[Tensor]
-    """Int64 (n,)."""
+    """Int64 (n,), class indices from 0."""
     masks: list[Tensor] | None = None
-    """Uint8 (n, height, width), where masks are read."""
+    """Uint8 (n, height, width), 0 or 1; None: masks are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceBatch(Batch):
-    """Detection's evaluation images, each with what it shows in its original pixels."""
+    """Detection's evaluation images, each with its annotated objects in the original image's pixels."""
 
     instances: list[Instances]
 
 
-def map_tensors(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
-    """Return a batch with its tensors, and those in its lists, changed."""
+def map_tensors(batch: AnyBatch, function: Callable[[Tensor], Tensor]) -> AnyBatch:
+    """Return a batch with a function applied to its tensors, also to those in lists."""
 
-    def changed(value: Any) -> Any:
+    def apply(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return change(value)
-        return [changed(each) for each in value] if isinstance(value, list) else value
+            return function(value)
+        return [apply(entry) for entry in value] if isinstance(value, list) else value
 
-    return replace(batch, **{each.name: changed(getattr(batch, each.name)) for each in fields(batch)})
+    return replace(batch, **{item.name: apply(getattr(batch, item.name)) for item in fields(batch)})
 
 
 def named_tensors(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """Yield a batch's tensors by field, those of a list as `field/number`."""
-    for each in fields(batch):
-        value = getattr(batch, each.name)
+    """Yield a batch's tensors by name: that of the field, or `field/index` in a list."""
+    for item in fields(batch):
+        value = getattr(batch, item.name)
         if isinstance(value, Tensor):
-            yield each.name, value
+            yield item.name, value
         elif isinstance(value, list):
-            yield from ((f"{each.name}/{n}", tensor) for n, tensor in enumerate(value) if isinstance(tensor, Tensor))
+            yield from ((f"{item.name}/{n}", tensor) for n, tensor in enumerate(value) if isinstance(tensor, Tensor))

@@ -1,4 +1,4 @@
-"""Boxes held against their image, their polygons and the scaled image: what is counted of a file of annotations."""
+"""Counts over the boxes of a file of annotations, compared with images, polygons and scaled images."""
 
 import json
 from dataclasses import dataclass
@@ -7,24 +7,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOOSE_PIXELS = 3.0
-"""A box disagrees with its polygons when a side is further than this from their bounds."""
+"""A box disagrees with its polygons where a side is more than so many pixels from their bounds."""
 _ROUNDING = 0.5  # pixels
 
 
 def count_boxes(
     boxes: NDArray[np.float64], sizes: NDArray[np.int64], clipped: NDArray[np.bool_], kept: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Count boxes as a file gives them.
+    """Return counts over boxes as they are in the file.
 
     Args:
         boxes: (n, 4) x, y, width, height in pixels, if the file is right.
-        sizes: (n, 2) height and width of the image of each.
-        clipped: whether a box reaches out of its image.
-        kept: whether a box has an area in its image.
+        sizes: (n, 2) height and width of each box's image, in pixels.
+        clipped: (n,) whether a box reaches out of its image.
+        kept: (n,) whether a box has an area in its image.
 
     Returns:
-        `annotations` (all), `clipped` (of those kept), `dropped`, `reach_out` (clipped, kept or not), `corners` (those
-        that fit into their image when read as x1, y1, x2, y2), `largest` (the largest number in all boxes).
+        `annotations`: all boxes; `clipped`: those that are clipped and kept; `dropped`: those that are not kept;
+        `reach_out`: those that are clipped, kept or not; `corners`: those that fit into their image when they are read
+        as x1, y1, x2, y2; `largest`: the largest absolute number in all boxes.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     corners = (
@@ -42,29 +43,31 @@ def count_boxes(
 
 @dataclass(frozen=True, slots=True)
 class Polygons:
-    """What `compare_polygons` found, by object."""
+    """The result of `compare_polygons`, for n objects."""
 
     loose: NDArray[np.bool_]
-    """Whether the box disagrees with the bounds of the polygons."""
+    """(n,) whether the box disagrees with the bounds of the polygons."""
     flat: NDArray[np.bool_]
-    """Whether the polygons have no area."""
+    """(n,) whether the polygons have no area."""
 
 
 def compare_polygons(segmentations: list[bytes], boxes: NDArray[np.float32], sizes: NDArray[np.int64]) -> Polygons:
-    """Hold the boxes of objects against their polygons; objects with run lengths, or without any, agree.
+    """Compare the boxes of objects with their polygons; objects with run lengths, or without polygons, agree.
+
+    Areas are those of the shoelace formula.
 
     Args:
-        segmentations: JSON of each.
-        boxes: (n, 4) corners, clipped to the image.
-        sizes: (n, 2) height and width of the image of each.
+        segmentations: of n objects, as JSON.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels, clipped to the image.
+        sizes: (n, 2) height and width of each object's image, in pixels.
     """
     count = len(segmentations)
     loose, flat = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     parsed = json.loads(b"[" + b",".join(segmentations) + b"]")
-    polygons = [(number, polygon) for number, each in enumerate(parsed) if isinstance(each, list) for polygon in each]
+    polygons = [(index, polygon) for index, shape in enumerate(parsed) if isinstance(shape, list) for polygon in shape]
     if not polygons:
         return Polygons(loose, flat)
-    owners = np.array([number for number, _ in polygons])
+    owners = np.array([index for index, _ in polygons])
     points = np.concatenate([np.asarray(polygon, np.float64) for _, polygon in polygons]).reshape(-1, 2)
     lengths = np.array([len(polygon) // 2 for _, polygon in polygons])
     ends = np.cumsum(lengths)
@@ -85,5 +88,11 @@ def compare_polygons(segmentations: list[bytes], boxes: NDArray[np.float32], siz
 
 
 def scale_factors(sizes: NDArray[np.int64], short_side: int, long_side: int) -> NDArray[np.float64]:
-    """Return by how much images of these sizes (n, 2) are scaled: until a side has its length, as in evaluation."""
+    """Return the factors (n,) by which images are scaled in evaluation: until one side reaches its length.
+
+    Args:
+        sizes: (n, 2) height and width, in pixels.
+        short_side: length of the short side, in pixels.
+        long_side: most pixels of the long side.
+    """
     return np.asarray(np.minimum(short_side / sizes.min(axis=1), long_side / sizes.max(axis=1)), np.float64)

@@ -1,4 +1,4 @@
-"""Annotations in COCO's instances format: cleaned, and kept as arrays."""
+"""Annotations in COCO's instances format, cleaned and stored as arrays."""
 
 import json
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ from scalablevit.data.sources.annotated_names import ImageFiles
 from scalablevit.data.sources.listing import Facts, Listing, Names
 
 CLIPPED_PIXELS = 0.5
-"""Boxes that reach further than this out of their image are counted; rounding is not worth a word."""
+"""Boxes that reach further than so many pixels out of their image are counted; less is rounding."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}
-"""COCO's bounds of an object's area in pixels of the original image, both included, by the metric's name for them."""
+"""COCO's bounds of an object's area, in square pixels of the original image, both included, by COCO's names."""
 _ARRAYS = ("sizes", "ends", "boxes", "labels", "crowd", "areas", "segmentations", "segmentation_ends")
 """Those of `Annotations`' fields that are arrays."""
 
@@ -26,36 +26,41 @@ _ARRAYS = ("sizes", "ends", "boxes", "labels", "crowd", "areas", "segmentations"
 class Annotations:
     """The instances of a split, image by image in the order of image ids.
 
-    Kept as arrays and one block of bytes: as Python objects those of COCO's training split would cost every process
-    gigabytes.
+    Stored as arrays and one block of bytes: as Python objects those of COCO's training split would cost every process
+    gigabytes. n is the number of all instances.
     """
 
     categories: tuple[tuple[int, str], ...]
-    """Id and name, by ascending id; a class number is the place in here."""
+    """Id and name, by ascending id; a class index is a position in here."""
     names: Names
     """Image files, relative to the folder of images."""
     sizes: NDArray[np.int64]
-    """(images, 2) height and width."""
+    """(images, 2) height and width, in pixels."""
     notes: tuple[str, ...]
-    """What cleaning did, a line each."""
+    """What cleaning changed, one line each."""
     box_counts: dict[str, float]
-    """Of `count_boxes`, over all boxes of the file."""
+    """The result of `count_boxes` over all boxes of the file."""
     digest: str
-    """SHA-256 of the file."""
+    """SHA-256 of the file, in hexadecimal."""
     ends: NDArray[np.int64]
-    """(images,) where each image's instances end."""
+    """(images,) index after each image's last instance."""
     boxes: NDArray[np.float32]
+    """(n, 4) x1, y1, x2, y2 in pixels, clipped to the image."""
     labels: NDArray[np.int64]
+    """(n,) class indices."""
     crowd: NDArray[np.bool_]
+    """(n,) COCO's `iscrowd`."""
     areas: NDArray[np.float32]
+    """(n,) COCO's `area` in square pixels, or the box's where the file has none."""
     segmentations: NDArray[np.uint8] | None
-    """JSON of all as bytes, one after another; None when masks are not read."""
+    """JSON of all instances' segmentations as bytes, one after another; None: masks are not read."""
     segmentation_ends: NDArray[np.int64]
+    """(n,) index after each segmentation's last byte; (0,) where masks are not read."""
     without_mask: int = 0
     """Objects without a mask although masks are read; see `read_annotations`."""
 
     def facts(self) -> Facts:
-        """What `from_listing` reads as well as `arrays`."""
+        """Return the plain values that `from_listing` reads besides `arrays`."""
         return {
             "categories": self.categories,
             "notes": self.notes,
@@ -65,16 +70,16 @@ class Annotations:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """For a listing, where other arrays may have the same names."""
+        """Return the arrays for a listing, under names that no other array of it has."""
         arrays = {f"objects_{name}": getattr(self, name) for name in _ARRAYS}
         return {**self.names.arrays(), **{name: array for name, array in arrays.items() if array is not None}}
 
     @classmethod
     def from_listing(cls, listing: Listing) -> Self:
-        """The annotations of a listing, as arrays that may be mapped."""
+        """Return the annotations of a listing, without copying its arrays."""
         arrays: dict[str, Any] = {name: listing.arrays.get(f"objects_{name}") for name in _ARRAYS}
         return cls(
-            categories=tuple((number, name) for number, name in listing.facts["categories"]),
+            categories=tuple((category_id, name) for category_id, name in listing.facts["categories"]),
             names=Names.from_listing(listing),
             notes=tuple(listing.facts["notes"]),
             box_counts=listing.facts["box_counts"],
@@ -84,12 +89,12 @@ class Annotations:
         )
 
     def absent_sizes(self) -> tuple[str, ...]:
-        """Those of `SIZES` that no object has, crowds left out: COCO's metric has no value for them."""
+        """Return those of `SIZES` that no object has, crowds not counted: COCO's metric has no value for them."""
         areas = self.areas[~self.crowd]
         return tuple(size for size, (low, high) in SIZES.items() if not ((areas >= low) & (areas <= high)).any())
 
     def of_image(self, i: int) -> Instances:
-        """The instances of one image."""
+        """Return the instances of image i."""
         part = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
         size = int(self.sizes[i, 0]), int(self.sizes[i, 1])
         masks = None
@@ -106,9 +111,9 @@ def read_annotations(
 ) -> Annotations:
     """Read a file of instances in COCO's format.
 
-    Boxes are clipped to their image; those without area are dropped. Both are counted in `notes`. Whole numbers given
-    as text ("17", 17.0) are read as numbers, ids of images and annotations may be any text, and a null is read as if
-    the key were absent.
+    Boxes are clipped to their image; those without area are dropped. Both are counted in `notes`. A whole number may be
+    written as "17" or 17.0, ids of images and annotations may be any text, and a null is read as if the key were
+    absent.
 
     With `masks`, a few objects may lack one (`segmentation` missing, empty or without a polygon of three points): up to
     `max_bad_fraction` of the objects or `TOLERATED_WITHOUT_MASK`, whichever is more, but never all. They are counted in
@@ -118,12 +123,13 @@ def read_annotations(
     Args:
         file: JSON with `images`, `annotations` and `categories`.
         where: the recipe's key, for errors.
-        masks: keep segmentations.
-        max_bad_fraction: of the objects, how many may lack a mask.
-        files: those of the folder of images, which names are matched with; None: names are kept as they are.
+        masks: read segmentations.
+        max_bad_fraction: fraction of the objects, 0 to 1, that may lack a mask, and of the images whose name may be
+            ambiguous.
+        files: files in the folder of images, which names are matched with; None: names are kept as they are.
 
     Raises:
-        UserError, UserErrors: the file cannot be read, or records contradict each other: all kinds at once.
+        UserError, UserErrors: the file cannot be read, or records contradict each other; one error for each kind.
     """
     records = read_records(file, where, masks=masks, max_bad_fraction=max_bad_fraction, files=files)
     cleaned = _compact(records, masks=masks)
@@ -134,23 +140,23 @@ def read_annotations(
 
 
 def _compact(records: Records, *, masks: bool) -> Annotations:
-    """Sort by image, clip, drop, and put into arrays."""
-    images = sorted(records.images, key=lambda image: _order(image["id"]))
+    """Sort annotations by image, clip and drop boxes, and store all in arrays."""
+    images = sorted(records.images, key=lambda image: _sort_key(image["id"]))
     categories = sorted(records.categories, key=lambda category: category["id"])
-    place = {image["id"]: number for number, image in enumerate(images)}
-    label = {category["id"]: number for number, category in enumerate(categories)}
-    annotations = sorted(records.annotations, key=lambda each: (place[each["image_id"]], _order(each["id"])))
-    owners = np.array([place[each["image_id"]] for each in annotations], np.int64)
+    image_index = {image["id"]: index for index, image in enumerate(images)}
+    label = {category["id"]: index for index, category in enumerate(categories)}
+    annotations = sorted(records.annotations, key=lambda item: (image_index[item["image_id"]], _sort_key(item["id"])))
+    owners = np.array([image_index[item["image_id"]] for item in annotations], np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
-    given_boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
-    boxes, clipped, kept = _clip_boxes(given_boxes, sizes[owners])
-    box_counts = count_boxes(given_boxes, sizes[owners], clipped, kept)
-    annotations = [each for each, keep in zip(annotations, kept, strict=True) if keep]
+    file_boxes = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)
+    boxes, clipped, kept = _clip_boxes(file_boxes, sizes[owners])
+    box_counts = count_boxes(file_boxes, sizes[owners], clipped, kept)
+    annotations = [item for item, keep in zip(annotations, kept, strict=True) if keep]
     boxes, owners = boxes[kept], owners[kept]
-    given = [each.get("area") for each in annotations]
-    spans = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    file_areas = [item.get("area") for item in annotations]
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     texts, unmasked, lines = _masks_of(annotations, boxes) if masks else ([], np.zeros(len(annotations), np.bool_), 0)
-    crowd = np.array([bool(each.get("iscrowd")) for each in annotations], np.bool_)
+    crowd = np.array([bool(item.get("iscrowd")) for item in annotations], np.bool_)
     counts = (("boxes clipped to their image", int((clipped & kept).sum())),
               ("boxes without area in their image dropped", int((~kept).sum())),
               ("objects without a mask (segmentation) left out of training and ignored in evaluation, as crowds are",
@@ -165,40 +171,44 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
         digest=records.sha256,
         ends=np.cumsum(np.bincount(owners, minlength=len(images)), dtype=np.int64),
         boxes=boxes.astype(np.float32),
-        labels=np.array([label[each["category_id"]] for each in annotations], np.int64),
+        labels=np.array([label[item["category_id"]] for item in annotations], np.int64),
         crowd=crowd | unmasked,
-        areas=np.array([s if a is None else a for a, s in zip(given, spans, strict=True)], np.float32),
+        areas=np.array([b if a is None else a for a, b in zip(file_areas, box_areas, strict=True)], np.float32),
         segmentations=np.frombuffer(b"".join(texts), np.uint8) if masks else None,
         segmentation_ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
         without_mask=int(unmasked.sum()),
     )
 
 
-def _order(identifier: int | str) -> tuple[bool, int | str]:
-    """Return a key by which ids are sorted: numbers before texts."""
+def _sort_key(identifier: int | str) -> tuple[bool, int | str]:
+    """Return the key by which an id is sorted: numbers before texts."""
     return isinstance(identifier, str), identifier
 
 
 def _masks_of(annotations: list[Record], boxes: NDArray[np.float64]) -> tuple[list[bytes], NDArray[np.bool_], int]:
-    """Return the masks as JSON, the box for an object that has none; which have none; polygons that were left out."""
-    texts, unmasked, left_out = [], np.zeros(len(annotations), np.bool_), 0
-    for number, (each, (x1, y1, x2, y2)) in enumerate(zip(annotations, boxes.tolist(), strict=True)):
-        segmentation = each.get("segmentation")
-        if not has_mask(each):
-            unmasked[number] = True
+    """Return the masks as JSON, the box for an object without one; bool (n,): which have none; dropped polygons."""
+    texts, unmasked, dropped = [], np.zeros(len(annotations), np.bool_), 0
+    for index, (annotation, (x1, y1, x2, y2)) in enumerate(zip(annotations, boxes.tolist(), strict=True)):
+        segmentation = annotation.get("segmentation")
+        if not has_mask(annotation):
+            unmasked[index] = True
             segmentation = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         elif isinstance(segmentation, list):
             polygons = polygons_of(segmentation)
-            left_out += len(segmentation) - len(polygons)
+            dropped += len(segmentation) - len(polygons)
             segmentation = polygons
         texts.append(json.dumps(segmentation, separators=(",", ":")).encode())
-    return texts, unmasked, left_out
+    return texts, unmasked, dropped
 
 
 def _clip_boxes(
     boxes: NDArray[np.float64], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Corners (n, 4) of x, y, width, height, clipped; which were clipped; which still have an area."""
+    """Clip boxes (n, 4) of x, y, width, height to images of height and width `sizes` (n, 2), in pixels.
+
+    Returns:
+        (n, 4) x1, y1, x2, y2; (n,) which boxes were clipped; (n,) which still have an area.
+    """
     with np.errstate(over="ignore"):
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     limits = np.tile(sizes[:, ::-1], 2)

@@ -1,4 +1,4 @@
-"""COCO's annotation format, as far as it is written here."""
+"""COCO's annotation format, the part of it that this project writes."""
 
 from typing import TYPE_CHECKING, TypedDict
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # it loads COCO's library
 
 
 class CocoImage(TypedDict, total=False):
-    """An entry of `images`."""
+    """An entry of `images`; height and width are in pixels."""
 
     id: int
     file_name: str
@@ -22,12 +22,15 @@ class CocoAnnotation(TypedDict, total=False):
     image_id: int
     category_id: int
     bbox: list[float]
-    """x, y, width, height."""
+    """x, y, width, height, in pixels."""
     area: float
+    """Square pixels."""
     iscrowd: int
+    """1 for a group of objects that are not annotated one by one, else 0."""
     segmentation: "RunLengths | dict[str, list[int]]"
     """Run lengths, compressed or not."""
     score: float
+    """0 to 1."""
 
 
 class CocoCategory(TypedDict):
@@ -38,7 +41,7 @@ class CocoCategory(TypedDict):
 
 
 class CocoFile(TypedDict):
-    """A file."""
+    """A whole file."""
 
     images: list[CocoImage]
     annotations: list[CocoAnnotation]

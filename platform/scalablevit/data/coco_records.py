@@ -1,4 +1,4 @@
-"""Records of a file in COCO's instances format: read as what they mean, or refused with the values received."""
+"""Records of a file in COCO's instances format: read and checked, or refused with the values received."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
 from scalablevit.data.sources.files import format_first
 
 TOLERATED_WITHOUT_MASK = 10
-"""So many objects of a file may lack a mask whatever `data.max_bad_fraction` says, as long as others have one."""
-_LARGEST_SIDE = 65_535  # of a JPEG; masks of larger ones would cost memory before the image is looked at
+"""Objects of a file that may lack a mask, whatever `data.max_bad_fraction` is, as long as others have one."""
+_LARGEST_SIDE = 65_535  # pixels, a JPEG's limit; masks of larger images would cost memory before the image is read
 _FAR = 10**6  # pixels; run lengths of a polygon are made from all points of its outline
-_SHOWN = 5
-_SHOWN_CHARACTERS = 60  # of a value in an error
-_DIGITS = 18  # of a number given as text: what an int64 holds
+_NAMED = 5  # records in an error
+_NAMED_CHARACTERS = 60  # of a value in an error
+_DIGITS = 18  # of a number written as text: what an int64 holds
 _CORNERS = 6  # numbers of the smallest polygon
 _LEADS_OUT = "file_name leads out of the folder of images"
 _FIX = "correct the file"
@@ -33,21 +33,21 @@ Record = dict[str, Any]
 Problem = tuple[str, Any]
 """What is wrong with a record, and the value received."""
 Problems = dict[str, list[str]]
-"""By what is wrong: the records; after the first few, empty texts that only count."""
+"""Records in words, by what is wrong with them; after the first few, empty texts that only count."""
 
 _NOTHING = object()
-"""Stands for the value of a key that is not there."""
+"""The value of a key that is absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The tables of a file, each record sound and all of them together."""
+    """The tables of a file, after all checks."""
 
     images: list[Record]
     categories: list[Record]
     annotations: list[Record]
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,16 @@ class _Located:
     """A file name that is refused, and the files of its base name in the folder of images."""
 
     name: str
-    places: list[str]
+    files: list[str]
 
 
 def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float, files: ImageFiles | None) -> Records:
-    """Read the records of a file; numbers given as text become numbers.
+    """Read and check the records of a file; numbers that are written as text become numbers.
 
     The arguments are those of `coco.read_annotations`.
 
     Raises:
-        UserError, UserErrors: the file cannot be read, or records contradict each other: all kinds at once.
+        UserError, UserErrors: the file cannot be read, or records contradict each other; one error for each kind.
     """
     content = _read(file, where)
     tables = _tables(content, file, where)
@@ -72,9 +72,9 @@ def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float
     images = _check_records(tables["images"], "images", _image_problem(files), problems)
     categories = _check_records(tables["categories"], "categories", _category_problem, problems)
     annotations = _check_records(tables["annotations"], "annotations", _annotation_problem(masks), problems)
-    raise_all(_errors(problems, file, where))  # references mean something only between sound records
-    _contradictions(images, categories, annotations, problems, masks=masks)
-    missing = [each for each in annotations if not has_mask(each)] if masks else []
+    raise_all(_errors(problems, file, where))  # references can be checked only between valid records
+    _check_references(images, categories, annotations, problems, masks=masks)
+    missing = [annotation for annotation in annotations if not has_mask(annotation)] if masks else []
     errors = _errors(problems, file, where)
     if missing and len(missing) > _most_without_mask(len(annotations), max_bad_fraction):
         errors.append(_without_masks(missing, len(annotations), file, where))
@@ -83,7 +83,7 @@ def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float
 
 
 def has_mask(annotation: Record) -> bool:
-    """Whether an annotation has run lengths, or a polygon of three points or more."""
+    """Return whether an annotation has run lengths, or a polygon of three points or more."""
     segmentation = annotation.get("segmentation")
     return bool(polygons_of(segmentation) if isinstance(segmentation, list) else segmentation)
 
@@ -93,26 +93,28 @@ def polygons_of(polygons: list[Any]) -> list[Any]:
     return [polygon for polygon in polygons if len(polygon) >= _CORNERS]
 
 
-def _contradictions(
+def _check_references(
     images: list[Record], categories: list[Record], annotations: list[Record], problems: Problems, *, masks: bool
 ) -> None:
-    """Add what is wrong between records that are sound each by itself."""
+    """Add what is wrong between records that are each valid by itself."""
     for table, records in (("images", images), ("annotations", annotations), ("categories", categories)):
         _report_duplicates((record["id"] for record in records), f"ids of {table} occur twice", problems)
-    _report_duplicates((str(PurePosixPath(each["file_name"])) for each in images), "images share a file_name", problems)
-    _report_duplicates((each["name"] for each in categories), "categories share a name", problems)
+    file_names = (str(PurePosixPath(image["file_name"])) for image in images)
+    _report_duplicates(file_names, "images share a file_name", problems)
+    _report_duplicates((category["name"] for category in categories), "categories share a name", problems)
     if not images:
         problems["there are no images"] = [""]
     if not categories:
         problems["there are no categories"] = [""]
     known_images, known_categories = {i["id"]: i for i in images}, {c["id"] for c in categories}
-    for each in annotations:
-        if each["image_id"] not in known_images:
-            problems.setdefault("annotations of images that are not there (image_id)", []).append(str(each["image_id"]))
-        elif masks and (problem := _size_problem(each.get("segmentation"), known_images[each["image_id"]])):
-            problems.setdefault(problem, []).append(f"annotation {each['id']}")
-        if each["category_id"] not in known_categories:
-            problems.setdefault("unknown category_id", []).append(str(each["category_id"]))
+    for annotation in annotations:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        if image_id not in known_images:
+            problems.setdefault("annotations of images that are not there (image_id)", []).append(str(image_id))
+        elif masks and (problem := _size_problem(annotation.get("segmentation"), known_images[image_id])):
+            problems.setdefault(problem, []).append(f"annotation {annotation['id']}")
+        if category_id not in known_categories:
+            problems.setdefault("unknown category_id", []).append(str(category_id))
 
 
 def _read(file: Path, where: str) -> bytes:
@@ -140,13 +142,13 @@ def _tables(content: bytes, file: Path, where: str) -> dict[str, list[Any]]:
 def _check_records(
     records: list[Any], table: str, problem_of: Callable[[Record], Problem | None], problems: Problems
 ) -> list[Record]:
-    """Return the records, with what is wrong with each added to `problems`."""
-    for number, record in enumerate(records):
+    """Return the records; add what is wrong with each to `problems`."""
+    for index, record in enumerate(records):
         problem = problem_of(record) if isinstance(record, dict) else ("is no mapping", record)
         if problem:
-            found = problems.setdefault(f"of {table} {problem[0]}", [])
-            shown_here = len(found) < _SHOWN
-            found.append(f"number {number}{_id_of(record)} has {_text(problem[1])}" if shown_here else "")
+            texts = problems.setdefault(f"of {table} {problem[0]}", [])
+            is_named = len(texts) < _NAMED
+            texts.append(f"number {index}{_id_of(record)} has {_text(problem[1])}" if is_named else "")
     return records
 
 
@@ -155,11 +157,11 @@ def _id_of(record: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value received as it is in the file, shortened."""
+    """Return a value as it is written in the file, shortened."""
     if isinstance(value, _Located):
-        return f"{_text(value.name)} (in the folder of images there is {format_first(value.places, 2)})"
+        return f"{_text(value.name)} (in the folder of images there is {format_first(value.files, 2)})"
     text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return text if len(text) <= _NAMED_CHARACTERS else f"{text[:_NAMED_CHARACTERS]}..."
 
 
 def _is_id(value: Any) -> bool:
@@ -167,19 +169,19 @@ def _is_id(value: Any) -> bool:
 
 
 def _read_whole(record: Record, key: str) -> bool:
-    """Return whether a whole number is there; one given as text or with a fraction of zero becomes an int."""
+    """Return whether a key has a whole number; one that is written as text or with a fraction of 0 becomes an int."""
     value: Any = record.get(key)
     if _is_id(value):
         return True
-    text = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _DIGITS
-    if not text and not (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _DIGITS
+    if not digits and not (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
         return False
     record[key] = int(value)
     return True
 
 
 def _read_id(record: Record, key: str) -> bool:
-    """Return whether an id that means nothing by itself is there: a whole number or a text."""
+    """Return whether a key has an id: a whole number or a text that is not blank."""
     return _read_whole(record, key) or (isinstance(record.get(key), str) and bool(record[key].strip()))
 
 
@@ -205,8 +207,8 @@ def _image_problem(files: ImageFiles | None) -> Callable[[Record], Problem | Non
         except UnicodeError:
             return "file_name is no possible name of a file", name
         if leads_out(name):
-            places = files.with_base_name(name) if files else []
-            return _LEADS_OUT, _Located(name, places) if places else name
+            alike = files.with_base_name(name) if files else []
+            return _LEADS_OUT, _Located(name, alike) if alike else name
         return None
 
     return problem_of
@@ -222,28 +224,28 @@ def _category_problem(category: Record) -> Problem | None:
 
 
 def _annotation_problem(masks: bool) -> Callable[[Record], Problem | None]:
-    def problem_of(each: Record) -> Problem | None:
+    def problem_of(annotation: Record) -> Problem | None:
         for key in ("id", "image_id"):
-            if not _read_id(each, key):
-                return f"{key} is neither a whole number nor a text", each.get(key, _NOTHING)
-        if not _read_whole(each, "category_id"):
-            return "category_id is no whole number", each.get("category_id", _NOTHING)
-        box = each.get("bbox", _NOTHING)
+            if not _read_id(annotation, key):
+                return f"{key} is neither a whole number nor a text", annotation.get(key, _NOTHING)
+        if not _read_whole(annotation, "category_id"):
+            return "category_id is no whole number", annotation.get("category_id", _NOTHING)
+        box = annotation.get("bbox", _NOTHING)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             return "bbox is not four finite numbers", box
-        area = each.get("area")
+        area = annotation.get("area")
         if area is not None and not (_is_number(area) and 0 <= area <= _LARGEST_SIDE**2):
             return f"area is no number in 0..{_LARGEST_SIDE**2}", area
-        if each.get("iscrowd") not in (None, 0, 1):
-            return "iscrowd is neither 0 nor 1", each["iscrowd"]
-        problem = _segmentation_problem(each.get("segmentation")) if masks else None
-        return (problem, each["segmentation"]) if problem else None
+        if annotation.get("iscrowd") not in (None, 0, 1):
+            return "iscrowd is neither 0 nor 1", annotation["iscrowd"]
+        problem = _segmentation_problem(annotation.get("segmentation")) if masks else None
+        return (problem, annotation["segmentation"]) if problem else None
 
     return problem_of
 
 
 def _segmentation_problem(segmentation: Any) -> str | None:
-    """Return what is wrong with a mask; none at all, and polygons of too few points, are counted elsewhere."""
+    """Return what is wrong with a mask; no mask, and polygons of too few points, are counted elsewhere."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
@@ -261,8 +263,8 @@ def _segmentation_problem(segmentation: Any) -> str | None:
     if not isinstance(size, list) or len(size) != 2 or not all(map(_is_id, size)):
         return "segmentation's size is not two whole numbers"
     if isinstance(counts, list):
-        sound = all(_is_id(count) and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
-        return None if sound else "segmentation's counts do not add up to its size"
+        valid = all(_is_id(count) and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
+        return None if valid else "segmentation's counts do not add up to its size"
     if not isinstance(counts, str):
         return "segmentation's counts are neither list nor text"
     try:
@@ -278,7 +280,7 @@ def _most_without_mask(objects: int, max_bad_fraction: float) -> float:
 
 
 def _without_masks(missing: list[Record], count: int, file: Path, where: str) -> UserError:
-    named = format_first([str(each["id"]) for each in missing], _SHOWN)
+    named = format_first([str(annotation["id"]) for annotation in missing], _NAMED)
     return UserError(
         f"{file}: {len(missing)} of {count} annotations have no mask (segmentation missing, empty or without a polygon "
         f"of three points), and data.instance_masks asks for them: ids {named}",
@@ -294,13 +296,13 @@ def _size_problem(segmentation: Any, image: Record) -> str | None:
 
 
 def _report_duplicates(values: Iterable[Any], what: str, problems: dict[str, list[str]]) -> None:
-    if found := [str(value) for value, count in Counter(values).items() if count > 1]:
-        problems[what] = found
+    if duplicates := [str(value) for value, count in Counter(values).items() if count > 1]:
+        problems[what] = duplicates
 
 
 def _errors(problems: Problems, file: Path, where: str) -> list[UserError]:
     errors = []
-    for what, found in problems.items():
-        named = f": {format_first(found, _SHOWN)}" if found[0] else ""
+    for what, records in problems.items():
+        named = f": {format_first(records, _NAMED)}" if records[0] else ""
         errors.append(UserError(f"{file}: {what}{named}", where=where, fix=_FIXES.get(what, _FIX)))
     return errors

@@ -1,4 +1,4 @@
-"""SHA-256 of files' contents, kept by size and times: what has not changed is not read again."""
+"""SHA-256 sums of files' contents, cached by size and times, so that unchanged files are not read again."""
 
 import os
 import platform
@@ -18,15 +18,16 @@ from scalablevit.data.sources.listing import Names
 from scalablevit.io import sha256_of
 
 THREADS = 16
-"""For stating and hashing: waiting for storage, mostly."""
+"""Threads for stat and hashing, which mostly wait for storage."""
 SUM_BYTES = 32
+"""Bytes of a SHA-256 sum."""
 SETTLED_NS = 2 * 10**9
-"""A file that was written so shortly before it was hashed may change again within the same tick of its clock: its
-times are not trusted, and it is hashed again when it is looked at next."""
+"""Nanoseconds. A file that changed less than this before it was hashed may change again within the same tick of its
+file system's clock: its times are not trusted, and it is hashed again the next time."""
 SAVE_EVERY_S = 20.0
-"""While hashing: so much work is lost at most when it is interrupted."""
+"""Seconds between saves while hashing: an interruption loses no more work."""
 KEPT_DAYS = 180
-"""Sums of folders that nobody looked at for so long are forgotten."""
+"""Days after which the sums of an unused folder are deleted."""
 
 _TABLE = """create table if not exists folders (
     folder text, node text, used real, names blob, ends blob, stamps blob, sums blob, primary key (folder, node))"""
@@ -34,10 +35,10 @@ _TABLE = """create table if not exists folders (
 
 @dataclass(frozen=True)
 class Contents:
-    """What is known of some files, a row each."""
+    """Stamps, sizes and sums of files, one row for each file."""
 
     stamps: NDArray[np.int64]
-    """(files, 3) size, mtime_ns and ctime_ns; zeros where they are not trusted."""
+    """(files, 3) size in bytes, mtime and ctime in nanoseconds; zeros where they are not trusted (`SETTLED_NS`)."""
     sizes: NDArray[np.int64]
     """(files,) bytes; -1 where there is no file."""
     sums: NDArray[np.uint8]
@@ -45,7 +46,7 @@ class Contents:
 
     @classmethod
     def concatenate(cls, parts: "list[Contents]") -> "Contents":
-        """The rows of several, one after another."""
+        """Return the rows of several, one after another."""
         return cls(
             np.concatenate([part.stamps for part in parts]),
             np.concatenate([part.sizes for part in parts]),
@@ -53,27 +54,34 @@ class Contents:
         )
 
     def has_changed(self, row: int, path: str) -> bool:
-        """Whether a file has other contents than its row says; one with the same contents has its row's times renewed.
+        """Return whether a file's contents differ from its row; where only the times differ, update the row's.
 
-        A file that is not there or cannot be read is left to its reader.
+        For a file that is missing or cannot be read, return False: its reader reports it.
+
+        Args:
+            row: index of the file.
+            path: of the file.
         """
-        found = file_stamp(path)
-        if found == tuple(self.stamps[row].tolist()) or found[0] < 0:
+        stamp = file_stamp(path)
+        if stamp == tuple(self.stamps[row].tolist()) or stamp[0] < 0:
             return False
         before = time.time_ns()
         if (content := content_sum(path)) is None:
             return False
         if content != self.sums[row].tobytes():
             return True
-        if _is_settled(found, before):
-            self.stamps[row] = found
+        if _is_settled(stamp, before):
+            self.stamps[row] = stamp
         return False
 
 
 class ContentCache:
-    """Sums of files by folder and node (copies on each node's disk have times of their own), in one SQLite file.
+    """Cache of sums by folder and node, in one SQLite file; copies on each node's own disk have different times.
 
-    If the file cannot be used, one line reports it, and all contents are hashed again.
+    If the file cannot be used, a line is printed once, and all contents are hashed again.
+
+    Args:
+        file: the SQLite file; it is created when it is first used.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,11 +90,11 @@ class ContentCache:
 
     @classmethod
     def in_root(cls, root: Path) -> "ContentCache":
-        """That of a platform root."""
+        """Return the cache of a platform root."""
         return cls(root / "cache" / "contents.sqlite")
 
     def load(self, folder: str) -> tuple[Names, NDArray[np.int64], NDArray[np.uint8]] | None:
-        """Names, trusted stamps and sums of a folder's files on this node."""
+        """Return names, trusted stamps (files, 3) and sums (files, 32) of a folder's files here, if known."""
         self._run("update folders set used = ? where folder = ? and node = ?", (time.time(), folder, platform.node()))
         rows = self._run("select names, ends, stamps, sums from folders where folder = ? and node = ?",
                          (folder, platform.node()))  # fmt: skip
@@ -103,7 +111,7 @@ class ContentCache:
             return None
 
     def save(self, folder: str, names: Names, stamps: NDArray[np.int64], sums: NDArray[np.uint8]) -> None:
-        """Keep what is known of a folder's files."""
+        """Store names, trusted stamps (files, 3) and sums (files, 32) of a folder's files; delete old folders."""
         blobs = (names.block.tobytes(), names.ends.tobytes(), stamps.tobytes(), sums.tobytes())
         self._run("insert or replace into folders values (?, ?, ?, ?, ?, ?, ?)",
                   (folder, platform.node(), time.time(), *blobs))  # fmt: skip
@@ -125,16 +133,16 @@ class ContentCache:
 
 
 def file_stamp(path: str) -> tuple[int, int, int]:
-    """Size, mtime_ns and ctime_ns of a file; (-1, 0, 0) where there is none."""
+    """Return a file's size in bytes, mtime and ctime in nanoseconds; (-1, 0, 0) where there is none."""
     try:
-        found = os.stat(path)  # noqa: PTH116  # a million of them
+        status = os.stat(path)  # noqa: PTH116  # a million of them
     except (OSError, ValueError):  # absent, or a name that no file can have
         return -1, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def content_sum(path: str) -> bytes | None:
-    """SHA-256 of a file; None when it cannot be read."""
+    """Return the SHA-256 of a file, 32 bytes; None where it cannot be read."""
     try:
         return bytes.fromhex(sha256_of(path))
     except (OSError, ValueError):
@@ -144,36 +152,36 @@ def content_sum(path: str) -> bytes | None:
 def read_contents_of(
     folder: Path, names: Names, cache: ContentCache | None, what: str, deadline: float | None, part: str = ""
 ) -> Contents:
-    """Find out sizes, times and sums of files; only those that the cache does not know by size and times are read.
+    """Return sizes, times and sums of files; only files that the cache does not know by size and times are read.
 
     Args:
         folder: that the names are relative to.
         names: of the files, in order.
-        cache: where sums are kept; also when time is up or the work is interrupted.
-        what: begins lines on progress, as `data.train`.
-        deadline: `time.monotonic()`; None: as long as it takes.
-        part: of the data set; parts in the same folder are kept by themselves.
+        cache: stores the sums, also after a deadline or an interruption; None: all files are read.
+        what: begins lines of progress, such as `data.train`.
+        deadline: time of `time.monotonic()`, in seconds; None: no deadline.
+        part: name of a part of the data set; parts in the same folder have separate entries in the cache.
 
     Raises:
         OutOfTime: the deadline has passed.
     """
     key = f"{folder}#{part}"
     progress = Progress(f"{what}: names and sizes", len(names), "files", deadline)
-    found = np.concatenate([np.zeros((0, 3), np.int64), *_stamps(folder, names, progress)])
-    stamps, sums = _known(names, found, cache.load(key) if cache else None)
-    unknown = np.flatnonzero((stamps[:, 2] == 0) & (found[:, 0] >= 0))
+    current = np.concatenate([np.zeros((0, 3), np.int64), *_current_stamps(folder, names, progress)])
+    stamps, sums = _known_sums(names, current, cache.load(key) if cache else None)
+    unknown = np.flatnonzero((stamps[:, 2] == 0) & (current[:, 0] >= 0))
     if len(unknown):
-        total = float(found[unknown, 0].sum()) / 2**20
+        total = float(current[unknown, 0].sum()) / 2**20
         progress = Progress(f"{what}: hashing {len(unknown):,} files", total, "MiB", deadline)
         try:
-            _hash(folder, names, unknown, found, stamps, sums, progress, cache, key)
+            _hash(folder, names, unknown, current, stamps, sums, progress, cache, key)
         finally:
             if cache:
                 cache.save(key, names, stamps, sums)
         seconds = time.monotonic() - progress.started
         if seconds > 1:
             print(f"{what}: hashed {len(unknown):,} files, {total:,.4g} MiB, in {seconds:.1f} s", flush=True)
-    return Contents(stamps, found[:, 0].copy(), sums)
+    return Contents(stamps, current[:, 0].copy(), sums)
 
 
 def _parts(count: int, size: int) -> Iterator[range]:
@@ -181,33 +189,33 @@ def _parts(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _stamps(folder: Path, names: Names, progress: Progress) -> list[NDArray[np.int64]]:
-    """Size and times of all files, in parts."""
+def _current_stamps(folder: Path, names: Names, progress: Progress) -> list[NDArray[np.int64]]:
+    """Return size and times of all files as they are now, in parts (n, 3)."""
 
-    def of(part: range) -> NDArray[np.int64]:
-        found = np.array([file_stamp(f"{folder}/{names[i]}") for i in part], np.int64)
+    def stamps_of(part: range) -> NDArray[np.int64]:
+        stamps = np.array([file_stamp(f"{folder}/{names[i]}") for i in part], np.int64)
         progress.add(len(part))
-        return found
+        return stamps
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(of, _parts(len(names), 4096)))
+        return list(pool.map(stamps_of, _parts(len(names), 4096)))
 
 
-def _known(
-    names: Names, found: NDArray[np.int64], kept: tuple[Names, NDArray[np.int64], NDArray[np.uint8]] | None
+def _known_sums(
+    names: Names, current: NDArray[np.int64], cached: tuple[Names, NDArray[np.int64], NDArray[np.uint8]] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Trusted stamps and sums of files that are as they were; zeros for the others."""
-    stamps, sums = np.zeros_like(found), np.zeros((len(names), SUM_BYTES), np.uint8)
-    if kept is None or not len(names):
+    """Return trusted stamps and sums of files whose size and times are as in the cache; zeros for the others."""
+    stamps, sums = np.zeros_like(current), np.zeros((len(names), SUM_BYTES), np.uint8)
+    if cached is None or not len(names):
         return stamps, sums
-    old_names, old_stamps, old_sums = kept
+    old_names, old_stamps, old_sums = cached
     if names == old_names:
         new = old = np.arange(len(names))
     else:
         rows = {old_names.encoded(i): i for i in range(len(old_names))}
         pairs = [(i, rows[name]) for i in range(len(names)) if (name := names.encoded(i)) in rows]
         new, old = np.array(pairs, np.int64).reshape(-1, 2).T
-    same = (found[new] == old_stamps[old]).all(axis=1)
+    same = (current[new] == old_stamps[old]).all(axis=1)
     stamps[new[same]], sums[new[same]] = old_stamps[old[same]], old_sums[old[same]]
     return stamps, sums
 
@@ -216,14 +224,14 @@ def _hash(
     folder: Path,
     names: Names,
     unknown: NDArray[np.int64],
-    found: NDArray[np.int64],
+    current: NDArray[np.int64],
     stamps: NDArray[np.int64],
     sums: NDArray[np.uint8],
     progress: Progress,
     cache: ContentCache | None,
     key: str,
 ) -> None:
-    """Fill in sums, and stamps where they can be trusted."""
+    """Fill in the sums of the unknown rows, and their stamps where they can be trusted."""
 
     def hash_part(part: range) -> None:
         for row in unknown[part.start : part.stop].tolist():
@@ -231,9 +239,9 @@ def _hash(
             content = content_sum(f"{folder}/{names[row]}")
             if content is not None:
                 sums[row] = np.frombuffer(content, np.uint8)
-                if _is_settled(tuple(found[row].tolist()), before):
-                    stamps[row] = found[row]
-            progress.add(float(found[row, 0]) / 2**20)
+                if _is_settled(tuple(current[row].tolist()), before):
+                    stamps[row] = current[row]
+            progress.add(float(current[row, 0]) / 2**20)
 
     saved = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -247,6 +255,6 @@ def _hash(
             raise
 
 
-def _is_settled(found: tuple[int, ...], before_ns: int) -> bool:
-    """By the time of the last change of the file itself, which nobody can set, as they can that of its contents."""
-    return found[2] < before_ns - SETTLED_NS
+def _is_settled(stamp: tuple[int, ...], before_ns: int) -> bool:
+    """Return whether a file's ctime, which unlike its mtime cannot be set, is long enough before a time."""
+    return stamp[2] < before_ns - SETTLED_NS

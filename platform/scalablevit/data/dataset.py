@@ -1,4 +1,4 @@
-"""A key of the sampler to a sample ready for its batch, or to the reason why there is none."""
+"""The dataset: from the sampler's key to a transformed sample, or to the reason why it cannot be read."""
 
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -23,35 +23,36 @@ from scalablevit.data.transforms import (
 
 
 class Item(TypedDict):
-    """One sample."""
+    """One transformed sample."""
 
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
     index: int
-    """Number in the source."""
+    """Index in the source."""
     label: NotRequired[int | NDArray[np.uint8]]
-    """Class, for image folders; or (classes,): 1 for each class that the image has."""
+    """Labelled images: the class index; or (classes,): 1 for each class that the image has, else 0."""
     mask: NotRequired[NDArray[np.uint8]]
-    """(height, width) labels, 255 ignored, for mask pairs; in evaluation of the original size, not the image's."""
+    """Mask pairs: (height, width) labels, 255 ignored; in evaluation of the original size, not the image's."""
     boxes: NotRequired[NDArray[np.float32]]
-    """(n, 4) x1, y1, x2, y2 in the image's pixels, for COCO in training; crowds are left out."""
+    """COCO in training: (n, 4) x1, y1, x2, y2 in the image's pixels, without crowds."""
     labels: NotRequired[NDArray[np.int64]]
-    """(n,) classes of the boxes."""
+    """COCO in training: (n,) class indices of the boxes."""
     masks: NotRequired[NDArray[np.uint8]]
-    """(n, height, width), of the boxes."""
+    """COCO in training, where masks are read: (n, height, width), 0 or 1, of the boxes."""
     instances: NotRequired[Instances]
-    """For COCO in evaluation: in pixels of the original image, whose size it carries."""
+    """COCO in evaluation: the objects in pixels of the original image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A sample that could not be read: it is counted and named, never replaced."""
+    """A sample that could not be read: it is counted and reported, never replaced."""
 
     index: int
+    """Index in the source."""
     path: str
     reason: str
     changed: bool = False
-    """Its contents are not those that the run began with: the run ends."""
+    """Whether its contents have changed since the run began, which ends the run."""
 
 
 class SampleDataset(Dataset[Item | Bad]):
@@ -61,7 +62,7 @@ class SampleDataset(Dataset[Item | Bad]):
         source: the split's samples.
         data: the recipe's data section.
         seed: the recipe's seed.
-        train: augment (training split) or only prepare (evaluation).
+        train: true: augment, for the training split; false: the transform of evaluation.
     """
 
     def __init__(self, source: Source, data: DataSection, seed: int, *, train: bool) -> None:
@@ -97,14 +98,14 @@ class SampleDataset(Dataset[Item | Bad]):
             item["mask"] = labels
         return item
 
-    def _with_instances(self, key: Key, image: NDArray[np.uint8], found: Instances) -> Item:
+    def _with_instances(self, key: Key, image: NDArray[np.uint8], instances: Instances) -> Item:
         if not self.train:
-            return Item(image=self.transform(image=image)["image"], index=key.index, instances=found)
-        told_apart = ~found.crowd
-        kept = [mask for mask, keep in zip(found.masks or [], told_apart, strict=False) if keep]
-        masks = None if found.masks is None else decode_masks(kept, found.size)
+            return Item(image=self.transform(image=image)["image"], index=key.index, instances=instances)
+        single = ~instances.crowd
+        kept = [mask for mask, keep in zip(instances.masks or [], single, strict=False) if keep]
+        masks = None if instances.masks is None else decode_masks(kept, instances.size)
         image, boxes, labels, masks = augment_instances(
-            self.transform, self.seed, key, image, found.boxes[told_apart], found.labels[told_apart], masks
+            self.transform, self.seed, key, image, instances.boxes[single], instances.labels[single], masks
         )
         item = Item(image=image, index=key.index, boxes=boxes, labels=labels)
         if masks is not None:

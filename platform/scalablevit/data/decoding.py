@@ -1,4 +1,4 @@
-"""Image and mask files to arrays: every pixel as its author meant it, or a reason why not."""
+"""Arrays from image and mask files: the pixels that are meant, or the reason why they cannot be decoded."""
 
 import io
 import struct
@@ -21,6 +21,7 @@ from scalablevit.data.names import shown
 from scalablevit.data.shards import Member
 
 Color: TypeAlias = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
 
 SUFFIXES = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
@@ -34,26 +35,26 @@ SUFFIXES = {
     **({"JPEG2000": ("jp2", "j2k")} if features.check("jpg_2000") else {}),
     "TGA": ("tga",),
 }
-"""What is read: Pillow's name of each format, as far as Pillow was built with it, and the suffixes of its files."""
+"""Formats that are read: Pillow's names, if Pillow was built with them, and the suffixes of their files."""
 FORMATS = tuple(kind for kind in SUFFIXES if kind != "TGA")
-"""What is read whatever the file is named; decided by content."""
+"""Formats that are recognized by content, whatever the file's name."""
 _BY_NAME = (*FORMATS, "TGA")  # a TGA begins with no signature: other bytes must not be taken for one
 MASK_FORMATS = ("PNG", "TIFF", "BMP")
-"""What masks are read from: formats without loss, whose values are what was written."""
+"""Formats of masks: lossless ones."""
 CODED_BY_COLOR = "coded by colour"
-"""Begins the reason against a mask that has colours in place of class ids."""
+"""Beginning of the reason why a mask with colours in place of class ids is refused."""
 _MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "LA", "RGB", "RGBA")
 _LOSSY = ("jpeg", "tiff_jpeg", "webp")
 _LARGEST_ID = 255
-_SHOWN_COLORS = 5
+_NAMED_COLORS = 5
 DEEPEST = 65535
-"""Value that 16 bits hold at most, by which values of 16 and 32 bits are scaled."""
+"""Largest value of 16 bits; 16-bit and 32-bit images are scaled by it to 8 bits."""
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_LOW = 4096  # what 12 bits hold, as cameras and scanners give them
-_KEYED = ("1", "L", "RGB")  # modes in which one colour may stand for transparency
+_LOW = 4096  # values below it fit into 12 bits, the depth of cameras and scanners
+_KEYED = ("1", "L", "RGB")  # modes in which one colour may mean transparency
 
 
 class BadSample(Exception):
@@ -74,20 +75,21 @@ class BadSample(Exception):
 
 
 class ChangedSample(BadSample):
-    """A file whose contents are no longer those that the run's digest names: it ends the run."""
+    """A file whose contents have changed since the run's digest was computed; it ends the run."""
 
 
 class WrongMask(BadSample):
-    """A mask that can be decoded, and does not hold class ids."""
+    """A mask that can be decoded but has no class ids."""
 
 
 def mean_color(mean: Triple) -> Color:
-    """Return a mean in 0..1 per RGB channel (`data.mean`) as a colour in 0..255: normalizing turns it into about 0."""
+    """Return a mean of 0..1 per RGB channel (`data.mean`) as a colour of 0..255; normalization makes it about 0."""
     red, green, blue = (max(0, min(255, round(255 * value))) for value in mean)
     return red, green, blue
 
 
 IMAGENET_COLOR = mean_color(IMAGENET_MEAN)
+"""The mean colour of ImageNet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,32 +99,37 @@ class Decoded:
     pixels: NDArray[np.uint8]
     """(height, width, 3), RGB."""
     transparent: bool = False
-    """Some pixels are transparent."""
+    """Whether some pixels are transparent."""
     deep: bool = False
-    """The file has 16 or 32 bits a channel."""
+    """Whether the file has 16 or 32 bits per channel."""
     low_range: str = ""
-    """Why scaling by 65535 may be wrong for it."""
+    """Why scaling by 65535 may be wrong for the image; empty: it is not in doubt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image's header tells."""
+    """Facts from an image's header."""
 
     size: tuple[int, int]
-    """Height and width of `read_image`."""
+    """Height and width, in pixels, of what `read_image` returns."""
     turned: bool
-    """EXIF swaps the stored height and width."""
+    """Whether EXIF's orientation swaps height and width."""
     transparency: bool
-    """There is an alpha channel or a transparent colour; pixels may all be opaque."""
+    """Whether there is an alpha channel or a transparent colour; the pixels may all be opaque."""
     deep: bool
-    """16 or 32 bits a channel."""
+    """Whether there are 16 or 32 bits per channel."""
 
 
 def read_image(path: Path | Member, max_pixels: int, background: Color = IMAGENET_COLOR) -> NDArray[np.uint8]:
-    """Read an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
+    """Return an image file as RGB, uint8 (height, width, 3), upright by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit images are converted (16 bits scaled to 8), transparent pixels are composed onto
-    `background`, and of an animation the first frame is taken.
+    `background`, and of an animation the first frame is read.
+
+    Args:
+        path: of the file.
+        max_pixels: height times width at most.
+        background: colour under transparent pixels.
 
     Raises:
         BadSample: the file is missing, no image, cut short, or has more than `max_pixels` pixels.
@@ -131,7 +138,7 @@ def read_image(path: Path | Member, max_pixels: int, background: Color = IMAGENE
 
 
 def inspect_image(path: Path | Member, max_pixels: int) -> Decoded:
-    """Read an image file as `read_image`, with what its conversion may have changed.
+    """Return an image file as `read_image` does, with what its conversion may have changed.
 
     Raises:
         BadSample: as `read_image`.
@@ -148,10 +155,19 @@ def decode_image(
     limit: str = "data.max_pixels",
     background: Color = IMAGENET_COLOR,
 ) -> NDArray[np.uint8]:
-    """`read_image` for bytes at hand; `name` stands for the path in errors, `limit` for what `max_pixels` comes from.
+    """Return what `read_image` returns for a file of these bytes.
 
-    With `refuse_damage` a JPEG with broken data is a BadSample, too, where TurboJPEG decodes it; otherwise what could
-    not be decoded is grey, and a line on standard error says so.
+    Args:
+        data: the file's bytes.
+        max_pixels: height times width at most.
+        name: in place of the path, for errors.
+        refuse_damage: true: a JPEG with damaged data is a BadSample, where TurboJPEG decodes it; false: what cannot be
+            decoded is grey, and a line on standard error reports it.
+        limit: the key that `max_pixels` comes from, for errors.
+        background: colour under transparent pixels.
+
+    Raises:
+        BadSample: as `read_image`.
     """
     return decode(data, max_pixels, name, refuse_damage=refuse_damage, limit=limit, background=background).pixels
 
@@ -165,12 +181,16 @@ def decode(
     limit: str = "data.max_pixels",
     background: Color = IMAGENET_COLOR,
 ) -> Decoded:
-    """`decode_image` with what the conversion may have changed."""
+    """Return what `decode_image` returns, with what the conversion may have changed.
+
+    Raises:
+        BadSample: as `read_image`.
+    """
     with _refuse_bad_bytes(name):
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
-            # Decoders fill missing rows of a JPEG with grey and say nothing. Pillow has read up to the first scan, so
-            # an end marker before that point, in an embedded thumbnail, does not count. Sought where it should be.
+            # Decoders fill missing rows of a JPEG with grey without an error, so look for the end marker from the end.
+            # Pillow has read up to the first scan: an earlier marker, in an embedded thumbnail, does not count.
             if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
@@ -185,13 +205,13 @@ def decode(
 def convert_image(
     image: Image.Image, max_pixels: int, name: str = "image", background: Color = IMAGENET_COLOR
 ) -> NDArray[np.uint8]:
-    """Convert an image that Pillow has opened or made to what `read_image` gives for its file.
+    """Return an image that Pillow has opened or made as `read_image` returns its file.
 
     Args:
-        image: stays as it is, but for its pixels being loaded.
-        max_pixels: most pixels.
-        name: stands for the path in errors.
-        background: that transparent pixels are composed onto.
+        image: is not changed, except that its pixels are loaded.
+        max_pixels: height times width at most.
+        name: in place of a path, for errors.
+        background: colour under transparent pixels.
 
     Raises:
         BadSample: as `read_image`.
@@ -206,10 +226,10 @@ def convert_image(
 
 
 def read_header(path: Path | Member, max_pixels: int) -> Header:
-    """Read what the header of an image tells.
+    """Return facts from an image's header, without decoding it.
 
     Raises:
-        BadSample: as `read_image`, as far as the header tells.
+        BadSample: as `read_image`, for reasons that are in the header.
     """
     with _refuse_bad_bytes(str(path)), path.open("rb") as file:
         image = _open(file, max_pixels, str(path))
@@ -219,13 +239,17 @@ def read_header(path: Path | Member, max_pixels: int) -> Header:
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Read class ids as uint8 (height, width) from a PNG, TIFF or BMP.
+    """Return the class ids uint8 (height, width) of a PNG, TIFF or BMP.
 
     Ids are the indices of a palette image and the values of a grey one, also where it is written as RGB, with 1 to 4
     bits, or with 16 bits of which no value is above 255.
 
+    Args:
+        path: of the file.
+        max_pixels: height times width at most.
+
     Raises:
-        WrongMask: the values are no ids of 8 bits, or a compression has changed them.
+        WrongMask: the values are no ids of 8 bits, or a lossy compression has changed them.
         BadSample: the file is missing, cut short or too large.
     """
     data = _read(path)
@@ -239,10 +263,10 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:
-    """Height and width of `read_mask(path)`, without its ids.
+    """Return height and width of a mask in pixels, without decoding it.
 
     Raises:
-        BadSample: as `read_mask`, as far as the header tells.
+        BadSample: as `read_mask`, for reasons that are in the header.
     """
     with _refuse_bad_bytes(str(path)), path.open("rb") as file:
         return _upright_size(_open_mask(file, max_pixels, str(path)))
@@ -257,7 +281,7 @@ def _read(path: Path | Member) -> bytes:
 
 @contextmanager
 def _refuse_bad_bytes(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on foreign bytes into a BadSample."""
+    """Turn whatever a decoder raises on bad bytes into a BadSample."""
     try:
         yield
     except (BadSample, MemoryError):
@@ -281,7 +305,7 @@ def _check_size(image: Image.Image, max_pixels: int, name: str, limit: str) -> N
 
 
 def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFile:
-    """Read the header only, and refuse what it tells to hold no ids."""
+    """Read the header only, and refuse a file that by its header has no ids."""
     image = _open(file, max_pixels, name)
     layout = _layout(image)
     if image.format not in MASK_FORMATS:
@@ -299,7 +323,7 @@ def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFil
 
 
 def _ids(image: Image.Image, layout: str, name: str) -> NDArray[np.uint8]:
-    """Return the class ids of a mask that `_open_mask` lets pass."""
+    """Return the class ids of a mask that `_open_mask` has accepted."""
     if image.mode in ("P", "L", "1"):
         ids = np.array(image, np.uint8)
         # Pillow stretches grey of fewer bits to 0..255
@@ -317,21 +341,21 @@ def _ids(image: Image.Image, layout: str, name: str) -> NDArray[np.uint8]:
             raise WrongMask(name, "it has transparent pixels, of which the class is unknown")
         values = values[..., :-1]
     if (values != values[..., :1]).any():
-        raise WrongMask(name, _told_colors(values))
+        raise WrongMask(name, _describe_colors(values))
     return np.array(values[..., 0])
 
 
-def _told_colors(values: NDArray[np.uint8]) -> str:
-    """Say that a mask holds colours, how many, and the most frequent."""
+def _describe_colors(values: NDArray[np.uint8]) -> str:
+    """Return the reason why a mask of colours is refused: how many there are, and the most frequent ones."""
     packed = values.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)
     colors, counts = np.unique(packed, return_counts=True)
-    first = [int(color) for color in colors[np.argsort(-counts, kind="stable")[:_SHOWN_COLORS]]]
+    first = [int(color) for color in colors[np.argsort(-counts, kind="stable")[:_NAMED_COLORS]]]
     named = ", ".join(f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in first)
     return f"{CODED_BY_COLOR}: {len(colors)} distinct colours, {named}{', ...' if len(colors) > len(first) else ''}"
 
 
 def _check_png(data: bytes, name: str) -> None:
-    """Refuse a PNG whose pixels are not those that it sums up: Pillow passes over their sums."""
+    """Refuse a PNG whose chunks differ from their CRC sums, which Pillow does not check."""
     at = len(_PNG_SIGNATURE)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -345,10 +369,10 @@ def _check_png(data: bytes, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1, upright, where there is none or it cannot be read.
+    """Return EXIF's orientation, 1 to 8; 1, upright, where there is none or it cannot be read.
 
-    One reading for the header and for all decoders: they differ on damaged EXIF. Pillow would also take XMP's, which
-    viewers and OpenCV leave aside.
+    The header and all decoders use this one, since they differ on damaged EXIF. Pillow would also use XMP's, which
+    viewers and OpenCV ignore.
     """
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
@@ -376,13 +400,13 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
-    """RGB pixels of a grey or three-channel JPEG, bit for bit those of Pillow, in two thirds of its time.
+    """Return RGB pixels of a grey or three-channel JPEG, bit for bit those of Pillow, in two thirds of its time.
 
     Returns:
-        None for what is left to Pillow: kinds that TurboJPEG does not know, as rare chroma subsamplings.
+        None for kinds that TurboJPEG does not know, such as rare chroma subsamplings: Pillow decodes them.
 
     Raises:
-        ValueError: `refuse_damage`, and data in it is broken.
+        ValueError: its data is damaged, with `refuse_damage`.
     """
     try:
         return np.asarray(simplejpeg.decode_jpeg(data), np.uint8)
@@ -399,7 +423,7 @@ def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
 
 
 def _layout(image: Image.Image) -> str:
-    """Return how the file lays out a pixel, in Pillow's words ("RGB;16B"); known until the pixels are loaded."""
+    """Return the file's layout of a pixel in Pillow's notation ("RGB;16B"); empty after the pixels are loaded."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
     arguments = image.tile[0].args
@@ -445,7 +469,7 @@ def _low_range(pixels: NDArray[np.uint8], highest: int, bits: int) -> str:
 
 
 def _keyed_alpha(image: Image.Image, layout: str) -> NDArray[np.int64]:
-    """Return the opacity, 0 or 255, of an image in which one colour stands for transparency.
+    """Return the opacity (height, width), 0 or 255, of an image in which one colour means transparency.
 
     Pillow's own conversion compares that colour of the file with values that it has stretched from 2 or 4 bits.
     """
@@ -460,6 +484,6 @@ def _keyed_alpha(image: Image.Image, layout: str) -> NDArray[np.int64]:
 
 
 def _compose(pixels: NDArray[np.uint8], alpha: NDArray[np.generic], background: Color) -> NDArray[np.uint8]:
-    """Return pixels over a background; those of opacity 255 stay as they are."""
+    """Return pixels (height, width, 3) composed onto a background; those of opacity 255 do not change."""
     over = alpha.astype(np.int32)[:, :, None]
     return ((pixels * over + np.array(background, np.int32) * (255 - over) + 127) // 255).astype(np.uint8)

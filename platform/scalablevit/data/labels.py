@@ -1,4 +1,4 @@
-"""Mask values to labels: 0..K-1 for the classes, 255 for what is ignored, anything else refused."""
+"""Labels from mask values: 0..K-1 for the classes, 255 for ignored pixels; other values are refused."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,19 @@ from scalablevit.config.data import MaskPairs
 from scalablevit.config.errors import UserError
 
 IGNORE = 255
-_OUTSIDE = 254
+"""Label of ignored pixels."""
+_OUTSIDE = 254  # label of values that are neither a class nor ignored
 
 
 def label_table(data: MaskPairs, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Label of each mask value, uint8 (256,), for `to_labels`.
+    """Return the label of each mask value, uint8 (256,), for `to_labels`.
 
     Mask values are class ids 0..K-1, or 1..K with `reduce_zero_label`, where 0 is ignored; `ignore_index` and 255 are
     always ignored.
+
+    Args:
+        data: the recipe's data section.
+        classes: K names.
 
     Raises:
         UserError: more classes than 8-bit masks hold, or an ignored value that is also a class.
@@ -42,10 +47,14 @@ def label_table(data: MaskPairs, classes: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def to_labels(mask: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Map a mask (height, width) through a `label_table`.
+    """Return the labels uint8 (height, width) of a mask's values (height, width).
+
+    Args:
+        mask: values as in the file.
+        table: of `label_table`.
 
     Raises:
-        ValueError: the mask holds values that are neither a class nor ignored; they are named.
+        ValueError: the mask has values that are neither a class nor ignored.
     """
     labels = np.asarray(cv2.LUT(mask, table), np.uint8)
     outside = labels == _OUTSIDE
@@ -60,12 +69,12 @@ def to_labels(mask: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def size_mismatch(mask: Sequence[int], image: Sequence[int]) -> str:
-    """The reason against a mask whose (height, width) is not its image's."""
+    """Return the reason why a mask is refused whose (height, width), in pixels, is not its image's."""
     return f"the mask is {mask[1]} x {mask[0]} pixels, its image {image[1]} x {image[0]} (width x height)"
 
 
 def annotated_size_mismatch(image: Sequence[int], annotated: Sequence[int]) -> str:
-    """The reason against an image whose (height, width) is not what its annotations say."""
+    """Return the reason why an image is refused whose (height, width), in pixels, is not that of its annotations."""
     return (
         f"the image is {image[1]} x {image[0]} pixels, its annotations are for {annotated[1]} x {annotated[0]} "
         "(width x height)"

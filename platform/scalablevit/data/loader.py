@@ -1,4 +1,4 @@
-"""Samples to batches, in this process or others, and batches to the device."""
+"""The loader: samples to batches, in this process or in others, and batches to the device."""
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +24,11 @@ from scalablevit.data.dataset import Bad, Item, SampleDataset
 from scalablevit.data.sampler import Key
 
 Collate = Callable[[list[Item | Bad]], Batch]
+"""Makes a batch of samples, of which some may be bad."""
 
 
 def collate_classification(items: list[Item | Bad]) -> LabelBatch:
-    """Stack images and labels; those of images with several are rows of 0 and 1."""
+    """Stack images (N, H, W, 3) and labels (N,), or (N, classes) of 0 and 1 where images have several."""
     good, common = _split(items)
     images = _stack([item["image"] for item in good], (0, 0, 0, 3))
     labels = torch.from_numpy(np.array([item["label"] for item in good], np.int64))
@@ -35,34 +36,34 @@ def collate_classification(items: list[Item | Bad]) -> LabelBatch:
 
 
 def collate_segmentation_train(items: list[Item | Bad]) -> MaskBatch:
-    """Stack crops and their labels."""
+    """Stack crops (N, H, W, 3) and their masks (N, H, W)."""
     good, common = _split(items)
     images = _stack([item["image"] for item in good], (0, 0, 0, 3))
     return MaskBatch(image=images, mask=_stack([item["mask"] for item in good], (0, 0, 0)), **common)
 
 
 def collate_segmentation_eval(items: list[Item | Bad]) -> MaskBatch:
-    """Keep images and masks apart: each has its own size."""
+    """List images (H, W, 3) and masks, which have different sizes."""
     good, common = _split(items)
-    return MaskBatch(image=_listed(good, "image"), mask=_listed(good, "mask"), **common)
+    return MaskBatch(image=_tensors(good, "image"), mask=_tensors(good, "mask"), **common)
 
 
 def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
-    """Lists of images, boxes, labels and masks: each image has its own size."""
+    """List images (H, W, 3), which have different sizes, and their boxes, labels and masks."""
     good, common = _split(items)
     return BoxBatch(
-        image=_listed(good, "image"),
-        boxes=_listed(good, "boxes"),
-        labels=_listed(good, "labels"),
-        masks=_listed(good, "masks") if any("masks" in item for item in good) else None,
+        image=_tensors(good, "image"),
+        boxes=_tensors(good, "boxes"),
+        labels=_tensors(good, "labels"),
+        masks=_tensors(good, "masks") if any("masks" in item for item in good) else None,
         **common,
     )
 
 
 def collate_detection_eval(items: list[Item | Bad]) -> InstanceBatch:
-    """Lists of images and of what they show."""
+    """List images (H, W, 3) and their annotated objects."""
     good, common = _split(items)
-    return InstanceBatch(image=_listed(good, "image"), instances=[item["instances"] for item in good], **common)
+    return InstanceBatch(image=_tensors(good, "image"), instances=[item["instances"] for item in good], **common)
 
 
 def build_loader(
@@ -73,18 +74,18 @@ def build_loader(
     workers: int,
     device: torch.device,
 ) -> "DataLoader[Item | Bad]":
-    """A DataLoader over `batches` (`TrainBatches` or `eval_batches`).
+    """Return a DataLoader over `batches` (`TrainBatches` or `eval_batches`).
 
     Args:
-        dataset: reads samples; what it returns does not depend on the number of processes.
+        dataset: reads samples; they do not depend on the number of processes.
         batches: the keys of each batch, in order.
-        collate: one of this module's.
-        workers: loading processes; 0: in this one.
-        device: where batches go; CUDA takes them from pinned memory.
+        collate: of the task.
+        workers: number of loader processes; 0: load in this process.
+        device: of training; for CUDA the batches are in pinned memory.
     """
     context = None
     if workers:
-        # Not fork: it would copy the locks of this process's CUDA, Ray and MLflow threads as they happen to stand.
+        # not fork: it would copy locks that this process's CUDA, Ray and MLflow threads hold at that moment
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["albumentations", "torch.utils.data"])  # imported once, not in each process
     else:
@@ -97,42 +98,42 @@ def build_loader(
         multiprocessing_context=context,
         worker_init_fn=_one_thread if workers else None,
         pin_memory=device.type == "cuda",
-        # Its own generator, or each pass would draw from the global one.
+        # its own generator, or each pass would draw from the global one
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """Copy the tensors of a batch, and those in its lists, without waiting."""
+    """Return the batch with its tensors, also those in lists, on a device; the copies are asynchronous."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the device; on CUDA the next one is copied while the current one is worked on.
+    """Yield the batches on the device; on CUDA the next one is copied while the caller works on the current one.
 
     Raises:
-        UserError: a task of the user's own collates to something else than a `Batch`.
+        UserError: the `collate` of a user's own task returns something other than a `Batch`.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield to_device(_checked(batch), device)
+            yield to_device(_check_batch(batch), device)
         return
     copies = torch.cuda.Stream(device)
-    waiting: Batch | None = None
+    current: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            coming = to_device(_checked(batch), device)
-        if waiting is not None:
-            yield waiting
+            following = to_device(_check_batch(batch), device)
+        if current is not None:
+            yield current
         torch.cuda.current_stream(device).wait_stream(copies)
-        _keep_until_used(coming, device)
-        waiting = coming
-    if waiting is not None:
-        yield waiting
+        _keep_until_used(following, device)
+        current = following
+    if current is not None:
+        yield current
 
 
-def _checked(batch: object) -> Batch:
-    """Return a batch that is one."""
+def _check_batch(batch: object) -> Batch:
+    """Return the batch, or refuse what is none."""
     if not isinstance(batch, Batch):
         raise UserError(
             f"the task's `collate` returns a {type(batch).__name__}, not a Batch",
@@ -143,7 +144,7 @@ def _checked(batch: object) -> Batch:
 
 
 def _keep_until_used(batch: Batch, device: torch.device) -> None:
-    """Tell the allocator that the current stream reads memory that the copying stream allocated."""
+    """Record for the allocator that the current stream reads memory that the copying stream allocated."""
     for _, tensor in named_tensors(batch):
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(device))
@@ -169,7 +170,7 @@ def _split(items: list[Item | Bad]) -> tuple[list[Item], _Common]:
     }
 
 
-def _listed(items: list[Item], name: Literal["image", "mask", "boxes", "labels", "masks"]) -> list[torch.Tensor]:
+def _tensors(items: list[Item], name: Literal["image", "mask", "boxes", "labels", "masks"]) -> list[torch.Tensor]:
     return [torch.from_numpy(item[name]) for item in items]
 
 
@@ -178,5 +179,5 @@ def _stack(arrays: list["np.ndarray[Any, np.dtype[np.uint8]]"], empty: tuple[int
 
 
 def _one_thread(_worker: int) -> None:
-    """Loading processes share the CPUs that a rank reserved: OpenCV's own threads would only compete for them."""
+    """Turn off OpenCV's own threads: loader processes share the CPUs that a rank reserved."""
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""What happens to a whole batch on the device: normalizing, random erasing, mixup and CutMix."""
+"""Transforms of a whole batch on the device: normalization, random erasing, mixup and CutMix."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ERASED_AREA = (0.02, 1 / 3)
-"""Area of the erased rectangle, fraction of the image."""
+"""Least and greatest area of the erased rectangle, fraction of the image."""
 ERASED_ASPECT = (0.3, 1 / 0.3)
-"""Height over width of the erased rectangle."""
+"""Least and greatest height over width of the erased rectangle."""
 _ATTEMPTS = 10
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = False) -> Tensor:
-    """Scale to 0..1, subtract `mean` and divide by `std`, per channel.
+    """Return images scaled to 0..1, minus `mean` and divided by `std`, per channel.
 
     Args:
         images: uint8 (samples, height, width, 3).
         mean: of each channel, in 0..1.
         std: of each channel, in 0..1.
-        channels_last: keep NHWC memory under the NCHW shape.
+        channels_last: use the channels-last memory format.
 
     Returns:
         float32 (samples, 3, height, width).
@@ -30,18 +30,18 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ch
     # not made on the device itself: that copy would make the host wait for the device in every step
     scale = torch.tensor([255 * value for value in std], device="cpu").to(images.device, non_blocking=True)
     shift = torch.tensor([255 * value for value in mean], device="cpu").to(images.device, non_blocking=True)
-    made = ((images - shift) / scale).permute(0, 3, 1, 2)
-    return made.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    normalized = ((images - shift) / scale).permute(0, 3, 1, 2)
+    return normalized.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def random_erasing(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """Replace one rectangle of an image, with a probability, by noise of a standard normal distribution.
+    """Replace one rectangle of some images by noise of a standard normal distribution, and return the images.
 
-    Zhong et al., arXiv 1708.04896, in timm's mode `pixel`. Changes `images` in place.
+    Random erasing (Zhong et al., arXiv 1708.04896) as timm's mode `pixel`. Changes `images` in place.
 
     Args:
         images: normalized (samples, 3, height, width).
-        probability: for each image by itself.
+        probability: of each image, independently of the others, 0 to 1.
         rng: source of all randomness.
     """
     height, width = images.shape[-2:]
@@ -67,20 +67,20 @@ def mix(
     smoothing: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with the one opposite in the batch, and smooth the labels.
+    """Mix image i with image -1 - i of the batch, and smooth the labels.
 
     mixup (Zhang et al., arXiv 1710.09412) or CutMix (Yun et al., arXiv 1905.04899), one weight for the batch, as timm's
-    mode `batch`. Any number of samples: the middle one of an odd batch meets itself. Changes `images` in place.
+    mode `batch`. Any number of samples: the middle one of an odd batch is mixed with itself. Changes `images` in place.
 
     Args:
-        images: (samples, channels, height, width).
-        labels: int64 (samples,).
+        images: float (samples, channels, height, width).
+        labels: int64 (samples,), class indices.
         classes: number of classes.
         mixup: alpha of mixup's Beta distribution; 0: off.
         cutmix: alpha of CutMix's Beta distribution; 0: off.
-        probability: that the batch is mixed at all.
-        switch_probability: of CutMix when both are on.
-        smoothing: mass spread over all classes.
+        probability: that the batch is mixed at all, 0 to 1.
+        switch_probability: of CutMix when both are on, 0 to 1.
+        smoothing: probability mass that is spread over all classes, 0 to 1 (label smoothing).
         rng: source of all randomness.
 
     Returns:
@@ -103,7 +103,7 @@ def mix(
 
 
 def _erased_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """Top, left, height, width; None if no attempt fitted."""
+    """Return top, left, height and width in pixels; None if no attempt fits into the image."""
     for _ in range(_ATTEMPTS):
         area = rng.uniform(*ERASED_AREA) * height * width
         aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
@@ -114,7 +114,10 @@ def _erased_box(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 
 def _cutmix_box(height: int, width: int, own: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a box of the image's aspect and 1 - `own` of its area, centred anywhere, cut at the edges."""
+    """Return rows and columns of a random box with the image's aspect ratio and 1 - `own` of its area.
+
+    Its centre is anywhere in the image, and it is clipped to the image.
+    """
     side = math.sqrt(1 - own)
 
     def span(length: int) -> slice:

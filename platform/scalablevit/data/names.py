@@ -1,18 +1,21 @@
-"""Names of files as they can be shown (one may hold any bytes but `/` and zero), and what Unicode makes alike."""
+"""Names of files as printable text (a name may have any bytes but `/` and zero), and names that look the same."""
 
 import unicodedata
 from collections.abc import Iterable
 
 
 def shown(name: object) -> str:
-    """A name on one line, with what cannot be printed or stored as text (line ends, broken UTF-8) as an escape."""
+    """Return a name on one line; what cannot be printed or stored as text (line ends, broken UTF-8) is escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in str(name)
     )
 
 
 def describe_lookalikes(names: Iterable[str]) -> list[str]:
-    """Describe names that look the same and differ only in Unicode form, such as an accent apart from its letter."""
+    """Return a description of each group of names that differ only in Unicode form, and so look the same.
+
+    An accented letter, for example, may be one character or two.
+    """
     by_form: dict[str, set[str]] = {}
     for name in names:
         by_form.setdefault(unicodedata.normalize("NFC", name), set()).add(name)

@@ -1,4 +1,4 @@
-"""An image folder to tar shards: the same samples in the same order, copied or made smaller."""
+"""Tar shards from an image folder: the same samples in the same order, copied or scaled down."""
 
 import io
 import json
@@ -22,18 +22,18 @@ from scalablevit.data.transforms import resize_antialiased, scaled_size
 from scalablevit.io import sha256_of, write_file
 from scalablevit.text import and_more
 
-_SHOWN = 5
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How to pack.
+    """Options of `pack`.
 
     Attributes:
-        shard_bytes: a shard ends before it would grow beyond this; a larger image has one for itself.
-        short_side: larger images are made smaller until their short side has so many pixels; None: copied as they are.
-        quality: of the JPEGs made.
-        workers: threads that read, decode and encode.
+        shard_bytes: most bytes of a shard; a larger image has a shard of its own.
+        short_side: images whose short side has more pixels are scaled down to it; None: all are copied.
+        quality: JPEG quality of scaled images, as Pillow's.
+        workers: number of threads that read, decode and encode.
     """
 
     shard_bytes: int
@@ -43,18 +43,18 @@ class Packing:
 
 
 def pack(source: Source, target: Path, packing: Packing, report: Callable[[str], None]) -> Index:
-    """Write the samples of an image folder as shards with an index.
+    """Write the samples of an image folder as shards with an index, and return the index.
 
-    Everything is written to a hidden folder next to `target`, which takes its name when it is whole.
+    Everything is written to a hidden folder next to `target`, which is renamed to `target` when it is complete.
 
     Args:
         source: of an image folder.
-        target: folder to make.
-        packing: how.
-        report: takes a line for each shard.
+        target: folder to create.
+        packing: options.
+        report: is called with a line for each shard.
 
     Raises:
-        UserError: `target` exists or cannot be written, or images cannot be read; then nothing is left.
+        UserError: `target` exists or cannot be written, or images cannot be read; then no file remains.
     """
     refuse_existing(target)
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
@@ -74,7 +74,11 @@ def pack(source: Source, target: Path, packing: Packing, report: Callable[[str],
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises: UserError: there is something at `target`."""
+    """Refuse a target that exists.
+
+    Raises:
+        UserError: there is a file, folder or link at `target`.
+    """
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists", where="TARGET", fix="name a new folder, or remove that one")
 
@@ -83,11 +87,11 @@ def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str
     shards: list[Shard] = []
     current: _ShardWriter | None = None
     bad: list[BadSample] = []
-    for number, (label, made) in enumerate(_encode_samples(source, packing)):
-        if isinstance(made, BadSample):
-            bad.append(made)
+    for number, (label, encoded) in enumerate(_encode_samples(source, packing)):
+        if isinstance(encoded, BadSample):
+            bad.append(encoded)
             continue
-        suffix, content = made
+        suffix, content = encoded
         if current and current.size + _stored_bytes(len(content)) > packing.shard_bytes:
             shards.append(current.close(report))
             current = None
@@ -95,8 +99,8 @@ def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str
             current = _ShardWriter(folder / f"{len(shards):06}.tar")
         current.add(f"{number:09}", suffix, content, label)
     if bad:
-        lines = "".join(f"\n    {problem}" for problem in bad[:_SHOWN])
-        more = and_more(len(bad), _SHOWN, before="\n    ")
+        lines = "".join(f"\n    {problem}" for problem in bad[:_NAMED])
+        more = and_more(len(bad), _NAMED, before="\n    ")
         raise UserError(
             f"{len(bad)} of {len(source)} images cannot be read:{lines}{more}",
             where="FOLDER",
@@ -108,12 +112,13 @@ def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str
 
 
 def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
-    """Label, and suffix and bytes or what is wrong, of each sample in order."""
+    """Yield each sample's label, and its suffix and bytes or what is wrong with it, in order."""
     with ThreadPoolExecutor(packing.workers) as pool:
         for part in source.parts():  # no more than a part's images in memory
             samples = [source[i] for i in part]
-            for sample, made in zip(samples, pool.map(lambda each: _encode(each, packing), samples), strict=True):
-                yield int(sample.label or 0), made  # one class each: class folders
+            results = pool.map(lambda sample: _encode(sample, packing), samples)
+            for sample, encoded in zip(samples, results, strict=True):
+                yield int(sample.label or 0), encoded  # class folders give each image one class
 
 
 def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
@@ -121,10 +126,10 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
     try:
         content = sample.image.read_bytes()
         if packing.short_side is not None:
-            # encoded again, the grey of a damaged image could no longer be told from the picture
+            # after encoding again, the grey of a damaged image could not be distinguished from its content
             decoded = decode(content, MAX_PIXELS, name, refuse_damage=True)
             pixels, (height, width) = decoded.pixels, decoded.pixels.shape[:2]
-            # transparency is kept: onto what it is composed is up to the recipe
+            # not scaled if transparent: the recipe decides what colour is under it
             if min(height, width) > packing.short_side and not decoded.transparent:
                 size = scaled_size(height, width, packing.short_side, max(height, width))
                 file = io.BytesIO()
@@ -138,7 +143,7 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
 
 
 class _ShardWriter:
-    """One tar file; headers without times and owners, so that the same images make the same bytes."""
+    """Writes one tar file; headers have no times and owners, so that the same images give the same bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -176,7 +181,7 @@ class _ShardWriter:
 
 
 def _stored_bytes(size: int) -> int:
-    """Bytes that an image and its label take in a tar file, and its end."""
+    """Return the bytes of an image of `size` bytes and its label in a tar file, and of the file's end."""
     return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK + 2 * tarfile.RECORDSIZE
 
 

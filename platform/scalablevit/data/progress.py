@@ -1,4 +1,4 @@
-"""Print the progress of long work and the time that is left; raise when a deadline has passed."""
+"""Progress of long work: lines on standard error, and an exception at a deadline."""
 
 import sys
 import time
@@ -13,13 +13,13 @@ class OutOfTime(Exception):
 
 
 class Progress:
-    """Counts work in threads.
+    """Counts finished work, from several threads, and prints a line every `EVERY_S` seconds.
 
     Args:
-        what: begins each line, as `data.train: hashing`.
+        what: begins each line, such as `data.train: hashing`.
         total: amount of work, in `unit`.
-        unit: what is counted, as `files`.
-        deadline: `time.monotonic()` at which `add` raises; None: never.
+        unit: of `total`, such as `files`.
+        deadline: time of `time.monotonic()`, in seconds, after which `add` raises; None: never.
     """
 
     def __init__(self, what: str, total: float, unit: str, deadline: float | None = None) -> None:
@@ -32,7 +32,10 @@ class Progress:
         self._lock = Lock()
 
     def add(self, amount: float) -> None:
-        """Count work that is done.
+        """Count work that is finished.
+
+        Args:
+            amount: in `unit`.
 
         Raises:
             OutOfTime: the deadline has passed.
@@ -47,7 +50,7 @@ class Progress:
                 raise OutOfTime(self.line())
 
     def line(self) -> str:
-        """Return one line: how much is done, and about how long the rest takes."""
+        """Return one line: how much is done, and an estimate of the time for the rest."""
         share = self.done / self.total if self.total else 1.0
         seconds = time.monotonic() - self.started
         left = f", about {duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
@@ -59,7 +62,7 @@ def _number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: `95 s`, `12 min`, `3.4 h`."""
+    """Return seconds as text: `95 s`, `12 min`, `3.4 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

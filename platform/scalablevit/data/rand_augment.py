@@ -24,12 +24,12 @@ _LEVELS = np.arange(256)
 
 
 def rand_augment(image: Pixels, settings: RandAugment, fill: Color, rng: random.Random) -> Pixels:
-    """Apply `settings.operations` operations, drawn with replacement, each with probability one half.
+    """Return an image after `settings.operations` operations, drawn with replacement, each with probability `APPLIED`.
 
     Args:
         image: uint8 (height, width, 3).
         settings: strength and number of operations.
-        fill: RGB of pixels that move in from outside.
+        fill: RGB, 0 to 255, of pixels that move in from outside.
         rng: source of all randomness.
     """
     for operation in rng.choices(list(OPERATIONS.values()), k=settings.operations):
@@ -41,7 +41,7 @@ def rand_augment(image: Pixels, settings: RandAugment, fill: Color, rng: random.
 
 
 def auto_contrast(image: Pixels) -> Pixels:
-    """Stretch each channel to 0..255; constant channels stay."""
+    """Stretch each channel to 0..255; constant channels do not change."""
     tables = []
     for channel in cv2.split(image):
         low, high = int(channel.min()), int(channel.max())
@@ -63,7 +63,7 @@ def equalize(image: Pixels) -> Pixels:
 
 
 def invert(image: Pixels) -> Pixels:
-    """Negative."""
+    """Return the negative."""
     return np.asarray(cv2.bitwise_not(image), np.uint8)
 
 
@@ -73,7 +73,7 @@ def posterize(image: Pixels, bits: int) -> Pixels:
 
 
 def solarize(image: Pixels, threshold: int) -> Pixels:
-    """Invert values from `threshold` (0..256) on."""
+    """Invert values of `threshold` (0..256) and more."""
     return _look_up(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
@@ -108,12 +108,12 @@ def sharpness(image: Pixels, factor: float) -> Pixels:
 
 
 def shear_x(image: Pixels, factor: float, fill: Color) -> Pixels:
-    """Shift each row by `factor` times its number."""
+    """Shift each row by `factor` times its index, in pixels."""
     return _warp(image, ((1, factor, 0), (0, 1, 0)), fill)
 
 
 def shear_y(image: Pixels, factor: float, fill: Color) -> Pixels:
-    """Shift each column by `factor` times its number."""
+    """Shift each column by `factor` times its index, in pixels."""
     return _warp(image, ((1, 0, 0), (factor, 1, 0)), fill)
 
 
@@ -128,7 +128,7 @@ def translate_y(image: Pixels, fraction: float, fill: Color) -> Pixels:
 
 
 def rotate(image: Pixels, degrees: float, fill: Color) -> Pixels:
-    """Turn counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre."""
     height, width = image.shape[:2]
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
@@ -152,7 +152,7 @@ OPERATIONS: dict[str, Callable[[Pixels, float, int, Color], Pixels]] = {
     "TranslateXRel": lambda image, strength, sign, fill: translate_x(image, sign * strength * 0.45, fill),
     "TranslateYRel": lambda image, strength, sign, fill: translate_y(image, sign * strength * 0.45, fill),
 }
-"""By timm's names: image, strength 0..1, sign of a symmetric change, fill colour."""
+"""By timm's names; the arguments are image, strength 0..1, sign of a symmetric change, and fill colour."""
 
 
 def _enhancement(strength: float, sign: int) -> float:
@@ -169,13 +169,16 @@ def _grey(image: Pixels) -> Pixels:
 
 
 def _blend(base: NDArray[np.number[Any]], image: NDArray[np.number[Any]], factor: float) -> Pixels:
-    """Base + factor * (image - base), cut off at 0 and 255, fractions dropped."""
+    """Return base + factor * (image - base), clipped to 0..255 and truncated."""
     start = base.astype(np.float32)
     return np.clip(start + np.float32(factor) * (image.astype(np.float32) - start), 0, 255).astype(np.uint8)
 
 
 def _warp(image: Pixels, source: tuple[tuple[float, float, float], ...], fill: Color) -> Pixels:
-    """Fetch each pixel bilinearly from the place that `source` (2 x 3) names, in coordinates of pixel corners."""
+    """Sample each pixel bilinearly at the position that the affine matrix `source` (2 x 3) maps it to.
+
+    Coordinates are those of pixel corners. Pixels outside the image are `fill`.
+    """
     matrix = np.array(source, np.float64)
     matrix[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5  # OpenCV's coordinates are those of pixel centres
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""The demo data set: scenes of known shapes, written to disk as the layouts that the platform reads."""
+"""The demo data set: drawn shapes, written to disk in the layouts that the platform reads."""
 
 import json
 import math
@@ -17,20 +17,22 @@ from scalablevit.config.section import PlainValues
 from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
 
 GENERATION = 1
-"""Raised whenever the pictures change: data of another generation is refused, not mixed."""
+"""Version of the pictures, raised whenever they change: existing data of another version is refused."""
 MARKER = "shapes.json"
+"""File in the data set's folder with the parameters that it was made with."""
 BACKGROUND = 0
+"""Mask value of the background."""
 CATEGORY_IDS = {"circle": 1, "cross": 2, "ring": 4, "square": 5, "star": 8, "triangle": 11}
 """COCO category ids, with gaps as COCO's own have."""
 CLASSES = tuple(CATEGORY_IDS)
-"""In order; the mask value of a shape is its place + 1, 0 is the background."""
+"""Names of the shapes; a shape's mask value is its index + 1."""
 
 _JPEG_QUALITY = 92
 _SUBPIXELS = 4  # binary digits of the fraction of drawn coordinates
-_VISIBLE = 0.4  # least fraction of a shape that later ones leave visible
+_VISIBLE = 0.4  # least fraction of a shape that is not covered by later ones
 _DARK = (15.0, 120.0)  # backgrounds and clutter, per channel
 _LIGHT = (105.0, 240.0)  # shapes: lighter on the whole, not in every channel
-_TURN = 0.5  # most rotation either way, radians
+_TURN = 0.5  # most rotation in either direction, radians
 _SPLITS = ("train", "val")
 
 Points = NDArray[np.float64]
@@ -43,11 +45,11 @@ class Instance:
 
     name: str
     visible: NDArray[np.bool_]
-    """(side, side): what no later shape covers."""
+    """(side, side): the pixels that no later shape covers."""
 
 
 def write_shapes(shapes: Shapes, root: Path) -> None:
-    """Write the data set to `root`, unless it is there already.
+    """Write the data set to `root`, unless it exists already.
 
     Layout: `classification/{train,val}/<class>/*.jpg`; `segmentation/images/{train,val}/*.jpg`,
     `segmentation/annotations/{train,val}/*.png` (0 is the background, a class like the others) and
@@ -55,30 +57,40 @@ def write_shapes(shapes: Shapes, root: Path) -> None:
     `detection/annotations/instances_{train,val}.json` (COCO). `root` appears complete or not at all, also when several
     processes write it at once.
 
+    Args:
+        shapes: the recipe's `data.shapes`.
+        root: folder of the data set.
+
     Raises:
-        UserError: `root` holds something else, or shapes made with other parameters.
+        UserError: `root` has other files, or shapes with other parameters.
     """
     parameters = {"generation": GENERATION, **shapes.model_dump()}
     if _is_written(root, parameters):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    made = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     try:
         for split, images in zip(_SPLITS, (shapes.train_images, shapes.val_images), strict=True):
-            _write_classification(made / "classification" / split, shapes, split, images)
-            _write_scenes(made, shapes, split, images)
-        (made / "segmentation" / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
-        (made / MARKER).write_text(json.dumps(parameters))
-        made.rename(root)  # replaces nothing but an empty folder
+            _write_classification(partial / "classification" / split, shapes, split, images)
+            _write_scenes(partial, shapes, split, images)
+        (partial / "segmentation" / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
+        (partial / MARKER).write_text(json.dumps(parameters))
+        partial.rename(root)  # replaces nothing but an empty folder
     except OSError:
         if not _is_written(root, parameters):  # else another process was faster
             raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def draw_dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np.uint8]:
-    """A picture of one large shape behind clutter, uint8 (side, side, 3)."""
+    """Return an image of one large shape behind clutter, uint8 (side, side, 3), RGB.
+
+    Args:
+        rng: source of all randomness.
+        side: height and width, pixels.
+        name: one of `CLASSES`.
+    """
     image = _texture(rng, side, rng.uniform(*_DARK, 3))
     radius = rng.uniform(0.26, 0.44) * side
     region = _draw(name, rng.uniform(0.38, 0.62, 2) * side, radius, rng.uniform(-_TURN, _TURN), side)
@@ -89,7 +101,14 @@ def draw_dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArr
 
 
 def draw_scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[Instance]]:
-    """A picture of two to four shapes, which may overlap, uint8 (side, side, 3), and what is visible of each."""
+    """Return an image of at most four shapes, which may overlap, uint8 (side, side, 3), RGB, and its instances.
+
+    Two to four shapes are drawn; one that would hide too much of an earlier one is not.
+
+    Args:
+        rng: source of all randomness.
+        side: height and width, pixels.
+    """
     image = _texture(rng, side, rng.uniform(*_DARK, 3))
     instances: list[Instance] = []
     areas: list[int] = []
@@ -97,79 +116,88 @@ def draw_scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], 
         name = str(rng.choice(CLASSES))
         radius = rng.uniform(0.13, 0.3) * side
         region = _draw(name, rng.uniform(0.12, 0.88, 2) * side, radius, rng.uniform(-_TURN, _TURN), side)
-        left = [each.visible & ~region for each in instances]
-        if any(rest.sum() < _VISIBLE * area for rest, area in zip(left, areas, strict=True)):
+        visible = [instance.visible & ~region for instance in instances]
+        if any(rest.sum() < _VISIBLE * area for rest, area in zip(visible, areas, strict=True)):
             continue
         image = _paint(rng, image, region)
-        instances = [Instance(each.name, rest) for each, rest in zip(instances, left, strict=True)]
+        instances = [Instance(instance.name, rest) for instance, rest in zip(instances, visible, strict=True)]
         instances.append(Instance(name, region))
         areas.append(int(region.sum()))
     return _finish(rng, image), instances
 
 
 def _is_written(root: Path, parameters: PlainValues) -> bool:
-    """Whether `root` holds exactly this data set; False if there is nothing yet."""
+    """Return whether `root` has exactly this data set; False: it is absent or empty.
+
+    Raises:
+        UserError: it has something else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / MARKER).read_bytes())
+        stored = json.loads((root / MARKER).read_bytes())
     except (OSError, ValueError):
         raise UserError(
             f"{root} exists and was not made by data.shapes",
             where="data.root",
             fix="name another folder, or remove data.shapes to read what is there",
         ) from None
-    if found != parameters:
+    if stored != parameters:
         raise UserError(
-            f"{root} was made with {found}, the recipe asks for {parameters}",
+            f"{root} was made with {stored}, the recipe asks for {parameters}",
             where="data.shapes",
             fix="name another data.root, or remove that folder",
         )
     return True
 
 
-def _generator(shapes: Shapes, split: str, part: int, number: int) -> np.random.Generator:
-    return np.random.default_rng([shapes.seed, _SPLITS.index(split), part, number])
+def _generator(shapes: Shapes, split: str, part: int, index: int) -> np.random.Generator:
+    """Return the generator of image `index`; part 0 is classification, part 1 the scenes."""
+    return np.random.default_rng([shapes.seed, _SPLITS.index(split), part, index])
 
 
 def _write_classification(folder: Path, shapes: Shapes, split: str, images: int) -> None:
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
-    for number in range(images):
-        name = CLASSES[number % len(CLASSES)]
-        image = draw_dominant_shape(_generator(shapes, split, 0, number), shapes.image_size, name)
-        (folder / name / f"{number:06d}.jpg").write_bytes(_jpeg(image))
+    for index in range(images):
+        name = CLASSES[index % len(CLASSES)]
+        image = draw_dominant_shape(_generator(shapes, split, 0, index), shapes.image_size, name)
+        (folder / name / f"{index:06d}.jpg").write_bytes(_jpeg(image))
 
 
 def _write_scenes(root: Path, shapes: Shapes, split: str, images: int) -> None:
-    """Segmentation and detection of the same pictures."""
-    pictures = root / "segmentation" / "images" / split
+    """Write segmentation and detection data of the same images."""
+    segmentation_images = root / "segmentation" / "images" / split
     masks = root / "segmentation" / "annotations" / split
-    copies = root / "detection" / split
+    detection_images = root / "detection" / split
     annotations = root / "detection" / "annotations"
-    for folder in (pictures, masks, copies, annotations):
+    for folder in (segmentation_images, masks, detection_images, annotations):
         folder.mkdir(parents=True, exist_ok=True)
     coco = Coco(shapes.image_size)
-    for number in range(images):
-        image, instances = draw_scene(_generator(shapes, split, 1, number), shapes.image_size)
+    for index in range(images):
+        image, instances = draw_scene(_generator(shapes, split, 1, index), shapes.image_size)
         encoded = _jpeg(image)
-        (pictures / f"{number:06d}.jpg").write_bytes(encoded)
-        (copies / f"{number:06d}.jpg").write_bytes(encoded)
-        (masks / f"{number:06d}.png").write_bytes(_encode_image(".png", class_mask(instances, shapes.image_size)))
-        coco.add(f"{number:06d}.jpg", instances)
+        (segmentation_images / f"{index:06d}.jpg").write_bytes(encoded)
+        (detection_images / f"{index:06d}.jpg").write_bytes(encoded)
+        (masks / f"{index:06d}.png").write_bytes(_encode_image(".png", class_mask(instances, shapes.image_size)))
+        coco.add(f"{index:06d}.jpg", instances)
     (annotations / f"instances_{split}.json").write_text(json.dumps(coco.content()))
 
 
 def class_mask(instances: list[Instance], side: int) -> NDArray[np.uint8]:
-    """Class ids of a scene, uint8 (side, side): 0 background, 1.. the place in `CLASSES` + 1."""
+    """Return the class ids of a scene, uint8 (side, side): 0 for the background, else the index in `CLASSES` + 1."""
     mask = np.full((side, side), BACKGROUND, np.uint8)
-    for each in instances:
-        mask[each.visible] = CLASSES.index(each.name) + 1
+    for instance in instances:
+        mask[instance.visible] = CLASSES.index(instance.name) + 1
     return mask
 
 
 class Coco:
-    """Instances of square images in COCO's format, visible regions as uncompressed run lengths."""
+    """Collects instances in COCO's format, visible regions as uncompressed run lengths.
+
+    Args:
+        side: height and width of all images, pixels.
+    """
 
     def __init__(self, side: int) -> None:
         self._side = side
@@ -180,29 +208,35 @@ class Coco:
         """Add an image and its instances."""
         image_id = len(self._images) + 1
         self._images.append({"id": image_id, "file_name": file_name, "height": self._side, "width": self._side})
-        for each in instances:
-            rows, columns = np.nonzero(each.visible)
+        for instance in instances:
+            rows, columns = np.nonzero(instance.visible)
             top, left = int(rows.min()), int(columns.min())
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
                     "image_id": image_id,
-                    "category_id": CATEGORY_IDS[each.name],
+                    "category_id": CATEGORY_IDS[instance.name],
                     "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
-                    "area": int(each.visible.sum()),
-                    "segmentation": {"size": [self._side, self._side], "counts": run_lengths(each.visible)},
+                    "area": int(instance.visible.sum()),
+                    "segmentation": {"size": [self._side, self._side], "counts": run_lengths(instance.visible)},
                     "iscrowd": 0,
                 }
             )
 
     def content(self) -> CocoFile:
-        """The file's content."""
-        categories: list[CocoCategory] = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
+        """Return the file's content."""
+        categories: list[CocoCategory] = [
+            {"id": category_id, "name": name} for name, category_id in CATEGORY_IDS.items()
+        ]
         return {"images": self._images, "annotations": self._annotations, "categories": categories}
 
 
 def run_lengths(region: NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of False and True in turn, column by column, beginning with False (COCO's format)."""
+    """Return the lengths of the runs of False and True in turn, column by column, from False on (COCO's format).
+
+    Args:
+        region: (height, width).
+    """
     flat = np.concatenate([[False], region.ravel(order="F"), [not region[-1, -1]]])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return [int(length) for length in np.diff(changes, prepend=0)]
@@ -233,11 +267,11 @@ OUTLINES: dict[str, tuple[Points, ...]] = {
     "star": (_star(5, 0.42),),
     "triangle": (_polygon(3),),
 }
-"""Closed outlines within the unit circle; a second one is a hole."""
+"""Closed outlines, (corners, 2) each, within the unit circle; a second one is a hole."""
 
 
 def _draw(name: str, center: Points, radius: float, angle: float, side: int) -> NDArray[np.bool_]:
-    """Pixels (side, side) of a shape turned by `angle`, radians."""
+    """Return the pixels (side, side) of a shape that is rotated by `angle`, in radians."""
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     canvas = np.zeros((side, side), np.uint8)
     outlines = [
@@ -248,7 +282,7 @@ def _draw(name: str, center: Points, radius: float, angle: float, side: int) -> 
 
 
 def _texture(rng: np.random.Generator, side: int, color: Points) -> NDArray[np.float32]:
-    """A blotchy surface around a colour, (side, side, 3)."""
+    """Return a blotchy surface around a colour, (side, side, 3)."""
     cells = int(rng.integers(2, 9))
     blotches = rng.normal(0, rng.uniform(6, 22), (cells, cells, 3)).astype(np.float32)
     return color.astype(np.float32) + cv2.resize(blotches, (side, side), interpolation=cv2.INTER_CUBIC)
@@ -260,7 +294,7 @@ def _paint(rng: np.random.Generator, image: NDArray[np.float32], region: NDArray
 
 
 def _draw_bar(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
-    """Draw a line across the picture, over everything."""
+    """Draw a line over the whole image, in place."""
     side = len(image)
     first, second = rng.uniform(0, side, (2, 2)).astype(int)
     color = rng.uniform(*_DARK, 3)
@@ -274,7 +308,7 @@ def _draw_bar(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
 
 
 def _finish(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Blur, noise and contrast of a camera."""
+    """Return the image with a camera's blur, noise and contrast."""
     blurred = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.0)))
     noisy = blurred + rng.normal(0, rng.uniform(2, 14), image.shape)
     contrast, brightness = rng.uniform(0.6, 1.1), rng.uniform(-20, 20)

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, read through an index that says where every sample is."""
+"""Tar shards in WebDataset's layout, read through an index with every sample's offset."""
 
 import hashlib
 import io
@@ -20,10 +20,11 @@ from scalablevit.data.sources.listing import Listing, Names
 from scalablevit.text import and_more
 
 INDEX = "index.json"
+"""Name of the index file in a folder of shards."""
 BLOCK = 512
-"""Bytes: a tar file's headers have as many, and contents are filled up to multiples of it."""
+"""Bytes of a tar file's header; contents are padded to multiples of it."""
 _NAME_BYTES = 100
-"""Of a header, from its start."""
+"""Bytes of the name field at the start of a header."""
 _NAMED = 5
 _REPACK = f"pack the folder again with {command_name('pack')}, or copy the shards again"
 
@@ -35,30 +36,34 @@ class Member:
     shard: Path
     name: str
     offset: int
-    """Of its first byte in the shard."""
+    """Bytes of the shard before the image."""
     size: int
-    """Bytes."""
+    """Bytes of the image."""
 
     def __str__(self) -> str:
         return f"{self.shard}/{self.name}"
 
     def read_bytes(self) -> bytes:
-        """The encoded image.
+        """Return the encoded image.
 
         Raises:
-            OSError: the shard cannot be read, ends too early, or has something else at this place.
+            OSError: the shard cannot be read, ends too early, or has another file at this offset.
         """
         with self.shard.open("rb") as file:
             file.seek(self.offset - BLOCK)
-            found = file.read(BLOCK + self.size)
-        if found[:_NAME_BYTES].rstrip(b"\0") != self.name.encode():
+            content = file.read(BLOCK + self.size)
+        if content[:_NAME_BYTES].rstrip(b"\0") != self.name.encode():
             raise OSError(f"the shard has something else at this place, it and its {INDEX} do not belong together")
-        if len(found) < BLOCK + self.size:
+        if len(content) < BLOCK + self.size:
             raise OSError("the shard is cut short")
-        return found[BLOCK:]
+        return content[BLOCK:]
 
     def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
-        """`read_bytes` as a file."""
+        """Return the encoded image as a file in memory.
+
+        Raises:
+            OSError: as `read_bytes`.
+        """
         return io.BytesIO(self.read_bytes())
 
 
@@ -70,13 +75,13 @@ class Shard(Section):
     size: Annotated[int, Field(ge=0, lt=2**63)]
     """Bytes of the file."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the file."""
+    """SHA-256 of the file, in hexadecimal."""
     names: Annotated[
         list[Annotated[str, Field(pattern=r"^[0-9]+\.[0-9a-z]+$", max_length=_NAME_BYTES)]], Field(min_length=1)
     ]
-    """Of the images in the tar file: `<key>.<suffix>`."""
+    """Names of the images in the tar file: `<key>.<suffix>`."""
     labels: list[int]
-    """Class numbers."""
+    """Class indices."""
     offsets: list[int]
     """Bytes of the file before each image."""
     sizes: list[int]
@@ -93,12 +98,12 @@ class Shard(Section):
 
 
 class Index(Section):
-    """What `index.json` holds."""
+    """The content of `index.json`."""
 
     version: Literal[1]
-    """Of this layout."""
+    """Version of this layout."""
     classes: Annotated[list[str], Field(min_length=1)]
-    """Names; labels count from 0 in this order."""
+    """Names, by class index from 0."""
     shards: Annotated[list[Shard], Field(min_length=1)]
     """In the order of the samples."""
 
@@ -113,46 +118,47 @@ class Index(Section):
 
 
 class Shards(Sequence[Member]):
-    """The images of a folder of shards, by number: finding one is arithmetic.
+    """The images of a folder of shards, by index: finding one is arithmetic.
 
     Args:
-        folder: holds the index and the shards.
+        folder: with the index and the shards.
         listing: of `open_shards`.
     """
 
     def __init__(self, folder: Path, listing: Listing) -> None:
         self.folder = folder
         self.index_sha256: str = listing.facts["index_sha256"]
-        self.files: list[tuple[str, int, str]] = [tuple(each) for each in listing.facts["shards"]]
+        self.files: list[tuple[str, int, str]] = [tuple(file) for file in listing.facts["shards"]]
+        """Name, bytes and SHA-256 of each shard."""
         self.file_names = Names.of(name for name, _, _ in self.files)
         self.labels: NDArray[np.int32] = listing.arrays["labels"]
         self.sizes: NDArray[np.int64] = listing.arrays["member_sizes"]
         self._names = Names.from_listing(listing)
         self._offsets: NDArray[np.int64] = listing.arrays["offsets"]
         self.ends: NDArray[np.int64] = listing.arrays["shard_ends"]
-        """(shards,) where each shard's images end."""
+        """(shards,) index after each shard's last image."""
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, i: int) -> Member:  # type: ignore[override]  # no slices: nobody asks for them
-        name, _, _ = self.files[self.number_of(i)]
+    def __getitem__(self, i: int) -> Member:  # type: ignore[override]  # no slices: they are not used
+        name, _, _ = self.files[self.shard_of(i)]
         return Member(self.folder / name, self._names[i], int(self._offsets[i]), int(self.sizes[i]))
 
-    def number_of(self, i: int) -> int:
-        """Number of the shard that holds image i."""
+    def shard_of(self, i: int) -> int:
+        """Return the index of the shard with image i."""
         return int(np.searchsorted(self.ends, i, side="right"))
 
 
 def open_shards(folder: Path, where: str) -> Listing:
-    """Read a folder's index and hold it against the sizes of the files next to it.
+    """Read a folder's index, and compare it with the sizes of the shards.
 
     Args:
-        folder: of `pipelines/pack.py`.
+        folder: made by `pipelines/pack.py`.
         where: dotted recipe key, for errors.
 
     Raises:
-        UserError: no index, one that is no file or contradicts itself, or shards that are missing or of another size.
+        UserError: there is no index, it is no file or contradicts itself, or shards are missing or of another size.
     """
     file = folder / INDEX
     if os.path.lexists(file) and not _is_file(file):
@@ -166,12 +172,12 @@ def open_shards(folder: Path, where: str) -> Listing:
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} cannot be used: {place}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
-    wrong = [problem for shard in index.shards if (problem := _problem(folder / shard.name, shard.size))]
-    if wrong:
-        named = "; ".join(wrong[:_NAMED]) + and_more(len(wrong), _NAMED)
-        raise UserError(f"{len(wrong)} shards are damaged: {named}", where=where, fix=_REPACK)
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} cannot be used: {key}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
+    problems = [problem for shard in index.shards if (problem := _size_problem(folder / shard.name, shard.size))]
+    if problems:
+        named = "; ".join(problems[:_NAMED]) + and_more(len(problems), _NAMED)
+        raise UserError(f"{len(problems)} shards are damaged: {named}", where=where, fix=_REPACK)
     return _list_index(index, hashlib.sha256(content).hexdigest())
 
 
@@ -193,18 +199,18 @@ def _list_index(index: Index, index_sha256: str) -> Listing:
     return Listing(facts, arrays)
 
 
-def _problem(file: Path, size: int) -> str:
-    """What is wrong with a shard by its size."""
+def _size_problem(file: Path, size: int) -> str:
+    """Return what is wrong with a shard, by its size in bytes; empty if nothing is."""
     if not _is_file(file):
         return f"{file} is no file"
-    found = file.stat().st_size
-    return "" if found == size else f"{file} has {found} bytes, not {size}"
+    actual = file.stat().st_size
+    return "" if actual == size else f"{file} has {actual} bytes, not {size}"
 
 
 def _is_file(file: Path) -> bool:
-    """Links are not followed, since they might lead out of the data set, and a pipe would be read for ever."""
+    """Return whether it is a plain file: a link might lead out of the data set, and a pipe never ends."""
     return not file.is_symlink() and file.is_file()
 
 
 def _join(lists: list[list[int]], kind: "np.dtype[np.signedinteger]") -> "NDArray[np.signedinteger]":
-    return np.concatenate([np.asarray(each, kind) for each in lists])
+    return np.concatenate([np.asarray(values, kind) for values in lists])

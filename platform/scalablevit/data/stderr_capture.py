@@ -1,4 +1,4 @@
-"""Capture of standard error, the only place where native decoders report damage that they pass over."""
+"""Capture of standard error, the only place where native decoders report damage that they tolerate."""
 
 import os
 import tempfile
@@ -6,9 +6,9 @@ import warnings
 
 
 class StderrCapture:
-    """Redirects this process's standard error to a file, so that a decoder's messages can be assigned to images.
+    """Redirects this process's standard error to a temporary file, so that a decoder's messages belong to one image.
 
-    For processes that do nothing but decode, one file at a time. Python's own warnings are silenced: they are about
+    It is for processes that only decode, one image at a time. Python's own warnings are ignored: they are about
     metadata.
     """
 
@@ -18,7 +18,7 @@ class StderrCapture:
         os.dup2(self._file.fileno(), 2)
 
     def take(self) -> str:
-        """Return what was written since the last call, on one line."""
+        """Return the text since the last call, on one line; empty if there is none."""
         self._file.seek(0)
         text = " ".join(self._file.read().decode(errors="replace").split())
         self._file.seek(0)

@@ -1,4 +1,4 @@
-"""Sample transforms of each task and split, from the recipe: uint8 RGB in, uint8 RGB out, labels in step."""
+"""Transforms of single samples, by data section and split: uint8 RGB in, uint8 RGB out, labels transformed alike."""
 
 import os
 import random
@@ -24,18 +24,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else each import asks 
 import albumentations as A
 
 TransformParams: TypeAlias = dict[str, Any]
-"""What albumentations hands from one method of a transform to the next, by names that each transform chooses."""
+"""Values that albumentations passes from one method of a transform to the next, by names that the transform chooses."""
 
 Transform: TypeAlias = A.Compose
 UserTransform: TypeAlias = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
+"""A user's own transform: takes an RGB image uint8 (height, width, 3), and returns one of the same shape."""
 
 
 def train_transform(data: DataSection) -> Transform:
-    """Augmentation of the training split; call it through `augment`.
+    """Return the augmentation of the training split; apply it by `augment` or `augment_instances`.
 
-    Image folders: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
+    Labelled images: random resized crop to `image_size`, flip, then RandAugment or colour jitter. Mask pairs:
     `ScaleSides` with a random factor, a random square crop (padded at the right and bottom with the mean colour and
-    the ignored label), flip, colour jitter. COCO: `DrawnShortSide`, flip, colour jitter, with boxes and masks.
+    the ignored label), flip, colour jitter. COCO: `RandomShortSide`, flip, colour jitter, with boxes and masks.
     """
     fill = fill_color(data)
     if isinstance(data, LabelledImages):
@@ -45,7 +46,7 @@ def train_transform(data: DataSection) -> Transform:
         ]
         colors: list[A.BasicTransform] = [RandAugmentation(data.rand_augment, fill)] if data.rand_augment else []
     elif isinstance(data, CocoInstances):
-        geometry = [DrawnShortSide(data.train_short_sides or (data.short_side, data.short_side), data.long_side)]
+        geometry = [RandomShortSide(data.train_short_sides or (data.short_side, data.short_side), data.long_side)]
         colors = []
     else:
         geometry = [
@@ -70,10 +71,11 @@ def train_transform(data: DataSection) -> Transform:
 
 
 def eval_transform(data: DataSection) -> Transform:
-    """Preparation of an image for evaluation and serving: `eval_transform(data)(image=image)["image"]`.
+    """Return the transform of evaluation and serving; apply it as `eval_transform(data)(image=image)["image"]`.
 
-    Image folders: `MiddleOfStrip`, shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs: `ScaleSides`
-    without crop; masks are not passed through it, since the metric is computed at the original size. COCO likewise.
+    Labelled images: `MiddleOfStrip`, shorter side to `eval_resize`, centre crop of `image_size`. Mask pairs:
+    `ScaleSides` without crop; masks are not transformed, since the metric is computed at the original size. COCO
+    likewise.
     """
     if isinstance(data, MaskPairs | CocoInstances):
         return A.Compose([ScaleSides(data.short_side, data.long_side)])
@@ -82,15 +84,15 @@ def eval_transform(data: DataSection) -> Transform:
 
 
 def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """Prepare a decoded image as evaluation does, for the stage's network.
+    """Return a decoded image as the network's input, transformed as in evaluation.
 
     Args:
         stage: the recipe's stage that the network was trained by.
-        image: RGB (height, width, 3).
-        device: where the result is.
+        image: uint8 (height, width, 3), RGB.
+        device: of the result.
 
     Returns:
-        Normalized float32 (1, 3, height, width), at the size that `eval_transform` gives.
+        Normalized float32 (1, 3, h, w), at the size that `eval_transform` gives.
     """
     data = stage.data
     pixels = torch.from_numpy(eval_transform(data)(image=image)["image"])[None].to(device)
@@ -100,7 +102,7 @@ def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) 
 def augment(
     transform: Transform, seed: int, key: Key, image: NDArray[np.uint8], labels: NDArray[np.uint8] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Apply a transform with randomness that depends on (seed, epoch, position) and on nothing else.
+    """Return image and labels after a transform whose randomness depends on (seed, epoch, position) alone.
 
     One pair of generators is shared by all transforms. A seed for each (`set_random_seed`, `Compose(seed=...)`) would
     give them all the same draws, so that everything of equal probability happens together or not at all.
@@ -108,42 +110,42 @@ def augment(
     Args:
         transform: of `train_transform`.
         seed: the recipe's.
-        key: the sample's place in the stream.
+        key: of the sample.
         image: uint8 (height, width, 3).
         labels: uint8 (height, width), or None.
     """
     _seed(transform, seed, key)
     targets = {"image": image} if labels is None else {"image": image, "mask": labels}
-    made = transform(**targets)
-    return made["image"], made.get("mask")
+    augmented = transform(**targets)
+    return augmented["image"], augmented.get("mask")
 
 
 def registered_transforms(data: DataSection) -> tuple[UserTransform, ...]:
-    """Return the users' own transforms that a data section lists."""
+    """Return the users' own transforms that `data.transforms` lists; COCO has none."""
     return () if isinstance(data, CocoInstances) else tuple(TRANSFORMS[name] for name in data.transforms)
 
 
 def apply_registered(
     transforms: Sequence[UserTransform], seed: int, key: Key, image: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Apply users' own transforms, each with a generator of (seed, epoch, position) and its place among them.
+    """Return an image after users' own transforms, each with a generator of (seed, epoch, position, its number from 1).
 
     Args:
         transforms: of `registered_transforms`.
         seed: the recipe's.
-        key: the sample's place in the stream.
+        key: of the sample.
         image: uint8 (height, width, 3).
 
     Raises:
-        TypeError: one returns something other than such an image of the same shape.
+        TypeError: a transform returns something other than such an image of the same shape.
     """
     for number, transform in enumerate(transforms, start=1):
-        made = transform(image.copy(), np.random.default_rng([seed, key.epoch, key.position, number]))
-        if not isinstance(made, np.ndarray) or (made.dtype, made.shape) != (image.dtype, image.shape):
-            found = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+        result = transform(image.copy(), np.random.default_rng([seed, key.epoch, key.position, number]))
+        if not isinstance(result, np.ndarray) or (result.dtype, result.shape) != (image.dtype, image.shape):
+            actual = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
             name = f"{transform.__module__}.{transform.__qualname__}"
-            raise TypeError(f"transform {name} makes {found} of uint8 {image.shape}; it must keep type and shape")
-        image = made
+            raise TypeError(f"transform {name} makes {actual} of uint8 {image.shape}; it must keep type and shape")
+        image = result
     return image
 
 
@@ -156,25 +158,29 @@ def augment_instances(
     labels: NDArray[np.int64],
     masks: NDArray[np.uint8] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64], NDArray[np.uint8] | None]:
-    """`augment` with boxes, their labels and masks in step; boxes that end up below 1 pixel are left out of all three.
+    """Return image, boxes, labels and masks after a transform, with the randomness of `augment`.
+
+    Objects whose box becomes less than 1 pixel wide or high are dropped.
 
     Args:
         transform: of `train_transform` for COCO data.
         seed: the recipe's.
-        key: the sample's place in the stream.
+        key: of the sample.
         image: uint8 (height, width, 3).
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
-        labels: (n,).
+        labels: (n,) class indices.
         masks: uint8 (n, height, width), or None.
     """
     _seed(transform, seed, key)
     targets = {} if masks is None or not len(masks) else {"masks": masks}
-    made = transform(image=image, bboxes=boxes, numbers=np.arange(len(boxes)), **targets)
-    left = np.asarray(made["numbers"], np.int64)  # albumentations takes boxes out, but not their masks
-    moved = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
+    augmented = transform(image=image, bboxes=boxes, numbers=np.arange(len(boxes)), **targets)
+    kept = np.asarray(augmented["numbers"], np.int64)  # albumentations drops boxes, but not their masks
+    boxes = np.asarray(augmented["bboxes"], np.float32).reshape(-1, 4)
     if masks is not None:
-        masks = np.asarray(made["masks"])[left] if targets else np.zeros((0, *made["image"].shape[:2]), np.uint8)
-    return made["image"], moved, labels[left], masks
+        masks = (
+            np.asarray(augmented["masks"])[kept] if targets else np.zeros((0, *augmented["image"].shape[:2]), np.uint8)
+        )
+    return augmented["image"], boxes, labels[kept], masks
 
 
 def _seed(transform: Transform, seed: int, key: Key) -> None:
@@ -183,52 +189,61 @@ def _seed(transform: Transform, seed: int, key: Key) -> None:
 
 
 def fill_color(data: DataSection) -> Color:
-    """The mean colour in 0..255, which normalizing turns into about zero."""
+    """Return the mean colour in 0..255, which normalization makes about zero."""
     return mean_color(data.mean)
 
 
 def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Height and width after scaling by min(short_side / min(h, w), long_side / max(h, w)), rounded half up."""
+    """Return height and width after scaling by min(short_side / min(h, w), long_side / max(h, w)), rounded half up.
+
+    All are in pixels; a side has at least 1.
+    """
     factor = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def resize_antialiased(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize to (height, width) by the antialiased bilinear filter of torchvision and Pillow, within 1 of 255.
+    """Return an image (height, width, 3) resized by the antialiased bilinear filter of torchvision and Pillow.
 
-    OpenCV has no such filter, and its averaging over areas takes three times as long.
+    Values differ from theirs by at most 1 of 255. OpenCV has no such filter, and its averaging over areas takes three
+    times as long.
+
+    Args:
+        image: uint8 (height, width, 3).
+        size: height and width of the result, pixels.
     """
     batch = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # channels last: the fast kernel
     return F.interpolate(batch, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)[0].numpy()
 
 
 class AntialiasedCrop(A.RandomResizedCrop):  # type: ignore[misc]  # albumentations is untyped
-    """albumentations' random resized crop, shrunk as torchvision shrinks."""
+    """albumentations' random resized crop, resized by `resize_antialiased`."""
 
     def apply(self, img: NDArray[np.uint8], crop_coords: tuple[int, int, int, int], **params: Any) -> NDArray[np.uint8]:
-        """Cut and resize an image."""
+        """Crop and resize an image (height, width, 3)."""
         left, top, right, bottom = crop_coords
         return resize_antialiased(img[top:bottom, left:right], self.size)
 
 
 class AntialiasedSide(A.SmallestMaxSize):  # type: ignore[misc]  # albumentations is untyped
-    """albumentations' resizing of the shorter side, shrunk as torchvision shrinks."""
+    """albumentations' resizing by the shorter side, with `resize_antialiased`."""
 
     def apply(self, img: NDArray[np.uint8], scale: float, **params: Any) -> NDArray[np.uint8]:
-        """Resize an image."""
+        """Resize an image (height, width, 3) by a factor."""
         height, width = (max(1, round(side * scale)) for side in img.shape[:2])
         return resize_antialiased(img, (height, width))
 
 
 class ScaleSides(A.DualTransform):  # type: ignore[misc]  # albumentations is untyped
-    """Scale the short side to a length, the long side to at most another, keeping the aspect ratio.
+    """Scales the short side to a length, the long side to at most another, keeping the aspect ratio.
 
-    Images are averaged over areas when they shrink; labels take the nearest pixel.
+    Images are averaged over areas when they shrink, else bilinear; labels take the nearest pixel.
 
     Args:
         short_side: pixels of the short side.
         long_side: most pixels of the long side.
         scale_range: bounds of a random factor on both.
+        p: albumentations' probability of the transform.
     """
 
     def __init__(
@@ -257,36 +272,40 @@ class ScaleSides(A.DualTransform):  # type: ignore[misc]  # albumentations is un
         return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
     def apply_to_bboxes(self, bboxes: NDArray[np.float32], **params: Any) -> NDArray[np.float32]:
-        """Boxes come as fractions of the image, which scaling leaves as they are."""
+        """Return boxes unchanged: albumentations passes them as fractions of the image."""
         return bboxes
 
 
 class MiddleOfStrip(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
-    """Cut an image that is much longer than wide to its middle, which is all that a centre crop keeps.
+    """Crops an image that is much longer than wide to its middle, of which a centre crop keeps less anyway.
 
     Scaling the short side of a file of 1 x 60 000 pixels to 256 would take 12 GB.
+
+    Args:
+        p: albumentations' probability of the transform.
     """
 
     LONGEST = 16
-    """Short sides."""
+    """Longest side that is kept, in short sides."""
 
     def __init__(self, p: float = 1.0) -> None:
         super().__init__(p=p)
 
     def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
-        """Cut both ends alike."""
+        """Crop both ends of an image (height, width, 3) equally."""
         height, width = img.shape[:2]
         longest = self.LONGEST * min(height, width)
         top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
         return img[top : height - top, left : width - left]
 
 
-class DrawnShortSide(ScaleSides):
-    """Scale the short side to a length drawn for each image, the long side to at most another.
+class RandomShortSide(ScaleSides):
+    """Scales the short side to a random length for each image, the long side to at most another.
 
     Args:
-        short_sides: least and most pixels of the short side, each whole number alike.
+        short_sides: least and most pixels of the short side; each whole number between is equally probable.
         long_side: most pixels of the long side.
+        p: albumentations' probability of the transform.
     """
 
     def __init__(self, short_sides: tuple[int, int], long_side: int, p: float = 1.0) -> None:
@@ -294,17 +313,18 @@ class DrawnShortSide(ScaleSides):
         self.short_sides = short_sides
 
     def get_params_dependent_on_data(self, params: TransformParams, data: TransformParams) -> TransformParams:
-        """Draw the short side."""
+        """Draw the length of the short side."""
         height, width = params["shape"][:2]
         return {"size": scaled_size(height, width, self.py_random.randint(*self.short_sides), self.long_side)}
 
 
 class RandAugmentation(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
-    """`rand_augment` as a transform.
+    """`rand_augment` as an albumentations transform.
 
     Args:
         settings: strength and number of operations.
-        fill: RGB of pixels that move in from outside.
+        fill: RGB, 0 to 255, of pixels that move in from outside.
+        p: albumentations' probability of the transform.
     """
 
     def __init__(self, settings: RandAugment, fill: Color, p: float = 1.0) -> None:
@@ -313,5 +333,5 @@ class RandAugmentation(A.ImageOnlyTransform):  # type: ignore[misc]  # albumenta
         self.fill = fill
 
     def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
-        """Augment an image."""
+        """Augment an image (height, width, 3)."""
         return rand_augment(img, self.settings, self.fill, self.py_random)

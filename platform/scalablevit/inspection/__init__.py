@@ -1,1 +1,1 @@
-"""Looking at data before training: what it holds, and what is wrong with it."""
+"""Inspection of data before training: statistics, and problems."""

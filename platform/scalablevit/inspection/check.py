@@ -1,4 +1,4 @@
-"""Looking at every file of a split before training starts: headers, ids and sizes of masks, or every pixel."""
+"""Check of every file of a split before training starts: headers, ids and sizes of masks, or every pixel."""
 
 import hashlib
 import json
@@ -41,50 +41,51 @@ from scalablevit.text import and_more
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
 Kind = Literal["unreadable", "wrong", "damaged", "transparent", "deep", "low range"]
+"""Kinds of problems and notes; each is explained at the field of `Report` with its name."""
 
 _VERSION = 4
 """Part of the cache's key: raise it when the checks change."""
-_SHOWN = 5
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a file."""
+    """A file, and what is wrong with it."""
 
     path: str
     reason: str
     count: int = 1
-    """Files of its kind that this one stands for, itself included."""
+    """Number of files with this problem, of which this one is the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the check of a split found."""
+    """The result of the check of a split."""
 
     samples: int
     """Samples of the split."""
     unreadable: tuple[Problem, ...]
-    """Images and masks that cannot be decoded: training can leave a few out."""
+    """Images and masks that cannot be decoded: training can skip a few."""
     wrong: tuple[Problem, ...]
     """Masks of another size than their image, with unknown ids or without ids: the data set is not what the recipe
-    says."""
+    describes."""
     damaged: tuple[Problem, ...] = ()
-    """JPEGs that decode although data in them is broken, and shards that are not what was packed: training cannot tell,
-    and learns from what comes out."""
+    """JPEGs that decode although data in them is damaged, and shards whose sums are not those of the index: training
+    cannot detect them, and learns from what is decoded."""
     transparent: int = 0
     """Images with transparent pixels; where only headers are read, with an alpha channel or a transparent colour."""
     deep: int = 0
-    """Images of 16 or 32 bits a channel whose values were looked at: a sample of them where only headers are read."""
+    """Images of 16 or 32 bits per channel whose values were read: a sample of them where only headers are read."""
     low_range: int = 0
-    """Those of them whose values do not tell that their range is 0..65535, by which they are scaled."""
+    """Those of `deep` whose values are so low that their range may not be 0..65535, by which they are scaled."""
     examples: dict[str, Problem] = field(default_factory=dict)
-    """The first of `transparent` and of `low range`, by these words."""
+    """The first image of the kinds `transparent` and `low range`."""
     counts: Counts = field(default_factory=Counts)
-    """Of what the samples hold."""
+    """Counts over the contents of the samples."""
 
     @property
     def complete(self) -> bool:
-        """Whether every sample was looked at; false only after a deadline."""
+        """Return whether every sample was checked; false only after a deadline."""
         return self.counts.looked_at == self.samples
 
 
@@ -96,40 +97,44 @@ def check_split(
     depth: Depth = "masks",
     deadline: float | None = None,
 ) -> Report:
-    """Look at every sample of a split; work of more than 10 s prints how far it is.
+    """Check every sample of a split; work of more than 10 s prints its progress.
 
     Args:
         source: the split.
         data: the recipe's data section.
-        workers: threads; processes with `pixels`, one decoder in each so that what it says belongs to one file.
-        cache: folder that keeps reports by the source's digest, so that the next check of the same data is quick.
+        workers: number of threads; with `pixels` of processes, with one decoder each, so that its messages belong to
+            one file.
+        cache: folder that stores reports by the source's digest, so that the next check of the same data is quick.
         depth: how much of each file is read.
-        deadline: of `time.monotonic()`; samples that are not reached by then are left out, and nothing is kept. Not
-            with `pixels`.
+        deadline: time of `time.monotonic()`, in seconds; samples that are not reached by then are skipped, and the
+            report is not stored. Not with `pixels`.
+
+    Raises:
+        UserError: a process of the check was killed, most likely for lack of memory.
     """
     file = cache / f"{_cache_key(source, data, depth)}.json" if cache else None
     if file and (report := _load(file)):
         return report
     progress = Progress(f"{depth} of {shown(source.images)}", len(source), "images")
-    found, counts = list[tuple[Problem, Kind]](), Counts()
-    with _pool(source, data, workers, depth, deadline) as over_parts:
-        for problems, part_counts in over_parts(source.parts()):
-            found += problems
+    problems, counts = list[tuple[Problem, Kind]](), Counts()
+    with _pool(source, data, workers, depth, deadline) as check_parts:
+        for part_problems, part_counts in check_parts(source.parts()):
+            problems += part_problems
             counts += part_counts
             progress.add(part_counts.looked_at)
     if depth == "pixels":
-        found += [
+        problems += [
             (Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged_files()
         ]
     report = Report(
         samples=len(source),
-        unreadable=tuple(problem for problem, kind in found if kind == "unreadable"),
-        wrong=tuple(problem for problem, kind in found if kind == "wrong"),
-        damaged=tuple(problem for problem, kind in found if kind == "damaged"),
-        transparent=_count(found, "transparent"),
-        deep=_count(found, "deep"),
-        low_range=_count(found, "low range"),
-        examples={kind: problem for problem, kind in reversed(found) if kind in ("transparent", "low range")},
+        unreadable=tuple(problem for problem, kind in problems if kind == "unreadable"),
+        wrong=tuple(problem for problem, kind in problems if kind == "wrong"),
+        damaged=tuple(problem for problem, kind in problems if kind == "damaged"),
+        transparent=_count(problems, "transparent"),
+        deep=_count(problems, "deep"),
+        low_range=_count(problems, "low range"),
+        examples={kind: problem for problem, kind in reversed(problems) if kind in ("transparent", "low range")},
         counts=counts,
     )
     if file and report.complete:
@@ -138,7 +143,12 @@ def check_split(
 
 
 def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data") -> None:
-    """Refuse a split with wrong masks, or with more unreadable samples than `max_bad_fraction`.
+    """Refuse a split with wrong masks, or with too many unreadable samples.
+
+    Args:
+        report: of the split.
+        max_bad_fraction: fraction of the samples, 0 to 1, that may be unreadable.
+        where: dotted recipe key, for errors.
 
     Raises:
         UserErrors: both kinds, with the first files of each.
@@ -166,15 +176,15 @@ def raise_if_fatal(report: Report, max_bad_fraction: float, where: str = "data")
 
 
 def mask_advice(report: Report) -> str:
-    """Return what to do about the wrong masks of a report."""
+    """Return advice on the wrong masks of a report."""
     colored = [CODED_BY_COLOR in problem.reason for problem in report.wrong]
     ids = "write masks with one channel of class ids, or a palette with them as indices, in place of colours"
     others = "correct the masks, or classes, ignore_index and reduce_zero_label"
-    return "; ".join(advice for advice, given in ((ids, any(colored)), (others, not all(colored))) if given)
+    return "; ".join(advice for advice, applies in ((ids, any(colored)), (others, not all(colored))) if applies)
 
 
 def image_notes(report: Report) -> tuple[str, ...]:
-    """Return warnings of images whose pixels may not become what was meant, with their number and an example."""
+    """Return warnings of images that may lose information in the conversion to 8-bit RGB, each with an example."""
     notes = []
     if report.transparent:
         first = report.examples["transparent"]
@@ -192,18 +202,18 @@ def image_notes(report: Report) -> tuple[str, ...]:
 
 
 Problems = list[tuple[Problem, Kind]]
-Found = tuple[Problems, Counts]
+PartResult = tuple[Problems, Counts]
 Notes = dict[Kind, list[Problem]]
 _DEEP_PARTS, _DEEP_IMAGES = 16, 4
-"""Where headers are read, values of deep images are looked at in so many parts all over the split, of so many each."""
+"""Where only headers are read, values of at most so many deep images are read in each of so many parts of the split."""
 
 
-def _count(found: Problems, wanted: Kind) -> int:
-    return sum(problem.count for problem, kind in found if kind == wanted)
+def _count(problems: Problems, wanted: Kind) -> int:
+    return sum(problem.count for problem, kind in problems if kind == wanted)
 
 
 class _Checker:
-    """Looks at single samples."""
+    """Checks single samples."""
 
     def __init__(
         self,
@@ -220,28 +230,29 @@ class _Checker:
         self.stderr_capture = stderr_capture
         self.deadline = deadline
         starts = [part.start for part in source.parts()]
-        self.looked_into = frozenset(starts[:: -(-len(starts) // _DEEP_PARTS)])
+        self.deep_parts = frozenset(starts[:: -(-len(starts) // _DEEP_PARTS)])
 
-    def part(self, part: range) -> Found:
-        """Problems and counts of some samples, or of the first of them that a deadline leaves time for.
+    def part(self, part: range) -> PartResult:
+        """Return problems and counts of some samples, or of the first of them if there is a deadline.
 
-        For each kind of note there is its first sample with their number.
+        Each kind of note is one problem: its first sample with their number.
         """
         counter, problems, notes = Counter(), list[tuple[Problem, Kind]](), dict[Kind, list[Problem]]()
-        look_at = _DEEP_IMAGES if part.start in self.looked_into else 0
+        deep_images = _DEEP_IMAGES if part.start in self.deep_parts else 0
         for i in part:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
-            if (found := self._sample(i, counter, notes, look_at)) is not None:
-                problems.append(found)
+            if (problem := self._sample(i, counter, notes, deep_images)) is not None:
+                problems.append(problem)
             counter.looked_at += 1
         problems += [(replace(noted[0], count=len(noted)), kind) for kind, noted in notes.items()]
         return problems, counter.counts(self.source.annotations, part[: counter.looked_at])
 
-    def _sample(self, i: int, counter: Counter, notes: Notes, look_at: int) -> tuple[Problem, Kind] | None:
+    def _sample(self, i: int, counter: Counter, notes: Notes, deep_images: int) -> tuple[Problem, Kind] | None:
+        """Return what is wrong with sample i; count and note the rest."""
         sample, annotations = self.source[i], self.source.annotations
         try:
-            size = self._size(sample, counter, notes, look_at)
+            size = self._size(sample, counter, notes, deep_images)
             if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
                 # not of the kind `wrong`, since published sets hold a few of them
                 return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
@@ -253,15 +264,15 @@ class _Checker:
             return Problem(shown(sample.image), f"the decoder says: {text}"), "damaged"
         return None
 
-    def _size(self, sample: Sample, counter: Counter, notes: Notes, look_at: int) -> tuple[int, ...]:
-        """Height and width of an image; what its conversion to 8-bit RGB may change is noted."""
+    def _size(self, sample: Sample, counter: Counter, notes: Notes, deep_images: int) -> tuple[int, ...]:
+        """Return height and width of an image; note what its conversion to 8-bit RGB may change."""
         header = read_header(sample.image, self.max_pixels)
         if header.turned:
             counter.turned.append(shown(sample.image))
         if self.depth != "pixels":
             if header.transparency:
                 _note(notes, "transparent", sample, "an alpha channel or a transparent colour")
-            if not header.deep or len(notes.get("deep", ())) >= look_at:
+            if not header.deep or len(notes.get("deep", ())) >= deep_images:
                 return header.size
         if self.stderr_capture:
             self.stderr_capture.take()
@@ -275,10 +286,10 @@ class _Checker:
         return decoded.pixels.shape[:2]
 
     def _mask(self, path: Path, size: tuple[int, ...], table: NDArray[np.uint8], counter: Counter) -> str | None:
-        """Why a mask does not fit its image and the recipe's classes."""
+        """Return why a mask does not fit its image or the recipe's classes."""
         if self.depth == "headers":
-            found = read_mask_size(path, self.max_pixels)
-            return None if found == size else size_mismatch(found, size)
+            mask_size = read_mask_size(path, self.max_pixels)
+            return None if mask_size == size else size_mismatch(mask_size, size)
         mask = read_mask(path, self.max_pixels)
         if mask.shape != size:
             return size_mismatch(mask.shape, size)
@@ -294,13 +305,13 @@ def _note(notes: Notes, kind: Kind, sample: Sample, reason: str) -> None:
     notes.setdefault(kind, []).append(Problem(shown(sample.image), reason))
 
 
-OverParts = Callable[[list[range]], Iterator[Found]]
+CheckParts = Callable[[list[range]], Iterator[PartResult]]
 _checker: _Checker
-"""Of a process that decodes for another one; a copy with every task would cost more than the task."""
+"""The checker of a worker process; pickling one with every task would cost more than the task."""
 
 
 @contextmanager
-def _pool(source: Source, data: Data, workers: int, depth: Depth, deadline: float | None) -> Iterator[OverParts]:
+def _pool(source: Source, data: Data, workers: int, depth: Depth, deadline: float | None) -> Iterator[CheckParts]:
     if depth != "pixels":
         with ThreadPoolExecutor(max(1, workers)) as threads:
             yield partial(threads.map, _Checker(source, data, depth, deadline=deadline).part)
@@ -320,22 +331,22 @@ def _pool(source: Source, data: Data, workers: int, depth: Depth, deadline: floa
 
 
 def _start_process(source: Source, data: Data) -> None:
-    global _checker  # noqa: PLW0603  # the one thing that a process of the pool keeps
+    global _checker  # noqa: PLW0603  # the state of a process of the pool
     cv2.setNumThreads(0)
     _checker = _Checker(source, data, "pixels", StderrCapture())
 
 
-def _part_in_process(part: range) -> Found:
+def _part_in_process(part: range) -> PartResult:
     return _checker.part(part)
 
 
 def _named(problems: tuple[Problem, ...]) -> str:
-    lines = [f"\n    {problem.path}: {problem.reason}" for problem in problems[:_SHOWN]]
-    return "".join(lines) + and_more(len(problems), _SHOWN, before="\n    ")
+    lines = [f"\n    {problem.path}: {problem.reason}" for problem in problems[:_NAMED]]
+    return "".join(lines) + and_more(len(problems), _NAMED, before="\n    ")
 
 
 def _cache_key(source: Source, data: Data, depth: Depth) -> str:
-    """Everything that a report depends on: paths too, since it names them."""
+    """Return the hash of everything that a report depends on, also of paths, since it has them."""
     masks = [data.ignore_index, data.reduce_zero_label] if isinstance(data, MaskPairs) else []
     masks += [data.instance_masks] if isinstance(data, CocoInstances) else []
     parts = [_VERSION, depth, source.digest(), str(source[0].image), data.max_pixels, *masks]
@@ -346,18 +357,18 @@ def _load(file: Path) -> Report | None:
     try:
         stored: dict[str, Any] = json.loads(file.read_bytes())
         counts: dict[str, Any] = {
-            name: tuple(each) if isinstance(each, list) else each for name, each in stored["counts"].items()
+            name: tuple(value) if isinstance(value, list) else value for name, value in stored["counts"].items()
         }
         return Report(
             samples=stored["samples"],
-            unreadable=tuple(Problem(**each) for each in stored["unreadable"]),
-            wrong=tuple(Problem(**each) for each in stored["wrong"]),
-            damaged=tuple(Problem(**each) for each in stored["damaged"]),
+            unreadable=tuple(Problem(**problem) for problem in stored["unreadable"]),
+            wrong=tuple(Problem(**problem) for problem in stored["wrong"]),
+            damaged=tuple(Problem(**problem) for problem in stored["damaged"]),
             **{key: stored[key] for key in ("transparent", "deep", "low_range")},
-            examples={kind: Problem(**each) for kind, each in stored["examples"].items()},
+            examples={kind: Problem(**problem) for kind, problem in stored["examples"].items()},
             counts=Counts(**counts),
         )
-    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is made again
+    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is repeated
         return None
 
 

@@ -1,4 +1,4 @@
-"""What the files of samples hold, counted by the pass that looks at each of them."""
+"""Counts over the contents of samples, made by the check of every file."""
 
 from dataclasses import dataclass, field
 
@@ -9,24 +9,24 @@ from scalablevit.data.boxes import compare_polygons
 from scalablevit.data.coco import Annotations
 
 VALUES = 256
-"""Of a mask of 8 bits."""
+"""Number of values of an 8-bit mask."""
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts over the samples that were looked at; `+` adds those of further samples."""
+    """Counts over the samples that were checked; `+` adds those of further samples."""
 
     looked_at: int = 0
-    """Samples."""
+    """Samples that were checked."""
     turned: int = 0
-    """Images whose height and width EXIF swaps."""
+    """Images whose height and width EXIF's orientation swaps."""
     turned_images: tuple[str, ...] = ()
     """The first of them."""
     pixels: tuple[int, ...] = ()
-    """By mask value, 0 to 255; empty: masks were not read."""
+    """(256,) pixels by mask value; empty: masks were not read."""
     loose_boxes: int = 0
-    """Objects whose box disagrees with its polygons."""
+    """Objects whose box disagrees with their polygons, see `data.boxes.LOOSE_PIXELS`."""
     loose_images: tuple[str, ...] = ()
     """The first images with such an object."""
     flat_polygons: int = 0
@@ -52,19 +52,27 @@ class Counts:
 
 @dataclass
 class Counter:
-    """Counts on the way through some samples."""
+    """Collects counts sample by sample."""
 
     pixels: NDArray[np.int64] | None = None
+    """(256,) pixels by mask value; None: no mask was added."""
     looked_at: int = 0
+    """Samples that were checked."""
     turned: list[str] = field(default_factory=list)
+    """Images whose height and width EXIF's orientation swaps."""
 
     def add_mask(self, mask: NDArray[np.uint8]) -> None:
-        """Count the pixels of a mask by their value."""
-        counted = np.bincount(mask.ravel(), minlength=VALUES)
-        self.pixels = counted if self.pixels is None else self.pixels + counted
+        """Count the pixels of a mask (height, width) by their value."""
+        of_mask = np.bincount(mask.ravel(), minlength=VALUES)
+        self.pixels = of_mask if self.pixels is None else self.pixels + of_mask
 
     def counts(self, annotations: Annotations | None, part: range) -> Counts:
-        """Return the counts of samples `part`, with those of their objects if there are annotations."""
+        """Return the counts of the samples, with those of their objects if there are annotations.
+
+        Args:
+            annotations: of the split.
+            part: indices of the samples that were checked.
+        """
         counts = Counts(
             looked_at=self.looked_at,
             turned=len(self.turned),
@@ -82,16 +90,16 @@ def _object_counts(annotations: Annotations, part: range) -> Counts:
     last = int(ends[part.stop - 1])
     starts = [int(text_ends[k - 1]) if k else 0 for k in range(first, last)]
     texts = [
-        annotations.segmentations[start : int(end)].tobytes()  # type: ignore[index]  # the caller has looked
+        annotations.segmentations[start : int(end)].tobytes()  # type: ignore[index]  # the caller has checked
         for start, end in zip(starts, text_ends[first:last], strict=True)
     ]
     owners = np.searchsorted(ends, np.arange(first, last), side="right")
-    found = compare_polygons(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    polygons = compare_polygons(texts, annotations.boxes[first:last], annotations.sizes[owners])
     return Counts(
-        loose_boxes=int(found.loose.sum()),
-        loose_images=_names(annotations, owners[found.loose]),
-        flat_polygons=int(found.flat.sum()),
-        flat_images=_names(annotations, owners[found.flat]),
+        loose_boxes=int(polygons.loose.sum()),
+        loose_images=_names(annotations, owners[polygons.loose]),
+        flat_polygons=int(polygons.flat.sum()),
+        flat_images=_names(annotations, owners[polygons.flat]),
     )
 
 

@@ -1,4 +1,4 @@
-"""What statistics say against a data set: what is refused, and what is only said."""
+"""Findings on a data set from its statistics: errors, which refuse it, and warnings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,63 +11,61 @@ from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, Spl
 from scalablevit.text import and_more
 
 FEW_CLASSES = 3
-"""Of so many classes or fewer none may be absent from a split: what is measured would be another task."""
+"""With at most so many classes, none may be absent from a split: the metrics would be those of another task."""
 FRACTION = 1.5
 """Boxes without a larger number are no pixels: they are fractions of the image, with some rounding."""
 CORNERS_SHARE = 0.9
-"""Of the boxes that have to fit as x1, y1, x2, y2 ..."""
+"""Boxes seem to be x1, y1, x2, y2 if at least this fraction fits into the image as such ..."""
 REACHING_SHARE = 0.1
-"""... and of those that have to reach out as x, y, width, height, for a warning."""
-WORTH_A_WORD = 0.01
-"""Of the objects: fewer are only in the table."""
+"""... and at least this fraction reaches out of the image as x, y, width, height."""
+WARN_SHARE = 0.01
+"""A problem of at most this fraction of the boxes is in the table only; more give a warning."""
 CROWD_SHARE = 0.5
-"""Of the instances: more crowds get a warning."""
+"""A larger fraction of crowds among the instances gives a warning."""
 RARE = 0.1
 """A class with less than this fraction of the most frequent class's images gets a warning."""
 FOREIGN_IMAGES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm", ".svg"})
-"""Suffixes of images that are not read; where such files are left out a warning says so."""
+"""Suffixes of image formats that are not read; skipped files of them give a warning."""
 _NAMED = 5
 _WORDS: dict[SplitName, str] = {"train": "training", "val": "validation"}
 
 
 @dataclass
 class Findings:
-    """What was found."""
+    """Errors, which refuse the data, and warnings."""
 
     errors: list[UserError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def find_problems(statistics: DataStatistics, data: Data) -> Findings:
-    """Hold statistics against what training needs.
-
-    What was not looked at is passed over.
+    """Return what in the data is wrong for training; statistics that are not known give no finding.
 
     Args:
         statistics: of both splits.
         data: the recipe's data section.
     """
-    found = Findings()
+    findings = Findings()
     for split, counts in statistics.splits.items():
-        before = len(found.errors)
+        before = len(findings.errors)
         if isinstance(data, CocoInstances) and counts.boxes is not None:
-            _check_boxes(found, split, counts.boxes, data)
-        if len(found.errors) == before:  # else its classes are absent for that reason
-            _check_classes(found, split, statistics, data)
-        for left_out in counts.left_out:
-            if left_out.suffix in FOREIGN_IMAGES:
-                found.warnings.append(
-                    f"{split}: {left_out.count} files in {left_out.suffix} are left out ({_first(left_out.names)}): "
+            _check_boxes(findings, split, counts.boxes, data)
+        if len(findings.errors) == before:  # else classes are absent for that reason
+            _check_classes(findings, split, statistics, data)
+        for skipped in counts.left_out:
+            if skipped.suffix in FOREIGN_IMAGES:
+                findings.warnings.append(
+                    f"{split}: {skipped.count} files in {skipped.suffix} are left out ({_first(skipped.names)}): "
                     "convert them to JPEG or PNG to use them"
                 )
-    _check_shared(found, statistics, data)
+    _check_shared(findings, statistics, data)
     if statistics.unit == "images":
-        found.warnings += _imbalance(statistics)
-    return found
+        findings.warnings += _imbalance(statistics)
+    return findings
 
 
 def find_evaluation_problems(statistics: DataStatistics, data: Data) -> tuple[list[UserError], list[str]]:
-    """Hold the validation split against what evaluation needs: what is refused, and warnings."""
+    """Return errors and warnings of the validation split for evaluation; absent classes are only warnings."""
     boxes, classes, counts = Findings(), Findings(), statistics.val
     if isinstance(data, CocoInstances) and counts.boxes is not None:
         _check_boxes(boxes, "val", counts.boxes, data)
@@ -76,10 +74,10 @@ def find_evaluation_problems(statistics: DataStatistics, data: Data) -> tuple[li
     return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings]
 
 
-def _check_boxes(found: Findings, split: SplitName, boxes: Boxes, data: CocoInstances) -> None:
+def _check_boxes(findings: Findings, split: SplitName, boxes: Boxes, data: CocoInstances) -> None:
     where, words = f"data.{split}.annotations", _WORDS[split]
     if boxes.annotations and boxes.largest <= FRACTION:
-        found.errors.append(
+        findings.errors.append(
             UserError(
                 f"the largest number in the {boxes.annotations} boxes of {words} is {boxes.largest:.4g}: they are "
                 "fractions of the image, and COCO's boxes are x, y, width, height in pixels",
@@ -88,9 +86,9 @@ def _check_boxes(found: Findings, split: SplitName, boxes: Boxes, data: CocoInst
             )
         )
     elif not boxes.objects:
-        found.errors.append(_no_object(split, boxes))
+        findings.errors.append(_no_object(split, boxes))
     elif boxes.below_pixel == boxes.objects:
-        found.errors.append(
+        findings.errors.append(
             UserError(
                 f"all {boxes.objects} boxes of {words} are less than a pixel wide or high in the scaled image "
                 f"(data.short_side {data.short_side}); the largest number in the file's boxes is {boxes.largest:.4g}",
@@ -99,7 +97,7 @@ def _check_boxes(found: Findings, split: SplitName, boxes: Boxes, data: CocoInst
             )
         )
     else:
-        found.warnings += [f"{split}: {warning}" for warning in _box_warnings(boxes, data)]
+        findings.warnings += [f"{split}: {warning}" for warning in _box_warnings(boxes, data)]
 
 
 def _no_object(split: SplitName, boxes: Boxes) -> UserError:
@@ -134,7 +132,7 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
             f"{boxes.annotations} reach out of their image, read as corners {boxes.corners} fit; write [x1, y1, "
             "x2 - x1, y2 - y1] into the file"
         )
-    elif boxes.reach_out + boxes.dropped > WORTH_A_WORD * total:
+    elif boxes.reach_out + boxes.dropped > WARN_SHARE * total:
         yield (
             f"{boxes.reach_out} of {boxes.annotations} boxes reach out of their image and were clipped, "
             f"{boxes.dropped} have no area in it and were dropped; compare the images' sizes with the file's"
@@ -144,12 +142,12 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
             f"{boxes.crowds} of {boxes.annotations} instances are crowds (iscrowd: 1), which are neither learned nor "
             "evaluated; write iscrowd: 0 for single objects"
         )
-    if boxes.below_pixel > WORTH_A_WORD * boxes.objects:
+    if boxes.below_pixel > WARN_SHARE * boxes.objects:
         yield (
             f"{boxes.below_pixel} of {boxes.objects} objects are less than a pixel wide or high in the scaled image, "
             f"and training leaves them out; a larger data.short_side ({data.short_side}) keeps them"
         )
-    if boxes.loose is not None and boxes.loose > WORTH_A_WORD * boxes.objects and not corners:
+    if boxes.loose is not None and boxes.loose > WARN_SHARE * boxes.objects and not corners:
         yield (
             f"{boxes.loose} of {boxes.objects} boxes disagree with their polygons by more than 3 pixels, first in "
             f"{_first(boxes.loose_images)}; compute bbox from segmentation"
@@ -161,15 +159,15 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
         )
 
 
-def _check_classes(found: Findings, split: SplitName, statistics: DataStatistics, data: Data) -> None:
-    """Refuse classes without a sample where there are few, or where the recipe says so; else name them."""
+def _check_classes(findings: Findings, split: SplitName, statistics: DataStatistics, data: Data) -> None:
+    """Add an error for absent classes where there are few classes or the recipe asks for it, else a warning."""
     counts, absent = statistics.splits[split], statistics.absent(split)
     if not absent:
         return
     words, unit = _WORDS[split], statistics.unit
     known = len(statistics.classes) - len(absent)
     pixels = _pixels_by_value(counts.pixels, statistics.classes, data) if counts.pixels and data else ""
-    named = ", ".join(_named(number, statistics.classes, data) for number in absent[:_NAMED])
+    named = ", ".join(_describe_class(index, statistics.classes, data) for index in absent[:_NAMED])
     named += and_more(len(absent), _NAMED)
     have = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     what = f"{have} no {unit} in {words}"
@@ -181,14 +179,14 @@ def _check_classes(found: Findings, split: SplitName, statistics: DataStatistics
         what = f"{begin} in {words}, {what.replace(f' in {words}', '')}"
     fix = _class_fix(counts, data)
     if len(statistics.classes) <= FEW_CLASSES or (known <= 1 and counts.pixels is not None and split == "train"):
-        found.errors.append(UserError(what + pixels, where=f"data.{split}", fix=fix))
+        findings.errors.append(UserError(what + pixels, where=f"data.{split}", fix=fix))
     elif data.on_missing_class == "stop":
-        found.errors.append(
+        findings.errors.append(
             UserError(what + pixels, where=f"data.{split}", fix=f"{fix}, or set data.on_missing_class=warn")
         )
     else:
         effect = "they are not learned" if split == "train" else "no metric speaks of them"
-        found.warnings.append(f"{what} ({len(absent)} of {len(statistics.classes)} classes): {effect}; {fix}")
+        findings.warnings.append(f"{what} ({len(absent)} of {len(statistics.classes)} classes): {effect}; {fix}")
 
 
 def _class_fix(counts: SplitStatistics, data: Data) -> str:
@@ -206,26 +204,26 @@ def _class_fix(counts: SplitStatistics, data: Data) -> str:
     return "add masks that have it, or remove the class from data.classes"
 
 
-def _named(number: int, classes: tuple[str, ...], data: Data) -> str:
-    value = f" (mask value {number + int(data.reduce_zero_label)})" if isinstance(data, MaskPairs) else ""
-    return f"{shown(classes[number])}{value}"
+def _describe_class(index: int, classes: tuple[str, ...], data: Data) -> str:
+    value = f" (mask value {index + int(data.reduce_zero_label)})" if isinstance(data, MaskPairs) else ""
+    return f"{shown(classes[index])}{value}"
 
 
 def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> str:
-    """The masks' values with their pixels, the most frequent first."""
+    """Return text on the masks' values and their numbers of pixels, the most frequent first."""
     if not isinstance(data, MaskPairs):
         return ""
     first = int(data.reduce_zero_label)
     ordered = sorted(pixels.by_value.items(), key=lambda item: -item[1])
     parts = []
     for value, count in ordered[:_NAMED]:
-        place = value - first
-        meaning = shown(classes[place]) if 0 <= place < len(classes) else "ignored"
+        index = value - first
+        meaning = shown(classes[index]) if 0 <= index < len(classes) else "ignored"
         parts.append(f"{value} ({meaning}) {count:,}")
     return f"; pixels by mask value: {', '.join(parts)}{and_more(len(ordered), _NAMED)}"
 
 
-def _check_shared(found: Findings, statistics: DataStatistics, data: Data) -> None:
+def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) -> None:
     shared = statistics.shared
     if shared is None or not shared.count:
         return
@@ -235,10 +233,10 @@ def _check_shared(found: Findings, statistics: DataStatistics, data: Data) -> No
         f"{shared.count} of {shared.of} validation images are training images, too (equal bytes; validation = "
         f"training): {named}{more}"
     )
-    if _same_place(data):
+    if _same_images(data):
         what = f"training and validation name the same folder, {shown(data.val.images)}: {what}"
     if shared.count > data.max_shared_fraction * shared.of:
-        found.errors.append(
+        findings.errors.append(
             UserError(
                 f"{what}; data.max_shared_fraction allows {data.max_shared_fraction:g} of them",
                 where="data.val",
@@ -247,23 +245,24 @@ def _check_shared(found: Findings, statistics: DataStatistics, data: Data) -> No
             )
         )
     else:
-        found.warnings.append(f"{what}; remove them from one of the splits")
+        findings.warnings.append(f"{what}; remove them from one of the splits")
 
 
-def _same_place(data: Data) -> bool:
+def _same_images(data: Data) -> bool:
+    """Return whether both splits have the same folder and, in COCO, the same file of annotations."""
     train, val = data.train, data.val
     same = Path(train.images) == Path(val.images)
     return same and (not isinstance(data, CocoInstances) or train.annotations == val.annotations)
 
 
 def _imbalance(statistics: DataStatistics) -> Iterator[str]:
-    """Name the rare classes of labelled images."""
+    """Yield a warning on the rare classes of labelled images, if there are any."""
     counts = statistics.train.samples_by_class or ()
     most = max(counts, default=0)
-    rare = sorted((count, number) for number, count in enumerate(counts) if 0 < count < RARE * most)
+    rare = sorted((count, index) for index, count in enumerate(counts) if 0 < count < RARE * most)
     if rare:
         total = sum(counts)
-        named = ", ".join(f"{shown(statistics.classes[number])} {count}" for count, number in rare[:_NAMED])
+        named = ", ".join(f"{shown(statistics.classes[index])} {count}" for count, index in rare[:_NAMED])
         named += and_more(len(rare), _NAMED)
         frequent = statistics.classes[counts.index(most)]
         val = statistics.val.samples_by_class or ()

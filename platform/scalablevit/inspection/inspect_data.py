@@ -1,4 +1,4 @@
-"""A recipe's data held against training: what a job, its dry run and `pipelines/check_data.py` all ask first."""
+"""Inspection of a recipe's data before training, for jobs, their dry runs and `pipelines/check_data.py`."""
 
 import time
 from collections.abc import Mapping
@@ -18,31 +18,32 @@ from scalablevit.inspection.findings import find_evaluation_problems, find_probl
 from scalablevit.inspection.statistics import DataStatistics, SharedImages, shared_images, split_statistics, unit_of
 
 QUICK_S = 10.0
-"""Longest time for summing up contents where only headers are asked for."""
+"""Seconds that hashing the contents may take where only headers are asked for."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found on both splits."""
+    """The result of the inspection of both splits."""
 
     sources: Mapping[SplitName, Source]
-    """Those that could be listed."""
+    """The splits that could be listed."""
     reports: Mapping[SplitName, Report]
+    """The checks of these splits; empty if a split could not be listed, unless `despite_errors` was set."""
     statistics: DataStatistics | None
-    """None where a split could not be listed."""
+    """None: a split could not be listed."""
     warnings: tuple[str, ...]
     errors: tuple[UserError, ...]
-    """What is refused, other than single files."""
+    """Errors of the data set as a whole."""
     unfit: tuple[UserError, ...]
-    """Refusals of single files that `reports` name: masks that do not fit, too many that cannot be read."""
+    """Errors of single files in `reports`: masks that do not fit, too many files that cannot be read."""
     seconds: float = 0.0
-    """What it took."""
+    """Duration of the inspection."""
 
     def raise_errors(self) -> None:
-        """Refuse the data if there is anything to refuse.
+        """Refuse the data if there are errors.
 
         Raises:
-            UserError, UserErrors: all of it.
+            UserError, UserErrors: all of `errors` and `unfit`.
         """
         raise_all([*self.errors, *self.unfit])
 
@@ -57,30 +58,29 @@ def inspect_data(
     seconds: float | None = None,
     despite_errors: bool = False,
 ) -> Inspection:
-    """Open and check both splits, and hold their statistics against what training needs.
+    """List and check both splits, and compare their statistics with what training needs.
 
     Args:
         data: the recipe's data section; the built-in shapes are written if it asks for them.
         root: the platform's root, for a relative `data.root`.
-        workers: threads or processes of the check.
-        cache: folder that keeps reports; None: every file is looked at, and with `pixels` read.
+        workers: number of threads or processes of the check.
+        cache: folder that stores reports; None: every file is checked, and with `pixels` hashed again.
         depth: how much of each file is read.
-        seconds: longest time for it, which listing may exceed; None: as long as it takes. Writing the
-            built-in shapes does not count.
-        despite_errors: check also where a split cannot be listed.
+        seconds: longest time, which listing may exceed; None: no limit. Writing the built-in shapes does not count.
+        despite_errors: check the other split also if one cannot be listed.
 
     Raises:
-        UserError: the built-in shapes cannot be written.
+        UserError: the built-in shapes cannot be written, or a process of the check was killed.
     """
     if data.shapes is not None:
         write_shapes(data.shapes, root / Path(data.root).expanduser())
     began = time.monotonic()
     deadline = None if seconds is None else began + seconds
-    sources, errors = _opened(data, root)
+    sources, errors = _open_sources(data, root)
     if errors and not despite_errors:
         return Inspection(sources, {}, None, (), tuple(errors), ())
     sums_deadline = began + QUICK_S if depth == "headers" and deadline is None else deadline
-    unread = _look_at_contents(sources, root, cache, depth, sums_deadline)
+    unread = _read_contents(sources, root, cache, depth, sums_deadline)
     reports = {
         split: check_split(source, data, workers, None if source.contents is None else cache, depth, deadline=deadline)
         for split, source in sources.items()
@@ -95,24 +95,29 @@ def inspect_data(
         except OutOfTime as over:
             unread.append(f"{over}: whether the splits share images is not known")
     statistics = _statistics(sources, data, reports, depth, shared, unread)
-    found = find_problems(statistics, data)
-    found.warnings += [f"{split}: {note}" for split, report in reports.items() for note in image_notes(report)]
-    spent = time.monotonic() - began
-    return Inspection(sources, reports, statistics, tuple(found.warnings), tuple(found.errors), tuple(unfit), spent)
+    findings = find_problems(statistics, data)
+    findings.warnings += [f"{split}: {note}" for split, report in reports.items() for note in image_notes(report)]
+    warnings, spent = tuple(findings.warnings), time.monotonic() - began
+    return Inspection(sources, reports, statistics, warnings, tuple(findings.errors), tuple(unfit), spent)
 
 
 def inspect_validation(source: Source, data: Data, report: Report) -> tuple[list[UserError], list[str]]:
-    """Hold a validation split by itself against what evaluation needs: what is refused, and warnings.
+    """Return errors and warnings of a validation split alone, for evaluation.
 
-    A class that it has nothing of is no error here: the metrics of the others are right.
+    An absent class is only a warning here: the metrics of the others are right.
+
+    Args:
+        source: the validation split.
+        data: the recipe's data section.
+        report: of the split's check.
     """
     split = split_statistics(source, data, report)
     alone = DataStatistics(source.classes, unit_of(data.source), train=split, val=split, shared=None, unknown=())
     return find_evaluation_problems(alone, data)
 
 
-def _opened(data: Data, root: Path) -> tuple[dict[SplitName, Source], list[UserError]]:
-    """The splits that can be listed, and what is against them."""
+def _open_sources(data: Data, root: Path) -> tuple[dict[SplitName, Source], list[UserError]]:
+    """Return the splits that can be listed, and errors."""
     sources: dict[SplitName, Source] = {}
     errors: list[UserError] = []
     for split in SPLITS:
@@ -122,22 +127,22 @@ def _opened(data: Data, root: Path) -> tuple[dict[SplitName, Source], list[UserE
             errors += several.errors
         except UserError as error:
             errors.append(error)
-    if len(sources) == len(SPLITS) and (different := _categories_differ(sources["train"], sources["val"])):
-        errors.append(different)
+    if len(sources) == len(SPLITS) and (difference := _compare_categories(sources["train"], sources["val"])):
+        errors.append(difference)
     return sources, list({str(error): error for error in errors}.values())
 
 
-def _categories_differ(train: Source, val: Source) -> UserError | None:
-    """COCO's splits name their categories each by itself."""
+def _compare_categories(train: Source, val: Source) -> UserError | None:
+    """Return the error if COCO's splits, which name their categories each in a file of its own, differ in them."""
     if train.annotations is None or val.annotations is None:
         return None
     first, second = train.annotations.categories, val.annotations.categories
     if first == second:
         return None
     only = [
-        f"only {split} has {', '.join(f'{number} ({name})' for number, name in sorted(found))}"
-        for split, found in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
-        if found
+        f"only {split} has {', '.join(f'{category_id} ({name})' for category_id, name in sorted(categories))}"
+        for split, categories in (("train", set(first) - set(second)), ("val", set(second) - set(first)))
+        if categories
     ]
     if twins := describe_lookalikes(name for _, name in (*first, *second)):
         only.append(f"equal up to Unicode form (NFC): {', '.join(twins)}")
@@ -156,10 +161,10 @@ def _refusals(report: Report, data: Data, split: SplitName) -> list[UserError]:
     return []
 
 
-def _look_at_contents(
+def _read_contents(
     sources: Mapping[SplitName, Source], root: Path, cache: Path | None, depth: Depth, deadline: float | None
 ) -> list[str]:
-    """Sum up all files as far as there is time; what is not known then, a line each."""
+    """Hash all files until the deadline; return what is not known then, one line each."""
     sums = None if cache is None and depth == "pixels" else ContentCache.in_root(root)
     unread = []
     for split, source in sources.items():

@@ -1,4 +1,4 @@
-"""What a data set holds: counts of each split, and what its splits share."""
+"""Statistics of a data set: counts over each split, and images that the splits share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from scalablevit.inspection.check import Report
 from scalablevit.inspection.counts import Counts
 
 NAMED = 5
-"""Files of a kind that are named."""
+"""Most files of a kind that are listed by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedFiles:
-    """Files next to the images that are not read."""
+    """Files next to the images that are not read, of one suffix."""
 
     suffix: str
-    """In lower case, with its dot; `/` for folders, empty where there is none."""
+    """In lower case, with its dot; `/` for hidden folders; empty for files without a suffix."""
     count: int
     names: tuple[str, ...]
     """The first of them."""
@@ -34,53 +34,58 @@ class SkippedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """Pixels of a split's masks."""
+    """Numbers of pixels in a split's masks."""
 
     by_class: tuple[int, ...]
     """In the order of the classes."""
     ignored: int
+    """Ignored pixels."""
     by_value: dict[int, int]
-    """Of each mask value that occurs."""
+    """By mask value, for values that occur."""
 
     @property
     def ignored_share(self) -> float:
-        """Fraction of all pixels."""
+        """Return the fraction of all pixels that are ignored, 0 to 1."""
         return self.ignored / max(1, self.ignored + sum(self.by_class))
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes of a split's annotations. Crowds are counted in `annotations`, `crowds` and what the file itself says."""
+    """Counts over the boxes of a split's annotations.
+
+    Crowds are counted in `annotations` and `crowds`, and in `clipped` to `largest`, which are about the whole file.
+    """
 
     annotations: int
     """Records in the file."""
     objects: int
-    """Boxes with an area in their image that are not crowds: what is learned and evaluated."""
+    """Boxes with an area in their image that are not crowds: those that training and evaluation use."""
     crowds: int
+    """Boxes of COCO's `iscrowd`, and objects without a mask where masks are read."""
     empty_images: int
     """Images without an object."""
     by_size: dict[str, int]
-    """Objects by COCO's sizes: annotated area in pixels of the original image."""
+    """Objects by COCO's sizes small, medium and large: annotated area in square pixels of the original image."""
     by_scaled_size: dict[str, int]
-    """The same for the area in the scaled image."""
+    """The same for the area in the image as evaluation scales it."""
     below_pixel: int
-    """Objects less than a pixel wide or high in the scaled image: training leaves them out."""
+    """Objects less than a pixel wide or high in the scaled image: training drops them."""
     clipped: int
-    """Boxes that reached out of their image."""
+    """Boxes with an area in their image that were clipped to it."""
     dropped: int
     """Boxes without an area in their image."""
     reach_out: int
     """Boxes that reach out of their image, dropped or not."""
     corners: int
-    """Boxes that lie inside their image when their numbers are read as x1, y1, x2, y2."""
+    """Boxes that fit into their image when their numbers are read as x1, y1, x2, y2."""
     largest: float
-    """The largest number in the file's boxes."""
+    """The largest absolute number in the file's boxes, pixels if the file is right."""
     loose: int | None
-    """Objects whose box disagrees with their polygons; None: not looked at."""
+    """Objects whose box disagrees with their polygons; None: not checked."""
     loose_images: tuple[str, ...]
     """The first images with one."""
     flat: int | None
-    """Objects whose polygons have no area; None: not looked at."""
+    """Objects whose polygons have no area; None: not checked."""
     flat_images: tuple[str, ...]
     """The first images with one."""
     scaled_side: float | None = None
@@ -90,25 +95,26 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class SplitStatistics:
-    """Counts of one split. What was not looked at, or does not apply to the source, is None."""
+    """Counts over one split; None: not checked, or not applicable to the source."""
 
     samples: int
     looked_at: int
-    """Samples whose files were looked at."""
+    """Samples whose files were checked."""
     samples_by_class: tuple[int, ...] | None
     objects_by_class: tuple[int, ...] | None
     """Without crowds."""
     pixels: Pixels | None
     boxes: Boxes | None
     turned: int | None
-    """Images whose height and width EXIF swaps."""
+    """Images whose height and width EXIF's orientation swaps."""
     turned_images: tuple[str, ...]
     """The first of them."""
     left_out: tuple[SkippedFiles, ...]
+    """Files that are not read, the most frequent suffix first."""
 
     @property
     def by_class(self) -> tuple[int, ...] | None:
-        """Pixels, objects or samples of each class, as the source has them; None: not known."""
+        """Return pixels, objects or samples of each class, whichever the source has; None: not known."""
         if self.pixels is not None:
             return self.pixels.by_class
         return self.objects_by_class or self.samples_by_class
@@ -116,49 +122,49 @@ class SplitStatistics:
 
 @dataclass(frozen=True, slots=True)
 class SharedImages:
-    """Validation images with the bytes of a training image."""
+    """Validation images whose bytes are those of a training image."""
 
     count: int
     of: int
     """Validation images that could be read."""
     names: tuple[tuple[str, str], ...]
-    """The first: validation image and training image."""
+    """The first pairs of validation image and training image."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataStatistics:
-    """Counts of both splits."""
+    """Counts over both splits."""
 
     classes: tuple[str, ...]
     unit: str
-    """What classes are counted in: images, objects or pixels."""
+    """Unit of the counts by class: images, objects or pixels."""
     train: SplitStatistics
     val: SplitStatistics
     shared: SharedImages | None
     """None: not known."""
     unknown: tuple[str, ...]
-    """What was not looked at, a line each."""
+    """What was not checked, one line each."""
 
     @property
     def splits(self) -> dict[SplitName, SplitStatistics]:
-        """Both by name."""
+        """Return both splits by name."""
         return {"train": self.train, "val": self.val}
 
     def absent(self, split: SplitName) -> tuple[int, ...]:
-        """Return the numbers of the classes that a split has nothing of; none where that is not known."""
+        """Return the indices of classes that do not occur in a split; empty where that is not known."""
         counts = self.splits[split].by_class
-        return () if counts is None else tuple(number for number, count in enumerate(counts) if not count)
+        return () if counts is None else tuple(index for index, count in enumerate(counts) if not count)
 
     def to_json(self) -> str:
-        """Return it as text for `from_json`."""
+        """Return the statistics as JSON text."""
         return _STATISTICS.dump_json(self, indent=1).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "DataStatistics":
-        """Read what `to_json` wrote.
+        """Return the statistics that `to_json` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is something else.
         """
         try:
             return _STATISTICS.validate_json(text)
@@ -171,17 +177,17 @@ _UNITS = {"image_folder": "images", "tar_shards": "images", "mask_pairs": "pixel
 
 
 def unit_of(source: str) -> str:
-    """Return what classes are counted in, by `data.source`; of users' own sources images."""
+    """Return the unit of counts by class for a `data.source`: images, objects or pixels; for users' sources images."""
     return _UNITS.get(source, "images")
 
 
 def split_statistics(source: Source, data: Data, report: Report) -> SplitStatistics:
-    """Count what a split holds.
+    """Return the statistics of a split.
 
     Args:
         source: the split.
         data: the recipe's data section.
-        report: of the check; one without masks, or one that a deadline ended, leaves counts out.
+        report: of its check; without masks, or after a deadline, some counts are None.
     """
     labels = source.listing.arrays.get("labels")
     annotations, counts = source.annotations, report.counts
@@ -207,16 +213,21 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
 def shared_images(train: Source, val: Source, deadline: float | None = None) -> SharedImages:
     """Find validation images whose bytes are those of a training image.
 
+    Args:
+        train: the training split.
+        val: the validation split.
+        deadline: time of `time.monotonic()`, in seconds; None: no deadline.
+
     Raises:
-        OutOfTime: shards have to be read for it, and the deadline (`time.monotonic()`) has passed.
+        OutOfTime: shards have to be read, and the deadline has passed.
     """
     train_sums, val_sums = train.image_sums(deadline), val.image_sums(deadline)
     heads, val_heads = _heads(train_sums), _heads(val_sums)
     readable = val_sums.any(axis=1)
     # few images are compared as Python objects: those of a million would take 100 MB
-    places = {bytes(train_sums[k]): int(k) for k in np.flatnonzero(np.isin(heads, val_heads[readable]))}
+    indices = {bytes(train_sums[k]): int(k) for k in np.flatnonzero(np.isin(heads, val_heads[readable]))}
     alike = np.flatnonzero(np.isin(val_heads, heads) & readable)
-    pairs = [(int(i), places[key]) for i in alike if (key := bytes(val_sums[i])) in places]
+    pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
     names = tuple((shown(val.names[i]), shown(train.names[k])) for i, k in pairs[:NAMED])
     return SharedImages(len(pairs), int(readable.sum()), names)
 
@@ -224,26 +235,26 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
 def group_skipped(names: tuple[str, ...]) -> tuple[SkippedFiles, ...]:
     """Group files by suffix, the most frequent first."""
     groups = sorted(group_by_suffix(names).items(), key=lambda group: (-len(group[1]), group[0]))
-    return tuple(SkippedFiles(shown(kind), len(found), tuple(map(shown, found[:NAMED]))) for kind, found in groups)
+    return tuple(SkippedFiles(shown(kind), len(group), tuple(map(shown, group[:NAMED]))) for kind, group in groups)
 
 
 def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """The first eight bytes of each sum."""
+    """Return the first eight bytes of each sum (n, 32) as one number, (n,)."""
     return np.ascontiguousarray(sums[:, :8]).view(np.uint64)[:, 0]
 
 
 def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
-    if labels.ndim == 2:  # several classes a sample
+    if labels.ndim == 2:  # samples with several classes
         return tuple(labels.sum(axis=0, dtype=np.int64).tolist())
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 
 def _pixels(data: MaskPairs, classes: tuple[str, ...], by_value: tuple[int, ...]) -> Pixels | None:
-    """Pixels by class from those by mask value; None where masks were not read."""
+    """Return pixels by class from those by mask value; None where masks were not read."""
     if not by_value:
         return None
     counts, table = np.array(by_value), label_table(data, classes)
-    by_class = tuple(int(counts[table == number].sum()) for number in range(len(classes)))
+    by_class = tuple(int(counts[table == index].sum()) for index in range(len(classes)))
     return Pixels(
         by_class, int(counts[table == IGNORE].sum()), {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
     )
@@ -254,22 +265,22 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
     owners = np.searchsorted(annotations.ends, np.arange(len(objects)), side="right")
     factors = scale_factors(annotations.sizes, data.short_side, data.long_side)[owners]
     sides = (annotations.boxes[:, 2:] - annotations.boxes[:, :2]) * factors[:, None]
-    given: Mapping[str, float] = annotations.box_counts
+    of_file: Mapping[str, float] = annotations.box_counts
     counts: Counts = report.counts
     compared = report.complete and annotations.segmentations is not None
     return Boxes(
-        annotations=int(given["annotations"]),
+        annotations=int(of_file["annotations"]),
         objects=int(objects.sum()),
         crowds=int(annotations.crowd.sum()),
         empty_images=len(annotations.sizes) - len(np.unique(owners[objects])),
         by_size=_by_size(annotations.areas[objects]),
         by_scaled_size=_by_size((annotations.areas * factors**2)[objects]),
         below_pixel=int(((sides < 1).any(axis=1) & objects).sum()),
-        clipped=int(given["clipped"]),
-        dropped=int(given["dropped"]),
-        reach_out=int(given["reach_out"]),
-        corners=int(given["corners"]),
-        largest=float(given["largest"]),
+        clipped=int(of_file["clipped"]),
+        dropped=int(of_file["dropped"]),
+        reach_out=int(of_file["reach_out"]),
+        corners=int(of_file["corners"]),
+        largest=float(of_file["largest"]),
         loose=counts.loose_boxes if compared else None,
         loose_images=tuple(map(shown, counts.loose_images)),
         flat=counts.flat_polygons if compared else None,
@@ -279,7 +290,7 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
 
 
 def _by_size(areas: NDArray[np.floating]) -> dict[str, int]:
-    """Objects of each size, each counted once: one whose area is a bound is of the smaller size."""
+    """Return the number of objects of each size; one whose area is a bound counts as the smaller size."""
     highs = [high for _, high in SIZES.values()]
     counts = np.bincount(np.searchsorted(highs, areas).clip(max=len(highs) - 1), minlength=len(highs))
     return dict(zip(SIZES, counts.tolist(), strict=True))

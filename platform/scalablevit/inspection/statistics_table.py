@@ -8,17 +8,21 @@ from scalablevit.inspection.statistics import Boxes, DataStatistics, SkippedFile
 from scalablevit.text import and_more
 
 CLASSES = 12
-"""Rows of classes; the others are counted."""
-_KINDS = 5
-"""Suffixes of files that are left out."""
-_FILES = 2
-"""Files named of each."""
+"""Most rows of classes; the others are summed."""
+_KINDS = 5  # suffixes of skipped files
+_FILES = 2  # names of skipped files of each suffix
 
 Row = tuple[str, str, str]
+"""Name, value of training, value of validation."""
 
 
 def statistics_rows(statistics: DataStatistics, classes: int = CLASSES) -> list[Row]:
-    """Return rows of name, training and validation, the first of them the heading; facts that are zero are left out."""
+    """Return a table of statistics, the heading first; facts that are zero in both splits have no row.
+
+    Args:
+        statistics: of both splits.
+        classes: most rows of classes.
+    """
     train, val = statistics.train, statistics.val
     rows = [("", "training", "validation"), ("images", f"{train.samples:,}", f"{val.samples:,}")]
     rows += _class_rows(statistics, classes)
@@ -26,7 +30,7 @@ def statistics_rows(statistics: DataStatistics, classes: int = CLASSES) -> list[
     names = dict.fromkeys([*train_facts, *val_facts])
     cells = [(name, train_facts.get(name, ""), val_facts.get(name, "")) for name in names]
     rows += [row for row in cells if row[1] or row[2]]
-    for train_files, val_files in _left_out(train, val):
+    for train_files, val_files in _skipped_files(train, val):
         kind = (train_files or val_files or SkippedFiles("", 0, ())).suffix
         rows.append((f"left out: {_kind_name(kind)}", _files(train_files), _files(val_files)))
     if statistics.shared is not None:
@@ -35,7 +39,7 @@ def statistics_rows(statistics: DataStatistics, classes: int = CLASSES) -> list[
 
 
 def unknown_text(statistics: DataStatistics) -> str:
-    """Return what was not looked at as one sentence; empty if nothing is."""
+    """Return what was not checked as one sentence; empty if everything was."""
     return f"{'; '.join(statistics.unknown)}; {command_name('check-data')} looks at all" if statistics.unknown else ""
 
 
@@ -46,23 +50,23 @@ def _class_rows(statistics: DataStatistics, most: int) -> Iterator[Row]:
         return
     # one more row is as short as to say that there is one more
     count = len(names) if len(names) <= most + 1 else most
-    for number in range(count):
-        cells = [_count(each, number, unit) for each in counts]
-        yield f"{unit} of {shown(names[number])}", cells[0], cells[1]
+    for index in range(count):
+        cells = [_count(of_split, index, unit) for of_split in counts]
+        yield f"{unit} of {shown(names[index])}", cells[0], cells[1]
     if count < len(names):
-        rest = [f"{sum(each[count:]):,}" if each else "" for each in counts]
+        rest = [f"{sum(of_split[count:]):,}" if of_split else "" for of_split in counts]
         yield and_more(len(names), count, before="... "), rest[0], rest[1]
 
 
-def _count(counts: tuple[int, ...] | None, number: int, unit: str) -> str:
+def _count(counts: tuple[int, ...] | None, index: int, unit: str) -> str:
     if counts is None:
         return ""
-    share = f" ({100 * counts[number] / max(1, sum(counts)):.3g} %)" if unit == "pixels" else ""
-    return f"{counts[number]:,}{share}"
+    share = f" ({100 * counts[index] / max(1, sum(counts)):.3g} %)" if unit == "pixels" else ""
+    return f"{counts[index]:,}{share}"
 
 
 def _facts(split: SplitStatistics) -> dict[str, str]:
-    """Facts by name; an empty text where there is nothing to say."""
+    """Return facts by name; an empty text where a fact is zero or not known."""
     pixels, boxes = split.pixels, split.boxes
     return {
         "ignored pixels": f"{pixels.ignored:,} ({100 * pixels.ignored_share:.3g} %)"
@@ -86,8 +90,8 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
     sizes = {"objects": boxes.by_size, "scaled objects": boxes.by_scaled_size}
     return {
         **{
-            f"{name}, {' / '.join(found)}": " / ".join(f"{n:,}" for n in found.values())
-            for name, found in sizes.items()
+            f"{name}, {' / '.join(by_size)}": " / ".join(f"{n:,}" for n in by_size.values())
+            for name, by_size in sizes.items()
         },
         "median scaled side": "" if boxes.scaled_side is None else f"{boxes.scaled_side:.3g} pixels",
         **{name: _number(count) for name, count in counts.items()},
@@ -98,12 +102,12 @@ def _number(count: int | None) -> str:
     return f"{count:,}" if count else ""
 
 
-def _left_out(
+def _skipped_files(
     train: SplitStatistics, val: SplitStatistics
 ) -> Iterator[tuple[SkippedFiles | None, SkippedFiles | None]]:
-    """Files that are left out, by suffix."""
-    in_train = {each.suffix: each for each in train.left_out}
-    in_val = {each.suffix: each for each in val.left_out}
+    """Yield the skipped files of both splits, for one suffix after another."""
+    in_train = {files.suffix: files for files in train.left_out}
+    in_val = {files.suffix: files for files in val.left_out}
     for suffix in list(dict.fromkeys([*in_train, *in_val]))[:_KINDS]:
         yield in_train.get(suffix), in_val.get(suffix)
 
@@ -112,8 +116,8 @@ def _kind_name(suffix: str) -> str:
     return {"": "files without suffix", "/": "hidden folders"}.get(suffix, suffix)
 
 
-def _files(left_out: SkippedFiles | None) -> str:
-    if left_out is None:
+def _files(skipped: SkippedFiles | None) -> str:
+    if skipped is None:
         return ""
-    more = ", ..." if left_out.count > _FILES else ""
-    return f"{left_out.count:,} ({', '.join(left_out.names[:_FILES])}{more})"
+    more = ", ..." if skipped.count > _FILES else ""
+    return f"{skipped.count:,} ({', '.join(skipped.names[:_FILES])}{more})"

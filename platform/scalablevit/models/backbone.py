@@ -155,9 +155,9 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
     try:
         model = timm.create_model(name, **(_any_size(name, kwargs) | kwargs))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise UserError(
-            f"{name} cannot be built with {given}: {error}",
+            f"{name} cannot be built with {arguments}: {error}",
             where="model",
             fix="correct or remove that entry of model.options, or model.drop_path_rate",
         ) from error
@@ -171,10 +171,10 @@ def _build(name: str, drop_path_rate: float | None, **kwargs: Any) -> Any:
     return model
 
 
-def _any_size(name: str, given: Container[str]) -> dict[str, bool]:
+def _any_size(name: str, arguments: Container[str]) -> dict[str, bool]:
     """Return timm's argument that lets an architecture of a fixed image size take any, unless a size is given."""
     config = get_pretrained_cfg(name)
-    if config is None or not config.fixed_input_size or "img_size" in given:
+    if config is None or not config.fixed_input_size or "img_size" in arguments:
         return {}
     with torch.device("meta"):
         model = timm.create_model(name)

@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     size = path.stat().st_size
     large = [name for name, value in tensors.items() if isinstance(value, Tensor) and value.nbytes > size]
-    if large:  # one number that stands for many, by a stride of 0
+    if large:  # one stored value is repeated, by a stride of 0
         raise UserError(
             f"tensors are larger than the file itself: {_some(large)}",
             where=str(path),

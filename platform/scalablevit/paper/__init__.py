@@ -1,1 +1,1 @@
-"""The paper's analysis: ablation, feature maps, receptive fields, costs."""
+"""The paper's analyses: ablation, feature maps, receptive fields, costs."""

@@ -1,4 +1,4 @@
-"""The paper's Table 1 on any recipe: arms trained alike under one parent run, their metrics side by side."""
+"""The paper's Table 1 for any recipe: an ablation whose arms are trained alike under one parent run."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ PAPER = {
     "lim": {"parameters_m": 30, "gflops": 174, "top1": 83.1, "miou": 44.9},
     "lem": {"parameters_m": 30, "gflops": 174, "top1": 83.0, "miou": 41.1},
 }
-"""The paper's supplement, Table 1: ScalableViT-S, top-1 on ImageNet-1K in percent, mIoU of Semantic FPN on ADE20K in
-percent, whose parameters and FLOPs (at 512 x 2048) they are."""
+"""Table 1 of the paper's supplement: ScalableViT-S, top-1 on ImageNet-1K and mIoU of Semantic FPN on ADE20K, both in
+percent. Parameters (millions) and FLOPs (10^9, at 512 x 2048) are those of the Semantic FPN."""
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What became of one arm's stage."""
+    """The result of one arm's stage."""
 
     arm: str
     stage: str
@@ -38,11 +38,13 @@ class ArmResult:
     macs: int
     macs_with_attention: int
     metric: str
+    """Name, without `val/`."""
     best: float
+    """Value of the best evaluation, as a fraction."""
     step: int
-    """Of the best evaluation."""
+    """Step of the best evaluation."""
     last: float | None
-    """Of the last evaluation; None: not a number."""
+    """Value of the last evaluation; None: not a number."""
 
 
 def run_ablation(
@@ -55,16 +57,19 @@ def run_ablation(
     *,
     dry_run: bool,
 ) -> None:
-    """Train every arm, print their table and write it to `out`; the same call again continues.
+    """Train every arm, print a table of the results and write it to `out`; the same call again resumes.
 
     Args:
         recipe: the base.
         arms: names in `config.ablation.ARMS`.
-        seeds: each arm is trained with all of them; none: with the recipe's own.
-        wanted: stages of the base, with those that they start from; none: all.
+        seeds: each arm is trained with all of them; empty: with the recipe's own.
+        wanted: stages of the base to train, with the stages that they start from; empty: all.
         out: folder for `ablation.csv` and `ablation.json`.
         root: the platform's root.
-        dry_run: say what would be trained, and start nothing.
+        dry_run: print what would be trained, and start nothing.
+
+    Raises:
+        UserError: there is no such stage, or as training.
     """
     for name in wanted:
         if name not in recipe.stages:
@@ -73,8 +78,8 @@ def run_ablation(
     whole = ablation_recipe(recipe, arms, seeds)
     if recipe.tune is not None:
         print(f"not searched: every arm trains with the recipe's own values, not with what {recipe.tune} would find")
-    planned = {each.name: each for each in plan_arms(recipe, arms, seeds)}
-    chosen = [name for name, each in planned.items() if not wanted or each.stage in wanted]
+    planned = {arm.name: arm for arm in plan_arms(recipe, arms, seeds)}
+    chosen = [name for name, arm in planned.items() if not wanted or arm.stage in wanted]
     stages = resolve(whole, root, chosen, DRY_RUN_S if dry_run else None)
     from scalablevit.pipeline.plan_summary import print_plan
 
@@ -87,9 +92,10 @@ def run_ablation(
 
     cluster.connect(stages, root)
     costs = {stage.name: _cost(stage) for stage in stages}
-    results = [arm_result(planned[each.name], costs[each.name], each) for each in chain.run_chain(whole, stages, root)]
+    finished = chain.run_chain(whole, stages, root)
+    results = [arm_result(planned[stage.name], costs[stage.name], stage) for stage in finished]
     print("\n" + format_results(results), flush=True)
-    rows = [asdict(each) for each in results]
+    rows = [asdict(result) for result in results]
     save_rows(rows, out / "ablation.csv")
     options = {arm: ARMS[arm] for arm in arms}
     save_note({"recipe": recipe.name, "arms": options, "rows": rows, "paper": PAPER}, out / "ablation.json")
@@ -102,7 +108,7 @@ def _cost(resolved: ResolvedStage) -> "Cost":
 
 
 def arm_result(arm: ArmStage, cost: "Cost", result: StageResult) -> ArmResult:
-    """An arm's stage that has finished."""
+    """Return the result of an arm's finished stage, with its cost."""
     return ArmResult(
         arm=arm.arm,
         stage=arm.stage,
@@ -119,32 +125,39 @@ def arm_result(arm: ArmStage, cost: "Cost", result: StageResult) -> ArmResult:
 
 
 def format_results(results: Sequence[ArmResult]) -> str:
-    """A line for each arm: parameters, FLOPs and best metrics of each stage."""
-    arms = list(dict.fromkeys(each.arm for each in results))
-    stages = list(dict.fromkeys(each.stage for each in results))
-    of = {(arm, stage): [each for each in results if (each.arm, each.stage) == (arm, stage)]
-          for arm in arms for stage in stages}  # fmt: skip
+    """Return a table as text, a row for each arm: parameters, FLOPs and best metrics of each stage."""
+    arms = list(dict.fromkeys(result.arm for result in results))
+    stages = list(dict.fromkeys(result.stage for result in results))
+    by_arm_and_stage = {
+        (arm, stage): [result for result in results if (result.arm, result.stage) == (arm, stage)]
+        for arm in arms
+        for stage in stages
+    }
     heading = ["arm"]
     for stage in stages:
-        heading += [f"{stage}: M", "GFLOPs", "with attention", f"{of[arms[0], stage][0].metric} %"]
-    rows = [[arm, *(cell for stage in stages for cell in _cells(of[arm, stage]))] for arm in arms]
-    return "\n".join([format_table([heading, *rows]), "", *_notes({stage: of[arms[0], stage] for stage in stages})])
+        metric = by_arm_and_stage[arms[0], stage][0].metric
+        heading += [f"{stage}: M", "GFLOPs", "with attention", f"{metric} %"]
+    rows = [[arm, *(cell for stage in stages for cell in _cells(by_arm_and_stage[arm, stage]))] for arm in arms]
+    of_first_arm = {stage: by_arm_and_stage[arms[0], stage] for stage in stages}
+    return "\n".join([format_table([heading, *rows]), "", *_notes(of_first_arm)])
 
 
-def _cells(trained: Sequence[ArmResult]) -> list[str]:
-    """One arm's stage, trained with one or several seeds."""
-    first = trained[0]
-    metrics = [100 * each.best for each in trained]
-    said = ", ".join(f"{metric:.2f}" for metric in metrics)
+def _cells(by_seed: Sequence[ArmResult]) -> list[str]:
+    """Return the cells of one arm's stage, trained with one or several seeds."""
+    first = by_seed[0]
+    metrics = [100 * result.best for result in by_seed]
+    text = ", ".join(f"{metric:.2f}" for metric in metrics)
     if len(metrics) > 1:
-        said += f" (mean {statistics.mean(metrics):.2f}, deviation {statistics.stdev(metrics):.2f})"
-    return [f"{first.parameters / 1e6:.2f}", f"{first.macs / 1e9:.3g}", f"{first.macs_with_attention / 1e9:.3g}", said]
+        text += f" (mean {statistics.mean(metrics):.2f}, deviation {statistics.stdev(metrics):.2f})"
+    return [f"{first.parameters / 1e6:.2f}", f"{first.macs / 1e9:.3g}", f"{first.macs_with_attention / 1e9:.3g}", text]
 
 
 def _notes(by_stage: Mapping[str, Sequence[ArmResult]]) -> list[str]:
-    seeds = "; ".join(f"{stage} {', '.join(str(each.seed) for each in trained)}" for stage, trained in by_stage.items())
+    seeds = "; ".join(
+        f"{stage} {', '.join(str(result.seed) for result in by_seed)}" for stage, by_seed in by_stage.items()
+    )
     notes = [f"best evaluation of each run; seeds, the same for all arms: {seeds}"]
-    if all(len(trained) == 1 for trained in by_stage.values()):
+    if all(len(by_seed) == 1 for by_seed in by_stage.values()):
         notes.append(
             "one seed: what differs by as little as one arm does from seed to seed says nothing; --seeds 0,1,2"
         )

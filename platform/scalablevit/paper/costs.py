@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the paper's backbones and heads as the shipped recipes build them, next to the paper's."""
+"""Parameters and FLOPs of the paper's models as the shipped recipes build them, next to the paper's values."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,14 +15,15 @@ HEADS = {
     "retinanet": ("coco_retinanet_1x", 80),
     "mask_rcnn": ("coco_mask_rcnn_1x", 80),
 }
-"""Heads, how the names of their recipes begin, and how many classes ImageNet-1K, ADE20K and COCO have."""
+"""By head: the prefix of its recipes' names, and the number of classes of ImageNet-1K, ADE20K or COCO."""
 BACKBONES = (
     ("S", "scalablevit_small", ()),
     ("S, released form", "scalablevit_small", ("model.options.wide_value=false",)),
     ("B", "scalablevit_base", ()),
     ("L", "scalablevit_large", ()),
 )
-"""Names, recipes' endings and overrides. The paper's own values fit S with wide values, which its recipes have."""
+"""Name, suffix of its recipes' names, and overrides. The paper's values for S are those of the wide-value form, which
+its recipes have."""
 LINE = "{:<13} {:<16} {:<11} {:>7} {:>7} {:>8} {:>7} {:>15}"
 NOTES = """\
 GFLOPs: multiply-accumulates of convolutions and linear layers, as the paper counts; the last column has attention's
@@ -32,17 +33,18 @@ paper's 104.9 M of the classifier L fits no setting: the released model has 109.
 
 @dataclass(frozen=True)
 class CostRow:
-    """A head on a backbone."""
+    """The cost of a head on a backbone, and the paper's values."""
 
     head: str
     backbone: str
     size: str
-    """Height and width of the image, pixels."""
+    """Height x width of the image, in pixels."""
     parameters: int
     macs: int
+    """Multiply-accumulates without attention's products, see `models.counting.Cost`."""
     macs_with_attention: int
     paper: PaperRow
-    """Its source is named where the tables are: models/counting.py and tasks/dense_cost.py."""
+    """From the tables in models/counting.py and tasks/dense_cost.py."""
 
     def __str__(self) -> str:
         return LINE.format(
@@ -51,9 +53,9 @@ class CostRow:
         )  # fmt: skip
 
     def record(self) -> dict[str, str | float]:
-        """Plain values by name; deviations from the paper in percent."""
-        kept = {name: value for name, value in asdict(self).items() if name != "paper"}
-        return kept | {
+        """Return plain values by name; deviations from the paper in percent."""
+        own = {name: value for name, value in asdict(self).items() if name != "paper"}
+        return own | {
             "paper_parameters_m": self.paper.parameters_m,
             "paper_gflops": self.paper.gflops,
             "parameters_deviation": round(100 * (self.parameters / 1e6 / self.paper.parameters_m - 1), 2),
@@ -62,7 +64,12 @@ class CostRow:
 
 
 def save_costs(recipes: Path, out: Path) -> None:
-    """Count, print and write `costs.csv` and `costs.json`; the arguments are those of `cost_rows`, and the folder."""
+    """Count all costs, print them as a table, and write `costs.csv` and `costs.json`.
+
+    Args:
+        recipes: the folder of the shipped recipes.
+        out: folder for the files.
+    """
     rows: list[dict[str, str | float]] = []
     for row in cost_rows(recipes):
         if not rows:
@@ -75,7 +82,7 @@ def save_costs(recipes: Path, out: Path) -> None:
 
 
 def cost_rows(recipes: Path) -> Iterator[CostRow]:
-    """Count every head on every backbone, one after the other.
+    """Yield the cost of every head on every backbone, one after the other.
 
     Args:
         recipes: the folder of the shipped recipes.
@@ -85,11 +92,11 @@ def cost_rows(recipes: Path) -> Iterator[CostRow]:
 
     paper = {("classifier", name): row for name, row in PAPER_CLASSIFICATION.items()}
     paper |= PAPER_SEGMENTATION | PAPER_DETECTION
-    for head, (beginning, count) in HEADS.items():
-        for shown, name, overrides in BACKBONES:
-            (stage,) = load_recipe(recipes / f"{beginning}_{name}.yaml", overrides).stages.values()
-            classes = tuple(str(number) for number in range(count))
+    for head, (prefix, count) in HEADS.items():
+        for backbone, name, overrides in BACKBONES:
+            (stage,) = load_recipe(recipes / f"{prefix}_{name}.yaml", overrides).stages.values()
+            classes = tuple(str(index) for index in range(count))
             costs = task_kind(stage.task.kind).build_costs(stage, classes)
             cost, size = costs.count(), "{} x {}".format(*costs.size)
-            yield CostRow(head, shown, size, cost.parameters, cost.macs, cost.macs_with_attention,
+            yield CostRow(head, backbone, size, cost.parameters, cost.macs, cost.macs_with_attention,
                           paper[head, name])  # fmt: skip

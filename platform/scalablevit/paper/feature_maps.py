@@ -17,17 +17,17 @@ from scalablevit.models.scalablevit import Block, ScalableViT
 from scalablevit.viz.style import save
 
 CELL = 2.3
-"""Inches of a picture's side."""
+"""Side of an image in the plot, inches."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image as a model sees it, and what the model makes of it.
+    """A row of the plot: an image as a model's input, and feature maps of the model.
 
     Attributes:
-        name: of the model, as printed next to the row.
-        image: (h, w, 3), uint8.
-        maps: by what stands above each: (H, W), see `contrast`.
+        name: of the model, printed next to the row.
+        image: uint8 (h, w, 3), RGB.
+        maps: (H, W) each, see `contrast`, by the title above each.
     """
 
     name: str
@@ -36,74 +36,74 @@ class Row:
 
 
 def blocks_of(model: ScalableViT) -> list[Block]:
-    """All blocks in order; what the paper calls the n-th block is number n - 1 here."""
+    """Return all blocks in order; the paper's n-th block has index n - 1."""
     return [block for stage in model.stages for block in cast("Sequence[Block]", stage)]
 
 
 def stage_ends(model: ScalableViT) -> list[int]:
-    """The last block of each stage but the last, counted from 1: 2, 4 and 24 in ScalableViT-S."""
+    """Return the last block of each stage but the last, counted from 1: 2, 4 and 24 in ScalableViT-S."""
     return list(accumulate(len(cast("Sequence[Block]", stage)) for stage in model.stages))[:-1]
 
 
 def attention_name(attention: nn.Module) -> str:
-    """The kind of a block's attention by the paper's abbreviation."""
+    """Return the paper's abbreviation of a block's kind of attention."""
     if not isinstance(attention, WindowAttention):
         return "SSA"
     return {"lim": "IWSA", "lem": "WSA + LEM", "none": "WSA"}[attention.local_interaction]
 
 
 def capture_features(model: ScalableViT, modules: Sequence[nn.Module], images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What modules of a model are given and what they answer, (B, H, W, C) each.
+    """Return input and output of some of a model's modules, (B, H, W, C) each.
 
     Args:
-        model: in evaluation mode.
-        modules: those of interest, each taking one map.
-        images: normalised, (B, 3, h, w).
+        model: in eval mode.
+        modules: of the model; each takes one map.
+        images: normalized, (B, 3, h, w).
     """
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    captured: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def keep(module: nn.Module, given: tuple[Any, ...], answer: Tensor) -> None:
-        seen[module] = given[0], answer
+    def capture(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        captured[module] = inputs[0], output
 
-    handles = [module.register_forward_hook(keep) for module in modules]
+    handles = [module.register_forward_hook(capture) for module in modules]
     try:
         with torch.no_grad():
             model.forward_features(images)
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[module] for module in modules]
+    return [captured[module] for module in modules]
 
 
 def contrast(tokens: Tensor) -> NDArray[np.float32]:
-    """How far each token lies from the mean token of its map: (H, W, C) -> (H, W).
+    """Return the Euclidean distance of each token from the mean token of its map: (H, W, C) -> (H, W).
 
-    The paper does not say how its Figure 2 makes a picture of C channels. Of the plain ways (norm, mean over channels)
-    this one shows objects most clearly: what all tokens share does not count.
+    The paper does not say how its Figure 2 reduces C channels to one value. Of the simple ways (norm, mean over
+    channels) this one shows objects most clearly: it removes what all tokens share.
     """
     distance: NDArray[np.float32] = (tokens - tokens.mean(dim=(0, 1))).norm(dim=-1).float().cpu().numpy()
     return distance
 
 
 def save_features(rows: Sequence[Row], file: Path) -> None:
-    """Draw images next to their maps, a row each.
+    """Draw images next to their maps, one row for each image and model.
 
     Args:
-        rows: all with as many maps.
+        rows: all with the same number of maps.
         file: a PNG.
     """
     columns = 1 + max(len(row.maps) for row in rows)
     figure = Figure(figsize=(CELL * columns + 0.6, (CELL + 0.25) * len(rows) + 0.7), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, places in zip(rows, axes, strict=True):
-        places[0].imshow(row.image)
-        places[0].set_ylabel(row.name, fontsize="small")
-        for place, (title, values) in zip(places[1:], row.maps.items(), strict=True):
-            place.imshow(values, cmap="viridis", interpolation="nearest")
-            place.set_title(title, fontsize="small")
-        for place in places:
-            place.set_xticks([])
-            place.set_yticks([])
+    for row, row_axes in zip(rows, axes, strict=True):
+        row_axes[0].imshow(row.image)
+        row_axes[0].set_ylabel(row.name, fontsize="small")
+        for axis, (title, values) in zip(row_axes[1:], row.maps.items(), strict=True):
+            axis.imshow(values, cmap="viridis", interpolation="nearest")
+            axis.set_title(title, fontsize="small")
+        for axis in row_axes:
+            axis.set_xticks([])
+            axis.set_yticks([])
     figure.suptitle(
         "Distance of each token from its map's mean token\n(each map from its least, blue, to its greatest, yellow)",
         fontsize="medium",

@@ -14,76 +14,79 @@ from scalablevit.models.receptive_field import ReceptiveField, receptive_field
 from scalablevit.models.scalablevit import ScalableViT
 from scalablevit.paper.feature_maps import attention_name, blocks_of, capture_features
 from scalablevit.paper.field_plot import describe_field, save_fields
-from scalablevit.paper.loaded_models import Image, Subject, load_images, load_subjects, preprocess
+from scalablevit.paper.loaded_models import Image, LoadedModel, load_images, load_models, preprocess
 from scalablevit.paper.saving import save_note, save_rows
 from scalablevit.tasks.registry import build_task
 
 FRESH = "imagenet_scalablevit_small.yaml"
+"""Recipe of the models with fresh weights."""
 FRESH_ARMS = ("lim", "lem", "none")
+"""Arms of the ablation that are compared with fresh weights."""
 
 
 def draw_field(
     models: Sequence[str], overrides: Sequence[str], block: int, images: Path | None, out: Path, root: Path
 ) -> None:
-    """Measure one layer of each model, print the metrics, and draw `field.png`.
+    """Measure the receptive field of one layer of each model, print the metrics, and draw `field.png`.
 
     Args:
-        models: registered models or finished runs; none: ScalableViT-S with fresh weights, the same in all arms.
-        overrides: of their recipes.
+        models: registered models or finished runs; empty: ScalableViT-S with fresh weights, the same in all arms.
+        overrides: of their recipes, as `key=value`.
         block: whose attention is measured, counted from 1.
-        images: folder of what the models are shown; None: built-in scenes.
+        images: folder of the models' input images; None: built-in scenes.
         out: folder for the files, among them `field.csv` and `field.json` with the metrics.
         root: the platform's root.
 
     Raises:
-        UserError: a model or an image is not there, the block has no windows, or its map too few of them.
+        UserError: a model or an image does not exist, the block has no windows, or its map has too few of them.
     """
-    found = load_images(images)
-    subjects = load_subjects(models, overrides, root) if models else _fresh(overrides)
+    pictures = load_images(images)
+    loaded = load_models(models, overrides, root) if models else _fresh(overrides)
     fields = {}
-    for subject in subjects:
-        layer = _layer(subject, block)
-        name = f"{attention_name(layer)}, block {block} of\n{subject.name}"
-        fields[name] = _measure(subject, layer, list(found.values()))
+    for model in loaded:
+        layer = _layer(model, block)
+        name = f"{attention_name(layer)}, block {block} of\n{model.name}"
+        fields[name] = _measure(model, layer, list(pictures.values()))
         print(f"  {name}: {describe_field(fields[name])}".replace("\n", " "), flush=True)
     save_fields(fields, out / "field.png")
     rows = [_record(name, field) for name, field in fields.items()]
     save_rows(rows, out / "field.csv")
-    save_note({"images": list(found), "block": block, "layers": rows}, out / "field.json")
+    save_note({"images": list(pictures), "block": block, "layers": rows}, out / "field.json")
 
 
-def _fresh(overrides: Sequence[str]) -> list[Subject]:
-    """ScalableViT-S with LIM, with LEM and with neither, on the same random weights."""
+def _fresh(overrides: Sequence[str]) -> list[LoadedModel]:
+    """Return ScalableViT-S with LIM, with LEM and with neither, with the same random weights."""
     recipe = ablation_recipe(load_recipe(RECIPES / FRESH, overrides), FRESH_ARMS)
-    subjects: list[Subject] = []
+    loaded: list[LoadedModel] = []
     for arm, stage in zip(FRESH_ARMS, recipe.stages.values(), strict=True):
         torch.manual_seed(stage.training.seed)
         backbone = build_task(stage, ("any",)).build_model().eval()
         if not isinstance(backbone, ScalableViT):
             raise TypeError(f"{stage.model.name} is no ScalableViT")
-        if subjects:  # `none` lacks LIM's convolution; all others are there in each
-            first = subjects[0].backbone.state_dict()
+        if loaded:  # the arm `none` lacks LIM's convolution; all other weights are in each arm
+            first = loaded[0].backbone.state_dict()
             backbone.load_state_dict({name: first[name] for name in backbone.state_dict()})
-        subjects.append(Subject(f"{stage.model.name}, fresh weights ({arm})", stage, backbone))
-    return subjects
+        loaded.append(LoadedModel(f"{stage.model.name}, fresh weights ({arm})", stage, backbone))
+    return loaded
 
 
-def _layer(subject: Subject, block: int) -> WindowAttention:
-    layers = [each.attn for each in blocks_of(subject.backbone)]
-    windowed = {number: each for number, each in enumerate(layers, start=1) if isinstance(each, WindowAttention)}
+def _layer(model: LoadedModel, block: int) -> WindowAttention:
+    layers = [module.attn for module in blocks_of(model.backbone)]
+    windowed = {number: layer for number, layer in enumerate(layers, start=1) if isinstance(layer, WindowAttention)}
     if block not in windowed:
-        raise UserError(f"block {block} of {subject.name} has no windows", where="--block",
+        raise UserError(f"block {block} of {model.name} has no windows", where="--block",
                         fix=f"choose one of {', '.join(map(str, windowed))}")  # fmt: skip
     return windowed[block]
 
 
-def _measure(subject: Subject, layer: WindowAttention, shown: Sequence[Image]) -> ReceptiveField:
-    given = [capture_features(subject.backbone, [layer], preprocess(subject, picture)[1])[0][0] for picture in shown]
-    if len({tokens.shape for tokens in given}) > 1:
+def _measure(model: LoadedModel, layer: WindowAttention, pictures: Sequence[Image]) -> ReceptiveField:
+    """Return a layer's receptive field, averaged over the model's maps of the images."""
+    inputs = [capture_features(model.backbone, [layer], preprocess(model, picture)[1])[0][0] for picture in pictures]
+    if len({tokens.shape for tokens in inputs}) > 1:
         raise UserError("the images come to different sizes, whose maps cannot be averaged", where="--images",
                         fix="give images of one size")  # fmt: skip
     try:
-        return receptive_field(layer, torch.cat(given))
+        return receptive_field(layer, torch.cat(inputs))
     except ValueError as error:
         raise UserError(
             str(error), where="--block", fix="choose an earlier block, or larger images (see --help)"

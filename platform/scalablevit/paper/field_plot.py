@@ -14,16 +14,16 @@ from scalablevit.models.receptive_field import ReceptiveField
 from scalablevit.viz.style import save
 
 CELL = 3.4
-"""Inches of a picture's side."""
+"""Side of a map in the plot, inches."""
 FAINTEST = 1e-6
-"""Of the strongest token's energy: the low end of the colours. Tokens that no gradient reaches are left white."""
+"""Low end of the colours, as a fraction of the strongest token's energy. Tokens that no gradient reaches are white."""
 
 
 def save_fields(fields: Mapping[str, ReceptiveField], file: Path) -> None:
-    """Draw, for each layer, the mean field of its window's outputs, and below it that of the output in a corner.
+    """Draw for each layer the mean receptive field of its window's outputs, and below it that of a corner output.
 
     Args:
-        fields: by the name that stands above; all of maps with the same windows.
+        fields: by the title above each; all of maps with the same windows.
         file: a PNG.
     """
     figure = Figure(figsize=(CELL * len(fields) + 1.2, 2 * CELL + 1.2), layout="constrained")
@@ -44,7 +44,7 @@ def save_fields(fields: Mapping[str, ReceptiveField], file: Path) -> None:
 
 
 def describe_field(field: ReceptiveField) -> str:
-    """The figures of a field in words."""
+    """Return a receptive field's metrics as text, three lines."""
     low, high = field.reached()
     height, width = field.energy.shape[2:]
     return (
@@ -55,13 +55,13 @@ def describe_field(field: ReceptiveField) -> str:
 
 
 def _draw(axes: Axes, field: ReceptiveField, energy: Tensor) -> None:
-    """Tokens of the window and of those around it, as energies (H, W)."""
+    """Draw the energies (H, W) of the tokens in the measured window and in the windows around it."""
     win_h, win_w, height, width = field.energy.shape
     top, bottom = max(0, field.top - win_h), min(height, field.top + 2 * win_h)
     left, right = max(0, field.left - win_w), min(width, field.left + 2 * win_w)
-    shown = (energy / energy.max()).numpy()
-    # unreached tokens are masked, all others drawn however faint
-    values = np.ma.masked_where(shown == 0, np.maximum(shown, FAINTEST))
+    relative = (energy / energy.max()).numpy()
+    # only unreached tokens are masked; fainter ones than `FAINTEST` get its colour
+    values = np.ma.masked_where(relative == 0, np.maximum(relative, FAINTEST))
     axes.imshow(values, cmap=colormaps["viridis"], norm=LogNorm(FAINTEST, 1), interpolation="nearest")
     for row in range(top, bottom + 1, win_h):
         axes.axhline(row - 0.5, color="0.5", linewidth=1)

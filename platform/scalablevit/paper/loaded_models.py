@@ -1,4 +1,4 @@
-"""Trained ScalableViTs, and pictures as they see them, for a look at what happens inside."""
+"""Trained ScalableViTs and their input images, for the analyses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,34 +24,35 @@ from scalablevit.serving.network import load_trained
 from scalablevit.tracking.params import flatten
 
 IMAGES = 4
-"""Most that are looked at."""
+"""Most images of an analysis."""
 SCENE_SIDE = 256
-"""Pixels of the built-in pictures, which are then resized as any other."""
+"""Side of the built-in images in pixels; they are then resized like others."""
 
 Image = NDArray[np.uint8]
+"""(h, w, 3), RGB."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to look into: its backbone, on the CPU and in evaluation mode, without neck and heads."""
+class LoadedModel:
+    """A trained model: its backbone without neck and heads, on the CPU and in eval mode."""
 
     name: str
     stage: Stage
     backbone: ScalableViT
 
 
-def load_subjects(names: Sequence[str], overrides: Sequence[str], root: Path) -> list[Subject]:
+def load_models(names: Sequence[str], overrides: Sequence[str], root: Path) -> list[LoadedModel]:
     """Load registered models and finished runs.
 
     Raises:
-        UserError: there is no such model, it is no ScalableViT, a name comes twice, or as `trained_recipe`.
+        UserError: there is no such model, it is no ScalableViT, a name occurs twice, or as `trained_recipe`.
     """
     if len(set(names)) < len(names):
         raise UserError(f"a model is named twice in {' '.join(names)}", where="MODEL", fix="name each once")
     return [_load(name, overrides, root) for name in names]
 
 
-def _load(name: str, overrides: Sequence[str], root: Path) -> Subject:
+def _load(name: str, overrides: Sequence[str], root: Path) -> LoadedModel:
     weights, config, sha256 = find_model(name, overrides, root)
     stage = trained_recipe("analyse", config, overrides, name).stages["analyse"]
     trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
@@ -60,18 +61,21 @@ def _load(name: str, overrides: Sequence[str], root: Path) -> Subject:
     if not isinstance(backbone, ScalableViT):
         raise UserError(f"{stage.model.name} is no ScalableViT", where=name, fix="name a model with one as backbone")
     print(f"  model   {name}: {stage.task.kind}, {stage.model.name}, sha256 {sha256[:12]}", flush=True)
-    return Subject(name, stage, backbone)
+    return LoadedModel(name, stage, backbone)
 
 
 def load_images(folder: Path | None) -> dict[str, Image]:
-    """The first images of a folder, or scenes of the built-in shapes, uint8 (h, w, 3) by name.
+    """Return the first images of a folder, or scenes of the built-in shapes, by name.
+
+    Args:
+        folder: of the images; None: the built-in shapes.
 
     Raises:
-        UserError: there are none, or one cannot be decoded.
+        UserError: there are no images, or one cannot be decoded.
     """
     if folder is None:
         print(f"  images  {IMAGES} scenes of the built-in shapes")
-        return {f"scene {number}": draw_scene(np.random.default_rng(number), SCENE_SIDE)[0] for number in range(IMAGES)}
+        return {f"scene {seed}": draw_scene(np.random.default_rng(seed), SCENE_SIDE)[0] for seed in range(IMAGES)}
     folder = folder.expanduser()
     names, _ = list_images(folder)
     print(f"  images  {', '.join(names[:IMAGES])}: {min(IMAGES, len(names))} of {len(names)}", flush=True)
@@ -81,16 +85,16 @@ def load_images(folder: Path | None) -> dict[str, Image]:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
 
 
-def preprocess(subject: Subject, picture: Image) -> tuple[Image, Tensor]:
-    """A picture resized and cropped as in the model's evaluation, and normalised: (h, w, 3) and (1, 3, h, w)."""
-    data = subject.stage.data
+def preprocess(model: LoadedModel, picture: Image) -> tuple[Image, Tensor]:
+    """Return an image after the resizing and crop of evaluation, uint8 (h, w, 3), and normalized (1, 3, h, w)."""
+    data = model.stage.data
     image: Image = eval_transform(data)(image=picture)["image"]
     return image, normalize(torch.from_numpy(image)[None], data.mean, data.std)
 
 
-def recipe_differences(subjects: Sequence[Subject]) -> dict[str, list[str]]:
-    """Keys of the recipes that make the models' runs different ones, with each model's value as text."""
-    recipes = [flatten(hashed_part(subject.stage)) for subject in subjects]
+def recipe_differences(loaded: Sequence[LoadedModel]) -> dict[str, list[str]]:
+    """Return the keys of the recipes' hashed parts in which the models differ, with each model's value as text."""
+    recipes = [flatten(hashed_part(model.stage)) for model in loaded]
     keys = sorted({key for recipe in recipes for key in recipe})
     values = {key: [str(recipe.get(key, "not given")) for recipe in recipes] for key in keys}
-    return {key: found for key, found in values.items() if len(set(found)) > 1}
+    return {key: of_models for key, of_models in values.items() if len(set(of_models)) > 1}

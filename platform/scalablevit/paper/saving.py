@@ -1,4 +1,4 @@
-"""Metrics of an analysis as files: CSV and JSON."""
+"""Writing of an analysis's metrics as CSV and JSON."""
 
 import csv
 import io
@@ -11,19 +11,19 @@ from scalablevit.io import write_file
 
 
 def save_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write rows with the same keys as CSV; the folder is made."""
+    """Write at least one row, all with the same keys, as CSV; create the file's folder."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _put(file, text.getvalue())
+    _write(file, text.getvalue())
 
 
 def save_note(note: Mapping[str, Any], file: Path) -> None:
-    """Write a mapping as JSON; the folder is made."""
-    _put(file, json.dumps(note, indent=1, ensure_ascii=False) + "\n")
+    """Write a mapping as JSON; create the file's folder."""
+    _write(file, json.dumps(note, indent=1, ensure_ascii=False) + "\n")
 
 
-def _put(file: Path, text: str) -> None:
+def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, text.encode(), durable=False)

@@ -1,4 +1,4 @@
-"""What every source is: the samples of a split in a fixed order, how one is read, and a digest of all."""
+"""The base of sources: the samples of a split in a fixed order, how one is read, and a digest of all."""
 
 import hashlib
 from abc import abstractmethod
@@ -24,33 +24,35 @@ from scalablevit.data.sources.listing import Listing, Names
 CONTENTS = ("stamps", "sizes", "sums")
 """Arrays of a listing: the fields of `Contents`."""
 IGNORED = "ignored_"
-"""Prefix of the names of files that are left out, in a listing."""
+"""Prefix of the listing's arrays with the names of ignored files."""
 CHANGED = "its contents are not those that the run began with"
-_SHOWN_CLASSES = 20
+"""Reason of a `ChangedSample`."""
+_NAMED_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and what is known about it."""
+    """The files and the label of one sample."""
 
     image: Path | Member
     label: int | NDArray[np.uint8] | None
-    """As in `Example`."""
+    """As in `Example`; None: the label is not a class."""
     mask: Path | None
+    """None: there is no mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample as it is on disk, decoded and not yet transformed."""
+    """One decoded sample, before any transform."""
 
     image: NDArray[np.uint8]
     """(height, width, 3), RGB."""
     label: int | NDArray[np.uint8] | None = None
-    """Class of the image; or, for users' own tasks, (classes,): 1 for each class that it has, else 0."""
+    """Class index of the image; or, for users' own tasks, (classes,): 1 for each class that it has, else 0."""
     mask: NDArray[np.uint8] | None = None
     """(height, width) labels, 255 ignored."""
     instances: Instances | None = None
-    """Objects in the image's pixels."""
+    """Annotated objects, in the image's pixels."""
 
 
 class Source(Sequence[Sample]):
@@ -59,13 +61,13 @@ class Source(Sequence[Sample]):
     Args:
         data: the recipe's data section.
         images: folder that names are relative to.
-        listing: what the source's module found there.
+        listing: of the files there.
     """
 
     annotations: Annotations | None = None
-    """The images' instances (COCO)."""
+    """The images' instances; None: the source is not COCO."""
     cache: ContentCache | None = None
-    """Keeps what `look_at_contents` found."""
+    """Cache of the sums that `read_contents` computes; None: it was not given one."""
 
     def __init__(self, data: Data, images: Path, listing: Listing) -> None:
         self.data = data
@@ -76,34 +78,34 @@ class Source(Sequence[Sample]):
         self.contents = Contents(**{name: listing.arrays[name] for name in CONTENTS}) if known else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Loading processes map the arrays of a listing that is on disk: nothing of it is copied."""
+        """Pickle the constructor's arguments: loader processes map the arrays of a listing on disk, without a copy."""
         return type(self), (self.data, self.images, self.listing)
 
     @classmethod
     def of(cls, data: Data, base: Path, part: Split, listing: Listing) -> Self:
-        """Return the source of a listing that was made before.
+        """Return the source of a stored listing, without reading the folders.
 
         Args:
             data: the recipe's data section.
             base: folder of the data set.
             part: the split's section.
-            listing: what was found there.
+            listing: of the split.
         """
         return cls(data, base / part.images, listing)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; labels and mask ids count from 0 in this order."""
+        """Return the class names, by class index from 0."""
         return tuple(self.listing.facts["classes"])
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Files left out because they are no images by their names, or not annotated."""
+        """Return names of files that are ignored because they are no images by their names, or not annotated."""
         return tuple(Names.from_listing(self.listing, IGNORED))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What cleaning the annotations did, a line each."""
+        """Return what cleaning the annotations changed, one line each."""
         return ()
 
     def __len__(self) -> int:
@@ -121,11 +123,11 @@ class Source(Sequence[Sample]):
         return self._sample(i)
 
     def read(self, i: int) -> Example:
-        """Decode sample i.
+        """Return sample i, decoded.
 
         Raises:
-            BadSample: one of its files is missing or cannot be decoded, or they do not fit each other.
-            ChangedSample: one of them has other contents than when the data was looked at.
+            BadSample: one of its files is missing or cannot be decoded, or image and annotation do not fit.
+            ChangedSample: the contents of one of them have changed since `read_contents`.
         """
         sample = self[i]
         self.refuse_changed(i)
@@ -135,25 +137,25 @@ class Source(Sequence[Sample]):
         return read_image(path, self.data.max_pixels, mean_color(self.data.mean))
 
     def with_classes(self, classes: Sequence[str]) -> Self:
-        """Return the same samples with labels that count in the order of `classes`, as a model's outputs do.
+        """Return the same samples with class indices in the order of `classes`, which is that of a model's outputs.
 
         Raises:
-            UserError: the classes of the data have other names.
+            UserError: the data has classes of other names.
         """
         if self.classes == tuple(classes):
             return self
         if set(self.classes) != set(classes):
             raise _other_classes(self.classes, classes)
-        numbers = np.array([classes.index(name) for name in self.classes], np.int64)
-        return self._with_listing(self._relabelled(numbers, classes))
+        new_indices = np.array([classes.index(name) for name in self.classes], np.int64)
+        return self._with_listing(self._relabel(new_indices, classes))
 
-    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
-        """Return the listing with `numbers[label]` in place of each label; of several a sample, columns move along."""
+    def _relabel(self, new_indices: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        """Return the listing with `new_indices[label]` for each label; where samples have several, columns move."""
         arrays = dict(self.listing.arrays)
         if "labels" in arrays and arrays["labels"].ndim == 2:
-            arrays["labels"] = arrays["labels"][:, np.argsort(numbers)]
+            arrays["labels"] = arrays["labels"][:, np.argsort(new_indices)]
         elif "labels" in arrays:
-            arrays["labels"] = numbers[arrays["labels"]].astype(arrays["labels"].dtype)
+            arrays["labels"] = new_indices[arrays["labels"]].astype(arrays["labels"].dtype)
         facts = {**self.listing.facts, "classes": list(classes)}
         facts.pop("digest", None)
         return Listing(facts, arrays)
@@ -165,56 +167,59 @@ class Source(Sequence[Sample]):
     def _sample(self, i: int) -> Sample: ...
 
     def parts(self, size: int = 256) -> list[range]:
-        """All sample numbers in parts, for work in threads: a task for each of a million samples would cost more."""
+        """Return all sample indices in parts, as tasks for threads: a task for each of a million samples costs more."""
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
     def groups(self) -> list[tuple[Path, Names]]:
-        """The files that the samples are made of: folders and the names in them, one or more of the same length."""
+        """Return the samples' files in groups of equal length, such as images and masks: folder and names of each."""
         return [(self.images, self.names)]
 
     def rows(self, i: int) -> list[int]:
-        """Rows of `contents` that sample i is read from."""
+        """Return the rows of `contents` of the files of sample i."""
         return [len(self) * group + i for group in range(len(self.groups()))]
 
     def file(self, row: int) -> str:
-        """Path of a row of `contents`."""
-        group, number = divmod(row, len(self.groups()[0][1]))
+        """Return the path of the file of a row of `contents`."""
+        group, index = divmod(row, len(self.groups()[0][1]))
         folder, names = self.groups()[group]
-        return f"{folder}/{names[number]}"
+        return f"{folder}/{names[index]}"
 
     def read_contents(
         self, cache: ContentCache | None = None, what: str = "data", deadline: float | None = None
     ) -> Contents:
-        """Find out sizes, times and sums of all files; from then on `read` refuses a file that has changed.
+        """Return sizes, times and sums of all files, computed once; after that `read` refuses a file that has changed.
 
         Args:
-            cache: keeps sums, so that only new files are read.
-            what: begins lines on progress, as `data.train`.
-            deadline: `time.monotonic()`; None: as long as it takes.
+            cache: stores sums, so that only new files are read.
+            what: begins lines of progress, such as `data.train`.
+            deadline: time of `time.monotonic()`, in seconds; None: no deadline.
 
         Raises:
-            OutOfTime: the deadline has passed; what was read until then is kept in the cache.
+            OutOfTime: the deadline has passed; the sums until then are in the cache.
         """
-        found = self.contents
-        if found is None:
+        contents = self.contents
+        if contents is None:
             self.cache = cache
             parts = [
-                read_contents_of(folder, names, cache, what, deadline, f"{what}.{number}")
-                for number, (folder, names) in enumerate(self.groups())
+                read_contents_of(folder, names, cache, what, deadline, f"{what}.{index}")
+                for index, (folder, names) in enumerate(self.groups())
             ]
-            found = self.contents = Contents.concatenate(parts)
-            self.listing.arrays |= {name: getattr(found, name) for name in CONTENTS}
-        return found
+            contents = self.contents = Contents.concatenate(parts)
+            self.listing.arrays |= {name: getattr(contents, name) for name in CONTENTS}
+        return contents
 
     def digest(self) -> str:
-        """`content:<sha256>` of names, labels, sizes, contents and classes; it does not depend on where they are."""
+        """Return `content:<sha256>` of names, labels, sizes, contents and classes; folders' paths do not count."""
         contents = self.read_contents()
         if "digest" not in self.listing.facts:
             self.listing.facts["digest"] = self._digest(contents)
         return str(self.listing.facts["digest"])
 
     def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:  # shards have to be read
-        """SHA-256 of each image's file, (samples, 32); zeros where it cannot be read.
+        """Return the SHA-256 of each image's file, (samples, 32); zeros where it cannot be read.
+
+        Args:
+            deadline: time of `time.monotonic()`, in seconds; None: no deadline.
 
         Raises:
             OutOfTime: the deadline has passed.
@@ -222,18 +227,18 @@ class Source(Sequence[Sample]):
         return self.read_contents().sums[: len(self)]
 
     def total_bytes(self) -> int:
-        """Of all files of the samples."""
+        """Return the bytes of all files of the samples."""
         return sum(max(0, file_stamp(f"{folder}/{name}")[0]) for folder, names in self.groups() for name in names)
 
     def damaged_files(self) -> list[str]:
-        """Files that are not what was packed, as far as sums tell; only shards have any."""
+        """Return paths of files whose sums are not those of the index; only shards have an index."""
         return []
 
     def refuse_changed(self, i: int) -> None:
-        """Refuse a sample of which a file has other contents than when the data was looked at.
+        """Refuse a sample if the contents of one of its files have changed since `read_contents`.
 
         Raises:
-            ChangedSample: with the file's name.
+            ChangedSample: with the file's path.
         """
         if self.contents is None:
             return
@@ -255,17 +260,17 @@ class Source(Sequence[Sample]):
         return f"content:{total.hexdigest()}"
 
 
-def _other_classes(found: Sequence[str], wanted: Sequence[str]) -> UserError:
+def _other_classes(of_data: Sequence[str], of_model: Sequence[str]) -> UserError:
     differences = [
         f"only the {owner} has {format_first(sorted(names))}"
-        for owner, names in (("data", set(found) - set(wanted)), ("model", set(wanted) - set(found)))
+        for owner, names in (("data", set(of_data) - set(of_model)), ("model", set(of_model) - set(of_data)))
         if names
     ]
-    if twins := describe_lookalikes({*found}.symmetric_difference(wanted)):
+    if twins := describe_lookalikes({*of_data}.symmetric_difference(of_model)):
         differences.append(f"equal up to Unicode form (NFC): {format_first(twins)}")
     return UserError(
-        f"the data has the classes {format_first(found, _SHOWN_CLASSES)}; "
-        f"the model has {format_first(wanted, _SHOWN_CLASSES)}: {'; '.join(differences)}",
+        f"the data has the classes {format_first(of_data, _NAMED_CLASSES)}; "
+        f"the model has {format_first(of_model, _NAMED_CLASSES)}: {'; '.join(differences)}",
         where="data",
         fix="name data with the model's classes, in any order",
     )

@@ -1,4 +1,4 @@
-"""Names of classes: where they are written, and which cannot be used."""
+"""Names of classes: where they are read from, and which are refused."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,14 @@ from scalablevit.data.sources.files import format_first, is_inside
 
 
 def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: Sequence[str]) -> UserError:
-    """Say which classes only one of the splits has."""
+    """Return the error that names the classes of only one split.
+
+    Args:
+        train: folder of the training split.
+        val: folder of the validation split.
+        classes: of the training split.
+        val_classes: of the validation split.
+    """
     only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
     differences = [
         f"only {split} has {format_first(names)}"
@@ -27,7 +34,11 @@ def classes_differ(train: Path, val: Path, classes: Sequence[str], val_classes: 
 
 
 def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
-    """Return class names of the recipe or of a file: one a line, or the table `objectInfo150.txt` of ADE20K.
+    """Return class names, from the recipe or from a file.
+
+    Args:
+        classes: the names, or a file's path inside `base`: one name per line, or ADE20K's table `objectInfo150.txt`.
+        base: folder of the data set.
 
     Raises:
         UserError: they cannot be read, are missing, or occur twice.
@@ -44,7 +55,7 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
             raise UserError(f"{file} is no UTF-8: {error}", where="data.classes", fix="save it as UTF-8") from None
         names = [line.strip() for line in content.strip().split("\n")]
         if len(names) > 1 and "" in names:
-            # left out, it would shift the numbers of all classes after it
+            # skipping it would shift the indices of all classes after it
             raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")
         if names and names[0].startswith("Idx\t"):
             names = [line.rpartition("\t")[2] for line in names[1:]]
@@ -63,7 +74,7 @@ def refuse_alike(names: Sequence[str], where: str) -> None:
     """Refuse names that differ only in Unicode form.
 
     Raises:
-        UserError: with their bytes.
+        UserError: there are such names; they are shown with escapes.
     """
     if twins := describe_lookalikes(names):
         raise UserError(f"class names are equal up to Unicode form (NFC): {format_first(twins)}", where=where,
@@ -71,15 +82,15 @@ def refuse_alike(names: Sequence[str], where: str) -> None:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Refuse names that cannot be told apart or printed: they are in logs, in MLflow and in predictions.
+    """Refuse names that look the same or cannot be printed, since logs, MLflow and predictions have them.
 
     Raises:
-        UserError: with the names.
+        UserError: there are such names.
     """
     refuse_alike(names, where)
-    if strange := [name for name in names if not name.isprintable()]:
+    if unprintable := [name for name in names if not name.isprintable()]:
         raise UserError(
-            f"class names with characters that cannot be printed: {format_first(strange)}",
+            f"class names with characters that cannot be printed: {format_first(unprintable)}",
             where=where,
             fix="rename them",
         )

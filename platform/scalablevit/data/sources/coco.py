@@ -1,4 +1,4 @@
-"""Images with instances in COCO's json format."""
+"""The source of images with instances in COCO's JSON format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,45 +28,60 @@ class CocoSource(Source):
 
     @classmethod
     def find(cls, data: CocoInstances, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
-        """Read the annotations of a split and hold them against its folder of images."""
+        """Read the annotations of a split, and match them with its folder of images.
+
+        Args:
+            data: the recipe's data section.
+            split: which split.
+            base: folder of the data set.
+            alone: has no effect: the splits are compared later.
+
+        Raises:
+            UserError, UserErrors: a folder or the file is missing, annotations are wrong, or links lead out of `base`.
+        """
         part = data.train if split == "train" else data.val
         where = f"data.{split}.annotations"
         folder = require_folder(base, part.images, f"data.{split}.images")
         file = base / (part.annotations or "")
         if not is_inside(file, base.resolve()):
             raise UserError(f"{file} leads out of {base}", where=where, fix="name a file inside data.root")
-        found = list_files(folder, base)
-        refuse_links(found.links, base, f"data.{split}.images")
+        listed = list_files(folder, base)
+        refuse_links(listed.links, base, f"data.{split}.images")
         annotations = read_annotations(
             file, where, masks=data.instance_masks, max_bad_fraction=data.max_bad_fraction,
-            files=ImageFiles(folder, base, found.files),
+            files=ImageFiles(folder, base, listed.files),
         )  # fmt: skip
         refuse_alike([name for _, name in annotations.categories], where)
         annotated = set(annotations.names)
         inside = base.resolve()
-        unlisted = annotated.difference(found.files)  # absent or hidden: not looked at yet
+        unlisted = annotated.difference(listed.files)  # absent or hidden, so not checked yet
         strange = (name for name in unlisted if not is_inside(folder / name, inside) or is_special(folder / name))
         refuse_links(sorted(str(folder / name) for name in strange), base, where)
         facts = {
             "classes": [name for _, name in annotations.categories],
             **annotations.facts(),
         }
-        ignored = Names.of(name for name in found.files if name not in annotated)
+        ignored = Names.of(name for name in listed.files if name not in annotated)
         return cls(data, folder, Listing(facts, annotations.arrays() | ignored.arrays(IGNORED)))
 
-    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
-        listing = super()._relabelled(numbers, classes)
-        listing.arrays["objects_labels"] = numbers[self.annotations.labels]
-        listing.facts["categories"] = [self.annotations.categories[int(i)] for i in np.argsort(numbers)]
+    def _relabel(self, new_indices: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabel(new_indices, classes)
+        listing.arrays["objects_labels"] = new_indices[self.annotations.labels]
+        listing.facts["categories"] = [self.annotations.categories[int(i)] for i in np.argsort(new_indices)]
         return listing
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What cleaning the annotations and matching file names did, a line each."""
+        """Return what cleaning the annotations and matching file names changed, one line each."""
         return self.annotations.notes
 
     def read(self, i: int) -> Example:
-        """Decode image i; its objects are those of the annotations."""
+        """Return image i, decoded, with its annotated objects.
+
+        Raises:
+            BadSample: the image cannot be decoded, or has another size than in the annotations.
+            ChangedSample: its contents have changed.
+        """
         path, objects = self.images / self.names[i], self.annotations.of_image(i)
         self.refuse_changed(i)
         image = self._image(path)

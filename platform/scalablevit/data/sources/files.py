@@ -1,4 +1,4 @@
-"""List the files of a data set: relative names, checked and sorted, without opening any."""
+"""Listing of a data set's files: relative names, checked and sorted, without opening any."""
 
 import os
 import stat
@@ -12,14 +12,15 @@ from scalablevit.data.names import shown
 from scalablevit.text import and_more
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+"""In lower case, without a dot."""
 _WORDS = {"/": "hidden folders", "": "without suffix"}
-_SHOWN_GROUPS, _SHOWN_NAMES = 8, 3  # of files left out
+_NAMED_GROUPS, _NAMED_FILES = 8, 3  # of skipped files
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files in a folder and its subfolders, by their suffix, and the other files there: relative names, sorted.
+    """Return the images in a folder and its subfolders, by their suffixes, and the other files there.
 
-    Hidden files are left out.
+    Names are relative to the folder, and sorted. Hidden files are skipped.
 
     Raises:
         UserError: the folder is missing, unreadable or without images, or a link leads out of it.
@@ -45,16 +46,25 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What `list_files` found."""
+    """The result of `list_files`."""
 
     files: list[str]
     """Relative to the folder listed, sorted."""
     links: list[str]
-    """Paths to refuse: links to folders, to nothing or out of the data set; pipes, sockets and devices."""
+    """Paths to refuse, sorted: links to folders, to nothing or out of the data set; pipes, sockets and devices."""
 
 
 def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> Files:
-    """List the files in subfolders `below` of `folder`, without hidden ones and without a system call per file."""
+    """List files recursively, without hidden ones and without a system call per file.
+
+    Args:
+        folder: that names are relative to.
+        base: the data set's folder, which links must not lead out of.
+        below: subfolders of `folder` to list; the empty name is `folder` itself.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     inside = base.resolve()
     files: list[str] = []
     links: list[str] = []
@@ -78,7 +88,7 @@ def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> File
 
 
 def is_inside(path: str | Path, base: Path) -> bool:
-    """Whether a path, its links followed, is inside a resolved folder."""
+    """Return whether a path, with its links followed, is inside `base`, a resolved folder."""
     return Path(os.path.realpath(path)).is_relative_to(base)  # `resolve` raises at links in a circle
 
 
@@ -86,7 +96,7 @@ def is_special(path: Path) -> bool:
     """Return whether a path is a pipe, a socket or a device."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # missing, or an impossible name: a later check reports it
+    except OSError:  # missing, or no possible name: a later check reports it
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
@@ -109,21 +119,21 @@ def all_suffixes() -> str:
 
 
 def describe_skipped(names: Sequence[str]) -> str:
-    """Return how many files are left out, by suffix with the first names: `2 other files left out: 2 .heic (...)`."""
+    """Return how many files are skipped, by suffix with the first names: `2 other files left out: 2 .heic (...)`."""
     total = f"{len(names)} other files left out"
     return f"{total}: {describe_suffixes(names)}" if names else total
 
 
 def describe_suffixes(names: Sequence[str]) -> str:
     """Return the number of files of each suffix with the first names: `2 .heic (a.heic, b.heic), 1 .txt (c.txt)`."""
-    groups = {_WORDS.get(kind, kind): found for kind, found in group_by_suffix(names).items()}
+    groups = {_WORDS.get(kind, kind): group for kind, group in group_by_suffix(names).items()}
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     texts = [
-        f"{len(found)} {shown(kind)} ({format_first(found, _SHOWN_NAMES)})" for kind, found in ordered[:_SHOWN_GROUPS]
+        f"{len(found)} {shown(kind)} ({format_first(found, _NAMED_FILES)})" for kind, found in ordered[:_NAMED_GROUPS]
     ]
-    if len(ordered) > _SHOWN_GROUPS:
-        rest = sum(len(found) for _, found in ordered[_SHOWN_GROUPS:])
-        texts.append(f"{rest} with {len(ordered) - _SHOWN_GROUPS} further suffixes")
+    if len(ordered) > _NAMED_GROUPS:
+        rest = sum(len(group) for _, group in ordered[_NAMED_GROUPS:])
+        texts.append(f"{rest} with {len(ordered) - _NAMED_GROUPS} further suffixes")
     return ", ".join(texts)
 
 
@@ -138,7 +148,7 @@ def why_skipped(name: str) -> str:
 
 
 def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
-    """Group names by suffix: `heic`; `/` for hidden folders, whose names end in it; empty without a suffix."""
+    """Group names by suffix: `.heic`; `/` for hidden folders, whose names end in it; empty without a suffix."""
     groups: dict[str, list[str]] = {}
     for name in names:
         kind = suffix(name)
@@ -148,6 +158,11 @@ def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
 
 def require_folder(base: Path, name: str, where: str) -> Path:
     """Return the folder `base / name`.
+
+    Args:
+        base: folder of the data set.
+        name: relative to `base`.
+        where: dotted recipe key, for errors.
 
     Raises:
         UserError: it does not exist, or leads out of `base`.
@@ -170,10 +185,15 @@ def require_folder(base: Path, name: str, where: str) -> Path:
 
 
 def refuse_links(links: list[str], base: Path, where: str) -> None:
-    """Refuse links that lead out of the data set, and files that are none.
+    """Refuse links that lead out of the data set, and special files.
+
+    Args:
+        links: their paths, as in `Files.links`.
+        base: folder of the data set.
+        where: dotted recipe key or folder, for errors.
 
     Raises:
-        UserError: there are any.
+        UserError: `links` is not empty.
     """
     if links:
         raise UserError(
@@ -185,5 +205,5 @@ def refuse_links(links: list[str], base: Path, where: str) -> None:
 
 
 def format_first(names: Sequence[str], count: int = 5) -> str:
-    """Name the first few of many."""
+    """Return the first `count` names as text, and how many more there are: `a.jpg, b.jpg and 3 more`."""
     return f"{', '.join(map(shown, names[:count]))}{and_more(len(names), count)}"

@@ -1,4 +1,4 @@
-"""One folder of images per class."""
+"""The source of image folders: one folder of images per class."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,17 @@ class ImageFolderSource(Source):
 
     @classmethod
     def find(cls, data: ImageFolder, split: SplitName, base: Path, *, alone: bool = False) -> Self:
-        """Find the images of a split; both splits must have the same class folders, unless it is taken `alone`."""
+        """Find the images of a split.
+
+        Args:
+            data: the recipe's data section.
+            split: which split.
+            base: folder of the data set.
+            alone: do not list the other split, whose class folders must otherwise be the same.
+
+        Raises:
+            UserError: a folder is missing or empty, the splits' classes differ, or a link leads out of `base`.
+        """
         where = f"data.{split}.images"
         part = data.train if split == "train" else data.val
         folder = require_folder(base, part.images, where)
@@ -44,6 +54,10 @@ class ImageFolderSource(Source):
 def find_class_folders(folder: Path, where: str) -> tuple[str, ...]:
     """Return the names of a folder's class folders, sorted and checked.
 
+    Args:
+        folder: of the class folders.
+        where: dotted recipe key, for errors.
+
     Raises:
         UserError: there are none, or their names cannot be used.
     """
@@ -55,21 +69,27 @@ def find_class_folders(folder: Path, where: str) -> tuple[str, ...]:
 
 
 def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where: str) -> Listing:
-    """List the images in class folders.
+    """Return the listing of the images in class folders.
+
+    Args:
+        folder: of the class folders.
+        base: folder of the data set.
+        classes: names of the class folders.
+        where: dotted recipe key, for errors.
 
     Raises:
-        UserError: a class folder has none, or a link leads out of `base`.
+        UserError: a class folder has no images, or a link leads out of `base`.
     """
     refuse_links([str(folder / name) for name in classes if (folder / name).is_symlink()], base, where)
     with ThreadPoolExecutor(THREADS) as pool:
         listings = list(pool.map(lambda name: list_files(folder, base, (name,)), classes))
     refuse_links([link for listing in listings for link in listing.links], base, where)
-    found = [[name for name in listing.files if suffix(name) in IMAGE_SUFFIXES] for listing in listings]
+    images = [[name for name in listing.files if suffix(name) in IMAGE_SUFFIXES] for listing in listings]
     others = [name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
-    _refuse_empty([name for name, files in zip(classes, found, strict=True) if not files], others, folder, where)
+    _refuse_empty([name for name, files in zip(classes, images, strict=True) if not files], others, folder, where)
     ignored = [*_hidden_folders(folder), *others]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
-    names = Names.of(name for files in found for name in files)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in images])
+    names = Names.of(name for files in images for name in files)
     arrays = {**names.arrays(), **Names.of(ignored).arrays(IGNORED), "labels": labels}
     return Listing({"classes": classes}, arrays)
 
@@ -79,12 +99,12 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _hidden_folders(folder: Path) -> list[str]:
-    """Folders next to the class folders that are no classes, since their names begin with a dot: `.cat/`."""
+    """Return folders that are no classes, since their names begin with a dot: `.cat/`."""
     return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
 
 
 def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
-    """Class folders, the same in both splits."""
+    """Return the names of the class folders, which must be the same in both splits."""
     train = require_folder(base, data.train.images, "data.train.images")
     val = require_folder(base, data.val.images, "data.val.images")
     classes, val_classes = find_class_folders(train, "data.train.images"), _class_folders(val)

@@ -1,4 +1,4 @@
-"""What a source found in its folders: arrays that all processes of a node map instead of listing again."""
+"""The listing of a source's files: arrays that all processes of a node memory-map instead of listing again."""
 
 import io
 import json
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 FACTS = "facts.json"
+"""Name of the file with a listing's facts."""
 WRITABLE = frozenset({"stamps"})
-"""Arrays that the processes of a node share for writing: what one has checked the others need not."""
+"""Arrays that the processes of a node share for writing: a file that one has checked need not be checked by others."""
 LARGEST = 8 * 2**30
-"""Bytes of a listing in memory, as much as a node keeps of all together; that of a million files is about 0.1 GiB."""
+"""Most bytes of a listing in memory, the limit of a node's whole cache; that of a million files has about 0.1 GiB."""
 _ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SUFFIX = ".npy"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same listing packs to the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time: equal listings pack to equal bytes
 
 
 Facts: TypeAlias = Mapping[str, Any]
-"""What a kind of source has to say besides arrays, by names of its own: anything that JSON holds."""
+"""A source's values besides arrays, under names of its own; JSON types only."""
 
 
 class Listing:
-    """Plain facts and arrays.
+    """The files of a split, as a source has listed them: facts and arrays.
 
     Args:
-        facts: anything that JSON holds.
-        arrays: by name; no objects in them.
-        folder: where they are mapped from; empty: they are in memory.
+        facts: JSON types only.
+        arrays: by name; without Python objects.
+        folder: that the arrays are mapped from; None: they are in memory.
     """
 
     def __init__(self, facts: Facts, arrays: Mapping[str, Array], folder: Path | None = None) -> None:
@@ -42,7 +43,7 @@ class Listing:
         self.folder = folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Mapped arrays travel to the processes of this node as the folder's name."""
+        """Pickle mapped arrays as the folder's path, which other processes of this node map again."""
         if self.folder is not None:
             return Listing.open, (self.folder,)
         return Listing, (self.facts, self.arrays)
@@ -51,7 +52,7 @@ class Listing:
         """Return facts and arrays as one compressed block; equal listings give equal bytes.
 
         Raises:
-            ValueError: an array's name could not be that of a file, or `unpack` would find them too large.
+            ValueError: an array's name is not allowed, or the listing has more than `LARGEST` bytes.
         """
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -68,7 +69,7 @@ class Listing:
         """Read a packed listing into memory.
 
         Raises:
-            ValueError: it is none, an array's name could not be that of a file, or it takes more than `LARGEST` bytes.
+            ValueError: it is no listing, an array's name is not allowed, or it has more than `LARGEST` bytes.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -84,10 +85,11 @@ class Listing:
         return cls(facts, arrays)
 
     def save(self, folder: Path) -> None:
-        """Write facts and arrays as files of a new folder that `open` maps.
+        """Write facts and arrays as files in a new folder that `open` maps.
 
         Raises:
-            ValueError: an array's name could not be that of a file; nothing is written.
+            ValueError: an array's name is not allowed; nothing is written.
+            OSError: the folder exists or cannot be written.
         """
         files = {_file_name(name): array for name, array in self.arrays.items()}
         folder.mkdir(parents=True)
@@ -98,26 +100,26 @@ class Listing:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map what `save` wrote.
+        """Return a listing with arrays mapped from the files that `save` wrote.
 
         Raises:
-            OSError: it is not there.
-            ValueError: a file of it is missing or cut short.
+            OSError: a file is missing.
+            ValueError: a file has another size than `save` wrote.
         """
-        kept = json.loads((folder / FACTS).read_bytes())
-        for name, size in kept["files"].items():
-            if (found := (folder / name).stat().st_size) != size:
-                raise ValueError(f"{folder / name} has {found} bytes, not {size}")
-        arrays = {_array_name(name): _mapped(folder / name) for name in kept["files"]}
-        return cls(kept["facts"], arrays, folder)
+        stored = json.loads((folder / FACTS).read_bytes())
+        for name, size in stored["files"].items():
+            if (actual := (folder / name).stat().st_size) != size:
+                raise ValueError(f"{folder / name} has {actual} bytes, not {size}")
+        arrays = {_array_name(name): _map(folder / name) for name in stored["files"]}
+        return cls(stored["facts"], arrays, folder)
 
 
 class Names(Sequence[str]):
     """Names of files as one block of bytes: a million Python strings would cost every loader process 100 MB.
 
     Args:
-        block: the names without anything between them, as the file system encodes them; uint8.
-        ends: int64 (names,), where each ends.
+        block: uint8 (bytes,), the names in the file system's encoding, without separators.
+        ends: int64 (names,), index after each name's last byte.
     """
 
     def __init__(self, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
@@ -126,7 +128,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:
-        """Encode names."""
+        """Return names in encoded form."""
         encoded = [os.fsencode(name) for name in names]
         return cls(
             np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -134,11 +136,11 @@ class Names(Sequence[str]):
 
     @classmethod
     def from_listing(cls, listing: Listing, prefix: str = "") -> Self:
-        """The names that `arrays` gave to a listing."""
+        """Return the names that `arrays` has added to a listing under a prefix."""
         return cls(listing.arrays[f"{prefix}names"], listing.arrays[f"{prefix}ends"])
 
     def arrays(self, prefix: str = "") -> dict[str, Array]:
-        """For a listing; a prefix keeps several apart."""
+        """Return the arrays for a listing; several `Names` in one listing have different prefixes."""
         return {f"{prefix}names": self.block, f"{prefix}ends": self.ends}
 
     def __len__(self) -> int:
@@ -161,14 +163,14 @@ class Names(Sequence[str]):
         return os.fsdecode(self.encoded(i))
 
     def encoded(self, i: int) -> bytes:
-        """The bytes of name i."""
+        """Return name i in the file system's encoding."""
         if not 0 <= i < len(self):
             raise IndexError(f"name {i} of {len(self)}")
         return self.block[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])].tobytes()
 
 
 def _file_name(array: str) -> str:
-    """Return the name of an array's file, which leads nowhere but into its folder."""
+    """Return the name of an array's file, which cannot lead out of its folder."""
     if not _ARRAY_NAME.fullmatch(array):
         raise ValueError(f"{array!r} is no name of an array; allowed are small letters, digits and _")
     return f"{array}{_SUFFIX}"
@@ -182,7 +184,7 @@ def _array_name(file: str) -> str:
 
 
 def _refuse_large(archive: zipfile.ZipFile) -> None:
-    """Refuse what would take too much memory: `ZipFile.read` returns no more bytes than an entry declares."""
+    """Refuse an archive of more than `LARGEST` bytes: `ZipFile.read` returns no more than an entry declares."""
     if (size := sum(entry.file_size for entry in archive.infolist())) > LARGEST:
         raise ValueError(f"unpacked it has {size} bytes, more than {LARGEST}")
 
@@ -193,7 +195,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> No
     archive.writestr(entry, content)
 
 
-def _mapped(file: Path) -> Array:
+def _map(file: Path) -> Array:
     shared = file.stem in WRITABLE and os.access(file, os.W_OK)
     mapped = np.load(file, mmap_mode="r+" if shared else "c", allow_pickle=False)
     array: Array = mapped.view(np.ndarray)  # of the same memory: slices are plain arrays

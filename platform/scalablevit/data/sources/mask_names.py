@@ -1,4 +1,4 @@
-"""Which file is the mask of an image, and what is there in its place where none is."""
+"""Matching of images and masks by name, and advice where an image has no mask."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,26 +10,26 @@ from scalablevit.data.names import shown
 from scalablevit.data.sources.files import describe_suffixes, format_first, stem, suffix
 
 MASK_SUFFIXES = frozenset(ending for kind in MASK_FORMATS for ending in SUFFIXES[kind])
-_SHOWN_PATTERNS = 3
+_NAMED_PATTERNS = 3
 _SEPARATORS = "_-. "
 
 
 def match_masks(
     images: Sequence[str], files: Sequence[str], image_folder: Path, mask_folder: Path, where: str
 ) -> list[str]:
-    """Return the mask of each image: the file of its relative name with a mask's suffix.
+    """Return the mask of each image: the file of the same relative name with a mask's suffix.
 
-    Of several the one that ends in `.png` is taken.
+    Of several masks the one that ends in `.png` is used.
 
     Args:
         images: relative names.
         files: relative names of all files in the folder of masks.
-        image_folder: for messages.
-        mask_folder: for messages.
+        image_folder: folder of the images, for messages and to exclude them where it is also that of the masks.
+        mask_folder: folder of the masks.
         where: the split's key, for errors.
 
     Raises:
-        UserError: images share a name or have no mask or several, or masks have no image; with what is there instead.
+        UserError: images share a name, or have no mask or several, or masks have no image.
     """
     stems = Counter(map(stem, images))
     if twice := [name for name in images if stems[stem(name)] > 1]:
@@ -40,43 +40,45 @@ def match_masks(
         )
     if image_folder == mask_folder:
         files = sorted(set(files).difference(images))
-    found: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
     for name in files:
         if suffix(name) in MASK_SUFFIXES:
-            found.setdefault(stem(name), []).append(name)
-    masks = {name: _one_of(found.get(stem(name), []), f"{stem(name)}.png") for name in images}
-    _refuse_unmatched(masks, found, files, image_folder, mask_folder, where)
+            by_stem.setdefault(stem(name), []).append(name)
+    masks = {name: _choose(by_stem.get(stem(name), []), f"{stem(name)}.png") for name in images}
+    _refuse_unmatched(masks, by_stem, files, image_folder, mask_folder, where)
     return [str(mask) for mask in masks.values()]
 
 
-def _one_of(names: Sequence[str], preferred: str) -> str | None:
+def _choose(names: Sequence[str], preferred: str) -> str | None:
+    """Return the preferred name if it is among several, or the only one; None: it is undecided, or there is none."""
     return preferred if preferred in names else names[0] if len(names) == 1 else None
 
 
 def _refuse_unmatched(
     masks: dict[str, str | None],
-    found: dict[str, list[str]],
+    by_stem: dict[str, list[str]],
     files: Sequence[str],
     image_folder: Path,
     mask_folder: Path,
     where: str,
 ) -> None:
     problems, fixes = [], []
-    several = [found[stem(name)] for name, mask in masks.items() if mask is None and stem(name) in found]
+    several = [by_stem[stem(name)] for name, mask in masks.items() if mask is None and stem(name) in by_stem]
     if several:
         named = format_first([" and ".join(names) for names in several])
         problems.append(f"{len(several)} images of {image_folder} have several masks in {mask_folder}: {named}")
         fixes.append("remove all but one of each")
-    if lonely := [name for name, mask in masks.items() if mask is None and stem(name) not in found]:
-        others, advice = _what_is_there(lonely, sorted(set(files).difference(filter(None, masks.values()))))
+    if maskless := [name for name, mask in masks.items() if mask is None and stem(name) not in by_stem]:
+        others, advice = _describe_others(maskless, sorted(set(files).difference(filter(None, masks.values()))))
         problems.append(
-            f"{len(lonely)} images of {image_folder} have no mask in {mask_folder}: {format_first(lonely)}; {others}"
+            f"{len(maskless)} images of {image_folder} have no mask in {mask_folder}: {format_first(maskless)}; "
+            f"{others}"
         )
         fixes.append(advice)
     stems = {stem(name) for name in masks}
     used = {"png", *(suffix(mask) for mask in masks.values() if mask)}
-    extra = [name for key, names in found.items() if key not in stems for name in names if suffix(name) in used]
-    if extra and not lonely:  # else they are among the files that are there
+    extra = [name for key, names in by_stem.items() if key not in stems for name in names if suffix(name) in used]
+    if extra and not maskless:  # else they are described already, as other files
         problems.append(
             f"{len(extra)} masks of {mask_folder} have no image in {image_folder}: {format_first(sorted(extra))}"
         )
@@ -85,14 +87,14 @@ def _refuse_unmatched(
         raise UserError("; ".join(problems), where=f"{where}.masks", fix="; ".join(dict.fromkeys([*fixes, rule])))
 
 
-def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
-    """Say what is in a folder of masks that lacks some, which files are named after their images, and what to do."""
+def _describe_others(maskless: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Return a description of the files in a folder that lacks masks, also of how they are named, and advice."""
     if not others:
         return "no other files are there", "add the masks, or correct the folders"
     patterns = Counter[str]()
     examples: dict[str, tuple[str, str]] = {}
-    by_stem = {stem(name): name for name in lonely}
-    by_base = {_split(name)[1]: name for name in lonely}
+    by_stem = {stem(name): name for name in maskless}
+    by_base = {_split(name)[1]: name for name in maskless}
     for name in others:
         for pattern, image in _patterns(name, by_stem, by_base):
             patterns[pattern] += 1
@@ -100,7 +102,7 @@ def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, s
     text = f"{len(others)} other files are there: {describe_suffixes(others)}"
     if not patterns:
         return text, "rename the masks as their images, or correct the folders"
-    common = patterns.most_common(_SHOWN_PATTERNS)
+    common = patterns.most_common(_NAMED_PATTERNS)
     for pattern, count in common:
         name, image = examples[pattern]
         text += f"; {count} are named {shown(pattern)} ({shown(name)} for {shown(image)})"
@@ -113,7 +115,7 @@ def _what_is_there(lonely: Sequence[str], others: Sequence[str]) -> tuple[str, s
 
 
 def _patterns(name: str, by_stem: dict[str, str], by_base: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """How a file may be named after an image that has no mask, and that image."""
+    """Yield patterns by which a file may be named after an image without a mask, and that image."""
     folder, base, ending = _split(name)
     if image := by_stem.get(folder + base):
         yield f"{{stem}}{ending}", image
@@ -129,7 +131,7 @@ def _patterns(name: str, by_stem: dict[str, str], by_base: dict[str, str]) -> It
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Folder with its slash, name without suffix, and suffix with its dot."""
+    """Return the folder with its slash, the name without suffix, and the suffix with its dot."""
     folder, slash, _ = name.rpartition("/")
-    whole = stem(name)
-    return folder + slash, whole[len(folder + slash) :], name[len(whole) :]
+    without_suffix = stem(name)
+    return folder + slash, without_suffix[len(folder + slash) :], name[len(without_suffix) :]

@@ -1,4 +1,4 @@
-"""Images, each with a label mask under the same relative name."""
+"""The source of images with a label mask each, under the same relative name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +29,13 @@ _MASKS = "mask_"
 
 
 class MaskPairsSource(Source):
-    """Images with a mask of class ids of the same relative name each.
+    """Images with a mask of class ids each.
 
     Args:
+        data: the recipe's data section.
+        images: folder of the images.
         masks: folder of the masks.
+        listing: of the files in both.
     """
 
     data: MaskPairs
@@ -42,9 +45,9 @@ class MaskPairsSource(Source):
         self.masks = masks
         self.mask_names = Names.from_listing(listing, _MASKS)
         self.table = label_table(data, self.classes)
-        if (numbers := listing.facts.get("class_numbers")) is not None:
-            classes = self.table < len(numbers)
-            self.table[classes] = np.array(numbers, np.uint8)[self.table[classes]]
+        if (new_indices := listing.facts.get("class_numbers")) is not None:
+            is_class = self.table < len(new_indices)
+            self.table[is_class] = np.array(new_indices, np.uint8)[self.table[is_class]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the constructor's arguments."""
@@ -58,6 +61,12 @@ class MaskPairsSource(Source):
     @classmethod
     def find(cls, data: MaskPairs, split: SplitName, base: Path, *, alone: bool = False) -> Self:  # noqa: ARG003
         """Find the images of a split and the mask of each.
+
+        Args:
+            data: the recipe's data section.
+            split: which split.
+            base: folder of the data set.
+            alone: has no effect: the recipe names the classes.
 
         Raises:
             UserError: there are fewer than two classes, no images, or images and masks do not match.
@@ -91,17 +100,22 @@ class MaskPairsSource(Source):
         arrays = {**Names.of(names).arrays(), **Names.of(matched).arrays(_MASKS)}
         return cls(data, images, masks, Listing({"classes": classes}, {**arrays, **Names.of(ignored).arrays(IGNORED)}))
 
-    def _relabelled(self, numbers: NDArray[np.int64], classes: Sequence[str]) -> Listing:
-        listing = super()._relabelled(numbers, classes)
+    def _relabel(self, new_indices: NDArray[np.int64], classes: Sequence[str]) -> Listing:
+        listing = super()._relabel(new_indices, classes)
         earlier = self.listing.facts.get("class_numbers", range(len(classes)))
-        listing.facts["class_numbers"] = [int(numbers[number]) for number in earlier]
+        listing.facts["class_numbers"] = [int(new_indices[index]) for index in earlier]
         return listing
 
     def _with_listing(self, listing: Listing) -> Self:
         return type(self)(self.data, self.images, self.masks, listing)
 
     def read(self, i: int) -> Example:
-        """Decode image i and its mask."""
+        """Return image i, decoded, with its mask as labels.
+
+        Raises:
+            BadSample: image or mask cannot be decoded, their sizes differ, or the mask has unknown values.
+            ChangedSample: the contents of one of them have changed.
+        """
         sample = self._sample(i)
         self.refuse_changed(i)
         image = self._image(sample.image)
@@ -120,5 +134,5 @@ class MaskPairsSource(Source):
         return Sample(image=self.images / self.names[i], label=None, mask=self.masks / self.mask_names[i])
 
     def groups(self) -> list[tuple[Path, Names]]:
-        """Return folder and names of the images, then of the masks."""
+        """Return folder and names of the images, and of the masks."""
         return [(self.images, self.names), (self.masks, self.mask_names)]

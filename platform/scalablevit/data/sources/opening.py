@@ -1,4 +1,4 @@
-"""From a recipe's data section to its source."""
+"""Sources from a recipe's data section, and registration of users' own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ SOURCES: dict[type[Any], type[Any]] = {
     MaskPairs: MaskPairsSource,
     CocoInstances: CocoSource,
 }
+"""Sources by the class of the data section."""
 
 
 def register_source(section: type[DataSection], source: type[Source], tasks: Sequence[str] = ()) -> None:
@@ -43,14 +44,14 @@ def register_source(section: type[DataSection], source: type[Source], tasks: Seq
 
 
 def open_source(data: Data, split: SplitName, root: Path, classes: Sequence[str] | None = None) -> Source:
-    """List the samples of a split.
+    """Return the source of a split, with its samples listed.
 
     Args:
         data: the recipe's data section; a relative `data.root` resolves against `root`.
         split: which of the two splits.
         root: the platform's root folder.
-        classes: of a model: labels count in this order, whatever the order of the data, and the other split is not
-            looked at. None: the order of the data.
+        classes: names in the order of a model's outputs: class indices have this order, and the other split is not
+            read. None: the order of the data.
 
     Raises:
         UserError: a folder is missing, empty or unreadable, classes or masks do not match, or a link leads out of
@@ -65,7 +66,7 @@ def open_source(data: Data, split: SplitName, root: Path, classes: Sequence[str]
 
 
 def source_of(data: Data, split: SplitName, root: Path, listing: Listing) -> Source:
-    """Return the source that `open_source` listed before, from its listing; no folder is looked at."""
+    """Return a source from the listing that `open_source` made, without reading any folder."""
     base = root / Path(data.root).expanduser()
     part = data.train if split == "train" else data.val
     source: Source = SOURCES[type(data)].of(data, base, part, listing)
@@ -73,10 +74,10 @@ def source_of(data: Data, split: SplitName, root: Path, listing: Listing) -> Sou
 
 
 def open_class_folders(folder: Path) -> Source:
-    """List a folder of class folders by itself, for `pipelines/pack.py`.
+    """Return the source of a folder of class folders, without a recipe, for `pipelines/pack.py`.
 
     Raises:
-        UserError: it is missing, empty or unreadable, or a link leads out of it.
+        UserError: the folder is missing, empty or unreadable, or a link leads out of it.
     """
     where = "FOLDER"
     if not folder.is_dir():

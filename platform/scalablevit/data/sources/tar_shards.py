@@ -1,4 +1,4 @@
-"""Tar shards with an index, as `pipelines/pack.py` writes them."""
+"""The source of tar shards with an index, as `pipelines/pack.py` writes them."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,13 @@ from scalablevit.data.sources.listing import Listing, Names
 
 
 class TarShardsSource(Source):
-    """Images and their labels inside tar files."""
+    """Images with one class each, inside tar files.
+
+    Args:
+        data: the recipe's data section.
+        images: folder of the shards and their index.
+        listing: of `open_shards`.
+    """
 
     def __init__(self, data: TarShards, images: Path, listing: Listing) -> None:
         super().__init__(data, images, listing)
@@ -27,7 +33,17 @@ class TarShardsSource(Source):
 
     @classmethod
     def find(cls, data: TarShards, split: SplitName, base: Path, *, alone: bool = False) -> Self:
-        """Read the indexes of both splits, which must have the same classes, or of one `alone`."""
+        """Read the index of a split.
+
+        Args:
+            data: the recipe's data section.
+            split: which split.
+            base: folder of the data set.
+            alone: do not read the other split's index, whose classes must otherwise be the same.
+
+        Raises:
+            UserError: a folder or an index is missing or wrong, or the splits' classes differ.
+        """
         folders = {name: require_folder(base, part.images, f"data.{name}.images")
                    for name, part in (("train", data.train), ("val", data.val))
                    if not alone or name == split}  # fmt: skip
@@ -42,44 +58,54 @@ class TarShardsSource(Source):
         return Sample(image=self.shards[i], label=int(self.shards.labels[i]), mask=None)
 
     def groups(self) -> list[tuple[Path, Names]]:
-        """The shards."""
+        """Return folder and names of the shards."""
         return [(self.images, self.shards.file_names)]
 
     def rows(self, i: int) -> list[int]:
-        """The shard that holds image i."""
-        return [self.shards.number_of(i)]
+        """Return the row of the shard with image i."""
+        return [self.shards.shard_of(i)]
 
     def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:
-        """SHA-256 of each image inside the shards; reads all of them, with a cache once."""
+        """Return the SHA-256 of each image inside the shards, (samples, 32); zeros where it cannot be read.
+
+        All images are read; with a cache only the first time.
+
+        Args:
+            deadline: time of `time.monotonic()`, in seconds; None: no deadline.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
         stamps = self.read_contents().stamps[np.searchsorted(self.shards.ends, np.arange(len(self)), side="right")]
-        kept = self.cache.load(f"{self.images}#images") if self.cache else None
-        if kept is not None and kept[0] == self.names and np.array_equal(kept[1], stamps) and stamps[:, 2].all():
-            return kept[2]
+        cached = self.cache.load(f"{self.images}#images") if self.cache else None
+        if cached is not None and cached[0] == self.names and np.array_equal(cached[1], stamps) and stamps[:, 2].all():
+            return cached[2]
 
         progress = Progress(f"images inside the shards of {self.images}", len(self), "images", deadline)
 
-        def of(part: range) -> NDArray[np.uint8]:
+        def sums_of(part: range) -> NDArray[np.uint8]:
             progress.add(len(part))
             return np.array([_member_sum(self.shards[i]) for i in part], np.uint8).reshape(-1, SUM_BYTES)
 
         with ThreadPoolExecutor(THREADS) as pool:
-            sums = np.concatenate(list(pool.map(of, self.parts())))
+            sums = np.concatenate(list(pool.map(sums_of, self.parts())))
         if self.cache:
             self.cache.save(f"{self.images}#images", self.names, stamps, sums)
         return sums
 
     def damaged_files(self) -> list[str]:
-        """Shards whose SHA-256 is not the index's."""
+        """Return paths of the shards whose SHA-256 is not that of the index."""
         sums = self.read_contents().sums
-        return [str(self.images / name) for (name, _, packed), found in zip(self.shards.files, sums, strict=True)
-                if found.tobytes().hex() != packed]  # fmt: skip
+        return [str(self.images / name) for (name, _, indexed), actual in zip(self.shards.files, sums, strict=True)
+                if actual.tobytes().hex() != indexed]  # fmt: skip
 
     def _digest(self, contents: Contents) -> str:
-        sums = [each.tobytes().hex() if each.any() else "" for each in contents.sums]
+        sums = [row.tobytes().hex() if row.any() else "" for row in contents.sums]
         return f"content:{hashlib.sha256(' '.join([self.shards.index_sha256, *sums]).encode()).hexdigest()}"
 
 
 def _member_sum(member: Member) -> NDArray[np.uint8]:
+    """Return an image's SHA-256, (32,); zeros where it cannot be read."""
     try:
         return np.frombuffer(hashlib.sha256(member.read_bytes()).digest(), np.uint8)
     except OSError:

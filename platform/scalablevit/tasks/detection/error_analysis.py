@@ -63,12 +63,12 @@ class BoxErrorAnalysis(CocoMetric):
 
 def _score(index: int, evaluation: COCOeval_faster) -> SampleScore:
     """Return the score of one image of an evaluation; matches with a crowd are neither right nor wrong."""
-    objects = {each["id"]: each for each in evaluation.cocoGt.anns.values() if each["image_id"] == index + 1}
-    confident = [each for each in evaluation.cocoDt.anns.values()
-                 if each["image_id"] == index + 1 and each["score"] >= SHOWN_SCORE]  # fmt: skip
-    count = sum(not each["iscrowd"] for each in objects.values())
-    hits = sum("gt_id" in each and not objects[each["gt_id"]]["iscrowd"] for each in confident)
-    false = sum("gt_id" not in each for each in confident)
+    objects = {gt["id"]: gt for gt in evaluation.cocoGt.anns.values() if gt["image_id"] == index + 1}
+    confident = [detection for detection in evaluation.cocoDt.anns.values()
+                 if detection["image_id"] == index + 1 and detection["score"] >= SHOWN_SCORE]  # fmt: skip
+    count = sum(not gt["iscrowd"] for gt in objects.values())
+    hits = sum("gt_id" in detection and not objects[detection["gt_id"]]["iscrowd"] for detection in confident)
+    false = sum("gt_id" not in detection for detection in confident)
     summary = f"{hits} of {count} objects found, {false} false"
     wrong = count - hits + false
     outcome: Outcome = "partly" if wrong and hits else "wrong" if wrong else "right"

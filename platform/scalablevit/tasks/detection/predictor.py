@@ -36,7 +36,7 @@ class DetectionPredictor:
 
         prepared = [prepare_image(self._task.stage, image, device) for image in images]
         detections = run_in_passes(prepared, run)
-        return [self._in_original(*each) for each in zip(detections, prepared, images, strict=True)]
+        return [self._in_original(*of_image) for of_image in zip(detections, prepared, images, strict=True)]
 
     def _in_original(
         self, detections: dict[str, Tensor], prepared: Tensor, image: NDArray[np.uint8]

@@ -25,8 +25,8 @@ class Masks(Table):
         with (self.folder / "classes.csv").open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(("number", "class", "color"))
-            for number, name in enumerate(self.classes):
-                lines.writerow((number, name, class_hex(number)))
+            for index, name in enumerate(self.classes):
+                lines.writerow((index, name, class_hex(index)))
         return super().__enter__()
 
     def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:

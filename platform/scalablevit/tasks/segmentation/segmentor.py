@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 BACKBONE = "TimmPyramid"
 """Name of `models.backbone.build_pyramid` in MMSegmentation's registry: with
-`custom_imports = dict(imports=["scalablevit.tasks.segmentation.segmentor"])` a plain configuration of theirs says
+`custom_imports = dict(imports=["scalablevit.tasks.segmentation.segmentor"])` a plain configuration has
 `backbone=dict(type="TimmPyramid", name="scalablevit_small", drop_path_rate=0.2)`."""
 MODELS.register_module(name=BACKBONE, module=build_pyramid)
 
