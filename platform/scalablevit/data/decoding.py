@@ -323,7 +323,7 @@ def _open_mask(file: BinaryIO, max_pixels: int, name: str) -> ImageFile.ImageFil
 
 
 def _ids(image: Image.Image, layout: str, name: str) -> NDArray[np.uint8]:
-    """Return the class ids of a mask that `_open_mask` has accepted."""
+    """Return the class ids (height, width) of a mask that `_open_mask` has accepted."""
     if image.mode in ("P", "L", "1"):
         ids = np.array(image, np.uint8)
         # Pillow stretches grey of fewer bits to 0..255

@@ -289,7 +289,7 @@ def _texture(rng: np.random.Generator, side: int, color: Points) -> NDArray[np.f
 
 
 def _paint(rng: np.random.Generator, image: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Fill a region with a light texture."""
+    """Return an image (side, side, 3) with a region (side, side) filled with a light texture."""
     return np.where(region[:, :, None], _texture(rng, len(image), rng.uniform(*_LIGHT, 3)), image)
 
 
@@ -308,7 +308,7 @@ def _draw_bar(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
 
 
 def _finish(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the image with a camera's blur, noise and contrast."""
+    """Return the image (side, side, 3) with a camera's blur, noise and contrast."""
     blurred = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.0)))
     noisy = blurred + rng.normal(0, rng.uniform(2, 14), image.shape)
     contrast, brightness = rng.uniform(0.6, 1.1), rng.uniform(-20, 20)

@@ -244,6 +244,7 @@ def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
+    """Return the number of labels of each class; `labels` is (n,), or (n, classes) of 0 and 1."""
     if labels.ndim == 2:  # samples with several classes
         return tuple(labels.sum(axis=0, dtype=np.int64).tolist())
     return tuple(np.bincount(labels, minlength=classes).tolist())
@@ -290,7 +291,7 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
 
 
 def _by_size(areas: NDArray[np.floating]) -> dict[str, int]:
-    """Return the number of objects of each size; one whose area is a bound counts as the smaller size."""
+    """Return the number of objects of each size, by areas (n,); an area that is a bound counts as the smaller size."""
     highs = [high for _, high in SIZES.values()]
     counts = np.bincount(np.searchsorted(highs, areas).clip(max=len(highs) - 1), minlength=len(highs))
     return dict(zip(SIZES, counts.tolist(), strict=True))

@@ -272,7 +272,7 @@ class ScalableViT(nn.Module):
         return x
 
     def _normalize(self, stage: int, x: Tensor) -> Tensor:
-        """Return the stage's map after its norm, or unchanged where the model has none for it."""
+        """Return a stage's map (B, H, W, C) after its norm, or unchanged where the model has none for it."""
         if stage == len(self.feature_info) - 1:
             norm = self.norm
         elif len(self.feature_norms):

@@ -62,7 +62,13 @@ class BatchPredictor(Protocol):
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> Sequence[Prediction]:
-        """Return what `predict` returns for each image, in the images' order and up to rounding."""
+        """Return what `predict` returns for each image, up to rounding.
+
+        Args:
+            model: in eval mode; the caller disables gradients.
+            images: uint8 (height, width, 3) each, RGB, of any sizes.
+            device: the model's.
+        """
 
 
 class Augmentation(Protocol):

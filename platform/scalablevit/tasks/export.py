@@ -43,7 +43,9 @@ class FromPixels(nn.Module):
     """
 
     mean: Tensor
+    """(3, 1, 1), of pixels from 0 to 255."""
     std: Tensor
+    """(3, 1, 1), of pixels from 0 to 255."""
 
     def __init__(self, network: nn.Module, data: Data, finish: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()

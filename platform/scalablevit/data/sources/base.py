@@ -150,7 +150,12 @@ class Source(Sequence[Sample]):
         return self._with_listing(self._relabel(new_indices, classes))
 
     def _relabel(self, new_indices: NDArray[np.int64], classes: Sequence[str]) -> Listing:
-        """Return the listing with `new_indices[label]` for each label; where samples have several, columns move."""
+        """Return the listing with new class indices; where samples have several classes, columns are reordered.
+
+        Args:
+            new_indices: (classes,), by old index.
+            classes: names in the new order.
+        """
         arrays = dict(self.listing.arrays)
         if "labels" in arrays and arrays["labels"].ndim == 2:
             arrays["labels"] = arrays["labels"][:, np.argsort(new_indices)]

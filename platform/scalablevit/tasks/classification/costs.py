@@ -39,5 +39,5 @@ class ClassifierCosts:
         return LabelBatch(image=images, label=labels, samples=samples)
 
     def countable_loss(self, model: nn.Module, batch: LabelBatch) -> Tensor:
-        """Return the task's own loss."""
+        """Return the task's own loss, a scalar."""
         return self._task.loss(model, batch)[0]

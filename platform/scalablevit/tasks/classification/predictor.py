@@ -27,7 +27,10 @@ class ClassPredictor:
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> list[ClassificationPrediction]:
-        """Return the probabilities of all classes for each image; images of equal size share forward passes."""
+        """Return the probabilities of all classes for each image uint8 (height, width, 3), RGB.
+
+        Images of equal size after preparation share forward passes.
+        """
         task = self._task
 
         def run(batch: Tensor) -> list[NDArray[np.float32]]:

@@ -192,6 +192,7 @@ def sizes_as_inputs() -> Iterator[None]:
 
 
 def _clip_boxes(boxes: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
+    """Return boxes (n, 4) clipped to an image's height and width, both tensors."""
     height, width = (side.to(boxes.dtype) for side in size)
     limits = torch.stack([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limits)

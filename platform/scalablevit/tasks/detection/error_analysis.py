@@ -42,7 +42,7 @@ class BoxErrorAnalysis(CocoMetric):
         return {"precision": {name: curve.tolist() for name, curve in known.items()}}
 
     def _evaluate_boxes(self, most: int | None = None) -> COCOeval_faster:
-        """Evaluate the boxes of all images at an IoU of `OVERLAP`; a matched detection has `gt_id`.
+        """Return the evaluation of all images' boxes at an IoU of `OVERLAP`; a matched detection has `gt_id`.
 
         Args:
             most: detections of an image and class that count; None: COCO's 100.

@@ -28,7 +28,10 @@ class DetectionPredictor:
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> list[DetectionPrediction]:
-        """Return the detections in each image; images of equal prepared size share forward passes."""
+        """Return the detections in each image uint8 (height, width, 3), RGB.
+
+        Images of equal size after preparation share forward passes.
+        """
 
         def run(batch: Tensor) -> list[dict[str, Tensor]]:
             outputs: list[dict[str, Tensor]] = model(list(batch))

@@ -116,6 +116,7 @@ class DetectionTask:
         return CocoMetric(self.classes, masks=self.has_masks)
 
     def _normalized(self, image: Tensor) -> Tensor:
+        """Return a uint8 image (h, w, 3) as normalized float (3, h, w)."""
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
 
     def _blank(self, device: torch.device) -> BoxBatch:

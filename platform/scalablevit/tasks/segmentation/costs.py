@@ -40,5 +40,5 @@ class SegmentorCosts:
         return MaskBatch(image=images, mask=masks, samples=samples)
 
     def countable_loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
-        """Return the task's own loss."""
+        """Return the task's own loss, a scalar."""
         return self._task.loss(model, batch)[0]

@@ -26,7 +26,10 @@ class MaskPredictor:
     def predict_batch(
         self, model: nn.Module, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> list[SegmentationPrediction]:
-        """Return the label map of each image; images of equal prepared size share forward passes."""
+        """Return the label map of each image uint8 (height, width, 3), RGB, at the image's own size.
+
+        Images of equal size after preparation share forward passes.
+        """
         task = self._task
         prepared = [prepare_image(task.stage, image, device)[0] for image in images]
         maps = task.label_maps(model, prepared, [(image.shape[0], image.shape[1]) for image in images])

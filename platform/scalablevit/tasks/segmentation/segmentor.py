@@ -161,15 +161,18 @@ def _loss_config(weight: float) -> MmsegConfig:
 
 
 def _resize_to(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logits (B, classes, h, w) at the size of labels (B, H, W)."""
     return F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over all pixels (a scalar), to which ignored ones add 0."""
     # reduced by itself: on a GPU the loss's own sum is not deterministic
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").mean()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the fraction of labelled pixels whose largest logit is that of their label, a scalar."""
     # on CPUs `max` is up to five times as fast as `argmax` and `topk`
     right = logits.max(dim=1).indices == labels
     return right.sum() / (labels != IGNORE).sum().clamp(min=1)

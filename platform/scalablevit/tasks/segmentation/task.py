@@ -138,6 +138,7 @@ class SegmentationTask:
         return ConfusionMetric(self.classes)
 
     def _normalized(self, images: Tensor) -> Tensor:
+        """Return uint8 images (N, h, w, 3) as normalized float (N, 3, h, w)."""
         return normalize(images, self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)
 
     def _fill_up(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
