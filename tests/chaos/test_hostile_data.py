@@ -35,7 +35,7 @@ from harness.hostile_data import (
 from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.dataset import Bad, Item, SampleDataset
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
@@ -95,22 +95,22 @@ def judge(case: Case, file: Path, checked: Checked, key: str) -> None:
     damaged = checked.reasons("pixels", "damaged")
     match case.outcome:
         case Accepted(pixels, tolerance):
-            assert all(shown(file) not in each for each in (*named.values(), damaged))
+            assert all(printable(file) not in each for each in (*named.values(), damaged))
             for item in (train, evaluated):
                 assert not isinstance(item, Bad), item
                 got = item[key]
                 assert got.shape == pixels.shape and got.dtype == np.uint8
                 assert int(np.abs(got.astype(int) - pixels).max()) <= tolerance
         case Damaged(reason):
-            assert not isinstance(train, Bad) and reason in damaged[shown(file)]
+            assert not isinstance(train, Bad) and reason in damaged[printable(file)]
         case Named(reason, by_header, fatal):
             for item in (train, evaluated):
                 assert isinstance(item, Bad) and reason in item.reason and item.path.isprintable()
-            assert train.path == shown(file)
-            assert shown(file) not in damaged
+            assert train.path == printable(file)
+            assert printable(file) not in damaged
             for depth in DEPTHS if by_header else DEPTHS[1:] if key == "mask" else DEPTHS[2:]:
-                assert reason in named[depth][shown(file)]
-                assert (shown(file) in checked.reasons(depth, "wrong")) == fatal
+                assert reason in named[depth][printable(file)]
+                assert (printable(file) in checked.reasons(depth, "wrong")) == fatal
 
 
 # --- images ---

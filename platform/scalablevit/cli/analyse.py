@@ -13,7 +13,7 @@ from scalablevit.config.loading import load_and_import
 from scalablevit.config.overrides import Scope
 from scalablevit.config.root import platform_root, refuse_session_folder
 from scalablevit.config.shipped import DEMO, RECIPES
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.runs.output_dir import refuse_unwritable
 
 FILES = {
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> int:
 
             save_costs(RECIPES, out)
     if not getattr(options, "dry_run", False):
-        print(f"written: {', '.join(FILES[options.verb])} in {shown(out)}")
+        print(f"written: {', '.join(FILES[options.verb])} in {printable(out)}")
     return 0
 
 
@@ -190,5 +190,5 @@ def _check_out(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
     refuse_unwritable(out)
     existing = [name for name in names if os.path.lexists(out / name)]
     if existing and not overwrite:
-        raise UserError(f"{shown(out)} holds {', '.join(existing)} already", where="--out",
+        raise UserError(f"{printable(out)} holds {', '.join(existing)} already", where="--out",
                         fix="name another folder, or add --overwrite")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 from scalablevit.cli.arguments import add_model, add_root
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import list_images
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     names, _ = list_images(folder)
     refuse_unusable(out)
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{shown(out)} is not empty", where="--out", fix="name a new or empty folder")
+        raise UserError(f"{printable(out)} is not empty", where="--out", fix="name a new or empty folder")
     given = _size(options.size)
     weights, config, sha256 = find_model(options.model, options.overrides, root)
     stage = trained_recipe("export", config, options.overrides, options.model).stages["export"]
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
     print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
     if options.dry_run:
-        print(f"dry run: nothing was written; the exports and {NOTE} would be in {shown(out.absolute())}")
+        print(f"dry run: nothing was written; the exports and {NOTE} would be in {printable(out.absolute())}")
         return 0
     try:
         data = stage.data
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
             faithful = faithful and detector.faithful
         (target / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
         files = sorted(file.name for file in target.iterdir())
-    print(f"exported {options.model}: {', '.join(files)} are in {shown(out.absolute())}")
+    print(f"exported {options.model}: {', '.join(files)} are in {printable(out.absolute())}")
     if not faithful:
         print("an export's outputs differ from the model's: do not use it")
         return 1

@@ -25,7 +25,7 @@ from scalablevit.config.overrides import path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_skipped
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
@@ -108,13 +108,13 @@ def _run(options: argparse.Namespace) -> int:
     recipe = trained_recipe("predict", config, options.overrides, options.model)
     stage = without_secrets(recipe.stages["predict"])
     print(f"  model   {options.model}: {stage.task.kind}, {len(config['classes'])} classes, sha256 {sha256[:12]}")
-    print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
+    print(f"  images  {len(images.names)} in {printable(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
         print_skipped_files(images.ignored)
         print("dry run: nothing was written")
         return 0
     facts = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
-             "images": shown(given), "ignored": len(images.ignored),
+             "images": printable(given), "ignored": len(images.ignored),
              "overrides": [mask_credentials(override) for override in options.overrides]}  # fmt: skip
     score = getattr(stage.task, "score_threshold", None) if _sets_score(options.overrides) else None
 

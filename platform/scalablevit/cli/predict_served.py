@@ -14,7 +14,7 @@ from scalablevit.cli.prediction_folder import (
 from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_skipped
 from scalablevit.serving.served import Description, ImageRefused, ModelServer, read_answer
 from scalablevit.tasks.output import Answer, Output, draw
@@ -45,13 +45,13 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
     model = server.describe()
     print(f"  model   served at {server.address}: images leave this machine for it")
     print(f"          {model.task}, {len(model.classes)} classes")
-    print(f"  images  {len(images.names)} in {shown(given)}, {describe_skipped(images.ignored)}", flush=True)
+    print(f"  images  {len(images.names)} in {printable(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:
         print_skipped_files(images.ignored)
         print("dry run: no image was sent, nothing was written")
         return 0
 
-    facts = {"model": server.address, "task": model.task, "classes": model.classes, "images": shown(given),
+    facts = {"model": server.address, "task": model.task, "classes": model.classes, "images": printable(given),
              "ignored": len(images.ignored), "overrides": []}  # fmt: skip
     return fill_output_folder(
         out, images, facts, lambda folder, pictures: _write(server, model, images, pictures, folder)
@@ -75,7 +75,7 @@ def _write(
     if counts.bad == len(pictures):
         raise UserError(
             f"none of the {counts.bad} images could be predicted",
-            where=shown(images.given),
+            where=printable(images.given),
             fix="see the reasons printed above",
         )
     return counts
@@ -96,5 +96,7 @@ def _predict_image(server: ModelServer, model: Description, file: Path, picture:
     try:
         prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise server.mistake(f"answers {shown(file.name)} otherwise than a model of this platform: {error}") from None
+        raise server.mistake(
+            f"answers {printable(file.name)} otherwise than a model of this platform: {error}"
+        ) from None
     return draw(output, picture, image, prediction)

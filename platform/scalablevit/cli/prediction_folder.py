@@ -12,7 +12,7 @@ from scalablevit.cli.documents import Prediction
 from scalablevit.cli.prediction_input import GivenImages, refuse_overlap
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS, task_info
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import format_first, stem, why_skipped
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
 from scalablevit.text import and_more
@@ -76,17 +76,19 @@ def fill_output_folder(
         with (folder / LEFT_OUT).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "reason"))
-            table.writerows((shown(name), why_skipped(name)) for name in ignored)
+            table.writerows((printable(name), why_skipped(name)) for name in ignored)
         note = {**facts, "answered": count - counts.bad, "bad": counts.bad, "numbered": numbered}
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     rate = f"{count / max(counts.seconds, 1e-9):.3g} images/s {timed}".rstrip()
     seconds = time.monotonic() - started
-    print(f"predicted {count - counts.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {shown(out)}")
+    print(
+        f"predicted {count - counts.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {printable(out)}"
+    )
     if counts.bad:
-        print(f"{counts.bad} images without a prediction, and why: {shown(out / BAD)}")
+        print(f"{counts.bad} images without a prediction, and why: {printable(out / BAD)}")
     if ignored:
         print_skipped_files(ignored)
-        print(f"{len(ignored)} files were left out, and why: {shown(out / LEFT_OUT)}")
+        print(f"{len(ignored)} files were left out, and why: {printable(out / LEFT_OUT)}")
     return 1 if counts.bad else 0
 
 
@@ -107,7 +109,7 @@ def prediction_document(out: Path, *, dry_run: bool = False) -> Prediction:
 def print_skipped_files(ignored: Sequence[str]) -> None:
     """Print the first `SHOWN` files that are no images by their names, with the reason."""
     for name in ignored[:SHOWN]:
-        print(f"{shown(name)}\t{why_skipped(name)}")
+        print(f"{printable(name)}\t{why_skipped(name)}")
     if more := and_more(len(ignored), SHOWN, before="", what="more files left out"):
         print(more)
 
@@ -129,13 +131,13 @@ def check_output_folder(out: Path, images: GivenImages, overwrite: bool) -> None
         return
     if not (out / NOTE).is_file():
         raise UserError(
-            f"{shown(out)} is not empty, and no earlier prediction ({NOTE}) is there",
+            f"{printable(out)} is not empty, and no earlier prediction ({NOTE}) is there",
             where="--out",
             fix="name a new or empty folder",
         )
     if not overwrite:
         raise UserError(
-            f"{shown(out)} holds an earlier prediction", where="--out", fix="name another, or add --overwrite"
+            f"{printable(out)} holds an earlier prediction", where="--out", fix="name another, or add --overwrite"
         )
 
 
@@ -158,9 +160,9 @@ def tabulate(output: "Output", predictions: Iterable[tuple[str, "Answer"]], out:
         for done, (name, prediction) in enumerate(predictions, start=1):
             if "bad" in prediction:
                 bad += 1
-                table.writerow((shown(name), prediction["bad"]))
+                table.writerow((printable(name), prediction["bad"]))
                 if bad <= SHOWN:
-                    print(f"bad: {shown(name)}\t{prediction['bad']}", flush=True)
+                    print(f"bad: {printable(name)}\t{prediction['bad']}", flush=True)
             else:
                 output.add(name, prediction)
             if time.monotonic() > last_printed + PROGRESS_EVERY_S:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, format_first, list_images, suffix, why_skipped
 
 LIST_SUFFIX = "txt"
@@ -49,7 +49,7 @@ def find_images(given: Path) -> GivenImages:
         return _read_list(given)
     if suffix(given.name) not in IMAGE_SUFFIXES:
         raise UserError(
-            f"{shown(given.name)} is {why_skipped(given.name)}",
+            f"{printable(given.name)} is {why_skipped(given.name)}",
             where=WHERE,
             fix=f"name a folder, an image ({all_suffixes()}), or a list of paths that ends in .{LIST_SUFFIX}",
         )
@@ -62,7 +62,7 @@ def _read_list(file: Path) -> GivenImages:
     Raises:
         UserError: it cannot be read, names no image, or has a line that names no file or the file of another line.
     """
-    where = shown(file)
+    where = printable(file)
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -108,7 +108,9 @@ def _check_lines(paths: dict[int, str], where: str) -> None:
     for number, path in paths.items():
         if (before := lines.setdefault(path, number)) != number:
             raise UserError(
-                f"line {number} names {shown(path)} again, as line {before}", where=where, fix="name each image once"
+                f"line {number} names {printable(path)} again, as line {before}",
+                where=where,
+                fix="name each image once",
             )
 
 
@@ -127,7 +129,7 @@ def refuse_overlap(out: Path, images: GivenImages) -> None:
     inside = images.is_folder and output.is_relative_to(inputs[0])
     if inside or any(path.is_relative_to(output) for path in inputs):
         raise UserError(
-            f"{shown(out)} and the images are in each other", where="--out", fix="name a folder next to them"
+            f"{printable(out)} and the images are in each other", where="--out", fix="name a folder next to them"
         )
 
 

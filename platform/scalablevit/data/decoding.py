@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from scalablevit.config.data import IMAGENET_MEAN
 from scalablevit.config.section import Triple
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.shards import Member
 
 Color: TypeAlias = tuple[int, int, int]
@@ -66,8 +66,8 @@ class BadSample(Exception):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        self.path = shown(path)
-        self.reason = shown(reason)
+        self.path = printable(path)
+        self.reason = printable(reason)
         super().__init__(path, reason)
 
     def __str__(self) -> str:

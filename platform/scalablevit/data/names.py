@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """Return a name on one line; what cannot be printed or stored as text (line ends, broken UTF-8) is escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in str(name)

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError
 from scalablevit.config.section import Section
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.listing import Listing, Names
 from scalablevit.text import and_more
 
@@ -173,7 +173,7 @@ def open_shards(folder: Path, where: str) -> Listing:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} cannot be used: {key}: {shown(first['msg'])}", where=where, fix=_REPACK) from None
+        raise UserError(f"{file} cannot be used: {key}: {printable(first['msg'])}", where=where, fix=_REPACK) from None
     problems = [problem for shard in index.shards if (problem := _size_problem(folder / shard.name, shard.size))]
     if problems:
         named = "; ".join(problems[:_NAMED]) + and_more(len(problems), _NAMED)

@@ -30,7 +30,7 @@ from scalablevit.data.decoding import (
     read_mask_size,
 )
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.data.stderr_capture import StderrCapture
@@ -115,7 +115,7 @@ def check_split(
     file = cache / f"{_cache_key(source, data, depth)}.json" if cache else None
     if file and (report := _load(file)):
         return report
-    progress = Progress(f"{depth} of {shown(source.images)}", len(source), "images")
+    progress = Progress(f"{depth} of {printable(source.images)}", len(source), "images")
     problems, counts = list[tuple[Problem, Kind]](), Counts()
     with _pool(source, data, workers, depth, deadline) as check_parts:
         for part_problems, part_counts in check_parts(source.parts()):
@@ -124,7 +124,8 @@ def check_split(
             progress.add(part_counts.looked_at)
     if depth == "pixels":
         problems += [
-            (Problem(shown(file), "differs from its sum in the index"), "damaged") for file in source.damaged_files()
+            (Problem(printable(file), "differs from its sum in the index"), "damaged")
+            for file in source.damaged_files()
         ]
     report = Report(
         samples=len(source),
@@ -255,20 +256,20 @@ class _Checker:
             size = self._size(sample, counter, notes, deep_images)
             if annotations is not None and size != (annotated := tuple(annotations.sizes[i].tolist())):
                 # not of the kind `wrong`, since published sets hold a few of them
-                return Problem(shown(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
+                return Problem(printable(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
             if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table, counter)):
-                return Problem(shown(sample.mask), why), "wrong"
+                return Problem(printable(sample.mask), why), "wrong"
         except BadSample as bad:
             return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
         if self.stderr_capture and (text := self.stderr_capture.take()):
-            return Problem(shown(sample.image), f"the decoder says: {text}"), "damaged"
+            return Problem(printable(sample.image), f"the decoder says: {text}"), "damaged"
         return None
 
     def _size(self, sample: Sample, counter: Counter, notes: Notes, deep_images: int) -> tuple[int, ...]:
         """Return height and width of an image; note what its conversion to 8-bit RGB may change."""
         header = read_header(sample.image, self.max_pixels)
         if header.turned:
-            counter.turned.append(shown(sample.image))
+            counter.turned.append(printable(sample.image))
         if self.depth != "pixels":
             if header.transparency:
                 _note(notes, "transparent", sample, "an alpha channel or a transparent colour")
@@ -302,7 +303,7 @@ class _Checker:
 
 
 def _note(notes: Notes, kind: Kind, sample: Sample, reason: str) -> None:
-    notes.setdefault(kind, []).append(Problem(shown(sample.image), reason))
+    notes.setdefault(kind, []).append(Problem(printable(sample.image), reason))
 
 
 CheckParts = Callable[[list[range]], Iterator[PartResult]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
 from scalablevit.text import and_more
 
@@ -175,7 +175,7 @@ def _check_classes(findings: Findings, split: SplitName, statistics: DataStatist
         first = next(
             (name for name, count in zip(statistics.classes, counts.pixels.by_class, strict=True) if count), ""
         )
-        begin = f"only class {shown(first)} has pixels" if known else "no class has pixels"
+        begin = f"only class {printable(first)} has pixels" if known else "no class has pixels"
         what = f"{begin} in {words}, {what.replace(f' in {words}', '')}"
     fix = _class_fix(counts, data)
     if len(statistics.classes) <= FEW_CLASSES or (known <= 1 and counts.pixels is not None and split == "train"):
@@ -206,7 +206,7 @@ def _class_fix(counts: SplitStatistics, data: Data) -> str:
 
 def _describe_class(index: int, classes: tuple[str, ...], data: Data) -> str:
     value = f" (mask value {index + int(data.reduce_zero_label)})" if isinstance(data, MaskPairs) else ""
-    return f"{shown(classes[index])}{value}"
+    return f"{printable(classes[index])}{value}"
 
 
 def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> str:
@@ -218,7 +218,7 @@ def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> st
     parts = []
     for value, count in ordered[:_NAMED]:
         index = value - first
-        meaning = shown(classes[index]) if 0 <= index < len(classes) else "ignored"
+        meaning = printable(classes[index]) if 0 <= index < len(classes) else "ignored"
         parts.append(f"{value} ({meaning}) {count:,}")
     return f"; pixels by mask value: {', '.join(parts)}{and_more(len(ordered), _NAMED)}"
 
@@ -234,7 +234,7 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
         f"training): {named}{more}"
     )
     if _same_images(data):
-        what = f"training and validation name the same folder, {shown(data.val.images)}: {what}"
+        what = f"training and validation name the same folder, {printable(data.val.images)}: {what}"
     if shared.count > data.max_shared_fraction * shared.of:
         findings.errors.append(
             UserError(
@@ -262,13 +262,13 @@ def _imbalance(statistics: DataStatistics) -> Iterator[str]:
     rare = sorted((count, index) for index, count in enumerate(counts) if 0 < count < RARE * most)
     if rare:
         total = sum(counts)
-        named = ", ".join(f"{shown(statistics.classes[index])} {count}" for count, index in rare[:_NAMED])
+        named = ", ".join(f"{printable(statistics.classes[index])} {count}" for count, index in rare[:_NAMED])
         named += and_more(len(rare), _NAMED)
         frequent = statistics.classes[counts.index(most)]
         val = statistics.val.samples_by_class or ()
         constant = f"{max(val) / sum(val):.3g}" if sum(val) else "unknown"
         yield (
-            f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of {shown(frequent)} "
+            f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of {printable(frequent)} "
             f"({most} of {total}): {named}; a constant prediction reaches a top1 of {constant} on validation: "
             "look at the confusion matrix of the report, or add images of the rare classes"
         )

@@ -11,7 +11,7 @@ from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.data.boxes import scale_factors
 from scalablevit.data.coco import SIZES, Annotations
 from scalablevit.data.labels import IGNORE, label_table
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import group_by_suffix
 from scalablevit.inspection.check import Report
@@ -228,14 +228,16 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     indices = {bytes(train_sums[k]): int(k) for k in np.flatnonzero(np.isin(heads, val_heads[readable]))}
     alike = np.flatnonzero(np.isin(val_heads, heads) & readable)
     pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
-    names = tuple((shown(val.names[i]), shown(train.names[k])) for i, k in pairs[:NAMED])
+    names = tuple((printable(val.names[i]), printable(train.names[k])) for i, k in pairs[:NAMED])
     return SharedImages(len(pairs), int(readable.sum()), names)
 
 
 def group_skipped(names: tuple[str, ...]) -> tuple[SkippedFiles, ...]:
     """Group files by suffix, the most frequent first."""
     groups = sorted(group_by_suffix(names).items(), key=lambda group: (-len(group[1]), group[0]))
-    return tuple(SkippedFiles(shown(kind), len(group), tuple(map(shown, group[:NAMED]))) for kind, group in groups)
+    return tuple(
+        SkippedFiles(printable(kind), len(group), tuple(map(printable, group[:NAMED]))) for kind, group in groups
+    )
 
 
 def _heads(sums: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -283,9 +285,9 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         corners=int(of_file["corners"]),
         largest=float(of_file["largest"]),
         loose=counts.loose_boxes if compared else None,
-        loose_images=tuple(map(shown, counts.loose_images)),
+        loose_images=tuple(map(printable, counts.loose_images)),
         flat=counts.flat_polygons if compared else None,
-        flat_images=tuple(map(shown, counts.flat_images)),
+        flat_images=tuple(map(printable, counts.flat_images)),
         scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from scalablevit.config.commands import command_name
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.inspection.statistics import Boxes, DataStatistics, SkippedFiles, SplitStatistics
 from scalablevit.text import and_more
 
@@ -52,7 +52,7 @@ def _class_rows(statistics: DataStatistics, most: int) -> Iterator[Row]:
     count = len(names) if len(names) <= most + 1 else most
     for index in range(count):
         cells = [_count(of_split, index, unit) for of_split in counts]
-        yield f"{unit} of {shown(names[index])}", cells[0], cells[1]
+        yield f"{unit} of {printable(names[index])}", cells[0], cells[1]
     if count < len(names):
         rest = [f"{sum(of_split[count:]):,}" if of_split else "" for of_split in counts]
         yield and_more(len(names), count, before="... "), rest[0], rest[1]

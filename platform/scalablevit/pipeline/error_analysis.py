@@ -16,7 +16,7 @@ from torch import nn
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Sample, Source
 from scalablevit.pipeline.sample_plots import save_pair
@@ -143,4 +143,4 @@ def _draw_case(scored: _ScoredImage, task: Task, stage: Stage, source: Source, f
 
 
 def _name(sample: Sample) -> str:
-    return shown("/".join(Path(str(sample.image)).parts[-SHOWN_PATH_PARTS:]))
+    return printable("/".join(Path(str(sample.image)).parts[-SHOWN_PATH_PARTS:]))

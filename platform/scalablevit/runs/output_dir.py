@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 
 
 def refuse_unwritable(out: Path) -> None:
@@ -23,7 +23,7 @@ def refuse_unwritable(out: Path) -> None:
     nearest = next(path for path in (target, *target.parents) if os.access(path, os.F_OK))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(
-            f"{shown(nearest)} is no folder that can be written to", where="--out", fix="choose another --out"
+            f"{printable(nearest)} is no folder that can be written to", where="--out", fix="choose another --out"
         )
 
 
@@ -38,7 +38,7 @@ def refuse_unusable(out: Path) -> None:
     leftovers = sorted(partial.parent.glob(f"{glob.escape(partial.name)}*"))
     if leftovers:
         raise UserError(
-            f"another run writes to {', '.join(map(shown, leftovers))}, or was ended while it did",
+            f"another run writes to {', '.join(map(printable, leftovers))}, or was ended while it did",
             where="--out",
             fix="wait for it; if none is at work, take out what you need and remove the folder",
         )
@@ -65,19 +65,19 @@ def write_folder(out: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        fix, complete = f"nothing is lost: {shown(partial)} holds what is not in its place", True
+        fix, complete = f"nothing is lost: {printable(partial)} holds what is not in its place", True
         if partial.parent == target:
             _exchange(partial, target, replaced)
         else:
             partial.rename(target)
     except OSError as error:
-        where = shown(error.filename or out)
+        where = printable(error.filename or out)
         raise UserError(f"cannot write: {error.strerror or error}", where=where, fix=fix) from None
     finally:
         if not complete:
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
-            print(f"{shown(partial)} holds what was not moved or removed", file=sys.stderr)
+            print(f"{printable(partial)} holds what was not moved or removed", file=sys.stderr)
 
 
 def _partial(target: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.run_files import IDENTITY, STATUS
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
@@ -91,7 +91,7 @@ def read_status(local: Path) -> Status | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UserError(
-            f"not readable as a status: {': '.join([*map(str, first['loc']), shown(first['msg'])])}",
+            f"not readable as a status: {': '.join([*map(str, first['loc']), printable(first['msg'])])}",
             where=str(local / STATUS),
             fix="remove the file; the run writes it again when it goes on",
         ) from None

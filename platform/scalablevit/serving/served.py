@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.tasks.output import Answer
 from scalablevit.tasks.registry import task_kind
 
@@ -64,7 +64,7 @@ class ModelServer:
             parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
             raise UserError(
-                f"{shown(address)} is no address of a server", where="MODEL", fix="as http://127.0.0.1:5001"
+                f"{printable(address)} is no address of a server", where="MODEL", fix="as http://127.0.0.1:5001"
             )
         if "@" in parts.netloc:
             raise UserError(
@@ -137,7 +137,7 @@ class ModelServer:
             if isinstance(reason, TimeoutError):
                 raise self.mistake(f"kept silent for {seconds:g} s") from None
             raise self.mistake(
-                f"cannot be asked: {shown(str(reason))[:MAX_MESSAGE_CHARACTERS] or type(reason).__name__}"
+                f"cannot be asked: {printable(str(reason))[:MAX_MESSAGE_CHARACTERS] or type(reason).__name__}"
             ) from None
         if len(content) > LARGEST:
             raise self.mistake(f"answers with more than {LARGEST} bytes")
@@ -170,7 +170,9 @@ def read_answer(received: Answer, size: tuple[int, int], model: Description) -> 
     kind = task_kind(model.task)
     answer = kind.read_answer(received, size)
     if unknown := set(answer[kind.class_column]) - set(model.classes):
-        raise ValueError(f"a class that its model does not have: {shown(str(min(unknown)))[:MAX_MESSAGE_CHARACTERS]}")
+        raise ValueError(
+            f"a class that its model does not have: {printable(str(min(unknown)))[:MAX_MESSAGE_CHARACTERS]}"
+        )
     return answer
 
 
@@ -189,5 +191,5 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _shorten(content: bytes) -> str:
-    text = shown(" ".join(content[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace").split()))
+    text = printable(" ".join(content[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace").split()))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."

@@ -15,7 +15,7 @@ from image_tags.predictor import TagPredictor
 from image_tags.task import TaggingTask, counts_of, f1_of
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import LabelBatch
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.transforms import MiddleOfStrip
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
 from scalablevit.tasks.export import Export
@@ -123,7 +123,7 @@ class Tags(Table):
         return answer
 
     def add(self, name: str, answer: Answer) -> None:
-        self.write(shown(name), " ".join(answer["tags"]))
+        self.write(printable(name), " ".join(answer["tags"]))
 
 
 class TagDrawing:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import format_first
 from scalablevit.text import and_more
 
@@ -81,7 +81,7 @@ class ImageFiles:
         counts = Counter(match[0] for match in matches.values() if not isinstance(match, _Unmatched))
         for name, match in matches.items():
             if not isinstance(match, _Unmatched) and counts[match[0]] > 1:
-                matches[name] = _Unmatched(f"{shown(match[0])} would be the file of {counts[match[0]]} names")
+                matches[name] = _Unmatched(f"{printable(match[0])} would be the file of {counts[match[0]]} names")
         self._refuse(matches, len(names), where, tolerated)
         changes = {name: match for name, match in matches.items() if not isinstance(match, _Unmatched)}
         return [changes[name][0] if name in changes else name for name in names], _notes(changes.values())
@@ -98,12 +98,12 @@ class ImageFiles:
             if os.path.lexists(parent / form) and not (parent / form).is_relative_to(self.folder)
         }
         if outside:
-            return _Unmatched(f"there is {shown(min(outside))}, outside the folder of images")
+            return _Unmatched(f"there is {printable(min(outside))}, outside the folder of images")
         fitting = _fitting(name, free, self._own_folders) or _fitting(name, free, _any_folders)
         if len(fitting) == 1:
             return next(iter(fitting.items()))
         if fitting:
-            return _Unmatched(f"it may be {' or '.join(map(shown, sorted(fitting)[:_NAMED]))}")
+            return _Unmatched(f"it may be {' or '.join(map(printable, sorted(fitting)[:_NAMED]))}")
         return _Unmatched(self._describe_unclaimed(name, free))
 
     def _describe_unclaimed(self, name: str, free: dict[str, list[str]]) -> str:
@@ -120,13 +120,13 @@ class ImageFiles:
         self, matches: dict[str, tuple[str, str] | _Unmatched], count: int, where: str, tolerated: float
     ) -> None:
         unmatched = [name for name, match in matches.items() if isinstance(match, _Unmatched)]
-        reasons = [f"{shown(n)}: {match.reason}" for n, match in matches.items()
+        reasons = [f"{printable(n)}: {match.reason}" for n, match in matches.items()
                    if isinstance(match, _Unmatched) and match.reason]  # fmt: skip
         if len(reasons) <= tolerated:
             return
         lines = "".join(f"\n    {line}" for line in reasons[:_NAMED]) + and_more(len(reasons), _NAMED, before="\n    ")
         raise UserError(
-            f"{len(unmatched)} of {count} names (file_name) are of no file in {shown(self.folder)}:{lines}",
+            f"{len(unmatched)} of {count} names (file_name) are of no file in {printable(self.folder)}:{lines}",
             where=where,
             fix="correct the names: relative to the folder of images, with / between folders; or name another folder "
             "(data.train.images, data.val.images)",
@@ -150,7 +150,7 @@ def _fitting(name: str, free: dict[str, list[str]], strip: Callable[[str], Itera
         for count in strip(form):
             rest = "/".join(parts[count:])
             for file in free.get(_normalize(rest), []):
-                changes = [*how, *([f"without the leading {shown('/'.join(parts[:count]))}/"] if count else []),
+                changes = [*how, *([f"without the leading {printable('/'.join(parts[:count]))}/"] if count else []),
                            *([_UNICODE] if file != rest else [])]  # fmt: skip
                 fitting.setdefault(file, " and ".join(changes))
     return fitting

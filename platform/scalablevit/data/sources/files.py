@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import SUFFIXES
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.text import and_more
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
@@ -29,16 +29,16 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
         listing = list_files(folder, folder)
     except OSError as error:
         raise UserError(
-            f"cannot list {shown(error.filename or folder)}: {error.strerror or error}",
-            where=shown(folder),
+            f"cannot list {printable(error.filename or folder)}: {error.strerror or error}",
+            where=printable(folder),
             fix="name a folder of images that can be read",
         ) from None
-    refuse_links(listing.links, folder, shown(folder))
+    refuse_links(listing.links, folder, printable(folder))
     images = [name for name in listing.files if suffix(name) in IMAGE_SUFFIXES]
     if not images:
         raise UserError(
             f"no images here; {describe_skipped(listing.files)}",
-            where=shown(folder),
+            where=printable(folder),
             fix=f"images end in {all_suffixes()}",
         )
     return images, [name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
@@ -129,7 +129,8 @@ def describe_suffixes(names: Sequence[str]) -> str:
     groups = {_WORDS.get(kind, kind): group for kind, group in group_by_suffix(names).items()}
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     texts = [
-        f"{len(found)} {shown(kind)} ({format_first(found, _NAMED_FILES)})" for kind, found in ordered[:_NAMED_GROUPS]
+        f"{len(found)} {printable(kind)} ({format_first(found, _NAMED_FILES)})"
+        for kind, found in ordered[:_NAMED_GROUPS]
     ]
     if len(ordered) > _NAMED_GROUPS:
         rest = sum(len(group) for _, group in ordered[_NAMED_GROUPS:])
@@ -144,7 +145,7 @@ def why_skipped(name: str) -> str:
         return "left out: the name has no suffix, by which images are recognized"
     if kind in ("heic", "heif"):
         return f"left out: .{kind} is not read; convert it to JPEG or PNG"
-    return f"left out: .{shown(kind)} is not the suffix of an image that is read"
+    return f"left out: .{printable(kind)} is not the suffix of an image that is read"
 
 
 def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
@@ -206,4 +207,4 @@ def refuse_links(links: list[str], base: Path, where: str) -> None:
 
 def format_first(names: Sequence[str], count: int = 5) -> str:
     """Return the first `count` names as text, and how many more there are: `a.jpg, b.jpg and 3 more`."""
-    return f"{', '.join(map(shown, names[:count]))}{and_more(len(names), count)}"
+    return f"{', '.join(map(printable, names[:count]))}{and_more(len(names), count)}"

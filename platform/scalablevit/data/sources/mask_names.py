@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import MASK_FORMATS, SUFFIXES
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_suffixes, format_first, stem, suffix
 
 MASK_SUFFIXES = frozenset(ending for kind in MASK_FORMATS for ending in SUFFIXES[kind])
@@ -105,13 +105,13 @@ def _describe_others(maskless: Sequence[str], others: Sequence[str]) -> tuple[st
     common = patterns.most_common(_NAMED_PATTERNS)
     for pattern, count in common:
         name, image = examples[pattern]
-        text += f"; {count} are named {shown(pattern)} ({shown(name)} for {shown(image)})"
+        text += f"; {count} are named {printable(pattern)} ({printable(name)} for {printable(image)})"
     name, image = examples[common[0][0]]
     if suffix(name) in SUFFIXES["JPEG"]:
         return text, "JPEG changes class ids: write the masks again as PNG, from what they were made of"
     ending = suffix(name) if suffix(name) in MASK_SUFFIXES else "png"
     change = "rename" if ending == suffix(name) else "convert"
-    return text, f"{change} them: {shown(name)} to {shown(stem(image))}.{ending}"
+    return text, f"{change} them: {printable(name)} to {printable(stem(image))}.{ending}"
 
 
 def _patterns(name: str, by_stem: dict[str, str], by_base: dict[str, str]) -> Iterator[tuple[str, str]]:

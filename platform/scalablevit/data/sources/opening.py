@@ -7,7 +7,7 @@ from typing import Any
 from scalablevit.config.data import CocoInstances, Data, DataSection, ImageFolder, MaskPairs, SplitName, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.config.extensions import add_source_section
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.coco import CocoSource
 from scalablevit.data.sources.image_folder import ImageFolderSource, find_class_folders, list_class_folders
@@ -93,5 +93,5 @@ def open_class_folders(folder: Path) -> Source:
 
 
 def _cannot_list(error: OSError, folder: Path, where: str) -> UserError:
-    what = f"cannot list {shown(error.filename or folder)}: {error.strerror or error}"
+    what = f"cannot list {printable(error.filename or folder)}: {error.strerror or error}"
     return UserError(what, where=where, fix="make the folder readable")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.tasks.output import Answer, Table
 
 
@@ -22,7 +22,9 @@ class Labels(Table):
     def add(self, name: str, answer: Answer) -> None:
         """Add the row of an image."""
         top = {label: round(value, 6) for label, value in answer["probabilities"].items()}
-        self.write(shown(name), answer["class"], f"{answer['probability']:.6f}", json.dumps(top, ensure_ascii=False))
+        self.write(
+            printable(name), answer["class"], f"{answer['probability']:.6f}", json.dumps(top, ensure_ascii=False)
+        )
 
 
 def read_answer(received: Answer, _size: tuple[int, int]) -> Answer:

@@ -11,7 +11,7 @@ from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.tasks.output import OVERLAYS, Answer, picture_path
 from scalablevit.viz.overlays import draw_boxes
 from scalablevit.viz.palette import class_colors
@@ -70,7 +70,7 @@ class Detections:
         """Add the image's annotations, best first."""
         height, width = answer["size"]
         image_id = len(self._images) + 1
-        self._images.append({"id": image_id, "file_name": shown(name), "height": height, "width": width})
+        self._images.append({"id": image_id, "file_name": printable(name), "height": height, "width": width})
         masks = answer.get("masks", [None] * len(answer["boxes"]))
         for (x1, y1, x2, y2), score, label, mask in zip(
             answer["boxes"], answer["scores"], answer["labels"], masks, strict=True

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scalablevit.data.names import shown
+from scalablevit.data.names import printable
 from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, picture_path
 from scalablevit.viz.overlays import draw_labels
 from scalablevit.viz.palette import class_colors, class_hex
@@ -52,7 +52,7 @@ class Masks(Table):
     def add(self, name: str, answer: Answer) -> None:
         """Add a row for each class in the image, the largest first."""
         for label, share in zip(answer["classes"], answer["shares"], strict=True):
-            self.write(shown(name), label, f"{share:.6f}")
+            self.write(printable(name), label, f"{share:.6f}")
 
 
 def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
