@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from scalablevit.config.data import CocoInstances, ImageFolder, MaskPairs, Split
 from scalablevit.data.boxes import compare_polygons, scale_factors
 from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split
+from scalablevit.inspection.findings import find_problems
 from scalablevit.inspection.statistics import (
     DataStatistics,
     SharedImages,
@@ -20,6 +21,7 @@ from scalablevit.inspection.statistics import (
     group_skipped,
     shared_images,
     split_statistics,
+    unit_of,
 )
 from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 
@@ -77,6 +79,35 @@ def test_pixels_by_class_and_ignored(tmp_path: Path, reduce: bool, by_class: tup
     assert (pixels.by_class, pixels.ignored) == (by_class, ignored)
     assert pixels.by_value == {0: 60, 1: 30, 2: 8, 255: 2}
     assert pixels.ignored_share == ignored / 100
+    assert pixels.values == ((1, 2, 3) if reduce else (0, 1, 2))
+
+
+def test_pixels_belong_to_the_right_class_in_a_models_order(tmp_path: Path) -> None:
+    """Labels are those of the model; the masks' values stay the recipe's."""
+    mask = np.repeat(np.array([0, 1], np.uint8), [70, 30]).reshape(10, 10)
+    picture(tmp_path / "i/0.png", 0, (10, 10))
+    (tmp_path / "m").mkdir()
+    Image.fromarray(mask).save(tmp_path / "m/0.png")
+    split = Split(images="i", masks="m")
+    data = MaskPairs(source="mask_pairs", root=str(tmp_path), train=split, val=split, classes=["a", "b", "c"])
+    source = open_source(data, "val", Path("/")).with_classes(("c", "a", "b"))
+    statistics = split_statistics(source, data, check_split(source, data, 2))
+    assert statistics.pixels is not None
+    assert (statistics.pixels.by_class, statistics.pixels.values) == ((0, 70, 30), (2, 0, 1))
+    alone = DataStatistics(source.classes, unit_of(data), train=statistics, val=statistics, shared=None, unknown=())
+    (error, *_) = find_problems(alone, data).errors
+    assert error.what.startswith("class c (mask value 2) has no pixels")
+    assert "pixels by mask value: 0 (a) 70, 1 (b) 30" in error.what
+
+
+def test_a_users_section_counts_in_the_unit_of_the_section_that_it_extends(tmp_path: Path) -> None:
+    class Layers(MaskPairs):
+        source: Literal["layers"]  # type: ignore[assignment]
+
+    split = Split(images="i", masks="m")
+    layers = Layers(source="layers", root=str(tmp_path), train=split, val=split, classes=["a", "b"])
+    assert unit_of(layers) == "pixels"
+    assert unit_of(ImageFolder(source="image_folder", root=str(tmp_path), **FOLDERS)) == "images"
 
 
 # --- COCO ---

@@ -81,9 +81,8 @@ def fill_output_folder(
         (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
     rate = f"{count / max(counts.seconds, 1e-9):.3g} images/s {timed}".rstrip()
     seconds = time.monotonic() - started
-    print(
-        f"predicted {count - counts.bad} of {count} images, {rate}; {seconds:.1f} s in all; they are in {printable(out)}"
-    )
+    made = f"predicted {count - counts.bad} of {count} images"
+    print(f"{made}, {rate}; {seconds:.1f} s in all; they are in {printable(out)}")
     if counts.bad:
         print(f"{counts.bad} images without a prediction, and why: {printable(out / BAD)}")
     if ignored:

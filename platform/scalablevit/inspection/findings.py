@@ -167,7 +167,7 @@ def _check_classes(findings: Findings, split: SplitName, statistics: DataStatist
     words, unit = _WORDS[split], statistics.unit
     known = len(statistics.classes) - len(absent)
     pixels = _pixels_by_value(counts.pixels, statistics.classes, data) if counts.pixels and data else ""
-    named = ", ".join(_describe_class(index, statistics.classes, data) for index in absent[:_NAMED])
+    named = ", ".join(_describe_class(index, statistics.classes, counts.pixels, data) for index in absent[:_NAMED])
     named += and_more(len(absent), _NAMED)
     have = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     what = f"{have} no {unit} in {words}"
@@ -204,22 +204,22 @@ def _class_fix(counts: SplitStatistics, data: Data) -> str:
     return "add masks that have it, or remove the class from data.classes"
 
 
-def _describe_class(index: int, classes: tuple[str, ...], data: Data) -> str:
-    value = f" (mask value {index + int(data.reduce_zero_label)})" if isinstance(data, MaskPairs) else ""
+def _describe_class(index: int, classes: tuple[str, ...], pixels: Pixels | None, data: Data) -> str:
+    value = f" (mask value {_mask_value(index, pixels, data)})" if isinstance(data, MaskPairs) else ""
     return f"{printable(classes[index])}{value}"
+
+
+def _mask_value(index: int, pixels: Pixels | None, data: MaskPairs) -> int:
+    return pixels.values[index] if pixels and pixels.values else index + int(data.reduce_zero_label)
 
 
 def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> str:
     """Return text on the masks' values and their numbers of pixels, the most frequent first."""
     if not isinstance(data, MaskPairs):
         return ""
-    first = int(data.reduce_zero_label)
+    names = {_mask_value(index, pixels, data): printable(name) for index, name in enumerate(classes)}
     ordered = sorted(pixels.by_value.items(), key=lambda item: -item[1])
-    parts = []
-    for value, count in ordered[:_NAMED]:
-        index = value - first
-        meaning = printable(classes[index]) if 0 <= index < len(classes) else "ignored"
-        parts.append(f"{value} ({meaning}) {count:,}")
+    parts = [f"{value} ({names.get(value, 'ignored')}) {count:,}" for value, count in ordered[:_NAMED]]
     return f"; pixels by mask value: {', '.join(parts)}{and_more(len(ordered), _NAMED)}"
 
 
@@ -268,8 +268,9 @@ def _imbalance(statistics: DataStatistics) -> Iterator[str]:
         val = statistics.val.samples_by_class or ()
         constant = f"{max(val) / sum(val):.3g}" if sum(val) else "unknown"
         yield (
-            f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of {printable(frequent)} "
-            f"({most} of {total}): {named}; a constant prediction reaches a top1 of {constant} on validation: "
+            f"train: {len(rare)} of {len(counts)} classes have less than a tenth of the images of "
+            f"{printable(frequent)} ({most} of {total}): {named}; "
+            f"a constant prediction reaches a top1 of {constant} on validation: "
             "look at the confusion matrix of the report, or add images of the rare classes"
         )
 

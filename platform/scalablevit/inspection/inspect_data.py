@@ -112,7 +112,7 @@ def inspect_validation(source: Source, data: Data, report: Report) -> tuple[list
         report: of the split's check.
     """
     split = split_statistics(source, data, report)
-    alone = DataStatistics(source.classes, unit_of(data.source), train=split, val=split, shared=None, unknown=())
+    alone = DataStatistics(source.classes, unit_of(data), train=split, val=split, shared=None, unknown=())
     return find_evaluation_problems(alone, data)
 
 
@@ -194,7 +194,7 @@ def _statistics(
         unknown.append("masks were not read, so pixels were not counted")
     return DataStatistics(
         classes=sources["train"].classes,
-        unit=unit_of(data.source),
+        unit=unit_of(data),
         train=splits["train"],
         val=splits["val"],
         shared=shared,

@@ -14,6 +14,7 @@ from scalablevit.data.labels import IGNORE, label_table
 from scalablevit.data.names import printable
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.files import group_by_suffix
+from scalablevit.data.sources.mask_pairs import MaskPairsSource
 from scalablevit.inspection.check import Report
 from scalablevit.inspection.counts import Counts
 
@@ -42,6 +43,8 @@ class Pixels:
     """Ignored pixels."""
     by_value: dict[int, int]
     """By mask value, for values that occur."""
+    values: tuple[int, ...] = ()
+    """Mask value of each class; empty in files of earlier versions, whose classes are in the order of the values."""
 
     @property
     def ignored_share(self) -> float:
@@ -173,12 +176,13 @@ class DataStatistics:
 
 
 _STATISTICS = TypeAdapter(DataStatistics)
-_UNITS = {"image_folder": "images", "tar_shards": "images", "mask_pairs": "pixels", "coco": "objects"}
 
 
-def unit_of(source: str) -> str:
-    """Return the unit of counts by class for a `data.source`: images, objects or pixels; for users' sources images."""
-    return _UNITS.get(source, "images")
+def unit_of(data: Data) -> str:
+    """Return the unit of counts by class for a data section, also one of users' own: images, objects or pixels."""
+    if isinstance(data, MaskPairs):
+        return "pixels"
+    return "objects" if isinstance(data, CocoInstances) else "images"
 
 
 def split_statistics(source: Source, data: Data, report: Report) -> SplitStatistics:
@@ -198,7 +202,7 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         objects_by_class=None
         if annotations is None
         else _by_class(annotations.labels[~annotations.crowd], len(source.classes)),
-        pixels=_pixels(data, source.classes, counts.pixels)
+        pixels=_pixels(source, data, counts.pixels)
         if isinstance(data, MaskPairs) and report.complete and not report.wrong
         else None,
         boxes=_boxes(annotations, data, report)
@@ -252,14 +256,18 @@ def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 
-def _pixels(data: MaskPairs, classes: tuple[str, ...], by_value: tuple[int, ...]) -> Pixels | None:
+def _pixels(source: Source, data: MaskPairs, by_value: tuple[int, ...]) -> Pixels | None:
     """Return pixels by class from those by mask value; None where masks were not read."""
     if not by_value:
         return None
-    counts, table = np.array(by_value), label_table(data, classes)
-    by_class = tuple(int(counts[table == index].sum()) for index in range(len(classes)))
+    # a model's order of the classes may be another one than that of the mask values
+    table = source.table if isinstance(source, MaskPairsSource) else label_table(data, source.classes)
+    counts, classes = np.array(by_value), range(len(source.classes))
     return Pixels(
-        by_class, int(counts[table == IGNORE].sum()), {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+        by_class=tuple(int(counts[table == index].sum()) for index in classes),
+        ignored=int(counts[table == IGNORE].sum()),
+        by_value={int(i): int(counts[i]) for i in np.flatnonzero(counts)},
+        values=tuple(int(np.flatnonzero(table == index)[0]) for index in classes),
     )
 
 
