@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from harness.ranks import POISONS, Attempt, run_attempts
 
+from scalablevit.config.errors import UserError
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.replay import replay
 from scalablevit.training.worker import WorkerConfig
@@ -186,6 +188,17 @@ def test_a_captured_step_can_be_taken_again(two_ranks):
     loss = sum(found.losses.values()) / 4  # equal shares of 2 samples
     assert loss == pytest.approx(metrics_of(clean, 2)["train/loss"], rel=1e-5)
     assert found.gradient_norm == pytest.approx(metrics_of(clean, 2)["train/grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("key", ["world", "stage", "classes", "state"])
+def test_a_captured_step_that_lacks_a_part_is_named(two_ranks, tmp_path, key):
+    captured = tmp_path / "step"
+    shutil.copytree(two_ranks["stop"][0] / "nonfinite" / "step_000000001", captured)
+    facts = json.loads((captured / "step.json").read_text())
+    del facts[key]
+    (captured / "step.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=f"holds no whole captured step: '{key}'"):
+        replay(captured)
 
 
 def test_a_run_that_stopped_goes_on_with_another_action(two_ranks):

@@ -243,7 +243,7 @@ def test_a_metric_under_another_name_ends_training(place, tmp_path):
         ('"classification", MetricInfo("top1"), Worst', "task classification reports top1 itself"),
         ('"unheard", MetricInfo("worst"), Worst', "there is no task 'unheard'"),
         ('"classification", MetricInfo("best", promotable=True), Worst', "are for a task's own metrics"),
-        ('"classification", MetricInfo("a b"), Worst', "is no name"),
+        ('"classification", MetricInfo("a b"), Worst', "is not a valid name"),
         ('"classification", MetricInfo("best"), lambda classes: None', "no worker can import mine.<lambda> as yours"),
         ('"classification", MetricInfo("worst"), dict', "is taken by mine"),
     ],

@@ -26,7 +26,7 @@ def register_task(info: TaskInfo, section: type[TaskSection]) -> None:
     class again is harmless.
 
     Args:
-        info: what is known of the task; its `module` has the `KIND`, a `tasks.registry.TaskKind`.
+        info: what is known of the task; the module that it names must define `KIND`, a `tasks.registry.TaskKind`.
         section: the recipe's `task` section, with `kind: Literal["<info.kind>"]`.
 
     Raises:
@@ -80,14 +80,14 @@ def register_metric(kind: str, info: MetricInfo, build: Callable[[tuple[str, ...
             the network's outputs; its `compute` gives `val/<name>` alone.
 
     Raises:
-        UserError: there is no such task; the name is none or taken; other processes cannot import `build`; or `info`
-            says that promotion compares models by the metric, for which the task itself has to give statistics of
-            single samples.
+        UserError: there is no such task; the name is not valid, or taken; other processes cannot import `build`; or
+            `info` says that promotion compares models by the metric, for which the task itself has to give statistics
+            of single samples.
     """
     where, task = f"register_metric {info.name!r}", task_info(kind)
     refuse_unimportable(build, where)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", info.name):
-        raise UserError("is no name", where=where, fix="write small letters, digits and _")
+        raise UserError("is not a valid name", where=where, fix="write lowercase letters, digits and _")
     if info.promotable or info.heads:
         raise UserError("promotable and heads are for a task's own metrics", where=where, fix="leave them out")
     other = METRICS.get((kind, info.name))
@@ -158,7 +158,7 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
 
 
 def _add(key: str, section: type[Section], where: str) -> None:
-    """Add a section to the union of a stage's key, in place of an earlier definition of the same class.
+    """Add a section to the types allowed for a key of `Stage`, in place of an earlier definition of the same class.
 
     Raises:
         UserError: another class has its name.
@@ -177,11 +177,11 @@ def _add(key: str, section: type[Section], where: str) -> None:
 
 
 def _allow_promotion(metrics: Iterable[str]) -> None:
-    """Add to the names that `promotion.metric` may have."""
+    """Add metrics to the values that `promotion.metric` may have."""
     field = Promotion.model_fields["metric"]
-    known, none = typing.get_args(field.annotation)
-    names = _merge(typing.get_args(known), metrics)
-    field.annotation = typing.Literal[names] | none
+    literal, none_type = typing.get_args(field.annotation)
+    names = _merge(typing.get_args(literal), metrics)
+    field.annotation = typing.Literal[names] | none_type
     rebuild_schema()
 
 

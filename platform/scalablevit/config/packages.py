@@ -11,18 +11,18 @@ from scalablevit.config.errors import UserError
 
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 """Most characters of a module's name."""
 DEPENDENCIES = frozenset({
     "albumentations", "cv2", "faster_coco_eval", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
     "onnx", "onnxruntime", "optuna", "pandas", "PIL", "psutil", "pyarrow", "pydantic", "ray", "safetensors", "scipy",
     "simplejpeg", "timm", "torch", "torchvision", "tqdm", "yaml",
 })  # fmt: skip
-"""Packages that the platform itself imports: to name one would sum up gigabytes and register nothing."""
+"""Packages that the platform itself imports: one of them under `imports` would hash gigabytes and register nothing."""
 
 
 def top_level(module: str) -> str:
-    """Return the package that a module belongs to, by their names."""
+    """Return the name of the package that a module belongs to, such as `a` of `a.b.c`."""
     return module.partition(".")[0]
 
 
@@ -33,8 +33,8 @@ def refuse_other_modules(name: str) -> None:
         ValueError: it is no plain dotted name, or one of Python's, of ours or of what we depend on.
     """
     top = top_level(name)
-    if len(name) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
-        raise ValueError(f"{name[:LONGEST_NAME]!r} is no name of a module; write one such as my_package.tasks")
+    if len(name) > MAX_NAME_LENGTH or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
+        raise ValueError(f"{name[:MAX_NAME_LENGTH]!r} is no name of a module; write one such as my_package.tasks")
     if top == PLATFORM:
         raise ValueError(f"{name} is the platform's own code, which is always imported; leave it out")
     if top in sys.stdlib_module_names:
@@ -69,7 +69,7 @@ def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:
 
     Args:
         package: its folder.
-        excluded: further names of folders and files that do not count.
+        excluded: further names of folders and files that are left out.
     """
     files = []
     for path in package.rglob("*"):
@@ -84,7 +84,7 @@ def content_sum(package: Path, excluded: Collection[str] = ()) -> str:
     """Return the SHA-256, in hexadecimal, of the relative paths and contents of a package's files.
 
     Args:
-        package: its folder; where it is does not count.
+        package: its folder; its location makes no difference.
         excluded: as for `package_files`.
     """
     digest = hashlib.sha256()

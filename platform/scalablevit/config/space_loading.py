@@ -26,22 +26,22 @@ from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_o
 PREFIX = "space."
 """Prefix of overrides of the space; all others are of the base recipe."""
 
-FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
+_FIX_FRACTIONS = "a range draws fractions; write `choice: [...]` with whole numbers"
 
 Load = Callable[[Path, Sequence[str], Scope], Recipe]
 
-_UNTRAINED = "it does not change what is trained"
+_NO_EFFECT = "it does not change what is trained"
 _OTHER_DATA = "it changes the data, and metrics on different data cannot be compared"
 NOT_SEARCHED = {
-    "cluster": _UNTRAINED,
-    "tracking": _UNTRAINED,
-    "promotion": _UNTRAINED,
+    "cluster": _NO_EFFECT,
+    "tracking": _NO_EFFECT,
+    "promotion": _NO_EFFECT,
     "imports": "all trials run the same code",
-    "training.checkpoint_every": _UNTRAINED,
-    "training.keep": _UNTRAINED,
-    "training.log_every_steps": _UNTRAINED,
-    "training.nonfinite.capture": _UNTRAINED,
-    "training.on_checkpoint_failure": _UNTRAINED,
+    "training.checkpoint_every": _NO_EFFECT,
+    "training.keep": _NO_EFFECT,
+    "training.log_every_steps": _NO_EFFECT,
+    "training.nonfinite.capture": _NO_EFFECT,
+    "training.on_checkpoint_failure": _NO_EFFECT,
     "task.test_time_augmentation": f"{command_name('evaluate')} alone uses it",
     "training.epochs": "the length of a trial is budget.epochs",
     "training.steps": "the length of a trial is budget.epochs",
@@ -53,15 +53,15 @@ NOT_SEARCHED = {
     "data.classes": _OTHER_DATA,
     "data.shapes": _OTHER_DATA,
     "data.ignore_index": _OTHER_DATA,
-    "data.instance_masks": _UNTRAINED,
-    "data.max_bad_fraction": _UNTRAINED,
-    "data.max_shared_fraction": _UNTRAINED,
-    "data.on_missing_class": _UNTRAINED,
+    "data.instance_masks": "it decides which objects are learned; set it in the recipe",
+    "data.max_bad_fraction": _NO_EFFECT,
+    "data.max_shared_fraction": _NO_EFFECT,
+    "data.on_missing_class": _NO_EFFECT,
     "data.reduce_zero_label": _OTHER_DATA,
 }
 """Parts of a recipe that cannot be parameters of a search, and why."""
 
-PERTURBED = (
+PBT_CHANGEABLE = (
     "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
     "optimizer.layer_decay", "optimizer.clip_norm", "optimizer.schedule", "model.drop_path_rate",
     "task.label_smoothing", "data.flip", "data.color_jitter", "data.rand_augment", "data.random_erasing",
@@ -101,7 +101,7 @@ def load_search(
     for override in overrides:
         with mistakes.collect():
             if is_of_space(override):
-                _apply(override, merged, locations)
+                _apply_space_override(override, merged, locations)
     merged, old_words = convert_old_words(Space, merged, locations, str(path))
     mistakes.errors += old_words
     with mistakes.collect():
@@ -157,7 +157,7 @@ def _errors_in(error: UserError) -> list[UserError]:
     return error.errors if isinstance(error, UserErrors) else [error]
 
 
-def _apply(override: str, merged: YamlDict, locations: Locations) -> None:
+def _apply_space_override(override: str, merged: YamlDict, locations: Locations) -> None:
     """Put one override into the space."""
     (_, *path), value, where = parse_override(override)
     if path[0] == "parameters" and len(path) > 1:
@@ -206,8 +206,8 @@ def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
     """Return the name of the searched stage; None after a mistake."""
     if named is None and len(recipe.stages) == 1:
         return next(iter(recipe.stages))
-    if named in recipe.stages if isinstance(named, str) else False:
-        return str(named)
+    if isinstance(named, str) and named in recipe.stages:
+        return named
     stages = ", ".join(recipe.stages)
     if named is None:
         mistakes.add(f"names no stage; the recipe has {stages}", fix="add `stage: <name>`")
@@ -221,28 +221,29 @@ def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
 def _check_against_recipe(
     merged: YamlMapping, space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
 ) -> None:
-    """Check what can be read of a space, which need not be valid as a whole, against the recipe."""
-    whole = recipe.model_dump(mode="json")
+    """Check a space against the recipe; where `space` is None, what can be read of the invalid one."""
+    plain_recipe = recipe.model_dump(mode="json")
     base = recipe.stages[stage]
     epochs = base.training.epochs
     if space:
         epochs = trial_epochs(space, base)
-        convert_to_trial(whole["stages"][stage], space)
+        convert_to_trial(plain_recipe["stages"][stage], space)
         try:
-            base = check(Recipe, whole, {}, "").stages[stage]
+            base = check(Recipe, plain_recipe, {}, "").stages[stage]
         except UserError as error:
             for mistake in _errors_in(error):
                 mistakes.add(_reason(mistake, "", stage)[0], "resources")
-            whole = recipe.model_dump(mode="json")
+            # the trial's own values are refused: the parameters are checked against the recipe's
+            plain_recipe = recipe.model_dump(mode="json")
         _check_lengths(space, base, epochs, mistakes)
     distributions = space.parameters if space else _readable_distributions(merged.get("parameters"))
     if isinstance(merged.get("metric"), str):
         _check_metric(merged["metric"], merged.get("mode", "max"), base, distributions, mistakes)
     for path, distribution in distributions.items():
-        if reason := _why_unused(path, distributions, whole["stages"][stage]):
+        if reason := _why_unused(path, distributions, plain_recipe["stages"][stage]):
             mistakes.add(f"{path} {reason[0]}", "parameters", path, fix=reason[1])
         else:
-            _check_parameter(path, distribution, whole, stage, epochs, mistakes)
+            _check_parameter(path, distribution, plain_recipe, stage, epochs, mistakes)
     if space and space.scheduler.kind == "pbt":
         _check_pbt(space, base, mistakes)
 
@@ -268,28 +269,34 @@ def _why_unused(path: str, distributions: Mapping[str, Distribution], stage: Yam
 
 
 def _check_parameter(
-    path: str, distribution: Distribution, whole: PlainValues, stage: str, epochs: float | None, mistakes: _Mistakes
+    path: str,
+    distribution: Distribution,
+    plain_recipe: PlainValues,
+    stage: str,
+    epochs: float | None,
+    mistakes: _Mistakes,
 ) -> None:
-    """Refuse a parameter that cannot be searched, and ends of a range or choices that the recipe refuses."""
+    """Add a mistake for a parameter that cannot be searched, or whose ends or choices the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
         if _is_within(path, part):
             mistakes.add(f"{path} is not searched: {why}", "parameters", path)
             return
     refused: dict[tuple[str, str], list[Value]] = {}
     for value in distribution.corners():
-        for reason in _reasons_against(path, value, whole, stage, epochs):
+        for reason in _reasons_against(path, value, plain_recipe, stage, epochs):
             refused.setdefault(reason, []).append(value)
     for (what, fix), values in refused.items():
         whole_numbers = "integer" in what and distribution.choice is None
         which = ", ".join(short_repr(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
-        mistakes.add(f"the recipe refuses {which}: {what}", "parameters", path, fix=FRACTIONS if whole_numbers else fix)
+        advice = _FIX_FRACTIONS if whole_numbers else fix
+        mistakes.add(f"the recipe refuses {which}: {what}", "parameters", path, fix=advice)
 
 
 def _reasons_against(
-    path: str, value: Value, whole: PlainValues, stage: str, epochs: float | None
+    path: str, value: Value, plain_recipe: PlainValues, stage: str, epochs: float | None
 ) -> list[tuple[str, str]]:
     """Return why the base recipe refuses a value of a parameter, and what to do about it; empty: it does not."""
-    changed = {**whole, "stages": {**whole["stages"], stage: dict(whole["stages"][stage])}}
+    changed = {**plain_recipe, "stages": {**plain_recipe["stages"], stage: dict(plain_recipe["stages"][stage])}}
     try:
         set_value(changed["stages"][stage], path.split("."), value, "")
         changed_stage = check(Recipe, changed, {}, "").stages[stage]
@@ -332,7 +339,7 @@ def _find_too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
 
 
 def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _Mistakes) -> None:
-    """Refuse lengths within a trial that are not shorter than the trial."""
+    """Add a mistake for each length within a trial that is not shorter than the trial."""
     if space.budget.epochs is not None:
         for key, reason in _find_too_long(base, epochs).items():
             if key not in space.parameters:
@@ -362,7 +369,7 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
 def _check_metric(
     metric: str, mode: Any, base: Stage, distributions: Mapping[str, Distribution], mistakes: _Mistakes
 ) -> None:
-    """Refuse a metric that some trial does not report, and the wrong end of one."""
+    """Add a mistake for a metric that some trial does not report, or a mode that looks for its worst value."""
     heads = distributions["task.head"].corners() if "task.head" in distributions else [head_of(base.task)]
     packages = {"", *map(top_level, base.imports)}
     reported = [info for info in task_info(base.task.kind).metrics_with(heads) if info.package in packages]
@@ -378,7 +385,7 @@ def _check_metric(
 
 
 def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
-    """Refuse parameters and numbers of trials that do not fit the searcher."""
+    """Add a mistake for each parameter and number of trials that does not fit the searcher."""
     if not space.parameters:
         mistakes.add("the space is empty", "parameters", fix="name at least one, such as `optimizer.lr`")
     for path in space.parameters:
@@ -417,10 +424,10 @@ def _check_pbt(space: Space, base: Stage, mistakes: _Mistakes) -> None:
             fix="set resources.workers to 1",
         )
     for path in space.parameters:
-        if not any(_is_within(path, part) for part in PERTURBED):
+        if not any(_is_within(path, part) for part in PBT_CHANGEABLE):
             mistakes.add(
-                "pbt changes values while a model trains, which this one does not allow",
+                f"pbt changes values while a model trains, and {path} cannot be changed then",
                 "parameters",
                 path,
-                fix=f"it may change {', '.join(PERTURBED)}",
+                fix=f"it may change {', '.join(PBT_CHANGEABLE)}",
             )

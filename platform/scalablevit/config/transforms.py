@@ -32,7 +32,7 @@ def register_transform(name: str, transform: Callable[[Any, Any], Any]) -> None:
     """
     where = f"register_transform {name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError("is no name", where=where, fix="write small letters, digits and _")
+        raise UserError("is not a valid name", where=where, fix="write lowercase letters, digits and _")
     refuse_unimportable(transform, where)
     other = TRANSFORMS.get(name, transform)
     if (other.__module__, other.__qualname__) != (transform.__module__, transform.__qualname__):

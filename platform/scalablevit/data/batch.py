@@ -11,7 +11,7 @@ from scalablevit.data.instances import Instances
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 BatchOfTask = Any
-"""In protocols of tasks: a batch of the class that the task's `collate` returns. A task's methods name that type."""
+"""In protocols of tasks: a batch of the class that the task's `collate` returns. Tasks annotate their own class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,7 @@ class Batch:
     """From the loader uint8 (samples, height, width, 3), or a list of (height, width, 3) where sizes differ; from the
     task's `prepare` float (samples, 3, height, width), or a list of (3, height, width)."""
     samples: int
-    """Number of samples without the bad ones; with 0 the stacked tensors have size 0 in every dimension but the
-    channels."""
+    """Number of samples without the bad ones; with 0 the stacked images are (0, 0, 0, 3)."""
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Int64 (samples,), indices in the source."""
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -41,7 +40,7 @@ class LabelBatch(Batch):
     """Images with labels."""
 
     label: Tensor
-    """Int64 class indices (samples,); users' own tasks may have 0 and 1 for each class (samples, classes)."""
+    """Int64 class indices (samples,); users' multi-label tasks may have 0 or 1 for each class (samples, classes)."""
     target: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Float32 (samples, classes): soft labels, which `prepare` makes in training; empty (0,) before that."""
 

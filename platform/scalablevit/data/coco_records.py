@@ -19,11 +19,11 @@ from scalablevit.data.sources.files import format_first
 TOLERATED_WITHOUT_MASK = 10
 """Objects of a file that may lack a mask, whatever `data.max_bad_fraction` is, as long as others have one."""
 _LARGEST_SIDE = 65_535  # pixels, a JPEG's limit; masks of larger images would cost memory before the image is read
-_FAR = 10**6  # pixels; run lengths of a polygon are made from all points of its outline
+_FARTHEST_CORNER = 10**6  # pixels; the time and memory of drawing a polygon grow with its outline
 _NAMED = 5  # records in an error
 _NAMED_CHARACTERS = 60  # of a value in an error
-_DIGITS = 18  # of a number written as text: what an int64 holds
-_CORNERS = 6  # numbers of the smallest polygon
+_MAX_DIGITS = 18  # of a whole number written as text: what an int64 holds
+_SMALLEST_POLYGON = 6  # numbers: three corners
 _LEADS_OUT = "file_name leads out of the folder of images"
 _FIX = "correct the file"
 _FIXES = {f"of images {_LEADS_OUT}": "write file names relative to the folder of images (data.train.images, "
@@ -33,7 +33,7 @@ Record = dict[str, Any]
 Problem = tuple[str, Any]
 """What is wrong with a record, and the value received."""
 Problems = dict[str, list[str]]
-"""Records in words, by what is wrong with them; after the first few, empty texts that only count."""
+"""Descriptions of records by what is wrong with them; after the first few they are empty, and only counted."""
 
 _NOTHING = object()
 """The value of a key that is absent."""
@@ -59,15 +59,16 @@ class _Located:
 
 
 def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float, files: ImageFiles | None) -> Records:
-    """Read and check the records of a file; numbers that are written as text become numbers.
+    """Read and check the records of a file.
 
-    The arguments are those of `coco.read_annotations`.
+    Whole numbers that are written as "17" or 17.0 become ints; other ids stay text. Arguments: see
+    `coco.read_annotations`.
 
     Raises:
         UserError, UserErrors: the file cannot be read, or records contradict each other; one error for each kind.
     """
-    content = _read(file, where)
-    tables = _tables(content, file, where)
+    content = _read_bytes(file, where)
+    tables = _parse_tables(content, file, where)
     problems: Problems = {}
     images = _check_records(tables["images"], "images", _image_problem(files), problems)
     categories = _check_records(tables["categories"], "categories", _category_problem, problems)
@@ -77,7 +78,7 @@ def read_records(file: Path, where: str, *, masks: bool, max_bad_fraction: float
     missing = [annotation for annotation in annotations if not has_mask(annotation)] if masks else []
     errors = _errors(problems, file, where)
     if missing and len(missing) > _most_without_mask(len(annotations), max_bad_fraction):
-        errors.append(_without_masks(missing, len(annotations), file, where))
+        errors.append(_missing_masks_error(missing, len(annotations), file, where))
     raise_all(errors)
     return Records(images, categories, annotations, hashlib.sha256(content).hexdigest())
 
@@ -90,7 +91,7 @@ def has_mask(annotation: Record) -> bool:
 
 def polygons_of(polygons: list[Any]) -> list[Any]:
     """Return the polygons of three points or more."""
-    return [polygon for polygon in polygons if len(polygon) >= _CORNERS]
+    return [polygon for polygon in polygons if len(polygon) >= _SMALLEST_POLYGON]
 
 
 def _check_references(
@@ -117,14 +118,14 @@ def _check_references(
             problems.setdefault("unknown category_id", []).append(str(category_id))
 
 
-def _read(file: Path, where: str) -> bytes:
+def _read_bytes(file: Path, where: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}", where=where, fix="correct the path") from None
 
 
-def _tables(content: bytes, file: Path, where: str) -> dict[str, list[Any]]:
+def _parse_tables(content: bytes, file: Path, where: str) -> dict[str, list[Any]]:
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -148,32 +149,32 @@ def _check_records(
         if problem:
             texts = problems.setdefault(f"of {table} {problem[0]}", [])
             is_named = len(texts) < _NAMED
-            texts.append(f"number {index}{_id_of(record)} has {_text(problem[1])}" if is_named else "")
+            texts.append(f"number {index}{_id_of(record)} has {_shorten(problem[1])}" if is_named else "")
     return records
 
 
 def _id_of(record: Any) -> str:
-    return f" (id {record['id']})" if isinstance(record, dict) and _is_id(record.get("id")) else ""
+    return f" (id {record['id']})" if isinstance(record, dict) and _is_whole_number(record.get("id")) else ""
 
 
-def _text(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """Return a value as it is written in the file, shortened."""
     if isinstance(value, _Located):
-        return f"{_text(value.name)} (in the folder of images there is {format_first(value.files, 2)})"
+        return f"{_shorten(value.name)} (in the folder of images there is {format_first(value.files, 2)})"
     text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _NAMED_CHARACTERS else f"{text[:_NAMED_CHARACTERS]}..."
 
 
-def _is_id(value: Any) -> bool:
+def _is_whole_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_whole(record: Record, key: str) -> bool:
+def _convert_whole(record: Record, key: str) -> bool:
     """Return whether a key has a whole number; one that is written as text or with a fraction of 0 becomes an int."""
     value: Any = record.get(key)
-    if _is_id(value):
+    if _is_whole_number(value):
         return True
-    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _DIGITS
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MAX_DIGITS
     if not digits and not (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
         return False
     record[key] = int(value)
@@ -182,7 +183,7 @@ def _read_whole(record: Record, key: str) -> bool:
 
 def _read_id(record: Record, key: str) -> bool:
     """Return whether a key has an id: a whole number or a text that is not blank."""
-    return _read_whole(record, key) or (isinstance(record.get(key), str) and bool(record[key].strip()))
+    return _convert_whole(record, key) or (isinstance(record.get(key), str) and bool(record[key].strip()))
 
 
 def _is_number(value: Any) -> bool:
@@ -196,7 +197,7 @@ def _image_problem(files: ImageFiles | None) -> Callable[[Record], Problem | Non
     def problem_of(image: Record) -> Problem | None:
         if not _read_id(image, "id"):
             return "id is neither a whole number nor a text", image.get("id", _NOTHING)
-        if any(not (_read_whole(image, side) and 0 < image[side] <= _LARGEST_SIDE) for side in ("width", "height")):
+        if any(not (_convert_whole(image, side) and 0 < image[side] <= _LARGEST_SIDE) for side in ("width", "height")):
             size = {side: image.get(side) for side in ("width", "height")}
             return f"width or height is no whole number in 1..{_LARGEST_SIDE}", size
         name = image.get("file_name")
@@ -215,7 +216,7 @@ def _image_problem(files: ImageFiles | None) -> Callable[[Record], Problem | Non
 
 
 def _category_problem(category: Record) -> Problem | None:
-    if not _read_whole(category, "id"):
+    if not _convert_whole(category, "id"):
         return "id is no whole number", category.get("id", _NOTHING)
     name = category.get("name", _NOTHING)
     if not isinstance(name, str) or not name.strip():
@@ -228,7 +229,7 @@ def _annotation_problem(masks: bool) -> Callable[[Record], Problem | None]:
         for key in ("id", "image_id"):
             if not _read_id(annotation, key):
                 return f"{key} is neither a whole number nor a text", annotation.get(key, _NOTHING)
-        if not _read_whole(annotation, "category_id"):
+        if not _convert_whole(annotation, "category_id"):
             return "category_id is no whole number", annotation.get("category_id", _NOTHING)
         box = annotation.get("bbox", _NOTHING)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
@@ -245,25 +246,25 @@ def _annotation_problem(masks: bool) -> Callable[[Record], Problem | None]:
 
 
 def _segmentation_problem(segmentation: Any) -> str | None:
-    """Return what is wrong with a mask; no mask, and polygons of too few points, are counted elsewhere."""
+    """Return what is wrong with a mask; `read_records` counts objects without one, and polygons of too few points."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
                 return "segmentation has a polygon that is no list of finite numbers"
             if len(polygon) % 2:
                 return "segmentation has a polygon of half a point"
-            if polygon and max(map(abs, polygon)) > _FAR:
-                return f"segmentation has a polygon with corners more than {_FAR} pixels away"
+            if polygon and max(map(abs, polygon)) > _FARTHEST_CORNER:
+                return f"segmentation has a polygon with corners more than {_FARTHEST_CORNER} pixels away"
         return None
     if segmentation is None or segmentation == {}:
         return None
     if not isinstance(segmentation, dict):
         return "segmentation is neither polygons nor run lengths"
     counts, size = segmentation.get("counts"), segmentation.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_id, size)):
+    if not isinstance(size, list) or len(size) != 2 or not all(map(_is_whole_number, size)):
         return "segmentation's size is not two whole numbers"
     if isinstance(counts, list):
-        valid = all(_is_id(count) and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
+        valid = all(_is_whole_number(count) and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
         return None if valid else "segmentation's counts do not add up to its size"
     if not isinstance(counts, str):
         return "segmentation's counts are neither list nor text"
@@ -279,7 +280,7 @@ def _most_without_mask(objects: int, max_bad_fraction: float) -> float:
     return min(max(max_bad_fraction * objects, TOLERATED_WITHOUT_MASK), objects - 1)
 
 
-def _without_masks(missing: list[Record], count: int, file: Path, where: str) -> UserError:
+def _missing_masks_error(missing: list[Record], count: int, file: Path, where: str) -> UserError:
     named = format_first([str(annotation["id"]) for annotation in missing], _NAMED)
     return UserError(
         f"{file}: {len(missing)} of {count} annotations have no mask (segmentation missing, empty or without a polygon "

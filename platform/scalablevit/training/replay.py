@@ -35,16 +35,17 @@ class Replay:
     gradient_norm: float
     """L2 norm of the gradient of the mean loss over the global batch."""
     not_finite: list[str]
-    """Names of weights that were not finite before the step, then modules whose output was not, then gradients."""
+    """What was not finite, as lines such as `gradient: head.weight`: first weights before the step, then outputs of
+    modules in the order of the forward pass, then gradients."""
 
 
 def replay(folder: Path) -> Replay:
-    """Repeat a step that `training.nonfinite.capture` stored, on the CPU: ranks one after another, without an update.
+    """Repeat a step that `training.nonfinite.capture` stored, on the CPU, one rank after another; nothing is updated.
 
-    Batch statistics are those of each rank's own samples, also where SyncBatchNorm shared them.
+    The statistics of batch norm are those of each rank's own samples, also where SyncBatchNorm shared them.
 
     Args:
-        folder: a folder `<run>/nonfinite/step_<n>`.
+        folder: `<run>/nonfinite/step_<n>`, n being the steps done before it; `step_<n>_rollback_<k>` after roll-backs.
 
     Raises:
         UserError: the folder has no complete captured step.
@@ -53,24 +54,27 @@ def replay(folder: Path) -> Replay:
         facts = json.loads((folder / STEP).read_text(encoding="utf-8"))
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         stored = [safetensors.torch.load_file(folder / batches_file(rank)) for rank in range(int(facts["world"]))]
+        raw_stage, classes, state = facts["stage"], tuple(facts["classes"]), facts["state"]
+        # index of the step in the stream of samples, as `TrainState.position`
+        position = state["step"] + state.get("passed_over", 0)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"holds no whole captured step: {error}",
             where=str(folder),
             fix="name a folder <run>/nonfinite/step_<n>, made with training.nonfinite.capture=true",
         ) from None
-    stage = stored_stage(facts["stage"], str(folder / STEP), imports=True)
-    task = build_task(stage, tuple(facts["classes"]))
+    stage = stored_stage(raw_stage, str(folder / STEP), imports=True)
+    task = build_task(stage, classes)
+    # an empty batch tells the task's class of batch
     batches = [unpack_batches(tensors, type(task.collate("train")([]))) for tensors in stored]
-    world, state = len(batches), facts["state"]
-    position = state["step"] + state["passed_over"]
+    world = len(batches)
     model = task.build_model().train()
     model.load_state_dict(weights)
     not_finite = [f"weights before the step: {name}" for name, tensor in weights.items() if not _is_finite(tensor)]
     losses: dict[tuple[int, int], float] = {}
     with _watch_outputs(model) as outputs:
         for rank, micro_batches in enumerate(batches):
-            model.load_state_dict(weights)  # resets the batch statistics
+            model.load_state_dict(weights)  # each rank begins with the captured running statistics of batch norm
             context = TrainContext(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
             torch.manual_seed(seeds.derive(stage.training.seed, position, rank))
             for index, batch in enumerate(micro_batches):
@@ -94,7 +98,7 @@ def format_replay(result: Replay) -> str:
     if result.not_finite:
         lines += ["not finite, in this order:", *(f"  {name}" for name in result.not_finite)]
     elif math.isfinite(result.gradient_norm):
-        lines.append("here the step is finite: it was another device, precision or number of threads that made it not")
+        lines.append("here the step is finite: another device, precision or number of threads made it not finite")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def put(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file completely or not at all: by fsync and rename locally, as one object elsewhere."""
+    """Write a file completely or not at all: by fsync and rename locally, as one object in an object store."""
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
@@ -37,14 +37,14 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
 
 
 def put_text(folder: str, name: str, text: str) -> None:
-    """Write or replace a text file in a folder, path or address, which is created if it does not exist."""
+    """Write or replace a text file in a folder (a path or an address); the folder is created if it does not exist."""
     filesystem, path = open_filesystem(folder)
     filesystem.create_dir(path, recursive=True)
     put(filesystem, f"{path}/{name}", text.encode())
 
 
 def add_bad_samples(run_folder: str, files: dict[str, str]) -> None:
-    """Add undecodable files, with reason by path, to the run's `BAD_SAMPLES`, which keeps those of earlier attempts."""
+    """Add undecodable files (reason by path) to the run's `BAD_SAMPLES`, which keeps those of earlier attempts."""
     filesystem, folder = open_filesystem(run_folder)
     existing = (read(filesystem, f"{folder}/{BAD_SAMPLES}") or b"").decode().splitlines()
     lines = {f"{path}\t{' '.join(reason.split())}" for path, reason in files.items()}

@@ -36,9 +36,11 @@ class TrialContext:
     train_samples: int
     """Number of training samples."""
     init_weights: str | None
-    """See `WorkerConfig`, like the next two."""
+    """File of the weights that training starts from; None: random weights."""
     init_sha256: str
+    """SHA-256 of that file; empty: not checked."""
     keep_head: bool
+    """Load the classifier's weights, too, where their shape fits."""
     user_code: dict[str, str] = field(default_factory=dict)
     """Content sum by name of each package that the recipe imports, as on the driver."""
 
@@ -52,7 +54,7 @@ class TrialContext:
 
 
 class TrialResult(TypedDict):
-    """What a trial reports to Tune at an evaluation; plain values, since Tune keeps them as it likes."""
+    """What a trial reports to Tune at an evaluation; plain values, since Tune pickles them and writes them as JSON."""
 
     score: float
     """What scheduler and searcher compare, higher is better."""
@@ -76,7 +78,7 @@ class TrialReporter:
     Args:
         context: what all trials share.
         stage: the stage with the trial's values.
-        curve: metric by step of earlier attempts' evaluations, to be replayed to a scheduler that does not know them.
+        curve: metric by step of earlier attempts' evaluations, which are reported again to a scheduler without them.
     """
 
     def __init__(self, context: TrialContext, stage: Stage, curve: dict[int, float]) -> None:
@@ -125,7 +127,8 @@ class TrialReporter:
 def run_trial(config: TrialConfig, context: TrialContext) -> None:
     """Run a trial to its end, from whatever state an earlier attempt left; Tune's trainable.
 
-    The trial's number is the name of its folder in Tune, since population-based training copies whole configurations.
+    The trial's number is the name of its folder in Tune: population-based training copies whole configurations, so that
+    the number in `config` may be another trial's.
 
     Args:
         config: the trial's configuration.
@@ -254,7 +257,7 @@ def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Tri
         raise TrialFailed(error.what) from error
 
 
-FAILED = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
+FAILURE_PREFIX = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
 
 
 def reason_of(error: str) -> tuple[str, bool]:
@@ -266,9 +269,9 @@ def reason_of(error: str) -> tuple[str, bool]:
         error: Tune's traceback of the trial.
     """
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    failure = next((line for line in reversed(lines) if line.startswith(FAILED)), None)
+    failure = next((line for line in reversed(lines) if line.startswith(FAILURE_PREFIX)), None)
     if failure is not None:
-        return mask(failure.removeprefix(FAILED), ""), True
+        return mask(failure.removeprefix(FAILURE_PREFIX), ""), True
     temporary = ("ActorDied", "ActorUnavailable", "NodeDied", NoUserCode.__name__)
     lost = any(name in line for line in lines for name in temporary)
     return (mask(lines[-1], "") if lines else "it ended without a word"), not lost
