@@ -39,7 +39,7 @@ print(f"masks: {results['detect'].metrics['val/mask_ap']:.3f}")
 
 # %% [markdown]
 # A prediction holds the objects of an image, best first: `boxes` float32 (n, 4), x1, y1, x2, y2 in pixels of the image
-# as given; `scores` (n,); `labels` (n,), class numbers, and `names` of the same classes; `mask(i)`, bool (height,
+# as given; `scores` (n,); `labels` (n,), class indices, and `names` of the same classes; `mask(i)`, bool (height,
 # width). So short a training is unsure: the scores are low. `sv.load_model(folder, "task.score_threshold=0.5")` leaves
 # out all below 0.5.
 

@@ -36,7 +36,7 @@ for stage in results:
 print(f"background: {results['segment'].metrics['val/iou/background']:.3f}")
 
 # %% [markdown]
-# A prediction's `mask` is uint8 (height, width), at the size of the image as given: each pixel is the place of its
+# A prediction's `mask` is uint8 (height, width), at the size of the image as given: each pixel is the index of its
 # class in `model.classes`. `shares` are the fractions of the pixels, largest first.
 
 # %%

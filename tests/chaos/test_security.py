@@ -487,7 +487,7 @@ def recorded(root: Path, resolved: ResolvedStage, uri: str) -> tuple[RunStore, O
     )
     outcome = TrainingEnd(
         step=3, best_step=3, best_value=0.5, best_metrics={}, last_metrics={"val/top1": 0.5}, seconds=1.0,
-        spent={"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1}, reason="finished", detail="",
+        spent={"data": 0.1, "checkpoint": 0.1, "evaluation": 0.1}, reason="finished", detail="", device="",
     )  # fmt: skip
     export_weights("tiny", resolved, {}, store, "1" * 32, outcome, 1.0).save(store)
     outbox.artifact("1" * 32, store.local / "model" / "config.json")

@@ -1,6 +1,7 @@
 """What is printed of stages before anything starts."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_the_plan_of_three_stages_fits_into_80_lines_of_a_terminal(demo, capsys,
         1, 1, 1, 3, 3,
     ]  # fmt: skip
     assert lines.index("all stages") < lines.index("stage pretrain") < lines.index("stage detect")
+
+
+def test_a_training_of_hours_on_a_cpu_is_said_by_the_models_operations(demo, capsys, tmp_path):
+    """A classifier is nearly all backbone, so both counts agree."""
+    recipe, stages, _ = demo
+    stage = stages[0].stage
+    facts = plan_summary.model_facts(stages[0])
+    per_pixel = float(facts["macs_per_pixel"])
+    macs = re.search(r"([\d.]+) GFLOPs as the paper counts", facts["model"])
+    assert macs is not None
+    assert per_pixel == pytest.approx(float(macs[1]) * 1e9 / stage.data.image_size**2, rel=0.01)
+    long = replace(stages[0], length=stages[0].length._replace(total=10_000_000))
+    print_plan(recipe.name, [long], tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "warning probably more than " in out and "GFLOP/s a core" in out, out
 
 
 def test_only_what_is_the_same_for_all_stages_stands_above_them():

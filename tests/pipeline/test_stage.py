@@ -96,6 +96,16 @@ def test_results_are_read_back_as_they_were_saved(tmp_path):
     assert load_result(store) is None
     RESULT.save(store)
     assert load_result(store) == replace(RESULT, skipped=True)
+    store.write_json("result.json", {**store.read_json("result.json"), "of_a_later_version": 1})
+    assert load_result(store) == replace(RESULT, skipped=True)
+
+
+def test_a_file_of_the_run_that_is_no_json_object_is_named(tmp_path):
+    store = RunStore.open("run", None, tmp_path)
+    for text in (b"{", b"[1]", b"null"):
+        store.write("result.json", text)
+        with pytest.raises(UserError, match="not readable as JSON"):
+            load_result(store)
 
 
 def test_parameters_hold_resolved_values_and_the_first_place_of_the_data(small, tmp_path):

@@ -94,14 +94,21 @@ def test_without_a_measured_run_the_operations_say_what_a_cpu_takes_at_the_least
     stage = resolved(*STEPS)
     assert (stage.stage.cluster.workers, stage.stage.cluster.cpus_per_worker) == (2, 1)
     seconds = least_seconds(stage, 1e6)
-    assert seconds == pytest.approx(6 * 1e6 * 36 * 16 * 32 * 32 / (2 * 1e11))
-    assert least_seconds(resolved(*STEPS, "stages.pretrain.training.precision=bfloat16"), 1e6) == seconds / 4
-    (warning,) = long_warning(stage.stage, None, 7200.0)
-    assert warning.startswith("at least 2 h 0 min on 2 CPU cores"), warning
-    assert "counted with 100 GFLOP/s a core" in warning
+    assert seconds == pytest.approx(6 * 1e6 * 36 * 16 * 32 * 32 / (2 * 2e11))
+    assert least_seconds(resolved(*STEPS, "stages.pretrain.training.precision=bfloat16"), 1e6) == seconds / 5
+    (warning,) = long_warning(stage.stage, None, 1800.0)
+    assert warning.startswith("probably more than 2 h 0 min on 2 CPU cores"), warning
+    assert "take 30.0 min at 200 GFLOP/s a core" in warning
     assert "training.steps (36), data.image_size (32), model.name (scalablevit_tiny)" in warning
-    assert long_warning(stage.stage, None, 3600.0) == []
+    assert long_warning(stage.stage, None, 900.0) == []
     assert long_warning(stage.stage, TimeEstimate(60.0, "earlier"), 7200.0) == [], "a measured run counts for more"
+
+
+def test_detections_smallest_images_are_counted() -> None:
+    """Sides between 48 and 64 pixels, and a long side that few images reach."""
+    stage = load_recipe(TINY, ["stages.detect.data.long_side=640"]).stages["detect"]
+    detect = replace(resolved(), name="detect", stage=stage, length=Length.of(stage, 96))
+    assert least_seconds(detect, 1e6) == pytest.approx(6 * 1e6 * 20 * 8 * 48 * 48 / 2e11)
 
 
 def test_more_than_an_hour_on_cpus_names_what_shortens_it() -> None:

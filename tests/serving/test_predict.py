@@ -272,17 +272,23 @@ def test_a_run_whose_storage_is_elsewhere_is_found(root, tmp_path):
     weights, _, sha256 = trained_models.find_model("toy-pretrain-0", [], tmp_path / "root")
     assert sha256 == json.loads((there / "result.json").read_text())["weights_sha256"]
     assert Path(weights).is_relative_to(local)
+    assert trained_models.find_model(str(there), [], tmp_path / "root")[0] == weights, "as `runs show` prints it"
 
 
 def test_the_path_of_a_run_is_that_run_or_refused(root, tmp_path, monkeypatch):
     """Its last part alone would name another root's run."""
     other = tmp_path / "an other"
     shutil.copytree(root / "runs" / "toy-pretrain-0", other / "runs" / "toy-pretrain-0")
-    with pytest.raises(UserError, match="is not a run of the root") as caught:
+    with pytest.raises(UserError, match="no finished run") as caught:
         trained_models.find_model(str(other / "runs" / "toy-pretrain-0"), [], root)
-    assert caught.value.fix == f"--root '{other}'"
-    with pytest.raises(UserError, match="is not a run of the root"):
-        trained_models.find_model("elsewhere/toy-pretrain-0", [], root)
+    assert caught.value.fix == f"it is a run of another root: --root '{other}'"
+    for wrong in ("elsewhere/toy-pretrain-0", "/toy-pretrain-0", "../toy-pretrain-0", "~nobody/toy-pretrain-0"):
+        with pytest.raises(UserError, match="no finished run") as caught:
+            trained_models.find_model(wrong, [], root)
+        assert "toy-pretrain-0" in caught.value.fix
+    with pytest.raises(UserError, match="no finished run") as caught:
+        trained_models.find_model("models/demo@candidate", [], root)
+    assert "or write models:/<name>@<alias>" in caught.value.fix
     monkeypatch.chdir(root)
     for path in (root / "runs" / "toy-pretrain-0", "runs/toy-pretrain-0", "./toy-pretrain-0/../runs/toy-pretrain-0"):
         assert trained_models.find_model(str(path), [], root)[0] == str(root / "runs" / "toy-pretrain-0" / WEIGHTS)

@@ -17,9 +17,9 @@ from scalablevit.tasks.registry import task_kind
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 
-def detect(anchor_size: int) -> Stage:
+def detect(anchor_size: int, head: str = "mask_rcnn") -> Stage:
     stage = load_recipe(TINY).stages["detect"]
-    return stage.model_copy(update={"task": stage.task.model_copy(update={"anchor_size": anchor_size})})
+    return stage.model_copy(update={"task": stage.task.model_copy(update={"anchor_size": anchor_size, "head": head})})
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +39,42 @@ def with_side(statistics: DataStatistics, side: float | None) -> DataStatistics:
     return replace(statistics, train=replace(statistics.train, boxes=replace(boxes, scaled_side=side)))
 
 
-def warnings(statistics: DataStatistics, anchor_size: int) -> tuple[str, ...]:
-    return task_kind("detection").data_warnings(detect(anchor_size), statistics)
+def warnings(statistics: DataStatistics, anchor_size: int, head: str = "mask_rcnn") -> tuple[str, ...]:
+    return task_kind("detection").data_warnings(detect(anchor_size, head), statistics)
 
 
 def test_small_and_large_objects_name_the_anchors_that_fit(statistics: DataStatistics) -> None:
     """The overlap of squares in one another is the ratio of their areas: 0.3 at a side of 0.55."""
     (small,) = warnings(with_side(statistics, 17.0), 32)
-    assert small.startswith("the median object of the training images is 17 pixels wide and high in the scaled image, "
-                            "and the smallest anchors 32: "), small  # fmt: skip
-    assert "set task.anchor_size=8, or a larger data.short_side" in small
+    assert "has a side of 17 pixels in the scaled image" in small and "the smallest anchors of 32: " in small, small
+    assert "an overlap below 0.3" in small
+    assert small.endswith("set task.anchor_size=8, or take larger images (data.short_side: 64)"), small
     (large,) = warnings(with_side(statistics, 600.0), 16)
-    assert "the largest anchors 256" in large and "task.anchor_size=256, or a smaller data.short_side" in large
+    assert "the largest anchors of 256" in large and "set task.anchor_size=256, or take smaller images" in large
     for side in (18.0, 32.0, 512.0, 900.0, None):
         assert warnings(with_side(statistics, side), 32) == (), side
 
 
-def test_the_value_that_is_named_gets_no_warning(statistics: DataStatistics) -> None:
-    for side in (3.0, 5.0, 9.0, 17.0, 700.0, 2000.0, 5000.0):
-        for warning in warnings(with_side(statistics, side), 32):
-            named = int(warning.partition("task.anchor_size=")[2].partition(",")[0])
-            assert warnings(with_side(statistics, side), named) == (), (side, named)
+def test_retinanet_has_larger_anchors_and_another_limit(statistics: DataStatistics) -> None:
+    """Three sizes a level, the largest 2 ** (2/3) of the first; background is below 0.4, a side of 0.63."""
+    assert warnings(with_side(statistics, 1000.0), 32, "retinanet") == ()
+    (large,) = warnings(with_side(statistics, 1300.0), 32, "retinanet")
+    assert "the largest anchors of 813" in large and "an overlap below 0.4" in large
+    (small,) = warnings(with_side(statistics, 20.0), 32, "retinanet")
+    assert "the smallest anchors of 32" in small
+    assert warnings(with_side(statistics, 20.5), 32, "retinanet") == ()
+
+
+@pytest.mark.parametrize("side", [3.0, 5.0, 9.0, 17.0, 1000.0, 2000.0, 5000.0])
+def test_the_value_that_is_named_gets_no_warning(statistics: DataStatistics, side: float) -> None:
+    (warning,) = warnings(with_side(statistics, side), 32)
+    named = int(warning.partition("task.anchor_size=")[2].partition(",")[0])
+    assert warnings(with_side(statistics, side), named) == ()
+
+
+def test_where_no_value_fits_only_the_images_can_change(statistics: DataStatistics) -> None:
+    (warning,) = warnings(with_side(statistics, 2.0), 4)
+    assert "task.anchor_size" not in warning and "take larger images" in warning
 
 
 def test_the_shapes_median_is_counted(statistics: DataStatistics) -> None:

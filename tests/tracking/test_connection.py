@@ -54,7 +54,9 @@ def test_a_password_that_ends_too_early_is_refused_and_not_shown(secret: str, ad
         assert "cret" not in text and "host" in text
 
 
-@pytest.mark.parametrize("uri", ["http://[bad", "http://host]", "http:", "https:///mlflow", "http://host:fifty"])
+@pytest.mark.parametrize(
+    "uri", ["http://[bad", "http://host]", "http:", "https:///mlflow", "http://host:fifty", "http://host:0"]
+)
 def test_no_address_at_all(uri: str) -> None:
     with pytest.raises(UserError, match=r"tracking\.uri"):
         check_uri(uri)

@@ -14,6 +14,7 @@ from scalablevit.run_files import START_NOTE
 from scalablevit.training import loop, worker
 from scalablevit.training.attempt_events import StartupTimings
 from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.device_name import device_name
 from scalablevit.training.worker import WorkerConfig
 
 SHAPES = 6
@@ -47,7 +48,8 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     name = CheckpointStore(str(tmp_path / "run")).entries()[-1].name
     run_attempts([Attempt(fresh)], 1, tmp_path)
     assert note.read_text() == f"resumed at step 2 from {name}"
-    run(worker_config(stage, tmp_path / "other", init_weights=str(weights)))
+    ended = run(worker_config(stage, tmp_path / "other", init_weights=str(weights))).training
+    assert ended is not None and ended.device == device_name(torch.device("cpu")) != ""
     assert (tmp_path / "other" / START_NOTE).read_text().startswith("initial weights: ")
     assert str(weights) in (tmp_path / "other" / START_NOTE).read_text()
 

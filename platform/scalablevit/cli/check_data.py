@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +72,10 @@ def run(options: argparse.Namespace) -> int:
         recipe = load_and_import(path, options.overrides, Scope(f"{short_name('check-data')} checks", note=print))
         root = platform_root(options.root)
         bad, inspections = 0, dict[str, Inspection]()
-        for name, stage in _data_sections(recipe):
-            inspections[name] = _with_task_warnings(stage, _inspect(stage.data, root, options))
-            bad += _print_inspection(name, stage.data, inspections[name])
+        for name, stages in _stages_by_data(recipe).items():
+            data = stages[0].data
+            inspections[name] = _add_task_warnings(stages, _inspect(data, root, options))
+            bad += _print_inspection(name, data, inspections[name])
         errors = [error for inspection in inspections.values() for error in inspection.errors]
         raise_all(list({str(error): error for error in errors}.values()))
         print(_advice(bad, sum(len(inspection.warnings) for inspection in inspections.values()), path, options))
@@ -110,21 +111,25 @@ def _document(recipe: str, inspections: Mapping[str, Inspection], bad: int) -> "
     return DataCheck(recipe=recipe, data=data, bad=bad)
 
 
-def _data_sections(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
-    """Yield the first stage of each distinct data section, with its name."""
-    known: list[Data] = []
+def _stages_by_data(recipe: Recipe) -> dict[str, list[Stage]]:
+    """Return the stages of each distinct data section, by the name of the first one."""
+    groups: dict[str, list[Stage]] = {}
     for name, stage in recipe.stages.items():
-        if stage.data not in known:
-            known.append(stage.data)
-            yield name, stage
+        same = next((stages for stages in groups.values() if stages[0].data == stage.data), None)
+        if same is None:
+            groups[name] = [stage]
+        else:
+            same.append(stage)
+    return groups
 
 
-def _with_task_warnings(stage: Stage, found: Inspection) -> Inspection:
-    """Add what of the stage's task does not fit the data, as a training says it."""
-    if found.statistics is None:
-        return found
-    of_task = task_kind(stage.task.kind).data_warnings(stage, found.statistics)
-    return replace(found, warnings=(*found.warnings, *of_task))
+def _add_task_warnings(stages: Sequence[Stage], inspection: Inspection) -> Inspection:
+    """Add what of the stages' tasks does not fit their data, as a training says it."""
+    statistics = inspection.statistics
+    if statistics is None:
+        return inspection
+    of_tasks = [text for stage in stages for text in task_kind(stage.task.kind).data_warnings(stage, statistics)]
+    return replace(inspection, warnings=tuple(dict.fromkeys([*inspection.warnings, *of_tasks])))
 
 
 def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:

@@ -8,9 +8,9 @@ from scalablevit.run_files import STEP
 
 EPILOG = """\
 A recipe with training.nonfinite.capture=true writes a step whose loss or gradient is infinite or not a number into
-<run>/nonfinite/step_<n>/: every rank's samples, weights and optimizer as they were before it, and the seeds of its
-random numbers. This repeats the step on this machine, without an update, and names weights, module outputs and
-gradients that are not finite, in the order in which they come.
+<run>/nonfinite/step_<n>/ (step_<n>_rollback_<k>/ after k roll-backs): every rank's samples, weights and optimizer as
+they were before it, and the seeds of its random numbers. This repeats the step on this machine, without an update, and
+names weights, module outputs and gradients that are not finite, in the order in which they come.
 
 Exit codes: 0 the step was repeated; 2 the folder holds no whole captured step; 130 interrupted."""
 

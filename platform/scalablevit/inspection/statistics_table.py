@@ -93,7 +93,7 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
             f"{name}, {' / '.join(by_size)}": " / ".join(f"{n:,}" for n in by_size.values())
             for name, by_size in sizes.items()
         },
-        "median scaled side": "" if boxes.scaled_side is None else f"{boxes.scaled_side:.3g} pixels",
+        "median scaled object": "" if boxes.scaled_side is None else f"{boxes.scaled_side:.3g} pixels",
         **{name: _number(count) for name, count in counts.items()},
     }
 

@@ -1,6 +1,5 @@
 """Print the plan of a training before anything starts: all values that the data, the machine and defaults decide."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,13 @@ from scalablevit.inspection.statistics_table import statistics_rows, unknown_tex
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
-from scalablevit.pipeline.resolve import ResolvedStage, check_micro_batches, describe, model_cost
+from scalablevit.pipeline.resolve import (
+    ResolvedStage,
+    backbone_macs_per_pixel,
+    check_micro_batches,
+    describe,
+    model_cost,
+)
 from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
 from scalablevit.runs.console import format_duration
 from scalablevit.runs.run_store import RunStore
@@ -106,13 +111,10 @@ def model_facts(resolved: ResolvedStage) -> dict[str, str]:
     """
     stage, classes = resolved.stage, resolved.classes
     check_micro_batches(resolved.name, stage, classes)
-    described = model_cost(resolved.name, stage, classes)
-    costs = task_kind(stage.task.kind).build_costs(stage, classes)
-    macs_per_pixel = costs.count().macs / math.prod(costs.size)
     return {
-        "model": described,
+        "model": model_cost(resolved.name, stage, classes),
         "automatic": "; ".join(format_automatic(resolved)),
-        "macs_per_pixel": f"{macs_per_pixel:.6g}",
+        "macs_per_pixel": f"{backbone_macs_per_pixel(resolved.name, stage, classes):.6g}",
     }
 
 

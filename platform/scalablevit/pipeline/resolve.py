@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,10 +223,41 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     from scalablevit.tasks.registry import build_task
 
     torch.manual_seed(0)
-    try:
+    with _model_errors(name, stage):
         task = build_task(stage, classes)
         compiled = _describe_compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
         return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
+
+
+def backbone_macs_per_pixel(name: str, stage: Stage, classes: tuple[str, ...]) -> float:
+    """Return the multiply-accumulates of a backbone's forward pass, divided by its pixels; imports torch.
+
+    Args:
+        name: name of the stage, for errors.
+        stage: the stage.
+        classes: of its data.
+
+    Raises:
+        UserError: as `model_cost`.
+    """
+    import torch
+
+    from scalablevit.models.counting import count_cost
+    from scalablevit.tasks.registry import build_task
+
+    with _model_errors(name, stage):
+        height, width = task_kind(stage.task.kind).build_costs(stage, classes).size
+        task = build_task(stage, classes)
+        with torch.device("meta"):
+            backbone = task.backbone(task.build_model())
+        return count_cost(backbone, (1, 3, height, width)).macs / (height * width)
+
+
+@contextmanager
+def _model_errors(name: str, stage: Stage) -> Iterator[None]:
+    """Turn what building or running a stage's model raises into an error for people."""
+    try:
+        yield
     except UserError as error:
         raise _in_stage(name, error) from None
     except (AssertionError, RuntimeError, ValueError) as error:

@@ -40,35 +40,28 @@ def find_model(model: str, overrides: Sequence[str], root: Path) -> tuple[str, M
         note_older(model, registered.config)
         return str(registered.weights), registered.config, registered.tags[WEIGHTS_SHA256]
     folder = root / RUNS / Path(model).name
-    _refuse_other_root(model, folder)
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file() or not _is_meant(model, folder):
         known = sorted(path.parent.parent.name for path in (root / RUNS).glob(f"*/{WEIGHTS}"))
-        raise UserError(f"no finished run {model!r}", where=str(root / RUNS),
-                        fix=f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>")  # fmt: skip
+        other = Path(model).absolute().parent
+        fix = f"finished: {', '.join(known) or 'none'}; or write models:/<name>@<alias>"
+        if other.name == RUNS and (other / folder.name).is_dir() and other.resolve() != folder.parent.resolve():
+            fix = f"it is a run of another root: --root {shlex.quote(str(other.parent))}"
+        raise UserError(f"no finished run {model!r}", where=str(root / RUNS), fix=fix)
     return find_run_model(folder, model)
 
 
-def _refuse_other_root(model: str, folder: Path) -> None:
-    """Refuse the path of a run below another root than the one whose run of that name would be taken.
+def _is_meant(model: str, folder: Path) -> bool:
+    """Return whether a name or path means a run of the root, and no other folder whose last part is the same.
 
     Args:
-        model: as typed, a name or a path.
+        model: as typed: a name, a path from here or from the root, or the run's folder in run storage.
         folder: of the root's run of that name.
-
-    Raises:
-        UserError: names the other root.
     """
-    path = Path(model).expanduser()
+    path = Path(model)
     if len(path.parts) == 1 or folder.resolve() in (path.resolve(), (folder.parents[1] / path).resolve()):
-        return
-    other = path.resolve().parents[1]
-    raise UserError(
-        f"{model} is not a run of the root {folder.parents[1]}",
-        where=str(path),
-        fix=f"--root {shlex.quote(str(other))}"
-        if path.is_dir()
-        else "write the run's name alone, and --root for its root",
-    )
+        return True
+    location = store_of(folder).location
+    return model.rstrip("/") == location or path.resolve() == Path(location)
 
 
 def find_run_model(folder: Path, name: str) -> tuple[str, ModelConfig, str]:

@@ -109,7 +109,6 @@ class Progress:
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
                                  "goes on")  # fmt: skip
                 self._waiting.begin(WORKERS)
-                self._expects_note = True  # the workers that go on write another one
         records = []
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
@@ -119,6 +118,8 @@ class Progress:
             self._memory = format_memory(record.metrics) or self._memory
         for record in records:
             self._print_step(record.step, record.time_ms, record.metrics)
+        if any(isinstance(event, Lost) for event in events):
+            self._expects_note = True  # the workers that go on write another one
 
     def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
         self._expects_note = False

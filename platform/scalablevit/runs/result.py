@@ -1,6 +1,6 @@
 """What a finished stage leaves in its run folder: `result.json`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from scalablevit.config.recipe import Stage
 from scalablevit.run_files import RESULT
@@ -65,7 +65,11 @@ class StageResult:
 def load_result(store: RunStore) -> StageResult | None:
     """Return the result of a finished stage; None when it has not finished."""
     stored = store.read_json(RESULT)
-    return None if stored is None else StageResult(**{**stored, "classes": tuple(stored["classes"]), "skipped": True})
+    if stored is None:
+        return None
+    known = {field.name for field in fields(StageResult)}  # a later version may have written more
+    values = {name: value for name, value in stored.items() if name in known}
+    return StageResult(**{**values, "classes": tuple(stored["classes"]), "skipped": True})
 
 
 def without_secrets(stage: Stage) -> Stage:

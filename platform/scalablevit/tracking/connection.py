@@ -51,7 +51,7 @@ def check_uri(uri: str) -> None:
     Raises:
         UserError: the address has a relative SQLite path (a job's current folder vanishes), names a store without a
             place for artifacts, has a query, which MLflow's client would put into the middle of its requests' addresses
-            and into its logs, or has a password with characters that end it early.
+            and into its logs, names no server, or has a password with characters that end it early.
     """
     fix = "use http(s)://<server>, or sqlite:////<absolute path>/mlflow.db"
     file = sqlite_file(uri)

@@ -34,7 +34,7 @@ class TrainingEnd(TrainSummary):
     """A `loop.StopReason`."""
     detail: str
     """More about it, for people; may be empty."""
-    device: str = ""
+    device: str
     """Name of rank 0's GPU or CPU."""
 
 

@@ -8,33 +8,40 @@ from scalablevit.config.task import Detection
 from scalablevit.inspection.statistics import DataStatistics
 
 LEVELS = 5
-"""Of the pyramid; the side of the anchors doubles from level to level."""
-LEAST_OVERLAP = 0.3
-"""Intersection over union below which a square in the middle of another is background to a region proposal network
-(Ren et al., arXiv 1506.01497, section 3.1.2)."""
+"""Levels of the pyramid; the side of the anchors doubles from level to level."""
+LARGEST_SCALE = {"mask_rcnn": 1.0, "retinanet": 2 ** (2 / 3)}
+"""Side of a level's largest anchors relative to its first ones, by head."""
+BACKGROUND_OVERLAP = {"mask_rcnn": 0.3, "retinanet": 0.4}
+"""Intersection over union below which an anchor counts as background, by head (torchvision's defaults). The best anchor
+of an object is learned nevertheless, but it alone."""
+SMALLEST, LARGEST = 4, 512
+"""Bounds of `task.anchor_size`."""
 
 
 def anchor_warnings(stage: Stage, statistics: DataStatistics) -> tuple[str, ...]:
-    """Warn where the median object overlaps no anchor as much as it takes to be learned as an object.
+    """Return a warning where the median object overlaps no anchor enough to be more than background.
 
     Args:
-        stage: of detection.
+        stage: the stage.
         statistics: of its data.
     """
     task, data, boxes = stage.task, stage.data, statistics.train.boxes
     side = boxes.scaled_side if boxes is not None else None
     if not isinstance(task, Detection) or not isinstance(data, CocoInstances) or side is None:
         return ()
-    smallest, largest = task.anchor_size, task.anchor_size * 2 ** (LEVELS - 1)
-    reach = math.sqrt(LEAST_OVERLAP)
-    if smallest * reach <= side <= largest / reach:
+    overlap = BACKGROUND_OVERLAP[task.head]
+    smallest, largest = task.anchor_size, task.anchor_size * 2 ** (LEVELS - 1) * LARGEST_SCALE[task.head]
+    # a square in the middle of another one covers the square of the ratio of their sides
+    if smallest * math.sqrt(overlap) <= side <= largest / math.sqrt(overlap):
         return ()
-    small = side < smallest
-    closest = f"the smallest anchors {smallest}" if small else f"the largest anchors {largest}"
-    # the second level fits the median, so that the first is for what is smaller
-    fitting = min(512, max(4, 2 ** round(math.log2(side / 2))))
-    scaled = f", or a {'larger' if small else 'smaller'} data.short_side ({data.short_side})"
+    is_small = side < smallest
+    # the second level fits the median, so that the first one is for what is smaller
+    fitting = min(LARGEST, max(SMALLEST, 2 ** round(math.log2(side / 2))))
+    advice = [f"set task.anchor_size={fitting}"] * (fitting != task.anchor_size)
+    advice.append(f"take {'larger' if is_small else 'smaller'} images (data.short_side: {data.short_side})")
     return (
-        f"the median object of the training images is {side:.3g} pixels wide and high in the scaled image, and "
-        f"{closest}: such objects are hardly learned; set task.anchor_size={fitting}{scaled}",
+        f"the median object of the training images has a side of {side:.3g} pixels in the scaled image (the square "
+        f"root of its box's area), and {'the smallest' if is_small else 'the largest'} anchors of "
+        f"{smallest if is_small else largest:.0f}: an overlap below {overlap}, with which objects are learned badly; "
+        f"{', or '.join(advice)}",
     )
