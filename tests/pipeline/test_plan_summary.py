@@ -125,7 +125,7 @@ def test_a_training_of_hours_on_a_cpu_is_said_by_the_models_operations(demo, cap
     macs = re.search(r"([\d.]+) GFLOPs as the paper counts", facts["model"])
     assert macs is not None
     assert per_pixel == pytest.approx(float(macs[1]) * 1e9 / stage.data.image_size**2, rel=0.01)
-    long = replace(stages[0], length=stages[0].length._replace(total=10_000_000))
+    long = replace(stages[0], length=stages[0].length.model_copy(update={"total": 10_000_000}))
     print_plan(recipe.name, [long], tmp_path)
     out = " ".join(capsys.readouterr().out.split())
     assert "warning probably more than " in out and "GFLOP/s a core" in out, out
