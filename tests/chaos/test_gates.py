@@ -183,6 +183,7 @@ SECOND = [
          ("model.name=resnet18", "cluster.workers=2", "training.global_batch_size=2")),
     Case("a character that has to be encoded", "pretrain", ("tracking.uri=http://me:a/b@host",)),
     Case("is no address", "pretrain", ("tracking.uri='http://[bad'",)),
+    Case("names no server", "pretrain", ("tracking.uri=http:///mlflow",)),
     Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
