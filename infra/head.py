@@ -38,6 +38,8 @@ LEAVE_S = 30.0
 ONE_SIGNAL_S = 1.0
 """Seconds within which signals count as one: `kill -TERM -<group>` reaches a process directly and through make."""
 POLL_S = 0.2
+SILENT_S = 30.0
+"""Longest time in seconds that `start` waits for a head that lives and does not answer."""
 """Seconds between two checks of a job."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 """States of a job that Ray will not change."""
@@ -242,11 +244,11 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
         timeout_s: longest wait in seconds for the head to answer.
 
     Raises:
-        HeadError: Ray is missing, or the head ends or does not answer in time.
+        HeadError: Ray is missing, the head ends or does not answer in time, or an earlier one lives and does not.
     """
     recorded = read_record(root)
     if recorded is not None:
-        if recorded.answers():
+        if answers_again(recorded):
             return recorded
         clear(root, recorded)
     ray = Path(sys.executable).parent / "ray"
@@ -283,6 +285,25 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
             raise HeadError(f"the Ray head {reason}; the end of {log}:\n{tail}")
         time.sleep(0.3)
     return head
+
+
+def answers_again(head: Head) -> bool:
+    """Return whether a recorded head answers; one that lives gets `SILENT_S` for it, since its jobs may be training.
+
+    Raises:
+        HeadError: it lives and does not answer: to replace it would kill its jobs.
+    """
+    deadline = time.monotonic() + SILENT_S
+    while not head.answers():
+        if head.pid not in processes_of(head):
+            return False
+        if time.monotonic() > deadline:
+            raise HeadError(
+                f"the Ray head of process {head.pid} has not answered for {SILENT_S:.0f} s; its jobs may be running. "
+                f"Try again, see {head.log}, or end it and its jobs: python infra/head.py stop"
+            )
+        time.sleep(POLL_S)
+    return True
 
 
 def stop(root: Path) -> bool:

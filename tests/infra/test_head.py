@@ -135,6 +135,25 @@ def test_a_dead_head_is_replaced(root: Path) -> None:
     assert second["token_file"] == first["token_file"]
 
 
+def test_a_head_that_lives_and_does_not_answer_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs would be killed: a machine may be too busy for an answer."""
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(script["start"].__globals__, "SILENT_S", 0.5)
+    busy = subprocess.Popen(["sleep", "60"], env={**os.environ, script["MARKER"]: "4711"})
+    try:
+        recorded = script["Head"](
+            id="4711", pid=busy.pid, dashboard="http://127.0.0.1:9", address="127.0.0.1:9", log="head.log",
+            token_file=str(tmp_path / "none"), temp_dir=str(tmp_path / "t"),
+        )  # fmt: skip
+        script["write_record"](tmp_path, recorded)
+        with pytest.raises(script["HeadError"], match="its jobs may be running"):
+            script["start"](tmp_path, None, 1.0)
+        assert busy.poll() is None and record(tmp_path)["id"] == "4711"
+    finally:
+        busy.kill()
+        busy.wait()
+
+
 def test_nothing_recorded(tmp_path: Path) -> None:
     assert head(tmp_path, "status").returncode == 1
     assert "no head recorded" in head(tmp_path, "stop").stdout

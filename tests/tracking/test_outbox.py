@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalablevit.run_files import FORMER_OUTBOX, OUTBOX, RECORDS
-from scalablevit.tracking.outbox import Outbox, count_lines, open_runs, outbox_of, read_lines
+from scalablevit.tracking.outbox import Outbox, count_lines, lacks_finish, open_runs, outbox_of, read_lines
 from scalablevit.tracking.records import StepMetrics
 
 UID = "a" * 32
@@ -199,6 +199,21 @@ def test_open_runs_are_those_begun_and_not_ended(tmp_path: Path) -> None:
     assert sorted(runs) == ["again", "dead"]
     assert runs["again"] == 10**15
     assert runs["dead"] > 10**12
+
+
+def test_a_run_that_sync_ended_as_killed_still_lacks_its_finish(tmp_path: Path) -> None:
+    """A driver may die between the result and the record of the model."""
+    outbox = Outbox(tmp_path)
+    assert not lacks_finish(tmp_path, "never")
+    for uid in ("killed", "done", "resumed"):
+        outbox.run(uid, uid, experiment="e")
+        assert lacks_finish(tmp_path, uid)
+    outbox.end("killed", "KILLED")
+    outbox.end("resumed", "KILLED")
+    outbox.run("resumed", "resumed", experiment="e")
+    for uid in ("done", "resumed"):
+        outbox.end(uid, "FINISHED")
+    assert [lacks_finish(tmp_path, uid) for uid in ("killed", "done", "resumed")] == [True, False, False]
 
 
 def test_the_same_model_is_the_same_registration_and_its_code_is_kept_once(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import format_error, mask
 from scalablevit.tracking.environment import environment_info
-from scalablevit.tracking.outbox import Outbox, Texts, open_runs, recorded_params
+from scalablevit.tracking.outbox import Outbox, Texts, lacks_finish, recorded_params
 from scalablevit.tracking.params import flatten
 from scalablevit.tracking.registry import version_of_run
 
@@ -99,7 +99,7 @@ def run_stage(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult]
             mark_finished(store)
         else:
             finished = _train(job, resolved, earlier, session)
-        if session.uid in open_runs(store.outbox):  # also if an earlier job was killed before this
+        if lacks_finish(store.outbox, session.uid):  # also if an earlier job was killed before this
             registry = Registry(job.root, job.tracking_uri)
             record_model(job.recipe, resolved, finished, store, session.outbox, registry)
         return _look_up_version(job, finished, session)

@@ -103,6 +103,19 @@ def open_runs(folder: Path) -> dict[str, int]:
     return latest
 
 
+def lacks_finish(folder: Path, uid: str) -> bool:
+    """Return whether a run was begun and never ended as finished; `sync` may have ended it as killed meanwhile."""
+    begun = False
+    for line in read_lines(folder):
+        record = line.record
+        if record is None or record.uid != uid:
+            continue
+        begun = begun or isinstance(record, RunRecord)
+        if isinstance(record, EndRecord) and record.status == "FINISHED":
+            return False
+    return begun
+
+
 def recorded_params(folder: Path, uid: str) -> set[str]:
     """Return the names of the parameters that were recorded of a run."""
     records = (line.record for line in read_lines(folder))
