@@ -4,12 +4,14 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from harness.ranks import POISONS, Attempt, run_attempts
 
 from scalablevit.config.errors import UserError
+from scalablevit.training import loop
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.replay import replay
 from scalablevit.training.worker import WorkerConfig
@@ -166,6 +168,17 @@ def test_too_many_roll_backs_end_the_run(two_ranks):
     _, result = two_ranks["roll back, too often"]
     assert "is not finite, after 2 roll-backs" in result["error"][0]
     assert "optimizer.lr" in result["error"][2]
+
+
+def test_only_the_first_ten_steps_of_a_run_are_captured(make_stage):
+    """Each is as large as a checkpoint, and `skip` goes on for ever where steps between are finite."""
+    context = SimpleNamespace(stage=make_stage(**sections("skip", capture=True)))
+    state = SimpleNamespace(step=0, skipped=0, roll_backs=0, skipped_in_row=0, skip_step=lambda: None)
+    captured = []
+    callbacks = SimpleNamespace(capture=lambda state, _: captured.append(state.skipped))
+    for state.skipped in range(15):
+        assert loop._handle_nonfinite(context, state, callbacks, []) is None
+    assert captured == list(range(10))
 
 
 def test_a_step_that_fails_again_after_a_roll_back_does_not_replace_the_first_capture(two_ranks):

@@ -139,7 +139,7 @@ class Nonfinite(Section):
     """Steps skipped in a row, or roll-backs of the run; at one more, training stops."""
     capture: bool = False
     """Write the step's samples, and weights and optimizer as they were before it, into the run's `nonfinite/`, from
-    which `pipelines/replay.py` takes the step again; each has its folder. Every step is looked at."""
+    which `pipelines/replay.py` takes the step again; the first ten steps of a run. Every step is looked at."""
 
 
 class Training(Section):

@@ -27,6 +27,9 @@ FEW_SAMPLES = 1000
 MAX_NAMED_FILES = 5
 """Most undecodable files that an error names; the run's folder has the list of all."""
 
+MAX_CAPTURES = 10
+"""Most steps of a run that `training.nonfinite.capture` writes: each has all weights and the optimizer."""
+
 StopReason = Literal["finished", "stopped early", "not finite", "bad samples", "not saved", "node leaving"]
 """Why the loop ended: "not saved" is a failed checkpoint, "node leaving" a preemption."""
 
@@ -329,7 +332,7 @@ def _handle_nonfinite(
     samples, with other random numbers, or it would only reach the same step again. All ranks do the same.
     """
     rule = context.stage.training.nonfinite
-    if rule.capture:
+    if rule.capture and state.skipped + state.roll_backs < MAX_CAPTURES:
         callbacks.capture(state, micro)
     problem = f"the loss or gradient of step {state.step + 1} is not finite"
     if rule.action == "stop":
