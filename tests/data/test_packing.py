@@ -117,6 +117,17 @@ def test_transparency_is_kept_since_the_recipe_says_what_is_behind_it(folder: Pa
     assert Image.open(io.BytesIO(found["000000003.jpg"])).size == (38, 32)
 
 
+def test_deep_images_are_copied_so_that_the_check_can_doubt_their_range(folder: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 120 * 100).reshape(100, 120)
+    Image.fromarray(ramp.astype(np.uint16)).save(folder / "dog/twelve.png")
+    Image.fromarray((16 * ramp).astype(np.int32)).save(folder / "dog/whole.tif")
+    packed(folder, tmp_path / "made", short_side=32)
+    content = dict(members(tmp_path / "made"))
+    assert content["000000003.png"] == (folder / "dog/twelve.png").read_bytes()
+    assert content["000000004.tif"] == (folder / "dog/whole.tif").read_bytes()
+    assert Image.open(io.BytesIO(content["000000005.jpg"])).size == (38, 32)
+
+
 def test_a_jpeg_with_broken_data_is_refused_before_it_would_become_a_sound_one(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

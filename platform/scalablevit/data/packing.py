@@ -31,7 +31,8 @@ class Packing:
 
     Attributes:
         shard_bytes: most bytes of a shard; a larger image has a shard of its own.
-        short_side: images whose short side has more pixels are scaled down to it; None: all are copied.
+        short_side: images whose short side has more pixels are scaled down to it, except transparent ones and those of
+            16 or 32 bits; None: all are copied.
         quality: JPEG quality of scaled images, as Pillow's.
         workers: number of threads that read, decode and encode.
     """
@@ -129,8 +130,10 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
             # after encoding again, the grey of a damaged image could not be distinguished from its content
             decoded = decode(content, MAX_PIXELS, name, refuse_damage=True)
             pixels, (height, width) = decoded.pixels, decoded.pixels.shape[:2]
-            # not scaled if transparent: the recipe decides what colour is under it
-            if min(height, width) > packing.short_side and not decoded.transparent:
+            # copied if transparent: the recipe decides what colour is under it; copied if deep: the values may use a
+            # part of their range, as those of 12 bits, and the check can tell it from the file only
+            kept = decoded.transparent or decoded.deep
+            if min(height, width) > packing.short_side and not kept:
                 size = scaled_size(height, width, packing.short_side, max(height, width))
                 file = io.BytesIO()
                 Image.fromarray(resize_antialiased(pixels, size)).save(file, "JPEG", quality=packing.quality)
