@@ -6,10 +6,12 @@ import os
 import shutil
 import tarfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -23,6 +25,10 @@ from scalablevit.io import sha256_of, write_file
 from scalablevit.text import and_more
 
 _NAMED = 5
+_AHEAD = 3
+"""Images per worker that are read before they are written."""
+_Encoded: TypeAlias = tuple[str, bytes] | BadSample
+"""Suffix and bytes of an image, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +118,25 @@ def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str
     return Index(version=1, classes=list(source.classes), shards=shards)
 
 
-def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
+def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, _Encoded]]:
     """Yield each sample's label, and its suffix and bytes or what is wrong with it, in order."""
+    ahead: deque[tuple[Sample, Future[_Encoded]]] = deque()
     with ThreadPoolExecutor(packing.workers) as pool:
-        for part in source.parts():  # no more than a part's images in memory
-            samples = [source[i] for i in part]
-            results = pool.map(lambda sample: _encode(sample, packing), samples)
-            for sample, encoded in zip(samples, results, strict=True):
-                yield int(sample.label or 0), encoded  # class folders give each image one class
+        for index in range(len(source)):
+            sample = source[index]
+            ahead.append((sample, pool.submit(_encode, sample, packing)))
+            if len(ahead) > _AHEAD * packing.workers:  # not all at once: each one has a whole file in memory
+                yield _next(ahead)
+        while ahead:
+            yield _next(ahead)
 
 
-def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
+def _next(ahead: deque[tuple[Sample, Future[_Encoded]]]) -> tuple[int, _Encoded]:
+    sample, encoded = ahead.popleft()
+    return int(sample.label or 0), encoded.result()  # class folders give each image one class
+
+
+def _encode(sample: Sample, packing: Packing) -> _Encoded:
     name = str(sample.image)
     try:
         content = sample.image.read_bytes()
