@@ -1,6 +1,8 @@
 """The look at every file before training."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,6 +242,24 @@ def test_second_check_of_the_same_data_reads_the_cache(base: Path, monkeypatch: 
     Image.new("RGB", (20, 10), (9, 9, 9)).save(base / "train/i/0.jpg")
     assert checked(pairs(base), cache).unreadable == ()
     assert len(looked) == 4 * FILES
+
+
+@pytest.mark.parametrize("name", ["i/1.jpg", "m/1.png"])
+def test_a_failure_of_the_storage_is_no_lasting_verdict(base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    cache, open_file = base / "cache", Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == base / "train" / name:
+            raise OSError(errno.EIO, "Input/output error")
+        return open_file(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        (problem,) = checked(pairs(base), cache).unreadable
+    assert problem.path == str(base / "train" / name) and "Input/output error" in problem.reason
+    assert sound(checked(pairs(base), cache))
+    looked = counted(monkeypatch)
+    assert sound(checked(pairs(base), cache)) and looked == [], "what the storage gave is kept"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"samples": 6, "unreadable": [{"x": 1}], "wrong": []}', b"\xff"])

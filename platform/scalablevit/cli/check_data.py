@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_root(parser)
     parser.add_argument("--quick", action="store_true", help="read headers only: nothing is decoded, nothing is kept")
-    parser.add_argument("--again", action="store_true", help="ignore the kept result of an earlier check")
+    parser.add_argument("--again", action="store_true", help="decode all files again, and replace the kept result")
     add_json(parser)
 
 
@@ -136,8 +136,8 @@ def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
     processors = os.cpu_count() or 1
     if options.quick:
         return inspect_data(data, root, 4 * processors, depth="headers", despite_errors=True)
-    cache = None if options.again else root / "cache" / "checks"
-    return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
+    cache = root / "cache" / "checks"
+    return inspect_data(data, root, processors, cache=cache, again=options.again, depth="pixels", despite_errors=True)
 
 
 def _print_inspection(name: str, data: Data, inspection: Inspection) -> int:

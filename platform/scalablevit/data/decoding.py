@@ -70,6 +70,12 @@ class BadSample(Exception):
         self.reason = printable(reason)
         super().__init__(path, reason)
 
+    @property
+    def may_pass(self) -> bool:
+        """Return whether the storage failed, not the file's content: the same file may be read the next time."""
+        # decoders raise errors of this kind, too, but without the system's number
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno is not None
+
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
