@@ -274,6 +274,22 @@ def test_damaged_cache_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch
     assert [entry.name for entry in cache.iterdir()] == [file.name]
 
 
+def test_a_cache_that_cannot_be_written_does_not_end_the_check(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (base / "file").write_text("")
+    assert sound(checked(pairs(base), base / "file/checks"))
+    assert capsys.readouterr().out.startswith(f"{base}/file/checks cannot be written (Not a directory): ")
+
+    def fill(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(check, "write_file", fill)
+    assert sound(checked(pairs(base), base / "cache"))
+    line = "cache cannot be written (No space left on device): the next check reads all files again"
+    assert capsys.readouterr().out == f"{base}/{line}\n"
+
+
 def test_any_number_of_threads(base: Path) -> None:
     data = pairs(base)
     source: Source = open_source(data, "train", Path("/"))

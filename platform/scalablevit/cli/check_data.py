@@ -36,9 +36,10 @@ the file, a tab, the reason.
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is verified). The result is
-kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data prints it
-again (--again decodes all files again). With --quick only headers are read: kind, size, and whether masks fit their
-images; nothing is kept, and contents are hashed (for the digest, and to find images in both splits) for at most 10 s.
+kept in <root>/cache/checks under the digest of the data's contents, unless the storage failed to give a file: the same
+command on the same data prints it again (--again decodes all files again). With --quick only headers are read: kind,
+size, and whether masks fit their images; nothing is kept, and contents are hashed (for the digest, and to find images
+in both splits) for at most 10 s.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".

@@ -382,5 +382,9 @@ def _load(file: Path) -> Report | None:
 
 
 def _save(report: Report, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, json.dumps(asdict(report)).encode(), durable=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps(asdict(report)).encode(), durable=False)
+    except OSError as error:  # the report is right: only the next check takes longer
+        print(f"{file.parent} cannot be written ({error.strerror or error}): the next check reads all files again",
+              flush=True)  # fmt: skip
