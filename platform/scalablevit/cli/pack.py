@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
         + describe_skipped(source.ignored), flush=True,
     )  # fmt: skip
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
     _note_too_high(folder, source.classes)
     if options.short_side is None:
         _refuse_full_disk(target, total)
