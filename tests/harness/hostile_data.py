@@ -245,6 +245,8 @@ EXACT = Accepted(PICTURE)
 
 def image_cases() -> list[Case]:
     """Files of an image folder."""
+    pair = encoded(NOISE, "MPO", save_all=True, append_images=[Image.fromarray(NOISE)], quality=97, subsampling=0)
+    photo_pair = with_segment(pair, b"Exif\0\0" + exif(1) + NOISY_JPEG)  # a thumbnail, then the first of two images
     rgba = np.dstack([PICTURE, np.arange(SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint8)])
     opacity = rgba[:, :, 3]
     two_bits = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 4).astype(np.uint8)
@@ -285,6 +287,7 @@ def image_cases() -> list[Case]:
         Case("without_end.jpg", NOISY_JPEG[:-2], Named("cut short")),
         Case("cut_and_padded.jpg", NOISY_JPEG[: len(NOISY_JPEG) * 2 // 3] + bytes(5000), Named("cut short")),
         Case("cut_progressive.jpg", jpeg(NOISE, progressive=True)[:-700], Named("cut short")),
+        Case("cut_photo_pair.jpg", photo_pair[: len(NOISY_JPEG) * 3 // 2], Named("cut short")),
         Case("cut.png", NOISY_PNG[: len(NOISY_PNG) // 2], NOT_ITS_SUM),
         Case("cut.gif", encoded(NOISE, "GIF")[:1500], BROKEN),
         Case("cut.webp", encoded(NOISE, "WEBP", lossless=True)[:1500], Named("")),

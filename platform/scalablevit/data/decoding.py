@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
 from scalablevit.config.data import IMAGENET_MEAN
 from scalablevit.config.section import Triple
@@ -196,8 +196,7 @@ def decode(
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
             # Decoders fill missing rows of a JPEG with grey without an error, so look for the end marker from the end.
-            # Pillow has read up to the first scan: an earlier marker, in an embedded thumbnail, does not count.
-            if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
+            if data.rfind(_JPEG_END, _first_scan(image, data)) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
                 return Decoded(_upright(pixels, _orientation(image)))
@@ -403,6 +402,13 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _first_scan(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return where the first scan of a JPEG begins: an end marker before it is of an embedded thumbnail."""
+    if image.format == "MPO":  # Pillow has gone back to the file's beginning
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    return image.fp.tell() if image.fp else 0  # Pillow has read up to the scan
 
 
 def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
