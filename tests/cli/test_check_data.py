@@ -1,5 +1,6 @@
 """The check of a recipe's data: every bad sample named with its reason, and what to do next."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,20 @@ def test_a_decoded_file_is_not_decoded_again(root, recipe, capsys, monkeypatch):
     assert capsys.readouterr().out == first
     with pytest.raises(TypeError):
         run(recipe, root, "--again")
+
+
+def test_a_check_again_replaces_the_kept_result(root, recipe, capsys):
+    assert run(recipe, root) == 0
+    files = sorted((root / "cache/checks").iterdir())
+    for file in files:
+        verdict = {"path": "cat/0.jpg", "reason": "cannot be read: Stale file handle"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"unreadable": [verdict]}))
+    assert run(recipe, root) == 1
+    assert "Stale file handle" in capsys.readouterr().out
+    assert run(recipe, root, "--again") == 0
+    assert run(recipe, root) == 0
+    assert "Stale file handle" not in capsys.readouterr().out
+    assert sorted((root / "cache/checks").iterdir()) == files
 
 
 def test_what_keeps_a_split_from_being_listed_does_not_hide_the_other(root, recipe, capsys):

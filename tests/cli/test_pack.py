@@ -35,6 +35,15 @@ def test_dry_run_then_packing(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert sorted(path.name for path in (tmp_path / "new/made").iterdir()) == ["000000.tar", "index.json"]
 
 
+def test_images_without_a_class_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(folder / "cat/1.jpg", folder / "lost.jpg")
+    assert run(folder, tmp_path / "made") == 0
+    said = capsys.readouterr().out
+    assert "2 other files left out: 1 .jpg (lost.jpg), 1 .txt (cat/notes.txt)" in said
+    assert "note: 1 images beside the class folders have no class and are left out: lost.jpg\n" in said
+    assert "2 samples in 1 shards" in said
+
+
 def test_what_cannot_be_packed(folder: Path, tmp_path: Path) -> None:
     for source, target, message in (
         (tmp_path / "gone", tmp_path / "made", "no folder"),

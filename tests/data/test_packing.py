@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 
 from scalablevit.config.errors import UserError
+from scalablevit.data import packing
+from scalablevit.data.decoding import BadSample
 from scalablevit.data.packing import Packing, pack
 from scalablevit.data.shards import Index
+from scalablevit.data.sources.base import Sample
 from scalablevit.data.sources.opening import open_class_folders
 
 SIZES = {"cat/1.jpg": (40, 64), "cat/2.PNG": (64, 40), "dog/a.b.jpg": (16, 20), "dog/z.jpeg": (120, 100)}
@@ -31,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def packed(folder: Path, target: Path, *, shard_bytes: int = 2**20, short_side: int | None = None) -> Index:
-    packing = Packing(shard_bytes=shard_bytes, short_side=short_side, quality=90, workers=2)
-    return pack(open_class_folders(folder), target, packing, lambda line: None)
+    options = Packing(shard_bytes=shard_bytes, short_side=short_side, quality=90, workers=2)
+    return pack(open_class_folders(folder), target, options, lambda line: None)
 
 
 def members(target: Path) -> list[tuple[str, bytes]]:
@@ -117,6 +121,17 @@ def test_transparency_is_kept_since_the_recipe_says_what_is_behind_it(folder: Pa
     assert Image.open(io.BytesIO(found["000000003.jpg"])).size == (38, 32)
 
 
+def test_deep_images_are_copied_so_that_the_check_can_doubt_their_range(folder: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 120 * 100).reshape(100, 120)
+    Image.fromarray(ramp.astype(np.uint16)).save(folder / "dog/twelve.png")
+    Image.fromarray((16 * ramp).astype(np.int32)).save(folder / "dog/whole.tif")
+    packed(folder, tmp_path / "made", short_side=32)
+    content = dict(members(tmp_path / "made"))
+    assert content["000000003.png"] == (folder / "dog/twelve.png").read_bytes()
+    assert content["000000004.tif"] == (folder / "dog/whole.tif").read_bytes()
+    assert Image.open(io.BytesIO(content["000000005.jpg"])).size == (38, 32)
+
+
 def test_a_jpeg_with_broken_data_is_refused_before_it_would_become_a_sound_one(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,14 +147,36 @@ def test_a_jpeg_with_broken_data_is_refused_before_it_would_become_a_sound_one(
     assert dict(members(tmp_path / "made"))["000000003.jpeg"] == content
 
 
+def test_few_images_are_in_memory_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, ahead = (folder / "cat/1.jpg").read_bytes(), list[int]()
+    for number in range(96):
+        (folder / f"dog/{number}.jpg").write_bytes(content)
+    encode, begun = packing._encode, list[Sample]()
+
+    def count(sample: Sample, options: Packing) -> tuple[str, bytes] | BadSample:
+        begun.append(sample)
+        return encode(sample, options)
+
+    def wait(line: str) -> None:
+        if not ahead:
+            time.sleep(0.3)  # the threads read as far ahead as they may
+        ahead.append(len(begun) - len(ahead))
+
+    monkeypatch.setattr(packing, "_encode", count)
+    options = Packing(shard_bytes=1, short_side=None, quality=90, workers=2)  # a shard for each image
+    index = pack(open_class_folders(folder), tmp_path / "made", options, wait)
+    assert len(index.shards) == len(ahead) == len(begun) == 100
+    assert max(ahead) <= 4 * options.workers
+
+
 def test_an_interrupt_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         assert not (tmp_path / "made").exists()
         raise KeyboardInterrupt
 
-    packing = Packing(shard_bytes=25_000, short_side=None, quality=90, workers=1)
+    options = Packing(shard_bytes=25_000, short_side=None, quality=90, workers=1)
     with pytest.raises(KeyboardInterrupt):
-        pack(open_class_folders(folder), tmp_path / "made", packing, interrupt)
+        pack(open_class_folders(folder), tmp_path / "made", options, interrupt)
     assert left(tmp_path) == ["plain"]
 
 

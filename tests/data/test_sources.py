@@ -131,6 +131,21 @@ def test_image_folder_is_listed_in_order(tmp_path: Path) -> None:
         source[5]
 
 
+def test_files_beside_the_class_folders_are_named_as_images_without_a_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    before = open_source(folder(), "train", tmp_path)
+    for name in ("2.jpg", "1.PNG", ".hidden.jpg", "cat/notes.txt", "README"):
+        write_image(tmp_path / "set/train" / "3.jpg", 90)
+        (tmp_path / "set/train/3.jpg").rename(tmp_path / "set/train" / name)
+    (tmp_path / "set/train/gone.jpg").symlink_to("nowhere")
+    for source in (open_source(folder(), "train", tmp_path), open_class_folders(tmp_path / "set/train")):
+        assert list(source.names) == list(before.names) and source.digest() == before.digest()
+        assert source.ignored == ("1.PNG", "2.jpg", "README", "gone.jpg", "cat/notes.txt")
+        (note,) = source.notes
+        assert note == "3 images beside the class folders have no class and are left out: 1.PNG, 2.jpg, gone.jpg"
+    assert open_source(folder(), "val", tmp_path).notes == before.notes == ()
+
+
 def test_mask_pairs_are_listed_in_order(tmp_path: Path) -> None:
     write_pairs(tmp_path / "set")
     source = open_source(pairs(), "val", tmp_path)

@@ -245,6 +245,8 @@ EXACT = Accepted(PICTURE)
 
 def image_cases() -> list[Case]:
     """Files of an image folder."""
+    pair = encoded(NOISE, "MPO", save_all=True, append_images=[Image.fromarray(NOISE)], quality=97, subsampling=0)
+    photo_pair = with_segment(pair, b"Exif\0\0" + exif(1) + NOISY_JPEG)  # a thumbnail, then the first of two images
     rgba = np.dstack([PICTURE, np.arange(SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint8)])
     opacity = rgba[:, :, 3]
     two_bits = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 4).astype(np.uint8)
@@ -285,6 +287,7 @@ def image_cases() -> list[Case]:
         Case("without_end.jpg", NOISY_JPEG[:-2], Named("cut short")),
         Case("cut_and_padded.jpg", NOISY_JPEG[: len(NOISY_JPEG) * 2 // 3] + bytes(5000), Named("cut short")),
         Case("cut_progressive.jpg", jpeg(NOISE, progressive=True)[:-700], Named("cut short")),
+        Case("cut_photo_pair.jpg", photo_pair[: len(NOISY_JPEG) * 3 // 2], Named("cut short")),
         Case("cut.png", NOISY_PNG[: len(NOISY_PNG) // 2], NOT_ITS_SUM),
         Case("cut.gif", encoded(NOISE, "GIF")[:1500], BROKEN),
         Case("cut.webp", encoded(NOISE, "WEBP", lossless=True)[:1500], Named("")),
@@ -860,6 +863,11 @@ CLASS_FILES = {
     "empty": (b"", "class names are missing"),
     "blank": (b"\n \n\n", "class names are missing"),
     "gap": (b"wall\n\nfloor\n", "line 2 is empty"),
+    "gap_first": (b"\nsky\nroad\ncar\n", "line 1 is empty"),
+    "gap_first_windows": (b"\xef\xbb\xbf \r\n\r\nsky\r\nroad\r\ncar\r\n", "line 1 is empty"),
+    "gaps_last": (b"sky\nroad\ncar\n\n \n", ""),
+    "gaps_last_windows": (b"sky\r\nroad\r\ncar\r\n\r\n \r\n", ""),
+    "gap_before_one": (b"\nsky\n", "line 1 is empty"),
     "twice": (b"sky\nroad\nsky\n", "class names occur twice: sky"),
     "latin_1": (b"sky\nstra\xdfe\ncar\n", "classes"),
     "utf_16": ("sky\nroad\ncar\n".encode("utf-16"), "classes"),

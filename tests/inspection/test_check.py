@@ -1,6 +1,8 @@
 """The look at every file before training."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,6 +244,24 @@ def test_second_check_of_the_same_data_reads_the_cache(base: Path, monkeypatch: 
     assert len(looked) == 4 * FILES
 
 
+@pytest.mark.parametrize("name", ["i/1.jpg", "m/1.png"])
+def test_a_failure_of_the_storage_is_no_lasting_verdict(base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    cache, open_file = base / "cache", Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == base / "train" / name:
+            raise OSError(errno.EIO, "Input/output error")
+        return open_file(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        (problem,) = checked(pairs(base), cache).unreadable
+    assert problem.path == str(base / "train" / name) and "Input/output error" in problem.reason
+    assert sound(checked(pairs(base), cache))
+    looked = counted(monkeypatch)
+    assert sound(checked(pairs(base), cache)) and looked == [], "what the storage gave is kept"
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"samples": 6, "unreadable": [{"x": 1}], "wrong": []}', b"\xff"])
 def test_damaged_cache_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     cache = base / "cache"
@@ -252,6 +272,22 @@ def test_damaged_cache_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch
     assert checked(pairs(base), cache) == first
     assert len(looked) == FILES
     assert [entry.name for entry in cache.iterdir()] == [file.name]
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_check(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (base / "file").write_text("")
+    assert sound(checked(pairs(base), base / "file/checks"))
+    assert capsys.readouterr().out.startswith(f"{base}/file/checks cannot be written (Not a directory): ")
+
+    def fill(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(check, "write_file", fill)
+    assert sound(checked(pairs(base), base / "cache"))
+    line = "cache cannot be written (No space left on device): the next check reads all files again"
+    assert capsys.readouterr().out == f"{base}/{line}\n"
 
 
 def test_any_number_of_threads(base: Path) -> None:

@@ -36,9 +36,10 @@ the file, a tab, the reason.
 
 Without --quick every image and mask is decoded as training does it; JPEGs that decode although their data is broken are
 named too (a JPEG carries no checksum, so small damage can pass; tar shards have one, which is verified). The result is
-kept in <root>/cache/checks under the digest of the data's contents: the same command on the same data prints it
-again (--again decodes all files again). With --quick only headers are read: kind, size, and whether masks fit their
-images; nothing is kept, and contents are hashed (for the digest, and to find images in both splits) for at most 10 s.
+kept in <root>/cache/checks under the digest of the data's contents, unless the storage failed to give a file: the same
+command on the same data prints it again (--again decodes all files again). With --quick only headers are read: kind,
+size, and whether masks fit their images; nothing is kept, and contents are hashed (for the digest, and to find images
+in both splits) for at most 10 s.
 
 A table then says what the splits hold: classes, sizes of objects, ignored pixels, files left out, images that both
 have. What a training would be refused for is refused here, too, and what it would warn of is a line with "warning".
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_root(parser)
     parser.add_argument("--quick", action="store_true", help="read headers only: nothing is decoded, nothing is kept")
-    parser.add_argument("--again", action="store_true", help="ignore the kept result of an earlier check")
+    parser.add_argument("--again", action="store_true", help="decode all files again, and replace the kept result")
     add_json(parser)
 
 
@@ -136,8 +137,8 @@ def _inspect(data: Data, root: Path, options: argparse.Namespace) -> Inspection:
     processors = os.cpu_count() or 1
     if options.quick:
         return inspect_data(data, root, 4 * processors, depth="headers", despite_errors=True)
-    cache = None if options.again else root / "cache" / "checks"
-    return inspect_data(data, root, processors, cache=cache, depth="pixels", despite_errors=True)
+    cache = root / "cache" / "checks"
+    return inspect_data(data, root, processors, cache=cache, again=options.again, depth="pixels", despite_errors=True)
 
 
 def _print_inspection(name: str, data: Data, inspection: Inspection) -> int:

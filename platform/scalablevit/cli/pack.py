@@ -17,9 +17,10 @@ FOLDER holds one folder of images per class; pack each split by itself:
   %(prog)s mydata/val packed/val --short-side 256
 
 A recipe reads them with data.source: tar_shards, data.root: packed, and train and val as the splits' images. Samples,
-their order and their augmentation are those of the folder; without --short-side their bytes are, too. The shards are
-WebDataset's (<key>.jpg and <key>.cls with the class number); index.json next to them holds classes, checksums and where
-each sample is. TARGET appears when it is whole: an interrupted run leaves at most a hidden folder next to it.
+their order and their augmentation are those of the folder; without --short-side their bytes are, too (with it, those of
+transparent images and of images with 16 or 32 bits). The shards are WebDataset's (<key>.jpg and <key>.cls with the
+class number); index.json next to them holds classes, checksums and where each sample is. TARGET appears when it is
+whole: an interrupted run leaves at most a hidden folder next to it.
 
 Exit codes: 0 done; 2 something to fix, nothing was written; 130 interrupted."""
 
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         f"{folder}: {len(source)} images of {len(source.classes)} classes, {total / 2**20:.1f} MiB; "
         + describe_skipped(source.ignored), flush=True,
     )  # fmt: skip
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
     _note_too_high(folder, source.classes)
     if options.short_side is None:
         _refuse_full_disk(target, total)

@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
 from scalablevit.config.data import IMAGENET_MEAN
 from scalablevit.config.section import Triple
@@ -69,6 +69,12 @@ class BadSample(Exception):
         self.path = printable(path)
         self.reason = printable(reason)
         super().__init__(path, reason)
+
+    @property
+    def may_pass(self) -> bool:
+        """Return whether the storage failed, not the file's content: the same file may be read the next time."""
+        # decoders raise errors of this kind, too, but without the system's number
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno is not None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -190,8 +196,7 @@ def decode(
         image = _open(io.BytesIO(data), max_pixels, name, limit)
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
             # Decoders fill missing rows of a JPEG with grey without an error, so look for the end marker from the end.
-            # Pillow has read up to the first scan: an earlier marker, in an embedded thumbnail, does not count.
-            if data.rfind(_JPEG_END, image.fp.tell() if image.fp else 0) < 0:
+            if data.rfind(_JPEG_END, _first_scan(image, data)) < 0:
                 raise BadSample(name, "the file is cut short (no end-of-image marker)")
             if image.mode in ("RGB", "L") and (pixels := _decode_jpeg(data, refuse_damage)) is not None:
                 return Decoded(_upright(pixels, _orientation(image)))
@@ -397,6 +402,13 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _first_scan(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return where the first scan of a JPEG begins: an end marker before it is of an embedded thumbnail."""
+    if image.format == "MPO":  # Pillow has gone back to the file's beginning
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    return image.fp.tell() if image.fp else 0  # Pillow has read up to the scan
 
 
 def _decode_jpeg(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:

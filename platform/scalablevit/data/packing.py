@@ -6,10 +6,12 @@ import os
 import shutil
 import tarfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -23,6 +25,10 @@ from scalablevit.io import sha256_of, write_file
 from scalablevit.text import and_more
 
 _NAMED = 5
+_AHEAD = 3
+"""Images per worker that are read before they are written."""
+_Encoded: TypeAlias = tuple[str, bytes] | BadSample
+"""Suffix and bytes of an image, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,8 @@ class Packing:
 
     Attributes:
         shard_bytes: most bytes of a shard; a larger image has a shard of its own.
-        short_side: images whose short side has more pixels are scaled down to it; None: all are copied.
+        short_side: images whose short side has more pixels are scaled down to it, except transparent ones and those of
+            16 or 32 bits; None: all are copied.
         quality: JPEG quality of scaled images, as Pillow's.
         workers: number of threads that read, decode and encode.
     """
@@ -111,17 +118,25 @@ def _write(source: Source, folder: Path, packing: Packing, report: Callable[[str
     return Index(version=1, classes=list(source.classes), shards=shards)
 
 
-def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, tuple[str, bytes] | BadSample]]:
+def _encode_samples(source: Source, packing: Packing) -> Iterator[tuple[int, _Encoded]]:
     """Yield each sample's label, and its suffix and bytes or what is wrong with it, in order."""
+    ahead: deque[tuple[Sample, Future[_Encoded]]] = deque()
     with ThreadPoolExecutor(packing.workers) as pool:
-        for part in source.parts():  # no more than a part's images in memory
-            samples = [source[i] for i in part]
-            results = pool.map(lambda sample: _encode(sample, packing), samples)
-            for sample, encoded in zip(samples, results, strict=True):
-                yield int(sample.label or 0), encoded  # class folders give each image one class
+        for index in range(len(source)):
+            sample = source[index]
+            ahead.append((sample, pool.submit(_encode, sample, packing)))
+            if len(ahead) > _AHEAD * packing.workers:  # not all at once: each one has a whole file in memory
+                yield _next(ahead)
+        while ahead:
+            yield _next(ahead)
 
 
-def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
+def _next(ahead: deque[tuple[Sample, Future[_Encoded]]]) -> tuple[int, _Encoded]:
+    sample, encoded = ahead.popleft()
+    return int(sample.label or 0), encoded.result()  # class folders give each image one class
+
+
+def _encode(sample: Sample, packing: Packing) -> _Encoded:
     name = str(sample.image)
     try:
         content = sample.image.read_bytes()
@@ -129,8 +144,10 @@ def _encode(sample: Sample, packing: Packing) -> tuple[str, bytes] | BadSample:
             # after encoding again, the grey of a damaged image could not be distinguished from its content
             decoded = decode(content, MAX_PIXELS, name, refuse_damage=True)
             pixels, (height, width) = decoded.pixels, decoded.pixels.shape[:2]
-            # not scaled if transparent: the recipe decides what colour is under it
-            if min(height, width) > packing.short_side and not decoded.transparent:
+            # copied if transparent: the recipe decides what colour is under it; copied if deep: the values may use a
+            # part of their range, as those of 12 bits, and the check can tell it from the file only
+            kept = decoded.transparent or decoded.deep
+            if min(height, width) > packing.short_side and not kept:
                 size = scaled_size(height, width, packing.short_side, max(height, width))
                 file = io.BytesIO()
                 Image.fromarray(resize_antialiased(pixels, size)).save(file, "JPEG", quality=packing.quality)

@@ -40,10 +40,13 @@ from scalablevit.text import and_more
 
 Depth = Literal["headers", "masks", "pixels"]
 """What is read: the headers of images and masks; every mask and the images' headers; everything, as training does."""
-Kind = Literal["unreadable", "wrong", "damaged", "transparent", "deep", "low range"]
-"""Kinds of problems and notes; each is explained at the field of `Report` with its name."""
+Kind = Literal["unreadable", "not read", "wrong", "damaged", "transparent", "deep", "low range"]
+"""Kinds of problems and notes; each is explained at the field of `Report` with its name.
 
-_VERSION = 4
+A file that is `not read` is `unreadable`, too: the storage failed, which may pass.
+"""
+
+_VERSION = 5
 """Part of the cache's key: raise it when the checks change."""
 _NAMED = 5
 
@@ -96,6 +99,8 @@ def check_split(
     cache: Path | None = None,
     depth: Depth = "masks",
     deadline: float | None = None,
+    *,
+    again: bool = False,
 ) -> Report:
     """Check every sample of a split; work of more than 10 s prints its progress.
 
@@ -104,16 +109,18 @@ def check_split(
         data: the recipe's data section.
         workers: number of threads; with `pixels` of processes, with one decoder each, so that its messages belong to
             one file.
-        cache: folder that stores reports by the source's digest, so that the next check of the same data is quick.
+        cache: folder that stores reports by the source's digest, so that the next check of the same data is quick. Not
+            stored are those with files that the storage failed to read.
         depth: how much of each file is read.
         deadline: time of `time.monotonic()`, in seconds; samples that are not reached by then are skipped, and the
             report is not stored. Not with `pixels`.
+        again: check although a report is stored, and replace it.
 
     Raises:
         UserError: a process of the check was killed, most likely for lack of memory.
     """
     file = cache / f"{_cache_key(source, data, depth)}.json" if cache else None
-    if file and (report := _load(file)):
+    if file and not again and (report := _load(file)):
         return report
     progress = Progress(f"{depth} of {printable(source.images)}", len(source), "images")
     problems, counts = list[tuple[Problem, Kind]](), Counts()
@@ -129,7 +136,7 @@ def check_split(
         ]
     report = Report(
         samples=len(source),
-        unreadable=tuple(problem for problem, kind in problems if kind == "unreadable"),
+        unreadable=tuple(problem for problem, kind in problems if kind in ("unreadable", "not read")),
         wrong=tuple(problem for problem, kind in problems if kind == "wrong"),
         damaged=tuple(problem for problem, kind in problems if kind == "damaged"),
         transparent=_count(problems, "transparent"),
@@ -138,7 +145,7 @@ def check_split(
         examples={kind: problem for problem, kind in reversed(problems) if kind in ("transparent", "low range")},
         counts=counts,
     )
-    if file and report.complete:
+    if file and report.complete and not any(kind == "not read" for _, kind in problems):
         _save(report, file)
     return report
 
@@ -260,7 +267,8 @@ class _Checker:
             if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table, counter)):
                 return Problem(printable(sample.mask), why), "wrong"
         except BadSample as bad:
-            return Problem(bad.path, bad.reason), "wrong" if isinstance(bad, WrongMask) else "unreadable"
+            kind: Kind = "wrong" if isinstance(bad, WrongMask) else "not read" if bad.may_pass else "unreadable"
+            return Problem(bad.path, bad.reason), kind
         if self.stderr_capture and (text := self.stderr_capture.take()):
             return Problem(printable(sample.image), f"the decoder says: {text}"), "damaged"
         return None
@@ -374,5 +382,9 @@ def _load(file: Path) -> Report | None:
 
 
 def _save(report: Report, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, json.dumps(asdict(report)).encode(), durable=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps(asdict(report)).encode(), durable=False)
+    except OSError as error:  # the report is right: only the next check takes longer
+        print(f"{file.parent} cannot be written ({error.strerror or error}): the next check reads all files again",
+              flush=True)  # fmt: skip

@@ -54,6 +54,7 @@ def inspect_data(
     workers: int,
     *,
     cache: Path | None = None,
+    again: bool = False,
     depth: Depth = "masks",
     seconds: float | None = None,
     despite_errors: bool = False,
@@ -64,7 +65,8 @@ def inspect_data(
         data: the recipe's data section; the built-in shapes are written if it asks for them.
         root: the platform's root, for a relative `data.root`.
         workers: number of threads or processes of the check.
-        cache: folder that stores reports; None: every file is checked, and with `pixels` hashed again.
+        cache: folder that stores reports; None: every file is checked.
+        again: hash and check every file although a report is stored, and replace it.
         depth: how much of each file is read.
         seconds: longest time, which listing may exceed; None: no limit. Writing the built-in shapes does not count.
         despite_errors: check the other split also if one cannot be listed.
@@ -80,9 +82,11 @@ def inspect_data(
     if errors and not despite_errors:
         return Inspection(sources, {}, None, (), tuple(errors), ())
     sums_deadline = began + QUICK_S if depth == "headers" and deadline is None else deadline
-    unread = _read_contents(sources, root, cache, depth, sums_deadline)
+    unread = _read_contents(sources, None if again else ContentCache.in_root(root), sums_deadline)
     reports = {
-        split: check_split(source, data, workers, None if source.contents is None else cache, depth, deadline=deadline)
+        split: check_split(
+            source, data, workers, None if source.contents is None else cache, depth, deadline=deadline, again=again
+        )
         for split, source in sources.items()
     }
     unfit = [error for split, report in reports.items() for error in _refusals(report, data, split)]
@@ -161,11 +165,8 @@ def _refusals(report: Report, data: Data, split: SplitName) -> list[UserError]:
     return []
 
 
-def _read_contents(
-    sources: Mapping[SplitName, Source], root: Path, cache: Path | None, depth: Depth, deadline: float | None
-) -> list[str]:
+def _read_contents(sources: Mapping[SplitName, Source], sums: ContentCache | None, deadline: float | None) -> list[str]:
     """Hash all files until the deadline; return what is not known then, one line each."""
-    sums = None if cache is None and depth == "pixels" else ContentCache.in_root(root)
     unread = []
     for split, source in sources.items():
         try:

@@ -53,7 +53,7 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
             content = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is no UTF-8: {error}", where="data.classes", fix="save it as UTF-8") from None
-        names = [line.strip() for line in content.strip().split("\n")]
+        names = [line.strip() for line in content.rstrip().split("\n")]
         if len(names) > 1 and "" in names:
             # skipping it would shift the indices of all classes after it
             raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")

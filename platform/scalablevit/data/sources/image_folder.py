@@ -47,6 +47,13 @@ class ImageFolderSource(Source):
         classes = find_class_folders(folder, where) if alone else _matching_classes(data, base)
         return cls(data, folder, list_class_folders(folder, base, classes, where))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return how many images belong to no class, since they are beside the class folders; empty: none."""
+        beside = [name for name in self.ignored if "/" not in name and suffix(name) in IMAGE_SUFFIXES]
+        note = f"{len(beside)} images beside the class folders have no class and are left out: {format_first(beside)}"
+        return (note,) if beside else ()
+
     def _sample(self, i: int) -> Sample:
         return Sample(image=self.images / self.names[i], label=int(self.listing.arrays["labels"][i]), mask=None)
 
@@ -85,7 +92,8 @@ def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where
         listings = list(pool.map(lambda name: list_files(folder, base, (name,)), classes))
     refuse_links([link for listing in listings for link in listing.links], base, where)
     images = [[name for name in listing.files if suffix(name) in IMAGE_SUFFIXES] for listing in listings]
-    others = [name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
+    others = _files_beside(folder)
+    others += [name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
     _refuse_empty([name for name, files in zip(classes, images, strict=True) if not files], others, folder, where)
     ignored = [*_hidden_folders(folder), *others]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in images])
@@ -101,6 +109,11 @@ def _class_folders(folder: Path) -> list[str]:
 def _hidden_folders(folder: Path) -> list[str]:
     """Return folders that are no classes, since their names begin with a dot: `.cat/`."""
     return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
+
+
+def _files_beside(folder: Path) -> list[str]:
+    """Return what lies beside the class folders, and so has no class: `1.jpg`, `README`."""
+    return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and not entry.name.startswith("."))
 
 
 def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:
