@@ -154,7 +154,7 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
     try:
         _run_to_end(int(Path(tune.get_context().get_trial_dir()).name), config, context)
     except UserError as error:
-        kind = TrialFailed if is_about_values(error, values) else TrialDisturbed
+        kind: type[Exception] = TrialFailed if is_about_values(error, values) else TrialDisturbed
         raise kind(_one_line(str(error))) from error
     except TrainingFailed as error:
         kind = TrialFailed if OUT_OF_MEMORY in str(error) else TrialDisturbed
@@ -296,9 +296,7 @@ def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Tri
     launch(stage, worker_config, worker_config.run_folder, [TrialCallback(reports)])
 
 
-FAILURE_PREFIXES = {
-    f"{kind.__module__}.{kind.__name__}: ": kind is TrialFailed for kind in (TrialFailed, TrialDisturbed)
-}
+FAILURE_PREFIXES = {f"{__name__}.{TrialFailed.__name__}: ": True, f"{__name__}.{TrialDisturbed.__name__}: ": False}
 """How the last line of a trial's traceback begins, and whether the trial would fail again."""
 
 
