@@ -184,6 +184,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "too many combinations (11 x 11 x 11 x 11 x 11 = 161051",
     ),
     (PBT | {"searcher": "tpe"}, "scheduler pbt needs searcher random, not tpe"),
+    (PBT | {"budget": {"trials": 4, "evaluate_every_epochs": 0.125}}, "a trial is evaluated 8 times in 1 epochs"),
     (PBT | {"resources": {"workers": 2}}, "scheduler pbt needs trials of one worker, not of 2"),
     (PBT | {"parameters": {"model.name": {"choice": ["resnet18"]}}}, "pbt changes values while a model trains"),
 ]

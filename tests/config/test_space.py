@@ -426,14 +426,28 @@ def test_pbt_keeps_the_checkpoints_that_others_copy(write: Write) -> None:
         ("metric", "searcher: tpe\nmetric", "pbt needs searcher random, not tpe"),
         ("workers: 1", "workers: 2", "space.yaml:5: resources.workers: scheduler pbt needs trials of one worker"),
         ("resources: {workers: 1}\n", "", "space.yaml:3: scheduler.kind: scheduler pbt needs trials of one worker"),
+        (
+            "perturb_epochs: 2",
+            "perturb_epochs: 5",
+            "space.yaml:3: scheduler.perturb_epochs: a trial is evaluated 5",
+        ),
         ("perturb_epochs: 2", "perturb_epochs: 20", "scheduler.perturb_epochs: 20 is not less than the 20 epochs"),
-        ("optimizer.lr: {loguniform: [1e-4, 1e-2]}", "optimizer.name: {choice: [sgd]}", "which this one does not"),
-        ("optimizer.lr: {loguniform: [1e-4, 1e-2]}", "model.name: {choice: [resnet18]}", "which this one does not"),
+        ("optimizer.lr: {loguniform: [1e-4, 1e-2]}", "optimizer.name: {choice: [sgd]}", "cannot be changed then"),
+        ("optimizer.lr: {loguniform: [1e-4, 1e-2]}", "model.name: {choice: [resnet18]}", "cannot be changed then"),
     ],
 )
 def test_what_pbt_needs(write: Write, old: str, new: str, said: str) -> None:
     assert old in PBT
     assert said in refusal(write(PBT.replace(old, new)))
+
+
+def test_pbt_counts_the_evaluations_between_two_changes(write: Write) -> None:
+    space = write(PBT.replace("perturb_epochs: 2", "perturb_epochs: 0.28"))
+    load_search(space, ["space.budget.evaluate_every_epochs=0.07"])  # 4, but 0.28 / 0.07 is a little more
+    said = refusal(space, "space.budget.evaluate_every_epochs=0.05")
+    assert "evaluated 5.6 times in 0.28 epochs, every 0.05 epochs, and its 4 latest checkpoints are kept" in said
+    assert "budget.evaluate_every_epochs to 0.07 or more, or lower scheduler.perturb_epochs to 0.2 or less" in said
+    load_search(write(PBT, BASE.replace("training: {", "training: {evaluate_every: {steps: 1}, ")))
 
 
 # --- what a trial trains ---

@@ -344,6 +344,18 @@ def test_names_and_recipes_cannot_break_out_and_passwords_are_masked(job, tmp_pa
     assert "canary-4711" not in html and "mirror: https://***@host/?token=***" in page.text
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_trial_that_failed_is_never_the_best(tmp_path, others):
+    """`best_recipe.yaml` leaves failed trials out, too."""
+    write_search(tmp_path / SEARCH)
+    table = tmp_path / SEARCH / TRIAL_TABLE
+    rows = table.read_text() if others else table.read_text().partition("\n")[0] + "\n"
+    table.write_text(rows + "3,failed,0.99,3,0.5,0.7,the disk is full\n")
+    (search,) = gather(tmp_path / SEARCH).searches
+    assert [row[0] for row in search.trials] == (["1", "0", "3", "2"] if others else ["3"])
+    assert search.facts["best"].partition(",")[0] == ("trial 1" if others else "")
+
+
 def test_a_trial_that_failed_shows_no_password(tmp_path):
     write_search(tmp_path / SEARCH)
     with (tmp_path / SEARCH / TRIAL_TABLE).open("a") as file:

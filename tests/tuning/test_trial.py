@@ -1,11 +1,26 @@
 """What a trial tells Tune, without Tune."""
 
 import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray import tune
 
+from scalablevit.config.errors import TrainingFailed, UserError
+from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage
-from scalablevit.tuning.trial import TrialContext, TrialFailed, TrialReporter, check_sampled, reason_of
+from scalablevit.tracking.outbox import Outbox
+from scalablevit.training import launch, loop, worker
+from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint
+from scalablevit.training.state import Snapshot
+from scalablevit.training.worker_result import WorkerResult
+from scalablevit.tuning.search import SearchCallback
+from scalablevit.tuning.trial import TrialContext, TrialFailed, TrialReporter, check_sampled, reason_of, run_trial
+from scalablevit.tuning.trials import Trial, load_trials, save_list, trial_folder
 
 
 @pytest.fixture
@@ -73,7 +88,10 @@ def test_a_recipe_that_is_not_what_was_sampled_is_refused(context):
     [
         ("Traceback\n  x\nscalablevit.tuning.trial.TrialFailed: not finite\n", "not finite", True),
         ("Traceback\n  x\nRuntimeError: CUDA out of memory\n", "RuntimeError: CUDA out of memory", True),
-        ("OSError: s3://key:canary@bucket/x: denied\n", "OSError: s3://***@bucket/x: denied", True),
+        ("ValueError: s3://key:canary@bucket/x: denied\n", "ValueError: s3://***@bucket/x: denied", True),
+        ("x\nOSError: [Errno 28] No space left on device\n", "OSError: [Errno 28] No space left on device", False),
+        ("FileNotFoundError: no step 4\n", "FileNotFoundError: no step 4", False),
+        ("scalablevit.tuning.trial.TrialDisturbed: disk full\nduring\n", "disk full", False),
         ("scalablevit.tuning.trial.TrialFailed: http://h/x?token=canary\n", "http://h/x?token=***", True),
         ("ray.exceptions.ActorDiedError: The actor died\n  because\n it was killed", "it was killed", False),
         ("", "it ended without a word", True),
@@ -81,3 +99,78 @@ def test_a_recipe_that_is_not_what_was_sampled_is_refused(context):
 )
 def test_the_reason_is_what_the_traceback_ends_with(error, reason, again):
     assert reason_of(error) == (reason, again)
+
+
+def divergence(action: str) -> UserError:
+    """The error of a training whose step is not finite, in the training loop's words."""
+    rule = SimpleNamespace(capture=False, action=action, limit=2)
+    context: Any = SimpleNamespace(stage=SimpleNamespace(training=SimpleNamespace(nonfinite=rule)))
+    state: Any = SimpleNamespace(step=5, skipped_in_row=2, roll_backs=2)
+    ended = loop._handle_nonfinite(context, state, SimpleNamespace(), [])
+    assert ended is not None and ended.reason == "not finite"
+    return UserError(ended.detail, fix="lower optimizer.lr")
+
+
+NO_SPACE = OSError(28, "No space left on device")
+MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+@pytest.mark.parametrize(
+    ("workers", "failure", "reason", "kept"),
+    [
+        (1, divergence("stop"), "step 6 is not finite; weights and checkpoints are those before it fix: lower", True),
+        (1, divergence("skip"), "after 2 skipped steps in a row (nonfinite.limit) fix: lower optimizer.lr", True),
+        (2, divergence("rollback"), "after 2 roll-backs (nonfinite.limit) fix: lower optimizer.lr", True),
+        (1, UserError("no drop path", where="model.drop_path_rate", fix="0"), "rate: no drop path fix: 0", True),
+        (1, UserError("cannot be built", where="model", fix="correct"), "model: cannot be built fix: correct", True),
+        (2, UserError("refused", where="optimizer.lr"), "optimizer.lr: refused", True),
+        (1, RuntimeError(MEMORY), "RuntimeError: torch.OutOfMemoryError: CUDA out of memory", True),
+        (2, TrainingFailed("runs/x", f"the workers failed\n{MEMORY}"), f"the workers failed {MEMORY}", True),
+        (1, UserError("files have\nchanged", where="data", fix="put back"), "data: files have changed fix: put", False),
+        (1, UserError("0 MiB are free", where="/runs", fix="free space"), "/runs: 0 MiB are free fix: free", False),
+        (2, UserError("not the weights", where="w.pth", fix="copy"), "w.pth: not the weights fix: copy", False),
+        (1, UserError("a step is not finite, and there is no checkpoint", fix="free space"), "free space", False),
+        (2, TrainingFailed("runs/x", "there was no room for the workers"), "there was no room for the workers", False),
+        (1, NO_SPACE, "OSError: [Errno 28] No space left on device", False),
+        (1, FileNotFoundError("no checkpoint of step 4"), "FileNotFoundError: no checkpoint of step 4", False),
+        (1, DamagedCheckpoint("x: expected sha256 1"), "DamagedCheckpoint: x: expected sha256 1", False),
+    ],
+)
+def test_a_failure_is_kept_only_if_the_values_are_its_cause(
+    workers: int,
+    failure: Exception,
+    reason: str,
+    kept: bool,
+    make_search: Callable[..., Search],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the worker's error by Tune's traceback to the trials of a resumed search."""
+
+    def train(*_arguments: Any, **_options: Any) -> WorkerResult:
+        if workers == 1 and isinstance(failure, UserError):
+            return WorkerResult(error=failure)  # as `run` does
+        raise failure
+
+    monkeypatch.setattr(worker, "run", train)
+    monkeypatch.setattr(launch, "launch", train)
+    monkeypatch.setattr("scalablevit.tuning.trial.TrialCallback", lambda _reports: None)  # needs Tune's session
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: f"{tmp_path}/ray/0000"))
+    search = make_search(resources={"workers": workers, "cpus_per_worker": 1})
+    context = TrialContext(search, str(tmp_path), str(tmp_path), 64, None, "", True)
+    trial = Trial(0, {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1})
+    save_list(context.folder, [trial])
+    checkpoints = CheckpointStore(trial_folder(context.folder, 0))
+    checkpoints.write(Snapshot(1, {}, {"step": 1}), None)
+    config: Any = {"trial": {"number": 0, "values": trial.values, "curve": []}}
+    error_file = tmp_path / "error.txt"
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # Tune catches whatever it is
+        run_trial(config, context)
+    error_file.write_text("".join(traceback.format_exception(raised.value)))
+    callback = SearchCallback(context, [trial], Outbox(tmp_path / "outbox"), "1" * 32, "e")
+    of_tune: Any = SimpleNamespace(trial_id="a", config=config, error_file=str(error_file))
+    callback.on_trial_error(1, [of_tune], of_tune)
+    assert trial.status == "failed" and reason in trial.reason, trial.reason
+    (resumed,) = load_trials(context.folder)
+    assert resumed.status == ("failed" if kept else "waiting")
+    assert len(checkpoints.entries()) == (0 if kept else 1), "what is tried again continues from its checkpoint"

@@ -1,15 +1,22 @@
-"""What a trial leaves for MLflow at its end."""
+"""What a trial, and a search, leave for MLflow at their end."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from scalablevit.config.space import Search
+from scalablevit.config.trial import trial_stage
+from scalablevit.pipeline import search as pipeline_search
+from scalablevit.pipeline.search import SearchResult, _save_results
 from scalablevit.tracking.outbox import Outbox, read_lines
-from scalablevit.tracking.records import MetricsRecord
+from scalablevit.tracking.records import MetricsRecord, TagsRecord
+from scalablevit.tuning.population import write_recipe
 from scalablevit.tuning.search import SearchCallback
-from scalablevit.tuning.trials import Trial
+from scalablevit.tuning.trial import TrialContext
+from scalablevit.tuning.trials import Trial, trial_folder
 
 
 @pytest.mark.parametrize(
@@ -31,3 +38,47 @@ def test_trials_sort_by_their_best_value(
     SearchCallback(context, [trial], outbox, "1" * 32, "e")._end(trial, "finished", "")
     records = [line.record for line in read_lines(outbox.folder)]
     assert [(each.step, each.metrics) for each in records if isinstance(each, MetricsRecord)] == expected
+
+
+def save(context: TrialContext, trials: list[Trial], best: Trial, folder: Path) -> dict[str, str]:
+    """End a search with these trials, and return the tags that it has then."""
+    step, value = best.best("min") or (0, 0.0)
+    outbox = Outbox(folder / "outbox")
+    _save_results(context, SearchResult("s", "1" * 32, folder, tuple(trials), best, step, value), outbox)
+    records = [line.record for line in read_lines(outbox.folder)]
+    return {name: text for each in records if isinstance(each, TagsRecord) for name, text in each.tags.items()}
+
+
+def test_a_resumed_search_replaces_its_results(
+    make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of trials is the same before and after; MLflow shows the point of the highest step."""
+    monkeypatch.setattr(pipeline_search, "save_plots", lambda *_: [])
+    context = TrialContext(make_search(), str(tmp_path), "root", 64, None, "", True)
+    values = {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}
+    trials = [Trial(0, values, "finished", curve={4: 0.5, 8: 0.5}), Trial(1, values, "unfinished", curve={4: 0.6})]
+    save(context, trials, trials[0], tmp_path)
+    trials[1].status = "stopped"  # at once, by the evaluation that was known
+    save(context, trials, trials[0], tmp_path)
+    trials[1].status, trials[1].curve[8] = "finished", 0.25
+    tags = save(context, trials, trials[1], tmp_path)
+    points = [line.record for line in read_lines(tmp_path / "outbox") if isinstance(line.record, MetricsRecord)]
+    values_by_step = {point.step: point.metrics for point in points}
+    assert len(values_by_step) == 3
+    latest = values_by_step[max(values_by_step)]
+    assert (latest["search/best"], latest["trials/finished"], latest["trials/unfinished"]) == (0.25, 2.0, 0.0)
+    assert min(values_by_step) > len(trials), "earlier versions stored the number of trials as step"
+    assert tags["checkpoint"] == f"{tmp_path}/trials/0001/checkpoints"
+
+
+def test_under_pbt_the_checkpoint_is_the_latest_segments(
+    make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_search, "save_plots", lambda *_: [])
+    search = make_search(scheduler={"kind": "pbt", "perturb_epochs": 1})
+    context = TrialContext(search, str(tmp_path), "root", 64, None, "", True)
+    best = Trial(0, {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}, "finished", curve={8: 0.5})
+    for index in range(2):
+        write_recipe(f"{trial_folder(context.folder, 0)}/segment-{index:03d}", trial_stage(search, best.values))
+    tags = save(context, [best], best, tmp_path)
+    assert tags["checkpoint"] == f"{tmp_path}/trials/0000/segment-001/checkpoints"

@@ -20,7 +20,7 @@ from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Va
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.trial import convert_to_trial, trial_epochs
+from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, trial_epochs
 from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
 
 PREFIX = "space."
@@ -422,6 +422,17 @@ def _check_pbt(space: Space, base: Stage, mistakes: _Mistakes) -> None:
             f"scheduler pbt needs trials of one worker, not of {base.cluster.workers}",
             *(("resources", "workers") if space.resources else ("scheduler", "kind")),
             fix="set resources.workers to 1",
+        )
+    interval, perturb = base.training.evaluate_every.epochs, space.scheduler.perturb_epochs
+    # evaluations every so many steps cannot be compared before the data is known; the rest is rounding
+    if interval and perturb and perturb / interval > PBT_CHECKPOINTS + 1e-6:
+        mistakes.add(
+            f"a trial is evaluated {perturb / interval:g} times in {perturb:g} epochs, every {interval:g} epochs, and "
+            f"its {PBT_CHECKPOINTS} latest checkpoints are kept: the one that another trial continues from may be gone",
+            "scheduler",
+            "perturb_epochs",
+            fix=f"set budget.evaluate_every_epochs to {perturb / PBT_CHECKPOINTS:g} or more, or lower "
+            f"scheduler.perturb_epochs to {interval * PBT_CHECKPOINTS:g} or less",
         )
     for path in space.parameters:
         if not any(_is_within(path, part) for part in PBT_CHANGEABLE):

@@ -34,6 +34,7 @@ from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.data_listing import store_listings
+from scalablevit.tuning.population import segment_folders
 from scalablevit.tuning.search import SearchCallback, open_trials, run_trials
 from scalablevit.tuning.study import as_study
 from scalablevit.tuning.trial import TrialContext
@@ -255,14 +256,17 @@ def _save_results(context: TrialContext, result: SearchResult, outbox: Outbox) -
     files += save_plots(study, curves, order, space.metric, result.folder / PLOTS)
     for file in files:
         outbox.artifact(result.uid, file, PLOTS if file.suffix == ".png" else None)
+    folder = trial_folder(context.folder, result.best.number)
     outbox.tags(result.uid, {
         "best": f"{space.metric}={result.value:.6g} at step {result.step} of trial {result.best.number}",
-        "checkpoint": f"{trial_folder(context.folder, result.best.number)}/{CHECKPOINTS}",
+        "checkpoint": f"{[folder, *segment_folders(folder)][-1]}/{CHECKPOINTS}",
     })  # fmt: skip
     counts = {f"trials/{status}": float(sum(trial.status == status for trial in result.trials))
               for status in ("finished", "stopped", "failed", "unfinished")}  # fmt: skip
     metrics = {"search/best": result.value, **counts}
-    outbox.metrics(result.uid, [{"step": len(result.trials), "time_ms": now_ms(), "metrics": metrics}])
+    # grows whenever a resumed search trains or ends a trial: the outbox keeps the first point of each step
+    step = sum(1 + (trial.ended() and not trial.to_retry) + max(trial.curve, default=0) for trial in result.trials)
+    outbox.metrics(result.uid, [{"step": step, "time_ms": now_ms(), "metrics": metrics}])
 
 
 def best_recipe(search: Search, result: SearchResult) -> str:

@@ -276,15 +276,20 @@ def _search(folder: Path) -> Search:
     with (folder / TRIAL_TABLE).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     best_recipe = folder / BEST_RECIPE
-    best, sign = header.index("best"), -1 if parsed["mode"] == "max" else 1
-    rows.sort(key=lambda row: sign * float(row[best]) if row[best] else float("inf"))
-    statuses = Counter(row[header.index("status")] for row in rows)
+    best, status, sign = header.index("best"), header.index("status"), -1 if parsed["mode"] == "max" else 1
+    # as in `rank_trials`, a failed trial is not the best, whatever it reached
+    rows.sort(key=lambda row: (row[status] == "failed", sign * float(row[best]) if row[best] else float("inf")))
+    statuses = Counter(row[status] for row in rows)
     names = tuple(name.replace("_", " ") if name in COLUMNS else name for name in header)
     plots = {folder / PLOTS / f"{name}.png": words for name, words in PLOT_CAPTIONS.items()}
     facts = {
         "metric": f"{parsed['mode']} of {parsed['metric']} over a trial's evaluations",
         "best": ", ".join(
-            f"{name} {_round_cell(cell)}" for row in rows[:1] for name, cell in zip(names, row, strict=True) if cell
+            f"{name} {_round_cell(cell)}"
+            for row in rows[:1]
+            if row[status] != "failed"
+            for name, cell in zip(names, row, strict=True)
+            if cell
         ),
         "trials": f"{len(rows)}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()),
         "searcher": parsed["searcher"],

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
 import torch
@@ -71,6 +71,22 @@ class Snapshot:
     files: dict[str, Tensors]
     """Tensors by file stem: `model`, `optimizer` and, when on, `ema`."""
     meta: StateMeta
+
+    def without_past(self) -> "Snapshot":
+        """Return weights, optimizer and counters of steps for another run: without records and evaluations so far."""
+        meta: StateMeta = {
+            **self.meta,
+            "best_value": None,
+            "best_step": None,
+            "best_metrics": {},
+            "last_metrics": {},
+            "evaluations_without_gain": 0,
+            "gain_value": None,
+            "running": {},
+            "running_steps": 0,
+            "history": [],
+        }
+        return replace(self, meta=meta)
 
 
 @dataclass

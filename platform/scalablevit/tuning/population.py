@@ -68,7 +68,8 @@ def segment_folder(trial_folder: str, stage: Stage) -> str:
         return latest
     new = _segment(trial_folder, index + 1)
     source = donor or {"folder": latest, "step": None}
-    _copy(CheckpointStore(source["folder"]), source["step"], CheckpointStore(new))
+    own = source["folder"].startswith(f"{trial_folder}/")
+    _copy(CheckpointStore(source["folder"]), source["step"], CheckpointStore(new), own=own)
     if index:
         # other trials may still copy from the latest segment, but not from those before it
         CheckpointStore(_segment(trial_folder, index - 1)).remove_all()
@@ -93,10 +94,19 @@ def _recipe_of(folder: str) -> str | None:
     return None if content is None else content.decode()
 
 
-def _copy(source: CheckpointStore, step: int | None, target: CheckpointStore) -> None:
-    """Copy the checkpoint of a step (None: the newest), after checking its files."""
+def _copy(source: CheckpointStore, step: int | None, target: CheckpointStore, *, own: bool) -> None:
+    """Copy the checkpoint of a step (None: the newest), after checking its files.
+
+    Args:
+        source: the checkpoints to copy from.
+        step: optimizer steps done.
+        target: the new segment's checkpoints.
+        own: whether `source` belongs to the same trial. Another trial's records and evaluations are left out: this
+            trial would report them as its own.
+    """
     entries = [entry for entry in source.entries() if step in (None, entry.step)]
     if not entries:
         raise FileNotFoundError(f"{source.folder} holds no checkpoint of step {step} any more")
     target.remove_all()  # left by a copy that was killed
-    target.write(source.read(entries[-1].name), entries[-1].value)
+    snapshot, value = source.read(entries[-1].name), entries[-1].value
+    target.write(snapshot if own else snapshot.without_past(), value if own else None)

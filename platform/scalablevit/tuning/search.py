@@ -193,7 +193,7 @@ class SearchCallback(tune.Callback):
                 self._outbox.end(trial_uid(self._uid, ours.number), "KILLED")
 
     def _end(self, ours: Trial, status: Any, reason: str, *, keep: bool = True) -> None:
-        ours.status, ours.reason = status, reason
+        ours.status, ours.reason, ours.to_retry = status, reason, not keep
         if keep:
             write_result(self._context.folder, ours)
         space = self._context.search.space

@@ -1,5 +1,6 @@
 """Runs one trial for Tune: in Tune's actor, or by Ray Train from there when it needs several workers."""
 
+import builtins
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.config.user_code import import_user_code, imports_of
 from scalablevit.tracking.connection import mask
 from scalablevit.tracking.records import StepMetrics
+from scalablevit.training.checkpoint import DamagedCheckpoint
 from scalablevit.tuning.population import pointer_checkpoint, segment_folder, write_recipe
 from scalablevit.tuning.sampling import TrialConfig, Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
@@ -69,7 +71,17 @@ class TrialResult(TypedDict):
 
 
 class TrialFailed(Exception):
-    """A trial cannot continue; the search does."""
+    """A trial cannot continue because of its values; the search does. It is not tried again."""
+
+
+class TrialDisturbed(Exception):
+    """A trial cannot continue for a reason outside its values; it is tried again when the search is resumed."""
+
+
+DIVERGED = "the loss or gradient of step"
+"""Start of the error of a training whose steps are not finite."""
+OUT_OF_MEMORY = "CUDA out of memory"
+"""Words of torch's error of a GPU without free memory."""
 
 
 class TrialReporter:
@@ -135,16 +147,31 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
         context: what all trials share.
 
     Raises:
-        TrialFailed: the trial cannot continue; the message is the reason.
-        NoUserCode: this node cannot import the users' code.
+        TrialFailed: the trial cannot continue because of its values; the message is the reason.
+        TrialDisturbed: it cannot continue for another reason.
     """
-    number, values = int(Path(tune.get_context().get_trial_dir()).name), config["trial"]["values"]
-    trial = Trial(number, values)
+    values = config["trial"]["values"]
     try:
-        import_user_code(imports_of(context.search.recipe), context.user_code)
-    except UserError as error:  # a problem of this node: on a repaired one, the trial may be run again
-        raise NoUserCode(" ".join(str(error).split())) from None
-    stage = trial_stage(context.search, values)
+        _run_to_end(int(Path(tune.get_context().get_trial_dir()).name), config, context)
+    except UserError as error:
+        kind: type[Exception] = TrialFailed if is_about_values(error, values) else TrialDisturbed
+        raise kind(_one_line(str(error))) from error
+    except TrainingFailed as error:
+        kind = TrialFailed if OUT_OF_MEMORY in str(error) else TrialDisturbed
+        # the workers' failure; what to do about it, which follows an empty line, is for a run's folder
+        raise kind(_one_line(str(error).partition("\n\n")[0])) from error
+    except (OSError, DamagedCheckpoint) as error:
+        raise TrialDisturbed(_one_line(f"{type(error).__name__}: {error}")) from error
+
+
+def _run_to_end(number: int, config: TrialConfig, context: TrialContext) -> None:
+    values = config["trial"]["values"]
+    trial = Trial(number, values)
+    import_user_code(imports_of(context.search.recipe), context.user_code)
+    try:
+        stage = trial_stage(context.search, values)
+    except UserError as error:
+        raise TrialFailed(_one_line(str(error))) from error
     check_sampled(stage, values)
     folder = trial_folder(context.folder, number)
     read_result(context.folder, trial)
@@ -159,8 +186,23 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
         _train(stage, folder, context, reports)
 
 
-class NoUserCode(Exception):
-    """A node cannot import the users' code that the recipe names."""
+def is_about_values(error: UserError, values: Values) -> bool:
+    """Return whether a trial's error comes from its values, so that it would come again.
+
+    All others, such as a full disk or a changed file, may be gone when the search is resumed.
+
+    Args:
+        error: the error that ended the trial.
+        values: the trial's values.
+    """
+    # an architecture that cannot be built names its section only
+    keys = {*values, *("model" for path in values if path.startswith("model."))}
+    return error.what.startswith(DIVERGED) or error.where in keys
+
+
+def _one_line(text: str) -> str:
+    """Return a text in one line, since `reason_of` reads one line of a traceback."""
+    return " ".join(text.split())
 
 
 def check_sampled(stage: Stage, values: Values) -> None:
@@ -226,7 +268,7 @@ def _train_here(stage: Stage, worker_config: "WorkerConfig", reports: TrialRepor
         raise
     if result.error is not None:
         _report_all(reports.final_results())
-        raise TrialFailed(result.error.what)
+        raise result.error
 
 
 def _report_all(results: list[TrialResult]) -> None:
@@ -251,27 +293,28 @@ class TrialCallback(TuneReportCallback):
 def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     from scalablevit.training.launch import launch
 
-    try:
-        launch(stage, worker_config, worker_config.run_folder, [TrialCallback(reports)])
-    except UserError as error:
-        raise TrialFailed(error.what) from error
+    launch(stage, worker_config, worker_config.run_folder, [TrialCallback(reports)])
 
 
-FAILURE_PREFIX = f"{TrialFailed.__module__}.{TrialFailed.__name__}: "
+FAILURE_PREFIXES = {f"{__name__}.{TrialFailed.__name__}: ": True, f"{__name__}.{TrialDisturbed.__name__}: ": False}
+"""How the last line of a trial's traceback begins, and whether the trial would fail again."""
 
 
 def reason_of(error: str) -> tuple[str, bool]:
     """Return why a trial failed, without secrets, and whether it would fail again.
 
-    A trial that lost its process, or ran on a node without the users' code, would not.
+    A trial that lost its process, or had an error outside its values, would not.
 
     Args:
         error: Tune's traceback of the trial.
     """
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    failure = next((line for line in reversed(lines) if line.startswith(FAILURE_PREFIX)), None)
-    if failure is not None:
-        return mask(failure.removeprefix(FAILURE_PREFIX), ""), True
-    temporary = ("ActorDied", "ActorUnavailable", "NodeDied", NoUserCode.__name__)
-    lost = any(name in line for line in lines for name in temporary)
-    return (mask(lines[-1], "") if lines else "it ended without a word"), not lost
+    for line in reversed(lines):
+        for prefix, again in FAILURE_PREFIXES.items():
+            if line.startswith(prefix):
+                return mask(line.removeprefix(prefix), ""), again
+    lost = any(name in line for line in lines for name in ("ActorDied", "ActorUnavailable", "NodeDied"))
+    last = lines[-1] if lines else "it ended without a word"
+    kind = getattr(builtins, last.partition(":")[0], None)
+    of_storage = isinstance(kind, type) and issubclass(kind, OSError)
+    return mask(last, ""), not (lost or of_storage)

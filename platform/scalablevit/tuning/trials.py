@@ -35,6 +35,8 @@ class Trial:
     """Why the trial was stopped or failed."""
     curve: dict[int, float] = field(default_factory=dict)
     """The metric by step, as evaluated."""
+    to_retry: bool = False
+    """It failed for a reason outside its values: this is not stored, and it continues when the search is resumed."""
 
     def best(self, mode: str) -> tuple[int, float] | None:
         """Return step and metric of the best evaluation, the earliest of equal ones; None without any.
@@ -92,10 +94,10 @@ def rank_trials(trials: Iterable[Trial], mode: str) -> list[Trial]:
 
 
 def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int) -> None:
-    """Delete the checkpoints of ended trials that are not among the `keep_best` best ones."""
+    """Delete the checkpoints of ended trials that are not among the `keep_best` best ones, and not to be retried."""
     kept = {trial.number for trial in rank_trials(trials, mode)[:keep_best]}
     for trial in trials:
-        if trial.ended() and trial.number not in kept:
+        if trial.ended() and not trial.to_retry and trial.number not in kept:
             folder = trial_folder(search_folder, trial.number)
             for run_folder in (folder, *segment_folders(folder)):
                 CheckpointStore(run_folder).remove_all()
