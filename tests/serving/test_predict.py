@@ -196,11 +196,16 @@ def test_transparent_pixels_are_the_recipes_mean_wherever_a_model_sees_them(root
 def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path, capsys):
     shutil.copy(images / "0.jpg", images / "0.png")  # a JPEG by its content
     (images / "2.jpg").rename(images / "\udce4\n.jpg")
+    shutil.copy(images / "\udce4\n.jpg", images / "\udce4\n.png")
     assert run(root, "segment", images, tmp_path / "out") == 0
     masks = {path.name for path in (tmp_path / "out" / "masks").rglob("*.png")}
-    assert masks == {"0.png", "0_2.png", "\udce4\n.png", "1.png", "3.png"}
-    assert "differ in their suffix alone are numbered: 0.png as 0_2\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["numbered"] == {"0.png": "0_2"}
+    assert masks == {"0.png", "0_2.png", "\udce4\n.png", "\udce4\n_2.png", "1.png", "3.png"}
+    assert (
+        "differ in their suffix alone are numbered: 0.png as 0_2, \\udce4\\n.png as \\udce4\\n_2\n"
+        in capsys.readouterr().out
+    )
+    numbered = json.loads((tmp_path / "out" / "prediction.json").read_text())["numbered"]
+    assert numbered == {"0.png": "0_2", "\\udce4\\n.png": "\\udce4\\n_2"}
     assert {line["file"] for line in table(tmp_path / "out" / "shares.csv")} >= {"\\udce4\\n.jpg", "0.png"}
 
 
