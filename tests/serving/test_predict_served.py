@@ -15,6 +15,7 @@ import torch
 from harness.predicting import ALL, run, trained
 from harness.toys import SIDE
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 
 from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
@@ -26,6 +27,13 @@ Answering = Callable[[bytes], tuple[int, str]]
 """An encoded image to a status and a body."""
 CLASSIFIER = (200, json.dumps({"predictions": [{"task": "classification", "model_classes": ["a", "b"]}]}))
 """What a model says of itself."""
+
+
+def mask_of(label: int) -> str:
+    """The PNG of a mask with one label, as a server sends it."""
+    body = io.BytesIO()
+    Image.new("L", (SIDE, SIDE), label).save(body, "PNG")
+    return base64.b64encode(body.getvalue()).decode()
 
 
 @contextmanager
@@ -179,6 +187,9 @@ def test_a_server_of_something_else_is_named(images, tmp_path, status, body, sai
             for counts in ("", "zzzzzzzz", 7)
         ),
         ("segmentation", {"mask_png": "AAAA", "classes": [], "shares": []}),
+        ("segmentation", {"mask_png": mask_of(9), "classes": ["a"], "shares": [1.0]}),
+        ("segmentation", {"mask_png": mask_of(0), "classes": ["a"], "shares": []}),
+        ("classification", {"class": "a", "probability": 10**400, "probabilities": {"a": 1}}),
     ],
 )
 def test_an_answer_that_is_none_is_named(images, tmp_path, task, answer):

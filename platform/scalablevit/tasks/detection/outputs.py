@@ -2,7 +2,7 @@
 
 import io
 import json
-import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -130,4 +130,4 @@ def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
 
 def _is_number(value: object) -> bool:
     """Return whether a value of JSON is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
