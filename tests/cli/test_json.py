@@ -103,8 +103,13 @@ def test_an_evaluation_says_on_what(ask: Ask, root: Path, capsys: pytest.Capture
         with pytest.raises(SystemExit):
             main("evaluate", ["toy-pretrain-0", "--json", taken])
         assert "write `--json` last, or `--json -`" in capsys.readouterr().err
-    assert main("evaluate", ["toy-pretrain-0", "--json", str(root / "nothing" / "m.json")]) == 2
-    assert "no folder" in capsys.readouterr().err
+    for file, said in (
+        (root / "nothing" / "m.json", "no folder"),
+        (root, "is a folder\n  fix: name a file in it"),
+        (root / ("x" * 300), "File name too long"),
+    ):
+        assert main("evaluate", ["toy-pretrain-0", "--root", str(root), "--json", str(file)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_images_are_predicted(ask: Ask, root: Path, tmp_path: Path) -> None:

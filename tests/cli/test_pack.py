@@ -47,6 +47,7 @@ def test_images_without_a_class_are_named(folder: Path, tmp_path: Path, capsys: 
 def test_what_cannot_be_packed(folder: Path, tmp_path: Path) -> None:
     for source, target, message in (
         (tmp_path / "gone", tmp_path / "made", "no folder"),
+        (tmp_path / ("x" * 300), tmp_path / "made", "File name too long"),
         (folder / "cat", tmp_path / "made", "holds no class folders"),
         (folder, folder, "exists"),
     ):

@@ -15,6 +15,12 @@ DATA = {
         "train": {"images": "t", "annotations": "t"},
         "val": {"images": "v", "annotations": "v"},
     },
+    "segmentation": {
+        "source": "mask_pairs",
+        "train": {"images": "t", "masks": "t"},
+        "val": {"images": "v", "masks": "v"},
+        "classes": ["a", "b"],
+    },
 }
 TASK = {"classification": {}, "detection": {"head": "retinanet", "neck_channels": 8}}
 
@@ -24,7 +30,7 @@ def stage(kind: str, model: str, batch: int, accumulation: int = 1, **cluster: A
         {
             "data": {**DATA[kind], "root": "r"},
             "model": {"name": model},
-            "task": {"kind": kind, **TASK[kind]},
+            "task": {"kind": kind, **TASK.get(kind, {"head": "upernet"})},
             "optimizer": {"lr": 0.1},
             "training": {"epochs": 1.0, "global_batch_size": batch, "accumulation_steps": accumulation},
             "cluster": cluster,
@@ -54,6 +60,15 @@ def test_single_images_under_batch_norm_are_refused(kind: str, batch: int, accum
 )
 def test_other_micro_batches_and_norms_pass(kind: str, model: str, batch: int, cluster: dict[str, Any]) -> None:
     check_micro_batches("first", stage(kind, model, batch, **cluster), ("a", "b"))
+
+
+def test_single_images_under_the_batch_norm_of_a_head_are_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        check_micro_batches("first", stage("segmentation", "scalablevit_tiny", 3, workers=2), ("a", "b"))
+    said = str(caught.value)
+    assert "stage first: training.global_batch_size: " in said and "upernet's batch norm" in said
+    assert "fix: at least 4" in said
+    check_micro_batches("first", stage("segmentation", "scalablevit_tiny", 4, workers=2), ("a", "b"))
 
 
 def test_elastic_workers_that_may_be_one_are_refused() -> None:

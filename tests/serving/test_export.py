@@ -21,7 +21,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
 from scalablevit.models.backbone import build_classifier
 from scalablevit.serving.any_size import for_any_size
-from scalablevit.serving.export import export_part
+from scalablevit.serving.export import TOLERANCE, Exported, _largest_difference, export_part
 from scalablevit.serving.network import load_trained
 from scalablevit.tasks.export import Part
 
@@ -202,6 +202,32 @@ def test_an_export_that_answers_otherwise_is_not_faithful(tmp_path):
     inputs = torch.rand(2, 3)
     exported = export_part(Part("network", torch.nn.Identity(), inputs, "x", ("y",), [inputs + 0.1]), tmp_path, "m")
     assert not exported.faithful and exported.differences == (pytest.approx((0.1,)), pytest.approx((0.1,)))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_output_that_is_not_a_number_differs(place):
+    expected = [torch.zeros(2, 3) for _ in range(3)]
+    outputs = [output.clone() for output in expected]
+    assert _largest_difference(outputs, expected) == 0.0
+    outputs[place][1, 2] = torch.nan
+    assert np.isnan(_largest_difference(outputs, expected))
+
+
+@pytest.mark.parametrize(
+    ("differences", "largest", "faithful"),
+    [
+        (((0.0, TOLERANCE), (0.0, 0.0)), 1.0, True),
+        (((0.0, 1e-6), (1e-6, np.nan)), 1.0, False),
+        (((np.nan, 1e-6), (1e-6, 0.0)), 1.0, False),
+        (((0.0, np.inf), (0.0, 0.0)), np.inf, False),
+        (((0.0, 0.0), (0.0, 0.0)), np.nan, False),
+    ],
+)
+def test_every_difference_of_a_faithful_export_is_a_small_number(differences, largest, faithful):
+    part = Part("network", torch.nn.Identity(), torch.zeros(1), "pixels", ("logits",), [])
+    files = (Path("network.pt2"), Path("network.onnx"))
+    exported = Exported(part, files, differences, largest)
+    assert exported.faithful is faithful
 
 
 @pytest.mark.parametrize("size", ["512", "0x3", "12x-3"])

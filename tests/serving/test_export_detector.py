@@ -12,7 +12,7 @@ from PIL import Image
 
 from scalablevit.data.decoding import read_image
 from scalablevit.serving.export import build_parts, export_part
-from scalablevit.serving.export_detector import ExportedDetector, export_detector, nearest
+from scalablevit.serving.export_detector import ExportedDetector, compare_detections, export_detector, nearest
 from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import describe_preprocessing
 from scalablevit.tasks.registry import build_task, task_kind
@@ -104,10 +104,25 @@ def test_detections_are_compared_with_the_nearest_of_their_class():
 @pytest.mark.parametrize(
     ("unmatched", "pixels", "score", "mask", "faithful"),
     [(0, 1.0, 0.01, 0.05, True), (1, 0, 0, 0, False), (0, 1.1, 0, 0, False), (0, 0, 0.02, 0, False),
-     (0, 0, 0, 0.06, False)],
+     (0, 0, 0, 0.06, False), (0, np.nan, 0, 0, False), (0, 0, np.nan, 0, False), (0, 0, 0, np.nan, False)],
 )  # fmt: skip
 def test_what_is_faithful(unmatched, pixels, score, mask, faithful):
     assert ExportedDetector(Path("d.onnx"), 9, unmatched, pixels, score, mask).faithful is faithful
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["boxes", "scores", "masks"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_number_that_is_not_finite_is_no_equal_detection(part, place, value):
+    """Also in the last detection, whose score is too low to be compared."""
+    masks = np.full((3, 2, 2), 0.5)
+    expected = [np.arange(12.0).reshape(3, 4), np.array([0.9, 0.5, 0.04]), np.array([0, 1, 2]), masks]
+    detected = [column.copy() for column in expected]
+    file = Path("d.onnx")
+    assert compare_detections(file, expected, detected, MOST) == ExportedDetector(file, 2, 0, 0.0, 0.0, 0.0)
+    detected[("boxes", "scores", "labels", "masks").index(part)][place] = value
+    assert not compare_detections(file, expected, detected, MOST).faithful
+    assert not compare_detections(file, detected, expected, MOST).faithful
 
 
 def test_a_comparison_of_nothing_is_said():

@@ -1,6 +1,7 @@
 """Batch prediction: every image answered or named, nothing of anybody's overwritten."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
 
 from scalablevit.cli import evaluate, predict
+from scalablevit.cli.prediction_input import find_images
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import read_image
@@ -196,11 +198,16 @@ def test_transparent_pixels_are_the_recipes_mean_wherever_a_model_sees_them(root
 def test_names_of_any_bytes_and_equal_stems_keep_apart(root, images, tmp_path, capsys):
     shutil.copy(images / "0.jpg", images / "0.png")  # a JPEG by its content
     (images / "2.jpg").rename(images / "\udce4\n.jpg")
+    shutil.copy(images / "\udce4\n.jpg", images / "\udce4\n.png")
     assert run(root, "segment", images, tmp_path / "out") == 0
     masks = {path.name for path in (tmp_path / "out" / "masks").rglob("*.png")}
-    assert masks == {"0.png", "0_2.png", "\udce4\n.png", "1.png", "3.png"}
-    assert "differ in their suffix alone are numbered: 0.png as 0_2\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["numbered"] == {"0.png": "0_2"}
+    assert masks == {"0.png", "0_2.png", "\udce4\n.png", "\udce4\n_2.png", "1.png", "3.png"}
+    assert (
+        "differ in their suffix alone are numbered: 0.png as 0_2, \\udce4\\n.png as \\udce4\\n_2\n"
+        in capsys.readouterr().out
+    )
+    numbered = json.loads((tmp_path / "out" / "prediction.json").read_text())["numbered"]
+    assert numbered == {"0.png": "0_2", "\\udce4\\n.png": "\\udce4\\n_2"}
     assert {line["file"] for line in table(tmp_path / "out" / "shares.csv")} >= {"\\udce4\\n.jpg", "0.png"}
 
 
@@ -373,12 +380,35 @@ def test_a_list_of_images_is_answered_in_its_order(root, images, tmp_path):
         ("0.jpg\n\nsub/../0.jpg\n", r"line 3 names .*/0\.jpg again, as line 1"),
         ("\n", "names no image"),
         ("chosen.txt\n", "names no image"),
+        (f"0.jpg\n{'x' * 300}.jpg\n", r"1 of 2 lines name no file: line 2: .*x\.jpg \(File name too long\)"),
+        ("0.jpg\n\0.jpg\n", "zero bytes"),
     ],
 )
 def test_a_list_with_a_mistake_is_refused_before_anything_is_loaded(root, images, tmp_path, lines, said):
     (images / "chosen.txt").write_text(lines)
     with pytest.raises(UserError, match=said):
         run(root, "pretrain", images / "chosen.txt", tmp_path / "out")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16_is_to_be_saved_as_utf_8(images, encoding):
+    (images / "chosen.txt").write_bytes("0.jpg\r\n1.jpg\r\n".encode(encoding))
+    with pytest.raises(UserError, match="UTF-16") as refused:
+        find_images(images / "chosen.txt")
+    assert "save it as UTF-8" in refused.value.fix and refused.value.where.endswith("chosen.txt")
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"cannot read .*xxx: File name too long") as refused:
+        find_images(tmp_path / ("x" * 300))
+    assert refused.value.where == "IMAGES" and refused.value.fix
+
+    def deny(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", deny)
+    with pytest.raises(UserError, match=r"cannot read .*closed/images: Permission denied"):
+        find_images(tmp_path / "closed" / "images")
 
 
 def test_answers_never_replace_listed_images(root, images):

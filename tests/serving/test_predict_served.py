@@ -13,18 +13,27 @@ import pandas as pd
 import pytest
 import torch
 from harness.predicting import ALL, run, trained
+from harness.toys import SIDE
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 
 from scalablevit.cli import predict
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
-from scalablevit.serving.served import ModelServer
+from scalablevit.serving.served import ModelServer, is_loopback
 
 Answering = Callable[[bytes], tuple[int, str]]
 """An encoded image to a status and a body."""
 CLASSIFIER = (200, json.dumps({"predictions": [{"task": "classification", "model_classes": ["a", "b"]}]}))
 """What a model says of itself."""
+
+
+def mask_of(label: int) -> str:
+    """The PNG of a mask with one label, as a server sends it."""
+    body = io.BytesIO()
+    Image.new("L", (SIDE, SIDE), label).save(body, "PNG")
+    return base64.b64encode(body.getvalue()).decode()
 
 
 @contextmanager
@@ -147,7 +156,40 @@ def test_a_server_of_something_else_is_named(images, tmp_path, status, body, sai
     ("task", "answer"),
     [
         ("detection", {"boxes": [[0, 0, 1, 1]], "scores": [], "labels": []}),
+        *(
+            ("detection", {"boxes": [[0, 0, 1, 1], box], "scores": [1, 1], "labels": ["a", "b"]})
+            for box in (
+                [5, 0, 1, 1],
+                [0, 5, 1, 1],
+                [0, 0, 1],
+                [0, 0, 1, "1"],
+                [0, 0, 1, float("nan")],
+                "0011",
+                7,
+                [0, 0, float("inf"), 1],
+                None,
+            )
+        ),
+        *(
+            ("detection", {"boxes": [[0, 0, 1, 1], [0, 0, 1, 1]], "scores": [1, score], "labels": ["a", "b"]})
+            for score in ("1", None, float("nan"))
+        ),
+        *(
+            (
+                "detection",
+                {
+                    "boxes": [[0, 0, 1, 1]],
+                    "scores": [1],
+                    "labels": ["a"],
+                    "masks": [{"size": [SIDE, SIDE], "counts": counts}],
+                },
+            )
+            for counts in ("", "zzzzzzzz", 7)
+        ),
         ("segmentation", {"mask_png": "AAAA", "classes": [], "shares": []}),
+        ("segmentation", {"mask_png": mask_of(9), "classes": ["a"], "shares": [1.0]}),
+        ("segmentation", {"mask_png": mask_of(0), "classes": ["a"], "shares": []}),
+        ("classification", {"class": "a", "probability": 10**400, "probabilities": {"a": 1}}),
     ],
 )
 def test_an_answer_that_is_none_is_named(images, tmp_path, task, answer):
@@ -202,6 +244,27 @@ def test_nobody_listens_or_nobody_answers(images, tmp_path, monkeypatch):
 def test_addresses_of_other_kinds(address):
     with pytest.raises(UserError, match="MODEL"):
         ModelServer(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_asked_without_a_proxy(monkeypatch, host):
+    """A proxy would be asked for its own machine."""
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(lambda _: (200, ""), ping=404) as proxy, serving(lambda _: (200, "")) as url:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert ModelServer(url.replace("127.0.0.1", host)).describe().classes == ("a", "b")
+        with pytest.raises(UserError, match="is no model server: /ping answers 404"):
+            ModelServer("http://models.invalid:5001").describe()  # by the proxy
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("LOCALHOST.", True), ("::1", True),
+     ("10.0.0.1", False), ("localhost.example.org", False), ("::2", False), ("", False)],
+)  # fmt: skip
+def test_which_hosts_are_this_machine(host, loopback):
+    assert is_loopback(host) is loopback
 
 
 def test_what_a_served_model_does_not_take(images, tmp_path, root):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness.toys import SIDE, finished_run, register
+from harness.toys import SIDE, finished_run, register, val_images
 from mlflow import MlflowClient
 
 from scalablevit.cli import pack, predict, promote
@@ -154,6 +154,18 @@ def test_a_champion_is_scored_whatever_the_candidates_number_of_workers(registry
     found = promote.resolve_weights(f"models:/{name}/2", client.tracking_uri, registry / "cache" / "models")
     stage = promote._on_same_data(found, promote._resolve(found, [], registry))
     assert (stage.cluster.workers, stage.cluster.min_workers, stage.training.global_batch_size) == (1, None, 4)
+
+
+def test_an_upernet_trained_with_one_image_a_gpu_is_promoted_and_predicts_on_a_cpu(registry, client, tmp_path):
+    """Batch norms that share their statistics train on single images; what is trained needs no others."""
+    values = ("task={kind: segmentation, head: upernet, head_channels: 16}", "training.global_batch_size=2")
+    given = [*(f"stages.segment.{each}" for each in values), "cluster.workers=2", "cluster.gpus_per_worker=1"]
+    trained = finished_run(registry, "segment", *given, seed=10)
+    register(registry, trained, "toy-upernet")
+    assert run(registry, "toy-upernet", *EVEN, "cluster.gpus_per_worker=0") == 0
+    assert champion_of(client, "toy-upernet") == 1
+    command = [trained, str(val_images(registry, "segment")), "--out", str(tmp_path / "out"), "--root", str(registry)]
+    assert predict.run(parse("predict", [*command, "cluster.gpus_per_worker=0"])) == 0
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     assert str(weights) in (tmp_path / "other" / START_NOTE).read_text()
 
 
+def test_a_worker_that_is_started_directly_refuses_single_images_under_batch_norm(make_segmentation, tmp_path):
+    stage = make_segmentation(task={"head": "upernet"}, training={**SHORT, "global_batch_size": 1})
+    error = run(worker_config(stage, tmp_path / "run")).error
+    assert error is not None and "upernet's batch norm" in str(error) and "fix: at least 2" in str(error)
+
+
 def test_an_attempt_notes_when_it_came_how_far(make_stage, tmp_path):
     given, timings = worker_config(make_stage(training=SHORT), tmp_path / "run"), StartupTimings(time.time())
     worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, timings=timings)

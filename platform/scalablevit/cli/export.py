@@ -158,10 +158,12 @@ def _size(given: str | None) -> tuple[int, int] | None:
 
 
 def _line(exported: "Exported") -> str:
+    from scalablevit.serving.export import worst
+
     lines = [f"  {exported.part.name}: largest output {exported.largest:.3g}"]
     for file, by_inputs in exported.by_inputs().items():
         compared = ", ".join(f"{shape} {difference:.2g}" for shape, difference in by_inputs.items())
-        lines.append(f"    {file} differs by {max(by_inputs.values()):.3g} at most ({compared})")
+        lines.append(f"    {file} differs by {worst(by_inputs.values()):.3g} at most ({compared})")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
+from scalablevit.data.names import printable
 
 if TYPE_CHECKING:  # commands that print no document need not import it
     from scalablevit.cli.documents import Document
@@ -45,13 +47,28 @@ def _json_file(text: str) -> Path:
 
 
 def check_file(file: Path | None) -> None:
-    """Refuse a file in a folder that does not exist.
+    """Refuse, before the work, a file that could not be written after it.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: it is a folder, its folder does not exist, or it cannot be written.
     """
-    if file is not None and not file.parent.is_dir():
-        raise UserError(f"no folder {file.parent}", where="--json", fix="name a file in a folder that is there")
+    if file is None or file is STDOUT:
+        return
+    try:
+        in_folder, is_folder = file.parent.is_dir(), file.is_dir()
+        writable = os.access(file if file.exists() else file.parent, os.W_OK)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(
+            f"cannot write {printable(file)}: {error.strerror or error}", where="--json", fix="name another file"
+        ) from None
+    if not in_folder:
+        raise UserError(
+            f"no folder {printable(file.parent)}", where="--json", fix="name a file in a folder that is there"
+        )
+    if is_folder:
+        raise UserError(f"{printable(file)} is a folder", where="--json", fix="name a file in it")
+    if not writable:
+        raise UserError(f"{printable(file)} may not be written", where="--json", fix="name another file")
 
 
 @contextmanager

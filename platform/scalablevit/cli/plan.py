@@ -125,10 +125,11 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     size = _data_size(stage, root, options)
     # imported late: a mistake above is reported before torch is loaded
     from scalablevit.pipeline.prediction import PredictionInputs, format_prediction, predict
-    from scalablevit.pipeline.resolve import model_cost
+    from scalablevit.pipeline.resolve import check_micro_batches, model_cost
     from scalablevit.tasks.registry import build_task
     from scalablevit.training.memory_estimate import estimate_memory
 
+    check_micro_batches(name, stage, size.classes)
     model = model_cost(name, stage, size.classes)
     task = build_task(stage, size.classes)
     share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)

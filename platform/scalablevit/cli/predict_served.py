@@ -93,10 +93,12 @@ def _predict_image(server: ModelServer, model: Description, file: Path, picture:
         received = server.answer(content)
     except (BadSample, ImageRefused, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
+    otherwise = f"answers {printable(file.name)} otherwise than a model of this platform"
     try:
         prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise server.mistake(
-            f"answers {printable(file.name)} otherwise than a model of this platform: {error}"
-        ) from None
-    return draw(output, picture, image, prediction)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+        raise server.mistake(f"{otherwise}: {error}") from None
+    try:  # an OSError here is the output folder's
+        return draw(output, picture, image, prediction)
+    except (ValueError, LookupError) as error:  # such as a mask with more labels than the model has classes
+        raise server.mistake(f"{otherwise}: {error}") from None

@@ -77,8 +77,12 @@ def fill_output_folder(
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "reason"))
             table.writerows((printable(name), why_skipped(name)) for name in ignored)
-        note = {**facts, "answered": count - counts.bad, "bad": counts.bad, "numbered": numbered}
-        (folder / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
+        names = {printable(name): printable(picture) for name, picture in numbered.items()}
+        note = {**facts, "answered": count - counts.bad, "bad": counts.bad, "numbered": names}
+        # UTF-8 has no bytes of names for broken UTF-8, which an override may have too: JSON escapes them in this form
+        (folder / NOTE).write_text(
+            json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
+        )
     rate = f"{count / max(counts.seconds, 1e-9):.3g} images/s {timed}".rstrip()
     seconds = time.monotonic() - started
     made = f"predicted {count - counts.bad} of {count} images"

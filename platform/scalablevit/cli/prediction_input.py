@@ -12,6 +12,7 @@ from scalablevit.data.sources.files import IMAGE_SUFFIXES, all_suffixes, format_
 LIST_SUFFIX = "txt"
 WHERE = "IMAGES"
 _MARK = b"\xef\xbb\xbf"  # byte order mark, which some editors write first
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,17 @@ def find_images(given: Path) -> GivenImages:
         given: absolute path of a folder, of an image, or of a list that ends in `.txt`.
 
     Raises:
-        UserError: the path does not exist, there is no image, or a line of the list names no file.
+        UserError: the path does not exist or cannot be read, there is no image, or a line of the list names no file.
     """
-    if given.is_dir() or not given.exists():  # `list_images` reports a missing folder
+    try:
+        listed = given.is_dir() or not given.exists()  # `list_images` reports a missing folder
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(
+            f"cannot read {printable(given)}: {error.strerror or error}",
+            where=WHERE,
+            fix="name a folder or file that can be read",
+        ) from None
+    if listed:
         names, ignored = list_images(given)
         return GivenImages(given, given, names, ignored)
     if suffix(given.name) == LIST_SUFFIX:
@@ -67,6 +76,12 @@ def _read_list(file: Path) -> GivenImages:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"not readable: {error.strerror or error}", where=where, fix="make it readable") from None
+    if content.startswith(_UTF16_MARKS) or b"\0" in content:  # no path has a zero byte, and ASCII as UTF-16 has many
+        raise UserError(
+            "the list has zero bytes or begins as UTF-16, as PowerShell's > writes it",
+            where=where,
+            fix="save it as UTF-8, in PowerShell by `| Out-File -Encoding utf8`",
+        )
     lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(_MARK).split(b"\n")]
     numbered = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
     # `..` is resolved on the disk, not in the text: after a link to a folder it leads elsewhere
@@ -97,7 +112,8 @@ def _check_lines(paths: dict[int, str], where: str) -> None:
     Raises:
         UserError: there are any.
     """
-    missing = [f"line {number}: {path}" for number, path in paths.items() if not Path(path).is_file()]
+    reasons = {number: _why_no_file(path) for number, path in paths.items()}
+    missing = [f"line {number}: {paths[number]}{reason}" for number, reason in reasons.items() if reason is not None]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(paths)} lines name no file: {format_first(missing)}",
@@ -112,6 +128,14 @@ def _check_lines(paths: dict[int, str], where: str) -> None:
                 where=where,
                 fix="name each image once",
             )
+
+
+def _why_no_file(path: str) -> str | None:
+    """Return why a path is no file, as the end of a sentence, empty where nothing is there; None if it is one."""
+    try:
+        return None if Path(path).is_file() else ""
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        return f" ({error.strerror or error})"
 
 
 def refuse_overlap(out: Path, images: GivenImages) -> None:

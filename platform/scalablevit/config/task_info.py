@@ -49,7 +49,7 @@ class TaskInfo:
     needs_pyramid: bool = True
     """Whether the backbone must give feature maps of strides 4, 8, 16 and 32."""
     checks_micro_batches: bool = False
-    """Whether the task itself refuses micro-batches that are too small for its batch norms."""
+    """Whether the kind refuses micro-batches too small for its batch norms itself (`TaskKind.check_training`)."""
     serving_packages: tuple[str, ...] = ()
     """Distributions that serving needs besides `pipeline.registration.SERVING_PACKAGES`."""
     output_files: tuple[str, ...] = ()

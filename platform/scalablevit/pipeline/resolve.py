@@ -151,7 +151,7 @@ def check_metric(search: Search, searched: ResolvedStage) -> None:
 def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> None:
     """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
 
-    Some tasks refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
+    Some kinds of task refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
 
     Args:
         name: name of the stage.
@@ -161,6 +161,10 @@ def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> No
     Raises:
         UserError: with the smallest batch that would do.
     """
+    try:
+        task_kind(stage.task.kind).check_training(stage)
+    except UserError as error:
+        raise _in_stage(name, error) from None
     training, cluster = stage.training, stage.cluster
     parts = cluster.workers * training.accumulation_steps
     synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1

@@ -1,8 +1,9 @@
 """A trained network as ONNX and torch.export archives, each checked against the network itself on real images."""
 
 import io
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,14 @@ class Exported:
 
     @property
     def faithful(self) -> bool:
-        """Return whether the outputs of all files equal the network's, within `TOLERANCE`."""
-        return all(max(by_inputs) <= TOLERANCE * max(self.largest, 1.0) for by_inputs in self.differences)
+        """Return whether the outputs of all files are finite and equal the network's, within `TOLERANCE`."""
+        limit = TOLERANCE * max(self.largest, 1.0)
+        return all(math.isfinite(value) and value <= limit for by_inputs in self.differences for value in by_inputs)
+
+
+def worst(differences: Iterable[float]) -> float:
+    """Return the largest difference, or NaN if one is NaN, which Python's `max` passes over unless it comes first."""
+    return float(np.max(list(differences)))
 
 
 def default_size(stage: Stage) -> Size:
@@ -176,7 +183,7 @@ def export_part(part: Part, folder: Path, whose: str, facts: Preprocessing | Non
         ]
     with _refuse_export(f"{graph.name} of {whose} is not for {kind}"):
         by_graph = [_largest_difference(_run_onnx(graph, inputs), expected) for inputs, expected in pairs]
-    largest = max(float(output.abs().max()) for _, expected in pairs for output in expected)
+    largest = worst(float(output.abs().max()) for _, expected in pairs for output in expected)
     return Exported(part, (archive, graph), (tuple(by_program), tuple(by_graph)), largest)
 
 
@@ -195,7 +202,7 @@ def _run_onnx(graph: Path, inputs: Tensor) -> list[Tensor]:
 
 
 def _largest_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True))
+    return worst(float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True))
 
 
 @contextmanager

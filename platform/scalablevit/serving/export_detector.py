@@ -1,5 +1,6 @@
 """A trained detector as one ONNX file, from pixels to boxes, compared with the network itself on real images."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from scalablevit.config.errors import UserError
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color
-from scalablevit.serving.export import OPSET
+from scalablevit.serving.export import OPSET, worst
 from scalablevit.serving.network import TrainedNetwork
 from scalablevit.serving.preprocessing import Preprocessing, finish_graph
 from scalablevit.tasks.export import Part, Selection, Size
@@ -53,7 +54,7 @@ class ExportedDetector:
     def faithful(self) -> bool:
         """Return whether the file detects what the network does, within the limits above."""
         limits = ((self.pixels, MOST_PIXELS), (self.score, MOST_SCORE), (self.mask, MOST_MASK))
-        return self.unmatched == 0 and all(difference <= limit for difference, limit in limits)
+        return self.unmatched == 0 and all(math.isfinite(value) and value <= limit for value, limit in limits)
 
     def facts(self) -> dict[str, float]:
         """Return the comparison by name."""
@@ -146,24 +147,55 @@ def _compare(trained: TrainedNetwork, pixels: Tensor, file: Path, first: int) ->
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     task: Any = trained.stage.task
     most: int = task.max_detections
-    compared, unmatched, corners, scores, masks = 0, 0, [0.0], [0.0], [0.0]
+    total = ExportedDetector(file, 0, 0, 0.0, 0.0)
     for image, strip in ((image, strip) for image in pixels for strip in (0, _STRIP)):
         height, width = image.shape[1] - strip, image.shape[2]
         expected = _network_detections(trained, image[:, :height], first)
         canvas = image.clone()
         canvas[:, height:] = torch.tensor(fill_color(trained.stage.data))[:, None, None]
         detected = session.run(None, {"pixels": canvas[None].numpy(), "size": np.array([height, width])})
-        for some, others in ((expected, detected), (detected, expected)):
-            near = nearest(some, others, most)
-            matched = near.others >= 0
-            unmatched += int((~matched).sum())
-            corners += near.corners[matched].tolist()
-            scores += near.scores[matched].tolist()
-            if len(some) > _MASKS and matched.any():
-                difference = some[_MASKS][near.some[matched]] - others[_MASKS][near.others[matched]]
-                masks.append(float(np.abs(difference).max()))
-            compared += len(matched) if some is expected else 0
-    return ExportedDetector(file, compared, unmatched, max(corners), max(scores), max(masks))
+        of_image = compare_detections(file, expected, detected, most)
+        total = ExportedDetector(
+            file,
+            total.compared + of_image.compared,
+            total.unmatched + of_image.unmatched,
+            worst((total.pixels, of_image.pixels)),
+            worst((total.score, of_image.score)),
+            worst((total.mask, of_image.mask)),
+        )
+    return total
+
+
+def compare_detections(
+    file: Path, expected: Sequence[NDArray[Any]], detected: Sequence[NDArray[Any]], most: int
+) -> ExportedDetector:
+    """Compare a file's detections in an image with the network's; numbers that are not finite differ by NaN.
+
+    Args:
+        file: the file.
+        expected: the network's boxes (n, 4) as corners in pixels, scores (n,), labels (n,), and masks (n, h, w) if
+            there are any.
+        detected: the file's, likewise.
+        most: largest number of detections of an image.
+    """
+    boxes_scores_masks = (0, 1, _MASKS)
+    # also of detections that are not compared, and of NaN scores, which no limit selects
+    corners, scores, masks = (
+        [0.0 if all(np.isfinite(side[index]).all() for side in (expected, detected) if index < len(side)) else np.nan]
+        for index in boxes_scores_masks
+    )
+    compared, unmatched = 0, 0
+    for some, others in ((expected, detected), (detected, expected)):
+        near = nearest(some, others, most)
+        matched = near.others >= 0
+        unmatched += int((~matched).sum())
+        corners += near.corners[matched].tolist()
+        scores += near.scores[matched].tolist()
+        if len(some) > _MASKS and matched.any():
+            difference = some[_MASKS][near.some[matched]] - others[_MASKS][near.others[matched]]
+            masks.append(float(np.abs(difference).max()))
+        compared += len(matched) if some is expected else 0
+    return ExportedDetector(file, compared, unmatched, worst(corners), worst(scores), worst(masks))
 
 
 def _network_detections(trained: TrainedNetwork, image: Tensor, first: int) -> list[NDArray[Any]]:

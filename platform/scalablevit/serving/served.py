@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import ipaddress
 import json
 import urllib.error
 import urllib.request
@@ -71,7 +72,9 @@ class ModelServer:
                 f"{address} has credentials in it", where="MODEL", fix="leave them out: they would be shown"
             )
         self.address = address.rstrip("/").removesuffix("/invocations")
-        self._opener = urllib.request.build_opener(_RefuseRedirects)
+        # a proxy of the environment would look for a server of this machine on its own
+        proxies = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname or "") else []
+        self._opener = urllib.request.build_opener(_RefuseRedirects, *proxies)
 
     def describe(self) -> Description:
         """Ask the server for the description of its model, and return it.
@@ -154,6 +157,16 @@ class ModelServer:
             where=self.address,
             fix="name the address that `mlflow models serve` listens on, and look at what it prints",
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is that of this machine alone."""
+    if host.lower().removesuffix(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def read_answer(received: Answer, size: tuple[int, int], model: Description) -> Answer:

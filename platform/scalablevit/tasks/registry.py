@@ -42,6 +42,15 @@ class TaskKind(ABC):
             UserError: the stage cannot be trained on these classes.
         """
 
+    def check_training(self, stage: "Stage") -> None:  # noqa: B027 - most kinds refuse nothing
+        """Refuse a stage that can be evaluated but not trained: before a training, and again in each of its workers.
+
+        What refuses to be built (`build_task`) could not be evaluated or promoted either.
+
+        Raises:
+            UserError: with what to change.
+        """
+
     @abstractmethod
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
         """Return the counter of parameters and multiply-accumulates of a stage's model.

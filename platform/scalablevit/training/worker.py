@@ -233,7 +233,13 @@ def _collect_nondeterminism() -> Iterator[list[str]]:
 def _open(
     stage: Stage, worker_config: WorkerConfig, device: torch.device, rank: int, world: int
 ) -> tuple[TrainContext, dict[SplitName, Source]]:
-    """Return the context of this rank's training, and the stage's data by split."""
+    """Return the context of this rank's training, and the stage's data by split.
+
+    Raises:
+        UserError: the stage cannot be trained, or its data cannot be opened.
+    """
+    if not worker_config.evaluate_only:
+        task_kind(stage.task.kind).check_training(stage)
     root = Path(worker_config.root)
     splits: tuple[SplitName, ...] = ("val",) if worker_config.evaluate_only else SPLITS
     if worker_config.data_listing:

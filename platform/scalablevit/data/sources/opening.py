@@ -80,7 +80,11 @@ def open_class_folders(folder: Path) -> Source:
         UserError: the folder is missing, empty or unreadable, or a link leads out of it.
     """
     where = "FOLDER"
-    if not folder.is_dir():
+    try:
+        exists = folder.is_dir()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise _cannot_list(error, folder, where) from error
+    if not exists:
         raise UserError(f"no folder {folder}", where=where, fix="name a folder that holds one folder per class")
     data = ImageFolder.model_validate(
         {"source": "image_folder", "root": str(folder), "train": {"images": "."}, "val": {"images": "."}}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -113,6 +114,20 @@ def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
     }
     if len({len(column) for column in columns.values()}) != 1 or not {"boxes", "scores", "labels"} <= set(columns):
         raise ValueError("columns of different lengths")
+    for box in columns["boxes"]:
+        if len(box) != 4 or not all(map(_is_number, box)) or box[0] > box[2] or box[1] > box[3]:
+            raise ValueError("a box that is not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
+    if not all(map(_is_number, columns["scores"])):
+        raise ValueError("a score that is no number")
     if any(mask["size"] != list(size) for mask in columns.get("masks", ())):
         raise ValueError("masks of another size")
+    for mask in columns.get("masks", ()):
+        if not isinstance(mask["counts"], str):
+            raise TypeError("a mask that is no run lengths")
+        run_lengths.decode(mask)  # raises ValueError
     return columns
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value of JSON is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -32,6 +32,12 @@ class SegmentationKind(TaskKind):
 
         return SegmentationTask(stage, classes)
 
+    def check_training(self, stage: "Stage") -> None:
+        """Refuse micro-batches too small for the head's batch norm."""
+        from scalablevit.tasks.segmentation.task import check_micro_batch
+
+        check_micro_batch(stage)
+
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
         """Return the counter of a segmentation model's parameters and multiply-accumulates."""
         from scalablevit.tasks.segmentation.costs import SegmentorCosts

@@ -71,4 +71,7 @@ def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
             raise ValueError(f"a mask {mask.mode} of {mask.size}")
         mask.load()
     shares = [float(share) for share in received["shares"]]
-    return {"mask_png": content, "classes": list(received["classes"]), "shares": shares}
+    classes = list(received["classes"])
+    if len(classes) != len(shares):
+        raise ValueError("classes and shares of different lengths")
+    return {"mask_png": content, "classes": classes, "shares": shares}

@@ -37,7 +37,7 @@ class SegmentationTask:
     """Semantic segmentation on crops; implements `tasks.task.Task`.
 
     Raises:
-        UserError: fewer than 2 classes, or micro-batches too small for the head's batch norm.
+        UserError: fewer than 2 classes.
     """
 
     best_metric = task_info("segmentation").best_metric
@@ -55,20 +55,8 @@ class SegmentationTask:
         self.task = task
         self.data = data
         self.classes = classes
-        cluster, training = stage.cluster, stage.training
-        # the fewest images of a micro-batch, before bad ones are skipped
-        self._micro_batch = training.global_batch_size // cluster.workers // training.accumulation_steps
-        synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
-        # UperNet pools a map to 1 x 1, and stride 32 makes one of small crops: one image gives no statistics there.
-        self._needs_two = (self.task.head == "upernet" or self.data.crop_size <= 32) and not synchronized
-        if self._needs_two and self._micro_batch < 2:
-            raise UserError(
-                f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
-                f"micro-batches leave some with one image, which gives {self.task.head}'s batch norm no variance",
-                where="training.global_batch_size",
-                fix=f"at least {2 * cluster.workers * training.accumulation_steps}, or fewer workers or "
-                "accumulation steps",
-            )
+        self._micro_batch = _micro_batch(stage)
+        self._needs_two = _needs_two(stage)
 
     def build_model(self) -> Segmentor:
         """Return backbone, neck and heads with fresh weights."""
@@ -153,6 +141,37 @@ class SegmentationTask:
             side = self.data.crop_size
             return images.new_zeros((2, 3, side, side)), masks.new_full((2, side, side), IGNORE)
         return images, masks
+
+
+def check_micro_batch(stage: Stage) -> None:
+    """Refuse a training with micro-batches too small for the head's batch norm; what is trained needs no check.
+
+    Raises:
+        UserError: with the smallest batch that would do.
+    """
+    task, _ = sections(stage)
+    cluster, training = stage.cluster, stage.training
+    if _needs_two(stage) and _micro_batch(stage) < 2:
+        raise UserError(
+            f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
+            f"micro-batches leave some with one image, which gives {task.head}'s batch norm no variance",
+            where="training.global_batch_size",
+            fix=f"at least {2 * cluster.workers * training.accumulation_steps}, or fewer workers or accumulation steps",
+        )
+
+
+def _micro_batch(stage: Stage) -> int:
+    """Return the fewest images of a micro-batch, before bad ones are skipped."""
+    return stage.training.global_batch_size // stage.cluster.workers // stage.training.accumulation_steps
+
+
+def _needs_two(stage: Stage) -> bool:
+    """Return whether a batch norm gets no variance from one image."""
+    task, data = sections(stage)
+    cluster = stage.cluster
+    synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
+    # UperNet pools a map to 1 x 1, and stride 32 makes one of small crops: one image gives no statistics there.
+    return (task.head == "upernet" or data.crop_size <= 32) and not synchronized
 
 
 def _size(image: Tensor) -> Size:
