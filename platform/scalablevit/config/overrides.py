@@ -34,7 +34,7 @@ TOP_KEYS = ("name", "tune")
 SAME_IN_ALL = (["tracking"], ["tracking", "uri"], ["tracking", "experiment"])
 """Keys whose value a recipe's stages must share: an override of them goes to all stages."""
 ANY_KEY = "*"
-"""Stands in a dotted path for any key of a section that has no fixed keys."""
+"""In a dotted path: any key of a section that has no fixed keys."""
 KINDS = (["data", "source"], ["task", "kind"])
 """Paths of the keys that decide which other keys their section has."""
 

@@ -112,7 +112,7 @@ def _hidden_folders(folder: Path) -> list[str]:
 
 
 def _files_beside(folder: Path) -> list[str]:
-    """Return what lies beside the class folders, and so has no class: `1.jpg`, `README`."""
+    """Return the names of the files next to the class folders, which have no class: `1.jpg`, `README`."""
     return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and not entry.name.startswith("."))
 
 
