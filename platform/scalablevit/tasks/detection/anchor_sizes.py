@@ -1,4 +1,4 @@
-"""Whether a detector's anchors have the size of the data's objects."""
+"""The sides of a detector's anchors, and whether they have the size of the data's objects."""
 
 import math
 
@@ -9,13 +9,21 @@ from scalablevit.inspection.statistics import DataStatistics
 
 LEVELS = 5
 """Levels of the pyramid; the side of the anchors doubles from level to level."""
-LARGEST_SCALE = {"mask_rcnn": 1.0, "retinanet": 2 ** (2 / 3)}
-"""Side of a level's largest anchors relative to its first ones, by head."""
+SIDES_PER_LEVEL = {"mask_rcnn": 1, "retinanet": 3}
+"""Sides of anchors of a level, by head, each 2 ** (1/3) of the one before."""
 BACKGROUND_OVERLAP = {"mask_rcnn": 0.3, "retinanet": 0.4}
 """Intersection over union below which an anchor counts as background, by head (torchvision's defaults). The best anchor
 of an object is learned nevertheless, but it alone."""
 SMALLEST, LARGEST = 4, 512
 """Bounds of `task.anchor_size`."""
+
+
+def anchor_sides(task: Detection) -> tuple[tuple[int, ...], ...]:
+    """Return the sides of the anchors in pixels, by level of the pyramid, the finest first."""
+    thirds = range(SIDES_PER_LEVEL[task.head])
+    return tuple(
+        tuple(int(task.anchor_size * 2**level * 2 ** (third / 3)) for third in thirds) for level in range(LEVELS)
+    )
 
 
 def anchor_warnings(stage: Stage, statistics: DataStatistics) -> tuple[str, ...]:
@@ -30,7 +38,8 @@ def anchor_warnings(stage: Stage, statistics: DataStatistics) -> tuple[str, ...]
     if not isinstance(task, Detection) or not isinstance(data, CocoInstances) or side is None:
         return ()
     overlap = BACKGROUND_OVERLAP[task.head]
-    smallest, largest = task.anchor_size, task.anchor_size * 2 ** (LEVELS - 1) * LARGEST_SCALE[task.head]
+    sides = anchor_sides(task)
+    smallest, largest = sides[0][0], sides[-1][-1]
     # a square in the middle of another one covers the square of the ratio of their sides
     if smallest * math.sqrt(overlap) <= side <= largest / math.sqrt(overlap):
         return ()
@@ -42,6 +51,6 @@ def anchor_warnings(stage: Stage, statistics: DataStatistics) -> tuple[str, ...]
     return (
         f"the median object of the training images has a side of {side:.3g} pixels in the scaled image (the square "
         f"root of its box's area), and {'the smallest' if is_small else 'the largest'} anchors of "
-        f"{smallest if is_small else largest:.0f}: an overlap below {overlap}, with which objects are learned badly; "
+        f"{smallest if is_small else largest}: an overlap below {overlap}, with which objects are learned badly; "
         f"{', or '.join(advice)}",
     )

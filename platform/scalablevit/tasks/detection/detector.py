@@ -22,6 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from scalablevit.config.task import Detection
 from scalablevit.models.backbone import Pyramid
+from scalablevit.tasks.detection.anchor_sizes import anchor_sides
 
 STRIDE = 32
 """Heights and widths of batches are padded to multiples of this, in pixels."""
@@ -253,9 +254,7 @@ def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
     pyramid.drop_finest(1)
     extra = LastLevelP6P7(pyramid.channels[-1], width)
     extra.use_P5 = False  # torchvision takes P5 instead where C5 has as many channels as the pyramid
-    sizes = tuple(
-        tuple(int(task.anchor_size * 2**level * 2 ** (third / 3)) for third in range(3)) for level in range(5)
-    )
+    sizes = anchor_sides(task)
     model: Any = PyramidRetinaNet(
         _feature_pyramid(pyramid, width, extra),
         num_classes,
@@ -274,7 +273,7 @@ def _retinanet(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
 def _mask_rcnn(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
     """Return Mask R-CNN on levels P2 to P6 (He et al., arXiv 1703.06870)."""
     width = task.neck_channels
-    sizes = tuple((task.anchor_size * 2**level,) for level in range(5))
+    sizes = anchor_sides(task)
     model: Any = PyramidMaskRCNN(
         _feature_pyramid(pyramid, width, LastLevelMaxPool()),
         rpn_anchor_generator=Anchors(sizes, (ASPECT_RATIOS,) * len(sizes)),
