@@ -33,7 +33,7 @@ def files_of(root: Path, name: str) -> list[Path]:
 
 def same(one: list, other: list) -> bool:
     """Whether predictions are equal, bit for bit."""
-    return [each.answer() for each in one] == [each.answer() for each in other] and len(one) > 0
+    return [each.to_dict() for each in one] == [each.to_dict() for each in other] and len(one) > 0
 
 
 def test_classes_are_those_of_the_command_line(root, models, tmp_path):

@@ -157,21 +157,21 @@ def test_the_driver_ran_the_uploaded_snapshot(whole):
         assert "/runtime_resources/working_dir_files/" in _json(environment)["code"]["path"]
 
 
-def test_the_registered_models_answer_image_bytes_without_unpickling(whole, monkeypatch):
+def test_the_registered_models_predict_image_bytes_without_unpickling(whole, monkeypatch):
     import mlflow.pyfunc
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(f"sqlite:///{whole.root}/mlflow.db")
     data = whole.root / "tiny-data"
     photo = next((data / "classification" / "val").rglob("*.jpg"))
-    answer = mlflow.pyfunc.load_model("models:/tiny-pretrain@candidate").predict([photo.read_bytes()])
-    assert answer["class"][0] in {folder.name for folder in (data / "classification" / "val").iterdir()}
-    assert 0 < answer["probability"][0] <= 1
+    prediction = mlflow.pyfunc.load_model("models:/tiny-pretrain@candidate").predict([photo.read_bytes()])
+    assert prediction["class"][0] in {folder.name for folder in (data / "classification" / "val").iterdir()}
+    assert 0 < prediction["probability"][0] <= 1
     scene = next((data / "segmentation" / "images" / "val").rglob("*.jpg"))
-    answer = mlflow.pyfunc.load_model("models:/tiny-segment@candidate").predict([scene.read_bytes()])
-    assert answer["mask_png"][0].startswith(b"\x89PNG")
-    answer = mlflow.pyfunc.load_model("models:/tiny-detect@candidate").predict([scene.read_bytes()])
-    found = answer.iloc[0]
+    prediction = mlflow.pyfunc.load_model("models:/tiny-segment@candidate").predict([scene.read_bytes()])
+    assert prediction["mask_png"][0].startswith(b"\x89PNG")
+    prediction = mlflow.pyfunc.load_model("models:/tiny-detect@candidate").predict([scene.read_bytes()])
+    found = prediction.iloc[0]
     assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == len(found["masks"])
 
 

@@ -89,15 +89,15 @@ def test_it_is_searched(trained):
     assert [row["status"] for row in rows] == ["finished", "finished"], output
 
 
-def test_it_is_evaluated_promoted_and_answers_on_the_cluster(trained, tmp_path):
-    place, answers = trained.place, tmp_path / "answers"
+def test_it_is_evaluated_promoted_and_predicts_on_the_cluster(trained, tmp_path):
+    place, predictions = trained.place, tmp_path / "predictions"
     place.finish("evaluate", "models:/tags-tag@candidate", "--json", str(tmp_path / "metrics.json"))
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["val/f1"] == pytest.approx(trained.result["metrics"]["val/f1"], abs=1e-6)
     assert "promoted against the limits alone" in place.finish("promote", "tags-tag")
     images = place.root / "tag-data" / "images" / "val"
-    place.finish("predict", "models:/tags-tag@champion", str(images), "--out", str(answers))
-    rows = list(csv.DictReader((answers / "tags.csv").read_text().splitlines()))
+    place.finish("predict", "models:/tags-tag@champion", str(images), "--out", str(predictions))
+    rows = list(csv.DictReader((predictions / "tags.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == sorted(path.name for path in images.iterdir())
 
 

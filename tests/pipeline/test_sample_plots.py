@@ -123,8 +123,10 @@ def test_boxes_stand_where_they_are(shapes, tmp_path, monkeypatch):
     metrics = drawn_metric(monkeypatch)
     stage = stage_of("detect", "stages.detect.data.short_side=48", "stages.detect.data.long_side=64")
     task, source = opened(stage, shapes, "val")
-    answer = Detections(boxes=torch.tensor([[5.0, 12.0, 33.0, 60.0]]), labels=torch.tensor([2]), scores=torch.ones(1))
-    monkeypatch.setattr(task, "predict", lambda model, batch: [answer] * batch.samples)
+    detections = Detections(
+        boxes=torch.tensor([[5.0, 12.0, 33.0, 60.0]]), labels=torch.tensor([2]), scores=torch.ones(1)
+    )
+    monkeypatch.setattr(task, "predict", lambda model, batch: [detections] * batch.samples)
     save_predictions(task, stage, task.build_model(), source, tmp_path / "val.png")
     annotated = json.loads((shapes / "tiny-data/detection/annotations/instances_val.json").read_text())
     last = [each for each in annotated["annotations"] if each["image_id"] == annotated["images"][0]["id"]][-1]

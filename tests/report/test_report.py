@@ -98,7 +98,7 @@ def test_what_is_right_and_wrong_has_a_colour_and_a_shape(job):
     assert figures == [' class="right"', ' class="partly"', ' class="wrong"', ""]
     for outcome, shape in (("right", "✓"), ("partly", "◐"), ("wrong", "✕")):
         assert f'<span class="mark {outcome}"><span aria-hidden="true">{shape}</span>' in html
-    wrong = sum(label != answer for label, answer, _ in stage.findings.details["confusions"])
+    wrong = sum(label != prediction for label, prediction, _ in stage.findings.details["confusions"])
     right = len(stage.findings.details["confusions"]) - wrong
     classes = len(stage.result["classes"])
     assert html.count('<td class="miss"') == wrong > 0 and html.count('<td class="hit"') == classes >= right

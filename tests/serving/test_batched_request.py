@@ -55,7 +55,7 @@ def counted(model: TrainedNetwork) -> list[int]:
 def test_predictions_of_a_request_are_those_of_one_by_one(name, expected, root, pictures):
     model = trained(root, name)
     with torch.inference_mode():
-        alone = [model.predict(image).answer() for image in pictures]
+        alone = [model.predict(image).to_dict() for image in pictures]
     sizes = counted(model)
     together = served(model).predict(SimpleNamespace(), request(pictures)).to_dict("records")
     assert sizes == expected

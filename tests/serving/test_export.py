@@ -1,4 +1,4 @@
-"""Exports answer as the model does, for any number of images; what is refused is named."""
+"""Exports predict as the model does, for any number of images; what is refused is named."""
 
 import io
 import itertools
@@ -46,14 +46,14 @@ def check_runs_for_other_counts(out: Path, note: dict) -> None:
         sides = (70, 45) if sides == ["H", "W"] else sides
         inputs = 255 * torch.rand(count, channels, *sides)
         session = onnxruntime.InferenceSession(str(out / f"{part['name']}.onnx"))
-        answers = session.run(list(part["outputs"]), {name: inputs.numpy()})
+        outputs = session.run(list(part["outputs"]), {name: inputs.numpy()})
         with torch.no_grad():
             program = torch.export.load(out / f"{part['name']}.pt2").module()(inputs)
         expected = [program] if isinstance(program, torch.Tensor) else list(program)
-        for answer, theirs, (_, *tail) in zip(answers, expected, part["outputs"].values(), strict=True):
+        for output, theirs, (_, *tail) in zip(outputs, expected, part["outputs"].values(), strict=True):
             named = dict(zip(("H", "W"), sides, strict=False))
-            assert answer.shape == (count, *(named.get(side, side) for side in tail))
-            np.testing.assert_allclose(answer, theirs, atol=1e-3 * max(1.0, float(theirs.abs().max())))
+            assert output.shape == (count, *(named.get(side, side) for side in tail))
+            np.testing.assert_allclose(output, theirs, atol=1e-3 * max(1.0, float(theirs.abs().max())))
 
 
 def test_the_page_predicts_a_class_as_we_do(root, tmp_path):
@@ -65,8 +65,8 @@ def test_the_page_predicts_a_class_as_we_do(root, tmp_path):
     for file in photos(tmp_path / "photos"):
         theirs = page_predict()(str(tmp_path / "out" / "network.onnx"), str(file))
         with torch.inference_mode():
-            answer = ours.predict(read_image(file, 10**6)).answer()
-        for name, probability in answer["probabilities"].items():
+            prediction = ours.predict(read_image(file, 10**6)).to_dict()
+        for name, probability in prediction["probabilities"].items():
             assert theirs[name] == pytest.approx(probability, abs=1e-3)
     props = onnx.load(tmp_path / "out" / "network.onnx")
     found = {each.key: json.loads(each.value) for each in props.metadata_props if each.key.startswith("scalablevit.")}
@@ -91,8 +91,8 @@ def test_the_page_predicts_a_mask_as_we_do(root, tmp_path):
     for file in photos(tmp_path / "photos"):
         theirs = page_predict()(str(tmp_path / "out" / "network.onnx"), str(file))
         with torch.inference_mode():
-            answer = ours.predict(read_image(file, 10**6)).answer()
-        mask = np.asarray(Image.open(io.BytesIO(answer["mask_png"])))
+            prediction = ours.predict(read_image(file, 10**6)).to_dict()
+        mask = np.asarray(Image.open(io.BytesIO(prediction["mask_png"])))
         # OpenCV enlarges in whole numbers, 1 of 255 too low at 12 % of values: an untrained network has ties there
         least = 0.98 if file.stem == "1" else 0.995
         assert theirs.shape == mask.shape and (theirs == mask).mean() >= least
@@ -172,7 +172,7 @@ def test_what_fixes_a_size_is_refused_for_any_size(tmp_path):
 
 @pytest.mark.parametrize("interaction", ["lim", "none"])
 @pytest.mark.parametrize("size", [(33, 33), (64, 71), (256, 224)])
-def test_the_form_for_any_size_answers_as_the_model(size, interaction):
+def test_the_form_for_any_size_predicts_as_the_model(size, interaction):
     model = build_classifier("scalablevit_tiny", 6, depths=(2, 2, 2, 2), local_interaction=interaction).eval()
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_what_an_exporter_refuses_is_named(tmp_path):
         export_part(Part("network", Stubborn(), inputs, "x", ("y",), [inputs]), tmp_path, "my model")
 
 
-def test_an_export_that_answers_otherwise_is_not_faithful(tmp_path):
+def test_an_export_that_predicts_otherwise_is_not_faithful(tmp_path):
     inputs = torch.rand(2, 3)
     exported = export_part(Part("network", torch.nn.Identity(), inputs, "x", ("y",), [inputs + 0.1]), tmp_path, "m")
     assert not exported.faithful and exported.differences == (pytest.approx((0.1,)), pytest.approx((0.1,)))

@@ -71,9 +71,9 @@ def test_the_page_detects_as_we_do(tmp_path, head):
     for file in files:
         boxes, scores, labels = predict(str(found.file), str(file))
         with torch.inference_mode():
-            answer = trained.predict(read_image(file, 10**6)).answer()
-        numbers = [np.array([CLASSES.index(name) for name in names]) for names in (labels, answer["labels"])]
-        ours = [np.array(answer["boxes"]), np.array(answer["scores"]), numbers[1]]
+            prediction = trained.predict(read_image(file, 10**6)).to_dict()
+        numbers = [np.array([CLASSES.index(name) for name in names]) for names in (labels, prediction["labels"])]
+        ours = [np.array(prediction["boxes"]), np.array(prediction["scores"]), numbers[1]]
         for some, others in ((ours, [boxes, scores, numbers[0]]), ([boxes, scores, numbers[0]], ours)):
             near = nearest(some, others, MOST)
             assert len(near.some) and near.corners.max() <= 1.0 and near.scores.max() <= 0.01

@@ -38,7 +38,7 @@ def test_a_gains_interval_is_that_of_paired_differences():
     assert gain.low < narrower.low < narrower.high < gain.high
 
 
-def test_the_same_answers_have_no_gain_however_images_are_drawn():
+def test_the_same_predictions_have_no_gain_however_images_are_drawn():
     """Unpaired resampling would give an interval around zero here."""
     same = hits(0.6)
     gain = paired_gain(per_sample(same), per_sample(same), 200, 0.95)
@@ -85,7 +85,7 @@ def test_what_the_gate_refuses(gate, gain, missed):
 
 def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_machine_is_said(monkeypatch):
     used = []
-    prediction = SimpleNamespace(answer=lambda: used.append(torch.get_num_threads()))
+    prediction = SimpleNamespace(to_dict=lambda: used.append(torch.get_num_threads()))
     stage = SimpleNamespace(data=SimpleNamespace(max_pixels=100, mean=(0.5, 0.5, 0.5)))
     trained = SimpleNamespace(predict=lambda _: prediction, stage=stage, device=torch.device("cpu"))
     monkeypatch.setattr(scoring, "read_image", lambda *_: None)

@@ -70,10 +70,10 @@ def served(folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_class_and_what_is_no_image(registry, root, monkeypatch):
     files = sorted(val_images(root, "pretrain").rglob("*.jpg"))[:2]
     with served(model_folder(registry, "pretrain"), monkeypatch) as url:
-        answers = post(url, body(*(image_bytes(file) for file in files))).json()["predictions"]
+        predictions = post(url, body(*(image_bytes(file) for file in files))).json()["predictions"]
         refused = post(url, body(image_bytes(files[0]), b"<html>"))
-    assert len(answers) == 2 and answers[0]["class"] in answers[0]["probabilities"]
-    assert answers[0]["probability"] == max(answers[0]["probabilities"].values())
+    assert len(predictions) == 2 and predictions[0]["class"] in predictions[0]["probabilities"]
+    assert predictions[0]["probability"] == max(predictions[0]["probabilities"].values())
     assert refused.status_code == 400 and "image 1: not an image" in refused.json()["message"]
 
 
@@ -85,7 +85,7 @@ def png_of_zeros(side: int) -> bytes:
 
 
 def test_the_model_behind_an_address_is_that_of_the_registry(registry, root, images, monkeypatch, tmp_path):
-    """Bad images are named, all classes are known, and what is answered is what evaluation sees."""
+    """Bad images are named, all classes are known, and what is predicted is what evaluation sees."""
     (images / "page.png").write_text("<html>")
     (images / "bomb.png").write_bytes(png_of_zeros(13_000))
     with served(model_folder(registry, "segment"), monkeypatch) as url:
@@ -127,12 +127,12 @@ def test_what_a_server_refuses_and_takes(registry, root, monkeypatch):
     with served(model_folder(registry, "pretrain"), monkeypatch) as url:
         expected = post(url, body(file)).json()["predictions"]
         for request in taken:
-            answered = post(url, json.dumps(request).encode())
-            assert answered.status_code == 200 and answered.json()["predictions"] == expected, request.keys()
+            response = post(url, json.dumps(request).encode())
+            assert response.status_code == 200 and response.json()["predictions"] == expected, request.keys()
         for sentence, request in refused.items():
-            answered = post(url, json.dumps(request).encode())
-            said = answered.json()["message"]
-            assert answered.status_code == 400 and said.startswith(sentence.strip()), said
+            response = post(url, json.dumps(request).encode())
+            said = response.json()["message"]
+            assert response.status_code == 400 and said.startswith(sentence.strip()), said
             assert len(said) < 300 and text[:12] not in said and "\n" not in said
         started = time.monotonic()
         bomb = post(url, body(png_of_zeros(13_000)))
@@ -145,18 +145,18 @@ def test_what_a_server_refuses_and_takes(registry, root, monkeypatch):
 def test_the_registered_model_names_its_classes(registry, root):
     model = mlflow.pyfunc.load_model(model_folder(registry, "pretrain"))
     files = sorted(val_images(root, "pretrain").rglob("*.jpg"))[:2]
-    answers = model.predict([file.read_bytes() for file in files])
-    assert len(answers) == 2 and set(answers["class"]) <= set(model.metadata.metadata["classes"])
+    predictions = model.predict([file.read_bytes() for file in files])
+    assert len(predictions) == 2 and set(predictions["class"]) <= set(model.metadata.metadata["classes"])
     assert model.predict([])["model_classes"][0] == model.metadata.metadata["classes"]
 
 
 def test_a_mask(registry, root, monkeypatch):
     file = sorted(val_images(root, "segment").iterdir())[0]
     with served(model_folder(registry, "segment"), monkeypatch) as url:
-        (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
-    mask = np.array(Image.open(io.BytesIO(base64.b64decode(answer["mask_png"]))))
-    assert mask.shape == (SIDE, SIDE) and len(np.unique(mask)) == len(answer["classes"])
-    assert sum(answer["shares"]) == pytest.approx(1)
+        (prediction,) = post(url, body(image_bytes(file))).json()["predictions"]
+    mask = np.array(Image.open(io.BytesIO(base64.b64decode(prediction["mask_png"]))))
+    assert mask.shape == (SIDE, SIDE) and len(np.unique(mask)) == len(prediction["classes"])
+    assert sum(prediction["shares"]) == pytest.approx(1)
 
 
 def test_boxes(registry, root, monkeypatch, tmp_path):
@@ -166,11 +166,11 @@ def test_boxes(registry, root, monkeypatch, tmp_path):
     shutil.copy(file, tmp_path / "images")
     with served(model_folder(registry, "detect"), monkeypatch) as url:
         assert predict.run(parse("predict", [url, str(tmp_path / "images"), "--out", str(tmp_path / "out")])) == 0
-        (answer,) = post(url, body(image_bytes(file))).json()["predictions"]
-    assert len(answer["boxes"]) == len(answer["scores"]) == len(answer["labels"]) > 0
-    assert run_lengths.decode(answer["masks"][0]).shape == (SIDE, SIDE)
+        (prediction,) = post(url, body(image_bytes(file))).json()["predictions"]
+    assert len(prediction["boxes"]) == len(prediction["scores"]) == len(prediction["labels"]) > 0
+    assert run_lengths.decode(prediction["masks"][0]).shape == (SIDE, SIDE)
     written = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
-    assert [each["score"] for each in written] == answer["scores"]
+    assert [each["score"] for each in written] == prediction["scores"]
     assert (tmp_path / "out" / "overlays" / f"{file.stem}.jpg").is_file()
 
 
@@ -191,12 +191,12 @@ def test_the_command_line_serves_the_model(registry, root):
         deadline = time.monotonic() + START_LIMIT_S
         while True:
             try:
-                (answer,) = post(f"http://127.0.0.1:{port}", body(image_bytes(file))).json()["predictions"]
+                (prediction,) = post(f"http://127.0.0.1:{port}", body(image_bytes(file))).json()["predictions"]
                 break
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline
                 time.sleep(0.5)
-        assert answer["class"] in answer["probabilities"]
+        assert prediction["class"] in prediction["probabilities"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

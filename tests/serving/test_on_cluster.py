@@ -15,7 +15,7 @@ from scalablevit.tasks.output import picture_names
 pytestmark = pytest.mark.ray
 
 
-def test_a_cluster_answers_as_this_process_does(driver, root, images, tmp_path):
+def test_a_cluster_predicts_as_this_process_does(driver, root, images, tmp_path):
     """Through Ray Data, in order, bad ones too."""
     (images / "page.png").write_text("<html>")
     names = ["0.jpg", "2.jpg", "page.png", "sub/1.jpg", "sub/3.jpg"]

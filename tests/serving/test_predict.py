@@ -1,4 +1,4 @@
-"""Batch prediction: every image answered or named, nothing of anybody's overwritten."""
+"""Batch prediction: every image predicted or named, nothing of anybody's overwritten."""
 
 import csv
 import errno
@@ -35,9 +35,9 @@ from scalablevit.viz.palette import class_colors
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
 
-def answer(model: TrainedNetwork, file: Path) -> dict:
+def prediction_for(model: TrainedNetwork, file: Path) -> dict:
     with torch.inference_mode():
-        return model.predict(read_image(file, 10**6)).answer()
+        return model.predict(read_image(file, 10**6)).to_dict()
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
     files = [line["file"] for line in lines]
     assert files == sorted(str(path.relative_to(images)) for path in images.rglob("*.jpg"))
     for line in lines[:3]:
-        said = answer(trained(root, "pretrain"), images / line["file"])
+        said = prediction_for(trained(root, "pretrain"), images / line["file"])
         assert line["label"] == said["class"] and float(line["probability"]) == pytest.approx(
             said["probability"], abs=1e-6
         )
@@ -84,7 +84,7 @@ def test_masks_of_a_folder(root, tmp_path):
     model = trained(root, "segment")
     for file in sorted(images.iterdir())[:3]:
         mask = Image.open(out / "masks" / f"{file.stem}.png")
-        said = answer(model, file)
+        said = prediction_for(model, file)
         assert mask.mode == "P" and mask.size == (SIDE, SIDE)
         labels = np.array(mask)
         assert {model.task.classes[number] for number in np.unique(labels)} == set(said["classes"])
@@ -102,7 +102,7 @@ def test_detections_of_a_folder_are_cocos_format(root, tmp_path):
     images, out = val_images(root, "detect"), tmp_path / "out"
     assert run(root, "detect", images, out, ALL) == 0
     coco = COCO(str(out / "detections.json"))
-    said = answer(trained(root, "detect"), images / coco.imgs[1]["file_name"])
+    said = prediction_for(trained(root, "detect"), images / coco.imgs[1]["file_name"])
     found = coco.imgToAnns[1]
     assert len(said["boxes"]) > 0 and len(coco.imgs) == 12
     assert [each["score"] for each in found] == pytest.approx(said["scores"])
@@ -116,12 +116,12 @@ def test_detections_of_a_folder_are_cocos_format(root, tmp_path):
 def test_only_clear_detections_are_drawn(tmp_path):
     """Of the others there are too many; the table has them all."""
     image = np.full((64, 64, 3), 128, np.uint8)
-    answer = {"boxes": [[8, 8, 40, 40], [20, 20, 60, 60]], "labels": ["a", "b"], "scores": [0.9, 0.2]}
+    prediction = {"boxes": [[8, 8, 40, 40], [20, 20, 60, 60]], "labels": ["a", "b"], "scores": [0.9, 0.2]}
     output = Detections(["a", "b"], tmp_path)
-    output.write_pictures("both", image, answer)
-    output.write_pictures("clear", image, {key: values[:1] for key, values in answer.items()})
+    output.write_pictures("both", image, prediction)
+    output.write_pictures("clear", image, {key: values[:1] for key, values in prediction.items()})
     output.shown_score = 0.2
-    output.write_pictures("all", image, answer)
+    output.write_pictures("all", image, prediction)
     both, clear, all_drawn = (
         Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear", "all")
     )
@@ -141,7 +141,7 @@ def test_a_score_threshold_that_is_asked_for_is_that_of_the_overlays(root, tmp_p
     assert len(boxes) == 12 and sum(count > 0 for count in boxes) == drawn
 
 
-def test_bad_images_are_named_and_counted_and_the_others_answered(root, images, tmp_path, capsys):
+def test_bad_images_are_named_and_counted_and_the_others_predicted(root, images, tmp_path, capsys):
     (images / "sub" / "1.jpg").write_bytes((images / "sub" / "1.jpg").read_bytes()[:-40])
     (images / "page.png").write_text("<html>")
     (images / "notes.txt").write_text("not looked at")
@@ -335,7 +335,7 @@ def test_a_mistyped_root_is_named_and_not_made(images, tmp_path, model):
 
 
 @pytest.mark.parametrize("out", ["", "sub/out", ".."])
-def test_answers_never_lie_among_the_images(root, images, out):
+def test_predictions_are_never_among_the_images(root, images, out):
     with pytest.raises(UserError, match="are in each other"):
         run(root, "pretrain", images, images / out, "--overwrite")
 
@@ -348,7 +348,7 @@ def test_a_folder_of_something_else_is_refused_even_with_overwrite(root, images,
     assert (tmp_path / "out" / "masks" / "drawn_by_hand.png").exists()
 
 
-def test_one_image_is_answered_also_beside_its_answers(root, images, tmp_path):
+def test_one_image_is_predicted_also_next_to_its_predictions(root, images, tmp_path):
     assert run(root, "segment", images / "0.jpg", images / "out") == 0
     assert [path.name for path in (images / "out" / "masks").iterdir()] == ["0.png"]
     assert {line["file"] for line in table(images / "out" / "shares.csv")} == {"0.jpg"}
@@ -357,7 +357,7 @@ def test_one_image_is_answered_also_beside_its_answers(root, images, tmp_path):
         run(root, "segment", images / "notes.doc", tmp_path / "out")
 
 
-def test_a_list_of_images_is_answered_in_its_order(root, images, tmp_path):
+def test_a_list_of_images_is_predicted_in_its_order(root, images, tmp_path):
     chosen = images / "chosen.txt"
     chosen.write_bytes(b"\xef\xbb\xbfsub/3.jpg\r\n\n0.jpg\nnotes.md\n")
     (images / "notes.md").write_text("no image")
@@ -411,7 +411,7 @@ def test_a_path_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
         find_images(tmp_path / "closed" / "images")
 
 
-def test_answers_never_replace_listed_images(root, images):
+def test_predictions_never_replace_listed_images(root, images):
     (images.parent / "chosen.txt").write_text("images/sub/1.jpg\n")
     with pytest.raises(UserError, match="are in each other"):
         run(root, "pretrain", images.parent / "chosen.txt", images, "--overwrite")

@@ -23,7 +23,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.serving.served import ModelServer, is_loopback
 
-Answering = Callable[[bytes], tuple[int, str]]
+Respond = Callable[[bytes], tuple[int, str]]
 """An encoded image to a status and a body."""
 CLASSIFIER = (200, json.dumps({"predictions": [{"task": "classification", "model_classes": ["a", "b"]}]}))
 """What a model says of itself."""
@@ -37,7 +37,7 @@ def mask_of(label: int) -> str:
 
 
 @contextmanager
-def serving(answering: Answering, ping: int = 200, about: tuple[int, str] = CLASSIFIER) -> Iterator[str]:
+def serving(respond: Respond, ping: int = 200, about: tuple[int, str] = CLASSIFIER) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def reply(self, status: int, body: str = "\n") -> None:
             self.send_response(status)
@@ -52,7 +52,7 @@ def serving(answering: Answering, ping: int = 200, about: tuple[int, str] = CLAS
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             rows = asked["dataframe_split"]["data"]
-            replied = answering(base64.b64decode(rows[0][0])) if rows else about
+            replied = respond(base64.b64decode(rows[0][0])) if rows else about
             self.reply(*replied if self.path == "/invocations" else (404,))
 
         def log_message(self, *_):
@@ -70,22 +70,22 @@ def serving(answering: Answering, ping: int = 200, about: tuple[int, str] = CLAS
         server.server_close()
 
 
-def model_of(root: Path, name: str) -> Answering:
-    """A toy model's answers, as MLflow's server writes them."""
+def model_of(root: Path, name: str) -> Respond:
+    """A toy model's predictions, as MLflow's server writes them."""
     model = trained(root, name)
 
-    def answering(content: bytes) -> tuple[int, str]:
+    def respond(content: bytes) -> tuple[int, str]:
         try:
             image = decode_image(content, 10**6)
         except BadSample as bad:
             return 400, json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": f"image 0: {bad.reason}"})
         with torch.inference_mode():
-            answer = model.predict(image).answer()
+            prediction = model.predict(image).to_dict()
         body = io.StringIO()
-        scoring_server.predictions_to_json(pd.DataFrame([answer]), body)
+        scoring_server.predictions_to_json(pd.DataFrame([prediction]), body)
         return 200, body.getvalue()
 
-    return answering
+    return respond
 
 
 def about(root: Path, name: str) -> tuple[int, str]:
@@ -153,7 +153,7 @@ def test_a_server_of_something_else_is_named(images, tmp_path, status, body, sai
 
 
 @pytest.mark.parametrize(
-    ("task", "answer"),
+    ("task", "prediction"),
     [
         ("detection", {"boxes": [[0, 0, 1, 1]], "scores": [], "labels": []}),
         *(
@@ -192,9 +192,9 @@ def test_a_server_of_something_else_is_named(images, tmp_path, status, body, sai
         ("classification", {"class": "a", "probability": 10**400, "probabilities": {"a": 1}}),
     ],
 )
-def test_an_answer_that_is_none_is_named(images, tmp_path, task, answer):
+def test_a_response_that_is_no_prediction_is_named(images, tmp_path, task, prediction):
     check_named(
-        images, tmp_path, (200, json.dumps({"predictions": [answer]})), about_model(task, ["a", "b"]), "otherwise"
+        images, tmp_path, (200, json.dumps({"predictions": [prediction]})), about_model(task, ["a", "b"]), "otherwise"
     )
 
 
@@ -210,8 +210,8 @@ def test_a_model_that_does_not_name_its_classes_gets_no_image(images, tmp_path, 
     assert not sent
 
 
-def check_named(images, tmp_path, answer, about, said):
-    with serving(lambda _: answer, about=about) as url, pytest.raises(UserError) as refused:
+def check_named(images, tmp_path, response, about, said):
+    with serving(lambda _: response, about=about) as url, pytest.raises(UserError) as refused:
         ask(url, images, tmp_path / "out")
     assert said in refused.value.what and len(refused.value.what) < 500 and "\n" not in refused.value.what
     assert refused.value.where == url and refused.value.fix and not (tmp_path / "out").exists()
@@ -225,13 +225,13 @@ def test_a_page_that_is_no_model_gets_no_image(images, tmp_path):
         assert not sent
 
 
-def test_nobody_listens_or_nobody_answers(images, tmp_path, monkeypatch):
+def test_nobody_listens_or_nobody_responds(images, tmp_path, monkeypatch):
     with serving(lambda _: (200, "")) as url:
         pass
     with pytest.raises(UserError, match="cannot be asked"):
         ask(url, images, tmp_path / "out")
     hold = threading.Event()
-    monkeypatch.setattr("scalablevit.serving.served.ANSWER_S", 0.2)
+    monkeypatch.setattr("scalablevit.serving.served.PREDICTION_S", 0.2)
     with serving(lambda _: (hold.wait(20), (200, ""))[1]) as url:
         with pytest.raises(UserError, match=r"silent for 0\.2 s"):
             ask(url, images, tmp_path / "out")

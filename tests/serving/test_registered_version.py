@@ -79,18 +79,18 @@ def test_the_card_names_its_own_version_and_its_commands_run(
     model = mlflow.pyfunc.load_model(str(found.version.source))
     content = base64.b64encode(image.read_bytes()).decode()  # as the shell makes it of the line
     data = body[1].replace('\\"', '"').replace("$(base64 -w0 photo.jpg)", content)
-    answer = scoring_server.invocations(data, "application/json", model, None)
-    (row,) = json.loads(answer.response)["predictions"]
+    response = scoring_server.invocations(data, "application/json", model, None)
+    (row,) = json.loads(response.response)["predictions"]
     assert row["class"] in row["probabilities"]
 
 
-def test_the_sample_input_is_answered_by_the_schema(found: Any) -> None:
+def test_the_sample_input_is_predicted_by_the_schema(found: Any) -> None:
     model = mlflow.pyfunc.load_model(str(found.version.source))
     assert model.metadata.signature.inputs is None
     columns = json.loads(model.metadata.signature.outputs.to_json())
     assert [column["name"] for column in columns] == ["class", "probability", "probabilities"]
-    answers = model.predict(model.input_example)
-    assert list(answers.columns) == [column["name"] for column in columns] and len(answers) == 1
+    predictions = model.predict(model.input_example)
+    assert list(predictions.columns) == [column["name"] for column in columns] and len(predictions) == 1
 
 
 def test_runs_sort_by_a_number_and_hold_what_may_leave(found: Any) -> None:
@@ -116,12 +116,12 @@ def fits(value: Any, kind: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_answers_are_of_the_types_that_the_signature_says(name: str, root: Path) -> None:
+def test_predictions_are_of_the_types_that_the_signature_says(name: str, root: Path) -> None:
     model = trained(root, name)
     stage = stage_of(name)
-    columns = task_kind(stage.task.kind).answer_columns(stage)
+    columns = task_kind(stage.task.kind).prediction_columns(stage)
     with torch.inference_mode():
-        answer = model.predict(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).answer()
-    assert list(answer) == list(columns)
-    wrong = {column: answer[column] for column in columns if not fits(answer[column], dict(columns[column]))}
+        prediction = model.predict(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).to_dict()
+    assert list(prediction) == list(columns)
+    wrong = {column: prediction[column] for column in columns if not fits(prediction[column], dict(columns[column]))}
     assert wrong == {}

@@ -24,7 +24,7 @@ CLASSES = 5
 
 @pytest.fixture(scope="module")
 def network() -> Segmentor:
-    """A small Semantic FPN whose answers differ from place to place, in evaluation mode."""
+    """A small Semantic FPN whose predictions differ from place to place, in evaluation mode."""
     torch.manual_seed(0)
     pyramid = build_pyramid("test_resnet")
     task = Segmentation(kind="segmentation", head="semantic_fpn", neck_channels=16, head_channels=16)

@@ -165,15 +165,15 @@ def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: 
 
 
 class _Fixed(torch.nn.Module):
-    """Answers as a detector in evaluation mode would."""
+    """Predicts as a detector in evaluation mode would."""
 
-    def __init__(self, answers: list[dict[str, Tensor]]) -> None:
+    def __init__(self, predictions: list[dict[str, Tensor]]) -> None:
         super().__init__()
-        self.answers = answers
+        self.predictions = predictions
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        assert len(images) == len(self.answers)
-        return self.answers
+        assert len(images) == len(self.predictions)
+        return self.predictions
 
 
 def _left_half(boxes: list[list[float]], labels: list[int]) -> dict[str, Tensor]:
@@ -217,33 +217,33 @@ def test_detections_come_back_in_the_pixels_of_the_original_image(detection_stag
 
 
 @HEADS
-def test_an_answer_is_plain_values_for_the_image_as_given(detection_stage: MakeStage, root: Path, head: str) -> None:
+def test_a_prediction_is_plain_values_for_the_image_as_given(detection_stage: MakeStage, root: Path, head: str) -> None:
     task = _task(detection_stage, head, score_threshold=0.001, max_detections=9)
     torch.manual_seed(3)
     model = task.build_model().eval()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     with torch.no_grad():
-        answer = DetectionPredictor(task.stage, CLASSES).predict(model, image, CPU).answer()
-    assert list(answer) == ["boxes", "scores", "labels", *(["masks"] if head == "mask_rcnn" else [])]
-    assert {len(column) for column in answer.values()} == {9}
-    assert answer == json.loads(json.dumps(answer))
-    assert len(pd.DataFrame([answer]).explode(list(answer))) == 9
-    boxes = np.array(answer["boxes"])
+        prediction = DetectionPredictor(task.stage, CLASSES).predict(model, image, CPU).to_dict()
+    assert list(prediction) == ["boxes", "scores", "labels", *(["masks"] if head == "mask_rcnn" else [])]
+    assert {len(column) for column in prediction.values()} == {9}
+    assert prediction == json.loads(json.dumps(prediction))
+    assert len(pd.DataFrame([prediction]).explode(list(prediction))) == 9
+    boxes = np.array(prediction["boxes"])
     assert (boxes >= 0).all() and (boxes[:, 2:] <= [70.001, 50.001]).all() and (boxes[:, :2] < boxes[:, 2:]).all()
     assert boxes[:, 2:].max() > 40  # not of some smaller image
-    assert answer["scores"] == sorted(answer["scores"], reverse=True)
-    assert set(answer["labels"]) <= set(CLASSES)
+    assert prediction["scores"] == sorted(prediction["scores"], reverse=True)
+    assert set(prediction["labels"]) <= set(CLASSES)
     if head == "mask_rcnn":
-        decoded = run_lengths.decode([{**mask, "counts": mask["counts"].encode()} for mask in answer["masks"]])
+        decoded = run_lengths.decode([{**mask, "counts": mask["counts"].encode()} for mask in prediction["masks"]])
         assert decoded.shape == (50, 70, 9)
 
 
-def test_an_image_that_shows_nothing_has_an_empty_answer(detection_stage: MakeStage) -> None:
+def test_an_image_that_shows_nothing_has_an_empty_prediction(detection_stage: MakeStage) -> None:
     task = _task(detection_stage, "mask_rcnn", score_threshold=0.99)
     with torch.no_grad():
         predictor = DetectionPredictor(task.stage, CLASSES)
-        answer = predictor.predict(task.build_model().eval(), np.zeros((30, 90, 3), np.uint8), CPU).answer()
-    assert answer == {"boxes": [], "scores": [], "labels": [], "masks": []}
+        prediction = predictor.predict(task.build_model().eval(), np.zeros((30, 90, 3), np.uint8), CPU).to_dict()
+    assert prediction == {"boxes": [], "scores": [], "labels": [], "masks": []}
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "scalablevit_tiny"])

@@ -57,8 +57,8 @@ def test_pixels_are_counted_as_by_the_metric():
         analysis.update(found[part], batch)
         metric.update(found[part], batch)
     counts = np.zeros((3, 3), np.int64)
-    for label, answer, pixels in analysis.details()["confusions"]:
-        counts[label, answer] = pixels
+    for label, prediction, pixels in analysis.details()["confusions"]:
+        counts[label, prediction] = pixels
     assert counts.tolist() == metric.counts.tolist()
 
 

@@ -107,7 +107,7 @@ def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
         metric.synchronize()
         metrics = metric.compute()
         assert metrics["val/samples"] == 4
-        assert metrics[evaluated.best_metric] > 0.85  # constant answers stay below 0.2
+        assert metrics[evaluated.best_metric] > 0.85  # constant predictions stay below 0.2
         assert set(metrics) >= {f"val/iou/{name}" for name in CLASSES}
 
 
@@ -224,7 +224,7 @@ def test_a_classifiers_weights_go_into_the_backbone(segmentation_stage: MakeStag
 
 
 @pytest.mark.parametrize("inference", [{}, SLIDING])
-def test_an_answer_is_a_png_of_class_numbers_with_names_and_shares(
+def test_a_prediction_is_a_png_of_class_numbers_with_names_and_shares(
     segmentation_stage: MakeStage, inference: dict[str, Any]
 ) -> None:
     task = SegmentationTask(segmentation_stage(task=inference), CLASSES)
@@ -232,15 +232,15 @@ def test_an_answer_is_a_png_of_class_numbers_with_names_and_shares(
     model = task.build_model().eval()
     image, _ = _scene(1, 75, 130)
     with torch.no_grad():
-        answer = MaskPredictor(task.stage, CLASSES).predict(model, image, CPU).answer()
+        prediction = MaskPredictor(task.stage, CLASSES).predict(model, image, CPU).to_dict()
         expected = task.predict(
             model,
             task.prepare(mask_batch(image=[_resized(task, image)], mask=[torch.zeros(75, 130)]), "val", ()),
         )[0]
-    assert list(answer) == ["mask_png", "classes", "shares"]
-    labels = cv2.imdecode(np.frombuffer(answer["mask_png"], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert list(prediction) == ["mask_png", "classes", "shares"]
+    labels = cv2.imdecode(np.frombuffer(prediction["mask_png"], np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(labels, expected.numpy())
-    shares = dict(zip(answer["classes"], answer["shares"], strict=True))
+    shares = dict(zip(prediction["classes"], prediction["shares"], strict=True))
     assert shares == {CLASSES[number]: (labels == number).mean() for number in np.unique(labels)}
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 

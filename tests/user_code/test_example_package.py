@@ -158,7 +158,7 @@ def test_the_registered_version_names_its_code_and_has_it_with_it(trained):
     assert sorted(path.name for path in (code / "image_tags").glob("*.py")) == names
 
 
-def test_a_version_answers_where_its_code_is(trained):
+def test_a_version_predicts_where_its_code_is(trained):
     model = sv.load_model("models:/tags-tag@candidate", root=trained.root)
     image = np.full((40, 50, 3), 90, np.uint8)
     (prediction,) = model.predict(image)
@@ -167,16 +167,18 @@ def test_a_version_answers_where_its_code_is(trained):
         sv.load_model("models:/tags-tag@candidate", "imports=[]", root=trained.root)
 
 
-def test_a_version_is_promoted_by_its_own_metric_and_answers_a_folder(trained, tmp_path, monkeypatch, capsys):
+def test_a_version_is_promoted_by_its_own_metric_and_predicts_a_folder(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     root, images = ["--root", str(trained.root)], trained.root / "tag-data" / "images" / "val"
     assert promote.run(parse("promote", ["tags-tag", *root])) == 0
     said = capsys.readouterr().out
     assert re.search(rf"^f1 +{trained.result.value:.4f}$", said, re.MULTILINE), said
     assert "promoted against the limits alone" in said
-    answers = tmp_path / "answers"
-    assert predict.run(parse("predict", ["models:/tags-tag@champion", str(images), "--out", str(answers), *root])) == 0
-    rows = list(csv.DictReader((answers / "tags.csv").read_text().splitlines()))
+    predictions = tmp_path / "predictions"
+    assert (
+        predict.run(parse("predict", ["models:/tags-tag@champion", str(images), "--out", str(predictions), *root])) == 0
+    )
+    rows = list(csv.DictReader((predictions / "tags.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == sorted(path.name for path in images.iterdir())
     model = sv.load_model("models:/tags-tag@champion", root=trained.root)
     assert [row["tags"].split() for row in rows] == [each.tags for each in model.predict(sorted(images.iterdir()))]
@@ -222,8 +224,8 @@ def test_mlflow_serves_the_archives_own_copy(trained):
         "mlflow.set_tracking_uri(sys.argv[2])\n"
         "model = mlflow.pyfunc.load_model('models:/tags-tag/1')\n"
         "import image_tags\n"
-        "answer = model.predict(pd.DataFrame({'image': [Path(sys.argv[1]).read_bytes()]}))\n"
-        "print(Path(image_tags.__file__).parent.parent.name, sorted(answer.columns))"
+        "table = model.predict(pd.DataFrame({'image': [Path(sys.argv[1]).read_bytes()]}))\n"
+        "print(Path(image_tags.__file__).parent.parent.name, sorted(table.columns))"
     )
     image = next((trained.root / "tag-data" / "images" / "val").iterdir())
     found = subprocess.run(

@@ -31,7 +31,7 @@ from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.result import without_secrets
 
 if TYPE_CHECKING:
-    from scalablevit.tasks.output import Answer
+    from scalablevit.tasks.output import PredictionDict
 
 EPILOG = f"""\
 The model's weights and recipe are read; no code of the registry is run. Overrides change the recipe:
@@ -161,7 +161,7 @@ def _write(
     return tabulate(output, _predict(job, pictures, root, stage), out, len(images.names))
 
 
-def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) -> Iterator[tuple[str, "Answer"]]:
+def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) -> Iterator[tuple[str, "PredictionDict"]]:
     from scalablevit.serving.predict import predict_here, predict_on_ray
 
     if not os.environ.get("RAY_ADDRESS"):

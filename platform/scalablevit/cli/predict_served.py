@@ -16,8 +16,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_skipped
-from scalablevit.serving.served import Description, ImageRefused, ModelServer, read_answer
-from scalablevit.tasks.output import Answer, Output, draw
+from scalablevit.serving.served import Description, ImageRefused, ModelServer, validate_prediction
+from scalablevit.tasks.output import Output, PredictionDict, draw
 from scalablevit.tasks.registry import task_kind
 
 
@@ -81,7 +81,7 @@ def _write(
     return counts
 
 
-def _predict_image(server: ModelServer, model: Description, file: Path, picture: str, output: Output) -> Answer:
+def _predict_image(server: ModelServer, model: Description, file: Path, picture: str, output: Output) -> PredictionDict:
     """Return the prediction for an image, after drawing it; or the reason why there is none, as `bad`.
 
     Raises:
@@ -90,12 +90,12 @@ def _predict_image(server: ModelServer, model: Description, file: Path, picture:
     try:
         content = file.read_bytes()
         image = decode_image(content, model.max_pixels, file.name, limit="the server's limit")
-        received = server.answer(content)
+        received = server.predict(content)
     except (BadSample, ImageRefused, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
     otherwise = f"answers {printable(file.name)} otherwise than a model of this platform"
     try:
-        prediction = read_answer(received, (image.shape[0], image.shape[1]), model)
+        prediction = validate_prediction(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
         raise server.mistake(f"{otherwise}: {error}") from None
     try:  # an OSError here is the output folder's

@@ -18,7 +18,7 @@ from scalablevit.runs.output_dir import refuse_unusable, write_folder
 from scalablevit.text import and_more
 
 if TYPE_CHECKING:
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Output, PredictionDict
 
 NOTE = "prediction.json"
 """What was predicted, and by which model; its presence also marks a folder that this command may overwrite."""
@@ -144,7 +144,9 @@ def check_output_folder(out: Path, images: GivenImages, overwrite: bool) -> None
         )
 
 
-def tabulate(output: "Output", predictions: Iterable[tuple[str, "Answer"]], out: Path, count: int) -> PredictionCounts:
+def tabulate(
+    output: "Output", predictions: Iterable[tuple[str, "PredictionDict"]], out: Path, count: int
+) -> PredictionCounts:
     """Write the tables of predictions and of bad images, and print the progress.
 
     Args:

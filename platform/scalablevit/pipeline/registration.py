@@ -110,5 +110,5 @@ def _card(
 
 
 def _outputs(stage: Stage) -> str | None:
-    columns = task_kind(stage.task.kind).answer_columns(stage)
+    columns = task_kind(stage.task.kind).prediction_columns(stage)
     return json.dumps([{"name": name, **column} for name, column in columns.items()]) if columns else None

@@ -31,7 +31,7 @@ class BadRequest(MlflowException):
 
 
 class ImageModel(PythonModel):
-    """Predicts one row for each image; the columns are those of the task's `Prediction.answer`."""
+    """Predicts one row for each image; the columns are those of the task's `Prediction.to_dict`."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from `config.json` and load its weights from safetensors: nothing is unpickled."""
@@ -54,7 +54,7 @@ class ImageModel(PythonModel):
 
         Images of a request share forward passes of the network where they have equal sizes after preprocessing.
 
-        A request without any image is answered by one row about the model: `task`, `model_classes` in the order of the
+        A request without any image gets one row about the model: `task`, `model_classes` in the order of the
         network's outputs, `max_pixels`, `max_images` and `max_bytes`.
 
         Args:
@@ -92,11 +92,11 @@ class ImageModel(PythonModel):
                 except BadSample as error:
                     raise BadRequest(f"image {index}: {error.reason}") from None
 
-        answers = []
+        rows = []
         for images in in_groups(decoded()):
             with torch.inference_mode():
-                answers += [prediction.answer() for prediction in trained.predict_batch(images)]
-        return pd.DataFrame(answers)
+                rows += [prediction.to_dict() for prediction in trained.predict_batch(images)]
+        return pd.DataFrame(rows)
 
 
 mlflow.models.set_model(ImageModel())

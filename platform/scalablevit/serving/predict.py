@@ -14,7 +14,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import stage_from_json
 from scalablevit.data.decoding import BadSample, mean_color, read_image
 from scalablevit.serving.network import load_trained
-from scalablevit.tasks.output import Answer, ScoredOutput, draw
+from scalablevit.tasks.output import PredictionDict, ScoredOutput, draw
 from scalablevit.tasks.registry import task_kind
 from scalablevit.training.environment import worker_variables
 
@@ -48,10 +48,10 @@ class Names(TypedDict):
     """Names of the drawings, without a suffix."""
 
 
-class Answers(Names):
+class Predictions(Names):
     """A batch of images with their predictions."""
 
-    answer: list[str]
+    prediction: list[str]
     """JSON of each prediction as plain values, or of `bad`: the reason why there is none."""
 
 
@@ -70,13 +70,13 @@ class Predictor:
         if self.job.shown_score is not None and isinstance(self.output, ScoredOutput):
             self.output.shown_score = self.job.shown_score
 
-    def __call__(self, batch: Names) -> Answers:
+    def __call__(self, batch: Names) -> Predictions:
         """Return the predictions for a batch of image files."""
         names = zip(map(os.fsdecode, batch["name"]), map(os.fsdecode, batch["picture"]), strict=True)
-        answers = [json.dumps(self._predict(name, picture)) for name, picture in names]
-        return {"name": batch["name"], "picture": batch["picture"], "answer": answers}
+        predictions = [json.dumps(self._predict(name, picture)) for name, picture in names]
+        return {"name": batch["name"], "picture": batch["picture"], "prediction": predictions}
 
-    def _predict(self, name: str, picture: str) -> Answer:
+    def _predict(self, name: str, picture: str) -> PredictionDict:
         trained = self.trained
         try:
             data = trained.stage.data
@@ -84,11 +84,11 @@ class Predictor:
         except BadSample as bad:
             return {"bad": bad.reason}
         with torch.inference_mode():
-            answer = trained.predict(image).answer()
-        return draw(self.output, picture, image, answer)
+            prediction = trained.predict(image).to_dict()
+        return draw(self.output, picture, image, prediction)
 
 
-def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
+def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tuple[str, PredictionDict]]:
     """Return name and prediction of each image, in order, predicted in this process; the model is loaded before.
 
     Args:
@@ -100,7 +100,9 @@ def predict_here(job: PredictionJob, pictures: Mapping[str, str]) -> Iterator[tu
     return chain.from_iterable(_rows(predictor(cast(Names, batch))) for batch in batches)
 
 
-def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: int) -> Iterator[tuple[str, Answer]]:
+def predict_on_ray(
+    job: PredictionJob, pictures: Mapping[str, str], processes: int
+) -> Iterator[tuple[str, PredictionDict]]:
     """Yield what `predict_here` returns, predicted on the connected cluster.
 
     Every node must see the job's three paths. The processes load the model while the caller waits for the first
@@ -129,7 +131,7 @@ def predict_on_ray(job: PredictionJob, pictures: Mapping[str, str], processes: i
         runtime_env={"env_vars": worker_variables(cluster.gpus_per_worker)},
     )
     for batch in predicted.iter_batches(batch_size=BATCH, batch_format="numpy"):
-        yield from _rows(cast(Answers, batch))
+        yield from _rows(cast(Predictions, batch))
 
 
 def _encode_names(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -137,6 +139,6 @@ def _encode_names(pictures: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(os.fsencode(name), os.fsencode(picture)) for name, picture in pictures.items()]
 
 
-def _rows(batch: Answers) -> Iterator[tuple[str, Answer]]:
-    for name, answer in zip(batch["name"], batch["answer"], strict=True):
-        yield os.fsdecode(name), json.loads(answer)
+def _rows(batch: Predictions) -> Iterator[tuple[str, PredictionDict]]:
+    for name, prediction in zip(batch["name"], batch["prediction"], strict=True):
+        yield os.fsdecode(name), json.loads(prediction)

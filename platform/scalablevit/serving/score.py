@@ -23,7 +23,7 @@ from scalablevit.training.collectives import end_with_changed_files
 from scalablevit.training.data_listing import open_stored
 from scalablevit.training.device_name import device_name
 
-WARM_UP, ANSWERS = 3, 20
+WARM_UP, TIMED = 3, 20
 """Number of predictions before the measurement, and of those whose median time is the latency."""
 
 
@@ -36,7 +36,7 @@ class Score:
     bad: int
     """Number of samples that could not be decoded and are not in `per_sample`."""
     latency_ms: float
-    """Median over `ANSWERS` predictions in milliseconds, one image at a time, from decoded pixels to the prediction as
+    """Median over `TIMED` predictions in milliseconds, one image at a time, from decoded pixels to the prediction as
     plain values; nan when no image could be decoded."""
     measured_on: str
     """Device and number of threads that `latency_ms` was measured on, in words."""
@@ -108,9 +108,9 @@ def _latency_ms(trained: TrainedNetwork, source: Source, threads: int) -> tuple[
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for index in range(WARM_UP + ANSWERS):
+        for index in range(WARM_UP + TIMED):
             started = time.perf_counter()
-            trained.predict(image).answer()
+            trained.predict(image).to_dict()
             if index >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
                 loads.append(_other_load())

@@ -14,10 +14,10 @@ from scalablevit.config.data import MAX_PIXELS
 from scalablevit.config.errors import UserError
 from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import Answer
+from scalablevit.tasks.output import PredictionDict
 from scalablevit.tasks.registry import task_kind
 
-PING_S, ANSWER_S = 10.0, 120.0
+PING_S, PREDICTION_S = 10.0, 120.0
 """Seconds that a server may keep silent: at /ping, and at a prediction."""
 LARGEST = 2**28
 """Most bytes of a response."""
@@ -87,7 +87,7 @@ class ModelServer:
         except urllib.error.HTTPError as error:
             raise self.mistake(f"is no model server: /ping answers {error.code} {_message(error)}") from None
         try:
-            content = self._post("/invocations", _body(), ANSWER_S)
+            content = self._post("/invocations", _body(), PREDICTION_S)
         except urllib.error.HTTPError as error:
             raise self.mistake(f"answers {error.code} {_message(error)}") from None
         try:
@@ -104,23 +104,23 @@ class ModelServer:
             ) from None
         return Description(task, classes, max_pixels)
 
-    def answer(self, image: bytes) -> Answer:
-        """Return the server's unchecked prediction for an encoded image; `read_answer` checks it.
+    def predict(self, image: bytes) -> PredictionDict:
+        """Return the server's unchecked prediction for an encoded image; `validate_prediction` checks it.
 
         Raises:
             ImageRefused: the server cannot decode this image.
             UserError: there is no response, or not that of a model server.
         """
         try:
-            content = self._post("/invocations", _body(image), ANSWER_S)
+            content = self._post("/invocations", _body(image), PREDICTION_S)
         except urllib.error.HTTPError as error:
             message = _message(error)
             if error.code == 400 and message.startswith("image 0: "):
                 raise ImageRefused(message.removeprefix("image 0: ")) from None
             raise self.mistake(f"answers {error.code} {message}") from None
         try:
-            (answer,) = json.loads(content)["predictions"]
-            return {**answer}
+            (prediction,) = json.loads(content)["predictions"]
+            return {**prediction}
         except (ValueError, TypeError, KeyError):
             raise self.mistake(f"gives no answer: {_shorten(content)}") from None
 
@@ -169,7 +169,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_answer(received: Answer, size: tuple[int, int], model: Description) -> Answer:
+def validate_prediction(received: PredictionDict, size: tuple[int, int], model: Description) -> PredictionDict:
     """Return a server's prediction as the task gives it in the model's own process, after checking it.
 
     Args:
@@ -181,12 +181,12 @@ def read_answer(received: Answer, size: tuple[int, int], model: Description) -> 
         ValueError, TypeError, KeyError: that model cannot predict this for an image of that size.
     """
     kind = task_kind(model.task)
-    answer = kind.read_answer(received, size)
-    if unknown := set(answer[kind.class_column]) - set(model.classes):
+    prediction = kind.parse_prediction(received, size)
+    if unknown := set(prediction[kind.class_column]) - set(model.classes):
         raise ValueError(
             f"a class that its model does not have: {printable(str(min(unknown)))[:MAX_MESSAGE_CHARACTERS]}"
         )
-    return answer
+    return prediction
 
 
 def _body(*images: bytes) -> bytes:

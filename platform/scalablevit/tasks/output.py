@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scalablevit.data.sources.files import stem
 
 MASKS, OVERLAYS = "masks", "overlays"
-Answer = dict[str, Any]
-"""A prediction as plain values, as a server returns it: what a prediction's `answer()` gives. `write_pictures` takes
+PredictionDict = dict[str, Any]
+"""A prediction as plain values, as a server returns it: what a prediction's `to_dict()` returns. `write_pictures` takes
 bytes out of it, so that the rest can be JSON."""
 
 
@@ -24,24 +24,24 @@ class Output(Protocol):
     Enter it as a context manager to open its tables; they are complete after the exit.
     """
 
-    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Write an image's pictures, and return the answer without bytes.
+    def write_pictures(self, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
+        """Write an image's pictures, and return the prediction without bytes.
 
         Args:
             name: of the pictures, as `picture_names` gives it, without a suffix.
             image: uint8 (height, width, 3), RGB.
-            answer: the prediction for the image.
+            prediction: the prediction for the image.
         """
 
     def __enter__(self) -> Self:
         """Open the tables."""
 
-    def add(self, name: str, answer: Answer) -> None:
+    def add(self, name: str, prediction: PredictionDict) -> None:
         """Add the row or rows of an image to the tables.
 
         Args:
             name: of the image's file.
-            answer: as `write_pictures` returned it.
+            prediction: as `write_pictures` returned it.
         """
 
     def __exit__(self, *error: object) -> None:
@@ -56,17 +56,17 @@ class ScoredOutput(Protocol):
     """0 to 1."""
 
 
-def draw(output: Output, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+def draw(output: Output, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
     """Call `output.write_pictures`; return {"bad": reason} where the name is too long for a file.
 
     Args:
         output: of the task.
         name: of the pictures, as `picture_names` gives it.
         image: uint8 (height, width, 3), RGB.
-        answer: the prediction for the image.
+        prediction: the prediction for the image.
     """
     try:
-        return output.write_pictures(name, image, answer)
+        return output.write_pictures(name, image, prediction)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scalablevit.tasks.output import Answer
+from scalablevit.tasks.output import PredictionDict
 
 if TYPE_CHECKING:  # it loads COCO's library, and workers pay for imports
     from scalablevit.data.instances import RunLengths
 
-ANSWERED_CLASSES = 5
-"""Most classes in a classifier's `answer()`, most probable first."""
+TOP_K = 5
+"""Most classes in a classifier's `to_dict()`, most probable first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,14 @@ class ClassificationPrediction:
         values, indices = torch.from_numpy(self.probabilities).topk(min(count, len(self.classes)))
         return {self.classes[i]: p for i, p in zip(indices.tolist(), values.tolist(), strict=True)}
 
-    def answer(self) -> Answer:
+    def to_dict(self) -> PredictionDict:
         """Return plain values.
 
         Returns:
             `class`: name of the most probable class; `probability`: its probability; `probabilities`: those of the
-            `ANSWERED_CLASSES` most probable classes by name.
+            `TOP_K` most probable classes by name.
         """
-        top = self.top(ANSWERED_CLASSES)
+        top = self.top(TOP_K)
         best = next(iter(top))
         return {"class": best, "probability": top[best], "probabilities": top}
 
@@ -70,14 +70,14 @@ class SegmentationPrediction:
         order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
         return {self.classes[index]: int(counts[index]) / self.mask.size for index in order}
 
-    def answer(self) -> Answer:
+    def to_dict(self) -> PredictionDict:
         """Return plain values.
 
         Returns:
             `mask_png`: bytes of an 8-bit greyscale PNG of the image's size, each pixel the index of its class in
             `classes` of this prediction, from 0; `classes`: names of the classes that occur, largest first; `shares`:
-            the fraction of the pixels of each, in the same order (in pandas, `answers.explode(["classes", "shares"])`
-            is a tidy table).
+            the fraction of the pixels of each, in the same order (in pandas,
+            `predictions.explode(["classes", "shares"])` is a tidy table).
         """
         shares = self.shares
         png = cv2.imencode(".png", self.mask)[1].tobytes()
@@ -119,21 +119,21 @@ class DetectionPrediction:
         decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[index])
         return decoded.astype(np.bool_)
 
-    def answer(self) -> Answer:
+    def to_dict(self) -> PredictionDict:
         """Return plain values.
 
         Returns:
             `boxes`: [x1, y1, x2, y2] in the image's pixels; `scores`: 0 to 1; `labels`: names of the classes; of
             Mask R-CNN also `masks`: COCO's compressed run lengths, {"size": [height, width], "counts": text}.
         """
-        answer: Answer = {
+        values: PredictionDict = {
             "boxes": self.boxes.tolist(),
             "scores": self.scores.tolist(),
             "labels": list(self.names),
         }
         if self.masks_rle is not None:
-            answer["masks"] = list(self.masks_rle)
-        return answer
+            values["masks"] = list(self.masks_rle)
+        return values
 
 
 Prediction: TypeAlias = ClassificationPrediction | SegmentationPrediction | DetectionPrediction

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # they load torch, which a client of a server does not need
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Output, PredictionDict
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -27,12 +27,11 @@ if TYPE_CHECKING:  # they load torch, which a client of a server does not need
 class TaskKind(ABC):
     """Builds everything that a kind of task can do. The module that its `TaskInfo` names has an instance as `KIND`.
 
-    Each method imports what it needs by itself, since every worker pays for imports. An answer is a prediction as plain
-    values, see `tasks.output.Answer`.
+    Each method imports what it needs by itself, since every worker pays for imports.
     """
 
     class_column: str
-    """The key of an answer whose value names classes."""
+    """The key of a prediction's `to_dict()` whose value names classes."""
 
     @abstractmethod
     def build_task(self, stage: "Stage", classes: tuple[str, ...]) -> "Task":
@@ -82,22 +81,22 @@ class TaskKind(ABC):
 
     @abstractmethod
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return the writer of batch prediction's answers to a folder."""
+        """Return the writer of batch prediction to a folder."""
 
     @abstractmethod
-    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return a server's answer with the Python types that a prediction's own `answer()` has.
+    def parse_prediction(self, received: "PredictionDict", size: tuple[int, int]) -> "PredictionDict":
+        """Return a server's prediction with the Python types that a prediction's own `to_dict()` has.
 
         Args:
             received: from a server's JSON.
             size: height and width of the image, pixels.
 
         Raises:
-            ValueError, TypeError, KeyError: this is no answer for an image of that size.
+            ValueError, TypeError, KeyError: this is no prediction for an image of that size.
         """
 
-    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
-        """Return the type of each key of an answer, for a registered model's signature; empty: it names no outputs."""
+    def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+        """Return the type of each key of a prediction, for a registered model's signature; empty: no outputs named."""
         return {}
 
     @abstractmethod

@@ -22,7 +22,7 @@ Verdict = Literal["away", "refused", "unclear"]
 
 # 401 and 403 concern our credentials, the others are temporary: the same record may be accepted later.
 TRY_AGAIN = {401, 403, 408, 409, 425, 429, 499}
-# At an upload; a proxy whose server is being replaced answers with these, too.
+# At an upload; a proxy whose server is being replaced responds with these, too.
 NO_SUCH_PAGE = {404, 405}
 MESSAGE_LENGTH = 400
 """Most characters of an error's message."""
@@ -213,7 +213,7 @@ def classify_error(error: Exception) -> Verdict:
     if isinstance(error, (Away, OSError, OperationalError)):
         return "away"
     if isinstance(error, MlflowException):
-        # An unknown endpoint is the answer of a proxy, not of MLflow; BAD_REQUEST has many causes, among them every
+        # An unknown endpoint is the response of a proxy, not of MLflow; BAD_REQUEST has many causes, among them every
         # database error.
         if error.error_code == "ENDPOINT_NOT_FOUND":
             return "away"

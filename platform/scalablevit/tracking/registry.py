@@ -24,7 +24,7 @@ INPUT_COLUMN = "image"
 LONGEST_DESCRIPTION = 5000
 """Most characters of the column in MLflow's database; MySQL and PostgreSQL refuse a longer text."""
 LOOKUP_TIMEOUT_S = 10
-"""Longest wait in seconds for the answer of `version_of_run`."""
+"""Longest wait in seconds for the server's response in `version_of_run`."""
 
 
 def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: Path) -> "ModelVersion":

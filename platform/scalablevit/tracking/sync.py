@@ -36,7 +36,7 @@ POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """Longest pause in seconds between two tries while the server is away."""
 REQUEST_TIMEOUT_S = 10
-"""Longest wait in seconds for the answer to one request."""
+"""Longest wait in seconds for the response to one request."""
 UPLOAD_TIMEOUT_S = 300
 """The same for an upload of files or a model."""
 UNCLEAR_TRIES = 5
@@ -122,7 +122,7 @@ class OutboxSync:
     Args:
         folder: the outbox's folder.
         uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
-        request_timeout_s: longest wait in seconds for one answer; an upload may take `UPLOAD_TIMEOUT_S`, a new run
+        request_timeout_s: longest wait in seconds for one response; an upload may take `UPLOAD_TIMEOUT_S`, a new run
             `mlflow_writer.CREATE_TIMEOUT_S`.
 
     Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 REQUEST_TIMEOUT_S = 30
-"""Longest wait in seconds for the answer to one attempt of a request."""
+"""Longest wait in seconds for the response to one attempt of a request."""
 REQUEST_RETRIES = 2
 """Attempts of a request after the first one."""
 

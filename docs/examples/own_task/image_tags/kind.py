@@ -19,7 +19,7 @@ from scalablevit.data.names import printable
 from scalablevit.data.transforms import MiddleOfStrip
 from scalablevit.tasks.error_analysis import ErrorDetails, SampleScore
 from scalablevit.tasks.export import Export
-from scalablevit.tasks.output import Answer, Table
+from scalablevit.tasks.output import PredictionDict, Table
 from scalablevit.tasks.preprocessing import TaskPreprocessing
 from scalablevit.tasks.registry import TaskKind
 from scalablevit.viz.samples import Image, draw_image, resize_for_plot
@@ -51,7 +51,7 @@ class TaggingKind(TaskKind):
     def build_output(self, classes: Sequence[str], folder: Path) -> "Tags":
         return Tags(classes, folder)
 
-    def read_answer(self, received: Answer, size: tuple[int, int]) -> Answer:
+    def parse_prediction(self, received: PredictionDict, size: tuple[int, int]) -> PredictionDict:
         shares = {str(name): float(value) for name, value in received["probabilities"].items()}
         return {"tags": [str(tag) for tag in received["tags"]], "probabilities": shares}
 
@@ -119,11 +119,11 @@ class Tags(Table):
     name = "tags.csv"
     header = ("file", "tags")
 
-    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        return answer
+    def write_pictures(self, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
+        return prediction
 
-    def add(self, name: str, answer: Answer) -> None:
-        self.write(printable(name), " ".join(answer["tags"]))
+    def add(self, name: str, prediction: PredictionDict) -> None:
+        self.write(printable(name), " ".join(prediction["tags"]))
 
 
 class TagDrawing:

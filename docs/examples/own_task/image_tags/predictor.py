@@ -27,7 +27,7 @@ class TagPrediction:
         """Names of the tags that count as given."""
         return [name for name, share in zip(self.classes, self.probabilities, strict=True) if share >= self.threshold]
 
-    def answer(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return `tags`, and `probabilities` of all of them by name."""
         return {"tags": self.tags, "probabilities": dict(zip(self.classes, self.probabilities.tolist(), strict=True))}
 

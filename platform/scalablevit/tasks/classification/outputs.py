@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import Answer, Table
+from scalablevit.tasks.output import PredictionDict, Table
 
 
 class Labels(Table):
@@ -15,23 +15,26 @@ class Labels(Table):
     name = "labels.csv"
     header = ("file", "label", "probability", "top5")
 
-    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
-        """Draw nothing; return the answer."""
-        return answer
+    def write_pictures(self, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
+        """Draw nothing; return the prediction."""
+        return prediction
 
-    def add(self, name: str, answer: Answer) -> None:
+    def add(self, name: str, prediction: PredictionDict) -> None:
         """Add the row of an image."""
-        top = {label: round(value, 6) for label, value in answer["probabilities"].items()}
+        top = {label: round(value, 6) for label, value in prediction["probabilities"].items()}
         self.write(
-            printable(name), answer["class"], f"{answer['probability']:.6f}", json.dumps(top, ensure_ascii=False)
+            printable(name),
+            prediction["class"],
+            f"{prediction['probability']:.6f}",
+            json.dumps(top, ensure_ascii=False),
         )
 
 
-def read_answer(received: Answer, _size: tuple[int, int]) -> Answer:
-    """Return a server's answer with the types of `ClassificationPrediction.answer`.
+def parse_prediction(received: PredictionDict, _size: tuple[int, int]) -> PredictionDict:
+    """Return a server's prediction with the types of `ClassificationPrediction.to_dict`.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no answer of a classifier.
+        ValueError, TypeError, KeyError: it is no prediction of a classifier.
     """
     probabilities = {str(name): float(value) for name, value in received["probabilities"].items()}
     return {

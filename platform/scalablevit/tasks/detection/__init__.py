@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Output, PredictionDict
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -68,7 +68,7 @@ class DetectionKind(TaskKind):
 
         return Detections(classes, folder)
 
-    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+    def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the types of `boxes`, `scores`, `labels` and, for Mask R-CNN, `masks`."""
         from scalablevit.config.task import head_of
         from scalablevit.tasks.columns import DOUBLE, STRING, ColumnType, array_of
@@ -79,11 +79,11 @@ class DetectionKind(TaskKind):
             columns["masks"] = array_of(mask)
         return columns
 
-    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return a server's answer with the types of `DetectionPrediction.answer`."""
-        from scalablevit.tasks.detection.outputs import read_answer
+    def parse_prediction(self, received: "PredictionDict", size: tuple[int, int]) -> "PredictionDict":
+        """Return a server's prediction with the types of `DetectionPrediction.to_dict`."""
+        from scalablevit.tasks.detection.outputs import parse_prediction
 
-        return read_answer(received, size)
+        return parse_prediction(received, size)
 
     def drawing(self) -> "Drawing":
         """Return the drawing of images with boxes and masks."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import OVERLAYS, Answer, picture_path
+from scalablevit.tasks.output import OVERLAYS, PredictionDict, picture_path
 from scalablevit.viz.overlays import draw_boxes
 from scalablevit.viz.palette import class_colors
 
@@ -40,25 +40,25 @@ class Detections:
         self._count = 0
         self._file: io.TextIOWrapper | None = None
 
-    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+    def write_pictures(self, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
         """Draw boxes and masks with a score of `shown_score` or more over the image, as `overlays/<name>.jpg`.
 
         Returns:
-            The answer, with the image's height and width in pixels as `size`.
+            The prediction, with the image's height and width in pixels as `size`.
         """
         palette = class_colors(len(self.classes))
-        confident = [i for i, score in enumerate(answer["scores"]) if score >= self.shown_score]
+        confident = [i for i, score in enumerate(prediction["scores"]) if score >= self.shown_score]
         order = confident[::-1]  # the best last, on top
-        masks = answer.get("masks")
+        masks = prediction.get("masks")
         drawn = draw_boxes(
             image,
-            [answer["boxes"][i] for i in order],
-            [f"{answer['labels'][i]} {answer['scores'][i]:.2f}" for i in order],
-            [palette[self.classes.index(answer["labels"][i])] for i in order],
+            [prediction["boxes"][i] for i in order],
+            [f"{prediction['labels'][i]} {prediction['scores'][i]:.2f}" for i in order],
+            [palette[self.classes.index(prediction["labels"][i])] for i in order],
             (run_lengths.decode(masks[i]) for i in order) if masks else (),
         )
         drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
-        return {**answer, "size": list(image.shape[:2])}
+        return {**prediction, "size": list(image.shape[:2])}
 
     def __enter__(self) -> Self:
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.classes)]
@@ -67,14 +67,14 @@ class Detections:
         self._file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
         return self
 
-    def add(self, name: str, answer: Answer) -> None:
+    def add(self, name: str, prediction: PredictionDict) -> None:
         """Add the image's annotations, best first."""
-        height, width = answer["size"]
+        height, width = prediction["size"]
         image_id = len(self._images) + 1
         self._images.append({"id": image_id, "file_name": printable(name), "height": height, "width": width})
-        masks = answer.get("masks", [None] * len(answer["boxes"]))
+        masks = prediction.get("masks", [None] * len(prediction["boxes"]))
         for (x1, y1, x2, y2), score, label, mask in zip(
-            answer["boxes"], answer["scores"], answer["labels"], masks, strict=True
+            prediction["boxes"], prediction["scores"], prediction["labels"], masks, strict=True
         ):
             self._count += 1
             annotation = {
@@ -99,17 +99,17 @@ class Detections:
         self._file.write(text)  # type: ignore[union-attr]  # open by now
 
 
-def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
-    """Return a server's answer with the types of `DetectionPrediction.answer`.
+def parse_prediction(received: PredictionDict, size: tuple[int, int]) -> PredictionDict:
+    """Return a server's prediction with the types of `DetectionPrediction.to_dict`.
 
     Args:
         received: from a server's JSON.
         size: height and width of the image, pixels.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no answer for an image of that size.
+        ValueError, TypeError, KeyError: it is no prediction for an image of that size.
     """
-    columns: Answer = {
+    columns: PredictionDict = {
         name: list(received[name]) for name in ("boxes", "scores", "labels", "masks") if name in received
     }
     if len({len(column) for column in columns.values()}) != 1 or not {"boxes", "scores", "labels"} <= set(columns):

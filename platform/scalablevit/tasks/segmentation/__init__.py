@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalablevit.tasks.drawing import Drawing
     from scalablevit.tasks.error_analysis import ErrorAnalysis
     from scalablevit.tasks.export import Export
-    from scalablevit.tasks.output import Answer, Output
+    from scalablevit.tasks.output import Output, PredictionDict
     from scalablevit.tasks.preprocessing import TaskPreprocessing
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
@@ -76,17 +76,17 @@ class SegmentationKind(TaskKind):
 
         return Masks(classes, folder)
 
-    def answer_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
+    def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the types of `mask_png`, `classes` and `shares`."""
         from scalablevit.tasks.columns import DOUBLE, STRING, array_of
 
         return {"mask_png": {"type": "binary"}, "classes": array_of(STRING), "shares": array_of(DOUBLE)}
 
-    def read_answer(self, received: "Answer", size: tuple[int, int]) -> "Answer":
-        """Return a server's answer with the types of `SegmentationPrediction.answer`."""
-        from scalablevit.tasks.segmentation.outputs import read_answer
+    def parse_prediction(self, received: "PredictionDict", size: tuple[int, int]) -> "PredictionDict":
+        """Return a server's prediction with the types of `SegmentationPrediction.to_dict`."""
+        from scalablevit.tasks.segmentation.outputs import parse_prediction
 
-        return read_answer(received, size)
+        return parse_prediction(received, size)
 
     def drawing(self) -> "Drawing":
         """Return the drawing of images with label maps."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import MASKS, OVERLAYS, Answer, Table, picture_path
+from scalablevit.tasks.output import MASKS, OVERLAYS, PredictionDict, Table, picture_path
 from scalablevit.viz.overlays import draw_labels
 from scalablevit.viz.palette import class_colors, class_hex
 
@@ -29,41 +29,41 @@ class Masks(Table):
                 lines.writerow((index, name, class_hex(index)))
         return super().__enter__()
 
-    def write_pictures(self, name: str, image: NDArray[np.uint8], answer: Answer) -> Answer:
+    def write_pictures(self, name: str, image: NDArray[np.uint8], prediction: PredictionDict) -> PredictionDict:
         """Write the mask as `masks/<name>.png`, and over its image as `overlays/<name>.jpg`.
 
         Returns:
-            The answer's `classes` and `shares`.
+            The prediction's `classes` and `shares`.
         """
         colors = class_colors(len(self.classes))
-        mask = Image.open(io.BytesIO(answer["mask_png"]))
+        mask = Image.open(io.BytesIO(prediction["mask_png"]))
         labels = np.array(mask, np.uint8)
         palette = Image.fromarray(labels)
         palette.putpalette([part for color in colors for part in color])  # makes it a palette image, pixels unchanged
         palette.save(picture_path(self.folder, MASKS, name, ".png"))
         legend = [
             (colors[self.classes.index(label)], f"{label}  {share:.1%}")
-            for label, share in zip(answer["classes"], answer["shares"], strict=True)
+            for label, share in zip(prediction["classes"], prediction["shares"], strict=True)
         ]
         drawn = draw_labels(image, labels, legend, colors)
         drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
-        return {"classes": answer["classes"], "shares": answer["shares"]}
+        return {"classes": prediction["classes"], "shares": prediction["shares"]}
 
-    def add(self, name: str, answer: Answer) -> None:
+    def add(self, name: str, prediction: PredictionDict) -> None:
         """Add a row for each class in the image, the largest first."""
-        for label, share in zip(answer["classes"], answer["shares"], strict=True):
+        for label, share in zip(prediction["classes"], prediction["shares"], strict=True):
             self.write(printable(name), label, f"{share:.6f}")
 
 
-def read_answer(received: Answer, size: tuple[int, int]) -> Answer:
-    """Return a server's answer with the types of `SegmentationPrediction.answer`.
+def parse_prediction(received: PredictionDict, size: tuple[int, int]) -> PredictionDict:
+    """Return a server's prediction with the types of `SegmentationPrediction.to_dict`.
 
     Args:
         received: with the PNG in base64.
         size: height and width of the image, pixels.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no answer for an image of that size.
+        ValueError, TypeError, KeyError: it is no prediction for an image of that size.
     """
     content = base64.b64decode(received["mask_png"])
     with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
