@@ -136,10 +136,10 @@ def test_a_dry_run_sends_no_image(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (500, json.dumps({"message": "out of\nmemory " + "x" * 5000}), "answers 500 out of memory xxx"),
-        (404, "", "answers 404"),
-        (302, "", "answers 302"),
-        (200, "<html>welcome</html>", "gives no answer: <html>welcome"),
+        (500, json.dumps({"message": "out of\nmemory " + "x" * 5000}), "responds with 500 out of memory xxx"),
+        (404, "", "responds with 404"),
+        (302, "", "responds with 302"),
+        (200, "<html>welcome</html>", "sends no prediction: <html>welcome"),
         (200, json.dumps({"predictions": [{"price": 3}]}), "otherwise"),
         (
             200,
@@ -254,7 +254,7 @@ def test_a_server_on_this_machine_is_asked_without_a_proxy(monkeypatch, host):
     with serving(lambda _: (200, ""), ping=404) as proxy, serving(lambda _: (200, "")) as url:
         monkeypatch.setenv("http_proxy", proxy)
         assert ModelServer(url.replace("127.0.0.1", host)).describe().classes == ("a", "b")
-        with pytest.raises(UserError, match="is no model server: /ping answers 404"):
+        with pytest.raises(UserError, match="is no model server: /ping responds with 404"):
             ModelServer("http://models.invalid:5001").describe()  # by the proxy
 
 

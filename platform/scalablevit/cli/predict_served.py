@@ -93,7 +93,7 @@ def _predict_image(server: ModelServer, model: Description, file: Path, picture:
         received = server.predict(content)
     except (BadSample, ImageRefused, OSError) as error:
         return {"bad": error.reason if isinstance(error, BadSample) else str(error)}
-    otherwise = f"answers {printable(file.name)} otherwise than a model of this platform"
+    otherwise = f"predicts {printable(file.name)} otherwise than a model of this platform"
     try:
         prediction = validate_prediction(received, (image.shape[0], image.shape[1]), model)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:

@@ -352,7 +352,7 @@ def _stop_job(status: Status, environment: Mapping[str, str], root: Path) -> Non
         output = (done.stderr or done.stdout).strip().splitlines()
         errors = output or [f"exit code {done.returncode}"] if done.returncode else []
     except subprocess.TimeoutExpired:
-        errors = [f"no answer within {RAY_S} s"]
+        errors = [f"no response within {RAY_S} s"]
     except OSError as error:  # Ray's command is not in this environment
         errors = [f"{ray}: {error.strerror}"]
     if errors:

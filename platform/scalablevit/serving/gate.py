@@ -77,7 +77,7 @@ def failures(gate: Promotion, score: Score, gain: Gain | None, weights_mb: float
         missed.append(f"the metric {metric:.4f} is below the minimum {gate.min_value or 0.0:.4f}")
     if gate.max_latency_ms is not None and score.latency_ms > gate.max_latency_ms:
         busy = f" ({score.busy})" if score.busy else ""
-        missed.append(f"an answer takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms{busy}")
+        missed.append(f"a prediction takes {score.latency_ms:.3g} ms, more than {gate.max_latency_ms:g} ms{busy}")
     if gate.max_weights_mb is not None and weights_mb > gate.max_weights_mb:
         missed.append(f"the weights are {weights_mb:.3g} MB, more than {gate.max_weights_mb:g} MB")
     return missed

@@ -85,11 +85,11 @@ class ModelServer:
         try:
             self._post("/ping", None, PING_S)
         except urllib.error.HTTPError as error:
-            raise self.mistake(f"is no model server: /ping answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"is no model server: /ping responds with {error.code} {_message(error)}") from None
         try:
             content = self._post("/invocations", _body(), PREDICTION_S)
         except urllib.error.HTTPError as error:
-            raise self.mistake(f"answers {error.code} {_message(error)}") from None
+            raise self.mistake(f"responds with {error.code} {_message(error)}") from None
         try:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
@@ -117,12 +117,12 @@ class ModelServer:
             message = _message(error)
             if error.code == 400 and message.startswith("image 0: "):
                 raise ImageRefused(message.removeprefix("image 0: ")) from None
-            raise self.mistake(f"answers {error.code} {message}") from None
+            raise self.mistake(f"responds with {error.code} {message}") from None
         try:
             (prediction,) = json.loads(content)["predictions"]
             return {**prediction}
         except (ValueError, TypeError, KeyError):
-            raise self.mistake(f"gives no answer: {_shorten(content)}") from None
+            raise self.mistake(f"sends no prediction: {_shorten(content)}") from None
 
     def _post(self, path: str, body: bytes | None, seconds: float) -> bytes:
         request = urllib.request.Request(  # noqa: S310  # http or https: see __init__
@@ -143,14 +143,14 @@ class ModelServer:
                 f"cannot be asked: {printable(str(reason))[:MAX_MESSAGE_CHARACTERS] or type(reason).__name__}"
             ) from None
         if len(content) > LARGEST:
-            raise self.mistake(f"answers with more than {LARGEST} bytes")
+            raise self.mistake(f"sends more than {LARGEST} bytes")
         return content
 
     def mistake(self, what: str) -> UserError:
         """Return an error about this server, whose address the user should correct.
 
         Args:
-            what: what the server does, such as "gives no answer".
+            what: what the server does, such as "sends no prediction".
         """
         return UserError(
             f"the server {what}",

@@ -70,7 +70,7 @@ def draw(output: Output, name: str, image: NDArray[np.uint8], prediction: Predic
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return {"bad": "its name is too long for the pictures of its answer"}
+        return {"bad": "its name is too long for the files of its prediction"}
 
 
 def picture_names(names: Sequence[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ class TagErrors:
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none").mean(dim=1).tolist()
         found = []
         for index, label, logits, loss in zip(batch.index.tolist(), labels, predictions, losses, strict=True):
-            words = f"{self._named(label > 0)}, answer {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
+            words = f"{self._named(label > 0)}, predicted {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
             found.append(SampleScore(index, loss, words))
         return found
 
