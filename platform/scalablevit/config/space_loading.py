@@ -97,7 +97,7 @@ def load_search(
     """
     merged, locations = read_mapping(path, "space")
     mistakes = _Mistakes(str(path), locations)
-    space = base = None
+    space = base_recipe = None
     for override in overrides:
         with mistakes.collect():
             if is_of_space(override):
@@ -108,20 +108,20 @@ def load_search(
         space = check(Space, merged, locations, str(path))
     with mistakes.collect():
         others = [override for override in overrides if not is_of_space(override)]
-        stage = merged.get("stage")
-        names = (stage,) if isinstance(stage, str) else ()
+        given_stage = merged.get("stage")
+        names = (given_stage,) if isinstance(given_stage, str) else ()
         scope = Scope(f"{short_name('tune')} searches", names=names, note=note)
-        named = merged.get("recipe") if recipe is None else recipe
+        given_recipe = merged.get("recipe") if recipe is None else recipe
         load = load_and_import if imports and not mistakes.errors else load_recipe
-        base = _base_recipe(path, named, others, scope, mistakes, load)
-    stage = _stage_name(base, merged.get("stage"), mistakes) if base else None
-    if base and stage:
-        _check_against_recipe(merged, space, base, stage, mistakes)
+        base_recipe = _load_base_recipe(path, given_recipe, others, scope, mistakes, load)
+    stage_name = _find_stage_name(base_recipe, merged.get("stage"), mistakes) if base_recipe else None
+    if base_recipe and stage_name:
+        _check_against_recipe(merged, space, base_recipe, stage_name, mistakes)
     if space:
         _check_searcher(space, mistakes)
-    if mistakes.errors or space is None or base is None or stage is None:
+    if mistakes.errors or space is None or base_recipe is None or stage_name is None:
         raise mistakes.error()
-    return Search(path.stem, space, base, stage)
+    return Search(path.stem, space, base_recipe, stage_name)
 
 
 def is_of_space(override: str) -> bool:
@@ -159,22 +159,22 @@ def _errors_in(error: UserError) -> list[UserError]:
 
 def _apply_space_override(override: str, merged: YamlDict, locations: Locations) -> None:
     """Put one override into the space."""
-    (_, *path), value, where = parse_override(override)
-    if path[0] == "parameters" and len(path) > 1:
-        # a parameter's name is itself a dotted path
-        path = ["parameters", ".".join(path[1:])]
-    set_value(merged, path, value, where)
-    record_override(locations, tuple(path), where)
+    (_, *key_path), value, where = parse_override(override)
+    if key_path[0] == "parameters" and len(key_path) > 1:
+        # a parameter's name is itself a dotted key
+        key_path = ["parameters", ".".join(key_path[1:])]
+    set_value(merged, key_path, value, where)
+    record_override(locations, tuple(key_path), where)
 
 
-def _base_recipe(
-    path: Path, named: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes, load: Load
+def _load_base_recipe(
+    path: Path, given_recipe: Any, overrides: Sequence[str], scope: Scope, mistakes: _Mistakes, load: Load
 ) -> Recipe | None:
     """Return the base recipe with overrides on top; None after a mistake in its name.
 
     Args:
         path: the space's file, which a named recipe is relative to.
-        named: a recipe, its file, its name in the space, or anything else that the space has there.
+        given_recipe: a recipe, its file, its name in the space, or anything else that the space has there.
         overrides: those of the recipe.
         scope: the searched stage.
         mistakes: mistakes are added.
@@ -183,15 +183,17 @@ def _base_recipe(
     Raises:
         UserError: as `load_recipe`.
     """
-    if isinstance(named, Recipe):
-        return override_recipe(named.model_dump(mode="json"), overrides, {}, f"recipe {named.name}", scope)
-    if isinstance(named, Path):
-        return load(named, overrides, scope)
-    if named is None:
+    if isinstance(given_recipe, Recipe):
+        return override_recipe(
+            given_recipe.model_dump(mode="json"), overrides, {}, f"recipe {given_recipe.name}", scope
+        )
+    if isinstance(given_recipe, Path):
+        return load(given_recipe, overrides, scope)
+    if given_recipe is None:
         mistakes.add("names no recipe", fix="add `recipe: <file, relative to this one>`, or give one with --recipe")
-    if not isinstance(named, str):
+    if not isinstance(given_recipe, str):
         return None
-    file = recipe_file(named, path.parent)
+    file = recipe_file(given_recipe, path.parent)
     try:
         return load(file, overrides, scope)
     except UserError as error:
@@ -202,120 +204,127 @@ def _base_recipe(
         return None
 
 
-def _stage_name(recipe: Recipe, named: Any, mistakes: _Mistakes) -> str | None:
+def _find_stage_name(recipe: Recipe, given_stage: Any, mistakes: _Mistakes) -> str | None:
     """Return the name of the searched stage; None after a mistake."""
-    if named is None and len(recipe.stages) == 1:
+    if given_stage is None and len(recipe.stages) == 1:
         return next(iter(recipe.stages))
-    if isinstance(named, str) and named in recipe.stages:
-        return named
+    if isinstance(given_stage, str) and given_stage in recipe.stages:
+        return given_stage
     stages = ", ".join(recipe.stages)
-    if named is None:
+    if given_stage is None:
         mistakes.add(f"names no stage; the recipe has {stages}", fix="add `stage: <name>`")
-    elif isinstance(named, str):
+    elif isinstance(given_stage, str):
         mistakes.add(
-            f"no stage {short_repr(named)}{did_you_mean(named, recipe.stages)}", "stage", fix=f"stages: {stages}"
+            f"no stage {short_repr(given_stage)}{did_you_mean(given_stage, recipe.stages)}",
+            "stage",
+            fix=f"stages: {stages}",
         )
     return None
 
 
 def _check_against_recipe(
-    merged: YamlMapping, space: Space | None, recipe: Recipe, stage: str, mistakes: _Mistakes
+    merged: YamlMapping, space: Space | None, recipe: Recipe, stage_name: str, mistakes: _Mistakes
 ) -> None:
     """Check a space against the recipe; where `space` is None, what can be read of the invalid one."""
     plain_recipe = recipe.model_dump(mode="json")
-    base = recipe.stages[stage]
-    epochs = base.training.epochs
+    stage = recipe.stages[stage_name]
+    epochs = stage.training.epochs
     if space:
-        epochs = trial_epochs(space, base)
-        convert_to_trial(plain_recipe["stages"][stage], space)
+        epochs = trial_epochs(space, stage)
+        convert_to_trial(plain_recipe["stages"][stage_name], space)
         try:
-            base = check(Recipe, plain_recipe, {}, "").stages[stage]
+            stage = check(Recipe, plain_recipe, {}, "").stages[stage_name]
         except UserError as error:
             for mistake in _errors_in(error):
-                mistakes.add(_reason(mistake, "", stage)[0], "resources")
+                mistakes.add(_reason(mistake, "", stage_name)[0], "resources")
             # the trial's own values are refused: the parameters are checked against the recipe's
             plain_recipe = recipe.model_dump(mode="json")
-        _check_lengths(space, base, epochs, mistakes)
+        _check_lengths(space, stage, epochs, mistakes)
     distributions = space.parameters if space else _readable_distributions(merged.get("parameters"))
     if isinstance(merged.get("metric"), str):
-        _check_metric(merged["metric"], merged.get("mode", "max"), base, distributions, mistakes)
-    for path, distribution in distributions.items():
-        if reason := _why_unused(path, distributions, plain_recipe["stages"][stage]):
-            mistakes.add(f"{path} {reason[0]}", "parameters", path, fix=reason[1])
+        _check_metric(merged["metric"], merged.get("mode", "max"), stage, distributions, mistakes)
+    for key, distribution in distributions.items():
+        if reason := _why_unused(key, distributions, plain_recipe["stages"][stage_name]):
+            mistakes.add(f"{key} {reason[0]}", "parameters", key, fix=reason[1])
         else:
-            _check_parameter(path, distribution, plain_recipe, stage, epochs, mistakes)
+            _check_parameter(key, distribution, plain_recipe, stage_name, epochs, mistakes)
     if space and space.scheduler.kind == "pbt":
-        _check_pbt(space, base, mistakes)
+        _check_pbt(space, stage, mistakes)
 
 
 def _readable_distributions(parameters: Any) -> dict[str, Distribution]:
     """Return the parameters whose distributions are valid, of a space that is not."""
     readable = {}
-    for path, raw in parameters.items() if isinstance(parameters, dict) else ():
+    for key, raw in parameters.items() if isinstance(parameters, dict) else ():
         try:
-            readable[path] = check(Distribution, raw, {}, "")
+            readable[key] = check(Distribution, raw, {}, "")
         except UserError:
             continue  # reported with the space's other mistakes
     return readable
 
 
-def _why_unused(path: str, distributions: Mapping[str, Distribution], stage: YamlMapping) -> tuple[str, str] | None:
+def _why_unused(
+    key: str, distributions: Mapping[str, Distribution], plain_stage: YamlMapping
+) -> tuple[str, str] | None:
     """Return why a parameter has no effect, whatever the others' values, and what to do about it; None: it has one."""
 
-    def values(key: str) -> list[Any]:
-        return distributions[key].corners() if key in distributions else [value_of(stage, key)]
+    def values(other: str) -> list[Any]:
+        return distributions[other].corners() if other in distributions else [value_of(plain_stage, other)]
 
-    return None if path not in TIMM_WORDS and is_read(path, values) else explain(path, stage)
+    return None if key not in TIMM_WORDS and is_read(key, values) else explain(key, plain_stage)
 
 
 def _check_parameter(
-    path: str,
+    key: str,
     distribution: Distribution,
     plain_recipe: PlainValues,
-    stage: str,
+    stage_name: str,
     epochs: float | None,
     mistakes: _Mistakes,
 ) -> None:
     """Add a mistake for a parameter that cannot be searched, or whose ends or choices the recipe refuses."""
     for part, why in NOT_SEARCHED.items():
-        if _is_within(path, part):
-            mistakes.add(f"{path} is not searched: {why}", "parameters", path)
+        if _is_within(key, part):
+            mistakes.add(f"{key} is not searched: {why}", "parameters", key)
             return
     refused: dict[tuple[str, str], list[Value]] = {}
     for value in distribution.corners():
-        for reason in _reasons_against(path, value, plain_recipe, stage, epochs):
+        for reason in _reasons_against(key, value, plain_recipe, stage_name, epochs):
             refused.setdefault(reason, []).append(value)
     for (what, fix), values in refused.items():
         whole_numbers = "integer" in what and distribution.choice is None
         which = ", ".join(short_repr(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
         advice = _FIX_FRACTIONS if whole_numbers else fix
-        mistakes.add(f"the recipe refuses {which}: {what}", "parameters", path, fix=advice)
+        mistakes.add(f"the recipe refuses {which}: {what}", "parameters", key, fix=advice)
 
 
 def _reasons_against(
-    path: str, value: Value, plain_recipe: PlainValues, stage: str, epochs: float | None
+    key: str, value: Value, plain_recipe: PlainValues, stage_name: str, epochs: float | None
 ) -> list[tuple[str, str]]:
     """Return why the base recipe refuses a value of a parameter, and what to do about it; empty: it does not."""
-    changed = {**plain_recipe, "stages": {**plain_recipe["stages"], stage: dict(plain_recipe["stages"][stage])}}
+    changed = {
+        **plain_recipe,
+        "stages": {**plain_recipe["stages"], stage_name: dict(plain_recipe["stages"][stage_name])},
+    }
     try:
-        set_value(changed["stages"][stage], path.split("."), value, "")
-        changed_stage = check(Recipe, changed, {}, "").stages[stage]
-        if path == "model.name":
-            dense = task_info(changed_stage.task.kind).needs_pyramid
-            check_model_name(changed_stage.model.name, dense=dense, registered=bool(changed_stage.imports))
+        set_value(changed["stages"][stage_name], key.split("."), value, "")
+        stage = check(Recipe, changed, {}, "").stages[stage_name]
+        if key == "model.name":
+            dense = task_info(stage.task.kind).needs_pyramid
+            check_model_name(stage.model.name, dense=dense, registered=bool(stage.imports))
     except UserError as error:
-        return [_reason(mistake, path, stage) for mistake in _errors_in(error)]
-    return [(reason, "") for key, reason in _find_too_long(changed_stage, epochs).items() if key == path]
+        return [_reason(mistake, key, stage_name) for mistake in _errors_in(error)]
+    return [(reason, "") for other, reason in _find_too_long(stage, epochs).items() if other == key]
 
 
-def _reason(error: UserError, path: str, stage: str) -> tuple[str, str]:
+def _reason(error: UserError, key: str, stage_name: str) -> tuple[str, str]:
     """Return what is wrong and what to do about it; the key only where it is not the parameter's own."""
-    key = error.where.removeprefix(f"stages.{stage}").removeprefix(".")
-    return (error.what if key in ("", path) else f"{key}: {error.what}"), error.fix
+    wrong = error.where.removeprefix(f"stages.{stage_name}").removeprefix(".")
+    return (error.what if wrong in ("", key) else f"{wrong}: {error.what}"), error.fix
 
 
-def _is_within(path: str, part: str) -> bool:
-    return path == part or path.startswith(f"{part}.")
+def _is_within(key: str, part: str) -> bool:
+    return key == part or key.startswith(f"{part}.")
 
 
 def _find_too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
@@ -338,10 +347,10 @@ def _find_too_long(stage: Stage, epochs: float | None) -> dict[str, str]:
     return reasons
 
 
-def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _Mistakes) -> None:
+def _check_lengths(space: Space, stage: Stage, epochs: float | None, mistakes: _Mistakes) -> None:
     """Add a mistake for each length within a trial that is not shorter than the trial."""
     if space.budget.epochs is not None:
-        for key, reason in _find_too_long(base, epochs).items():
+        for key, reason in _find_too_long(stage, epochs).items():
             if key not in space.parameters:
                 mistakes.add(
                     f"{key}: {reason}",
@@ -351,11 +360,11 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
                 )
     if epochs is None or space.scheduler.kind == "none":
         return
-    key = "perturb_epochs" if space.scheduler.kind == "pbt" else "grace_epochs"
-    length = getattr(space.scheduler, key)
+    field = "perturb_epochs" if space.scheduler.kind == "pbt" else "grace_epochs"
+    length = getattr(space.scheduler, field)
     if length >= epochs:
-        mistakes.add(f"{length:g} is not less than the {epochs:g} epochs of a trial", "scheduler", key)
-    interval = base.training.evaluate_every.epochs
+        mistakes.add(f"{length:g} is not less than the {epochs:g} epochs of a trial", "scheduler", field)
+    interval = stage.training.evaluate_every.epochs
     if interval is not None and interval >= epochs:
         mistakes.add(
             f"a trial of {epochs:g} epochs is evaluated every {interval:g} epochs, that is, only at its end: "
@@ -367,38 +376,40 @@ def _check_lengths(space: Space, base: Stage, epochs: float | None, mistakes: _M
 
 
 def _check_metric(
-    metric: str, mode: Any, base: Stage, distributions: Mapping[str, Distribution], mistakes: _Mistakes
+    metric: str, mode: Any, stage: Stage, distributions: Mapping[str, Distribution], mistakes: _Mistakes
 ) -> None:
     """Add a mistake for a metric that some trial does not report, or a mode that looks for its worst value."""
-    heads = distributions["task.head"].corners() if "task.head" in distributions else [head_of(base.task)]
-    packages = {"", *map(top_level, base.imports)}
-    reported = [info for info in task_info(base.task.kind).metrics_with(heads) if info.package in packages]
-    names = {info.reported_as: info.better for info in reported}
-    if metric not in names:
+    heads = distributions["task.head"].corners() if "task.head" in distributions else [head_of(stage.task)]
+    packages = {"", *map(top_level, stage.imports)}
+    reported = [info for info in task_info(stage.task.kind).metrics_with(heads) if info.package in packages]
+    directions = {info.reported_as: info.better for info in reported}
+    if metric not in directions:
         mistakes.add(
-            f"task {base.task.kind} reports no {short_repr(metric)}{did_you_mean(metric, names)}",
+            f"task {stage.task.kind} reports no {short_repr(metric)}{did_you_mean(metric, directions)}",
             "metric",
-            fix=f"it reports {', '.join(names)}",
+            fix=f"it reports {', '.join(directions)}",
         )
-    elif mode in ("max", "min") and mode != names[metric]:
-        mistakes.add(f"{mode} would search for the worst model by {metric}", "mode", fix=f"set `mode: {names[metric]}`")
+    elif mode in ("max", "min") and mode != directions[metric]:
+        mistakes.add(
+            f"{mode} would search for the worst model by {metric}", "mode", fix=f"set `mode: {directions[metric]}`"
+        )
 
 
 def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
     """Add a mistake for each parameter and number of trials that does not fit the searcher."""
     if not space.parameters:
         mistakes.add("the space is empty", "parameters", fix="name at least one, such as `optimizer.lr`")
-    for path in space.parameters:
+    for key in space.parameters:
         for other in space.parameters:
-            if path != other and _is_within(path, other):
-                mistakes.add(f"{path} is within {other}, which is searched too", "parameters", path)
+            if key != other and _is_within(key, other):
+                mistakes.add(f"{key} is within {other}, which is searched too", "parameters", key)
     if space.searcher != "grid":
         if space.budget.trials is None:
             mistakes.add(f"trials are needed by searcher {space.searcher}", "budget", fix="set budget.trials")
         return
-    ranges = [path for path, distribution in space.parameters.items() if distribution.choice is None]
-    for path in ranges:
-        mistakes.add("a grid needs `choice`, not a range", "parameters", path, fix="list its values")
+    ranges = [key for key, distribution in space.parameters.items() if distribution.choice is None]
+    for key in ranges:
+        mistakes.add("a grid needs `choice`, not a range", "parameters", key, fix="list its values")
     if ranges or not space.parameters:
         return
     sizes = [len(distribution.corners()) for distribution in space.parameters.values()]
@@ -414,16 +425,16 @@ def _check_searcher(space: Space, mistakes: _Mistakes) -> None:
         )
 
 
-def _check_pbt(space: Space, base: Stage, mistakes: _Mistakes) -> None:
+def _check_pbt(space: Space, stage: Stage, mistakes: _Mistakes) -> None:
     if space.searcher != "random":
         mistakes.add(f"scheduler pbt needs searcher random, not {space.searcher}", "searcher")
-    if base.cluster.workers > 1:
+    if stage.cluster.workers > 1:
         mistakes.add(
-            f"scheduler pbt needs trials of one worker, not of {base.cluster.workers}",
+            f"scheduler pbt needs trials of one worker, not of {stage.cluster.workers}",
             *(("resources", "workers") if space.resources else ("scheduler", "kind")),
             fix="set resources.workers to 1",
         )
-    interval, perturb = base.training.evaluate_every.epochs, space.scheduler.perturb_epochs
+    interval, perturb = stage.training.evaluate_every.epochs, space.scheduler.perturb_epochs
     # evaluations every so many steps cannot be compared before the data is known; the rest is rounding
     if interval and perturb and perturb / interval > PBT_CHECKPOINTS + 1e-6:
         mistakes.add(
@@ -434,11 +445,11 @@ def _check_pbt(space: Space, base: Stage, mistakes: _Mistakes) -> None:
             fix=f"set budget.evaluate_every_epochs to {perturb / PBT_CHECKPOINTS:g} or more, or lower "
             f"scheduler.perturb_epochs to {interval * PBT_CHECKPOINTS:g} or less",
         )
-    for path in space.parameters:
-        if not any(_is_within(path, part) for part in PBT_CHANGEABLE):
+    for key in space.parameters:
+        if not any(_is_within(key, part) for part in PBT_CHANGEABLE):
             mistakes.add(
-                f"pbt changes values while a model trains, and {path} cannot be changed then",
+                f"pbt changes values while a model trains, and {key} cannot be changed then",
                 "parameters",
-                path,
+                key,
                 fix=f"it may change {', '.join(PBT_CHANGEABLE)}",
             )
