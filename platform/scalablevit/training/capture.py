@@ -14,6 +14,9 @@ from scalablevit.training.loop import TrainContext
 from scalablevit.training.state import TrainState
 from scalablevit.training.storage import open_filesystem, put
 
+_FORMER_FIELDS = {"image": "images", "index": "indices", "label": "labels", "target": "targets", "mask": "masks"}
+"""Today's names of a batch's fields, by those in steps that were captured before the fields were renamed."""
+
 
 def batches_file(rank: int) -> str:
     """Return the name of a rank's file of micro-batches."""
@@ -79,17 +82,22 @@ def unpack_batches(tensors: dict[str, Tensor], kind: type[AnyBatch]) -> list[Any
 
 def _build_batch(kind: type[AnyBatch], tensors: dict[str, Tensor]) -> AnyBatch:
     """Return a batch of stored tensors; a required field without tensors was an empty list."""
+    known = {field.name for field in fields(kind)}
+    whole: dict[str, Tensor] = {}
     lists: dict[str, dict[int, Tensor]] = {}
     for path, tensor in tensors.items():
         name, is_list, index = path.partition("/")
+        name = name if name in known else _FORMER_FIELDS.get(name, name)
         if is_list:
             lists.setdefault(name, {})[int(index)] = tensor
-    values: dict[str, int | Tensor | list[Tensor]] = {"samples": int(tensors["samples"])}
+        else:
+            whole[name] = tensor
+    values: dict[str, int | Tensor | list[Tensor]] = {"samples": int(whole["samples"])}
     for field in fields(kind):
         if field.name in lists:
             values[field.name] = [lists[field.name][position] for position in sorted(lists[field.name])]
-        elif field.name in tensors and field.name != "samples":
-            values[field.name] = tensors[field.name]
+        elif field.name in whole and field.name != "samples":
+            values[field.name] = whole[field.name]
         elif field.default is MISSING and field.default_factory is MISSING and field.name != "samples":
             values[field.name] = []
     return kind(**values)  # type: ignore[arg-type]  # fields of a class that is not known here
