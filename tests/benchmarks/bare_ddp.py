@@ -52,8 +52,8 @@ def train(stage: Stage, rank: int, world: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.optimizer.lr, weight_decay=stage.optimizer.weight_decay)
     rates, since = [], time.perf_counter()
     for step, batch in enumerate(loader, 1):
-        images = normalize(batch.image, data.mean, data.std)
-        functional.cross_entropy(model(images), batch.label).backward()
+        images = normalize(batch.images, data.mean, data.std)
+        functional.cross_entropy(model(images), batch.labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), stage.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -43,7 +43,7 @@ def made_metric(images: int) -> CocoMetric:
     metric = CocoMetric(CLASSES, masks=True)
     for number in range(images):
         _, truth, found = made_scene(draws, number, objects=OBJECTS, found=DETECTIONS, classes=len(CLASSES))
-        metric.update([found], instance_batch(index=torch.tensor([number]), instances=[truth]))
+        metric.update([found], instance_batch(indices=torch.tensor([number]), instances=[truth]))
     return metric
 
 

@@ -166,7 +166,7 @@ def evaluation_times(name: str, side: int, pictures: int, rounds: int) -> dict[s
         context = TrainContext(stage, Length.of(stage, len(source)), task, CPU, rank=0, world=1)
         samples = SampleDataset(source, stage.data, stage.training.seed, train=False)
         model = task.build_model().eval()
-        ready = [task.prepare(batch, "val", ()).image for batch in eval_batches_of(context, samples)]
+        ready = [task.prepare(batch, "val", ()).images for batch in eval_batches_of(context, samples)]
 
         def whole() -> None:
             evaluate(task, model, eval_batches_of(context, samples), context.autocast())

@@ -37,31 +37,31 @@ def mask(index: int, side: int = 4) -> np.ndarray[tuple[int, int], np.dtype[np.u
 
 def test_classification_batch() -> None:
     batch = collate_classification([item(3, label=7), Bad(5, "x.jpg", "cut"), item(4, label=0)])
-    assert batch.image.shape == (2, 4, 5, 3)
-    assert batch.image.dtype == torch.uint8
-    assert batch.image[:, 0, 0, 0].tolist() == [3, 4]
-    assert batch.label.dtype == torch.int64
-    assert batch.label.tolist() == [7, 0]
-    assert batch.index.tolist() == [3, 4]
+    assert batch.images.shape == (2, 4, 5, 3)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images[:, 0, 0, 0].tolist() == [3, 4]
+    assert batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == [7, 0]
+    assert batch.indices.tolist() == [3, 4]
     assert (batch.samples, batch.bad) == (2, [("x.jpg", "cut")])
 
 
 def test_segmentation_batches() -> None:
     batch = collate_segmentation_train([item(1, mask=mask(1)), item(2, mask=mask(2))])
-    assert batch.image.shape == (2, 4, 5, 3)
-    assert batch.mask.shape == (2, 4, 5)
-    assert batch.mask.dtype == torch.uint8
+    assert batch.images.shape == (2, 4, 5, 3)
+    assert batch.masks.shape == (2, 4, 5)
+    assert batch.masks.dtype == torch.uint8
     assert (batch.samples, batch.bad) == (2, [])
     batch = collate_segmentation_eval([item(1, 4, mask=mask(1, 8)), Bad(9, "y", "z"), item(2, 6, mask=mask(2, 3))])
-    assert [tuple(image.shape) for image in batch.image] == [(4, 5, 3), (6, 7, 3)]
-    assert [tuple(each.shape) for each in batch.mask] == [(8, 9), (3, 4)]
-    assert (batch.index.tolist(), batch.samples, batch.bad) == ([1, 2], 2, [("y", "z")])
+    assert [tuple(image.shape) for image in batch.images] == [(4, 5, 3), (6, 7, 3)]
+    assert [tuple(each.shape) for each in batch.masks] == [(8, 9), (3, 4)]
+    assert (batch.indices.tolist(), batch.samples, batch.bad) == ([1, 2], 2, [("y", "z")])
 
 
 @pytest.mark.parametrize("collate", [collate_classification, collate_segmentation_train, collate_segmentation_eval])
 def test_batch_without_good_samples(collate: object) -> None:
     batch = collate([Bad(0, "a", "b")])  # type: ignore[operator]
-    assert (len(batch.image), batch.samples, batch.bad) == (0, 0, [("a", "b")])
+    assert (len(batch.images), batch.samples, batch.bad) == (0, 0, [("a", "b")])
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def load(samples: SampleDataset, workers: int, keys: Iterable[list[Key]]) -> lis
 
 
 def same(first: Batch, second: Batch) -> bool:
-    tensors = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("image", "label", "index"))
+    tensors = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "indices"))
     return tensors and (first.samples, first.bad) == (second.samples, second.bad)
 
 
@@ -110,7 +110,7 @@ def test_processes_change_nothing(samples: SampleDataset) -> None:
     there = load(samples, 2, batches())
     assert len(here) == len(there) == 6
     assert all(same(first, second) for first, second in zip(here, there, strict=True))
-    assert [batch.index.tolist() for batch in here] == [
+    assert [batch.indices.tolist() for batch in here] == [
         [key.index for key in keys if key.index != 8] for keys in batches()
     ]
     spoilt = [path for batch in here for path, _ in batch.bad]
@@ -132,8 +132,8 @@ def test_the_global_generator_is_left_alone(samples: SampleDataset) -> None:
 def test_moving_keeps_lists_and_other_values() -> None:
     batch = collate_segmentation_eval([item(1, mask=mask(1)), Bad(2, "a", "b")])
     moved = to_device(batch, torch.device("meta"))
-    assert moved.index.device.type == "meta"
-    assert [image.device.type for image in moved.image] == ["meta"]
+    assert moved.indices.device.type == "meta"
+    assert [image.device.type for image in moved.images] == ["meta"]
     assert (moved.samples, moved.bad) == (1, [("a", "b")])
 
 
@@ -157,8 +157,8 @@ def test_segmentation_evaluation_through_processes(tmp_path: Path) -> None:
     dataset = SampleDataset(open_source(data, "val", Path("/")), data, 0, train=False)
     keys = [[Key(0, 0, 0), Key(1, 0, 1)], [Key(2, 0, 2)]]
     made = list(build_loader(dataset, keys, collate_segmentation_eval, workers=1, device=CPU))
-    assert [tuple(each.shape) for batch in made for each in batch.mask] == sizes
-    assert all(max(image.shape) == 16 for batch in made for image in batch.image)
+    assert [tuple(each.shape) for batch in made for each in batch.masks] == sizes
+    assert all(max(image.shape) == 16 for batch in made for image in batch.images)
 
 
 def test_what_a_task_collates_to_has_to_be_a_batch() -> None:

@@ -7,14 +7,14 @@ from scalablevit.data.batch import InstanceBatch, LabelBatch, MaskBatch
 
 def label_batch(**fields: Any) -> LabelBatch:
     """Images with labels; without images if none are given."""
-    return LabelBatch(**{"image": [], "samples": len(fields["label"]), **fields})
+    return LabelBatch(**{"images": [], "samples": len(fields["labels"]), **fields})
 
 
 def mask_batch(**fields: Any) -> MaskBatch:
     """Images with label maps; without images if none are given."""
-    return MaskBatch(**{"image": [], "samples": len(fields["mask"]), **fields})
+    return MaskBatch(**{"images": [], "samples": len(fields["masks"]), **fields})
 
 
 def instance_batch(**fields: Any) -> InstanceBatch:
     """Images with what they show; without images if none are given."""
-    return InstanceBatch(**{"image": [], "samples": len(fields["instances"]), **fields})
+    return InstanceBatch(**{"images": [], "samples": len(fields["instances"]), **fields})

@@ -83,7 +83,7 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
         metric.update(
             [found for _, _, found in part],
             instance_batch(
-                index=torch.tensor([number for number, _, _ in part]), instances=[truth for _, truth, _ in part]
+                indices=torch.tensor([number for number, _, _ in part]), instances=[truth for _, truth, _ in part]
             ),
         )
     return metric

@@ -148,8 +148,8 @@ def test_a_training_image_is_put_back_into_its_colours(shapes):
     stage = stage_of("pretrain", "data.mean=[0.2, 0.4, 0.6]", "data.std=[0.1, 0.2, 0.3]")
     task, _ = opened(stage, shapes, "train")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-    prepared = task.prepare(label_batch(image=torch.from_numpy(pixels), label=[0]), "val", ())
-    shown = sample_plots._colours(prepared.image[0], stage)
+    prepared = task.prepare(label_batch(images=torch.from_numpy(pixels), labels=[0]), "val", ())
+    shown = sample_plots._colours(prepared.images[0], stage)
     assert np.abs(shown * 255 - pixels[0]).max() < 0.01
 
 

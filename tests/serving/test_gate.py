@@ -18,7 +18,7 @@ def per_sample(hits: np.ndarray, first: int = 0) -> HitStatistics:
     made = HitStatistics(1)
     right = torch.eye(2)[torch.from_numpy(hits.astype(np.int64))]  # class 1 is true; predicted where there is a hit
     made.update(
-        right, label_batch(label=torch.ones(len(hits), dtype=torch.int64), index=torch.arange(len(hits)) + first)
+        right, label_batch(labels=torch.ones(len(hits), dtype=torch.int64), indices=torch.arange(len(hits)) + first)
     )
     return made
 

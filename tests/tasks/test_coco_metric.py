@@ -168,7 +168,9 @@ def test_a_split_without_objects_is_the_users_to_mend(scenes: list[Scene]) -> No
 def test_no_image_counts_twice() -> None:
     metric = metric_of(made_scenes(0))
     with pytest.raises(ValueError, match="image 3 was evaluated twice"):
-        metric.update([made_scenes(0)[1][2]], instance_batch(index=torch.tensor([3]), instances=[made_scenes(0)[1][1]]))
+        metric.update(
+            [made_scenes(0)[1][2]], instance_batch(indices=torch.tensor([3]), instances=[made_scenes(0)[1][1]])
+        )
 
 
 def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

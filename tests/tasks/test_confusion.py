@@ -30,7 +30,7 @@ def _images(seed: int, labelled: list[int], predicted: list[int]) -> tuple[list[
 def _metrics(masks: list[Tensor], predictions: list[Tensor]) -> dict[str, float]:
     metric = ConfusionMetric(CLASSES)
     for mask, predicted in zip(masks, predictions, strict=True):
-        metric.update([predicted], mask_batch(mask=[mask]))
+        metric.update([predicted], mask_batch(masks=[mask]))
     return metric.compute()
 
 
@@ -87,7 +87,7 @@ def test_ranks_add_up_also_when_one_saw_nothing(tmp_path: Path) -> None:
     def counts(seen: bool) -> tuple[list[list[int]], list[int]]:
         metric = ConfusionMetric(("a", "b"))
         if seen:
-            metric.update([torch.tensor([[0, 1, 1]])], mask_batch(mask=[torch.tensor([[0, 0, 1]])]))
+            metric.update([torch.tensor([[0, 1, 1]])], mask_batch(masks=[torch.tensor([[0, 0, 1]])]))
         metric.synchronize()
         return metric.counts.tolist(), metric.samples.tolist()
 
@@ -97,7 +97,7 @@ def test_ranks_add_up_also_when_one_saw_nothing(tmp_path: Path) -> None:
 def test_classes_of_any_script_have_a_metric_each() -> None:
     """As in the case class-names-unicode."""
     metric = ConfusionMetric(("背景", "道路", "建筑"))
-    metric.update([torch.tensor([[0, 0, 1, 2, 2]])], mask_batch(mask=[torch.tensor([[0, 1, 1, 2, 2]])]))
+    metric.update([torch.tensor([[0, 0, 1, 2, 2]])], mask_batch(masks=[torch.tensor([[0, 1, 1, 2, 2]])]))
     metrics = metric.compute()
     assert {name: value for name, value in metrics.items() if name.startswith("val/iou/")} == pytest.approx(
         {"val/iou/背景": 1 / 2, "val/iou/道路": 1 / 2, "val/iou/建筑": 1.0}

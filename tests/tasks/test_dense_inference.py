@@ -157,7 +157,7 @@ def test_augmented_prediction_equals_mmsegs_merging(
     image = _image(112, 168)  # of the size that `augmentation.data` gives
     sizes = [(32, 48), (64, 96), (112, 168)]
     mask = torch.zeros(original, dtype=torch.uint8)
-    ours = augmentation.predict(network, mask_batch(image=[image], mask=[mask]))[0]
+    ours = augmentation.predict(network, mask_batch(images=[image], masks=[mask]))[0]
 
     seen = [torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0] for size in sizes]
     predictions = []

@@ -143,7 +143,7 @@ def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: 
     model = task.build_model().train()
     draws = torch.Generator().manual_seed(0)
     batch = BoxBatch(
-        image=list(torch.randint(256, (2, 80, 80, 3), dtype=torch.uint8, generator=draws)),
+        images=list(torch.randint(256, (2, 80, 80, 3), dtype=torch.uint8, generator=draws)),
         boxes=[torch.zeros(0, 4)] * 2,
         labels=[torch.zeros(0, dtype=torch.int64)] * 2,
         masks=None if head == "retinanet" else [torch.zeros(0, 80, 80, dtype=torch.uint8)] * 2,
@@ -202,7 +202,7 @@ def test_detections_come_back_in_the_pixels_of_the_original_image(detection_stag
     task = _task(detection_stage, "mask_rcnn")
     model = _Fixed([_left_half([[10.0, 10.0, 40.0, 30.0], [0.0, 0.0, 50.0, 40.0]], [1, 6]), _left_half([], [])])
     images = [torch.zeros(3, 40, 50), torch.zeros(3, 20, 20)]
-    batch = instance_batch(image=images, instances=[_instances(120, 100), _instances(7, 9)])
+    batch = instance_batch(images=images, instances=[_instances(120, 100), _instances(7, 9)])
     first, second = task.predict(model, batch)
     assert first.boxes.tolist() == [[20, 30, 80, 90], [0, 0, 100, 120]]
     assert first.labels.tolist() == [0, 5]

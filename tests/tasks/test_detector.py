@@ -65,11 +65,11 @@ def _batch() -> BoxBatch:
         _target([[30.0, 100.0, 45.0, 120.0]], [1], SIZES[1]),
     ]
     return BoxBatch(
-        image=[torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES],
+        images=[torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES],
         boxes=[target["boxes"] for target in targets],
         labels=[target["labels"] for target in targets],
         masks=[target["masks"] for target in targets],
-        index=torch.arange(2),
+        indices=torch.arange(2),
         samples=2,
     )
 
@@ -123,7 +123,7 @@ def test_losses_and_gradients_are_those_of_torchvisions_own_network(detection_st
         {"boxes": boxes, "labels": labels + shift, "masks": masks}
         for boxes, labels, masks in zip(batch.boxes, batch.labels, batch.masks, strict=True)
     ]
-    images = [image.permute(2, 0, 1) / 255 for image in batch.image]
+    images = [image.permute(2, 0, 1) / 255 for image in batch.images]
     for model in (ours, theirs):  # torchvision's transform draws a size for each image, even where there is one only
         model.transform.register_forward_hook(lambda *_: (torch.manual_seed(7), None)[1])
     expected = theirs.train()(images, targets)
@@ -143,9 +143,9 @@ def test_losses_and_gradients_are_those_of_torchvisions_own_network(detection_st
 @HEADS
 def test_detections_are_those_of_torchvisions_own_network(detection_stage: MakeStage, head: str) -> None:
     task, ours, theirs = _pair(detection_stage, head)
-    batch = instance_batch(image=_batch().image, instances=[_nothing(size) for size in SIZES])
+    batch = instance_batch(images=_batch().images, instances=[_nothing(size) for size in SIZES])
     with torch.no_grad():
-        expected = theirs.eval()([image.permute(2, 0, 1) / 255 for image in batch.image])
+        expected = theirs.eval()([image.permute(2, 0, 1) / 255 for image in batch.images])
         found = task.predict(ours.eval(), task.prepare(batch, "val", ()))
     for own, their in zip(found, expected, strict=True):
         assert len(own.boxes) == len(their["boxes"]) > 10
@@ -163,7 +163,7 @@ def test_normalization_is_torchvisions(detection_stage: MakeStage) -> None:
     task = DetectionTask(detection_stage(), CLASSES)
     batch = _batch()
     theirs = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), num_classes=2).transform
-    for own, image in zip(task.prepare(batch, "train", (0, 0, 0, 0)).image, batch.image, strict=True):
+    for own, image in zip(task.prepare(batch, "train", (0, 0, 0, 0)).images, batch.images, strict=True):
         torch.testing.assert_close(own, theirs.normalize(image.permute(2, 0, 1) / 255), rtol=1e-5, atol=1e-6)
 
 
@@ -304,7 +304,7 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def test_every_parameter_takes_part_also_where_no_image_shows_an_object(head: str, name: str) -> None:
     model = _detector(head, name)
     wrapped = DistributedDataParallel(model)
-    images = [normalize(image[None], (0.5,) * 3, (0.2,) * 3)[0] for image in _batch().image]
+    images = [normalize(image[None], (0.5,) * 3, (0.2,) * 3)[0] for image in _batch().images]
     empty = [_target([], [], size) for size in SIZES]
     shown = [{name: getattr(_batch(), name)[number] for name in ("boxes", "labels", "masks")} for number in range(2)]
     for targets in (empty, shown, empty):  # a pass raises if a parameter got no gradient in the one before

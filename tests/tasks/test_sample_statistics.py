@@ -23,9 +23,9 @@ def test_accuracies(chosen, top):
     per_sample = task_kind("classification").build_sample_statistics(f"top{top}", CLASSES)
     assert isinstance(per_sample, HitStatistics)
     for part in ([0, 1, 2, 3], [4, 5]):
-        per_sample.update(logits[part], label_batch(label=labels[part], index=torch.tensor(part)))
+        per_sample.update(logits[part], label_batch(labels=labels[part], indices=torch.tensor(part)))
     metric = AccuracyMetric(7)
-    metric.update(logits[chosen], label_batch(label=labels[chosen]))
+    metric.update(logits[chosen], label_batch(labels=labels[chosen]))
     assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/top{top}"])
     assert per_sample.indices == list(range(6))
 
@@ -39,15 +39,15 @@ def test_overlaps(chosen, name):
     masks = [torch.from_numpy(draws.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in sizes]
     found = [torch.from_numpy(draws.integers(0, 4, size).astype(np.uint8)) for size in sizes]
     per_sample = task_kind("segmentation").build_sample_statistics(name, CLASSES)
-    per_sample.update(found, mask_batch(mask=masks, index=torch.arange(6)))
+    per_sample.update(found, mask_batch(masks=masks, indices=torch.arange(6)))
     metric = ConfusionMetric(CLASSES)
-    metric.update([found[i] for i in chosen], mask_batch(mask=[masks[i] for i in chosen]))
+    metric.update([found[i] for i in chosen], mask_batch(masks=[masks[i] for i in chosen]))
     assert per_sample.metric(np.array(chosen)) == pytest.approx(metric.compute()[f"val/{name}"])
 
 
 def test_overlap_without_a_labelled_pixel_is_no_number():
     per_sample = task_kind("segmentation").build_sample_statistics("miou", CLASSES)
-    per_sample.update([torch.zeros(2, 2)], mask_batch(mask=[torch.full((2, 2), 255)], index=torch.arange(1)))
+    per_sample.update([torch.zeros(2, 2)], mask_batch(masks=[torch.full((2, 2), 255)], indices=torch.arange(1)))
     assert np.isnan(per_sample.metric(np.array([0])))
 
 
@@ -57,7 +57,7 @@ def _per_sample(scenes: list[Scene], metric: str) -> PrecisionStatistics:
     per_sample.update(
         [found for _, _, found in scenes],
         instance_batch(
-            index=torch.tensor([number for number, _, _ in scenes]), instances=[truth for _, truth, _ in scenes]
+            indices=torch.tensor([number for number, _, _ in scenes]), instances=[truth for _, truth, _ in scenes]
         ),
     )
     return per_sample

@@ -26,7 +26,7 @@ def metrics_of(kind: str, head: str | None = None) -> set[str]:
 def test_classification() -> None:
     for classes in (5, 6):  # top-5 accuracy of five classes says nothing
         metric = AccuracyMetric(classes)
-        metric.update(torch.eye(classes), label_batch(label=torch.arange(classes)))
+        metric.update(torch.eye(classes), label_batch(labels=torch.arange(classes)))
         expected = metrics_of("classification") - ({"val/top5"} if classes == 5 else set())
         assert over_all_classes(metric.compute()) == expected
 
@@ -34,7 +34,7 @@ def test_classification() -> None:
 def test_segmentation() -> None:
     metric = ConfusionMetric(CLASSES)
     mask = torch.arange(5, dtype=torch.uint8).repeat(3, 1)
-    metric.update([mask], mask_batch(mask=[mask]))
+    metric.update([mask], mask_batch(masks=[mask]))
     assert over_all_classes(metric.compute()) == metrics_of("segmentation", "upernet")
 
 
@@ -55,6 +55,6 @@ def test_detection() -> None:
     )
     for with_masks in (True, False):
         metric = CocoMetric(CLASSES, masks=with_masks)
-        metric.update([found], instance_batch(index=torch.tensor([0]), instances=[truth]))
+        metric.update([found], instance_batch(indices=torch.tensor([0]), instances=[truth]))
         expected = metrics_of("detection", "mask_rcnn" if with_masks else "retinanet")
         assert over_all_classes(metric.compute()) == expected

@@ -102,7 +102,7 @@ def test_it_learns_from_files_and_is_right_at_the_masks_own_sizes(
         with torch.no_grad():
             for batch in _batches(evaluated, folder, train=False):
                 predictions = (augmentation or evaluated).predict(model, batch)
-                assert [each.shape for each in predictions] == [mask.shape for mask in batch.mask]
+                assert [each.shape for each in predictions] == [mask.shape for mask in batch.masks]
                 metric.update(predictions, batch)
         metric.synchronize()
         metrics = metric.compute()
@@ -116,13 +116,13 @@ def test_reported_parts_add_up_to_the_loss(segmentation_stage: MakeStage, head: 
     task = SegmentationTask(segmentation_stage(task={"head": head}), CLASSES)
     model = task.build_model().eval()
     batch = _crops(2)
-    batch.mask[:, :9] = 255
+    batch.masks[:, :9] = 255
     loss, parts = task.loss(model, batch)
     assert loss.requires_grad
     assert parts.keys() == ({"loss_ce", "loss_aux", "acc"} if head == "upernet" else {"loss_ce", "acc"})
     torch.testing.assert_close(loss.detach(), sum(part for name, part in parts.items() if name != "acc"))
-    logits = torch.nn.functional.interpolate(model(batch.image), (64, 64), mode="bilinear")
-    right = (logits.argmax(dim=1) == batch.mask)[:, 9:].float().mean()
+    logits = torch.nn.functional.interpolate(model(batch.images), (64, 64), mode="bilinear")
+    right = (logits.argmax(dim=1) == batch.masks)[:, 9:].float().mean()
     torch.testing.assert_close(parts["acc"], right)
     assert all(part.shape == () and not part.requires_grad for part in parts.values())
 
@@ -130,8 +130,8 @@ def test_reported_parts_add_up_to_the_loss(segmentation_stage: MakeStage, head: 
 def _crops(images: int) -> MaskBatch:
     draws = torch.Generator().manual_seed(3)
     return mask_batch(
-        image=torch.randn(images, 3, 64, 64, generator=draws),
-        mask=torch.randint(3, (images, 64, 64), generator=draws, dtype=torch.uint8),
+        images=torch.randn(images, 3, 64, 64, generator=draws),
+        masks=torch.randint(3, (images, 64, 64), generator=draws, dtype=torch.uint8),
     )
 
 
@@ -139,7 +139,7 @@ def _crops(images: int) -> MaskBatch:
 def test_a_batch_whose_samples_were_all_bad_moves_no_weight(segmentation_stage: MakeStage, head: str) -> None:
     task = SegmentationTask(segmentation_stage(task={"head": head}), CLASSES)
     model = task.build_model().train()
-    empty = mask_batch(image=torch.empty(0, 0, 0, 3, dtype=torch.uint8), mask=torch.empty(0, 0, 0, dtype=torch.uint8))
+    empty = mask_batch(images=torch.empty(0, 0, 0, 3, dtype=torch.uint8), masks=torch.empty(0, 0, 0, dtype=torch.uint8))
     loss, parts = task.loss(model, task.prepare(empty, "train", (0, 0, 0, 0)))
     loss.backward()
     assert loss.item() == 0
@@ -153,7 +153,7 @@ def test_a_lone_image_has_the_mean_loss_of_itself(segmentation_stage: MakeStage)
     one = _crops(1)
     assert torch.isfinite(task.loss(model.train(), one)[0])
     model.eval()
-    losses = model(one.image, one.mask)
+    losses = model(one.images, one.masks)
     expected = losses["loss_ce"] + losses["loss_aux"]
     torch.testing.assert_close(task.loss(model, one)[0], expected)
 
@@ -235,7 +235,7 @@ def test_a_prediction_is_a_png_of_class_numbers_with_names_and_shares(
         prediction = MaskPredictor(task.stage, CLASSES).predict(model, image, CPU).to_dict()
         expected = task.predict(
             model,
-            task.prepare(mask_batch(image=[_resized(task, image)], mask=[torch.zeros(75, 130)]), "val", ()),
+            task.prepare(mask_batch(images=[_resized(task, image)], masks=[torch.zeros(75, 130)]), "val", ()),
         )[0]
     assert list(prediction) == ["mask_png", "classes", "shares"]
     labels = cv2.imdecode(np.frombuffer(prediction["mask_png"], np.uint8), cv2.IMREAD_UNCHANGED)

@@ -81,9 +81,9 @@ def test_a_compiled_training_learns_what_an_eager_one_does(stages, tmp_path, com
 
 def test_batches_copied_ahead_arrive_whole_and_in_order():
     images = [torch.full((64, 64), number, dtype=torch.uint8).pin_memory() for number in range(50)]
-    batches = [Batch(image=image, samples=1) for image in images]
+    batches = [Batch(images=image, samples=1) for image in images]
     for number, batch in enumerate(prefetch(iter(batches), torch.device("cuda"))):
-        assert batch.image.is_cuda
+        assert batch.images.is_cuda
         torch.randn(512, 512, device="cuda") @ torch.randn(512, 512, device="cuda")
-        assert torch.equal(batch.image.cpu(), images[number])
+        assert torch.equal(batch.images.cpu(), images[number])
     assert number == 49

@@ -191,7 +191,7 @@ class Worst:
         self.hits = {name: [] for name in classes}
 
     def update(self, predictions, batch):
-        for label, hit in zip(batch.label.tolist(), (predictions.argmax(1) == batch.label).tolist()):
+        for label, hit in zip(batch.labels.tolist(), (predictions.argmax(1) == batch.labels).tolist()):
             list(self.hits.values())[label].append(hit)
 
     def synchronize(self):

@@ -18,12 +18,12 @@ BatchOfTask = Any
 class Batch:
     """Images, without labels; each kind of task, also a user's own, adds fields in a class derived from this one."""
 
-    image: Any
+    images: Any
     """From the loader uint8 (samples, height, width, 3), or a list of (height, width, 3) where sizes differ; from the
     task's `prepare` float (samples, 3, height, width), or a list of (3, height, width)."""
     samples: int
     """Number of samples without the bad ones; with 0 the stacked images are (0, 0, 0, 3)."""
-    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    indices: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Int64 (samples,), indices in the source."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of each sample that was skipped."""
@@ -39,9 +39,9 @@ class Batch:
 class LabelBatch(Batch):
     """Images with labels."""
 
-    label: Tensor
+    labels: Tensor
     """Int64 class indices (samples,); users' multi-label tasks may have 0 or 1 for each class (samples, classes)."""
-    target: Tensor = field(default_factory=lambda: torch.zeros(0))
+    targets: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Float32 (samples, classes): soft labels, which `prepare` makes in training; empty (0,) before that."""
 
 
@@ -49,7 +49,7 @@ class LabelBatch(Batch):
 class MaskBatch(Batch):
     """Images with label maps."""
 
-    mask: Any
+    masks: Any
     """Uint8 labels, 255 ignored: (samples, height, width), in evaluation a list of (height, width)."""
 
 

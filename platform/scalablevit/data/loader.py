@@ -32,27 +32,27 @@ def collate_classification(items: list[Item | Bad]) -> LabelBatch:
     good, common = _split(items)
     images = _stack([item["image"] for item in good], (0, 0, 0, 3))
     labels = torch.from_numpy(np.array([item["label"] for item in good], np.int64))
-    return LabelBatch(image=images, label=labels, **common)
+    return LabelBatch(images=images, labels=labels, **common)
 
 
 def collate_segmentation_train(items: list[Item | Bad]) -> MaskBatch:
     """Stack crops (N, H, W, 3) and their masks (N, H, W)."""
     good, common = _split(items)
     images = _stack([item["image"] for item in good], (0, 0, 0, 3))
-    return MaskBatch(image=images, mask=_stack([item["mask"] for item in good], (0, 0, 0)), **common)
+    return MaskBatch(images=images, masks=_stack([item["mask"] for item in good], (0, 0, 0)), **common)
 
 
 def collate_segmentation_eval(items: list[Item | Bad]) -> MaskBatch:
     """List images (H, W, 3) and masks, which have different sizes."""
     good, common = _split(items)
-    return MaskBatch(image=_tensors(good, "image"), mask=_tensors(good, "mask"), **common)
+    return MaskBatch(images=_tensors(good, "image"), masks=_tensors(good, "mask"), **common)
 
 
 def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
     """List images (H, W, 3), which have different sizes, and their boxes, labels and masks."""
     good, common = _split(items)
     return BoxBatch(
-        image=_tensors(good, "image"),
+        images=_tensors(good, "image"),
         boxes=_tensors(good, "boxes"),
         labels=_tensors(good, "labels"),
         masks=_tensors(good, "masks") if any("masks" in item for item in good) else None,
@@ -63,7 +63,7 @@ def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
 def collate_detection_eval(items: list[Item | Bad]) -> InstanceBatch:
     """List images (H, W, 3) and their annotated objects."""
     good, common = _split(items)
-    return InstanceBatch(image=_tensors(good, "image"), instances=[item["instances"] for item in good], **common)
+    return InstanceBatch(images=_tensors(good, "image"), instances=[item["instances"] for item in good], **common)
 
 
 def build_loader(
@@ -153,7 +153,7 @@ def _keep_until_used(batch: Batch, device: torch.device) -> None:
 class _Common(TypedDict):
     """Fields of every batch but the images."""
 
-    index: torch.Tensor
+    indices: torch.Tensor
     samples: int
     bad: list[tuple[str, str]]
     changed: list[str]
@@ -163,7 +163,7 @@ def _split(items: list[Item | Bad]) -> tuple[list[Item], _Common]:
     good = [item for item in items if not isinstance(item, Bad)]
     bad = [item for item in items if isinstance(item, Bad)]
     return good, {
-        "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
+        "indices": torch.tensor([item["index"] for item in good], dtype=torch.int64),
         "samples": len(good),
         "bad": [(item.path, item.reason) for item in bad],
         "changed": [item.path for item in bad if item.changed],

@@ -119,7 +119,7 @@ def _score_images(drawing: Drawing, batch: Batch, predictions: Any, scores: list
     scored = []
     for index, score in enumerate(scores):
         ground_truth = drawing.ground_truth_of(batch, index)
-        image = batch.image[index].numpy().copy()  # a view would keep the whole batch in memory
+        image = batch.images[index].numpy().copy()  # a view would keep the whole batch in memory
         scored.append(_ScoredImage(score, image, ground_truth, drawing.prediction_of(predictions[index], ground_truth)))
     return scored
 

@@ -56,7 +56,7 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     figure, axes = _grid(-(-count // COLUMNS), COLUMNS)
     drawing = task_kind(stage.task.kind).drawing()
     for index, cell in zip(range(count), axes.flat, strict=False):
-        image = _colours(prepared.image[index], stage)
+        image = _colours(prepared.images[index], stage)
         drawing.draw_training_image(cell, image, prepared, index, task.classes)
     save(figure, file)
 
@@ -85,7 +85,7 @@ def save_predictions(task: Task, stage: Stage, model: nn.Module, source: Source,
     cells = axes.reshape(-1, 2)
     drawing = task_kind(stage.task.kind).drawing()
     for index in range(batch.samples):
-        image = batch.image[index].numpy().astype(np.float32) / 255
+        image = batch.images[index].numpy().astype(np.float32) / 255
         ground_truth = drawing.ground_truth_of(batch, index)
         prediction = drawing.prediction_of(predictions[index], ground_truth)
         for cell, labels, what in zip(cells[index], (ground_truth, prediction), ("truth", "prediction"), strict=True):

@@ -30,8 +30,8 @@ class TagCosts:
 
     def blank_batch(self, samples: int) -> LabelBatch:
         return LabelBatch(
-            image=torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8),
-            label=torch.zeros(samples, len(self.task.classes), dtype=torch.int64),
+            images=torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8),
+            labels=torch.zeros(samples, len(self.task.classes), dtype=torch.int64),
             samples=samples,
         )
 

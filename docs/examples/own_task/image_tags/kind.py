@@ -82,10 +82,10 @@ class TagErrors:
         self.classes = classes
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> list[SampleScore]:
-        labels = batch.label
+        labels = batch.labels
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none").mean(dim=1).tolist()
         found = []
-        for index, label, logits, loss in zip(batch.index.tolist(), labels, predictions, losses, strict=True):
+        for index, label, logits, loss in zip(batch.indices.tolist(), labels, predictions, losses, strict=True):
             words = f"{self._named(label > 0)}, predicted {self._named(logits.sigmoid() >= HALF)}; loss {loss:.2f}"
             found.append(SampleScore(index, loss, words))
         return found
@@ -105,8 +105,8 @@ class TagStatistics:
         self._counts: list[list[float]] = []
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
-        self._counts += counts_of(predictions, batch.label, HALF).sum(dim=2).T.tolist()
-        self.indices += batch.index.tolist()
+        self._counts += counts_of(predictions, batch.labels, HALF).sum(dim=2).T.tolist()
+        self.indices += batch.indices.tolist()
 
     def metric(self, chosen: NDArray[np.int64]) -> float:
         right, wrong, missing = np.array(self._counts)[chosen].sum(axis=0).tolist()
@@ -136,7 +136,7 @@ class TagDrawing:
         self.draw(axes, image, None)
 
     def ground_truth_of(self, batch: LabelBatch, index: int) -> tuple[int, ...]:
-        return tuple(batch.label[index].nonzero().flatten().tolist())
+        return tuple(batch.labels[index].nonzero().flatten().tolist())
 
     def prediction_of(self, prediction: Tensor, ground_truth: Any) -> tuple[int, ...]:
         return tuple((prediction.sigmoid() >= HALF).nonzero().flatten().tolist())

@@ -44,19 +44,19 @@ class TaggingTask:
 
     def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
         data = self.data
-        images = normalize(batch.image, data.mean, data.std, channels_last=self.stage.model.channels_last)
-        return replace(batch, image=images)
+        images = normalize(batch.images, data.mean, data.std, channels_last=self.stage.model.channels_last)
+        return replace(batch, images=images)
 
     def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.samples == 0:  # all were undecodable: the rank still takes part in the step
             side = self.data.image_size
-            return model(batch.image.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
-        logits = model(batch.image).float()
-        return F.binary_cross_entropy_with_logits(logits, batch.label.float()), {}
+            return model(batch.images.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
+        logits = model(batch.images).float()
+        return F.binary_cross_entropy_with_logits(logits, batch.labels.float()), {}
 
     def predict(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Logits (N, classes)."""
-        return model(batch.image).float()
+        return model(batch.images).float()
 
     def metric(self) -> "TagMetric":
         return TagMetric(self.classes, self.threshold)
@@ -84,7 +84,7 @@ class TagMetric:
         self.samples = torch.zeros(1, dtype=torch.float64)
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
-        labels = batch.label
+        labels = batch.labels
         losses = F.binary_cross_entropy_with_logits(predictions, labels.float(), reduction="none")
         counts = counts_of(predictions, labels, self.threshold).sum(dim=1)
         self.sums = self.sums.to(counts.device) + torch.cat([counts, losses.double().sum(dim=0)[None]])

@@ -22,8 +22,8 @@ class HitStatistics:
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         """Add logits (N, classes) with labels (N,)."""
         top = predictions.topk(self.top, dim=1).indices
-        self._hits += (top == batch.label[:, None]).any(dim=1).tolist()
-        self.indices += batch.index.tolist()
+        self._hits += (top == batch.labels[:, None]).any(dim=1).tolist()
+        self.indices += batch.indices.tolist()
 
     def metric(self, chosen: Choice) -> float:
         """Return the fraction of hits, 0 to 1."""

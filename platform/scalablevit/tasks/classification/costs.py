@@ -36,7 +36,7 @@ class ClassifierCosts:
         """Return grey images (samples, height, width, 3), all of the first class."""
         images = torch.full((samples, *self.size, 3), GREY, dtype=torch.uint8)
         labels = torch.zeros(samples, dtype=torch.int64)
-        return LabelBatch(image=images, label=labels, samples=samples)
+        return LabelBatch(images=images, labels=labels, samples=samples)
 
     def countable_loss(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Return the task's own loss, a scalar."""

@@ -30,7 +30,7 @@ class ClassDrawing:
         self, axes: Axes, image: Image, batch: LabelBatch, index: int, classes: Sequence[str]
     ) -> None:
         """Draw the image under the names and shares of at most two mixed classes."""
-        values, indices = batch.target[index].topk(min(2, len(classes)))
+        values, indices = batch.targets[index].topk(min(2, len(classes)))
         named = [f"{classes[c]} {v:.2f}" for v, c in zip(values.tolist(), indices.tolist(), strict=True)
                  if v >= SHOWN_SHARE]  # fmt: skip
         axes.set_title(plain(" + ".join(named)), fontsize="x-small")
@@ -38,7 +38,7 @@ class ClassDrawing:
 
     def ground_truth_of(self, batch: LabelBatch, index: int) -> ClassLabel:
         """Return the label of image `index`."""
-        return ClassLabel(int(batch.label[index]))
+        return ClassLabel(int(batch.labels[index]))
 
     def prediction_of(self, prediction: Tensor, ground_truth: ClassLabel) -> ClassLabel:
         """Return the most probable class by logits (classes,)."""

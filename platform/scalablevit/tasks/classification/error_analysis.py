@@ -24,12 +24,12 @@ class ClassErrorAnalysis:
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> list[SampleScore]:
         """Add logits (N, classes) with labels (N,); return the score of each image."""
-        labels = batch.label
+        labels = batch.labels
         losses = F.cross_entropy(predictions, labels, reduction="none").tolist()
         probabilities, predicted = predictions.softmax(dim=1).max(dim=1)
         scores = []
         for index, label, best, probability, loss in zip(
-            batch.index.tolist(), labels.tolist(), predicted.tolist(), probabilities.tolist(), losses, strict=True
+            batch.indices.tolist(), labels.tolist(), predicted.tolist(), probabilities.tolist(), losses, strict=True
         ):
             self._pairs[label, best] += 1
             summary = f"label {self.classes[label]}, predicted {self.classes[best]} {probability:.2f}; loss {loss:.2f}"

@@ -64,17 +64,17 @@ class ClassificationTask:
     def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
         """Return the batch with float images (N, 3, H, W) and, in training, soft labels (N, classes) as `target`."""
         data = self.data
-        images = normalize(batch.image, data.mean, data.std, channels_last=self.stage.model.channels_last)
+        images = normalize(batch.images, data.mean, data.std, channels_last=self.stage.model.channels_last)
         if split == "val":
-            return replace(batch, image=images)
+            return replace(batch, images=images)
         if batch.samples == 0:
-            return replace(batch, image=images)
+            return replace(batch, images=images)
         rng = np.random.default_rng(list(seed))
         # erased before mixed, as in DeiT's training, which the paper's follows
         images = random_erasing(images, data.random_erasing, rng)
         images, targets = mix(
             images,
-            batch.label,
+            batch.labels,
             classes=len(self.classes),
             mixup=data.mixup,
             cutmix=data.cutmix,
@@ -83,20 +83,20 @@ class ClassificationTask:
             smoothing=self.smoothing,
             rng=rng,
         )
-        return replace(batch, image=images, target=targets)
+        return replace(batch, images=images, targets=targets)
 
     def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy with the soft labels, mean over the batch (a scalar); nothing else is reported."""
         if batch.samples == 0:
             # all were undecodable: the rank still takes part in the step, with nothing to add
             side = self.data.image_size
-            return model(batch.image.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
-        logits = model(batch.image)
-        return F.cross_entropy(logits.float(), batch.target), {}
+            return model(batch.images.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
+        logits = model(batch.images)
+        return F.cross_entropy(logits.float(), batch.targets), {}
 
     def predict(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Return logits (N, classes), float32."""
-        logits: Tensor = model(batch.image)
+        logits: Tensor = model(batch.images)
         return logits.float()
 
     def metric(self) -> "AccuracyMetric":
@@ -117,7 +117,7 @@ class AccuracyMetric:
 
     def update(self, predictions: Tensor, batch: LabelBatch) -> None:
         """Add logits (N, classes) with labels (N,)."""
-        labels = batch.label
+        labels = batch.labels
         hits = predictions.topk(self.top, dim=1).indices == labels[:, None]
         loss = F.cross_entropy(predictions, labels, reduction="sum")
         self.sums = (

@@ -65,7 +65,7 @@ class CocoMetric:
         Raises:
             ValueError: an image was added before.
         """
-        for index, instances, detections in zip(batch.index.tolist(), batch.instances, predictions, strict=True):
+        for index, instances, detections in zip(batch.indices.tolist(), batch.instances, predictions, strict=True):
             self._add({index: (instances, detections)})
 
     def synchronize(self) -> None:

@@ -49,7 +49,7 @@ class DetectorCosts:
         for mask, side in zip(masks, sides, strict=True):
             mask[:side, :side] = 1
         return BoxBatch(
-            image=[torch.full((height, width, 3), GREY, dtype=torch.uint8)] * samples,
+            images=[torch.full((height, width, 3), GREY, dtype=torch.uint8)] * samples,
             boxes=[torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32)] * samples,
             labels=[torch.zeros(BLANK_OBJECTS, dtype=torch.int64)] * samples,
             masks=[masks] * samples if self._task.has_masks else None,
@@ -58,4 +58,4 @@ class DetectorCosts:
 
     def countable_loss(self, model: nn.Module, batch: BoxBatch) -> Tensor:
         """Return a scalar loss of as many regions as the heads are trained on at most."""
-        return countable_loss(model, batch.image, self._task.task.roi_samples)
+        return countable_loss(model, batch.images, self._task.task.roi_samples)

@@ -32,7 +32,7 @@ class BoxErrorAnalysis(CocoMetric):
         part = BoxErrorAnalysis(self.classes)
         CocoMetric.update(part, predictions, batch)
         evaluation = part._evaluate_boxes(most=max(len(detections.scores) for detections in predictions))
-        return [_score(index, evaluation) for index in batch.index.tolist()]
+        return [_score(index, evaluation) for index in batch.indices.tolist()]
 
     def details(self) -> ErrorDetails:
         """Return precision by recall of each class, over all images."""

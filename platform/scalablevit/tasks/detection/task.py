@@ -82,7 +82,7 @@ class DetectionTask:
 
     def prepare(self, batch: AnyBatch, split: SplitName, seed: Sequence[int]) -> AnyBatch:
         """Return the batch with normalized float images, a list of (3, h, w). Nothing is random: `seed` is not used."""
-        return replace(batch, image=[self._normalized(image) for image in batch.image])
+        return replace(batch, images=[self._normalized(image) for image in batch.images])
 
     def loss(self, model: nn.Module, batch: BoxBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of torchvision's losses (a scalar), and each of them to report under its name.
@@ -98,17 +98,17 @@ class DetectionTask:
         if self.has_masks:
             for target, masks in zip(targets, used.masks or [], strict=True):
                 target["masks"] = masks
-        losses = {name: loss.float() for name, loss in model(used.image, targets).items()}
+        losses = {name: loss.float() for name, loss in model(used.images, targets).items()}
         if not batch.samples:
             losses = {name: loss * 0.0 for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def predict(self, model: nn.Module, batch: InstanceBatch) -> list[Detections]:
         """Return the detections of each image in its original pixels, best first."""
-        outputs = model(batch.image)
+        outputs = model(batch.images)
         return [
             self.in_original(output, image, instances.size)
-            for output, image, instances in zip(outputs, batch.image, batch.instances, strict=True)
+            for output, image, instances in zip(outputs, batch.images, batch.instances, strict=True)
         ]
 
     def metric(self) -> CocoMetric:
@@ -123,7 +123,7 @@ class DetectionTask:
         """Return an image of normalized zeros without objects."""
         side = 2 * STRIDE  # one of STRIDE would leave the batch norms of a backbone a single value
         return BoxBatch(
-            image=[torch.zeros((3, side, side), device=device)],
+            images=[torch.zeros((3, side, side), device=device)],
             boxes=[torch.zeros((0, 4), device=device)],
             labels=[torch.zeros(0, dtype=torch.int64, device=device)],
             masks=[torch.zeros((0, side, side), dtype=torch.uint8, device=device)],

@@ -46,10 +46,10 @@ class MaskAugmentation:
             model: in eval mode.
             batch: normalized images (3, h, w) and their masks (height, width), one of each per sample.
         """
-        sizes = [_size(mask) for mask in batch.mask]
+        sizes = [_size(mask) for mask in batch.masks]
         return [
             averaged_labels(list(self._views(model, image, size)), size)
-            for image, size in zip(batch.image, sizes, strict=True)
+            for image, size in zip(batch.images, sizes, strict=True)
         ]
 
     def _views(self, model: nn.Module, image: Tensor, size: Size) -> Iterator[View]:

@@ -34,8 +34,8 @@ class OverlapStatistics:
         self._counts: list[NDArray[np.int64]] = []
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
-        """Add label maps (height, width) with `batch.mask`; pixels whose mask is 255 do not count."""
-        for predicted, mask in zip(predictions, batch.mask, strict=True):
+        """Add label maps (height, width) with `batch.masks`; pixels whose mask is 255 do not count."""
+        for predicted, mask in zip(predictions, batch.masks, strict=True):
             counted = mask != IGNORE
             labels, guesses = mask[counted].long(), predicted[counted].long()
             rows = [
@@ -43,7 +43,7 @@ class OverlapStatistics:
                 for values in (labels[labels == guesses], labels, guesses)
             ]
             self._counts.append(torch.stack(rows).cpu().numpy())
-        self.indices += batch.index.tolist()
+        self.indices += batch.indices.tolist()
 
     @cached_property
     def _flat(self) -> NDArray[np.float64]:

@@ -38,8 +38,8 @@ class ConfusionMetric:
         self.samples = torch.zeros(1, dtype=torch.int64)
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> None:
-        """Add label maps (height, width) with `batch.mask`; pixels whose mask is 255 do not count."""
-        for predicted, mask in zip(predictions, batch.mask, strict=True):
+        """Add label maps (height, width) with `batch.masks`; pixels whose mask is 255 do not count."""
+        for predicted, mask in zip(predictions, batch.masks, strict=True):
             self.counts = self.counts.to(mask.device) + pixels_by_pair(mask, predicted, len(self.classes))
         self.samples += len(predictions)
 

@@ -37,7 +37,7 @@ class SegmentorCosts:
         side = self._task.data.crop_size
         images = torch.full((samples, side, side, 3), GREY, dtype=torch.uint8)
         masks = torch.zeros((samples, side, side), dtype=torch.uint8)
-        return MaskBatch(image=images, mask=masks, samples=samples)
+        return MaskBatch(images=images, masks=masks, samples=samples)
 
     def countable_loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
         """Return the task's own loss, a scalar."""

@@ -22,11 +22,11 @@ class MaskDrawing:
         self, axes: Axes, image: Image, batch: MaskBatch, index: int, classes: Sequence[str]
     ) -> None:
         """Draw image `index` of a batch with its mask."""
-        self.draw(axes, image, batch.mask[index].numpy(), classes)
+        self.draw(axes, image, batch.masks[index].numpy(), classes)
 
     def ground_truth_of(self, batch: MaskBatch, index: int) -> LabelMap:
         """Return the annotated label map of image `index`."""
-        mask: LabelMap = batch.mask[index].numpy()
+        mask: LabelMap = batch.masks[index].numpy()
         return mask
 
     def prediction_of(self, prediction: Tensor, ground_truth: LabelMap) -> LabelMap:

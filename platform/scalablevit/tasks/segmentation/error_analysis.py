@@ -26,12 +26,12 @@ class MaskErrorAnalysis:
         self._pairs: Counter[tuple[int, int]] = Counter()
 
     def update(self, predictions: list[Tensor], batch: MaskBatch) -> list[SampleScore]:
-        """Add label maps (height, width) with `batch.mask`; return the score of each image.
+        """Add label maps (height, width) with `batch.masks`; return the score of each image.
 
         Pixels whose mask is 255 do not count.
         """
         scores = []
-        for index, predicted, mask in zip(batch.index.tolist(), predictions, batch.mask, strict=True):
+        for index, predicted, mask in zip(batch.indices.tolist(), predictions, batch.masks, strict=True):
             pixels = pixels_by_pair(mask, predicted, len(self.classes))
             nonzero = pixels.nonzero().tolist()
             pairs = Counter({(label, prediction): int(pixels[label, prediction]) for label, prediction in nonzero})

@@ -85,10 +85,10 @@ class SegmentationTask:
 
         Nothing is random, so `seed` is not used.
         """
-        images = batch.image
+        images = batch.images
         if split == "train":
-            return replace(batch, image=self._normalized(images))
-        return replace(batch, image=[self._normalized(image[None])[0] for image in images])
+            return replace(batch, images=self._normalized(images))
+        return replace(batch, images=[self._normalized(image[None])[0] for image in images])
 
     def loss(self, model: nn.Module, batch: MaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the heads' cross-entropies (a scalar), each a mean over all pixels, and its parts.
@@ -96,13 +96,13 @@ class SegmentationTask:
         The parts to report are `loss_ce`, `loss_aux` (weighted) where UperNet has its auxiliary head, and `acc`, the
         fraction of labelled pixels that are right.
         """
-        parts = model(*self._fill_up(batch.image, batch.mask))
+        parts = model(*self._fill_up(batch.images, batch.masks))
         loss = torch.stack([part for name, part in parts.items() if name.startswith("loss")]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 
     def predict(self, model: nn.Module, batch: MaskBatch) -> list[Tensor]:
         """Return label maps uint8 (height, width) at the masks' sizes."""
-        return self.label_maps(model, batch.image, [_size(mask) for mask in batch.mask])
+        return self.label_maps(model, batch.images, [_size(mask) for mask in batch.masks])
 
     def label_maps(self, model: nn.Module, images: list[Tensor], sizes: list[Size]) -> list[Tensor]:
         """Return label maps uint8 (height, width) of normalized images (3, h, w).
