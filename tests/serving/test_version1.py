@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from mlflow import MlflowClient
 from PIL import Image
@@ -21,6 +22,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.rewriting import upgrade_text
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import upgrade
+from scalablevit.data.batch import LabelBatch, MaskBatch
 from scalablevit.data.shapes import write_shapes
 from scalablevit.paper.loaded_models import load_models
 from scalablevit.pipeline import plan_summary, search
@@ -29,6 +31,7 @@ from scalablevit.pipeline.resolve import check_metric, resolve
 from scalablevit.serving.model import ImageModel
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import connect
+from scalablevit.training.capture import batches_file, unpack_batches
 
 VERSION_1 = Path(__file__).parents[1] / "data" / "version1"
 WRITTEN_AT = "/root-of-version-1"
@@ -163,6 +166,18 @@ def test_replayed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = (root / "runs" / CAPTURED).glob("not_finite/step_*")
     assert replay.run(parse("replay", [str(folder)])) == 0
     assert "step 8, 1 rank(s)" in capsys.readouterr().out
+
+
+def test_captured_batches_have_todays_fields(root: Path) -> None:
+    (file,) = (root / "runs" / CAPTURED).glob(f"not_finite/step_*/{batches_file(0)}")
+    stored = safetensors.torch.load_file(file)
+    (batch,) = unpack_batches(stored, LabelBatch)
+    assert batch.samples == 4
+    for field, former in ((batch.images, "0/image"), (batch.indices, "0/index"), (batch.labels, "0/label")):
+        assert torch.equal(field, stored[former])
+    lists = {"0/samples": torch.tensor(2), "0/image/1": torch.ones(1), "0/image/0": torch.zeros(1)}
+    (of_lists,) = unpack_batches({**lists, "0/mask": torch.ones(2)}, MaskBatch)
+    assert of_lists.images == [torch.zeros(1), torch.ones(1)] and torch.equal(of_lists.masks, torch.ones(2))
 
 
 def test_looked_into(root: Path) -> None:
