@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from benchmarks.rows import Row
 from benchmarks.timing import interleaved, speed_up, spread
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from harness.coco_scenes import made_scene
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -43,7 +43,7 @@ def made_metric(images: int) -> CocoMetric:
     metric = CocoMetric(CLASSES, masks=True)
     for number in range(images):
         _, truth, found = made_scene(draws, number, objects=OBJECTS, found=DETECTIONS, classes=len(CLASSES))
-        metric.update([found], instance_batch(indices=torch.tensor([number]), instances=[truth]))
+        metric.update([found], detection_batch(indices=torch.tensor([number]), instances=[truth]))
     return metric
 
 

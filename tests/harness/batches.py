@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scalablevit.data.batch import InstanceBatch, LabelBatch, MaskBatch
+from scalablevit.data.batch import DetectionEvalBatch, LabelBatch, MaskBatch
 
 
 def label_batch(**fields: Any) -> LabelBatch:
@@ -15,6 +15,6 @@ def mask_batch(**fields: Any) -> MaskBatch:
     return MaskBatch(**{"images": [], "samples": len(fields["masks"]), **fields})
 
 
-def instance_batch(**fields: Any) -> InstanceBatch:
+def detection_batch(**fields: Any) -> DetectionEvalBatch:
     """Images with what they show; without images if none are given."""
-    return InstanceBatch(**{"images": [], "samples": len(fields["instances"]), **fields})
+    return DetectionEvalBatch(**{"images": [], "samples": len(fields["instances"]), **fields})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
 
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 
@@ -82,7 +82,7 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
         part = scenes[start : start + batch]
         metric.update(
             [found for _, _, found in part],
-            instance_batch(
+            detection_batch(
                 indices=torch.tensor([number for number, _, _ in part]), instances=[truth for _, truth, _ in part]
             ),
         )

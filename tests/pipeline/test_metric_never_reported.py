@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from PIL import Image
 
 from scalablevit.config.errors import UserError
@@ -86,7 +86,7 @@ def test_the_metric_counts_sizes_the_same_way(areas: list[float], tmp_path: Path
         masks=[],
     )
     truth = [read.of_image(number) for number in range(len(areas))]
-    metric.update([nothing] * len(areas), instance_batch(indices=torch.arange(len(areas)), instances=truth))
+    metric.update([nothing] * len(areas), detection_batch(indices=torch.arange(len(areas)), instances=truth))
     reported = metric.compute()
     for kind in ("box", "mask"):
         absent = tuple(size for size in SIZES if f"val/{kind}_ap_{size}" not in reported)

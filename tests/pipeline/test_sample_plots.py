@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval import mask as run_lengths
-from harness.batches import instance_batch, label_batch
+from harness.batches import detection_batch, label_batch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scalablevit.config.data import Shapes
@@ -107,7 +107,7 @@ def test_what_large_masks_take_goes_by_the_picture_not_by_the_image(tmp_path, mo
     found = Instances((1080, 1920), np.zeros((8, 4), np.float32), np.arange(8), np.zeros(8, bool),
                       np.full(8, 5e4, np.float32), run_lengths.encode(masks))  # fmt: skip
     tracemalloc.start()
-    truth = task_kind("detection").drawing().ground_truth_of(instance_batch(instances=[found]), 0)
+    truth = task_kind("detection").drawing().ground_truth_of(detection_batch(instances=[found]), 0)
     save_pair("detection", np.full((90, 160, 3), 0.5, np.float32), truth, truth, tmp_path / "pair.png")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from harness.coco_scenes import CLASSES, Scene, made_scene, made_scenes, metric_of, metrics_of
 from harness.ranks import call_on_ranks
 from pycocotools.coco import COCO
@@ -169,7 +169,7 @@ def test_no_image_counts_twice() -> None:
     metric = metric_of(made_scenes(0))
     with pytest.raises(ValueError, match="image 3 was evaluated twice"):
         metric.update(
-            [made_scenes(0)[1][2]], instance_batch(indices=torch.tensor([3]), instances=[made_scenes(0)[1][1]])
+            [made_scenes(0)[1][2]], detection_batch(indices=torch.tensor([3]), instances=[made_scenes(0)[1][1]])
         )
 
 

@@ -9,14 +9,14 @@ import pytest
 import timm
 import torch
 from faster_coco_eval import mask as run_lengths
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scalablevit.config.data import Shapes
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.data.batch import BoxBatch
+from scalablevit.data.batch import DetectionTrainBatch
 from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.instances import Instances
 from scalablevit.data.loader import build_loader
@@ -142,7 +142,7 @@ def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: 
     torch.manual_seed(0)
     model = task.build_model().train()
     draws = torch.Generator().manual_seed(0)
-    batch = BoxBatch(
+    batch = DetectionTrainBatch(
         images=list(torch.randint(256, (2, 80, 80, 3), dtype=torch.uint8, generator=draws)),
         boxes=[torch.zeros(0, 4)] * 2,
         labels=[torch.zeros(0, dtype=torch.int64)] * 2,
@@ -202,7 +202,7 @@ def test_detections_come_back_in_the_pixels_of_the_original_image(detection_stag
     task = _task(detection_stage, "mask_rcnn")
     model = _Fixed([_left_half([[10.0, 10.0, 40.0, 30.0], [0.0, 0.0, 50.0, 40.0]], [1, 6]), _left_half([], [])])
     images = [torch.zeros(3, 40, 50), torch.zeros(3, 20, 20)]
-    batch = instance_batch(images=images, instances=[_instances(120, 100), _instances(7, 9)])
+    batch = detection_batch(images=images, instances=[_instances(120, 100), _instances(7, 9)])
     first, second = task.predict(model, batch)
     assert first.boxes.tolist() == [[20, 30, 80, 90], [0, 0, 100, 120]]
     assert first.labels.tolist() == [0, 5]

@@ -8,7 +8,7 @@ import timm.optim
 import torch
 import torch.distributed as dist
 from faster_coco_eval import mask as run_lengths
-from harness.batches import instance_batch
+from harness.batches import detection_batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
-from scalablevit.data.batch import BoxBatch
+from scalablevit.data.batch import DetectionTrainBatch
 from scalablevit.data.instances import Instances
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import build_pyramid
@@ -57,14 +57,14 @@ def _target(boxes: list[list[float]], labels: list[int], size: tuple[int, int]) 
     return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels).long(), "masks": masks}
 
 
-def _batch() -> BoxBatch:
+def _batch() -> DetectionTrainBatch:
     """Two images as the training loader gives them: one with three objects, one with a single small one."""
     draws = np.random.default_rng(3)
     targets = [
         _target([[8.0, 10.0, 60.5, 70.0], [50.0, 20.0, 120.0, 90.0], [3.0, 60.0, 40.0, 95.0]], [0, 2, 1], SIZES[0]),
         _target([[30.0, 100.0, 45.0, 120.0]], [1], SIZES[1]),
     ]
-    return BoxBatch(
+    return DetectionTrainBatch(
         images=[torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES],
         boxes=[target["boxes"] for target in targets],
         labels=[target["labels"] for target in targets],
@@ -143,7 +143,7 @@ def test_losses_and_gradients_are_those_of_torchvisions_own_network(detection_st
 @HEADS
 def test_detections_are_those_of_torchvisions_own_network(detection_stage: MakeStage, head: str) -> None:
     task, ours, theirs = _pair(detection_stage, head)
-    batch = instance_batch(images=_batch().images, instances=[_nothing(size) for size in SIZES])
+    batch = detection_batch(images=_batch().images, instances=[_nothing(size) for size in SIZES])
     with torch.no_grad():
         expected = theirs.eval()([image.permute(2, 0, 1) / 255 for image in batch.images])
         found = task.predict(ours.eval(), task.prepare(batch, "val", ()))

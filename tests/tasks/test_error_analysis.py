@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from harness.batches import instance_batch, label_batch, mask_batch
+from harness.batches import detection_batch, label_batch, mask_batch
 from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
@@ -78,7 +78,7 @@ def test_boxes_are_found_missed_and_false():
         scores=torch.tensor([0.9, 0.8, 0.2, 0.7, 0.6]),
         labels=torch.tensor([0, 2, 0, 1, 1]),
     )
-    scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], indices=torch.tensor([4])))
+    scores = BoxErrorAnalysis(NAMES).update([found], detection_batch(instances=[truth], indices=torch.tensor([4])))
     assert (scores[0].index, scores[0].summary) == (4, "1 of 2 objects found, 1 false")
     assert scores[0].outcome == "partly"
     assert scores[0].error == pytest.approx(1 - 2 * 1 / (2 * 1 + 1 + 1))
@@ -94,7 +94,7 @@ def test_every_detection_counts_however_many_there_are():
     found = Detections(
         boxes=boxes, scores=torch.linspace(0.9, 0.5, count), labels=torch.zeros(count, dtype=torch.int64)
     )
-    scores = BoxErrorAnalysis(NAMES).update([found], instance_batch(instances=[truth], indices=torch.tensor([0])))
+    scores = BoxErrorAnalysis(NAMES).update([found], detection_batch(instances=[truth], indices=torch.tensor([0])))
     assert (scores[0].error, scores[0].summary) == (0.0, "120 of 120 objects found, 0 false")
     assert scores[0].outcome == "right"
 
@@ -103,7 +103,7 @@ def test_precision_by_recall_has_the_metrics_area():
     scenes = made_scenes(1)
     analysis = BoxErrorAnalysis(CLASSES)
     for number, truth, found in scenes:
-        analysis.update([found], instance_batch(instances=[truth], indices=torch.tensor([number])))
+        analysis.update([found], detection_batch(instances=[truth], indices=torch.tensor([number])))
     curves = analysis.details()["precision"]
     expected = metric_of(scenes, masks=False).compute()
     assert np.mean(list(curves.values())) == pytest.approx(expected["val/box_ap50"])
@@ -114,7 +114,7 @@ def test_an_image_whose_objects_are_all_missed_is_wrong():
     box = np.array([[0, 0, 10, 10]], np.float32)
     truth = Instances((20, 20), box, np.array([0]), np.array([False]), np.full(1, 100, np.float32), None)
     nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
-    (score,) = BoxErrorAnalysis(NAMES).update([nothing], instance_batch(instances=[truth], indices=torch.tensor([0])))
+    (score,) = BoxErrorAnalysis(NAMES).update([nothing], detection_batch(instances=[truth], indices=torch.tensor([0])))
     assert (score.error, score.outcome) == (1.0, "wrong")
 
 
@@ -123,7 +123,7 @@ def test_images_without_objects_or_detections_are_judged():
                       np.zeros(0, np.float32), None)  # fmt: skip
     nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
     analysis = BoxErrorAnalysis(NAMES)
-    scores = analysis.update([nothing], instance_batch(instances=[empty], indices=torch.tensor([0])))
+    scores = analysis.update([nothing], detection_batch(instances=[empty], indices=torch.tensor([0])))
     assert (scores[0].error, scores[0].summary) == (0.0, "0 of 0 objects found, 0 false")
     assert scores[0].outcome == "right"
     assert analysis.details() == {"precision": {}}

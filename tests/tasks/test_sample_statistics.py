@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from harness.batches import instance_batch, label_batch, mask_batch
+from harness.batches import detection_batch, label_batch, mask_batch
 from harness.coco_scenes import CLASSES, Scene, made_scenes, metrics_of
 
 from scalablevit.tasks.classification.bootstrap import HitStatistics
@@ -56,7 +56,7 @@ def _per_sample(scenes: list[Scene], metric: str) -> PrecisionStatistics:
     assert isinstance(per_sample, PrecisionStatistics)
     per_sample.update(
         [found for _, _, found in scenes],
-        instance_batch(
+        detection_batch(
             indices=torch.tensor([number for number, _, _ in scenes]), instances=[truth for _, truth, _ in scenes]
         ),
     )

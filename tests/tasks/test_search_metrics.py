@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from faster_coco_eval import mask as run_lengths
-from harness.batches import instance_batch, label_batch, mask_batch
+from harness.batches import detection_batch, label_batch, mask_batch
 
 from scalablevit.config.task_info import task_info
 from scalablevit.data.instances import Instances
@@ -55,6 +55,6 @@ def test_detection() -> None:
     )
     for with_masks in (True, False):
         metric = CocoMetric(CLASSES, masks=with_masks)
-        metric.update([found], instance_batch(indices=torch.tensor([0]), instances=[truth]))
+        metric.update([found], detection_batch(indices=torch.tensor([0]), instances=[truth]))
         expected = metrics_of("detection", "mask_rcnn" if with_masks else "retinanet")
         assert over_all_classes(metric.compute()) == expected

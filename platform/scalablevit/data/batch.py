@@ -54,7 +54,7 @@ class MaskBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxBatch(Batch):
+class DetectionTrainBatch(Batch):
     """Detection's training images, each with its n objects."""
 
     boxes: list[Tensor]
@@ -66,7 +66,7 @@ class BoxBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstanceBatch(Batch):
+class DetectionEvalBatch(Batch):
     """Detection's evaluation images, each with its annotated objects in the original image's pixels."""
 
     instances: list[Instances]

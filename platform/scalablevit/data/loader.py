@@ -13,8 +13,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.data.batch import (
     AnyBatch,
     Batch,
-    BoxBatch,
-    InstanceBatch,
+    DetectionEvalBatch,
+    DetectionTrainBatch,
     LabelBatch,
     MaskBatch,
     map_tensors,
@@ -48,10 +48,10 @@ def collate_segmentation_eval(items: list[Item | Bad]) -> MaskBatch:
     return MaskBatch(images=_tensors(good, "image"), masks=_tensors(good, "mask"), **common)
 
 
-def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
+def collate_detection_train(items: list[Item | Bad]) -> DetectionTrainBatch:
     """List images (H, W, 3), which have different sizes, and their boxes, labels and masks."""
     good, common = _split(items)
-    return BoxBatch(
+    return DetectionTrainBatch(
         images=_tensors(good, "image"),
         boxes=_tensors(good, "boxes"),
         labels=_tensors(good, "labels"),
@@ -60,10 +60,10 @@ def collate_detection_train(items: list[Item | Bad]) -> BoxBatch:
     )
 
 
-def collate_detection_eval(items: list[Item | Bad]) -> InstanceBatch:
+def collate_detection_eval(items: list[Item | Bad]) -> DetectionEvalBatch:
     """List images (H, W, 3) and their annotated objects."""
     good, common = _split(items)
-    return InstanceBatch(images=_tensors(good, "image"), instances=[item["instances"] for item in good], **common)
+    return DetectionEvalBatch(images=_tensors(good, "image"), instances=[item["instances"] for item in good], **common)
 
 
 def build_loader(

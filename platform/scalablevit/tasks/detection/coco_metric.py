@@ -10,7 +10,7 @@ from faster_coco_eval import mask as run_lengths
 from torch import Tensor
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.batch import InstanceBatch
+from scalablevit.data.batch import DetectionEvalBatch
 from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
 from scalablevit.data.instances import Instances, RunLengths
 from scalablevit.tasks.metric_names import class_metric_names
@@ -55,7 +55,7 @@ class CocoMetric:
         self.records: Records = {}
         self.metrics: dict[str, float] | None = None
 
-    def update(self, predictions: list[Detections], batch: InstanceBatch) -> None:
+    def update(self, predictions: list[Detections], batch: DetectionEvalBatch) -> None:
         """Add images.
 
         Args:

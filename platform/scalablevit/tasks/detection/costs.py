@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.config.recipe import Stage
-from scalablevit.data.batch import BoxBatch
+from scalablevit.data.batch import DetectionTrainBatch
 from scalablevit.models.counting import Cost, count_cost
 from scalablevit.tasks.capabilities import GREY
 from scalablevit.tasks.dense_cost import describe_dense_cost
@@ -41,14 +41,14 @@ class DetectorCosts:
         """Return one line with the cost, and the paper's values where the paper has this model."""
         return describe_dense_cost(self._task.task.head, self._task.stage.model.name, self.count(), self.size)
 
-    def blank_batch(self, samples: int) -> BoxBatch:
+    def blank_batch(self, samples: int) -> DetectionTrainBatch:
         """Return grey images of `size` (height, width, 3), each with `BLANK_OBJECTS` boxes as large as anchors."""
         height, width = self.size
         sides = [min(self._task.task.anchor_size * 2**level, height, width) for level in range(BLANK_OBJECTS)]
         masks = torch.zeros((BLANK_OBJECTS, height, width), dtype=torch.uint8)
         for mask, side in zip(masks, sides, strict=True):
             mask[:side, :side] = 1
-        return BoxBatch(
+        return DetectionTrainBatch(
             images=[torch.full((height, width, 3), GREY, dtype=torch.uint8)] * samples,
             boxes=[torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32)] * samples,
             labels=[torch.zeros(BLANK_OBJECTS, dtype=torch.int64)] * samples,
@@ -56,6 +56,6 @@ class DetectorCosts:
             samples=samples,
         )
 
-    def countable_loss(self, model: nn.Module, batch: BoxBatch) -> Tensor:
+    def countable_loss(self, model: nn.Module, batch: DetectionTrainBatch) -> Tensor:
         """Return a scalar loss of as many regions as the heads are trained on at most."""
         return countable_loss(model, batch.images, self._task.task.roi_samples)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.batch import BoxBatch, InstanceBatch
+from scalablevit.data.batch import DetectionEvalBatch, DetectionTrainBatch
 from scalablevit.data.instances import RunLengths, decode_masks
 from scalablevit.tasks.detection.coco_metric import Detections
 from scalablevit.viz.samples import Image, draw_boxes, draw_objects
@@ -34,7 +34,7 @@ class BoxDrawing:
     """Draws boxes and masks of objects; implements `tasks.drawing.Drawing`."""
 
     def draw_training_image(
-        self, axes: Axes, image: Image, batch: BoxBatch, index: int, classes: Sequence[str]
+        self, axes: Axes, image: Image, batch: DetectionTrainBatch, index: int, classes: Sequence[str]
     ) -> None:
         """Draw boxes, and masks if they are read."""
         labels = batch.labels[index].tolist()
@@ -42,7 +42,7 @@ class BoxDrawing:
         draw_objects(axes, image, image.shape[:2], masks, labels)
         draw_boxes(axes, batch.boxes[index].numpy(), labels, classes)
 
-    def ground_truth_of(self, batch: InstanceBatch, index: int) -> LabelledObjects:
+    def ground_truth_of(self, batch: DetectionEvalBatch, index: int) -> LabelledObjects:
         """Return the annotated objects of image `index`, in pixels of the original image."""
         instances = batch.instances[index]
         return LabelledObjects(instances.size, instances.boxes, instances.labels.tolist(), instances.masks or [])

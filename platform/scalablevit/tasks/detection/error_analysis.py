@@ -6,7 +6,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from scalablevit.config.task import SHOWN_SCORE
-from scalablevit.data.batch import InstanceBatch
+from scalablevit.data.batch import DetectionEvalBatch
 from scalablevit.tasks.detection.coco_metric import IOU_TYPES, CocoMetric, Detections, discard_report
 from scalablevit.tasks.error_analysis import ErrorDetails, Outcome, SampleScore
 
@@ -26,7 +26,7 @@ class BoxErrorAnalysis(CocoMetric):
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(tuple(classes), masks=False)
 
-    def update(self, predictions: list[Detections], batch: InstanceBatch) -> list[SampleScore]:  # type: ignore[override]
+    def update(self, predictions: list[Detections], batch: DetectionEvalBatch) -> list[SampleScore]:  # type: ignore[override]
         """Add images, as to `CocoMetric`; return the score of each image, 1 - F1."""
         super().update(predictions, batch)
         part = BoxErrorAnalysis(self.classes)

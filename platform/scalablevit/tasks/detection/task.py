@@ -14,7 +14,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Detection
 from scalablevit.config.task_info import task_info
-from scalablevit.data.batch import AnyBatch, Batch, BoxBatch, InstanceBatch
+from scalablevit.data.batch import AnyBatch, Batch, DetectionEvalBatch, DetectionTrainBatch
 from scalablevit.data.instances import RunLengths
 from scalablevit.data.loader import collate_detection_eval, collate_detection_train
 from scalablevit.data.mixing import normalize
@@ -84,7 +84,7 @@ class DetectionTask:
         """Return the batch with normalized float images, a list of (3, h, w). Nothing is random: `seed` is not used."""
         return replace(batch, images=[self._normalized(image) for image in batch.images])
 
-    def loss(self, model: nn.Module, batch: BoxBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: DetectionTrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of torchvision's losses (a scalar), and each of them to report under its name.
 
         A rank without any image still takes part in the step, with a blank image: all its losses are 0.
@@ -103,7 +103,7 @@ class DetectionTask:
             losses = {name: loss * 0.0 for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
-    def predict(self, model: nn.Module, batch: InstanceBatch) -> list[Detections]:
+    def predict(self, model: nn.Module, batch: DetectionEvalBatch) -> list[Detections]:
         """Return the detections of each image in its original pixels, best first."""
         outputs = model(batch.images)
         return [
@@ -119,10 +119,10 @@ class DetectionTask:
         """Return a uint8 image (h, w, 3) as normalized float (3, h, w)."""
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
 
-    def _blank(self, device: torch.device) -> BoxBatch:
+    def _blank(self, device: torch.device) -> DetectionTrainBatch:
         """Return an image of normalized zeros without objects."""
         side = 2 * STRIDE  # one of STRIDE would leave the batch norms of a backbone a single value
-        return BoxBatch(
+        return DetectionTrainBatch(
             images=[torch.zeros((3, side, side), device=device)],
             boxes=[torch.zeros((0, 4), device=device)],
             labels=[torch.zeros(0, dtype=torch.int64, device=device)],
