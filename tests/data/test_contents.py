@@ -19,13 +19,13 @@ class Reads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        read = contents.content_sum
+        read = contents.file_sum
 
         def counted(path: str) -> bytes | None:
             self.names.append(Path(path).name)
             return read(path)
 
-        monkeypatch.setattr(contents, "content_sum", counted)
+        monkeypatch.setattr(contents, "file_sum", counted)
 
     def take(self) -> list[str]:
         """Return them, sorted."""
@@ -118,13 +118,13 @@ def test_what_was_hashed_until_time_was_up_is_known(
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     cache = ContentCache.in_root(tmp_path)
-    read = contents.content_sum
+    read = contents.file_sum
 
     def slow(path: str) -> bytes | None:
         clock.now += 1
         return read(path)
 
-    monkeypatch.setattr(contents, "content_sum", slow)
+    monkeypatch.setattr(contents, "file_sum", slow)
     with pytest.raises(OutOfTime, match=r"data.train: hashing 3 files: .* MiB, about \d+ s left"):
         read_contents_of(folder, NAMES, cache, "data.train", clock.now + 0.5)
     known = reads.take()

@@ -107,6 +107,6 @@ def test_a_rank_lists_and_hashes_nothing(make_stage, data: Path, tmp_path: Path,
         raise AssertionError("listed or hashed again")
 
     monkeypatch.setattr(worker, "open_source", refuse)
-    monkeypatch.setattr(contents, "content_sum", refuse)
+    monkeypatch.setattr(contents, "file_sum", refuse)
     result = worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None)
     assert result.training.reason == "finished"

@@ -80,7 +80,7 @@ def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(package).as_posix())
 
 
-def content_sum(package: Path, excluded: Collection[str] = ()) -> str:
+def package_sum(package: Path, excluded: Collection[str] = ()) -> str:
     """Return the SHA-256, in hexadecimal, of the relative paths and contents of a package's files.
 
     Args:

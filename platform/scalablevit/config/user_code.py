@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.packages import content_sum, package_files, refuse_other_modules, top_level
+from scalablevit.config.packages import package_files, package_sum, refuse_other_modules, top_level
 from scalablevit.config.recipe import Recipe, Stage
 
 KEY = "imports"
@@ -39,7 +39,7 @@ class UserPackage:
 
     def content_sum(self) -> str:
         """Return the SHA-256, in hexadecimal, of its files' names and contents."""
-        return content_sum(self.folder)
+        return package_sum(self.folder)
 
 
 def imports_of(recipe: Recipe) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ class Contents:
         if stamp == tuple(self.stamps[row].tolist()) or stamp[0] < 0:
             return False
         before = time.time_ns()
-        if (content := content_sum(path)) is None:
+        if (content := file_sum(path)) is None:
             return False
         if content != self.sums[row].tobytes():
             return True
@@ -141,7 +141,7 @@ def file_stamp(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def content_sum(path: str) -> bytes | None:
+def file_sum(path: str) -> bytes | None:
     """Return the SHA-256 of a file, 32 bytes; None where it cannot be read."""
     try:
         return bytes.fromhex(sha256_of(path))
@@ -236,7 +236,7 @@ def _hash(
     def hash_part(part: range) -> None:
         for row in unknown[part.start : part.stop].tolist():
             before = time.time_ns()
-            content = content_sum(f"{folder}/{names[row]}")
+            content = file_sum(f"{folder}/{names[row]}")
             if content is not None:
                 sums[row] = np.frombuffer(content, np.uint8)
                 if _is_settled(tuple(current[row].tolist()), before):

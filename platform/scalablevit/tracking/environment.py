@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
-from scalablevit.config.packages import content_sum, package_files
+from scalablevit.config.packages import package_files, package_sum
 
 GIT_TIMEOUT_S = 10
 """Longest run of a git command in seconds."""
@@ -51,7 +51,7 @@ def code_files(package: Path) -> list[Path]:
 
 def code_digest(package: Path) -> str:
     """Return the SHA-256 of our package's code: equal code, equal digest, wherever it is."""
-    return content_sum(package, SHIPPED)
+    return package_sum(package, SHIPPED)
 
 
 def git_version(package: Path) -> GitVersion | None:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
 
-from scalablevit.config.packages import content_sum, package_files
+from scalablevit.config.packages import package_files, package_sum
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, FORMER_OUTBOX, OUTBOX, RECORDS, WEIGHTS_NAME
 from scalablevit.tracking import tags as tag_names
@@ -267,7 +267,7 @@ class Outbox:
             ValueError: the content sum of its files is another one.
         """
         copy = self._keep_code(package, digest, package_files(package))
-        if content_sum(copy) != digest:
+        if package_sum(copy) != digest:
             shutil.rmtree(copy)
             raise ValueError(f"the files of {package.name} have changed")
 
