@@ -81,7 +81,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def build_output(self, classes: Sequence[str], folder: "Path") -> "Output":
-        """Return the writer of batch prediction to a folder."""
+        """Return the writer of batch predictions to a folder."""
 
     @abstractmethod
     def parse_prediction(self, received: "PredictionDict", size: tuple[int, int]) -> "PredictionDict":
