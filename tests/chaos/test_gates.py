@@ -37,16 +37,10 @@ from scalablevit.data.sources import (
     tar_shards,
 )
 from scalablevit.data.sources import coco as coco_source
-from scalablevit.pipeline import cluster, init_weights
+from scalablevit.pipeline import cluster, init_weights, stage_model
 from scalablevit.pipeline import resolve as second_gate
-from scalablevit.pipeline.resolve import (
-    ResolvedStage,
-    check_micro_batches,
-    model_cost,
-    resolve,
-    resolve_evaluation,
-    wanted_stages,
-)
+from scalablevit.pipeline.resolve import ResolvedStage, resolve, resolve_evaluation, wanted_stages
+from scalablevit.pipeline.stage_model import check_micro_batches, model_cost
 from scalablevit.tracking import connection
 
 REPOSITORY = Path(__file__).parents[2]
@@ -268,7 +262,7 @@ def test_the_second_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not wrong, "\n".join(wrong)
     refused_evaluations(data, tmp_path / "evaluated")
     written = written_in(
-        second_gate, init_weights, connection, model_names, shapes, labels, coco, coco_records, *SOURCES
+        second_gate, stage_model, init_weights, connection, model_names, shapes, labels, coco, coco_records, *SOURCES
     )
     # what other scripts than training's list: tests/cli/test_pack.py, tests/serving/test_predict.py
     written -= lines_of(opening.open_class_folders, files.list_images)

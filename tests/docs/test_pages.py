@@ -25,7 +25,6 @@ from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, p
 from harness.toys import SIDE, finished_run, register
 from harness.user_code import packages_in, write_package
 
-from scalablevit.cli import evaluate
 from scalablevit.cli.tree import parse
 from scalablevit.cli.verbs import VERBS
 from scalablevit.config.data import Shapes
@@ -33,7 +32,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.shapes import write_shapes
-from scalablevit.pipeline import plan_summary, resolve
+from scalablevit.pipeline import plan_summary, resolve, stage_model
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
@@ -125,9 +124,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("SCALABLEVIT_ROOT", str(place.root))
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
-        model_cost = once_for_each_model(resolve.model_cost)
-        for module in (evaluate, resolve):
-            patch.setattr(module, "model_cost", model_cost)
+        patch.setattr(stage_model, "model_cost", once_for_each_model(stage_model.model_cost))
         patch.setattr(plan_summary, "model_facts", once_for_each_plan(plan_summary.model_facts))
         # the registered toy is smaller than the models that the pages name
         patch.setattr(resolve, "check_init_weights", lambda *_: None)

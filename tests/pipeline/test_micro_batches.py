@@ -6,7 +6,7 @@ import pytest
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
-from scalablevit.pipeline.resolve import check_micro_batches
+from scalablevit.pipeline.stage_model import check_micro_batches
 
 DATA = {
     "classification": {"source": "image_folder", "train": {"images": "t"}, "val": {"images": "v"}, "image_size": 64},

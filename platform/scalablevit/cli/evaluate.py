@@ -13,7 +13,7 @@ from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig
 from scalablevit.config.user_code import package_sums
 from scalablevit.pipeline import cluster
-from scalablevit.pipeline.resolve import ResolvedStage, describe, model_cost, resolve_evaluation, unused_data
+from scalablevit.pipeline.resolve import ResolvedStage, describe, resolve_evaluation, unused_data
 from scalablevit.pipeline.resolved_recipe import PLANS, write_resolved
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
@@ -61,6 +61,9 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     ungated: ModelConfig = {**config, "stage": {**config["stage"], "promotion": {}}}  # an evaluation has no gate
     recipe = trained_recipe("evaluate", ungated, options.overrides, options.model)
     stage = resolve_evaluation(recipe, root, config["classes"])
+    # imported late: a mistake above is reported before torch is loaded
+    from scalablevit.pipeline.stage_model import model_cost
+
     facts = {**describe(stage), "data": _described_data(stage)}
     for name in ("data", "digest", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)

@@ -125,7 +125,7 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     size = _data_size(stage, root, options)
     # imported late: a mistake above is reported before torch is loaded
     from scalablevit.pipeline.prediction import PredictionInputs, format_prediction, predict
-    from scalablevit.pipeline.resolve import check_micro_batches, model_cost
+    from scalablevit.pipeline.stage_model import check_micro_batches, model_cost
     from scalablevit.tasks.registry import build_task
     from scalablevit.training.memory_estimate import estimate_memory
 

@@ -67,6 +67,16 @@ class UserErrors(UserError):
         self.errors = errors
 
 
+def in_stage(name: str, error: UserError) -> UserError:
+    """Return an error that names the stage before its place.
+
+    Args:
+        name: of the stage.
+        error: of the stage.
+    """
+    return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
+
+
 class TrainingFailed(Exception):
     """Workers failed more often than `cluster.max_failures`, or could not be placed; not by the user's mistake.
 

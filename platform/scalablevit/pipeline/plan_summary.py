@@ -11,13 +11,7 @@ from scalablevit.inspection.statistics_table import statistics_rows, unknown_tex
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
-from scalablevit.pipeline.resolve import (
-    ResolvedStage,
-    backbone_macs_per_pixel,
-    check_micro_batches,
-    describe,
-    model_cost,
-)
+from scalablevit.pipeline.resolve import ResolvedStage, describe
 from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
 from scalablevit.runs.console import format_duration
 from scalablevit.runs.run_store import RunStore
@@ -109,6 +103,8 @@ def model_facts(resolved: ResolvedStage) -> dict[str, str]:
     Raises:
         UserError: as `print_plan`.
     """
+    from scalablevit.pipeline.stage_model import backbone_macs_per_pixel, check_micro_batches, model_cost
+
     stage, classes = resolved.stage, resolved.classes
     check_micro_batches(resolved.name, stage, classes)
     return {

@@ -2,15 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scalablevit.config.commands import command_name
 from scalablevit.config.data import SPLITS, SplitName
-from scalablevit.config.errors import UserError, UserErrors, raise_all
+from scalablevit.config.errors import UserError, UserErrors, in_stage, raise_all
 from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
 from scalablevit.config.promotion import TOP5_CLASSES
@@ -33,9 +31,6 @@ from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
-
-if TYPE_CHECKING:  # imports torch
-    from scalablevit.tasks.task import Task
 
 UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
@@ -117,9 +112,9 @@ def resolve(
             inspection = inspections[key]
             resolved[name] = _resolve_stage(recipe, name, resolved, init_weights, inspection)
         except UserErrors as several:
-            errors += [_in_stage(name, error) for error in several.errors]
+            errors += [in_stage(name, error) for error in several.errors]
         except UserError as error:
-            errors.append(_in_stage(name, error))
+            errors.append(in_stage(name, error))
     raise_all(errors)
     return list(resolved.values())
 
@@ -148,45 +143,6 @@ def check_metric(search: Search, searched: ResolvedStage) -> None:
         )
 
 
-def check_micro_batches(name: str, stage: Stage, classes: tuple[str, ...]) -> None:
-    """Refuse micro-batches of one image for a model whose batch norm takes its statistics from them; imports torch.
-
-    Some kinds of task refuse such micro-batches themselves (`TaskInfo.checks_micro_batches`).
-
-    Args:
-        name: name of the stage.
-        stage: the stage.
-        classes: of its data.
-
-    Raises:
-        UserError: with the smallest batch that would do.
-    """
-    try:
-        task_kind(stage.task.kind).check_training(stage)
-    except UserError as error:
-        raise _in_stage(name, error) from None
-    training, cluster = stage.training, stage.cluster
-    parts = cluster.workers * training.accumulation_steps
-    synchronized = cluster.gpus_per_worker > 0 and (cluster.min_workers or cluster.workers) > 1
-    checked = task_info(stage.task.kind).checks_micro_batches
-    if checked or synchronized or training.global_batch_size >= 2 * parts:
-        return
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from scalablevit.tasks.registry import build_task
-
-    with torch.device("meta"):
-        model = build_task(stage, classes).build_model()
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError(
-            f"{training.global_batch_size} images over {cluster.workers} workers and {training.accumulation_steps} "
-            f"micro-batches leave some with one image, of which the batch norm of {stage.model.name} has no statistics",
-            where=f"stage {name}: training.global_batch_size",
-            fix=f"at least {2 * parts}, fewer workers or accumulation steps, or a model with another norm",
-        )
-
-
 def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
     """Return the names of the stages that a script runs; None for `full`, which runs all.
 
@@ -209,78 +165,6 @@ def wanted_stages(recipe: Recipe, script: str) -> list[str] | None:
             fix=f"choose another recipe, or run {command_name('full')}",
         )
     return names
-
-
-def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
-    """Return one line on a model: parameters and multiply-accumulates, next to the paper's; imports torch.
-
-    Args:
-        name: name of the stage, for errors.
-        stage: the stage.
-        classes: of its data.
-
-    Raises:
-        UserError: the model cannot be built, or its blocks not compiled, as the recipe says.
-    """
-    import torch
-
-    from scalablevit.tasks.registry import build_task
-
-    torch.manual_seed(0)
-    with _model_errors(name, stage):
-        task = build_task(stage, classes)
-        compiled = _describe_compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
-        return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
-
-
-def backbone_macs_per_pixel(name: str, stage: Stage, classes: tuple[str, ...]) -> float:
-    """Return the multiply-accumulates of a backbone's forward pass, divided by its pixels; imports torch.
-
-    Args:
-        name: name of the stage, for errors.
-        stage: the stage.
-        classes: of its data.
-
-    Raises:
-        UserError: as `model_cost`.
-    """
-    import torch
-
-    from scalablevit.models.counting import count_cost
-    from scalablevit.tasks.registry import build_task
-
-    with _model_errors(name, stage):
-        height, width = task_kind(stage.task.kind).build_costs(stage, classes).size
-        task = build_task(stage, classes)
-        with torch.device("meta"):
-            backbone = task.backbone(task.build_model())
-        return count_cost(backbone, (1, 3, height, width)).macs / (height * width)
-
-
-@contextmanager
-def _model_errors(name: str, stage: Stage) -> Iterator[None]:
-    """Turn what building or running a stage's model raises into an error for people."""
-    try:
-        yield
-    except UserError as error:
-        raise _in_stage(name, error) from None
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
-            where=f"stage {name}: model.name, model.options, data",
-            fix="choose another image size, or give the architecture its size by model.options",
-        ) from None
-
-
-def _describe_compiled_blocks(task: "Task", name: str) -> str:
-    """Return which blocks of an architecture `training.compile` compiles, in words."""
-    import torch
-
-    from scalablevit.models.compilation import repeated_blocks
-
-    with torch.device("meta"):
-        blocks = repeated_blocks(task.backbone(task.build_model()), name)
-    return f"; compiled: {len(blocks)} x {type(blocks[0]).__name__}"
 
 
 def _parents(stage: Stage) -> tuple[str, ...]:
@@ -372,9 +256,9 @@ def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> Re
     try:
         return _resolve_evaluation(recipe, name, root, classes)
     except UserErrors as several:
-        raise UserErrors([_in_stage(name, error) for error in several.errors]) from None
+        raise UserErrors([in_stage(name, error) for error in several.errors]) from None
     except UserError as error:
-        raise _in_stage(name, error) from None
+        raise in_stage(name, error) from None
 
 
 def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence[str]) -> ResolvedStage:
@@ -436,10 +320,6 @@ def _compute_length(stage: Stage, samples: int) -> Length:
             fix="shorten the warm-up, or train longer",
         )
     return length
-
-
-def _in_stage(name: str, error: UserError) -> UserError:
-    return UserError(error.what, where=f"stage {name}" + (f": {error.where}" if error.where else ""), fix=error.fix)
 
 
 def unused_data(resolved: ResolvedStage) -> str:
