@@ -130,7 +130,7 @@ def test_a_folder_is_named_below_the_root_or_without_what_it_is_in(
 
 
 @pytest.mark.parametrize(
-    ("root", "uri", "given"),
+    ("place", "uri", "given"),
     [
         (HOME / "it's my root", None, f"{HOME}/it's my root"),
         (HOME, None, str(HOME)),
@@ -141,11 +141,11 @@ def test_a_folder_is_named_below_the_root_or_without_what_it_is_in(
     ids=["below home", "home", "another file", "next to home", "server"],
 )
 def test_its_commands_name_the_registry_without_the_home_folder(
-    root: Path, uri: str | None, given: str, pretrain: ResolvedStage, monkeypatch: pytest.MonkeyPatch
+    place: Path, uri: str | None, given: str, pretrain: ResolvedStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(HOME))
-    address = uri or f"sqlite:///{root}/mlflow.db"
-    card = card_of(pretrain, root, address)
+    address = uri or f"sqlite:///{place}/mlflow.db"
+    card = card_of(pretrain, place, address)
     assert f"{HOME}/" not in card and f"{HOME}'" not in card
     (python,) = re.findall(r"```python\n(.*?)model = ", card, re.DOTALL)
     (argument,) = re.findall(r"sv\.load_model\(.*?, (?:root=)?(.*)\)\n", card)
