@@ -38,11 +38,12 @@ LEAVE_S = 30.0
 ONE_SIGNAL_S = 1.0
 """Seconds within which signals count as one: `kill -TERM -<group>` reaches a process directly and through make."""
 POLL_S = 0.2
+"""Seconds between two checks of a job."""
 SILENT_S = 30.0
 """Longest time in seconds that `start` waits for a head that lives and does not answer."""
-"""Seconds between two checks of a job."""
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-"""States of a job that Ray will not change."""
+SHOWN_END = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
+"""States of a job that Ray will not change, with the exit code of `job.py` once it has printed that state, or an error.
+"""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -430,9 +431,10 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
             print_job_continues(root, job)
             return 130
         state = job_state(head, job)
-        if state in ENDED:
-            wait_for_process(process, LEAVE_S / 3)  # it shows the end of the log
-            print(f"job {job}: {state}", flush=True)
+        if state in SHOWN_END:
+            wait_for_process(process, LEAVE_S / 3)  # it shows the end of the log, and prints how the job ended
+            if process.returncode != SHOWN_END[state]:
+                print(f"job {job}: {state}", flush=True)
             return 0 if state == "SUCCEEDED" else 130
         if state is None and process.poll() is None:
             end_group(process)  # it was still uploading; its last request may still arrive

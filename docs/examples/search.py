@@ -36,8 +36,12 @@ print(f"{trained.name}: {trained.metric} {trained.value:.3f}, {trained.registere
 
 # %% [markdown]
 # The five best trials are printed, and where the table of all trials, the plots and the recipe with the best values
-# are. The model has the stage that it was trained by.
+# are. The results have the best trial, and the model has the stage that it was trained by.
 
 # %%
+search = results.search
+assert search is not None
+values = ", ".join(f"{key}={value:.4g}" for key, value in search.values.items())
+print(f"trial {search.trial} of {search.trials}: {search.metric} {search.value:.4f}, {values}")
 stage = sv.load_model(trained.run_folder).stage
 print(f"best values: lr {stage.optimizer.lr:.4g}, drop path {stage.model.drop_path_rate:.4g}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalablevit.api.model import Model, load_model, predict
     from scalablevit.api.recipes import load_recipe
-    from scalablevit.api.running import FinishedStage, RunResults, run
+    from scalablevit.api.running import FinishedSearch, FinishedStage, RunResults, run
     from scalablevit.config.errors import SearchFailed, TrainingFailed, UserError
     from scalablevit.config.extensions import register_metric, register_task
     from scalablevit.config.recipe import Recipe
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ClassificationPrediction",
     "DetectionPrediction",
+    "FinishedSearch",
     "FinishedStage",
     "Model",
     "Recipe",
@@ -54,7 +55,7 @@ __all__ = [
 _MODULES = {
     "api.model": ("Model", "load_model", "predict"),
     "api.recipes": ("load_recipe",),
-    "api.running": ("FinishedStage", "RunResults", "run"),
+    "api.running": ("FinishedSearch", "FinishedStage", "RunResults", "run"),
     "config.errors": ("SearchFailed", "TrainingFailed", "UserError"),
     "config.extensions": ("register_metric", "register_task"),
     "config.recipe": ("Recipe",),

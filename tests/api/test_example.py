@@ -61,8 +61,9 @@ EXAMPLES = {
         r"^pretrain: val/top1 [01]\.\d{3}, shapes-pretrain version 1$": 1,
         r"^\d+ finished, \d+ stopped$": 1,
         # the first of the five is the best one
-        r"^val/top1  trial\n[01]\.\d{4} +\d+ \(\w+\): optimizer\.lr=(\S+), model\.drop_path_rate=(\S+)$(?s:.*)"
-        r"^best values: lr \1, drop path \2$": 1,
+        r"^val/top1  trial\n([01]\.\d{4}) +(\d+) \(\w+\): optimizer\.lr=(\S+), model\.drop_path_rate=(\S+)$(?s:.*)"
+        r"^trial \2 of 16: val/top1 \1, optimizer\.lr=\3, model\.drop_path_rate=\4$(?s:.*)"
+        r"^best values: lr \3, drop path \4$": 1,
     }),
     "own_task/train.py": Example("extend.md", 90, {
         r"^000000\.jpg(,\w+)+$": 1,

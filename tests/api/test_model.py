@@ -1,9 +1,11 @@
 """Models in Python: the same predictions as the command line's, from every kind of place and of image."""
 
 import csv
+import io
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from PIL import Image
 
 import scalablevit as sv
 from scalablevit.data.decoding import read_image
+from scalablevit.tasks.registry import TaskKind, task_kind
+from scalablevit.viz.overlays import draw_boxes
+from scalablevit.viz.palette import class_color
 
 KINDS = {"pretrain": "classification", "segment": "segmentation", "detect": "detection"}
 
@@ -100,6 +105,67 @@ def test_images_of_different_sizes_go_together(root, models):
 
 def test_no_image_makes_no_prediction(models):
     assert models["pretrain"].predict([]) == []
+
+
+@pytest.mark.parametrize("name", ["segment", "detect"])
+def test_drawings_are_the_overlays_of_the_command_line(root, models, tmp_path, name):
+    out, file = tmp_path / "out", files_of(root, name)[0]
+    assert run(root, name, val_images(root, name), out, *([ALL] if name == "detect" else [])) == 0
+    (prediction,) = models[name].predict(file)
+    drawn, written = models[name].draw(file, prediction, min_score=0), io.BytesIO()
+    drawn.save(written, "JPEG", quality=90)
+    assert written.getvalue() == (out / "overlays" / f"{file.stem}.jpg").read_bytes()
+    array = read_image(file, 10**6)
+    for image in (str(file), array, Image.fromarray(array)):
+        assert models[name].draw(image, prediction, min_score=0) == drawn
+    blank = draw_boxes(array, [], [], [])
+    assert drawn.crop((0, 0, *blank.size)) != blank
+    if name == "detect":  # an untrained detector is sure of nothing
+        assert models[name].draw(file, prediction) == blank
+
+
+def test_a_drawing_of_a_classifier_has_the_most_probable_classes_below_the_image(root, models):
+    model, file = models["pretrain"], files_of(root, "pretrain")[0]
+    (prediction,) = model.predict(file)
+    drawn = model.draw(file, prediction)
+    image = draw_boxes(read_image(file, 10**6), [], [], [])
+    assert drawn.crop((0, 0, *image.size)) == image
+    colors = [drawn.getpixel((14, image.height + 14 + 22 * line)) for line in range(5)]
+    assert colors == [class_color(model.classes.index(name)) for name in prediction.top(5)]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_no_prediction_for_the_image_is_not_drawn(root, models, name):
+    file = files_of(root, name)[0]
+    for other in STAGES:
+        predictions = models[other].predict(file)
+        with pytest.raises(sv.UserError, match=r"prediction: is a list, which is no prediction of this model"):
+            models[name].draw(file, predictions)
+        if other != name:
+            with pytest.raises(sv.UserError, match=rf"is a {type(predictions[0]).__name__}, which is no prediction"):
+                models[name].draw(file, predictions[0])
+    (prediction,) = models[name].predict(file)
+    with pytest.raises(sv.UserError, match="image 0: is a list, which is no image"):
+        models[name].draw([file], prediction)
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_a_prediction_for_another_size_is_not_drawn(root, models, with_masks):
+    small = read_image(files_of(root, "segment")[0], 10**6)[:30, :20]
+    for name in ("segment", "detect"):
+        (prediction,) = models[name].predict(files_of(root, name)[0])
+        if name == "detect" and not with_masks:
+            prediction = replace(prediction, masks_rle=None)
+        with pytest.raises(sv.UserError, match=r"covers \d+ x \d+ pixels .*, and the image has 30 x 20"):
+            models[name].draw(small, prediction, min_score=0)
+
+
+def test_a_task_without_drawings_says_so(root, models, monkeypatch):
+    monkeypatch.setattr(type(task_kind("classification")), "draw_prediction", TaskKind.draw_prediction)
+    file = files_of(root, "pretrain")[0]
+    (prediction,) = models["pretrain"].predict(file)
+    with pytest.raises(sv.UserError, match="predictions of task 'classification' cannot be drawn"):
+        models["pretrain"].draw(file, prediction)
 
 
 @pytest.mark.parametrize("name", STAGES)

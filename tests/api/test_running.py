@@ -1,6 +1,7 @@
 """`sv.run` without a cluster: what it hands on, what it refuses, and how it leaves the process."""
 
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -14,8 +15,10 @@ import scalablevit as sv
 from scalablevit.api import running as api_running
 from scalablevit.cli import tree
 from scalablevit.pipeline import chain, cluster
+from scalablevit.pipeline import search as pipeline_search
 from scalablevit.runs.result import load_result
 from scalablevit.runs.run_store import RunStore
+from scalablevit.tuning.trials import Trial, load_trials, save_list, write_result
 
 ON_TOYS = ("data.shapes=null", "data.root=data")
 """Overrides that let the tiny recipe read the toys' data."""
@@ -156,11 +159,42 @@ def test_the_search_of_a_recipe_is_found_from_any_folder(fake, root, tmp_path, m
     monkeypatch.chdir(tmp_path)
     recipe = sv.load_recipe("recipes/tiny.yaml", *ON_TOYS)
     searches = []
-    monkeypatch.setattr(api_running, "train", lambda recipe, search, *_others: searches.append(search) or [])
+    monkeypatch.setattr(api_running, "train", lambda recipe, search, *_others: searches.append(search) or (None, []))
     monkeypatch.chdir(root)
     sv.run(recipe, root=root)
     sv.run(recipe, root=root, stages="pretrain")
     assert [search and search.stage for search in searches] == ["pretrain", None]
+
+
+def test_the_results_of_a_search_are_those_of_its_stored_trials(fake, root, tmp_path, monkeypatch):
+    place = shutil.copytree(root, tmp_path / "root")
+    (tmp_path / "space.yaml").write_text(
+        "stage: pretrain\nparameters: {optimizer.lr: {choice: [1e-3, 2e-3, 3e-3]}}\nsearcher: grid\nmetric: val/top1\n"
+    )
+    trials = [
+        Trial(0, {"optimizer.lr": 1e-3}, "stopped", curve={4: 0.5}),
+        Trial(1, {"optimizer.lr": 2e-3}, "finished", curve={4: 0.75, 8: 0.625}),
+        Trial(2, {"optimizer.lr": 3e-3}, "failed", "diverged", curve={4: 0.875}),
+    ]
+
+    def search_stage(search, stages, root):
+        store = RunStore.open(pipeline_search.search_name(search, stages[-1]), None, root)
+        save_list(store.location, trials)
+        for trial in trials:
+            write_result(store.location, trial)
+        return pipeline_search._search_result(search, store, "0" * 32, load_trials(store.location))
+
+    monkeypatch.setattr(pipeline_search, "search_stage", search_stage)
+    recipe = sv.load_recipe(str(RECIPE), *ON_TOYS, f"tune={tmp_path / 'space.yaml'}")
+    results = sv.run(recipe, root=place)
+    assert len(results) == 3 and results.search is not None
+    (folder,) = (place / "runs").glob("tiny-pretrain-search-*")
+    assert results.search == sv.FinishedSearch(
+        stage="pretrain", metric="val/top1", mode="max", value=0.75, step=4, values={"optimizer.lr": 2e-3}, trial=1,
+        trials=3, run_folder=folder,
+    )  # fmt: skip
+    assert sv.run(recipe, root=place, stages="pretrain").search is None
+    assert sv.run(recipe, root=place, dry_run=True).search is None
 
 
 def test_wrong_overrides_of_a_recipe_are_named_together():

@@ -85,6 +85,22 @@ def test_the_first_signal_stops_the_job_and_waits_for_its_end(log: Any, capfd: A
     assert out.index("stopping job job-1") < out.index("the last line") < out.index("job job-1: STOPPED")
 
 
+@pytest.mark.parametrize(("state", "code"), [("STOPPED", 130), ("SUCCEEDED", 0), ("FAILED", 1)])
+def test_an_end_that_is_printed_already_is_not_printed_again(log: Any, capfd: Any, state: str, code: int) -> None:
+    """`job.py` prints it with the end of the log."""
+    head = Dashboard(["RUNNING"] * 3 + [state])
+    signals_after((0.2, signal.SIGINT))
+    assert follow(head, log(f"sleep 1; echo job job-1: {state}; exit {code}")) == (130 if code else 0)
+    assert capfd.readouterr().out.count(f"job job-1: {state}") == 1
+
+
+@pytest.mark.parametrize("command", ["sleep 1; exit 1", "sleep 1; kill -9 $$"])
+def test_the_end_is_printed_where_what_shows_the_log_has_failed(log: Any, capfd: Any, command: str) -> None:
+    signals_after((0.2, signal.SIGINT))
+    assert follow(Dashboard(["RUNNING"] * 3 + ["STOPPED"]), log(command)) == 130
+    assert capfd.readouterr().out.count("job job-1: STOPPED") == 1
+
+
 def test_a_signal_that_comes_twice_at_once_is_one(log: Any) -> None:
     """To the group, and from make, which passes SIGTERM on."""
     head = Dashboard(["RUNNING"] * 3 + ["STOPPED"])
@@ -206,7 +222,7 @@ def test_a_signal_to_make_full_saves_and_ends_the_job(root: Path, tmp_path: Path
             process.wait(timeout=20)
     shown = output.read_text()
     assert process.returncode in (-number, 2), shown
-    assert "stopping job raysubmit_" in shown and "saving first" in shown and ": STOPPED" in shown, shown
+    assert "stopping job raysubmit_" in shown and "saving first" in shown and shown.count(": STOPPED") == 1, shown
     assert "Aborted!" not in shown and "Traceback" not in shown, shown
     assert " is submitted (Ctrl-C lets it save and end)" in shown, shown
     assert not [part for part in ("INFO ", "SUCC ", "Running entrypoint", "ignored by default") if part in shown], shown

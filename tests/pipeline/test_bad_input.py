@@ -214,7 +214,14 @@ def test_scripts_that_only_look_make_no_root(job, verb, arguments, tmp_path):
 
 
 def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
-    done = run(ROOT / "pipelines" / "full.py", "--recipe", recipe, "--root", root, "--dry-run")
+    from safetensors.torch import save_file
+
+    from scalablevit.models.backbone import build_classifier
+
+    save_file(build_classifier("scalablevit_tiny", 3).state_dict(), root / "weights.safetensors")
+    given = ["--recipe", str(recipe), "--root", str(root), "--dry-run",
+             "stages.pretrain.model.init=weights.safetensors"]  # fmt: skip
+    done = run(ROOT / "pipelines" / "full.py", *given)
     assert done.returncode == 0, done.stderr
     for part in ("18 training and 12 validation samples", "learning rate step 0", "M parameters", "16 = 1 workers",
                  f"resolved recipe: {root}/cache/plans/", "nothing was started"):  # fmt: skip
@@ -223,7 +230,7 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
     # the same again is answered without what takes seconds to load
     again = f"""import sys; sys.path.insert(0, {str(ROOT / "platform")!r})
 from scalablevit.cli import main
-assert main("full", ["--recipe", {str(recipe)!r}, "--root", {str(root)!r}, "--dry-run"]) == 0
+assert main("full", {given}) == 0
 print(sorted({{"torch", "ray", "timm", "mlflow", "albumentations"}} & set(sys.modules)))"""
     repeated = run("-c", again)
     assert repeated.stdout.startswith(done.stdout) and repeated.stdout.endswith("\n[]\n"), repeated.stderr

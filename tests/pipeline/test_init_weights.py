@@ -1,6 +1,8 @@
 """Weights that a stage's backbone cannot take are refused before any worker starts."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
+from scalablevit.models import weights
 from scalablevit.models.backbone import build_classifier
 from scalablevit.pipeline.init_weights import check_init_weights, find_init_weights, normalization_warnings
 
@@ -19,7 +22,7 @@ def check(root: Path, stage: str) -> None:
     chosen = load_recipe(TINY, [f"stages.{stage}.model.init=weights.safetensors"]).stages[stage]
     initial = find_init_weights(chosen, root)
     assert initial is not None
-    check_init_weights(chosen, initial, CLASSES)
+    check_init_weights(chosen, initial, CLASSES, root)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "segment", "detect"])
@@ -51,6 +54,36 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"<html>")
     with pytest.raises(UserError, match="is damaged or no weights"):
         check(tmp_path, "pretrain")
+
+
+def test_weights_that_have_passed_are_fitted_again_only_where_something_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_recipe(TINY, ["stages.pretrain.model.init=weights.safetensors"]).stages["pretrain"]
+    tensors = build_classifier(stage.model.name, 3).state_dict()
+    save_file(tensors, tmp_path / "weights.safetensors")
+    fitted: list[bool] = []
+    check_fit = weights.check_fit
+
+    def counted(*given: Any, keep_head: bool) -> None:
+        fitted.append(keep_head)
+        check_fit(*given, keep_head=keep_head)
+
+    monkeypatch.setattr(weights, "check_fit", counted)
+    known = find_init_weights(stage, tmp_path)
+    assert known is not None
+    for _ in range(3):
+        check_init_weights(stage, known, CLASSES, tmp_path)
+    assert fitted == [True]
+    check_init_weights(stage, replace(known, classes=("a", "b", "c")), CLASSES, tmp_path)
+    check_init_weights(stage, known, ("cat", "dog"), tmp_path)
+    assert fitted == [True, False, True]
+    save_file({name: tensor[:-1].clone() if tensor.ndim == 4 else tensor for name, tensor in tensors.items()},
+              tmp_path / "weights.safetensors")  # fmt: skip
+    for _ in range(2):  # what has failed fails again
+        with pytest.raises(UserError, match="tensors have other shapes than the model"):
+            check(tmp_path, "pretrain")
+    assert len(fitted) == 5
 
 
 def test_other_means_than_those_of_a_tag_are_a_warning() -> None:

@@ -1,5 +1,8 @@
 """The model card: what it says, and what it keeps to itself."""
 
+import os
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.inspection.statistics import SharedImages, SkippedFiles
+from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.model_card import Registry, model_card
 from scalablevit.pipeline.registration import plots_to_send
 from scalablevit.pipeline.resolve import ResolvedStage, resolve
@@ -29,10 +33,10 @@ def pretrain(root: Path) -> ResolvedStage:
     return resolve(load_recipe(TINY, SMALL), root, ["pretrain"])[0]
 
 
-def result_of(resolved: ResolvedStage) -> StageResult:
+def result_of(resolved: ResolvedStage, folder: str = "/runs/run") -> StageResult:
     return StageResult(
-        name="pretrain", run_name=resolved.run_name, uid="0" * 32, folder="/runs/run", metric="val/top1", value=0.75,
-        step=8, metrics=METRICS, classes=resolved.classes, images_per_s=1.0, minutes=1.0, reason="finished",
+        name="pretrain", run_name=resolved.run_name, uid="0" * 32, folder=folder, metric="val/top1", value=0.75, step=8,
+        metrics=METRICS, classes=resolved.classes, images_per_s=1.0, minutes=1.0, reason="finished",
         checkpoint="", weights_sha256="", registered_as="tiny-pretrain", lineage={}, last_step=12,
     )  # fmt: skip
 
@@ -86,9 +90,72 @@ def test_it_shows_no_password_and_no_file_of_the_data(
         statistics=replace(known, train=replace(known.train, left_out=left)),
     )
     card = card_of(resolved, root, "http://someone:canary-4711@mlflow.example:5000")
-    assert "http://mlflow.example:5000" in card and "/mnt/***" in card
+    assert "http://mlflow.example:5000" in card and "`image_folder` in `***`" in card
     assert '"tracking.uri=http://mlflow.example:5000"' in card
     assert "canary" not in card and "someone" not in card and "patients" not in card
+
+
+HOME = Path("/home/canary 4711")
+
+
+def placed(resolved: ResolvedStage, data: str, weights: InitWeights) -> ResolvedStage:
+    stage = resolved.stage.model_copy(update={"data": resolved.stage.data.model_copy(update={"root": data})})
+    return replace(resolved, stage=stage, init_weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "folder", "expected"),
+    [
+        ("data/flowers", InitWeights("resnet18.a1_in1k", "5" * 64, None), f"{HOME}/root/runs/r",
+         ("in `data/flowers`", "from resnet18.a1_in1k (sha256 555555555555)", "`runs/r`")),
+        (f"{HOME}/root/data/x", InitWeights(f"{HOME}/root/w/a.pth", "5" * 64, None), f"{HOME}/storage/r",
+         ("in `data/x`", "from w/a.pth (sha256", "Folder of the run: `r`")),
+        ("~/photos", InitWeights(f"{HOME}/w/a.pth", "5" * 64, None), "s3://bucket/runs/r",
+         ("in `photos`", "from a.pth (sha256", "`s3://bucket/runs/r`")),
+        ("../photos/", InitWeights(f"{HOME}/root/cache/models/m", "5" * 64, None, "flowers/3"), "/mnt/runs/r",
+         ("in `photos`", "from flowers/3 (sha256", "Folder of the run: `r`")),
+    ],
+    ids=["relative", "inside the root", "outside", "registered"],
+)  # fmt: skip
+def test_a_folder_is_named_below_the_root_or_without_what_it_is_in(
+    data: str, weights: InitWeights, folder: str, expected: tuple[str, ...], pretrain: ResolvedStage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(HOME))
+    resolved, root = placed(pretrain, data, weights), HOME / "root"
+    result, registry = result_of(resolved, folder), Registry(root, f"sqlite:///{root}/mlflow.db")
+    card = model_card("tiny", resolved, result, root, [], registry)
+    assert [fact for fact in expected if fact not in card] == []
+    assert "canary" not in card and "/mnt" not in card
+
+
+@pytest.mark.parametrize(
+    ("place", "uri", "given"),
+    [
+        (HOME / "it's my root", None, f"{HOME}/it's my root"),
+        (HOME, None, str(HOME)),
+        (HOME / "root", f"sqlite:///{HOME}/other.db", f"tracking.uri=sqlite:///{HOME}/other.db"),
+        (Path(f"{HOME}2"), None, f"{HOME}2"),
+        (HOME / "root", "http://mlflow.example", "tracking.uri=http://mlflow.example"),
+    ],
+    ids=["below home", "home", "another file", "next to home", "server"],
+)
+def test_its_commands_name_the_registry_without_the_home_folder(
+    place: Path, uri: str | None, given: str, pretrain: ResolvedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(HOME))
+    address = uri or f"sqlite:///{place}/mlflow.db"
+    card = card_of(pretrain, place, address)
+    assert f"{HOME}/" not in card and f"{HOME}'" not in card
+    (python,) = re.findall(r"```python\n(.*?)model = ", card, re.DOTALL)
+    (argument,) = re.findall(r"sv\.load_model\(.*?, (?:root=)?(.*)\)\n", card)
+    names: dict[str, object] = {}
+    exec(f"{python}value = {argument}", names)  # noqa: S102  # as a reader runs it
+    assert os.path.expanduser(str(names["value"])) == given  # noqa: PTH111  # as load_model does
+    lines = [line for line in card.splitlines() if line.startswith(("export MLFLOW", "scalablevit export"))]
+    script = f'{lines[0]}\nscalablevit() {{ printf \'%s\\n\' "$MLFLOW_TRACKING_URI" "${{@: -1}}"; }}\n{lines[1]}'
+    said = subprocess.run(["bash", "-c", script], text=True, capture_output=True, timeout=20, check=True).stdout
+    assert said.splitlines() == [address, given]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with statistics", "without"])

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor, nn
 
-from scalablevit.api.images import GIVE, Images, decode_images
+from scalablevit.api.images import GIVE, Image, Images, decode_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig
+from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.config.task_info import task_info
 from scalablevit.data.transforms import prepare_image
 from scalablevit.pipeline.trained_models import find_model, find_run_model, trained_recipe
@@ -18,6 +20,7 @@ from scalablevit.run_files import WEIGHTS
 from scalablevit.runs.result import without_secrets
 from scalablevit.serving.network import TrainedNetwork, load_trained
 from scalablevit.tasks.predictions import Prediction
+from scalablevit.tasks.registry import task_kind
 
 SCRIPT = "predict"
 """The name of the model's stage in errors, as in `pipelines/predict.py`."""
@@ -114,6 +117,40 @@ class Model(nn.Module):
             return [
                 self._predictor.predict(self.network, image, device) for image in decode_images(images, self.stage.data)
             ]
+
+    def draw(self, image: Image, prediction: Prediction, *, min_score: float = SHOWN_SCORE) -> PillowImage.Image:
+        """Draw a prediction on its image; for segmentation and detection as in the overlays of `scalablevit predict`.
+
+        Args:
+            image: the image that was predicted, as for `predict`.
+            prediction: that `predict` returned for it.
+            min_score: detections with a lower score, 0 to 1, are left out.
+
+        Returns:
+            An RGB image of Pillow. Classification: the most probable classes below the image. Segmentation: the mask
+                over the image, and its classes below. Detection: boxes, and masks if there are any, with names and
+                scores. Images of less than 480 pixels are enlarged, those of more than 1600 are shrunk.
+
+        Raises:
+            UserError: the image is none or has another size than the prediction, the prediction is not of this model,
+                or its kind of task, which is your own, draws none.
+        """
+        kind = task_kind(self.task)
+        values = getattr(prediction, "to_dict", dict)()
+        if kind.class_column not in values or getattr(prediction, "classes", self.classes) != self.classes:
+            raise UserError(
+                f"is a {type(prediction).__name__}, which is no prediction of this model",
+                where="prediction",
+                fix="give one of the predictions that predict() of this model returns",
+            )
+        (pixels,) = decode_images([image], self.stage.data)
+        drawn = kind.draw_prediction(pixels, values, self.classes, min_score)
+        if drawn is None:
+            raise UserError(
+                f"predictions of task {self.task!r} cannot be drawn",
+                fix="let the task's `TaskKind` have `draw_prediction`",
+            )
+        return drawn
 
 
 def load_model(

@@ -4,16 +4,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
+from scalablevit.config.space import Search
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
 from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import handle_signals
 
 if TYPE_CHECKING:
+    from scalablevit.pipeline.search import SearchResult
     from scalablevit.runs.result import StageResult
 
 
@@ -43,12 +45,38 @@ class FinishedStage:
 
 
 @dataclass(frozen=True)
+class FinishedSearch:
+    """The result of a search: its best trial, whose values the stages were then trained with."""
+
+    stage: str
+    """Name of the searched stage."""
+    metric: str
+    """Name of the metric that trials are compared by, such as `val/top1`."""
+    mode: str
+    """`max` or `min`: which values of the metric are better."""
+    value: float
+    """The metric at the best evaluation of the best trial, on the validation split."""
+    step: int
+    """Optimizer step of that evaluation."""
+    values: Mapping[str, Any]
+    """The best trial's values by dotted recipe key, such as `optimizer.lr`."""
+    trial: int
+    """Number of the best trial, from 0."""
+    trials: int
+    """Number of all trials, also of those that were stopped or failed."""
+    run_folder: Path
+    """The search's folder on this machine: `trials.csv`, plots, and `best_recipe.yaml`, which runs as it is."""
+
+
+@dataclass(frozen=True)
 class RunResults:
     """The stages of a run in their order: `for stage in results`, or `results["segment"]` by name."""
 
     stages: tuple[FinishedStage, ...]
     root: Path
     """Folder of runs, models and mlflow.db."""
+    search: FinishedSearch | None = None
+    """The search that came first; None: there was none."""
 
     def __iter__(self) -> Iterator[FinishedStage]:
         return iter(self.stages)
@@ -86,7 +114,7 @@ def run(
         dry_run: check everything and print the plan; nothing is started, and the results are empty.
 
     Returns:
-        The stages' results, in the order of running.
+        The stages' results, in the order of running, and that of the search.
 
     Raises:
         UserError: something in the recipe, the data or the cluster has to be changed, or this process is already
@@ -108,10 +136,11 @@ def run(
         from scalablevit.pipeline import cluster
 
         try:
-            results = train(recipe, search, resolved, root_folder, wanted)
+            searched, results = train(recipe, search, resolved, root_folder, wanted)
         finally:
             cluster.disconnect()
-    return RunResults(tuple(_finished_stage(result, root_folder) for result in results), root_folder)
+    finished_search = None if search is None or searched is None else _finished_search(search, searched)
+    return RunResults(tuple(_finished_stage(result, root_folder) for result in results), root_folder, finished_search)
 
 
 def _refuse_other(recipe: object) -> None:
@@ -165,4 +194,18 @@ def _finished_stage(result: "StageResult", root: Path) -> FinishedStage:
         version=result.version,
         tracking=result.tracking,
         skipped=result.skipped,
+    )
+
+
+def _finished_search(search: Search, result: "SearchResult") -> FinishedSearch:
+    return FinishedSearch(
+        stage=search.stage,
+        metric=search.space.metric,
+        mode=search.space.mode,
+        value=result.value,
+        step=result.step,
+        values=dict(result.best.values),
+        trial=result.best.number,
+        trials=len(result.trials),
+        run_folder=result.folder,
     )

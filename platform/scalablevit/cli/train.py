@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> "tuple[str, Sequence[ResolvedStage], Pa
     if options.dry_run:
         print("dry run: nothing was started")
         return recipe.name, stages, root
-    results = train(recipe, search, stages, root, wanted)
+    _, results = train(recipe, search, stages, root, wanted)
     from scalablevit.pipeline.chain import format_results
 
     print("\n" + format_results(results, root, tracking_uri(stages[0].stage.tracking.uri, root)), flush=True)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import tracking_uri
 from scalablevit.io import sha256_of
+from scalablevit.pipeline.plan_cache import Facts, cached_facts
 from scalablevit.tracking import tags
 from scalablevit.tracking.weights import resolve_weights
 
@@ -68,17 +70,26 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     return InitWeights(str(path), sha256_of(path), None)
 
 
-def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[str, ...]) -> None:
+def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[str, ...], root: Path) -> None:
     """Refuse weights of another architecture, before any worker starts.
+
+    It imports torch, unless weights of the same content have passed for the same stage, classes, code and libraries.
 
     Args:
         stage: whose backbone takes the weights.
         init_weights: the weights.
         classes: of the stage's data.
+        root: the platform's root, where passed checks are cached.
 
     Raises:
         UserError: the file cannot be read as weights, or the stage's backbone cannot take them.
     """
+    keep_head = init_weights.keep_head(classes)
+    check = partial(_check_fit, stage, init_weights.location, classes, keep_head)
+    cached_facts(stage, classes, root, check, "init_weights", init_weights.sha256, keep_head)
+
+
+def _check_fit(stage: Stage, location: str, classes: tuple[str, ...], keep_head: bool) -> Facts:
     import torch
 
     from scalablevit.models.weights import check_fit
@@ -88,10 +99,11 @@ def check_init_weights(stage: Stage, init_weights: InitWeights, classes: tuple[s
     with torch.device("meta"):
         backbone = task.backbone(task.build_model())
     try:
-        check_fit(backbone, init_weights.location, keep_head=init_weights.keep_head(classes))
+        check_fit(backbone, location, keep_head=keep_head)
     except UserError as error:
         error.where = f"model.init ({stage.model.init}: {error.where})"
         raise
+    return {"init_weights": "fit"}
 
 
 def normalization_warnings(stage: Stage) -> tuple[str, ...]:

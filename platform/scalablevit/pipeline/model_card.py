@@ -1,9 +1,10 @@
 """The model card of a registered version: its description in MLflow, for people who did not train it."""
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalablevit.config.commands import PROGRAM
@@ -18,7 +19,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.report.findings import load_findings
 from scalablevit.run_files import ENVIRONMENT, ERROR_ANALYSIS, RECIPE, REPORT, STATISTICS
 from scalablevit.runs.result import StageResult
-from scalablevit.tracking.connection import mask, without_credentials
+from scalablevit.tracking.connection import SQLITE, mask, without_credentials
 from scalablevit.tracking.records import VERSION_PLACE
 from scalablevit.tracking.registry import LONGEST_DESCRIPTION
 
@@ -57,7 +58,8 @@ def model_card(
 ) -> str:
     """Return the card in Markdown, at most `LONGEST_DESCRIPTION` characters.
 
-    It has no image of the data and no name of a file of it.
+    It has no image of the data and no name of a file of it. Of folders it has the path below the root, or the name
+    alone: a reader may be at another machine, and a home folder names its owner.
 
     Args:
         recipe: name of the recipe.
@@ -69,10 +71,10 @@ def model_card(
     """
     for classes in CLASSES:
         parts = (
-            _what(recipe, resolved, finished, local),
-            _data(resolved, classes),
+            _what(recipe, _with_short_location(resolved, registry.root), finished, local),
+            _data(resolved, classes, registry.root),
             _metrics(resolved, finished),
-            _plots(finished, plots),
+            _plots(finished, plots, registry.root),
             _limits(resolved, finished),
             _use(finished, registry),
         )
@@ -93,6 +95,23 @@ def _what(recipe: str, resolved: ResolvedStage, finished: StageResult, local: Pa
     )
 
 
+def _with_short_location(resolved: ResolvedStage, root: Path) -> ResolvedStage:
+    """Return the stage with initial weights that are named by their registered version, or by `_short_path`."""
+    weights = resolved.init_weights
+    if weights is None:
+        return resolved
+    location = weights.version or _short_path(weights.location, root)
+    return replace(resolved, init_weights=replace(weights, location=location))
+
+
+def _short_path(location: str, root: Path) -> str:
+    """Return the path below the root of what is inside it, the name alone of what is not, and an address as it is."""
+    if "://" in location:
+        return location
+    path = Path(os.path.normpath(root / Path(location).expanduser()))
+    return str(path.relative_to(root)) if root in path.parents else path.name
+
+
 def _cost(local: Path) -> str:
     """Return the network's cost, which the error analysis has counted; empty where that failed."""
     try:
@@ -106,13 +125,13 @@ def _cost(local: Path) -> str:
     )
 
 
-def _data(resolved: ResolvedStage, classes: int) -> str:
+def _data(resolved: ResolvedStage, classes: int, root: Path) -> str:
     data = resolved.stage.data
     origin = ", the built-in shapes" if data.shapes is not None else ""
     lines = [
         "## Data",
-        f"`{data.source}` in `{data.root}`{origin}: {resolved.train_samples:,} training and {resolved.val_samples:,} "
-        f"validation images, digest `{resolved.digest[:24]}`.",
+        f"`{data.source}` in `{_short_path(data.root, root)}`{origin}: {resolved.train_samples:,} training and "
+        f"{resolved.val_samples:,} validation images, digest `{resolved.digest[:24]}`.",
     ]
     if resolved.statistics is None:
         names = ", ".join(_plain(name) for name in resolved.classes[:classes])
@@ -142,13 +161,13 @@ def _short(metric: str) -> str:
     return metric.removeprefix("val/")
 
 
-def _plots(finished: StageResult, plots: Sequence[str]) -> str:
+def _plots(finished: StageResult, plots: Sequence[str], root: Path) -> str:
     files = ", ".join(f"`{name}`" for name in (*plots, RECIPE, ENVIRONMENT, STATISTICS))
     return (
         "## Plots and report\n\n"
         f"- Artifacts of the source run, `{finished.run_name}`: {files}\n"
         f"- Artifact of its parent run: `{REPORT}`\n"
-        f"- Where it was trained: `{finished.folder}`"
+        f"- Folder of the run: `{_short_path(finished.folder, root)}`"
     )
 
 
@@ -178,17 +197,18 @@ def _sizes(data: Data) -> str:
 
 def _use(finished: StageResult, registry: Registry) -> str:
     model = f"models:/{finished.registered_as}/{VERSION_PLACE}"
-    option = f"--root {shlex.quote(str(registry.root))}"
-    argument = f"root={_literal(str(registry.root))}"
+    root, address = ("", str(registry.root)), _split_address(registry.address)
+    option, argument = f"--root {_shell_word(*root)}", f"root={_python_text(*root)}"
     if not registry.is_default:
-        option = shlex.quote(f"tracking.uri={registry.address}")
-        argument = _literal(f"tracking.uri={registry.address}")
+        setting = (f"tracking.uri={address[0]}", address[1])
+        option, argument = _shell_word(*setting), _python_text(*setting)
+    imports = "import os\n\n" if "os.path" in argument else ""
     return f"""## Use
 
 With the package `{PROGRAM}`, in Python:
 
 ```python
-import scalablevit as sv
+{imports}import scalablevit as sv
 
 model = sv.load_model("{model}", {argument})
 print(model.predict(["photo.jpg"]))
@@ -197,7 +217,7 @@ print(model.predict(["photo.jpg"]))
 Over HTTP, one column of image files in base64:
 
 ```sh
-export MLFLOW_TRACKING_URI={shlex.quote(registry.address)}
+export MLFLOW_TRACKING_URI={_shell_word(*address)}
 mlflow models serve -m {model} --env-manager local -p 5001
 echo "{{\\"inputs\\": [\\"$(base64 -w0 photo.jpg)\\"]}}" |
   curl -H "Content-Type: application/json" -d @- http://127.0.0.1:5001/invocations
@@ -209,6 +229,36 @@ As ONNX, and measured on other data:
 {PROGRAM} export {model} images/ --out onnx/ {option}
 {PROGRAM} evaluate {model} data.root=/other/data {option}
 ```"""
+
+
+def _split_address(address: str) -> tuple[str, str]:
+    """Return MLflow's address in two parts, the second one the path of a local file; empty for a server."""
+    before, sqlite, path = address.partition(f"{SQLITE}/")
+    return (sqlite, path) if sqlite else (before, "")
+
+
+def _shell_word(before: str, path: str) -> str:
+    """Return a text that ends in a path as one word of a shell, with $HOME for the home folder."""
+    rest = _below_home(path)
+    if rest is None:
+        return shlex.quote(before + path)
+    return "".join((shlex.quote(before) if before else "", '"$HOME"', shlex.quote(rest) if rest else ""))
+
+
+def _python_text(before: str, path: str) -> str:
+    """Return a text that ends in a path as Python, with ~ for the home folder; a path alone may begin with it."""
+    rest = _below_home(path)
+    if rest is None:
+        return _literal(before + path)
+    short = _literal(f"~{rest}")
+    return f"{_literal(before)} + os.path.expanduser({short})" if before else short
+
+
+def _below_home(path: str) -> str | None:
+    """Return what follows the home folder in a path; None outside it."""
+    home = os.path.expanduser("~")  # noqa: PTH111  # `Path.home()` raises where there is none
+    homes = [folder for folder in (home, os.path.realpath(home)) if path == folder or path.startswith(f"{folder}/")]
+    return path[len(homes[0]) :] if homes else None
 
 
 def _literal(text: str) -> str:

@@ -1,16 +1,16 @@
-"""Cache of what a plan prints about a model: counting it means loading torch, which takes ten seconds."""
+"""Cache of what a plan knows about a model: working it out means loading torch, which takes ten seconds."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import package_sums
 from scalablevit.io import write_file
-from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking.environment import code_digest
 
@@ -24,15 +24,19 @@ Facts = dict[str, str]
 """Facts of a plan by name."""
 
 
-def cached_facts(resolved: ResolvedStage, root: Path, count: Callable[[], Facts]) -> Facts:
+def cached_facts(
+    stage: Stage, classes: Sequence[str], root: Path, count: Callable[[], Facts], *further: str | bool
+) -> Facts:
     """Return the facts about a stage's model, counted only where stage, classes, code and libraries are new.
 
     Args:
-        resolved: the stage.
+        stage: of the model.
+        classes: of its data.
         root: the platform's root.
         count: returns the facts; if it raises, nothing is cached.
+        further: what else the facts depend on; other facts have others.
     """
-    file = root / FOLDER / f"{_key(resolved)}.json"
+    file = root / FOLDER / f"{_key(stage, classes, further)}.json"
     with suppress(OSError, ValueError):
         known = json.loads(file.read_bytes())
         if isinstance(known, dict) and all(isinstance(fact, str) for fact in known.values()):
@@ -44,12 +48,13 @@ def cached_facts(resolved: ResolvedStage, root: Path, count: Callable[[], Facts]
     return facts
 
 
-def _key(resolved: ResolvedStage) -> str:
+def _key(stage: Stage, classes: Sequence[str], further: Sequence[str | bool]) -> str:
     parts = [
-        without_secrets(resolved.stage).model_dump(mode="json"),
-        list(resolved.classes),
+        *further,
+        without_secrets(stage).model_dump(mode="json"),
+        list(classes),
         code_digest(PACKAGE),
-        package_sums(resolved.stage.imports),
+        package_sums(stage.imports),
         [_version(name) for name in LIBRARIES],
         sys.version,
     ]

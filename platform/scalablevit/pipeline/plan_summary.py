@@ -40,7 +40,10 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     """
     print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
-    models = {resolved.name: cached_facts(resolved, root, partial(model_facts, resolved)) for resolved in stages}
+    models = {
+        resolved.name: cached_facts(resolved.stage, resolved.classes, root, partial(model_facts, resolved))
+        for resolved in stages
+    }
     facts = [
         {**plan_facts(recipe, resolved, root, models[resolved.name]), "time": format_time(times[resolved.name])}
         for resolved in stages

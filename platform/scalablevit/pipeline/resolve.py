@@ -110,7 +110,7 @@ def resolve(
                 inspections[key] = inspection
                 seconds = None if seconds is None else max(0.0, seconds - inspection.seconds)
             inspection = inspections[key]
-            resolved[name] = _resolve_stage(recipe, name, resolved, init_weights, inspection)
+            resolved[name] = _resolve_stage(recipe, name, resolved, init_weights, inspection, root)
         except UserErrors as several:
             errors += [in_stage(name, error) for error in several.errors]
         except UserError as error:
@@ -195,6 +195,7 @@ def _resolve_stage(
     earlier: dict[str, ResolvedStage],
     init_weights: InitWeights | None,
     inspection: Inspection,
+    root: Path,
 ) -> ResolvedStage:
     stage = recipe.stages[name]
     inspection.raise_errors()
@@ -202,7 +203,7 @@ def _resolve_stage(
     if stage.promotion.metric == "top5":
         _refuse_top5(sources["train"].classes, "promotion.metric", "promotion.metric=top1")
     if init_weights is not None:
-        check_init_weights(stage, init_weights, sources["train"].classes)
+        check_init_weights(stage, init_weights, sources["train"].classes, root)
     known = all(source.contents is not None for source in sources.values())
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN

@@ -13,6 +13,7 @@ from scalablevit.config.user_code import import_user_code, imports_of
 
 if TYPE_CHECKING:
     from scalablevit.pipeline.resolve import ResolvedStage
+    from scalablevit.pipeline.search import SearchResult
     from scalablevit.runs.result import StageResult
 
 
@@ -73,7 +74,7 @@ def train(
     stages: "Sequence[ResolvedStage]",
     root: Path,
     wanted: Sequence[str] | None,
-) -> "list[StageResult]":
+) -> "tuple[SearchResult | None, list[StageResult]]":
     """Connect to the cluster, run the search, if there is one, and the stages, and return their results.
 
     Ray stays connected.
@@ -94,6 +95,7 @@ def train(
     from scalablevit.pipeline import chain, cluster, resolve  # these load Ray
 
     cluster.connect(stages, root, None if search is None else trial_gpus(search), imports=imports_of(recipe))
+    result: SearchResult | None = None
     origins: dict[str, dict[str, str]] = {}
     if search is not None:
         from scalablevit.pipeline.older_runs import older_searches
@@ -105,4 +107,4 @@ def train(
         result = search_stage(search, searched, root)
         recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
         stages = resolve.resolve(recipe, root, wanted)
-    return chain.run_chain(recipe, stages, root, origins)
+    return result, chain.run_chain(recipe, stages, root, origins)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from scalablevit.config.errors import UserError
 from scalablevit.data.sources.files import stem
 
 MASKS, OVERLAYS = "masks", "overlays"
@@ -71,6 +72,25 @@ def draw(output: Output, name: str, image: NDArray[np.uint8], prediction: Predic
         if error.errno != errno.ENAMETOOLONG:
             raise
         return {"bad": "its name is too long for the files of its prediction"}
+
+
+def refuse_other_size(size: Sequence[int], image: NDArray[np.uint8]) -> None:
+    """Refuse to draw a prediction on an image of another size.
+
+    Args:
+        size: height and width, pixels, that the prediction is for.
+        image: uint8 (height, width, 3), RGB.
+
+    Raises:
+        UserError: they differ.
+    """
+    if tuple(size) != image.shape[:2]:
+        raise UserError(
+            f"the prediction covers {size[0]} x {size[1]} pixels (height x width), and the image has "
+            f"{image.shape[0]} x {image.shape[1]}",
+            where="prediction",
+            fix="give the image that was predicted",
+        )
 
 
 def picture_names(names: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,10 @@ from scalablevit.config.task_info import task_info
 if TYPE_CHECKING:  # they load torch, which a client of a server does not need
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.inspection.statistics import DataStatistics
@@ -94,6 +98,22 @@ class TaskKind(ABC):
         Raises:
             ValueError, TypeError, KeyError: this is no prediction for an image of that size.
         """
+
+    def draw_prediction(
+        self, image: "NDArray[np.uint8]", prediction: "PredictionDict", classes: Sequence[str], min_score: float
+    ) -> "Image.Image | None":
+        """Return a prediction drawn on its image; None: this kind of task draws none.
+
+        Args:
+            image: RGB (height, width, 3).
+            prediction: for this image.
+            classes: names, in the order of the network's outputs.
+            min_score: detections with a lower score, 0 to 1, are left out.
+
+        Raises:
+            UserError: the prediction is for an image of another size.
+        """
+        return None
 
     def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the type of each key of a prediction, for a registered model's signature; empty: no outputs named."""

@@ -33,16 +33,17 @@ def draw_labels(
     """
     picture = _at_drawing_size(image)
     table = np.array(colors, np.uint8)
-    picture = Image.blend(picture, Image.fromarray(table[_resize_labels(labels, picture)]), OPACITY)
-    step = TEXT_PIXELS + 8
-    framed = Image.new("RGB", (picture.width, picture.height + step * len(legend) + 6), "white")
-    framed.paste(picture)
-    draw = ImageDraw.Draw(framed)
-    for index, (color, text) in enumerate(legend):
-        top = picture.height + 6 + index * step
-        draw.rectangle((6, top, 6 + TEXT_PIXELS, top + TEXT_PIXELS), fill=color, outline="black")
-        draw.text((14 + TEXT_PIXELS, top - 2), text, fill="black", font=_font())
-    return framed
+    return _with_legend(Image.blend(picture, Image.fromarray(table[_resize_labels(labels, picture)]), OPACITY), legend)
+
+
+def draw_legend(image: NDArray[np.uint8], legend: Sequence[tuple[Color, str]]) -> Image.Image:
+    """Return an image with a legend below.
+
+    Args:
+        image: RGB (height, width, 3).
+        legend: colour and text of the lines below the image.
+    """
+    return _with_legend(_at_drawing_size(image), legend)
 
 
 def draw_boxes(
@@ -72,6 +73,18 @@ def draw_boxes(
         draw.rectangle((left, top, right, bottom), outline=color, width=2)
         _draw_tag(draw, (left, top), text, color, picture.size)
     return picture
+
+
+def _with_legend(picture: Image.Image, legend: Sequence[tuple[Color, str]]) -> Image.Image:
+    step = TEXT_PIXELS + 8
+    framed = Image.new("RGB", (picture.width, picture.height + step * len(legend) + 6), "white")
+    framed.paste(picture)
+    draw = ImageDraw.Draw(framed)
+    for index, (color, text) in enumerate(legend):
+        top = picture.height + 6 + index * step
+        draw.rectangle((6, top, 6 + TEXT_PIXELS, top + TEXT_PIXELS), fill=color, outline="black")
+        draw.text((14 + TEXT_PIXELS, top - 2), text, fill="black", font=_font())
+    return framed
 
 
 def _draw_tag(

@@ -8,6 +8,10 @@ from scalablevit.tasks.registry import TaskKind
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
     from scalablevit.config.recipe import Stage
     from scalablevit.tasks.capabilities import Costs, Predictor
     from scalablevit.tasks.columns import ColumnType
@@ -60,6 +64,14 @@ class ClassificationKind(TaskKind):
         from scalablevit.tasks.classification.outputs import Labels
 
         return Labels(classes, folder)
+
+    def draw_prediction(
+        self, image: "NDArray[np.uint8]", prediction: "PredictionDict", classes: Sequence[str], min_score: float
+    ) -> "Image.Image":
+        """Return the image with its most probable classes below."""
+        from scalablevit.tasks.classification.outputs import draw_prediction
+
+        return draw_prediction(image, prediction, classes)
 
     def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the types of `class`, `probability` and `probabilities`."""

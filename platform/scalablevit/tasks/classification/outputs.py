@@ -1,12 +1,16 @@
 """Output of batch prediction with a classifier: a table of labels."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from scalablevit.data.names import printable
 from scalablevit.tasks.output import PredictionDict, Table
+from scalablevit.viz.overlays import draw_legend
+from scalablevit.viz.palette import class_color
 
 
 class Labels(Table):
@@ -28,6 +32,18 @@ class Labels(Table):
             f"{prediction['probability']:.6f}",
             json.dumps(top, ensure_ascii=False),
         )
+
+
+def draw_prediction(image: NDArray[np.uint8], prediction: PredictionDict, classes: Sequence[str]) -> Image.Image:
+    """Return an image with its most probable classes below.
+
+    Args:
+        image: RGB (height, width, 3).
+        prediction: for this image.
+        classes: names, in the order of the network's outputs.
+    """
+    top = prediction["probabilities"].items()
+    return draw_legend(image, [(class_color(classes.index(name)), f"{name}  {value:.1%}") for name, value in top])
 
 
 def parse_prediction(received: PredictionDict, _size: tuple[int, int]) -> PredictionDict:

@@ -8,6 +8,10 @@ from scalablevit.tasks.registry import TaskKind
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
     from scalablevit.config.recipe import Stage
     from scalablevit.inspection.statistics import DataStatistics
     from scalablevit.tasks.capabilities import Costs, Predictor
@@ -67,6 +71,14 @@ class DetectionKind(TaskKind):
         from scalablevit.tasks.detection.outputs import Detections
 
         return Detections(classes, folder)
+
+    def draw_prediction(
+        self, image: "NDArray[np.uint8]", prediction: "PredictionDict", classes: Sequence[str], min_score: float
+    ) -> "Image.Image":
+        """Return boxes, and masks if there are any, drawn over their image."""
+        from scalablevit.tasks.detection.outputs import draw_prediction
+
+        return draw_prediction(image, prediction, classes, min_score)
 
     def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the types of `boxes`, `scores`, `labels` and, for Mask R-CNN, `masks`."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
+from PIL import Image
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import OVERLAYS, PredictionDict, picture_path
+from scalablevit.tasks.output import OVERLAYS, PredictionDict, picture_path, refuse_other_size
 from scalablevit.viz.overlays import draw_boxes
 from scalablevit.viz.palette import class_colors
 
@@ -46,17 +48,7 @@ class Detections:
         Returns:
             The prediction, with the image's height and width in pixels as `size`.
         """
-        palette = class_colors(len(self.classes))
-        confident = [i for i, score in enumerate(prediction["scores"]) if score >= self.shown_score]
-        order = confident[::-1]  # the best last, on top
-        masks = prediction.get("masks")
-        drawn = draw_boxes(
-            image,
-            [prediction["boxes"][i] for i in order],
-            [f"{prediction['labels'][i]} {prediction['scores'][i]:.2f}" for i in order],
-            [palette[self.classes.index(prediction["labels"][i])] for i in order],
-            (run_lengths.decode(masks[i]) for i in order) if masks else (),
-        )
+        drawn = _draw(image, prediction, self.classes, self.shown_score)
         drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {**prediction, "size": list(image.shape[:2])}
 
@@ -97,6 +89,45 @@ class Detections:
 
     def _write(self, text: str) -> None:
         self._file.write(text)  # type: ignore[union-attr]  # open by now
+
+
+def draw_prediction(
+    image: NDArray[np.uint8], prediction: PredictionDict, classes: Sequence[str], min_score: float
+) -> Image.Image:
+    """Return boxes, and masks if there are any, drawn over their image.
+
+    Args:
+        image: RGB (height, width, 3).
+        prediction: for this image.
+        classes: names, in the order of the network's outputs.
+        min_score: detections with a lower score, 0 to 1, are left out.
+
+    Raises:
+        UserError: masks are of another size than the image, or boxes reach beyond it.
+    """
+    if prediction.get("masks"):
+        size = prediction["masks"][0]["size"]
+    else:
+        ends = [max((box[side] for box in prediction["boxes"]), default=0.0) for side in (3, 2)]
+        size = [math.ceil(end) if end > pixels + 1 else pixels for end, pixels in zip(ends, image.shape, strict=False)]
+    refuse_other_size(size, image)
+    return _draw(image, prediction, classes, min_score)
+
+
+def _draw(
+    image: NDArray[np.uint8], prediction: PredictionDict, classes: Sequence[str], min_score: float
+) -> Image.Image:
+    palette = class_colors(len(classes))
+    confident = [i for i, score in enumerate(prediction["scores"]) if score >= min_score]
+    order = confident[::-1]  # the best last, on top
+    masks = prediction.get("masks")
+    return draw_boxes(
+        image,
+        [prediction["boxes"][i] for i in order],
+        [f"{prediction['labels'][i]} {prediction['scores'][i]:.2f}" for i in order],
+        [palette[classes.index(prediction["labels"][i])] for i in order],
+        (run_lengths.decode(masks[i]) for i in order) if masks else (),
+    )
 
 
 def parse_prediction(received: PredictionDict, size: tuple[int, int]) -> PredictionDict:

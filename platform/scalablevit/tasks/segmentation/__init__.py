@@ -8,6 +8,10 @@ from scalablevit.tasks.registry import TaskKind
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
     from scalablevit.config.recipe import Stage
     from scalablevit.config.section import OptionValue
     from scalablevit.tasks.capabilities import Augmentation, Costs, Predictor
@@ -75,6 +79,14 @@ class SegmentationKind(TaskKind):
         from scalablevit.tasks.segmentation.outputs import Masks
 
         return Masks(classes, folder)
+
+    def draw_prediction(
+        self, image: "NDArray[np.uint8]", prediction: "PredictionDict", classes: Sequence[str], min_score: float
+    ) -> "Image.Image":
+        """Return the label map drawn over its image, with a legend below."""
+        from scalablevit.tasks.segmentation.outputs import draw_prediction
+
+        return draw_prediction(image, prediction, classes)
 
     def prediction_columns(self, stage: "Stage") -> "dict[str, ColumnType]":
         """Return the types of `mask_png`, `classes` and `shares`."""

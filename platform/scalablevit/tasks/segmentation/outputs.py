@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.data.names import printable
-from scalablevit.tasks.output import MASKS, OVERLAYS, PredictionDict, Table, picture_path
+from scalablevit.tasks.output import MASKS, OVERLAYS, PredictionDict, Table, picture_path, refuse_other_size
 from scalablevit.viz.overlays import draw_labels
 from scalablevit.viz.palette import class_colors, class_hex
 
@@ -35,17 +36,11 @@ class Masks(Table):
         Returns:
             The prediction's `classes` and `shares`.
         """
-        colors = class_colors(len(self.classes))
-        mask = Image.open(io.BytesIO(prediction["mask_png"]))
-        labels = np.array(mask, np.uint8)
-        palette = Image.fromarray(labels)
-        palette.putpalette([part for color in colors for part in color])  # makes it a palette image, pixels unchanged
+        palette = Image.fromarray(_read_labels(prediction))
+        # makes it a palette image, pixels unchanged
+        palette.putpalette([part for color in class_colors(len(self.classes)) for part in color])
         palette.save(picture_path(self.folder, MASKS, name, ".png"))
-        legend = [
-            (colors[self.classes.index(label)], f"{label}  {share:.1%}")
-            for label, share in zip(prediction["classes"], prediction["shares"], strict=True)
-        ]
-        drawn = draw_labels(image, labels, legend, colors)
+        drawn = draw_prediction(image, prediction, self.classes)
         drawn.save(picture_path(self.folder, OVERLAYS, name, ".jpg"), quality=90)
         return {"classes": prediction["classes"], "shares": prediction["shares"]}
 
@@ -53,6 +48,31 @@ class Masks(Table):
         """Add a row for each class in the image, the largest first."""
         for label, share in zip(prediction["classes"], prediction["shares"], strict=True):
             self.write(printable(name), label, f"{share:.6f}")
+
+
+def draw_prediction(image: NDArray[np.uint8], prediction: PredictionDict, classes: Sequence[str]) -> Image.Image:
+    """Return a label map drawn over its image, with a legend of the classes that occur below.
+
+    Args:
+        image: RGB (height, width, 3).
+        prediction: for this image.
+        classes: names, by class index from 0.
+
+    Raises:
+        UserError: the prediction is for an image of another size.
+    """
+    labels, colors = _read_labels(prediction), class_colors(len(classes))
+    refuse_other_size(labels.shape, image)
+    legend = [
+        (colors[classes.index(name)], f"{name}  {share:.1%}")
+        for name, share in zip(prediction["classes"], prediction["shares"], strict=True)
+    ]
+    return draw_labels(image, labels, legend, colors)
+
+
+def _read_labels(prediction: PredictionDict) -> NDArray[np.uint8]:
+    """Return the label map of a prediction, (height, width)."""
+    return np.array(Image.open(io.BytesIO(prediction["mask_png"])), np.uint8)
 
 
 def parse_prediction(received: PredictionDict, size: tuple[int, int]) -> PredictionDict:
