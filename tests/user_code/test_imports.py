@@ -1,12 +1,16 @@
 """The recipe's key `imports`: what may be written, when code is imported, and what its content sum is."""
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
 
+from scalablevit.config import user_code
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.recipe import Stage
@@ -20,7 +24,10 @@ from scalablevit.config.user_code import (
     package_sums,
     stage_from_json,
 )
+from scalablevit.pipeline.registration import record_model
+from scalablevit.pipeline.stage import _keep_user_code
 from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.tags import USER_CODE
 
 LEAVES_A_TRACE = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
 
@@ -123,6 +130,47 @@ def test_what_cannot_be_found_or_does_not_travel(place):
             find_packages([name])
     assert [(found.name, found.installed) for found in find_packages(["mine", "mine.tasks"])] == [("mine", False)]
     assert [(found.name, found.installed) for found in find_packages(["pytest"])] == [("pytest", True)]
+
+
+def install(place, monkeypatch):
+    """Make `compiled`, with a compiled module, a package that pip has installed."""
+    package = write_package(place, "compiled")
+    (package / "fast.so").touch()
+    monkeypatch.setattr(user_code, "_installed_folders", lambda: {place})
+    with pytest.raises(UserError, match=r"has compiled code \(fast.so\)"):
+        find_packages(["compiled"])  # put there by hand: no requirement would bring it to where a model is served
+    info = place / "own_dist-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-dist\nVersion: 1.2\n")
+    (info / "top_level.txt").write_text("compiled\n")
+
+
+def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, tmp_path, monkeypatch, capsys):
+    install(place, monkeypatch)
+    write_package(place, "mine")
+    stage, outbox = stage_with("imports=[mine, compiled]"), Outbox(tmp_path / "outbox")
+    monkeypatch.setattr(user_code, "_installed_folders", lambda: {place / "compiled"})
+    sums = package_sums(stage.imports)
+    _keep_user_code(stage, outbox)
+    assert {path.name for path in outbox.folder.glob("code/*/*")} == {"mine"}
+    assert (
+        "compiled code (fast.so)" in (note := capsys.readouterr().out)
+        and "names own-dist==1.2 as a requirement" in note
+    )
+    resolved = SimpleNamespace(stage=stage, hash="h", digest="d")
+    finished = SimpleNamespace(uid="u", metric="val/top1", value=0.5, step=1, folder="f", checkpoint="c", lineage={},
+                               registered_as="m")  # fmt: skip
+    recorded = MagicMock()
+    record_model("r", resolved, finished, SimpleNamespace(local=tmp_path), recorded, SimpleNamespace(uri=""))
+    model = recorded.model.call_args.kwargs
+    assert model["user_code"] == {"mine": sums["mine"]} and "own-dist==1.2" in model["requirements"]
+    assert json.loads(model["tags"][USER_CODE]) == sums
+
+
+def test_another_build_of_compiled_code_is_refused_with_the_reason(place, monkeypatch):
+    install(place, monkeypatch)
+    with pytest.raises(UserError, match=r"compiled code \(fast.so\) differs with Python and system"):
+        import_user_code(["compiled"], {"compiled": "a" * 64})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import all_suffixes
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,16 @@ class UserPackage:
     installed: bool
     """Whether it is among the interpreter's installed packages, which every node must have; else it is sent with a
     job."""
+    compiled: str = ""
+    """Name of one of its files of compiled code, which run on one kind of machine alone; empty: it has none."""
 
     def content_sum(self) -> str:
         """Return the SHA-256, in hexadecimal, of its files' names and contents."""
         return content_sum(self.folder)
+
+    def distributions(self) -> list[str]:
+        """Return the names under which pip knows it; empty: pip did not install it."""
+        return sorted(set(packages_distributions().get(self.name, ())))
 
 
 def imports_of(recipe: Recipe) -> tuple[str, ...]:
@@ -190,8 +197,8 @@ def _find_package(name: str, where: str) -> UserPackage:
     """Find a top-level package, without importing it.
 
     Raises:
-        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and is not
-            installed.
+        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and pip has not
+            installed it.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -219,13 +226,14 @@ def _find_package(name: str, where: str) -> UserPackage:
             where=where,
             fix=f"name the folder {name}",
         )
-    package = UserPackage(name, folder, any(folder.is_relative_to(installed) for installed in _installed_folders()))
-    compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
-    if compiled and not package.installed:
+    installed = any(folder.is_relative_to(installed) for installed in _installed_folders())
+    compiled = next((file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")), "")
+    package = UserPackage(name, folder, installed, compiled)
+    if compiled and not (installed and package.distributions()):
         raise UserError(
-            f"{name} has compiled code ({compiled[0]}), which may not run on other machines",
+            f"{name} has compiled code ({compiled}), which may not run on other machines",
             where=where,
-            fix="install the package on every node (pip install); only pure Python travels with a job",
+            fix="install the package on every node (pip install, not -e); only pure Python travels with a job or model",
         )
     return package
 
@@ -263,11 +271,12 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
 
 def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
     origin = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
+    own_build = f"; compiled code ({package.compiled}) differs with Python and system" if package.compiled else ""
+    copy = "" if package.compiled else ": a registered model has a copy in its folder code, which never runs by itself"
     return UserError(
-        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}",
+        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}{own_build}",
         where=where,
-        fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
-        "runs by itself",
+        fix=f"put that version of {package.name} here (PYTHONPATH, pip install){copy}",
     )
 
 
