@@ -1,5 +1,6 @@
 """The recipe's key `imports`: what may be written, when code is imported, and what its content sum is."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
 
+import scalablevit as sv
 from scalablevit.config import user_code
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
@@ -225,8 +227,41 @@ def test_code_that_changed_after_its_import_is_refused(place):
     import_user_code(["mine"])
     import_user_code(["mine"])
     (package / "__init__.py").write_text("x = 1")
-    with pytest.raises(UserError, match="the files of mine have changed since this process imported it"):
+    with pytest.raises(UserError, match=r"changed since this process imported it: __init__\.py\n"):
         import_user_code(["mine"])
+
+
+REGISTERS = """\
+import scalablevit as sv
+
+def same(image, random):
+    return image
+
+sv.register_transform("same", same)
+"""
+
+
+def test_code_that_changed_between_a_notebooks_import_and_its_first_run_is_refused(place):
+    package = write_package(place, "mine", init=REGISTERS, net="WIDTH = 1")
+    importlib.import_module("mine.net")
+    before = find_packages(["mine"])[0].content_sum()
+    (package / "net.py").write_text("WIDTH = 2")
+    (package / "new.py").touch()
+    assert package_sums(["mine"]) == {"mine": before}, "the sum is that of the code in this process"
+    with pytest.raises(UserError, match=r"changed since this process imported it: net\.py, new\.py\n"):
+        import_user_code(["mine"])
+    (package / "net.py").write_text("WIDTH = 1")
+    (package / "new.py").unlink()
+    import_user_code(["mine"])
+
+
+def test_code_that_registers_nothing_is_noted_when_its_recipe_is_read(place, tmp_path):
+    package = write_package(place, "mine", init="WIDTH = 1")
+    importlib.import_module("mine")
+    recipe = sv.load_recipe(RECIPE, "imports=[mine]")
+    (package / "__init__.py").write_text("WIDTH = 2")
+    with pytest.raises(UserError, match=r"changed since this process imported it: __init__\.py\n"):
+        sv.run(recipe, root=tmp_path, stages="pretrain", dry_run=True)
 
 
 def test_stored_names_are_checked_before_they_are_looked_for():
@@ -271,6 +306,16 @@ def test_code_that_was_corrected_after_it_failed_is_imported(place):
     (package / "__init__.py").write_text("DONE = True")
     import_user_code(["mine"])
     assert sys.modules["mine"].DONE
+
+
+def test_no_part_of_a_failed_import_stays(place):
+    package = write_package(place, "mine", init=REGISTERS + "from mine.net import ABSENT", net="WIDTH = 1")
+    with pytest.raises(UserError, match="ImportError"):
+        import_user_code(["mine"])
+    (package / "__init__.py").write_text(REGISTERS + "from mine.net import ABSENT  # corrected")
+    (package / "net.py").write_text("ABSENT = 2")
+    import_user_code(["mine"])
+    assert sys.modules["mine"].ABSENT == 2
 
 
 def test_what_was_imported_counts_whatever_becomes_of_the_files(place, tmp_path):

@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.packages import content_sum, package_files, refuse_other_modules, top_level
+from scalablevit.config.packages import (
+    ImportedPackage,
+    content_sum,
+    imported_package,
+    note_imported,
+    package_files,
+    refuse_other_modules,
+    top_level,
+)
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.text import and_more
 
 KEY = "imports"
 SUMS = "user_code"
 """Key of a model's `config.json`: the SHA-256 of each package of its stage's `imports`, by name."""
 SHOWN_SUM = 12
 """Characters of a package's SHA-256 in messages."""
-_imported: dict[str, str] = {}
-"""SHA-256 of each package at the time when this process imported it."""
+NAMED_FILES = 3
+"""Most changed files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,11 @@ def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
     Raises:
         UserError: as `find_packages`.
     """
-    packages = find_packages(names, where)
-    imported = {name: digest for name, digest in _imported.items() if name in sys.modules}
-    return {package.name: imported.get(package.name) or package.content_sum() for package in packages}
+    sums: dict[str, str] = {}
+    for package in find_packages(names, where):
+        imported = imported_package(package.name)
+        sums[package.name] = package.content_sum() if imported is None else imported.digest
+    return sums
 
 
 def import_user_code(
@@ -111,22 +122,26 @@ def import_user_code(
     """
     if not names:
         return
-    packages, sums = find_packages(names, where), dict[str, str]()
+    packages = find_packages(names, where)
     for package in packages:
         digest = package.content_sum()
         if expected is not None and expected.get(package.name) != digest:
             raise _other_code(package, expected.get(package.name), digest, where)
-        sums[package.name] = digest
-        if _imported.get(package.name, digest) != digest and not for_reading:
-            raise UserError(
-                f"the files of {package.name} have changed since this process imported it",
-                where=str(package.folder),
-                fix="start again in a new process (a notebook: restart its kernel)",
-            )
-    for name in names:
-        _import(name, next(package for package in packages if package.name == top_level(name)))
-    for name, digest in sums.items():
-        _imported.setdefault(name, digest)
+        imported = imported_package(package.name)
+        if imported is not None and imported.digest != digest and not for_reading:
+            raise _changed_code(package, imported)
+    before = set(sys.modules)
+    try:
+        for name in names:
+            _import(name, next(package for package in packages if package.name == top_level(name)))
+    except UserError:
+        own = {package.name for package in packages}
+        for name in set(sys.modules) - before:  # else the next attempt would have these as they are, and the rest anew
+            if top_level(name) in own:
+                del sys.modules[name]
+        raise
+    for package in packages:
+        note_imported(package.name)
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
@@ -277,6 +292,16 @@ def _other_code(package: UserPackage, expected: str | None, digest: str, where: 
         f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}{own_build}",
         where=where,
         fix=f"put that version of {package.name} here (PYTHONPATH, pip install){copy}",
+    )
+
+
+def _changed_code(package: UserPackage, imported: ImportedPackage) -> UserError:
+    changed = imported.changed_files(package.folder)
+    names = f"{', '.join(changed[:NAMED_FILES])}{and_more(len(changed), NAMED_FILES)}"
+    return UserError(
+        f"the files of {package.name} have changed since this process imported it: {names}",
+        where=str(package.folder),
+        fix="start again in a new process (a notebook: restart its kernel)",
     )
 
 
