@@ -26,6 +26,7 @@ from scalablevit.config.user_code import (
     package_sums,
     stage_from_json,
 )
+from scalablevit.pipeline import registration
 from scalablevit.pipeline.registration import record_model
 from scalablevit.pipeline.stage import _keep_user_code
 from scalablevit.tracking.outbox import Outbox
@@ -155,13 +156,12 @@ def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, 
     sums = package_sums(stage.imports)
     _keep_user_code(stage, outbox)
     assert {path.name for path in outbox.folder.glob("code/*/*")} == {"mine"}
-    assert (
-        "compiled code (fast.so)" in (note := capsys.readouterr().out)
-        and "names own-dist==1.2 as a requirement" in note
-    )
+    note = capsys.readouterr().out
+    assert "compiled code (fast.so)" in note and "names own-dist==1.2 as a requirement" in note
     resolved = SimpleNamespace(stage=stage, hash="h", digest="d")
     finished = SimpleNamespace(uid="u", metric="val/top1", value=0.5, step=1, folder="f", checkpoint="c", lineage={},
                                registered_as="m")  # fmt: skip
+    monkeypatch.setattr(registration, "_card", lambda *_: None)
     recorded = MagicMock()
     record_model("r", resolved, finished, SimpleNamespace(local=tmp_path), recorded, SimpleNamespace(uri=""))
     model = recorded.model.call_args.kwargs
