@@ -1,5 +1,6 @@
 """Users' own code in tests: packages written to a folder, and everything that their import changed put back."""
 
+import importlib
 import runpy
 import sys
 import typing
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalablevit.config import extensions, user_code
+from scalablevit.config import extensions, packages
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task_info import TASKS
@@ -23,7 +24,7 @@ write_tag_data: Callable[..., None] = runpy.run_path(str(EXAMPLE / "tag_data.py"
 @contextmanager
 def packages_in(folder: Path) -> Iterator[Path]:
     """Let Python find the packages in a folder; afterwards they, and what they registered, are unknown again."""
-    registries = (TASKS, SOURCES, TRANSFORMS, extensions.METRICS, extensions._sources_of, user_code._imported)
+    registries = (TASKS, SOURCES, TRANSFORMS, extensions.METRICS, extensions._sources_of, packages._imported)
     tables = [(table, dict(table)) for table in registries]
     fields = [(field, field.annotation) for field in (*Stage.model_fields.values(), Promotion.model_fields["metric"])]
     modules = set(sys.modules)
@@ -50,4 +51,5 @@ def write_package(folder: Path, name: str, **files: str) -> Path:
     (package / "__init__.py").touch()
     for module, text in files.items():
         (package / ("__init__.py" if module == "init" else f"{module}.py")).write_text(text)
+    importlib.invalidate_caches()  # the folder may be newer than its cached listing
     return package

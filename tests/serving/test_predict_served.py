@@ -14,6 +14,7 @@ import pytest
 import torch
 from harness.predicting import ALL, run, trained
 from harness.toys import SIDE
+from harness.user_code import EXAMPLE, packages_in
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
@@ -199,7 +200,7 @@ def test_a_response_that_is_no_prediction_is_named(images, tmp_path, task, predi
 
 
 @pytest.mark.parametrize(
-    "predictions", [[], [{"price": 3}], [{"task": "x", "model_classes": ["a"]}], [{"task": "detection"}], "x"]
+    "predictions", [[], [{"price": 3}], [{"task": 3, "model_classes": ["a"]}], [{"task": "detection"}], "x"]
 )
 def test_a_model_that_does_not_name_its_classes_gets_no_image(images, tmp_path, predictions):
     sent = []
@@ -208,6 +209,29 @@ def test_a_model_that_does_not_name_its_classes_gets_no_image(images, tmp_path, 
     with serve as url, pytest.raises(UserError, match="does not say its model's classes"):
         ask(url, images, tmp_path / "out")
     assert not sent
+
+
+def test_a_users_own_task_is_predicted_with_its_package(images, tmp_path):
+    response = json.dumps({"predictions": [{"tags": ["cross"], "probabilities": {"cross": 0.75, "ring": 0.25}}]})
+    sent, out = [], tmp_path / "out"
+    serve = serving(
+        lambda image: (sent.append(image), (200, response))[1], about=about_model("tagging", ["cross", "ring"])
+    )
+    with packages_in(EXAMPLE), serve as url:
+        with pytest.raises(UserError, match="for the task tagging, which is none of classification") as refused:
+            ask(url, images, out)
+        assert "--imports" in refused.value.fix and not sent
+        with pytest.raises(UserError, match="there is no package absent"):
+            ask(url, images, out, "--imports", "absent")
+        assert ask(url, images, out, "--imports", "image_tags") == 0
+    assert (out / "tags.csv").read_text().splitlines() == [
+        "file,tags", "0.jpg,cross", "2.jpg,cross", "sub/1.jpg,cross", "sub/3.jpg,cross",
+    ]  # fmt: skip
+
+
+def test_a_model_that_is_not_served_names_its_packages_itself(images, tmp_path):
+    with pytest.raises(UserError, match="has no effect here"):
+        ask("models:/toy-pretrain/1", images, tmp_path / "out", "--imports", "image_tags")
 
 
 def check_named(images, tmp_path, response, about, said):

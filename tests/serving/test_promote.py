@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,32 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     assert "champion is version 1 again" in client.get_model_version(name, "2").tags[tags.ROLLED_BACK]
     with pytest.raises(UserError, match="no champion came before version 1"):
         run(registry, name, "--rollback")
+
+
+def test_the_limits_alone_decide_where_the_champion_cannot_be_compared(registry, client, capsys, monkeypatch):
+    name = "toy-limits"
+    register(registry, finished_run(registry, "pretrain", seed=5), name)
+    assert run(registry, name) == 0
+    register(registry, finished_run(registry, "pretrain", seed=6), name)
+    made_by = {1: "a" * 64, 2: "b" * 64}
+    real = promote._refuse_different_code
+
+    def with_code(versions):
+        real([replace(each, config={**each.config, "user_code": {"mine": made_by[each.version]}}) for each in versions])
+
+    monkeypatch.setattr(promote, "_refuse_different_code", with_code)
+    with pytest.raises(UserError, match=rf"different mine(?s:.*)promote(\.py)? {name} --limits-alone`") as caught:
+        run(registry, name, *EVEN)
+    assert "evaluate" in caught.value.fix and champion_of(client, name) == 1
+    assert run(registry, name, "--limits-alone", "promotion.min_value=1.0") == 1
+    assert champion_of(client, name) == 1
+    capsys.readouterr()
+    assert run(registry, name, "--limits-alone") == 0
+    assert "promoted against the limits alone: not compared with champion version 1\n" in capsys.readouterr().out
+    assert champion_of(client, name) == 2
+    evidence = json.loads(client.get_model_version(name, "2").tags[tags.PROMOTION_EVIDENCE])
+    assert evidence["champion"] is None and evidence["gain"] is None
+    assert run(registry, name, "--rollback") == 0 and champion_of(client, name) == 1
 
 
 @pytest.mark.parametrize("name", ["segment", "detect"])

@@ -28,6 +28,19 @@ def test_a_batch_of_nothing_but_a_truncated_file_is_left_out(make_stage, shapes,
     assert (metrics["val/samples"], metrics["val/bad_samples"]) == (19, 2)
 
 
+def test_a_split_of_nothing_but_bad_samples_is_refused_with_their_number(make_segmentation, shapes, tmp_path):
+    """Whatever the task's metric makes of no sample."""
+    shutil.copytree(shapes / "segmentation", tmp_path / "segmentation")
+    images = sorted((tmp_path / "segmentation" / "images" / "val").iterdir())
+    for image in images:
+        truncate(image)
+    stage = make_segmentation(data={"root": str(tmp_path)}, training=STEPS)
+    worker_config = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    what, where, fix = run_attempts([Attempt(worker_config)], 1, tmp_path)[0]["error"]
+    assert what == f"none of the {len(images)} validation samples could be decoded"
+    assert where == "data.val" and "check" in fix
+
+
 def test_segmentation_leaves_out_a_lone_bad_sample(make_segmentation, shapes, tmp_path):
     shutil.copytree(shapes / "segmentation", tmp_path / "segmentation")
     truncate(sorted((tmp_path / "segmentation" / "images" / "val").iterdir())[-1])

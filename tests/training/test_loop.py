@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.run_files import BAD_SAMPLES
+from scalablevit.tasks.classification.task import ClassificationTask
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.worker import WorkerConfig
@@ -124,6 +126,29 @@ def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path)
     (line,) = (tmp_path / "run" / BAD_SAMPLES).read_text().splitlines()
     path, reason = line.split("\t")
     assert Path(path) == bad and reason
+
+
+def test_a_task_that_knows_nothing_of_empty_batches_trains_through_them(make_stage, shapes, tmp_path, monkeypatch):
+    """Such as a user's own: all samples of most steps are bad."""
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch.images).float(), batch.labels), {}
+
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    shutil.copytree(shapes / "classification", tmp_path / "classification")
+    images = sorted((tmp_path / "classification" / "train").rglob("*.jpg"))
+    for image in images[1:]:
+        image.write_bytes(b"no image")
+    steps = len(images) // 4
+    training = {"steps": steps, "global_batch_size": 4, "evaluate_every": {"steps": steps}, "log_every_steps": 1}
+    stage = make_stage(data={"root": str(tmp_path), "max_bad_fraction": 1.0}, training=training)
+    given = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
+    metrics = []
+    ended = worker.run(given, 0, 1, torch.device("cpu"), lambda records, _: metrics.extend(r.metrics for r in records))
+    assert ended.error is None and ended.training.reason == "finished"
+    losses = [each["train/loss"] for each in metrics if "train/loss" in each]
+    assert len(losses) == steps and sum(loss > 0 for loss in losses) == 1 and losses.count(0.0) == steps - 1
+    assert [each["train/bad_samples"] for each in metrics if "train/loss" in each][-1] == 4 * steps - 1
 
 
 def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -22,9 +23,9 @@ import scalablevit as sv
 from scalablevit.cli import predict, promote
 from scalablevit.cli.promote import _refuse_different_code
 from scalablevit.cli.recipe import _mistakes
-from scalablevit.cli.tree import parse
+from scalablevit.cli.tree import main, parse
 from scalablevit.config.errors import UserError, UserErrors
-from scalablevit.config.loading import load_and_import, load_recipe
+from scalablevit.config.loading import load_and_import, load_recipe, read_mapping
 from scalablevit.config.root import tracking_uri
 from scalablevit.config.space import search_hash
 from scalablevit.config.space_loading import load_search
@@ -93,6 +94,31 @@ def test_without_its_package_the_recipe_is_read_but_not_understood():
 
 def test_its_recipe_is_upgraded_without_its_package():
     assert _mistakes(RECIPE) == []
+
+
+def test_editors_know_its_keys_when_its_package_is_named(capsys):
+    content = json.loads(json.dumps(read_mapping(RECIPE, "recipe")[0]))
+
+    def marked() -> list[str]:
+        schema = jsonschema.Draft202012Validator(json.loads(capsys.readouterr().out))
+        assert list(schema.iter_errors({**content, "task": {"kind": "tagging", "threshhold": 0.5}}))
+        return [error.message for error in schema.iter_errors(content)]
+
+    assert main("recipe", ["schema"]) == 0
+    assert marked()
+    with packages_in(EXAMPLE):
+        assert main("recipe", ["schema", "--imports", "image_tags"]) == 0
+        assert marked() == []
+
+
+def test_a_new_recipe_names_the_package_that_its_schema_knows(tmp_path):
+    file = tmp_path / "my.yaml"
+    with packages_in(EXAMPLE):
+        assert main("recipe", ["new", "pretrain", str(file), "--imports", "image_tags"]) == 0
+        assert load_recipe(file).stages["pretrain"].imports == ("image_tags",)
+    assert '"tagging"' in (tmp_path / "recipe.schema.json").read_text()
+    with pytest.raises(SystemExit):
+        main("recipe", ["schema", "--imports", "os"])
 
 
 def test_its_keys_are_checked_as_ours_are(example):

@@ -1,12 +1,18 @@
 """The recipe's key `imports`: what may be written, when code is imported, and what its content sum is."""
 
+import importlib
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
 
+import scalablevit as sv
+from scalablevit.config import user_code
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.recipe import Stage
@@ -20,7 +26,11 @@ from scalablevit.config.user_code import (
     package_sums,
     stage_from_json,
 )
+from scalablevit.pipeline import registration
+from scalablevit.pipeline.registration import record_model
+from scalablevit.pipeline.stage import _keep_user_code
 from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.tags import USER_CODE
 
 LEAVES_A_TRACE = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
 
@@ -125,6 +135,46 @@ def test_what_cannot_be_found_or_does_not_travel(place):
     assert [(found.name, found.installed) for found in find_packages(["pytest"])] == [("pytest", True)]
 
 
+def install(place, monkeypatch):
+    """Make `compiled`, with a compiled module, a package that pip has installed."""
+    package = write_package(place, "compiled")
+    (package / "fast.so").touch()
+    monkeypatch.setattr(user_code, "_installed_folders", lambda: {place})
+    with pytest.raises(UserError, match=r"has compiled code \(fast.so\)"):
+        find_packages(["compiled"])  # put there by hand: no requirement would bring it to where a model is served
+    info = place / "own_dist-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-dist\nVersion: 1.2\n")
+    (info / "top_level.txt").write_text("compiled\n")
+
+
+def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, tmp_path, monkeypatch, capsys):
+    install(place, monkeypatch)
+    write_package(place, "mine")
+    stage, outbox = stage_with("imports=[mine, compiled]"), Outbox(tmp_path / "outbox")
+    monkeypatch.setattr(user_code, "_installed_folders", lambda: {place / "compiled"})
+    sums = package_sums(stage.imports)
+    _keep_user_code(stage, outbox)
+    assert {path.name for path in outbox.folder.glob("code/*/*")} == {"mine"}
+    note = capsys.readouterr().out
+    assert "compiled code (fast.so)" in note and "names own-dist==1.2 as a requirement" in note
+    resolved = SimpleNamespace(stage=stage, hash="h", digest="d")
+    finished = SimpleNamespace(uid="u", metric="val/top1", value=0.5, step=1, folder="f", checkpoint="c", lineage={},
+                               registered_as="m")  # fmt: skip
+    monkeypatch.setattr(registration, "_card", lambda *_: None)
+    recorded = MagicMock()
+    record_model("r", resolved, finished, SimpleNamespace(local=tmp_path), recorded, SimpleNamespace(uri=""))
+    model = recorded.model.call_args.kwargs
+    assert model["user_code"] == {"mine": sums["mine"]} and "own-dist==1.2" in model["requirements"]
+    assert json.loads(model["tags"][USER_CODE]) == sums
+
+
+def test_another_build_of_compiled_code_is_refused_with_the_reason(place, monkeypatch):
+    install(place, monkeypatch)
+    with pytest.raises(UserError, match=r"compiled code \(fast.so\) differs with Python and system"):
+        import_user_code(["compiled"], {"compiled": "a" * 64})
+
+
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
@@ -177,8 +227,41 @@ def test_code_that_changed_after_its_import_is_refused(place):
     import_user_code(["mine"])
     import_user_code(["mine"])
     (package / "__init__.py").write_text("x = 1")
-    with pytest.raises(UserError, match="the files of mine have changed since this process imported it"):
+    with pytest.raises(UserError, match=r"changed since this process imported it: __init__\.py\n"):
         import_user_code(["mine"])
+
+
+REGISTERS = """\
+import scalablevit as sv
+
+def same(image, random):
+    return image
+
+sv.register_transform("same", same)
+"""
+
+
+def test_code_that_changed_between_a_notebooks_import_and_its_first_run_is_refused(place):
+    package = write_package(place, "mine", init=REGISTERS, net="WIDTH = 1")
+    importlib.import_module("mine.net")
+    before = find_packages(["mine"])[0].content_sum()
+    (package / "net.py").write_text("WIDTH = 2")
+    (package / "new.py").touch()
+    assert package_sums(["mine"]) == {"mine": before}, "the sum is that of the code in this process"
+    with pytest.raises(UserError, match=r"changed since this process imported it: net\.py, new\.py\n"):
+        import_user_code(["mine"])
+    (package / "net.py").write_text("WIDTH = 1")
+    (package / "new.py").unlink()
+    import_user_code(["mine"])
+
+
+def test_code_that_registers_nothing_is_noted_when_its_recipe_is_read(place, tmp_path):
+    package = write_package(place, "mine", init="WIDTH = 1")
+    importlib.import_module("mine")
+    recipe = sv.load_recipe(RECIPE, "imports=[mine]")
+    (package / "__init__.py").write_text("WIDTH = 2")
+    with pytest.raises(UserError, match=r"changed since this process imported it: __init__\.py\n"):
+        sv.run(recipe, root=tmp_path, stages="pretrain", dry_run=True)
 
 
 def test_stored_names_are_checked_before_they_are_looked_for():
@@ -223,6 +306,16 @@ def test_code_that_was_corrected_after_it_failed_is_imported(place):
     (package / "__init__.py").write_text("DONE = True")
     import_user_code(["mine"])
     assert sys.modules["mine"].DONE
+
+
+def test_no_part_of_a_failed_import_stays(place):
+    package = write_package(place, "mine", init=REGISTERS + "from mine.net import ABSENT", net="WIDTH = 1")
+    with pytest.raises(UserError, match="ImportError"):
+        import_user_code(["mine"])
+    (package / "__init__.py").write_text(REGISTERS + "from mine.net import ABSENT  # corrected")
+    (package / "net.py").write_text("ABSENT = 2")
+    import_user_code(["mine"])
+    assert sys.modules["mine"].ABSENT == 2
 
 
 def test_what_was_imported_counts_whatever_becomes_of_the_files(place, tmp_path):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe as read_recipe
+from scalablevit.config.packages import note_imported, top_level
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import recipe_file, space_file
+from scalablevit.config.user_code import imports_of
 
 
 def load_recipe(path: str | Path, *overrides: str) -> Recipe:
@@ -30,6 +32,8 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     _refuse_other(overrides)
     file = recipe_file(str(Path(path).expanduser()))
     recipe = read_recipe(file, overrides)
+    for module in imports_of(recipe):  # which the caller may have imported: later changes of its files are refused
+        note_imported(top_level(module))
     if recipe.tune is None:
         return recipe
     # the recipe itself does not know where its file is

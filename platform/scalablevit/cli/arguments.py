@@ -2,6 +2,7 @@
 
 import argparse
 
+from scalablevit.config.packages import refuse_other_modules
 from scalablevit.config.shipped import recipe_file
 
 MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a run's name, as `runs list` prints it"
@@ -19,6 +20,20 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root begins here "
         "(default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
     )  # fmt: skip
+
+
+def add_imports(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--imports`, which may come several times: modules of users' own packages, as under `imports` in a recipe."""
+    parser.add_argument("--imports", type=_module, action="append", default=[], metavar="MODULE",
+                        help=f"your own package, which is imported, {purpose}")  # fmt: skip
+
+
+def _module(text: str) -> str:
+    try:
+        refuse_other_modules(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

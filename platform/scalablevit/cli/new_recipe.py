@@ -1,6 +1,7 @@
 """Write a first recipe of one's own, and the JSON schema with which editors complete its keys."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.commands import command_line, command_name
@@ -18,12 +19,13 @@ def template_names() -> list[str]:
     return sorted((path.stem for path in TEMPLATES.glob("*.yaml")), key=lambda name: (order.get(name, 9), name))
 
 
-def write_new_recipe(template: str, file: Path) -> int:
+def write_new_recipe(template: str, file: Path, imports: Sequence[str] = ()) -> int:
     """Write a recipe from a template, and the JSON schema next to it.
 
     Args:
         template: one of `template_names`.
         file: the recipe; it must not exist yet.
+        imports: users' modules that the recipe names; the schema has what they register, as they are imported.
 
     Returns:
         The exit code.
@@ -34,6 +36,7 @@ def write_new_recipe(template: str, file: Path) -> int:
     if file.exists():
         raise UserError(f"{file} is there already", where="FILE", fix="name another file, or remove this one")
     text = (TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
+    text += f"imports: [{', '.join(imports)}]\n" if imports else ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / SCHEMA).write_text(schema_text(recipe_schema()), encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalablevit.cli.arguments import add_model, add_root
+from scalablevit.cli.arguments import add_imports, add_model, add_root
 from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.prediction_folder import (
     BAD,
@@ -39,6 +39,7 @@ task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
 
 MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
 THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
+Where the model's task is one of your own package, name the package by --imports.
 
 IMAGES is a folder, with its subfolders; one image; or a list that ends in .txt, with one path on each line, absolute or
 relative to the list's folder.
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the predictions"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier prediction in --out")
+    add_imports(parser, "for a server's model whose task it defines")
     add_root(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be done, write nothing"
@@ -101,6 +103,10 @@ def _run(options: argparse.Namespace) -> int:
         from scalablevit.cli.predict_served import run_served
 
         return run_served(options, given, out)
+    if options.imports:
+        raise UserError(
+            "has no effect here: the model's own recipe names its packages", where="--imports", fix="leave it out"
+        )
     root = platform_root(options.root, make=False)
     images = find_images(given)
     check_output_folder(out, images, options.overwrite)

@@ -13,6 +13,7 @@ from scalablevit.cli.prediction_folder import (
 )
 from scalablevit.cli.prediction_input import GivenImages, find_images
 from scalablevit.config.errors import UserError
+from scalablevit.config.user_code import import_user_code
 from scalablevit.data.decoding import BadSample, decode_image
 from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_skipped
@@ -33,12 +34,14 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
         The exit code.
 
     Raises:
-        UserError: overrides are given, the images or --out are of no use, or the server fails.
+        UserError: overrides are given, the images or --out are of no use, or the server fails; or as
+            `import_user_code`.
     """
     if options.overrides:
         raise UserError(
             "a served model predicts by its own recipe", where=f"override {options.overrides[0]!r}", fix="leave it out"
         )
+    import_user_code(options.imports, where="--imports")
     server = ModelServer(options.model)
     images = find_images(given)
     check_output_folder(out, images, options.overwrite)

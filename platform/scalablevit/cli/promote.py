@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
@@ -55,9 +56,10 @@ evaluated on the validation split of the candidate's recipe, in float32 as serve
 `promotion` section: overrides change it, as in promotion.margin=0.005
 promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
 with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
-of it are refused. Where there is no champion yet, the limits alone decide. Both versions' metrics, the gain with its
-confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as tags,
-whatever comes out.
+of it are refused. Where there is no champion yet, the limits alone decide; with --limits-alone also where there is one
+that cannot be compared, such as one that an earlier version of your own code made. Both versions' metrics, the gain
+with its confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as
+tags, whatever comes out.
 
 Latency is the median time of 20 predictions of one image (batch size 1), from decoded pixels to the prediction, on the
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU, torch
@@ -74,7 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument("--latency-threads", type=_positive, default=1, metavar="N",
                         help="torch's threads while latency is measured on a CPU (default: 1)")  # fmt: skip
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--limits-alone",
+        action="store_true",
+        help="do not compare the candidate with the champion, which is not scored",
+    )
+    ways.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again, without evaluating"
     )
     parser.add_argument(
@@ -123,7 +131,7 @@ def _decide(options: argparse.Namespace) -> Promotion:
                          reasons=(), moved=False, evidence=None)  # fmt: skip
     versions = {
         alias: resolve_weights(f"models:/{options.name}/{known[alias]}", uri, root / "cache" / "models")
-        for alias in (CANDIDATE, CHAMPION)
+        for alias in ((CANDIDATE,) if options.limits_alone else (CANDIDATE, CHAMPION))
         if alias in known
     }
     for alias, version in versions.items():
@@ -149,7 +157,8 @@ def _decide(options: argparse.Namespace) -> Promotion:
         }
     finally:
         shutil.rmtree(listing, ignore_errors=True)
-    return _promote_or_refuse(uri, contenders[CANDIDATE], contenders.get(CHAMPION), resolved, dry_run=options.dry_run)
+    candidate, champion, before = contenders[CANDIDATE], contenders.get(CHAMPION), known.get(CHAMPION)
+    return _promote_or_refuse(uri, candidate, champion, before, resolved, dry_run=options.dry_run)
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
@@ -183,8 +192,9 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
                 f"candidate and champion were made by different {package} (content sums {digests_text}), and one "
                 "process can import only one of them",
                 where=f"{versions[0].name}@{CHAMPION}",
-                fix="train the champion's recipe again with today's code and promote that first, or compare both by "
-                f"{command_name('evaluate')}, each with its own code, and move the alias in MLflow",
+                fix=f"look at both by `{command_name('evaluate')}`, each with its own code on PYTHONPATH; then "
+                f"`{command_name('promote')} {shlex.quote(versions[0].name)} --limits-alone` decides by the limits of "
+                "the recipe's promotion",
             )
 
 
@@ -306,9 +316,23 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
 
 
 def _promote_or_refuse(
-    uri: str, candidate: Contender, champion: Contender | None, resolved: ResolvedStage, *, dry_run: bool
+    uri: str,
+    candidate: Contender,
+    champion: Contender | None,
+    before: int | None,
+    resolved: ResolvedStage,
+    *,
+    dry_run: bool,
 ) -> Promotion:
     """Print both versions' metrics, tag the candidate with the decision, and move the alias if the gate passes.
+
+    Args:
+        uri: MLflow's address.
+        candidate: the version to promote.
+        champion: what it is compared with; None: nothing, and the limits alone decide.
+        before: number of the champion, compared or not; None: there is none.
+        resolved: the candidate's stage on its evaluation data.
+        dry_run: write and move nothing.
 
     Raises:
         UserError: the two could not read the same samples.
@@ -329,8 +353,8 @@ def _promote_or_refuse(
     evidence = gather_evidence(candidate, champion, gain, resolved)
     print(format_evidence(evidence))
     name, version = candidate.version.name, candidate.version.version
-    before = None if champion is None else champion.version.version
-    against = "the limits alone: there was no champion" if before is None else f"champion version {before}"
+    alone = "there was no champion" if before is None else f"not compared with champion version {before}"
+    against = f"the limits alone: {alone}" if champion is None else f"champion version {before}"
     verdict = f"{'refused' if missed else 'promoted'} against {against}" + (f": {'; '.join(missed)}" if missed else "")
     print(f"{name} version {version}: {'would be ' * dry_run}{verdict}")
     document = Promotion(

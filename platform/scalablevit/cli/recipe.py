@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from scalablevit.cli.json_output import add_json, print_document
+from scalablevit.cli.arguments import add_imports
+from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError, raise_all
@@ -18,11 +19,13 @@ from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
 from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
+from scalablevit.config.user_code import import_user_code
 from scalablevit.io import write_file
 
 EPILOG = f"""\
 new writes a first recipe for one's own data, and the JSON schema of recipes next to it: editors that know YAML schemas
-then complete keys and mark mistakes. schema prints that schema, or the one of search spaces.
+then complete keys and mark mistakes. schema prints that schema, or the one of search spaces. The schema knows the kinds
+of task and source that your own package registers if --imports names the package.
 
 list names what can be given as --recipe NAME and --space NAME, with what each is for.
 
@@ -55,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     new.add_argument("file", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="FILE",
                      help="file to write; must not be there yet (default: recipe.yaml)")  # fmt: skip
+    add_imports(new, "so that the schema has the kinds that it registers")
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    add_imports(schema, "so that the schema has the kinds that it registers")
     schema.add_argument("--space", action="store_true", help="print the schema of search spaces")
     add_json(verbs.add_parser("list", help="name the shipped recipes and search spaces"))
     upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
@@ -67,10 +72,14 @@ def run(options: argparse.Namespace) -> int:
     """Run the chosen verb; see `add_arguments`.
 
     Raises:
-        UserError: a file cannot be written or upgraded (then no file is changed), or has mistakes after the upgrade.
+        UserError: a file cannot be written or upgraded (then no file is changed), or has mistakes after the upgrade; or
+            as `import_user_code`.
     """
+    if options.verb in ("new", "schema"):
+        with stdout_to_stderr(True):  # what that code prints is no schema
+            import_user_code(options.imports, where="--imports")
     if options.verb == "new":
-        return write_new_recipe(options.template, options.file)
+        return write_new_recipe(options.template, options.file, options.imports)
     if options.verb == "schema":
         print(schema_text(space_schema() if options.space else recipe_schema()), end="")
         return 0

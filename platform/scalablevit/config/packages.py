@@ -1,13 +1,16 @@
-"""Python packages: names of their modules, which files belong to one, and their content sum."""
+"""Python packages: names of their modules, which files belong to one, their content sum, and what of it is imported."""
 
 import hashlib
 import re
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scalablevit.config.errors import UserError
+from scalablevit.io import sha256_of
 
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
@@ -46,6 +49,8 @@ def refuse_other_modules(name: str) -> None:
 def refuse_unimportable(registered: Any, where: str) -> None:
     """Refuse a function or class that is registered and that other processes cannot import as a user's own.
 
+    Its package is being imported, so the files are noted as those that this process runs.
+
     Args:
         registered: the function or class.
         where: what errors name as the place of the registration.
@@ -60,6 +65,54 @@ def refuse_unimportable(registered: Any, where: str) -> None:
             where=where,
             fix="define it at the top of a module of your own package, which the recipe names under imports",
         )
+    note_imported(top_level(module))
+
+
+@dataclass(frozen=True)
+class ImportedPackage:
+    """A package as this process imported it; its files may change afterwards."""
+
+    module: ModuleType
+    digest: str
+    """Its `content_sum`."""
+    files: dict[str, str]
+    """SHA-256 of each file, by relative path."""
+
+    def changed_files(self, package: Path) -> list[str]:
+        """Return the relative paths of files that are new, gone or different now, sorted.
+
+        Args:
+            package: its folder.
+        """
+        now = _file_sums(package)
+        return sorted(name for name in now.keys() | self.files.keys() if now.get(name) != self.files.get(name))
+
+
+_imported: dict[str, ImportedPackage] = {}
+"""Packages that this process has imported, by name."""
+
+
+def note_imported(name: str) -> None:
+    """Keep the sums of a package's files as those of the code in this process, if it is imported and has none yet.
+
+    Args:
+        name: of the package; nothing is kept of a single module, nor of what the platform depends on.
+    """
+    module = None if name in DEPENDENCIES else sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if module is not None and file is not None and hasattr(module, "__path__") and imported_package(name) is None:
+        folder = Path(file).resolve().parent
+        _imported[name] = ImportedPackage(module, package_sum(folder), _file_sums(folder))
+
+
+def imported_package(name: str) -> ImportedPackage | None:
+    """Return what `note_imported` kept of a package; None: nothing, or it is not imported any more."""
+    kept = _imported.get(name)
+    return kept if kept is not None and kept.module is sys.modules.get(name) else None
+
+
+def _file_sums(package: Path) -> dict[str, str]:
+    return {path.relative_to(package).as_posix(): sha256_of(path) for path in package_files(package)}
 
 
 def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:

@@ -10,20 +10,30 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import all_suffixes
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.packages import package_files, package_sum, refuse_other_modules, top_level
+from scalablevit.config.packages import (
+    ImportedPackage,
+    imported_package,
+    note_imported,
+    package_files,
+    package_sum,
+    refuse_other_modules,
+    top_level,
+)
 from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.text import and_more
 
 KEY = "imports"
 SUMS = "user_code"
 """Key of a model's `config.json`: the SHA-256 of each package of its stage's `imports`, by name."""
 SHOWN_SUM = 12
 """Characters of a package's SHA-256 in messages."""
-_imported: dict[str, str] = {}
-"""SHA-256 of each package at the time when this process imported it."""
+NAMED_FILES = 3
+"""Most changed files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,16 @@ class UserPackage:
     installed: bool
     """Whether it is among the interpreter's installed packages, which every node must have; else it is sent with a
     job."""
+    compiled: str = ""
+    """Name of one of its files of compiled code, which run on one kind of machine alone; empty: it has none."""
 
     def content_sum(self) -> str:
         """Return the SHA-256, in hexadecimal, of its files' names and contents."""
         return package_sum(self.folder)
+
+    def distributions(self) -> list[str]:
+        """Return the names under which pip knows it; empty: pip did not install it."""
+        return sorted(set(packages_distributions().get(self.name, ())))
 
 
 def imports_of(recipe: Recipe) -> tuple[str, ...]:
@@ -80,9 +96,11 @@ def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
     Raises:
         UserError: as `find_packages`.
     """
-    packages = find_packages(names, where)
-    imported = {name: digest for name, digest in _imported.items() if name in sys.modules}
-    return {package.name: imported.get(package.name) or package.content_sum() for package in packages}
+    sums: dict[str, str] = {}
+    for package in find_packages(names, where):
+        imported = imported_package(package.name)
+        sums[package.name] = package.content_sum() if imported is None else imported.digest
+    return sums
 
 
 def import_user_code(
@@ -104,22 +122,26 @@ def import_user_code(
     """
     if not names:
         return
-    packages, sums = find_packages(names, where), dict[str, str]()
+    packages = find_packages(names, where)
     for package in packages:
         digest = package.content_sum()
         if expected is not None and expected.get(package.name) != digest:
             raise _other_code(package, expected.get(package.name), digest, where)
-        sums[package.name] = digest
-        if _imported.get(package.name, digest) != digest and not for_reading:
-            raise UserError(
-                f"the files of {package.name} have changed since this process imported it",
-                where=str(package.folder),
-                fix="start again in a new process (a notebook: restart its kernel)",
-            )
-    for name in names:
-        _import(name, next(package for package in packages if package.name == top_level(name)))
-    for name, digest in sums.items():
-        _imported.setdefault(name, digest)
+        imported = imported_package(package.name)
+        if imported is not None and imported.digest != digest and not for_reading:
+            raise _changed_code(package, imported)
+    before = set(sys.modules)
+    try:
+        for name in names:
+            _import(name, next(package for package in packages if package.name == top_level(name)))
+    except UserError:
+        own = {package.name for package in packages}
+        for name in set(sys.modules) - before:  # else the next attempt would have these as they are, and the rest anew
+            if top_level(name) in own:
+                del sys.modules[name]
+        raise
+    for package in packages:
+        note_imported(package.name)
 
 
 def import_stored_code(config: Mapping[str, Any], where: str) -> None:
@@ -190,8 +212,8 @@ def _find_package(name: str, where: str) -> UserPackage:
     """Find a top-level package, without importing it.
 
     Raises:
-        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and is not
-            installed.
+        UserError: there is none, it is no package that can be sent with a job, or it has compiled code and pip has not
+            installed it.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -219,13 +241,14 @@ def _find_package(name: str, where: str) -> UserPackage:
             where=where,
             fix=f"name the folder {name}",
         )
-    package = UserPackage(name, folder, any(folder.is_relative_to(installed) for installed in _installed_folders()))
-    compiled = [file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")]
-    if compiled and not package.installed:
+    installed = any(folder.is_relative_to(installed) for installed in _installed_folders())
+    compiled = next((file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")), "")
+    package = UserPackage(name, folder, installed, compiled)
+    if compiled and not (installed and package.distributions()):
         raise UserError(
-            f"{name} has compiled code ({compiled[0]}), which may not run on other machines",
+            f"{name} has compiled code ({compiled}), which may not run on other machines",
             where=where,
-            fix="install the package on every node (pip install); only pure Python travels with a job",
+            fix="install the package on every node (pip install, not -e); only pure Python travels with a job or model",
         )
     return package
 
@@ -263,11 +286,22 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
 
 def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
     origin = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
+    own_build = f"; compiled code ({package.compiled}) differs with Python and system" if package.compiled else ""
+    copy = "" if package.compiled else ": a registered model has a copy in its folder code, which never runs by itself"
     return UserError(
-        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}",
+        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}{own_build}",
         where=where,
-        fix=f"put that version of {package.name} here (PYTHONPATH, pip install); nothing that is stored with a model "
-        "runs by itself",
+        fix=f"put that version of {package.name} here (PYTHONPATH, pip install){copy}",
+    )
+
+
+def _changed_code(package: UserPackage, imported: ImportedPackage) -> UserError:
+    changed = imported.changed_files(package.folder)
+    names = f"{', '.join(changed[:NAMED_FILES])}{and_more(len(changed), NAMED_FILES)}"
+    return UserError(
+        f"the files of {package.name} have changed since this process imported it: {names}",
+        where=str(package.folder),
+        fix="start again in a new process (a notebook: restart its kernel)",
     )
 
 

@@ -37,7 +37,7 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import format_error, mask
-from scalablevit.tracking.environment import environment_info
+from scalablevit.tracking.environment import environment_info, pin_requirements
 from scalablevit.tracking.outbox import Outbox, Texts, lacks_finish, recorded_params
 from scalablevit.tracking.params import flatten
 from scalablevit.tracking.registry import version_of_run
@@ -233,11 +233,18 @@ def resolved_values(resolved: ResolvedStage) -> Texts:
 def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
     """Copy the packages of the stage's imports as they are now: the registered model gets them.
 
+    Those with compiled code, which may not run where the model is served, it names as requirements instead.
+
     Raises:
         UserError: files have changed since they were imported.
     """
     sums = package_sums(stage.imports)
     for package in find_packages(stage.imports):
+        if package.compiled:
+            required = " and ".join(pin_requirements(package.distributions()))
+            print(f"note: {package.name} has compiled code ({package.compiled}): the registered model names {required} "
+                  "as a requirement, and has no copy", flush=True)  # fmt: skip
+            continue
         try:
             outbox.keep_user_code(package.folder, sums[package.name])
         except ValueError as error:

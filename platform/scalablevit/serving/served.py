@@ -94,14 +94,21 @@ class ModelServer:
             (about,) = json.loads(content)["predictions"]
             task, classes = about["task"], tuple(map(str, about["model_classes"]))
             max_pixels = min(MAX_PIXELS, int(about.get("max_pixels", MAX_PIXELS)))
-            if task not in TASKS or not classes:
-                raise ValueError("another task")
+            if not isinstance(task, str) or not classes:
+                raise ValueError("no task, or no classes")
         except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"the server does not say its model's classes: {_shorten(content)}",
                 where=self.address,
                 fix="serve a model that this version of the platform registered, or predict by models:/<name>@<alias>",
             ) from None
+        if task not in TASKS:
+            raise UserError(
+                f"the server's model is for the task {printable(task)[:MAX_MESSAGE_CHARACTERS]}, which is none of "
+                f"{', '.join(TASKS)}",
+                where=self.address,
+                fix="if a package of yours defines the task, add `--imports <package>`",
+            )
         return Description(task, classes, max_pixels)
 
     def predict(self, image: bytes) -> PredictionDict:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -13,10 +14,11 @@ from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import Batch
 from scalablevit.data.dataset import SampleDataset
-from scalablevit.data.loader import build_loader, prefetch
+from scalablevit.data.loader import build_loader, prefetch, to_device
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.run_files import BAD_SAMPLES
+from scalablevit.tasks.registry import task_kind
 from scalablevit.training.attempt_events import StartupTimings
 from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
@@ -98,7 +100,19 @@ class WorkerCallbacks:
         )
         workers = context.stage.cluster.loader_workers
         loader = build_loader(self._train, keys, context.task.collate("train"), workers=workers, device=context.device)
-        return prefetch(loader, context.device)
+        return map(self._with_images, prefetch(loader, context.device))
+
+    def _with_images(self, batch: Batch) -> Batch:
+        """Return the batch; one whose samples are all bad has two blank images, so that any task's loss can take it.
+
+        The rank still takes part in the step, where a batch weighs as much as it has samples: here nothing.
+        """
+        if batch.samples:
+            return batch
+        stage, task, device = self._context.stage, self._context.task, self._context.device
+        # two: batch norm has no variance of one
+        blank = task_kind(stage.task.kind).build_costs(stage, task.classes).blank_batch(2)
+        return replace(to_device(blank, device), samples=0, bad=batch.bad, changed=batch.changed)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics on the validation split, equal on all ranks."""

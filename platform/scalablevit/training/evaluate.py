@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from scalablevit.config.commands import command_name
+from scalablevit.config.errors import UserError
 from scalablevit.config.extensions import RegisteredMetric
 from scalablevit.data.batch import Batch
 from scalablevit.tasks.capabilities import Augmentation
@@ -44,19 +46,19 @@ def evaluate(
         registered: users' metrics, in addition to the task's metric.
 
     Raises:
-        UserError: files have changed since the run began.
+        UserError: files have changed since the run began, or no sample could be decoded.
         ValueError: a user's metric returns values under other names than its own.
     """
     was_training = model.training
     model.eval()
     broadcast_buffers(model)
     metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered]
-    bad, changed = 0, set[str]()
+    good, bad, changed = 0, 0, set[str]()
     predict = task.predict if augmentation is None else augmentation.predict
     # Autocast drops its cached casts of the weights when the outermost region ends: inside this one they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
-            bad += len(batch.bad)
+            good, bad = good + batch.samples, bad + len(batch.bad)
             changed.update(batch.changed)
             if batch.samples == 0:
                 continue
@@ -68,12 +70,18 @@ def evaluate(
     for one in (metric, *user_metrics):
         one.synchronize()
     model.train(was_training)
-    totals = torch.tensor([bad, len(changed)], dtype=torch.int64, device=next(model.parameters()).device)
+    totals = torch.tensor([good, bad, len(changed)], dtype=torch.int64, device=next(model.parameters()).device)
     if world_size() > 1:
         dist.all_reduce(totals)
-    total_bad, total_changed = totals.tolist()
+    total_good, total_bad, total_changed = totals.tolist()
     if total_changed:
         end_with_changed_files(changed)
+    if not total_good:
+        raise UserError(
+            f"none of the {total_bad} validation samples could be decoded",
+            where="data.val",
+            fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
+        )
     metrics = metric.compute()
     for info, user_metric in zip(registered, user_metrics, strict=True):
         metrics |= _own_value(info, user_metric.compute())
