@@ -63,9 +63,8 @@ def test_an_attempt_notes_newer_checkpoints_that_it_does_not_use(make_stage, tmp
         (tmp_path / "run" / "checkpoints" / name / "model.safetensors").write_bytes(b"x")
     assert run(given).training.step == 4
     note = (tmp_path / "run" / START_NOTE).read_text()
-    assert note.startswith(
-        f"resumed at step 1 from {first}; 2 steps are done again, since newer checkpoints are not used"
-    )
+    said = "2 steps are done again, since newer checkpoints are not used"
+    assert note.startswith(f"resumed at step 1 from {first}; {said} (")
     assert len(newer) == 2 and all(f"{name}: " in note for name in newer)
 
 
