@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
     cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
-    result = search_stage(search, stages, root)
+    result = search_stage(search, stages, root, retrain=options.retrain)
     if options.retrain:
         print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
         best = with_values(search.recipe, search.stage, result.best.values)
