@@ -159,6 +159,7 @@ def be_node(monkeypatch: pytest.MonkeyPatch, folder: Path, host: str, machine: s
     """Stand for a node with a host name and the content of its /etc/machine-id, if it has one."""
     monkeypatch.setattr(platform, "node", lambda: host)
     monkeypatch.setattr(contents, "MACHINE_ID", folder / f"{host}-machine-id")
+    contents.MACHINE_ID.unlink(missing_ok=True)
     if machine is not None:
         contents.MACHINE_ID.write_text(machine)
 

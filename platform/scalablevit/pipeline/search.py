@@ -134,7 +134,7 @@ def run_search(
         init_weights: weights that every trial starts from; None: random ones.
         root: the platform's root.
         retrain: the best values are trained in full afterwards. A search that has ended under the same budget then
-            keeps its result, though trials may be left: if that training was interrupted, it must not begin anew with
+            keeps its result, though trials may be left: if that training was interrupted, it must not start again with
             other values.
 
     Raises:
