@@ -15,7 +15,8 @@ from, and keys of the space with `space.` before them: space.budget.trials=40 sp
 space keys" of the documentation has every key of a space (`recipe schema --space` prints them).
 
 The same command again continues the search: finished trials are read from their folders, interrupted ones resume from
-their checkpoints.
+their checkpoints. A search that has ended keeps its result for the training after it; trials that are left go on under
+another space.budget, or with --no-retrain.
 
 {ON_A_CLUSTER}
 
