@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -68,6 +69,8 @@ class Head:
     """Ray's temporary folder, with its logs."""
     log: str
     """File with the output of `ray start`."""
+    machine: str = ""
+    """`this_machine()` where it was started; records of earlier releases lack it."""
 
     def request(self, path: str, timeout_s: float, method: str = "GET") -> bytes:
         """Return the body of the dashboard's response.
@@ -110,18 +113,37 @@ class Head:
         }
 
 
+def this_machine() -> str:
+    """Return this machine's host name, and a digest of its id where it has one: machines may share a name."""
+    host = socket.gethostname()
+    try:
+        machine = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        return host
+    return f"{host} {hashlib.sha256(machine).hexdigest()[:12]}"  # systemd asks not to show the id itself
+
+
 def read_record(root: Path) -> Head | None:
-    """Return the recorded head, running or not; None without a record.
+    """Return the recorded head of this machine, running or not; None without a record.
 
     Raises:
-        HeadError: the record is damaged.
+        HeadError: the record is damaged, or of a head on another machine that shares the root.
     """
+    record = root / "head.json"
     try:
-        return Head(**json.loads((root / "head.json").read_text(encoding="utf-8")))
+        head = Head(**json.loads(record.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise HeadError(f"{root / 'head.json'} is damaged ({error}); remove it if no head is running") from None
+        raise HeadError(f"{record} is damaged ({error}); remove it if no head is running") from None
+    # its address and process id mean something else here; but a machine that was only renamed has its processes
+    if head.machine not in ("", this_machine()) and not processes_of(head):
+        host = head.machine.partition(" ")[0]
+        raise HeadError(
+            f"the head of {root} was started on {host} and can be used and stopped there only; take another --root "
+            f"here (or SCALABLEVIT_ROOT), or remove {record} if that machine or container is gone"
+        )
+    return head
 
 
 def write_record(root: Path, head: Head) -> None:
@@ -273,7 +295,7 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
         )  # fmt: skip
     head = Head(
         id=head_id, pid=process.pid, dashboard=f"http://{LOOPBACK}:{dashboard}", address=f"{LOOPBACK}:{gcs}",
-        token_file=str(token_file), temp_dir=str(temp_dir), log=str(log),
+        token_file=str(token_file), temp_dir=str(temp_dir), log=str(log), machine=this_machine(),
     )  # fmt: skip
     write_record(root, head)
     deadline = time.monotonic() + timeout_s

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -197,6 +198,18 @@ def test_the_head_of_the_root_is_found_by_its_record(tmp_path, capsys, monkeypat
     assert environment["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:20123"
     assert environment["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/ray_token" and environment["RAY_AUTH_MODE"] == "token"
     assert "127.0.0.1" in environment["NO_PROXY"].split(",") and "RAY_AUTH_TOKEN" not in environment
+
+
+@pytest.mark.usefixtures("owner")
+def test_a_head_of_another_machine_is_not_asked(tmp_path, capsys, asked):
+    """The root is shared; its address is 127.0.0.1, which is another machine here."""
+    submitted(tmp_path)
+    record = tmp_path / "head.json"
+    for machine, words in ((f"{socket.gethostname()} 0123456789ab", "no such job"), ("far 0123", "started on far")):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "machine": machine}))
+        with pytest.raises(UserError, match=words) as caught:
+            run(capsys, "stop", "alive", "--root", str(tmp_path))
+    assert len(asked) == 1 and caught.value.where == str(record) and "RAY_API_SERVER_ADDRESS" in caught.value.fix
 
 
 @pytest.mark.usefixtures("owner")

@@ -1,6 +1,7 @@
 """Sums of files: nothing unchanged is read again, and no change is missed."""
 
 import os
+import platform
 import sqlite3
 from pathlib import Path
 
@@ -152,6 +153,44 @@ def test_sums_of_another_node_are_not_taken(folder: Path, tmp_path: Path, reads:
     with sqlite3.connect(cache.file) as connection:
         connection.execute("update folders set node = 'elsewhere'")
     assert look(folder, cache) == first and len(reads.take()) == 6
+
+
+def be_node(monkeypatch: pytest.MonkeyPatch, folder: Path, host: str, machine: str | None) -> None:
+    """Stand for a node with a host name and the content of its /etc/machine-id, if it has one."""
+    monkeypatch.setattr(platform, "node", lambda: host)
+    monkeypatch.setattr(contents, "MACHINE_ID", folder / f"{host}-machine-id")
+    contents.MACHINE_ID.unlink(missing_ok=True)
+    if machine is not None:
+        contents.MACHINE_ID.write_text(machine)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    ("first", "second", "known"),
+    [
+        (("a1", "4" * 32), ("b2", "4" * 32), True),  # a container that was started again, with the node's id mounted
+        (("a1", "4" * 32), ("a1", "5" * 32), False),  # two machines of one name
+        (("a1", None), ("b2", None), False),
+        (("a1", None), ("a1", None), True),
+        (("a1", ""), ("b2", ""), False),
+        (("a1", "uninitialized\n"), ("b2", "uninitialized\n"), False),
+        (("a1", None), ("a1", "4" * 32), True),  # as releases that knew host names only left them
+        (("a1", "4" * 32), ("a1", None), False),
+    ],
+)
+def test_a_node_is_known_by_its_machine_id_else_by_its_host_name(
+    folder: Path, tmp_path: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch,
+    first: tuple[str, str | None], second: tuple[str, str | None], known: bool,
+) -> None:  # fmt: skip
+    cache = ContentCache.in_root(tmp_path)
+    be_node(monkeypatch, tmp_path, *first)
+    sums = look(folder, cache)
+    reads.take()
+    be_node(monkeypatch, tmp_path, *second)
+    assert look(folder, cache) == sums
+    assert reads.take() == ([] if known else ["a", "c", "d"])
+    if first[1]:
+        assert first[1].strip().encode() not in cache.file.read_bytes(), "the id itself is nobody's business"
 
 
 @pytest.mark.usefixtures("settled")

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -74,6 +75,7 @@ def test_start_use_and_stop(root: Path) -> None:
     assert started.returncode == 0, started.stderr
     first = record(root)
     assert f"dashboard {first['dashboard']}" in started.stdout
+    assert first["machine"].split()[0] == socket.gethostname()
     processes = family(root)
     assert any("raylet" in each.name() for each in processes)
 
@@ -152,6 +154,62 @@ def test_a_head_that_lives_and_does_not_answer_is_not_replaced(tmp_path: Path, m
     finally:
         busy.kill()
         busy.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[tuple[dict[str, Any], "subprocess.Popen[bytes]"]]:
+    """The script, and a process with the id and marker of a head that another machine recorded in the root."""
+    script = runpy.run_path(str(SCRIPT))
+    process = subprocess.Popen(["sleep", "60"])
+    recorded = script["Head"](
+        id="4711", pid=process.pid, dashboard="http://127.0.0.1:9", address="127.0.0.1:9", log="head.log",
+        token_file=str(tmp_path / "none"), temp_dir=str(tmp_path / "t"), machine="other-host 0123456789ab",
+    )  # fmt: skip
+    (tmp_path / "t").mkdir()
+    script["write_record"](tmp_path, recorded)
+    yield script, process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("command", [["start"], ["status"], ["stop"], ["env"], ["submit", "--", "true"]])
+def test_a_head_of_another_machine_is_left_alone(
+    elsewhere: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """Its process id and 127.0.0.1 are something else here."""
+    script, process = elsewhere
+    before = (tmp_path / "head.json").read_bytes()
+    assert script["main"](["--root", str(tmp_path), *command]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert "was started on other-host and can be used and stopped there only" in line
+    assert "another --root" in line and f"remove {tmp_path}/head.json" in line
+    assert (tmp_path / "head.json").read_bytes() == before and (tmp_path / "t").is_dir() and process.poll() is None
+
+
+def test_a_head_whose_machine_was_renamed_is_known_by_its_processes(
+    elsewhere: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, _ = elsewhere
+    living = subprocess.Popen(["sleep", "60"], env={**os.environ, script["MARKER"]: "4711"})
+    try:
+        assert script["main"](["--root", str(tmp_path), "status"]) == 1
+        assert "does not answer" in capsys.readouterr().out
+    finally:
+        living.kill()
+        living.wait()
+
+
+def test_a_machine_is_known_by_name_and_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    recorded = {"id": "4711", "pid": 2**30, "dashboard": "", "address": "", "token_file": "", "temp_dir": "", "log": ""}
+    for machine in ("", script["this_machine"]()):  # earlier releases recorded none
+        (tmp_path / "head.json").write_text(json.dumps({**recorded, "machine": machine}), encoding="utf-8")
+        assert script["read_record"](tmp_path).id == "4711"
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    with pytest.raises(script["HeadError"], match=r"was started on .* there only"):
+        script["read_record"](tmp_path)
 
 
 def test_nothing_recorded(tmp_path: Path) -> None:

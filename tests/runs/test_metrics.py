@@ -55,6 +55,27 @@ def test_metrics_have_each_step_once_with_all_its_metrics(store):
     assert lines[3]["val/top1"] == "NaN" and lines[3]["system/node0/cpu_used"] == 0.5
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_steps_done_again_after_a_roll_back_have_the_later_values(tmp_path, at_once):
+    """The model has trained on those; also where the files had the earlier ones."""
+    store = RunStore.open("run", None, tmp_path)
+    outbox, files = Outbox(store.outbox), MetricFiles(store, UID)
+    again = {"step": 6, "time_ms": 9_000, "metrics": {"train/loss": 0.75}, "roll_backs": 1}
+    best = {**evaluated(8, 0.25, False), "roll_backs": 1}
+    outbox.metrics(UID, [trained(4), evaluated(4, 0.5, True), trained(6), evaluated(8, 0.9, True)])
+    if not at_once:
+        files.write()
+    outbox.metrics(UID, [again, best])
+    files.write()
+    outbox.close()
+    lines = [json.loads(line) for line in (store.local / METRICS).read_text().splitlines()]
+    assert [(line["step"], line.get("train/loss"), line.get("val/top1")) for line in lines] == [
+        (4, 0.25, 0.5), (6, 0.75, None), (8, None, 0.25)]  # fmt: skip
+    rows = metrics_by_step(store.outbox, UID)
+    assert list(rows) == [4, 6, 8] and best_step(rows) == 4
+    assert files.best is not None and files.best[0] == 4
+
+
 def test_results_have_a_row_for_each_evaluation_with_the_training_metrics_before_it(store):
     rows = list(csv.DictReader((store.local / RESULTS).open()))
     assert [(int(row["step"]), float(row["val/top1"])) for row in rows[::2]] == [(4, 0.5), (10, 0.7)]

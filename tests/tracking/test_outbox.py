@@ -70,6 +70,18 @@ def test_a_resumed_run_repeats_itself_and_the_first_report_stands(tmp_path: Path
     assert len(points(tmp_path)) == 16
 
 
+def test_a_step_that_was_done_again_after_a_roll_back_is_written_again_and_once(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    first, second = point(5, loss=1.0), StepMetrics(**point(5, loss=2.0), roll_backs=1)
+    assert outbox.metrics(UID, [first]) == 1
+    assert outbox.metrics(UID, [second, second]) == 1
+    outbox.close()
+    restarted = Outbox(tmp_path)  # both are reported again
+    assert restarted.metrics(UID, [first, second, StepMetrics(**point(5, loss=3.0), roll_backs=2)]) == 1
+    assert points(tmp_path) == [("loss", 5, 1.0), ("loss", 5, 2.0), ("loss", 5, 3.0)]
+    assert [record.roll_backs for record in records(tmp_path)] == [0, 1, 2]
+
+
 def test_a_step_gains_a_metric_that_it_lacked(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.metrics(UID, [point(20, loss=1.0), point(10, loss=2.0)])

@@ -63,6 +63,9 @@ def test_every_kind_of_record_is_written_as_it_always_was(outbox: Outbox, tmp_pa
         f'{{"v":1,"kind":"end","uid":"{UID}","time_ms":77,"status":"KILLED"}}',
     ]
     assert (outbox.folder / RECORDS).read_text().splitlines() == expected
+    again = MetricsRecord(UID, 7, 3, {"loss": 1.5}, roll_backs=2)
+    line = f'{{"v":1,"kind":"metrics","uid":"{UID}","time_ms":7,"step":3,"metrics":{{"loss":1.5}},"roll_backs":2}}\n'
+    assert write_line(again).decode() == line and parse_line(line.encode()) == again
 
 
 def test_a_model_is_written_as_it_always_was(outbox: Outbox, tmp_path: Path) -> None:

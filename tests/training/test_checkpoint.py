@@ -10,6 +10,7 @@ import torch
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Keep
 from scalablevit.run_files import MANIFEST
+from scalablevit.training import checkpoint
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore, DamagedCheckpoint, _own_sum
 from scalablevit.training.state import Snapshot
 
@@ -90,6 +91,91 @@ def test_all_damaged_is_a_hard_error(store, tmp_path):
         (tmp_path / "checkpoints" / name / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
         store.newest()
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Ends of paths of files that storage does not give, or their folders' names: an I/O error."""
+    names, read = set(), checkpoint.read
+
+    def read_or_fail(filesystem, path):
+        if any(path.endswith(name) or f"/{name}/" in path for name in names):
+            raise OSError(5, "Input/output error", path)
+        return read(filesystem, path)
+
+    monkeypatch.setattr(checkpoint, "read", read_or_fail)
+    return names
+
+
+@pytest.mark.parametrize("file", ["", "/model.safetensors", "/state.json", f"/{MANIFEST}"])
+def test_a_newest_one_that_cannot_be_read_is_passed_over_and_said(store, unreadable, file):
+    kept, newest = store.write(snapshot(3), None), store.write(snapshot(9), None)
+    unreadable.add(f"{newest}{file}")
+    found = store.newest()
+    assert found is not None and found[0] == kept
+    note = store.note_on_passed_over(3)
+    assert note.startswith("; 6 steps are done again") and newest in note
+    assert "cannot be read: [Errno 5] Input/output error" in note and "\n" not in note
+    unreadable.clear()
+    found = store.newest()
+    assert found is not None and found[0] == newest and store.note_on_passed_over(9) == "", "readable again"
+
+
+def test_one_that_cannot_be_read_is_never_deleted(store, unreadable):
+    first, second = store.write(snapshot(3), 0.5), store.write(snapshot(4), 0.9)
+    unreadable.add(second)
+    store.remove_incomplete()
+    store.prune(Keep(last=1, best=1))
+    unreadable.clear()
+    assert [entry.name for entry in store.entries()] == [first, second]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_passed_over_takes_no_place_of_those_that_are_written_next(store, tmp_path, unreadable, damaged):
+    """Training goes on from step 3: its checkpoints are older, by step, than the one of step 9 that is of no use."""
+    store.write(snapshot(3), None)
+    useless = store.write(snapshot(9), None)
+    if damaged:
+        (tmp_path / "checkpoints" / useless / "model.safetensors").write_bytes(b"x")
+    else:
+        unreadable.add(useless)
+    assert store.newest() is not None
+    for step in (5, 7, 9):
+        store.write(snapshot(step), None)
+        store.prune(Keep(last=1, best=0))
+        found = CheckpointStore(str(tmp_path)).newest()
+        assert found is not None and found[1].step == step, "a second failure would have lost everything"
+    assert useless in {entry.name for entry in store.entries()}
+
+
+def test_if_none_can_be_read_nobody_is_told_to_start_again(store, tmp_path, unreadable):
+    names = [store.write(snapshot(step), None) for step in (3, 6, 9)]
+    (tmp_path / "checkpoints" / names[0] / "model.safetensors").write_bytes(b"")
+    unreadable.update(names[1:])
+    with pytest.raises(UserError, match="2 of 3 cannot be read") as caught:
+        store.newest()
+    assert all(name in str(caught.value) for name in names)
+    assert "make them readable" in caught.value.fix and "start" not in caught.value.fix
+
+
+@pytest.mark.parametrize("file", ["", "/model.safetensors", f"/{MANIFEST}"])
+def test_a_best_one_that_cannot_be_read_is_not_replaced_by_the_next(store, unreadable, file):
+    names = {step: store.write(snapshot(step), value) for step, value in ((1, 0.5), (2, 0.9), (3, 0.7))}
+    unreadable.add(f"{names[2]}{file}")
+    with pytest.raises(UserError, match=rf"{names[2]}, cannot be read: .*Input/output error") as caught:
+        store.best(2)
+    assert "move its folder away" in caught.value.fix
+    unreadable.clear()
+    best = store.best(2)
+    assert best is not None and best.step == 2
+
+
+def test_one_that_is_not_the_best_may_be_unreadable(store, unreadable):
+    names = {step: store.write(snapshot(step), value) for step, value in ((1, 0.5), (2, 0.9), (3, 0.7))}
+    again = store.write(snapshot(2), 0.9)  # a step that was done again, since its checkpoint could not be read
+    unreadable.update((names[1], names[2]))
+    best = store.best(2)
+    assert best is not None and best.name == again
 
 
 def test_a_manifest_may_not_lead_out_of_its_folder(store, tmp_path):

@@ -151,6 +151,16 @@ def test_a_roll_back_goes_on_behind_the_bad_samples(two_ranks):
     assert metrics_of(result, STEPS)["train/roll_backs"] == 1
 
 
+def test_records_of_steps_done_again_after_a_roll_back_say_so(two_ranks):
+    """Step 5 was done twice, with other samples: without the number, its second record would pass for a repetition."""
+    _, result = two_ranks["roll back"]
+    records = [(record["step"], record.get("roll_backs", 0)) for record in result["records"]
+               if "train/loss" in record["metrics"]]  # fmt: skip
+    assert records == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1)]
+    (evaluated,) = [record for record in result["records"] if "val/is_best" in record["metrics"]]
+    assert (evaluated["step"], evaluated["roll_backs"]) == (STEPS, 1)
+
+
 def test_resumed_after_a_roll_back_it_ends_the_same(two_ranks):
     assert two_ranks["roll back, killed"][1] == {}
     folder, result = two_ranks["roll back, resumed"]

@@ -54,6 +54,20 @@ def test_each_attempt_notes_what_it_started_from(make_stage, tmp_path, weights):
     assert str(weights) in (tmp_path / "other" / START_NOTE).read_text()
 
 
+def test_an_attempt_notes_newer_checkpoints_that_it_does_not_use(make_stage, tmp_path):
+    stage = make_stage(training={**SHORT, "steps": 4, "checkpoint_every": {"steps": 1}, "keep": {"last": 4}})
+    given, store = worker_config(stage, tmp_path / "run"), CheckpointStore(str(tmp_path / "run"))
+    run_attempts([Attempt(given, stop_at=3)], 1, tmp_path)
+    first, *newer = [entry.name for entry in store.entries()]
+    for name in newer:
+        (tmp_path / "run" / "checkpoints" / name / "model.safetensors").write_bytes(b"x")
+    assert run(given).training.step == 4
+    note = (tmp_path / "run" / START_NOTE).read_text()
+    said = "2 steps are done again, since newer checkpoints are not used"
+    assert note.startswith(f"resumed at step 1 from {first}; {said} (")
+    assert len(newer) == 2 and all(f"{name}: " in note for name in newer)
+
+
 def test_a_worker_that_is_started_directly_refuses_single_images_under_batch_norm(make_segmentation, tmp_path):
     stage = make_segmentation(task={"head": "upernet"}, training={**SHORT, "global_batch_size": 1})
     error = run(worker_config(stage, tmp_path / "run")).error

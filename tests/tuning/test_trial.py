@@ -1,14 +1,18 @@
 """What a trial tells Tune, without Tune."""
 
 import math
+import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import TrialScheduler
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.space import Search
@@ -18,7 +22,7 @@ from scalablevit.training import launch, loop, worker
 from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint
 from scalablevit.training.state import Snapshot
 from scalablevit.training.worker_result import WorkerResult
-from scalablevit.tuning.search import SearchCallback
+from scalablevit.tuning.search import SearchCallback, build_scheduler
 from scalablevit.tuning.trial import TrialContext, TrialFailed, TrialReporter, check_sampled, reason_of, run_trial
 from scalablevit.tuning.trials import Trial, load_trials, save_list, trial_folder
 
@@ -68,6 +72,53 @@ def test_a_failing_trial_tells_what_it_had(context):
     told.add([record(1, train_loss=2.0)])
     (result,) = told.final_results()
     assert result["records"] == [record(1, train_loss=2.0)] and result["score"] == -math.inf
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_failing_trial_is_not_stopped_by_a_scheduler_before_it_has_failed(make_search, kind):
+    """Between two evaluations it may pass an epoch at which trials are judged; it would be called stopped."""
+    search = make_search(scheduler={"kind": kind, "grace_epochs": 1}, budget={"trials": 5})
+    context = TrialContext(search, "folder", "root", 64, None, "", True)
+    scheduler: Any = build_scheduler(context)
+    controller = SimpleNamespace(get_live_trials=list)
+    trials = [Mock(trial_id=str(number)) for number in range(5)]
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    for trial in trials[1:]:
+        for good in reports(context).add([record(4, val_loss=0.5), record(8, val_loss=0.5)]):
+            assert scheduler.on_trial_result(controller, trial, good) == TrialScheduler.CONTINUE
+    failing = reports(context)
+    failing.add([record(6, train_loss=2.0)])
+    (result,) = failing.final_results()
+    assert scheduler.on_trial_result(controller, trials[0], result) == TrialScheduler.CONTINUE
+    judged = scheduler.on_trial_result(controller, trials[0], {**result, "epoch": 1.5})
+    assert judged == TrialScheduler.STOP, "with an epoch it is stopped"
+
+
+def test_records_of_several_workers_after_the_last_evaluation_are_reported_when_the_trial_fails(
+    make_search, tmp_path, monkeypatch
+):
+    """Ray Train's controller, another process, had them."""
+    reported: list[Any] = []
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda _self: None)  # needs Tune's session
+    monkeypatch.setattr(TuneReportCallback, "after_report", lambda _self, _context, given, _: reported.extend(given))
+    monkeypatch.setattr(tune, "report", reported.append)
+
+    def train(_stage: Any, _worker_config: Any, _folder: str, callbacks: list[Any]) -> WorkerResult:
+        (there,) = pickle.loads(pickle.dumps(callbacks))  # noqa: S301
+        there.after_report(None, [{"records": [record(1, train_loss=2.0), record(2, val_loss=3.0)]}, {}], None)
+        there.after_report(None, [{"records": [record(3, train_loss=1.5), record(4, train_loss=math.nan)]}, {}], None)
+        raise divergence("stop")
+
+    monkeypatch.setattr(launch, "launch", train)
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: f"{tmp_path}/ray/0000"))
+    search = make_search(resources={"workers": 2, "cpus_per_worker": 1})
+    context = TrialContext(search, str(tmp_path), str(tmp_path), 64, None, "", True)
+    values = {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}
+    with pytest.raises(TrialFailed):
+        run_trial({"trial": {"number": 0, "values": values, "curve": []}}, context)
+    assert [[each["step"] for each in result["records"]] for result in reported] == [[1, 2], [3, 4]]
+    assert math.isnan(reported[1]["value"]) and math.isnan(reported[1]["records"][1]["metrics"]["train/loss"])
 
 
 def test_population_based_training_compares_the_weights_as_they_are(make_search):
@@ -154,7 +205,7 @@ def test_a_failure_is_kept_only_if_the_values_are_its_cause(
 
     monkeypatch.setattr(worker, "run", train)
     monkeypatch.setattr(launch, "launch", train)
-    monkeypatch.setattr("scalablevit.tuning.trial.TrialCallback", lambda _reports: None)  # needs Tune's session
+    monkeypatch.setattr("scalablevit.tuning.trial.TrialCallback", lambda *_: None)  # needs Tune's session
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: f"{tmp_path}/ray/0000"))
     search = make_search(resources={"workers": workers, "cpus_per_worker": 1})
     context = TrialContext(search, str(tmp_path), str(tmp_path), 64, None, "", True)

@@ -56,9 +56,24 @@ def test_checkpoints_stay_of_the_best_and_of_those_that_still_train(tmp_path):
     trials[0].status = "running"
     for each in trials:
         CheckpointStore(trial_folder(folder, each.number)).write(Snapshot(1, {}, {"step": 1}), 0.0)
-    drop_checkpoints(folder, trials, "max", keep_best=2)
+    drop_checkpoints(folder, trials, "max", keep_best=2, dropped=set())
     left = [bool(CheckpointStore(trial_folder(folder, each.number)).entries()) for each in trials]
     assert left == [True, True, True, False]
+
+
+def test_checkpoints_are_looked_for_once_a_trial_however_many_trials_there_are(tmp_path, monkeypatch):
+    """Each trial's end drops those that are no longer among the best: 40 trials are 38 folders, not hundreds."""
+    looked, remove = [], CheckpointStore.remove_all
+    monkeypatch.setattr(CheckpointStore, "remove_all", lambda store: looked.append(store.folder) or remove(store))
+    folder, dropped = str(tmp_path), set()
+    trials = [trial(number, {}, "waiting") for number in range(40)]
+    for each in trials:  # from the worst to the best: each of them is among the best at first
+        CheckpointStore(trial_folder(folder, each.number)).write(Snapshot(1, {}, {"step": 1}), 0.0)
+        each.status, each.curve = "finished", {1: 0.01 * each.number}
+        drop_checkpoints(folder, trials, "max", 2, dropped)
+    assert sorted(looked) == [CheckpointStore(trial_folder(folder, number)).folder for number in range(38)]
+    left = [each.number for each in trials if CheckpointStore(trial_folder(folder, each.number)).entries()]
+    assert left == [38, 39]
 
 
 def test_the_table_has_a_row_for_each_trial():

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -305,12 +306,20 @@ def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
     """Return the variables for Ray's command: those given if they name a cluster, else the head's in the root.
 
     Raises:
-        UserError: the head's record is damaged.
+        UserError: the head's record is damaged, or of a head on another machine.
     """
     if given.get("RAY_API_SERVER_ADDRESS") or given.get("RAY_ADDRESS"):
         return dict(given)
     try:
         head = json.loads((root / HEAD).read_text(encoding="utf-8"))
+        host = str(head.get("machine", "")).partition(" ")[0]
+        if host not in ("", socket.gethostname()):  # its address is 127.0.0.1 there
+            raise UserError(
+                f"the head that runs the job was started on {host}",
+                where=str(root / HEAD),
+                fix="give the same command there; if that machine was renamed or replaced, "
+                "export RAY_API_SERVER_ADDRESS=http://<head>:8265",
+            )
         # Ray would prefer a token in the environment to the file
         kept = {name: value for name, value in given.items() if name != "RAY_AUTH_TOKEN"}
         return kept | {
@@ -321,7 +330,7 @@ def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
         }
     except FileNotFoundError:
         return dict(given)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"not readable as the record of a head: {error!r}",
             where=str(root / HEAD),

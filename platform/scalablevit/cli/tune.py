@@ -15,7 +15,8 @@ from, and keys of the space with `space.` before them: space.budget.trials=40 sp
 space keys" of the documentation has every key of a space (`recipe schema --space` prints them).
 
 The same command again continues the search: finished trials are read from their folders, interrupted ones resume from
-their checkpoints.
+their checkpoints. A search that has ended keeps its result for the training after it; trials that are left go on under
+another space.budget, or with --no-retrain.
 
 {ON_A_CLUSTER}
 
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
     cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
-    result = search_stage(search, stages, root)
+    result = search_stage(search, stages, root, retrain=options.retrain)
     if options.retrain:
         print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
         best = with_values(search.recipe, search.stage, result.best.values)

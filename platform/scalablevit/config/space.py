@@ -71,7 +71,8 @@ class Budget(Section):
     evaluate_every_epochs: Positive | None = None
     """Passes between the evaluations of a trial; null: the recipe's own interval."""
     wall_minutes: Positive | None = None
-    """Longest time of the trials; those that then train go on when the search is resumed. null: no limit."""
+    """Longest time of the trials; those that then train go on under another one, or with `tune --no-retrain`. null: no
+    limit."""
 
 
 class Scheduler(Section):

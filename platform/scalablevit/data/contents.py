@@ -1,7 +1,9 @@
 """SHA-256 sums of files' contents, cached by size and times, so that unchanged files are not read again."""
 
+import hashlib
 import os
 import platform
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -28,6 +30,9 @@ SAVE_EVERY_S = 20.0
 """Seconds between saves while hashing: an interruption loses no more work."""
 KEPT_DAYS = 180
 """Days after which the sums of an unused folder are deleted."""
+
+MACHINE_ID = Path("/etc/machine-id")
+"""File with an id of the machine that stays (32 hexadecimal digits, of systemd); not on every system."""
 
 _TABLE = """create table if not exists folders (
     folder text, node text, used real, names blob, ends blob, stamps blob, sums blob, primary key (folder, node))"""
@@ -75,6 +80,20 @@ class Contents:
         return False
 
 
+def node_name() -> str:
+    """Return what tells this node from others: a digest of its `MACHINE_ID`, else its host name.
+
+    A container has a new host name at each start. It keeps its sums where the node's file is mounted into it.
+    """
+    try:
+        machine = MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return platform.node()
+    if not re.fullmatch("[0-9a-f]{32}", machine):  # an image's, which is empty or "uninitialized" until it starts
+        return platform.node()
+    return hashlib.sha256(f"scalablevit {machine}".encode()).hexdigest()[:32]  # systemd asks not to show the id itself
+
+
 class ContentCache:
     """Cache of sums by folder and node, in one SQLite file; copies on each node's own disk have different times.
 
@@ -95,9 +114,11 @@ class ContentCache:
 
     def load(self, folder: str) -> tuple[Names, NDArray[np.int64], NDArray[np.uint8]] | None:
         """Return names, trusted stamps (files, 3) and sums (files, 32) of a folder's files here, if known."""
-        self._run("update folders set used = ? where folder = ? and node = ?", (time.time(), folder, platform.node()))
-        rows = self._run("select names, ends, stamps, sums from folders where folder = ? and node = ?",
-                         (folder, platform.node()))  # fmt: skip
+        node = node_name()
+        self._run("update folders set used = ? where folder = ? and node = ?", (time.time(), folder, node))
+        # earlier releases knew nodes by their host names only
+        rows = self._run("select names, ends, stamps, sums from folders where folder = ? and node in (?, ?) "
+                         "order by node = ? desc", (folder, node, platform.node(), node))  # fmt: skip
         if not rows:
             return None
         names, ends, stamps, sums = rows[0]
@@ -114,7 +135,7 @@ class ContentCache:
         """Store names, trusted stamps (files, 3) and sums (files, 32) of a folder's files; delete old folders."""
         blobs = (names.block.tobytes(), names.ends.tobytes(), stamps.tobytes(), sums.tobytes())
         self._run("insert or replace into folders values (?, ?, ?, ?, ?, ?, ?)",
-                  (folder, platform.node(), time.time(), *blobs))  # fmt: skip
+                  (folder, node_name(), time.time(), *blobs))  # fmt: skip
         self._run("delete from folders where used < ?", (time.time() - KEPT_DAYS * 86400,))
 
     def _run(self, query: str, values: tuple[object, ...]) -> list[tuple[bytes, ...]]:

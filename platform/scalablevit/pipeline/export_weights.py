@@ -43,7 +43,7 @@ def export_weights(
         minutes: wall time of the attempt that finished.
 
     Raises:
-        UserError: no checkpoint with an evaluation is there, or all are damaged.
+        UserError: no checkpoint with an evaluation is there, all are damaged, or the best one cannot be read.
     """
     # these load torch and Ray, which `--help` and errors do not need
     from scalablevit.run_files import ATTEMPTS
@@ -54,7 +54,7 @@ def export_weights(
     metric = task_info(stage.task.kind).best_metric
     last_value = outcome.last_metrics[metric]
     checkpoints = CheckpointStore(store.location)
-    best = checkpoints.best()
+    best = checkpoints.best(outcome.best_step)
     if best is None or best.value is None:
         raise UserError(
             "no checkpoint of this run carries an evaluation",

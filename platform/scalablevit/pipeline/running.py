@@ -104,7 +104,7 @@ def train(
         searched = resolve.resolve(recipe, root, [search.stage])
         for note in older_searches(search, search_name(search, searched[-1]), root):
             print(f"note: {note}", flush=True)
-        result = search_stage(search, searched, root)
+        result = search_stage(search, searched, root, retrain=True)
         recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
         stages = resolve.resolve(recipe, root, wanted)
     return result, chain.run_chain(recipe, stages, root, origins)

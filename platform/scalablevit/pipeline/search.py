@@ -23,7 +23,17 @@ from scalablevit.pipeline.report import publish
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.search_summary import format_summary
 from scalablevit.pipeline.stage import init_weights_of
-from scalablevit.run_files import BASE_RECIPE, BEST_RECIPE, CHECKPOINTS, PLOTS, SPACE, TRIAL_LIST, TRIAL_TABLE, TRIALS
+from scalablevit.run_files import (
+    BASE_RECIPE,
+    BEST_RECIPE,
+    BEST_TRIAL,
+    CHECKPOINTS,
+    PLOTS,
+    SPACE,
+    TRIAL_LIST,
+    TRIAL_TABLE,
+    TRIALS,
+)
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import ignore_output_errors
 from scalablevit.runs.result import without_secrets
@@ -94,25 +104,28 @@ def check_begun(search: Search, resolved: ResolvedStage, root: Path) -> None:
         )
 
 
-def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path) -> SearchResult:
+def search_stage(search: Search, stages: Sequence[ResolvedStage], root: Path, *, retrain: bool) -> SearchResult:
     """Search a stage on the connected cluster, after training the stages that it starts from, and print the result.
 
     Args:
         search: the space with its base recipe.
         stages: the searched stage, after those that it starts from.
         root: the platform's root.
+        retrain: the best values are trained in full afterwards; see `run_search`.
 
     Raises:
         As `run_search` and `run_chain`.
     """
     *parents, searched = stages
     earlier = {result.name: result for result in run_chain(search.recipe, parents, root)} if parents else {}
-    result = run_search(search, searched, init_weights_of(searched, earlier), root)
+    result = run_search(search, searched, init_weights_of(searched, earlier), root, retrain=retrain)
     print("\n" + format_summary(search, result.trials, result.folder), flush=True)
     return result
 
 
-def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeights | None, root: Path) -> SearchResult:
+def run_search(
+    search: Search, resolved: ResolvedStage, init_weights: InitWeights | None, root: Path, *, retrain: bool
+) -> SearchResult:
     """Run a search on the connected cluster; trials that have ended are kept, others continue.
 
     Args:
@@ -120,6 +133,9 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
         resolved: the searched stage of the base recipe.
         init_weights: weights that every trial starts from; None: random ones.
         root: the platform's root.
+        retrain: the best values are trained in full afterwards. A search that has ended under the same budget then
+            keeps its result, though trials may be left: if that training was interrupted, it must not start again with
+            other values.
 
     Raises:
         UserError: another job owns the search, or the trials do not fit on the cluster.
@@ -136,6 +152,12 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
     ):
         uid, outbox = session.uid, session.outbox
         _begin(search, store, outbox, uid, resolved)
+        earlier, same_budget = _stored_result(search, store, uid)
+        if retrain and earlier is not None and same_budget:
+            print(_format_reuse(search, earlier), flush=True)
+            _update_status(status_file, search, earlier.trials)
+            outbox.end(uid, "FINISHED")
+            return earlier
         store_listings(store.location, resolved.sources)
         context = TrialContext(
             search=replace(search, recipe=_without_secrets(search.recipe)),
@@ -156,11 +178,53 @@ def run_search(search: Search, resolved: ResolvedStage, init_weights: InitWeight
             result = _search_result(search, store, uid, callback.trials)
             _save_results(context, result, outbox)
             publish(result.folder, outbox, uid)
+            _store_result(search, store, result)
         except KeyboardInterrupt as interrupt:
             clean_up(interrupt, ("recording which trials go on", callback.interrupt))
             raise
         outbox.end(uid, "FINISHED")
+    if earlier is not None and earlier.best.values != result.best.values:
+        print(f"[search] the best is now trial {result.best.number}; it was trial {earlier.best.number}, and what was "
+              "trained with its values stays as it is", flush=True)  # fmt: skip
     return result
+
+
+def _limits(search: Search) -> PlainValues:
+    """Return the part of the budget that is none of the search's identity: with another one it goes on."""
+    return search.space.budget.model_dump(mode="json", include={"trials", "wall_minutes"})
+
+
+def _store_result(search: Search, store: RunStore, result: SearchResult) -> None:
+    """Write which trial was the best when the search ended, and under which budget."""
+    best = {"trial": result.best.number, "values": result.best.values, "step": result.step, "value": result.value}
+    store.write_json(BEST_TRIAL, {"budget": _limits(search), **best})
+
+
+def _stored_result(search: Search, store: RunStore, uid: str) -> tuple[SearchResult | None, bool]:
+    """Return the result with which the search ended (None: it has not), and whether its budget is the same now."""
+    stored = store.read_json(BEST_TRIAL)
+    if stored is None:
+        return None, False
+    trials = open_trials(search, store.location)
+    best = trials[stored["trial"]]
+    best.values, step, value = stored["values"], stored["step"], stored["value"]
+    if not best.ended():
+        best.status, best.curve = "unfinished", {step: value}  # the outbox alone has the others
+    result = SearchResult(store.name, uid, store.local, tuple(trials), best, step, value)
+    return result, stored["budget"] == _limits(search)
+
+
+def _format_reuse(search: Search, result: SearchResult) -> str:
+    """Return a line that says which result is kept, and how trials that are left can go on."""
+    left = sum(not trial.ended() for trial in result.trials)
+    more = (
+        f"; {left} trials have not ended or failed for a reason outside their values: with another space.budget "
+        f"(trials, wall_minutes), or by `{command_line('tune')} --no-retrain`, the search goes on"
+    )
+    return (
+        f"[search] already finished: trial {result.best.number} is the best of {len(result.trials)}, "
+        f"{search.space.metric} {result.value:.4f} ({result.folder}){more if left else ''}"
+    )
 
 
 def _update_status(status_file: StatusFile, search: Search, trials: Sequence[Trial]) -> None:

@@ -26,6 +26,7 @@ def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """Return a run's metrics by step, in ascending order of steps.
 
     The outbox keeps the first of equal points, so each step occurs once, however often a run was killed and resumed.
+    Of a step that was done again after a roll-back, the later values are returned.
 
     Args:
         outbox: folder of the outbox.

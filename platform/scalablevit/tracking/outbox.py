@@ -156,8 +156,9 @@ class Outbox:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.folder / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._mutex = threading.Lock()
-        # Steps already recorded by (uid, metric), in ascending order, from the part of the file before `_read_to`.
-        self._steps: dict[tuple[str, str], array[int]] = {}
+        # Steps already recorded by (uid, metric, roll-backs), in ascending order, from the part of the file before
+        # `_read_to`.
+        self._steps: dict[tuple[str, str, int], array[int]] = {}
         self._read_to = 0
         with self._exclusive_access():
             # A new file survives a power cut only when its folder's entry is on the disk, too.
@@ -278,8 +279,9 @@ class Outbox:
     def metrics(self, uid: str, records: Iterable[StepMetrics]) -> int:
         """Append a `MetricsRecord` for each step.
 
-        A point whose (uid, name, step) is already in the file is dropped: after a restart steps are reported again,
-        and the first report counts. Nothing is written unless all records are valid.
+        A point whose (uid, name, step, roll-backs) is already in the file is dropped: after a restart steps are
+        reported again, and the first report counts. After a roll-back the steps are others, so their points are
+        written again. Nothing is written unless all records are valid.
 
         Returns:
             The number of points that were appended.
@@ -293,18 +295,23 @@ class Outbox:
                 _step(record["step"]),
                 operator.index(record["time_ms"]),
                 {str(key): _jsonable(value) for key, value in record["metrics"].items()},
+                operator.index(record.get("roll_backs", 0)),
             )
             for record in records
         ]
         with self._exclusive_access():
             self._catch_up()
-            batch: set[tuple[str, int]] = set()
+            batch: set[tuple[str, int, int]] = set()
             lines = []
-            for step, time_ms, values in valid:
-                new = {key: value for key, value in values.items() if not self._has(uid, key, step, batch)}
-                batch.update((key, step) for key in new)
+            for step, time_ms, values, roll_backs in valid:
+                new = {
+                    key: value
+                    for key, value in values.items()
+                    if (key, step, roll_backs) not in batch and not self._has(uid, key, step, roll_backs)
+                }
+                batch.update((key, step, roll_backs) for key in new)
                 if new:
-                    lines.append(write_line(MetricsRecord(uid, time_ms, step, new)))
+                    lines.append(write_line(MetricsRecord(uid, time_ms, step, new, roll_backs)))
             self._write(b"".join(lines))
             self._catch_up()
         return len(batch)
@@ -366,15 +373,15 @@ class Outbox:
             if not isinstance(record, MetricsRecord):
                 continue
             for key in record.metrics:
-                steps = self._steps.setdefault((record.uid, key), array("q"))
+                steps = self._steps.setdefault((record.uid, key, record.roll_backs), array("q"))
                 index = bisect_left(steps, record.step)
                 if index == len(steps) or steps[index] != record.step:
                     steps.insert(index, record.step)
 
-    def _has(self, uid: str, key: str, step: int, batch: set[tuple[str, int]]) -> bool:
-        steps = self._steps.get((uid, key), ())
+    def _has(self, uid: str, key: str, step: int, roll_backs: int) -> bool:
+        steps = self._steps.get((uid, key, roll_backs), ())
         index = bisect_left(steps, step)
-        return (index < len(steps) and steps[index] == step) or (key, step) in batch
+        return index < len(steps) and steps[index] == step
 
     def _keep_code(self, package: Path, digest: str, files: Iterable[Path]) -> Path:
         """Copy a package's files to `code/<digest>/<package>`, once for each version of the code; return the folder."""

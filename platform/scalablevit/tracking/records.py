@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypeAlias, TypedDict
 
 FORMAT = 1
 """Version of the lines' format."""
@@ -26,6 +26,8 @@ class StepMetrics(TypedDict):
     """When the values were measured, milliseconds since the epoch; part of a point's identity in MLflow."""
     metrics: Mapping[str, float]
     """Value by name; NaN and infinities are kept."""
+    roll_backs: NotRequired[int]
+    """Roll-backs of the training before it, if there were any: each one repeats steps with other values."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ class MetricsRecord(_Record):
     step: int
     metrics: dict[str, float | str]
     """By name a number, or "NaN", "Infinity", "-Infinity", which JSON lacks and `float()` reads back."""
+    roll_backs: int = 0
+    """Roll-backs before it; a later line of the same step, after more of them, takes this one's place."""
+
+    def as_dict(self) -> RecordFields:
+        """Return the line's fields; `roll_backs` is newer than the format, and left out where there were none."""
+        return {key: value for key, value in super().as_dict().items() if value or key != "roll_backs"}
 
 
 @dataclass(frozen=True)
@@ -221,10 +229,10 @@ def parse_line(raw: bytes) -> Record | None:
     if not (isinstance(kind, str) and isinstance(uid, str) and isinstance(time_ms, int)):
         return None
     if kind == MetricsRecord.kind:  # nearly all lines are metrics, so they come first
-        step, metrics = values.get("step"), values.get("metrics")
-        if not (isinstance(step, int) and isinstance(metrics, dict)):
+        step, metrics, roll_backs = values.get("step"), values.get("metrics"), values.get("roll_backs", 0)
+        if not (isinstance(step, int) and isinstance(metrics, dict) and isinstance(roll_backs, int)):
             return None
-        return MetricsRecord(uid, time_ms, step, metrics)
+        return MetricsRecord(uid, time_ms, step, metrics, roll_backs)
     known = _KINDS.get(kind)
     if known is None or any(required and name not in values for name, required in known[1].items()):
         return UnknownRecord(uid, time_ms, kind, values)

@@ -42,6 +42,8 @@ class Entry:
     """Score of the evaluation at this step, higher is better; None: it was not evaluated."""
     written: float
     """Time of writing, seconds since the epoch."""
+    unreadable: str = ""
+    """Why storage does not give the manifest, so that `value` and `written` are not known; empty: it does."""
 
 
 class FileSum(TypedDict):
@@ -77,6 +79,8 @@ class CheckpointStore:
     def __init__(self, run_folder: str) -> None:
         self.filesystem, root = open_filesystem(run_folder)
         self.folder = f"{root}/{CHECKPOINTS}"
+        self.passed_over: dict[str, str] = {}
+        """Why the last call of `newest` did not use newer checkpoints, by name; this store never deletes them."""
 
     def write(self, snapshot: Snapshot, value: float | None) -> str:
         """Write a checkpoint; it exists from the moment its manifest does.
@@ -117,16 +121,17 @@ class CheckpointStore:
         """Return the checkpoints with a manifest, oldest first (by step, then time of writing)."""
         entries = []
         for name in self._folders():
-            content = self._get(f"{self.folder}/{name}/{MANIFEST}")
-            if content is None:
-                continue
             try:
+                content = self._get(f"{self.folder}/{name}/{MANIFEST}")
+                if content is None:
+                    continue
                 manifest = _parse_manifest(content)
                 entries.append(Entry(name, int(manifest["step"]), manifest["value"], float(manifest["written"])))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OSError) as error:
                 # it counts as a checkpoint that existed: `newest` must not take this for a fresh start
                 logger.warning("checkpoint %s: manifest not readable (%s)", name, error)
-                entries.append(Entry(name, int(name[5:14]), None, 0.0))
+                unreadable = str(error) if isinstance(error, OSError) else ""
+                entries.append(Entry(name, _step_of(name), None, 0.0, unreadable))
         return sorted(entries, key=lambda entry: (entry.step, entry.written, entry.name))
 
     def read(self, name: str) -> Snapshot:
@@ -147,37 +152,74 @@ class CheckpointStore:
         return Snapshot(meta["step"], files, meta)
 
     def newest(self) -> tuple[str, Snapshot] | None:
-        """Return name and content of the newest undamaged checkpoint; None when there never was a checkpoint.
+        """Return name and content of the newest checkpoint that is whole; None when there never was a checkpoint.
+
+        Those passed over, damaged or not given by storage, are in `passed_over` afterwards.
 
         Raises:
-            UserError: all checkpoints are damaged: to start from the beginning would hide the loss.
+            UserError: none is whole, or none can be read: to start from the beginning would hide the loss.
         """
-        reasons = []
+        self.passed_over = {}
+        unreadable = 0
         for entry in reversed(self.entries()):
             try:
                 return entry.name, self.read(entry.name)
             except (DamagedCheckpoint, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-                logger.warning("checkpoint %s is not used: %s", entry.name, error)
-                reasons.append(f"{entry.name}: {error}")
-        if reasons:
+                self.passed_over[entry.name] = str(error)
+            except OSError as error:
+                unreadable += 1
+                self.passed_over[entry.name] = f"cannot be read: {error}"
+            logger.warning("checkpoint %s is not used: %s", entry.name, self.passed_over[entry.name])
+        if not self.passed_over:
+            return None
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in self.passed_over.items())
+        if unreadable:
             raise UserError(
-                "every checkpoint of this run is damaged:\n  " + "\n  ".join(reasons),
+                f"no checkpoint of this run can be used, and {unreadable} of {len(self.passed_over)} cannot be read:"
+                f"{reasons}",
                 where=self.folder,
-                fix="restore the folder from a copy, or move it away to train from the start",
+                fix="make them readable (permissions, the disk, the mount), and give the same command again",
             )
-        return None
+        raise UserError(
+            f"every checkpoint of this run is damaged:{reasons}",
+            where=self.folder,
+            fix="restore the folder from a copy, or move it away to train from the start",
+        )
 
-    def best(self) -> Entry | None:
+    def note_on_passed_over(self, step: int) -> str:
+        """Return a clause about the newer checkpoints that are not used; empty if there are none.
+
+        Args:
+            step: optimizer steps done at the checkpoint that is used.
+        """
+        if not self.passed_over:
+            return ""
+        again = max(map(_step_of, self.passed_over)) - step
+        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in self.passed_over.items())
+        return f"; {again} steps are done again, since newer checkpoints are not used ({reasons})"
+
+    def best(self, step: int | None = None) -> Entry | None:
         """Return the undamaged checkpoint with the highest value, the earliest of equal ones; None without any value.
 
+        One that cannot be read is not replaced by the next: it may be readable again tomorrow.
+
+        Args:
+            step: step of the best evaluation; None: it is not known.
+
         Raises:
-            UserError: all checkpoints with a value are damaged.
+            UserError: all checkpoints with a value are damaged, or the best one cannot be read.
         """
-        valued = sorted((e for e in self.entries() if e.value is not None), key=_best_first)
+        entries = self.entries()
+        valued = sorted((e for e in entries if e.value is not None), key=_best_first)
+        for entry in entries:
+            if entry.unreadable and entry.step == step and all(other.step != step for other in valued):
+                raise self._unreadable_best(entry.name, entry.unreadable)
         reasons = []
         for entry in valued:
             try:
                 self._read_checked(f"{self.folder}/{entry.name}")
+            except OSError as error:
+                raise self._unreadable_best(entry.name, str(error)) from error
             except DamagedCheckpoint as error:
                 logger.warning("checkpoint %s with value %s is not used: %s", entry.name, entry.value, error)
                 reasons.append(f"{entry.name}: {error}")
@@ -190,6 +232,14 @@ class CheckpointStore:
                 fix="restore the folder from a copy, or move it away to train from the start",
             )
         return None
+
+    def _unreadable_best(self, name: str, why: str) -> UserError:
+        return UserError(
+            f"the best checkpoint, {name}, cannot be read: {why}",
+            where=self.folder,
+            fix="make it readable, or move its folder away for the next best to be exported; then give the same "
+            "command again",
+        )
 
     def verified_file(self, name: str, file: str) -> bytes:
         """Return the content of one file of a checkpoint, checked against its SHA-256.
@@ -207,21 +257,29 @@ class CheckpointStore:
     def prune(self, keep: Keep) -> None:
         """Delete all but the newest and the best checkpoints; of several at one step only the newest can stay.
 
+        Those that are passed over or cannot be read stay, and do not count: a newer step that is of no use must not
+        take the place of those that a training writes which has gone back behind it.
+
         Args:
             keep: how many of the newest and of the best to keep.
         """
-        newest_of_step = {entry.step: entry for entry in self.entries()}
+        usable = self._usable()
+        newest_of_step = {entry.step: entry for entry in usable}
         entries = sorted(newest_of_step.values(), key=lambda entry: entry.step)
         valued = sorted((e for e in entries if e.value is not None), key=_best_first)
         kept = {entry.name for entry in (*entries[-keep.last :], *valued[: keep.best])}
-        for entry in self.entries():
+        for entry in usable:
             if entry.name not in kept:
                 self._remove(entry.name)
 
+    def _usable(self) -> list[Entry]:
+        return [entry for entry in self.entries() if not entry.unreadable and entry.name not in self.passed_over]
+
     def remove_incomplete(self) -> None:
         """Delete folders without a manifest, left by an attempt that was killed; only the run's owner may call it."""
+        complete = {entry.name for entry in self.entries()}
         for name in self._folders():
-            if self._get(f"{self.folder}/{name}/{MANIFEST}") is None:
+            if name not in complete:
                 self._remove(name)
 
     def remove_all(self) -> None:
@@ -242,7 +300,7 @@ class CheckpointStore:
         if not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
             return
         self.filesystem.create_dir(self.folder, recursive=True)
-        existing = len(self.entries())
+        existing = len(self._usable())
         needed = max(0, keep.last + keep.best + 1 - existing) * nbytes
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -355,6 +413,11 @@ class BackgroundWriter:
             return ""
         why = self.failures.get(best_step, f"training.keep.best is {self.keep.best}, or an earlier attempt failed")
         return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
+
+
+def _step_of(name: str) -> int:
+    """Return the step in the name of a checkpoint's folder."""
+    return int(name[5:14])
 
 
 def _own_sum(manifest: Manifest) -> str:

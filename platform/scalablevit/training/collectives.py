@@ -72,10 +72,10 @@ def run_on_all_ranks(action: Callable[[], T]) -> T:
 
 
 def latest_checkpoint_for_all_ranks(store: CheckpointStore, rank: int) -> tuple[str, Snapshot] | None:
-    """Return name and content of the newest undamaged checkpoint, chosen by rank 0 for all ranks; None: there is none.
+    """Return name and content of the newest whole checkpoint, chosen by rank 0 for all ranks; None: there was none.
 
     Raises:
-        UserError: all checkpoints are damaged.
+        UserError: as `CheckpointStore.newest`.
     """
     newest = run_on_all_ranks(lambda: store.newest() if rank == 0 else None)
     if world_size() == 1:

@@ -318,7 +318,8 @@ def _evaluate(context: TrainContext, state: TrainState, callbacks: TrainCallback
     value = context.score(metrics)
     rule = context.stage.training.early_stopping
     best = state.add_evaluation(metrics, value, rule.min_delta if rule else 0.0)
-    _report(state, callbacks, Record(state.step, _agreed_time_ms(context), {**metrics, "val/is_best": float(best)}))
+    values = {**metrics, "val/is_best": float(best)}
+    _report(state, callbacks, Record(state.step, _agreed_time_ms(context), values, state.roll_backs))
     clock.resume()
     return value
 
@@ -395,7 +396,7 @@ def _log(context: TrainContext, state: TrainState, clock: _Clock, *, save_failed
     metrics["train/bad_samples"] = state.bad_samples
     if context.checks_each_step:
         metrics |= {"train/skipped_steps": state.skipped, "train/roll_backs": state.roll_backs}
-    return Record(state.step, int(time_ms), metrics)
+    return Record(state.step, int(time_ms), metrics, state.roll_backs)
 
 
 def _exchange_bad_files(context: TrainContext, state: TrainState, callbacks: TrainCallbacks) -> None:

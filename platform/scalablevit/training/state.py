@@ -31,10 +31,15 @@ class Record:
     """Milliseconds since the epoch."""
     metrics: Mapping[str, float]
     """Value by name, such as `train/loss`."""
+    roll_backs: int = 0
+    """Number of roll-backs before it."""
 
     def as_dict(self) -> StepMetrics:
         """Return plain values for JSON."""
-        return {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
+        values: StepMetrics = {"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics}
+        if self.roll_backs:
+            values["roll_backs"] = self.roll_backs
+        return values
 
 
 class StateMeta(TypedDict):

@@ -127,7 +127,7 @@ def _run(
     poller.timings.from_step = state.step
     run_on_all_ranks(lambda: _prepare_storage(context, store, state))
     if rank == 0:
-        put_text(worker_config.run_folder, START_NOTE, start)
+        put_text(worker_config.run_folder, START_NOTE, start + store.note_on_passed_over(state.step))
     callbacks = WorkerCallbacks(
         context, state, source, store, send, poller, worker_config.run_folder, stored_first=worker_config.stored_first
     )

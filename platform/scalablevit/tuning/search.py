@@ -91,6 +91,7 @@ class SearchCallback(tune.Callback):
         self._uid = uid
         self._experiment = experiment
         self._begun: set[int] = set()
+        self._dropped: set[int] = set()
         self._numbers: dict[str, int] = {}
         self._printed = 0.0
         self._deadline = math.inf
@@ -210,12 +211,17 @@ class SearchCallback(tune.Callback):
             self._outbox.metrics(uid, [best_record])
         self._outbox.end(uid, "FAILED" if status == "failed" else "FINISHED")
         if space.scheduler.kind != "pbt":  # there another trial may still copy the weights of an ended one
-            drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best)
+            self.drop_checkpoints()
         leader = next(iter(rank_trials(self.trials, space.mode)), None)
         so_far = leader.best(space.mode) if leader else None
         lead = f"; best so far {self._metric(so_far[1])} (trial {leader.number})" if leader and so_far else ""
         self._say(f"trial {trial_name(ours)}: {status}{' ' + reason if reason else ''}, {chosen}{lead}")
         self._on_end()
+
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of ended trials that are neither among the best nor to be retried."""
+        space = self._context.search.space
+        drop_checkpoints(self._context.folder, self.trials, space.mode, space.keep_best, self._dropped)
 
     def _metric(self, value: float) -> str:
         return f"{self._context.search.space.metric.removeprefix('val/')} {value:.4f}"
@@ -294,7 +300,7 @@ def run_trials(
         with suppress(OSError):  # a leftover is harmless, and must not hide an earlier exception
             filesystem, folder = open_filesystem(f"{context.folder}/ray/{attempt}")
             filesystem.delete_dir(folder)  # Tune's snapshots
-    drop_checkpoints(context.folder, callback.trials, space.mode, space.keep_best)
+    callback.drop_checkpoints()
 
 
 def _folder_name(trial: TuneTrial) -> str:

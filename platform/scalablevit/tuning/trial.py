@@ -1,11 +1,13 @@
 """Runs one trial for Tune: in Tune's actor, or by Ray Train from there when it needs several workers."""
 
 import builtins
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -15,9 +17,11 @@ from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage, value_at
 from scalablevit.config.user_code import import_user_code, imports_of
+from scalablevit.run_files import UNREPORTED
 from scalablevit.tracking.connection import mask
 from scalablevit.tracking.records import StepMetrics
 from scalablevit.training.checkpoint import DamagedCheckpoint
+from scalablevit.training.storage import open_filesystem, put_text, read
 from scalablevit.tuning.population import pointer_checkpoint, segment_folder, write_recipe
 from scalablevit.tuning.sampling import TrialConfig, Values
 from scalablevit.tuning.trials import Trial, read_result, trial_folder
@@ -64,8 +68,8 @@ class TrialResult(TypedDict):
     """The metric as evaluated."""
     step: int
     """Optimizer steps done."""
-    epoch: float
-    """Epochs trained."""
+    epoch: NotRequired[float]
+    """Epochs trained; a result without it is no evaluation, and no scheduler judges the trial by it."""
     records: list[StepMetrics]
     """Records since the previous result."""
 
@@ -120,7 +124,23 @@ class TrialReporter:
 
     def final_results(self) -> list[TrialResult]:
         """Return one result, with NaN as value, for a failed trial's records after its last evaluation, if any."""
-        return [self._result(self._waiting[-1]["step"], math.nan)] if self._waiting else []
+        if not self._waiting:
+            return []
+        result = self._result(self._waiting[-1]["step"], math.nan)
+        if not self.is_population():  # which needs it, and judges at evaluations only
+            del result["epoch"]  # a scheduler that stopped the trial now would hide its failure
+        return [result]
+
+    def write_waiting(self, folder: str) -> None:
+        """Write the records that wait for an evaluation, if any, to the trial's folder."""
+        if self._waiting:
+            put_text(folder, UNREPORTED, json.dumps(self._waiting))
+
+    def read_waiting(self, folder: str) -> None:
+        """Take the records that `write_waiting` wrote in another process, if any."""
+        filesystem, path = open_filesystem(folder)
+        if content := read(filesystem, f"{path}/{UNREPORTED}"):
+            self._waiting = json.loads(content)
 
     def _result(self, step: int, value: float) -> TrialResult:
         """Return a result whose score is the best evaluation so far.
@@ -277,23 +297,41 @@ def _report_all(results: list[TrialResult]) -> None:
 
 
 class TrialCallback(TuneReportCallback):
-    """Passes what Ray Train's workers report to Tune; runs in Ray Train's controller."""
+    """Passes what Ray Train's workers report to Tune; runs in Ray Train's controller.
 
-    def __init__(self, reports: TrialReporter) -> None:
+    Records that no evaluation follows are left in the trial's folder: the controller does not know whether the training
+    fails or goes on with other workers.
+
+    Args:
+        reports: makes the results; a copy of it gets here.
+        folder: the trial's folder.
+    """
+
+    def __init__(self, reports: TrialReporter, folder: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._reports = reports
+        self._folder = folder
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report the new results to Tune; Ray calls this once all ranks have reported."""
         records = [record for report in metrics for record in report.get("records", [])]
         for result in self._reports.add(records):
             super().after_report(run_context, [dict(result)], None)
+        with suppress(OSError):  # an exception here would end the training
+            self._reports.write_waiting(self._folder)
 
 
 def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: TrialReporter) -> None:
     from scalablevit.training.launch import launch
 
-    launch(stage, worker_config, worker_config.run_folder, [TrialCallback(reports)])
+    folder = worker_config.run_folder
+    try:
+        launch(stage, worker_config, folder, [TrialCallback(reports, folder)])
+    except Exception:
+        with suppress(OSError, ValueError):  # it must not hide why the trial failed
+            reports.read_waiting(folder)
+        _report_all(reports.final_results())
+        raise
 
 
 FAILURE_PREFIXES = {f"{__name__}.{TrialFailed.__name__}: ": True, f"{__name__}.{TrialDisturbed.__name__}: ": False}

@@ -93,14 +93,24 @@ def rank_trials(trials: Iterable[Trial], mode: str) -> list[Trial]:
     return [trial for trial, best in sorted(valued, key=lambda pair: (-sign * pair[1][1], pair[0].number))]
 
 
-def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int) -> None:
-    """Delete the checkpoints of ended trials that are not among the `keep_best` best ones, and not to be retried."""
+def drop_checkpoints(search_folder: str, trials: Sequence[Trial], mode: str, keep_best: int, dropped: set[int]) -> None:
+    """Delete the checkpoints of ended trials that are not among the `keep_best` best ones, and not to be retried.
+
+    Args:
+        search_folder: the search's folder in run storage, path or address.
+        trials: all trials.
+        mode: "min" or "max": which values of the metric are better.
+        keep_best: how many of the best trials keep theirs.
+        dropped: numbers of the trials whose checkpoints are deleted already, so that a search of thousands of trials
+            looks into each folder once; changed in place.
+    """
     kept = {trial.number for trial in rank_trials(trials, mode)[:keep_best]}
     for trial in trials:
-        if trial.ended() and not trial.to_retry and trial.number not in kept:
+        if trial.ended() and not trial.to_retry and trial.number not in kept and trial.number not in dropped:
             folder = trial_folder(search_folder, trial.number)
             for run_folder in (folder, *segment_folders(folder)):
                 CheckpointStore(run_folder).remove_all()
+            dropped.add(trial.number)
 
 
 def table(trials: Sequence[Trial], mode: str, steps_per_epoch: dict[int, float]) -> str:
