@@ -19,6 +19,7 @@ from scalablevit.pipeline.trained_models import find_model, find_run_model, trai
 from scalablevit.run_files import WEIGHTS
 from scalablevit.runs.result import without_secrets
 from scalablevit.serving.network import TrainedNetwork, load_trained
+from scalablevit.tasks.output import PredictionDict
 from scalablevit.tasks.predictions import Prediction
 from scalablevit.tasks.registry import task_kind
 
@@ -136,7 +137,7 @@ class Model(nn.Module):
                 or its kind of task, which is your own, draws none.
         """
         kind = task_kind(self.task)
-        values = getattr(prediction, "to_dict", dict)()
+        values: PredictionDict = getattr(prediction, "to_dict", dict)()
         if kind.class_column not in values or getattr(prediction, "classes", self.classes) != self.classes:
             raise UserError(
                 f"is a {type(prediction).__name__}, which is no prediction of this model",
