@@ -4,7 +4,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,6 +16,20 @@ def write_file(file: Path, content: bytes, *, durable: bool = True) -> None:
         file: in a folder that is there.
         durable: stays after a power failure, too; needless for what can be made again.
     """
+    with written_part(file, content, durable=durable) as part:
+        part.replace(file)
+    if durable:
+        _sync_folder(file.parent)
+
+
+@contextmanager
+def written_part(file: Path, content: bytes, *, durable: bool = True) -> Iterator[Path]:
+    """Write what is to replace a file next to it, with the file's permissions; at the end it is gone, if not moved.
+
+    Args:
+        file: as for `write_file`.
+        durable: as for `write_file`.
+    """
     part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # its own, should another process write the file
     try:
         with part.open("xb") as out:
@@ -24,12 +39,9 @@ def write_file(file: Path, content: bytes, *, durable: bool = True) -> None:
             if durable:
                 out.flush()
                 os.fsync(out.fileno())
-        part.replace(file)
-    except BaseException:
+        yield part
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(file.parent)
 
 
 def _sync_folder(folder: Path) -> None:

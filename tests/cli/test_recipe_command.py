@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,63 @@ def test_when_one_file_cannot_be_upgraded_none_is(mine: Path) -> None:
     assert f"{both}:6: training.global_batch and its new name global_batch_size are both given" in said
     assert f"{broken}:2: not readable as YAML" in said and f"{mine.with_name('none.yaml')}: cannot be read" in said
     assert mine.read_text() == RECIPE
+
+
+@pytest.mark.parametrize("long_first", [True, False])
+def test_when_one_file_cannot_be_written_none_is(
+    mine: Path, capsys: pytest.CaptureFixture[str], long_first: bool
+) -> None:
+    """The name is so long that there is none for a new file next to it."""
+    long = mine.with_name(f"{'r' * 245}.yaml")
+    long.write_text(RECIPE)
+    with pytest.raises(UserError, match="File name too long") as caught:
+        upgrade(*((long, mine) if long_first else (mine, long)))
+    assert caught.value.where == str(long) and "writable" not in caught.value.fix
+    assert mine.read_text() == long.read_text() == RECIPE and len(list(mine.parent.iterdir())) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_that_is_not_writable(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("scalablevit.cli.recipe.written_part", refuse)
+    with pytest.raises(UserError, match=r"(?s)cannot be written: Permission denied.*make its folder writable"):
+        upgrade(mine)
+    assert mine.read_text() == RECIPE
+
+
+def test_what_a_run_stored_stays_as_it_is(tmp_path: Path) -> None:
+    """It says by which version it was begun."""
+    version_1 = REPOSITORY / "tests" / "data" / "version1" / "runs"
+    for name, file, said in (
+        ("old-pretrain-bd78c92e64c4", "recipe.yaml", "has no `name`"),
+        ("old-pretrain-search-6d1850dbe084", "space.yaml", "belongs to a search"),
+        ("old-pretrain-search-6d1850dbe084", "base_recipe.yaml", "belongs to a search"),
+    ):
+        copied = tmp_path / name
+        shutil.copytree(version_1 / name, copied, dirs_exist_ok=True)
+        before = (copied / file).read_bytes()
+        with pytest.raises(UserError, match=said) as caught:
+            upgrade(copied / file)
+        assert caught.value.where == str(copied / file)
+        assert (copied / file).read_bytes() == before
+
+
+def test_foreign_files_stay_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "environment.yml"
+    file.write_text("name: conda\nchannels: [defaults]\n")
+    with pytest.raises(UserError, match="is neither a recipe nor a search space"):
+        upgrade(file)
+    assert file.read_text() == "name: conda\nchannels: [defaults]\n"
+
+
+def test_a_recipe_with_a_metric_is_checked_as_a_recipe(mine: Path) -> None:
+    mine.write_text(RECIPE.replace("model:", "metric: val/top1\nmodel:"))
+    with pytest.raises(UserError) as caught:
+        upgrade(mine)
+    said = str(caught.value)
+    assert said.startswith(f"{mine}:4: metric: unknown key 'metric'") and said.count("\n") == 1
 
 
 def test_mistakes_that_remain_are_reported(mine: Path) -> None:

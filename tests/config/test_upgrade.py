@@ -15,11 +15,18 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.hints import schema_keys
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Recipe
-from scalablevit.config.rewriting import upgrade_text
+from scalablevit.config.rewriting import is_space, upgrade_text
 from scalablevit.config.run_hash import hashed_part, stage_hash
 from scalablevit.config.space import Space, search_hash
 from scalablevit.config.space_loading import load_search
-from scalablevit.config.stored import stored_config, stored_recipe, stored_stage, to_store
+from scalablevit.config.stored import (
+    parse_stored,
+    stored_config,
+    stored_recipe,
+    stored_sections,
+    stored_stage,
+    to_store,
+)
 from scalablevit.config.upgrade import KEYS, VALUES, VERSION, convert, new_override, new_path, upgrade
 
 REPOSITORY = Path(__file__).parents[2]
@@ -182,6 +189,7 @@ def test_a_stage_survives_its_storage() -> None:
         ({"version": "2"}, "version '2'; the versions are 1 and 2"),
         ({"version": True}, "version True"),
         ({"version": 0}, "version 0"),
+        ({"version": "1"}, "write version: 1"),
         ([1], "holds no stage"),
         (None, "holds no stage"),
         ({"training": {"global_batch": 1, "global_batch_size": 2}}, "training.global_batch and its new name"),
@@ -194,6 +202,26 @@ def test_stored_stages_that_are_refused(raw: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
         stored_stage(raw, "run/recipe.yaml")
     assert said in str(caught.value) and "run/recipe.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [None, [], "x", 3])
+def test_stored_values_that_are_no_mapping_are_refused(raw: Any) -> None:
+    for read in (upgrade, stored_sections, stored_recipe, stored_config):
+        with pytest.raises(UserError, match=r"^file: holds no (stage|model config)"):
+            read(raw, "file")
+
+
+def test_stored_keys_may_be_numbers() -> None:
+    """YAML reads them so; the schema refuses them, with their place."""
+    raw = {"parameters": {1: {"choice": ["roll_back"]}}, "training": {1: 2}, 3: None}
+    assert upgrade(raw) == {"version": 2, "parameters": {"1": {"choice": ["roll_back"]}}, "training": {"1": 2}, 3: None}
+    assert convert(raw)[1] == []
+
+
+@pytest.mark.parametrize("content", [b"name: [", b"a: \xff", b"a: 2020-13-45", b"[" * 5000])
+def test_damaged_stored_files_are_named(content: bytes) -> None:
+    with pytest.raises(UserError, match=r"^run/recipe.yaml: not readable as YAML: \S"):
+        parse_stored(content, "run/recipe.yaml")
 
 
 def test_a_config_keeps_everything_else() -> None:
@@ -298,6 +326,8 @@ def test_bare_old_keys_in_overrides_lead_to_the_new_ones(write: Any) -> None:
                         "python pipelines/recipe.py upgrade "]),
         ("version: 3", ["r.yaml:2: version: version 3; this platform is too old for it", "update the platform"]),
         ("version: two", ["r.yaml:2: version: version 'two'; the versions are 1 and 2", "write version: 2"]),
+        ("version: '1'", ["r.yaml:2: version: version '1'; the versions are 1 and 2", "write version: 1"]),
+        ("version: 1.0", ["r.yaml:2: version: version 1.0; the versions are 1 and 2", "write version: 1"]),
         ("version: null", ["r.yaml:2: version: version None"]),
         ("version: 2.0", ["r.yaml:2: version: version 2.0"]),
     ],
@@ -358,21 +388,36 @@ def test_a_file_is_rewritten_with_comments_order_and_quotes() -> None:
     [
         ("{name: r, training: {epochs: 1, global_batch: 4}}",
          "{version: 2, name: r, training: {epochs: 1, global_batch_size: 4}}"),
+        ("name: r\nmodel: {}\n", "name: r\nmodel: {}\n"),  # of version 2
         ("version: 1  # old\nname: r\ntraining: {'global_batch': 4}",
          "version: 2  # old\nname: r\ntraining: {'global_batch_size': 4}"),
+        ('{\n  "name": "r",\n  "training": {"global_batch": 4, "ema_decay": 0.9}\n}\n',
+         '{\n  "version": 2, "name": "r",\n'
+         '  "training": {"ema_warmup": false, "global_batch_size": 4, "ema_decay": 0.9}\n}\n'),
         ("training:\r\n  global_batch: 4\r\nname: r\r\n",
          "training:\r\n  global_batch_size: 4\r\nname: r\r\nversion: 2\r\n"),
-        ("# first\n---\nname: r\nmodel: {}\n", "# first\n---\nname: r\nversion: 2\nmodel: {}\n"),
-        ("name: >-\n  r\nmodel: {}\n", "version: 2\nname: >-\n  r\nmodel: {}\n"),
+        ("# first\n---\nname: r\ndata: {repeats: 2}\n",
+         "# first\n---\nname: r\nversion: 2\ndata: {repeated_augmentation: 2}\n"),
+        ("name: >-\n  r\ndata: {repeats: 2}\n", "name: >-\n  r\ndata: {repeated_augmentation: 2}\nversion: 2\n"),
+        ("name: >-\n  r\ndata:\n  repeats: 2\n", "version: 2\nname: >-\n  r\ndata:\n  repeated_augmentation: 2\n"),
         ("training:\n  not_finite: {action: |-\n    roll_back\n  }\n", None),
-        ("training:\n  not_finite:\n    action: >-\n      roll_back\n",
-         "version: 2\ntraining:\n  nonfinite:\n    action: >-\n      rollback\n"),
-        ("? training\n: global_batch: 3\n", "version: 2\n? training\n: global_batch_size: 3\n"),
+        ("name: r\ntraining:\n  not_finite:\n    action: >-\n      roll_back\n",
+         "name: r\nversion: 2\ntraining:\n  nonfinite:\n    action: >-\n      rollback\n"),
+        ("name: r\ntraining:\n  not_finite:\n    action: |-  # roll_back after talks with Ann\n      roll_back\n\n"
+         "  # my roll_back\n  epochs: 2\n",
+         "name: r\nversion: 2\ntraining:\n  nonfinite:\n    action: |-  # roll_back after talks with Ann\n"
+         "      rollback\n\n  # my roll_back\n  epochs: 2\n"),
+        ("name: r\ntraining:\n  ? |-  # accumulation\n    accumulation\n  # accumulation\n  : 2\n",
+         "name: r\nversion: 2\ntraining:\n  ? |-  # accumulation\n    accumulation_steps\n  # accumulation\n  : 2\n"),
+        ("? training\n: global_batch: 3\nname: r\n", "? training\n: global_batch_size: 3\nname: r\nversion: 2\n"),
         ("  name: r\n  data: {repeats: 1}", "  name: r\n  version: 2\n  data: {repeated_augmentation: 1}"),
-        ("\ufeffname: r\nmodel: {}\n", "\ufeffname: r\nversion: 2\nmodel: {}\n"),
-        ("name: r", "version: 2\nname: r"),
-        ('training: {on_failed_checkpoint: "go\\x5fon"}',
-         'version: 2\ntraining: {on_checkpoint_failure: "continue"}'),
+        ("\ufeffname: r\ndata: {repeats: 2}\n", "\ufeffname: r\nversion: 2\ndata: {repeated_augmentation: 2}\n"),
+        ("data: {repeats: 2}\nname: r", "data: {repeated_augmentation: 2}\nversion: 2\nname: r"),
+        ('name: r\ntraining: {on_failed_checkpoint: "go\\x5fon"}',
+         'name: r\nversion: 2\ntraining: {on_checkpoint_failure: "continue"}'),
+        ("# Ann\n\n# what is varied\nparameters:\n  training.global_batch: {choice: [8]}\nmetric: val/top1\n",
+         "# Ann\n\n# what is varied\nparameters:\n  training.global_batch_size: {choice: [8]}\nmetric: val/top1\n"
+         "version: 2\n"),
         (SPACE, SPACE.replace("r.yaml\n", "r.yaml\nversion: 2\n").replace("accumulation", "accumulation_steps")),
     ],
 )  # fmt: skip
@@ -387,19 +432,98 @@ def test_styles(old: str, new: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("training: {global_batch: 1, global_batch_size: 2}", "r.yaml:1: training.global_batch and its new name"),
-        ("name: r\nversion: 3", "version 3; this platform is too old"),
+        ("name: r\ntraining: {global_batch: 1, global_batch_size: 2}",
+         "r.yaml:2: training.global_batch and its new name"),
+        ("name: r\nmodel: {}\nversion: 3", "r.yaml:3: version: version 3; this platform is too old"),
+        ("name: r\nmodel: {}\nversion: '1'", "r.yaml:3: version: version '1'; the versions are 1 and 2\n"
+         "  fix: write version: 1"),
+        ("training: {global_batch: 1}", "r.yaml: has no `name`: it is no recipe, or it is the stage of a run"),
+        ("version: 2\nmodel: {name: resnet18}", "r.yaml: has no `name`"),
         ("name: [", "not readable as YAML"),
         ("- a", "neither a recipe nor a search space"),
         ("", "neither a recipe nor a search space"),
         ("{}", "neither a recipe nor a search space"),
         ("services: {web: 1}", "neither a recipe nor a search space"),
+        ("name: conda\nchannels: [defaults]\ndependencies: [python]", "neither a recipe nor a search space"),
+        ("name: ci\non: push\njobs: {test: {steps: []}}\nconcurrency: 1", "neither a recipe nor a search space"),
+        ("name: compose\nversion: '3'\nservices: {web: {}}", "neither a recipe nor a search space"),
+        ("name: pipeline\nstages: [build]", "neither a recipe nor a search space"),
     ],
-)
+)  # fmt: skip
 def test_files_that_cannot_be_rewritten(text: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         upgrade_text(text, "r.yaml")
     assert said in str(caught.value)
+
+
+def test_files_of_version_2_without_a_version_stay_as_they_are() -> None:
+    """Also other programs' files that look like ours."""
+    for text in ("name: r\nmodel: {}\n", "method: grid\nmetric: {name: loss}\nparameters: {lr: {values: [1, 2]}}\n",
+                 "metric: val/top1\nparameters: {optimizer.lr: {uniform: [0, 1]}}\n"):  # fmt: skip
+        assert upgrade_text(text, "r.yaml") == (text, [])
+
+
+def test_a_recipe_with_a_metric_is_a_recipe() -> None:
+    assert not is_space({"name": "r", "metric": "val/top1", "model": {}})
+    assert is_space({"metric": "val/top1", "parameters": {}}) and is_space({"parameters": {}, "version": 1})
+
+
+# --- averages of weights ---
+
+AVERAGED = OLD.replace("  epochs: 2\n", "  epochs: 2\n  ema_decay: 0.9  # slow\n")
+
+
+def test_a_rewritten_recipe_averages_weights_as_the_runs_of_version_1_did(write: Any) -> None:
+    text, changes = upgrade_text(AVERAGED, "r.yaml")
+    assert text == NEW.replace("  epochs: 2\n", "  epochs: 2\n  ema_decay: 0.9  # slow\n  ema_warmup: false\n")
+    what = "training.ema_warmup: false is added: version 1 averaged without a warm-up"
+    assert [change.line for change in changes if change.what == what] == [16]
+    stage = load_recipe(write(text)).stages["pretrain"]
+    assert hashed_part(stage) == hashed_part(stored_stage(stage_of(AVERAGED)))
+
+
+def test_averages_of_version_1_in_stages() -> None:
+    text = """\
+name: r
+version: 1
+training: {ema_decay: 0.9}
+stages:
+  first:
+    training:
+      ema_decay: 0.99
+      epochs: 1
+  second: {training: {ema_decay: null}}
+  third: {model: {}}
+"""
+    assert (
+        upgrade_text(text, "r.yaml")[0]
+        == """\
+name: r
+version: 2
+training: {ema_warmup: false, ema_decay: 0.9}
+stages:
+  first:
+    training:
+      ema_decay: 0.99
+      ema_warmup: false
+      epochs: 1
+  second: {training: {ema_decay: null}}
+  third: {model: {}}
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: r\nversion: 2\ntraining: {ema_decay: 0.9}\n",
+        "name: r\ntraining: {ema_decay: 0.9}\n",
+        "name: r\nversion: 2\ntraining: {global_batch: 8, ema_decay: 0.9}\n",
+        "name: r\nversion: 1\ntraining: {ema_decay: 0.9, ema_warmup: true}\n",
+    ],
+)
+def test_averages_of_version_2_stay_as_they_are(text: str) -> None:
+    assert "ema_warmup: false" not in upgrade_text(text, "r.yaml")[0]
 
 
 # --- any recipe of version 1 ---
@@ -408,7 +532,7 @@ WORD = st.text("abcdefgh_ -#':{}é", min_size=1, max_size=8)
 SCALARS = st.one_of(st.integers(-9, 99), st.booleans(), st.none(), WORD, st.sampled_from(["roll_back", "go_on"]))
 OLD_KEYS = {
     "data": ["repeats", "mix_probability", "mix_switch_probability", "root"],
-    "training": ["global_batch", "accumulation", "on_failed_checkpoint", "epochs"],
+    "training": ["global_batch", "accumulation", "on_failed_checkpoint", "epochs", "ema_decay"],
     "promotion": ["sure", "least", "margin"],
     "model": ["name", "options", "repeats"],
 }
@@ -436,12 +560,23 @@ STAGE = st.fixed_dictionaries(
     },
 )
 RECIPE = st.builds(
-    lambda name, top, stages, version: {**name, **version, **top, **({"stages": stages} if stages else {})},
+    lambda name, top, stages, version: {
+        **name, **version, **top, "promotion": {**top.get("promotion", {}), "sure": True},
+        **({"stages": stages} if stages else {}),
+    },
     st.fixed_dictionaries({"name": WORD}),
     STAGE,
     st.dictionaries(st.sampled_from(["first", "second"]), STAGE, max_size=2),
     st.sampled_from([{}, {"version": 1}]),
-)
+)  # fmt: skip
+
+
+def averaged_as_before(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the averages of version 1."""
+    for parent in (recipe, *recipe.get("stages", {}).values()):
+        if parent.get("training", {}).get("ema_decay") is not None:
+            parent["training"]["ema_warmup"] = False
+    return recipe
 
 
 class Plain(yaml.SafeDumper):
@@ -467,7 +602,7 @@ def test_any_recipe_is_rewritten_as_it_is_converted(raw: dict[str, Any], flow: b
                                width=width))  # fmt: skip
     parsed = strict_yaml.load(text, "")[0]
     changed, changes = upgrade_text(text, "r.yaml")
-    assert strict_yaml.load(changed, "")[0] == upgrade({**parsed, "version": 1})
+    assert strict_yaml.load(changed, "")[0] == averaged_as_before(upgrade({**parsed, "version": 1}))
     assert convert(strict_yaml.load(changed, "")[0])[1] == []
     assert changes
     assert [line.partition("#")[2] for line in text.splitlines() if "  # behind" in line or line[:1] == "#"] == [

@@ -1,6 +1,7 @@
 """A plan's time is that of a finished run of the same model and size on this machine, or not known."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
+from scalablevit.config.rewriting import upgrade_text
 from scalablevit.pipeline.plan_summary import format_time
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
 from scalablevit.runs.status import Status, write_status
 
+VERSION_1 = Path(__file__).parents[1] / "data" / "version1"
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 PROFILE = {"start": 50.0, "data": 5.0, "step": 90.0, "evaluation": 5.0}
 STATUS = Status(
@@ -59,6 +62,22 @@ def test_the_time_grows_with_the_images_but_for_the_start(tmp_path: Path) -> Non
     larger = [*STEPS, "stages.pretrain.training.global_batch_size=32"]
     assert resolved().stage.training.global_batch_size == 16
     assert estimate_time(resolved(*larger), tmp_path) == TimeEstimate(50.0 + 6 * 100.0, "earlier")
+
+
+def test_a_run_of_version_1_counts(tmp_path: Path) -> None:
+    """6 steps of 8 images, as version 1 left them; 12 steps of 16 take four times as long but for the start."""
+    name = "old-pretrain-7341480e100e"
+    folder = tmp_path / "runs" / name
+    shutil.copytree(VERSION_1 / "runs" / name, folder)
+    write_status(folder, STATUS)
+    (tmp_path / "old.yaml").write_text(upgrade_text((VERSION_1 / "old.yaml").read_text(), "old.yaml")[0])
+    recipe = load_recipe(tmp_path / "old.yaml", ["training.steps=12", "training.global_batch_size=16"])
+    stage = recipe.stages["pretrain"]
+    estimate = estimate_time(replace(resolved(), stage=stage, length=Length.of(stage, 32)), tmp_path)
+    profile = json.loads((folder / "result.json").read_bytes())["profile"]
+    start = profile.pop("start")
+    assert estimate is not None and estimate.run == name
+    assert estimate.seconds == pytest.approx(start + 4 * sum(profile.values()))
 
 
 def test_without_a_profile_the_images_a_second_count(tmp_path: Path) -> None:

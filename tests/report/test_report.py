@@ -18,8 +18,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.pipeline.report import publish_job
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.collect import gather
-from scalablevit.report.page import CLASSES, LOWEST, MATRIX_CLASSES, curves, precision, remarks, render
-from scalablevit.run_files import INDEX, JOB, RECIPE, REPORT, TRIAL_TABLE
+from scalablevit.report.page import CLASSES, LOWEST, MATRIX_CLASSES, UnreadStage, curves, precision, remarks, render
+from scalablevit.run_files import INDEX, JOB, RECIPE, REPORT, SPACE, TRIAL_TABLE
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best
 from scalablevit.tracking.outbox import Outbox, read_lines
@@ -413,6 +413,24 @@ def test_damaged_findings_are_named(job, tmp_path):
     (folder / "examination" / "findings.json").write_text('{"images": 1}')
     with pytest.raises(UserError, match="not readable as findings"):
         gather(folder)
+
+
+@pytest.mark.parametrize("content", [b"data: [", b"data: \xff", b""])
+def test_a_stage_whose_recipe_is_damaged_says_so(job, tmp_path, content):
+    shutil.copytree(job[0] / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "tiny-pretrain-0" / RECIPE).write_bytes(content)
+    first, *others = gather(tmp_path / "runs" / "tiny-0").stages
+    assert isinstance(first, UnreadStage) and first.name == "pretrain"
+    assert f"{RECIPE}: {'not readable as YAML' if content else 'holds no stage'}" in first.problem
+    assert [stage.name for stage in others] == ["segment", "detect"]
+
+
+@pytest.mark.parametrize("content", [b"metric: [", b"metric: \xff", b""])
+def test_a_search_whose_space_is_damaged_is_named(tmp_path, content):
+    write_search(tmp_path / SEARCH)
+    (tmp_path / SEARCH / SPACE).write_bytes(content)
+    with pytest.raises(UserError, match=r"space.yaml: (not readable as YAML|holds no stage)"):
+        gather(tmp_path / SEARCH)
 
 
 def test_a_search_that_has_not_ended_has_no_page(tmp_path):

@@ -2,7 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +21,8 @@ from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
 from scalablevit.config.user_code import import_user_code
-from scalablevit.io import write_file
+from scalablevit.io import written_part
+from scalablevit.run_files import BASE_RECIPE, SPACE, STATUS
 
 EPILOG = f"""\
 new writes a first recipe for one's own data, and the JSON schema of recipes next to it: editors that know YAML schemas
@@ -32,7 +34,7 @@ list names what can be given as --recipe NAME and --space NAME, with what each i
 upgrade rewrites the files of recipes and search spaces in place, in the keys of version {VERSION}; comments, order and
 formatting stay, and each change is printed with its line in the file as it was. When one of the files cannot be
 upgraded, none is changed. Afterwards all files are checked as they are before a training, and the mistakes that remain
-are reported.
+are reported (not with --dry-run).
 
 Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes remain."""
 
@@ -128,13 +130,13 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
         except UserError as error:
             errors.append(error)
     raise_all(errors)
+    if not dry_run:
+        _replace([upgraded for upgraded in upgrades if upgraded.changes])
     for upgraded in upgrades:
         for change in upgraded.changes:
             print(f"{upgraded.path}:{change.line}: {change.what}")
         if not upgraded.changes:
             print(f"{upgraded.path}: already version {VERSION}")
-        elif not dry_run:
-            _replace(upgraded.path, upgraded.content)
     if dry_run:
         print("dry run: nothing was written")
         return 0
@@ -146,8 +148,11 @@ def _prepare(path: Path) -> _Upgraded:
     """Return the upgraded content of a file, without writing it.
 
     Raises:
-        UserError: it cannot be read, or as `upgrade_text`.
+        UserError: it cannot be read, it is a search's own, or as `upgrade_text`.
     """
+    if path.name in (SPACE, BASE_RECIPE) and (path.parent / STATUS).is_file():
+        raise UserError("belongs to a search, which is read in any version", where=str(path),
+                        fix="leave it as it is, or upgrade a copy of it")  # fmt: skip
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:
@@ -156,16 +161,31 @@ def _prepare(path: Path) -> _Upgraded:
     return _Upgraded(path, changed.encode("utf-8"), changes)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, with its permissions; a link stays one.
+def _replace(upgrades: Sequence[_Upgraded]) -> None:
+    """Replace files as wholes, with their permissions, once all can be written; links stay links.
 
     Raises:
-        UserError: it cannot be written; the file is as it was.
+        UserError: one cannot be written.
     """
+    with ExitStack() as parts:
+        written = []
+        for upgraded in upgrades:
+            with _explain_failure(upgraded.path):
+                part = parts.enter_context(written_part(upgraded.path.resolve(), upgraded.content))
+                written.append((upgraded.path, part))
+        for path, part in written:
+            with _explain_failure(path):
+                part.replace(path.resolve())
+
+
+@contextmanager
+def _explain_failure(path: Path) -> Iterator[None]:
+    """Raise the user's mistake for a file that cannot be written."""
     try:
-        write_file(path.resolve(), content)
+        yield
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="make it writable") from None
+        fix = "make its folder writable" if isinstance(error, PermissionError) else "remove the cause, and try again"
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
 
 
 def _mistakes(path: Path) -> list[UserError]:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
+import yaml
+
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
-from scalablevit.config.strict_yaml import YamlDict, YamlMapping
+from scalablevit.config.strict_yaml import YamlDict
 from scalablevit.config.upgrade import VERSION, upgrade
 from scalablevit.config.user_code import import_user_code, stored_names
 
@@ -45,8 +47,6 @@ def stored_sections(raw: Any, where: str = "") -> YamlDict:
     Raises:
         UserError: it is no stage, or of a version that this platform cannot read.
     """
-    if not isinstance(raw, Mapping):
-        raise UserError("holds no stage", where=where, fix="restore the file from a copy")
     sections = upgrade(raw, where)
     del sections["version"]
     result: YamlDict = _with_former_defaults(sections)
@@ -73,7 +73,7 @@ def stored_stage(
     return check(Stage, sections, {}, where)
 
 
-def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
+def stored_recipe(raw: Any, where: str = "") -> Recipe:
     """Return a stored recipe.
 
     Args:
@@ -81,7 +81,7 @@ def stored_recipe(raw: YamlMapping, where: str = "") -> Recipe:
         where: the file, for errors.
 
     Raises:
-        UserError: it is of a version that this platform cannot read, or its values are refused.
+        UserError: it is no recipe, or of a version that this platform cannot read, or its values are refused.
     """
     recipe = upgrade(raw, where)
     if isinstance(recipe.get("stages"), Mapping):
@@ -96,7 +96,24 @@ def _with_former_defaults(sections: Any) -> Any:
     return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
 
 
-def stored_config(config: YamlMapping, where: str = "") -> ModelConfig:
+def parse_stored(content: bytes, where: str) -> Any:
+    """Return the plain values in a stored YAML file.
+
+    Args:
+        content: of the file.
+        where: the file, for errors.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"not readable as YAML: {problem}", where=where, fix="restore the file from a copy") from None
+
+
+def stored_config(config: Any, where: str = "") -> ModelConfig:
     """Return a model's `config.json` with the sections of its stage, if it has one, in the current version.
 
     Args:
@@ -104,7 +121,9 @@ def stored_config(config: YamlMapping, where: str = "") -> ModelConfig:
         where: the file, for errors.
 
     Raises:
-        UserError: as `stored_sections`.
+        UserError: it is no mapping, or as `stored_sections`.
     """
+    if not isinstance(config, Mapping):
+        raise UserError("holds no model config", where=where, fix="restore the file from a copy")
     stage = {"stage": stored_sections(config["stage"], where)} if "stage" in config else {}
     return cast(ModelConfig, {**config, **stage})

@@ -70,7 +70,7 @@ def convert(raw: Any) -> tuple[Any, list[Rename]]:
     return converted, renames
 
 
-def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
+def upgrade(raw: Any, where: str = "") -> YamlDict:
     """Convert stored plain values of any version to the current one.
 
     Args:
@@ -78,9 +78,11 @@ def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
         where: the file, for errors.
 
     Raises:
-        UserError: the version is later than the current one or is no version, or a section has both an old key and its
-            new name.
+        UserError: it is no mapping, the version is later than the current one or is no version, or a section has both
+            an old key and its new name.
     """
+    if not isinstance(raw, Mapping):
+        raise UserError("holds no stage, recipe or search space", where=where, fix="restore the file from a copy")
     version = raw.get("version", 1)
     if problem := version_problem(version):
         raise UserError(f"was stored with {problem[0]}", where=where, fix=problem[1])
@@ -94,7 +96,8 @@ def upgrade(raw: YamlMapping, where: str = "") -> YamlDict:
 def version_problem(version: Any) -> tuple[str, str] | None:
     """Return why a version cannot be read, and what to do about it; None for versions that exist."""
     if type(version) is not int or version < 1:
-        return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {VERSION}"
+        meant = 1 if str(version) in ("1", "1.0") else VERSION
+        return f"version {version!r}; the versions are 1 and {VERSION}", f"write version: {meant}"
     if version > VERSION:
         return f"version {version}; this platform is too old for it and reads version {VERSION}", "update the platform"
     return None
@@ -146,8 +149,8 @@ def _convert_parameters(parameters: YamlMapping, renames: list[Rename]) -> YamlD
     """Convert parameters of a search space: their names are dotted paths, their choices may be old values."""
     result: YamlDict = {}
     for name, distribution in parameters.items():
-        path, new = ("parameters", name), ".".join(new_path(name.split(".")))
-        if new != name:
+        path, new = ("parameters", name), ".".join(new_path(str(name).split(".")))
+        if new != str(name):
             renames.append(Rename(path, name, new, conflict=new in parameters))
             if new in parameters:
                 continue
@@ -166,7 +169,7 @@ def _convert_section(node: Any, path: KeyPath, at: str, renames: list[Rename]) -
     result: YamlDict = {}
     for key, value in node.items():
         new = KEYS.get(f"{at}.{key}") or str(key)
-        if new != key:
+        if new != str(key):
             renames.append(Rename((*path, key), key, new, conflict=new in node))
             if new in node:
                 continue

@@ -5,14 +5,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from scalablevit.config.checking import check
 from scalablevit.config.errors import UserError
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space
-from scalablevit.config.stored import stored_recipe, stored_stage
+from scalablevit.config.stored import parse_stored, stored_recipe, stored_stage
 from scalablevit.config.strict_yaml import YamlMapping
 from scalablevit.config.upgrade import upgrade
 from scalablevit.pipeline.resolve import ResolvedStage
@@ -71,8 +69,8 @@ def _version_1(root: Path, prefix: str, file: str) -> Iterator[tuple[Path, YamlM
 def _read(path: Path) -> YamlMapping:
     """Return a stored YAML mapping; empty when it cannot be read."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        raw = parse_stored(path.read_bytes(), str(path))
+    except (OSError, UserError):
         return {}
     return raw if isinstance(raw, dict) else {}
 

@@ -9,7 +9,7 @@ from scalablevit.config.data import CocoInstances
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.section import PlainValues
-from scalablevit.config.strict_yaml import YamlMapping
+from scalablevit.config.stored import stored_stage
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, RESULT, RUNS
 from scalablevit.runs.console import format_duration
@@ -44,17 +44,18 @@ def estimate_time(resolved: ResolvedStage, root: Path) -> TimeEstimate | None:
         resolved: the stage.
         root: the platform's root, whose finished runs are looked at.
     """
-    wanted = _what_sets_the_pace(resolved.stage.model_dump(mode="json"))
+    wanted = _what_sets_the_pace(resolved.stage)
     results = sorted((root / RUNS).glob(f"*/{RESULT}"), key=_modified_s, reverse=True)
     for file in results[:MAX_RUNS]:
         try:
             status = read_status(file.parent)
             if status is None or status.host != socket.gethostname():
                 continue
-            stored = json.loads((file.parent / CONFIG).read_bytes())["stage"]
+            config = file.parent / CONFIG
+            stored = stored_stage(json.loads(config.read_bytes())["stage"], str(config))
             if _what_sets_the_pace(stored) == wanted:
                 result = StageResult(**json.loads(file.read_bytes()))
-                images = result.last_step * stored["training"]["global_batch_size"]
+                images = result.last_step * stored.training.global_batch_size
                 return TimeEstimate(_scale_time(result, images, resolved), result.run_name)
         except (
             OSError,
@@ -116,12 +117,13 @@ def _cores(stage: Stage) -> int:
     return stage.cluster.workers * max(1, int(stage.cluster.cpus_per_worker))
 
 
-def _what_sets_the_pace(stage: YamlMapping) -> PlainValues:
-    """Return the values of a stored stage that decide how many images a second it trains."""
-    model, data, training, cluster = (stage[section] for section in ("model", "data", "training", "cluster"))
+def _what_sets_the_pace(stage: Stage) -> PlainValues:
+    """Return the values of a stage that decide how many images a second it trains."""
+    plain = stage.model_dump(mode="json")
+    model, data, training, cluster = (plain[section] for section in ("model", "data", "training", "cluster"))
     return {
         "model": {key: model[key] for key in ("name", "options", "grad_checkpointing", "channels_last")},
-        "task": {**stage["task"], "test_time_augmentation": None},
+        "task": {**plain["task"], "test_time_augmentation": None},
         "data": [data["source"], *(data.get(key) for key in SIZES)],
         "training": {key: training[key] for key in ("precision", "compile")},
         "cluster": {key: cluster[key] for key in ("workers", "cpus_per_worker", "gpus_per_worker")},

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scalablevit.config.commands import command_line
 from scalablevit.config.data import Data
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.recipe import Cluster
-from scalablevit.config.stored import stored_stage
+from scalablevit.config.stored import parse_stored, stored_stage
 from scalablevit.config.task_info import task_info
 from scalablevit.config.upgrade import upgrade
 from scalablevit.inspection.statistics import DataStatistics
@@ -125,13 +123,14 @@ def _overview(
 def _stage(store: RunStore, registered: str | None) -> Stage | UnreadStage:
     """Return the content of a stage; where its recipe cannot be read here, what can be read without the recipe."""
     local, result, status = store.local, load_result(store), read_status(store.local)
-    recipe = (local / RECIPE).read_text(encoding="utf-8")
+    content = (local / RECIPE).read_bytes()
+    recipe = content.decode("utf-8", "replace")
     recorded = _read_records(local)
     name = recorded.get("stage", store.name)
     state = "finished" if result else status.state if status else "unknown"
     time, host = work_time(store, status, result), status.host if status is not None else ""
     try:
-        stage = stored_stage(yaml.safe_load(recipe), str(local / RECIPE), imports=True)
+        stage = stored_stage(parse_stored(content, str(local / RECIPE)), str(local / RECIPE), imports=True)
     except UserError as error:  # the other stages of the job are worth a page
         problem = mask_credentials(f"{error.where}: {error.what}")
         return UnreadStage(name, state, problem, mask_credentials(error.fix), mask_credentials(recipe),
@@ -266,13 +265,13 @@ def _search(folder: Path) -> Search:
     """Return the content of a search that has ended.
 
     Raises:
-        UserError: the search has not ended.
+        UserError: the search has not ended, or its space is damaged.
     """
     if not (folder / TRIAL_TABLE).is_file():
         raise UserError(f"this search has not ended: there is no {TRIAL_TABLE}", where=str(folder),
                         fix="submit its command again; its report comes at its end")  # fmt: skip
-    space = (folder / SPACE).read_text(encoding="utf-8")
-    parsed = upgrade(yaml.safe_load(space), str(folder / SPACE))
+    space = (folder / SPACE).read_bytes()
+    parsed = upgrade(parse_stored(space, str(folder / SPACE)), str(folder / SPACE))
     with (folder / TRIAL_TABLE).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     best_recipe = folder / BEST_RECIPE
@@ -303,7 +302,7 @@ def _search(folder: Path) -> Search:
         trials=tuple(tuple(map(_round_cell, row)) for row in rows),
         plots=tuple((file, words) for file, words in plots.items() if file.is_file()),
         best_recipe=mask_credentials(best_recipe.read_text(encoding="utf-8")) if best_recipe.is_file() else "",
-        space=mask_credentials(space),
+        space=mask_credentials(space.decode("utf-8", "replace")),
     )
 
 
