@@ -33,9 +33,11 @@ from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.shapes import write_shapes
 from scalablevit.pipeline import plan_summary, resolve
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.runs.progress import format_evaluation
 from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
@@ -62,6 +64,13 @@ SMALL_DEMO = "data.shapes={train_images: 40, val_images: 20, image_size: 96}"
 WARMED_UP = {"full.py": ("segment", "detect"), "segment.py": ("segment",), "detect.py": ("detect",)}
 """Stages of the demo, by the script that runs them, whose warm-up is longer than their training on so few images."""
 SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch_size=16")
+PRINTED = {
+    "pretrain.py --dry-run": r"stage pretrain\n  data ",
+    "detect.py --dry-run": r"objects, small",
+    "tune.py --space demo --dry-run": r"search demo\n",
+    f"check_data.py '{SMALL_DEMO}'": r"segment/train: ",
+}
+"""Commands whose output pages show, and how it begins there."""
 EXIT_2 = {
     "full.py optimizer.lrr": "did you mean 'lr'?",
     "full.py training.global_batch=": "was renamed",
@@ -272,6 +281,17 @@ def check_pipeline(name: str, given: list[str]) -> None:
     if name == "analyse.py" and given[0] != "ablation":  # tests/cli/test_analyse.py runs them
         parse("analyse", given)
         return
+    code, said = run_shortened(name, *given)
+    expected = next((text for begin, text in EXIT_2.items() if command.startswith(begin)), None)
+    if expected is None:
+        assert code == 0, said
+    else:
+        assert code == 2 and expected in said, said
+
+
+def run_shortened(name: str, *given: str) -> tuple[object, str]:
+    """`run_script` of an entry script as a dry run, with few images of the demo."""
+    command = " ".join([name, *given[:1]])
     added = [] if command.startswith(NO_DRY_RUN) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
     if command.startswith(TRAINS) and Path(recipe).stem == "demo":  # the file, or its name among the shipped ones
@@ -282,12 +302,7 @@ def check_pipeline(name: str, given: list[str]) -> None:
         added.append("stages.segment.optimizer.schedule.warmup_steps=1")
     if name == "plan.py":
         added += SMALL_PLAN
-    code, said = run_script(f"pipelines/{name}", *given, *added)
-    expected = next((text for begin, text in EXIT_2.items() if command.startswith(begin)), None)
-    if expected is None:
-        assert code == 0, said
-    else:
-        assert code == 2 and expected in said, said
+    return run_script(f"pipelines/{name}", *given, *added)
 
 
 @cache
@@ -434,6 +449,33 @@ def test_what_a_page_shows_of_a_mistake_is_what_is_said(place: Place) -> None:
             words[0] = f"pipelines/{words[0].replace('-', '_')}.py"
         code, said = run_script(*words)
         assert code == 2 and expected in said
+
+
+@pytest.mark.parametrize("command", PRINTED)
+def test_what_a_page_shows_of_a_dry_run_is_what_is_printed(place: Place, command: str) -> None:
+    """Numbers are those of another run, words the same."""
+    (shown,) = (content for content in written("text") if re.match(PRINTED[command], content))
+    code, said = run_shortened(*shlex.split(command))
+    assert code == 0, said
+    printed = {words_of(line) for line in said.splitlines()}
+    assert [line for line in shown.splitlines() if line != "..." and words_of(line) not in printed] == [], said
+
+
+def test_the_metrics_of_a_page_are_those_that_an_evaluation_prints() -> None:
+    shown = [
+        each
+        for content in written("text")
+        for each in re.findall(r"^\[(\w+)\].*(evaluation: .*?)(?:  \(|$)", content, re.M)
+    ]
+    assert {stage for stage, _ in shown} == {info.stage_name for info in TASKS.values()}
+    for info in TASKS.values():
+        printed = format_evaluation(dict.fromkeys(info.metrics_by_interest, 0.5), info.metrics_by_interest)
+        assert {words_of(text) for stage, text in shown if stage == info.stage_name} == {words_of(printed)}
+
+
+def words_of(line: str) -> tuple[str, ...]:
+    """Return the words of a line in their order, each once; numbers and units of one letter are none."""
+    return tuple(dict.fromkeys(re.findall(r"\b[A-Za-z_]\w+", line)))
 
 
 def test_recipes_and_spaces_load(place: Place) -> None:
