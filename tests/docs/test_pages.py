@@ -25,15 +25,18 @@ from harness.pages import PAGES, REPOSITORY, anchors, blocks, commands, links, p
 from harness.toys import SIDE, finished_run, register
 from harness.user_code import packages_in, write_package
 
+from scalablevit.cli.new_recipe import TEMPLATES
 from scalablevit.cli.tree import parse
 from scalablevit.cli.verbs import VERBS
 from scalablevit.config.data import Shapes
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.shapes import write_shapes
 from scalablevit.pipeline import plan_summary, resolve, stage_model
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.runs.progress import format_evaluation
 from scalablevit.runs.status import Status
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import move_champion, write_tags
@@ -60,6 +63,13 @@ SMALL_DEMO = "data.shapes={train_images: 40, val_images: 20, image_size: 96}"
 WARMED_UP = {"full.py": ("segment", "detect"), "segment.py": ("segment",), "detect.py": ("detect",)}
 """Stages of the demo, by the script that runs them, whose warm-up is longer than their training on so few images."""
 SMALL_PLAN = ("model.name=scalablevit_tiny", "training.global_batch_size=16")
+PRINTED = {
+    "pretrain.py --dry-run": r"stage pretrain\n  data ",
+    "detect.py --dry-run": r"objects, small",
+    "tune.py --space demo --dry-run": r"search demo\n",
+    f"check_data.py '{SMALL_DEMO}'": r"segment/train: ",
+}
+"""Commands whose output pages show, and how it begins there."""
 EXIT_2 = {
     "full.py optimizer.lrr": "did you mean 'lr'?",
     "full.py training.global_batch=": "was renamed",
@@ -97,7 +107,7 @@ class Place:
             "<recipe or best_recipe.yaml>": "pipelines/recipes/cifar10.yaml",
             "<folder>": f"{folder}/all", "<held out>": f"{folder}/all", "<judge>": f"{folder}/all",
             "<full>": "full-search", "<asha>": "asha-search",
-            "<name>": MODEL, "demo-detect": MODEL,
+            "<name>": MODEL, "demo-detect": MODEL, "objects-detect": MODEL,
             "<run>/": f"{self.root}/runs/{RUN}/", "<run>": RUN, "<n>": "7", "<job>": "raysubmit_1",
             "<head>": "127.0.0.1", "<mlflow server>": "127.0.0.1", "<user>": "u", "<password>": "p",
             "key.sub=value": "training.seed=1", "seed=N": "seed=1",
@@ -126,8 +136,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setattr(sys, "path", list(sys.path))  # a loaded model puts its copy of the code there
         patch.setattr(stage_model, "model_cost", once_for_each_model(stage_model.model_cost))
         patch.setattr(plan_summary, "model_facts", once_for_each_plan(plan_summary.model_facts))
-        # the registered toy is smaller than the models that the pages name
-        patch.setattr(resolve, "check_init_weights", lambda *_: None)
         yield place
     torch.set_num_threads(threads)
 
@@ -196,10 +204,11 @@ def write_recipes(place: Place) -> None:
 
 
 def register_models(place: Place) -> None:
-    """Two equal versions, one of them the champion, and the first one's run as finished."""
-    own_data = (f"data.root={place.folder}/mydata", "data.train.images=train", "data.val.images=val")
+    """Two equal versions of the model of my.yaml, one of them the champion, and the first one's run as finished."""
+    own = (f"data.root={place.folder}/mydata", "data.train.images=train", "data.val.images=val",
+           f"model.name={model_of(place.folder / 'my.yaml')}")  # fmt: skip
     for run in (RUN, "as-good"):
-        given = [f"stages.pretrain.{each}" for each in own_data]
+        given = [f"stages.pretrain.{each}" for each in own]
         register(place.root, finished_run(place.root, "pretrain", *given, run=run), MODEL)
     uri = f"sqlite:///{place.root}/mlflow.db"
     move_champion(uri, MODEL, None, 1)
@@ -209,6 +218,12 @@ def register_models(place: Place) -> None:
                     host="here", process=1, job="", started=1.0, updated=2.0, ended=2.0, folder=str(folder),
                     tracking=uri)  # fmt: skip
     (folder / "status.json").write_text(json.dumps(dataclasses.asdict(status)))
+
+
+def model_of(recipe: Path) -> str:
+    """Return `model.name` of a recipe of one stage."""
+    (stage,) = load_recipe(recipe).stages.values()
+    return stage.model.name
 
 
 # --- what a command is checked by ---
@@ -263,6 +278,17 @@ def check_pipeline(name: str, given: list[str]) -> None:
     if name == "analyse.py" and given[0] != "ablation":  # tests/cli/test_analyse.py runs them
         parse("analyse", given)
         return
+    code, said = run_shortened(name, *given)
+    expected = next((text for begin, text in EXIT_2.items() if command.startswith(begin)), None)
+    if expected is None:
+        assert code == 0, said
+    else:
+        assert code == 2 and expected in said, said
+
+
+def run_shortened(name: str, *given: str) -> tuple[object, str]:
+    """`run_script` of an entry script as a dry run, with few images of the demo."""
+    command = " ".join([name, *given[:1]])
     added = [] if command.startswith(NO_DRY_RUN) or "--dry-run" in given else ["--dry-run"]
     recipe = next((word for before, word in pairwise(given) if before in ("--recipe", "--space")), "demo.yaml")
     if command.startswith(TRAINS) and Path(recipe).stem == "demo":  # the file, or its name among the shipped ones
@@ -273,12 +299,7 @@ def check_pipeline(name: str, given: list[str]) -> None:
         added.append("stages.segment.optimizer.schedule.warmup_steps=1")
     if name == "plan.py":
         added += SMALL_PLAN
-    code, said = run_script(f"pipelines/{name}", *given, *added)
-    expected = next((text for begin, text in EXIT_2.items() if command.startswith(begin)), None)
-    if expected is None:
-        assert code == 0, said
-    else:
-        assert code == 2 and expected in said, said
+    return run_script(f"pipelines/{name}", *given, *added)
 
 
 @cache
@@ -427,6 +448,33 @@ def test_what_a_page_shows_of_a_mistake_is_what_is_said(place: Place) -> None:
         assert code == 2 and expected in said
 
 
+@pytest.mark.parametrize("command", PRINTED)
+def test_what_a_page_shows_of_a_dry_run_is_what_is_printed(place: Place, command: str) -> None:
+    """Numbers are those of another run, words the same."""
+    (shown,) = (content for content in written("text") if re.match(PRINTED[command], content))
+    code, said = run_shortened(*shlex.split(command))
+    assert code == 0, said
+    printed = {words_of(line) for line in said.splitlines()}
+    assert [line for line in shown.splitlines() if line != "..." and words_of(line) not in printed] == [], said
+
+
+def test_the_metrics_of_a_page_are_those_that_an_evaluation_prints() -> None:
+    shown = [
+        each
+        for content in written("text")
+        for each in re.findall(r"^\[(\w+)\].*(evaluation: .*?)(?:  \(|$)", content, re.M)
+    ]
+    assert {stage for stage, _ in shown} == {info.stage_name for info in TASKS.values()}
+    for info in TASKS.values():
+        printed = format_evaluation(dict.fromkeys(info.metrics_by_interest, 0.5), info.metrics_by_interest)
+        assert {words_of(text) for stage, text in shown if stage == info.stage_name} == {words_of(printed)}
+
+
+def words_of(line: str) -> tuple[str, ...]:
+    """Return the words of a line in their order, each once; numbers and units of one letter are none."""
+    return tuple(dict.fromkeys(re.findall(r"\b[A-Za-z_]\w+", line)))
+
+
 def test_recipes_and_spaces_load(place: Place) -> None:
     kinds = []
     for text in map(place.filled, written("yaml")):
@@ -443,6 +491,17 @@ def test_recipes_and_spaces_load(place: Place) -> None:
             given = [f"stages.{stage}.{key}={json.dumps(value)}" for key, value in tree.items()]
             load_recipe(place.folder / "chain.yaml", given)
     assert set(kinds) == {"recipe", "space", "section"}
+
+
+def test_recipe_new_writes_the_model_that_the_pages_train(place: Place) -> None:
+    """So that a page's recipe can start from the model of a template's, and the other way round."""
+    assert {model_of(file) for file in TEMPLATES.glob("*.yaml")} == {model_of(place.folder / "my.yaml")}
+
+
+def test_recipes_of_one_name_are_the_same() -> None:
+    recipes = [tree for text in written("yaml") if "name" in (tree := yaml.safe_load(text))]
+    by_name = {tree["name"]: tree for tree in recipes}
+    assert len(by_name) < len(recipes) and [tree["name"] for tree in recipes if tree != by_name[tree["name"]]] == []
 
 
 def test_snippets_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
