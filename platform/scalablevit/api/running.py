@@ -4,12 +4,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.root import platform_root
-from scalablevit.config.space import Search
+from scalablevit.config.space import Search, Value
 from scalablevit.pipeline.running import load_recipe_search, prepare, train
 from scalablevit.run_files import RUNS
 from scalablevit.runs.signals import handle_signals
@@ -58,7 +58,7 @@ class FinishedSearch:
     """The metric at the best evaluation of the best trial, on the validation split."""
     step: int
     """Optimizer step of that evaluation."""
-    values: Mapping[str, Any]
+    values: Mapping[str, Value]
     """The best trial's values by dotted recipe key, such as `optimizer.lr`."""
     trial: int
     """Number of the best trial, from 0."""
