@@ -34,7 +34,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.task_info import TASKS
 from scalablevit.data.shapes import write_shapes
-from scalablevit.pipeline import plan_summary, resolve, stage_model
+from scalablevit.pipeline import plan_summary, stage_model
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.runs.progress import format_evaluation
 from scalablevit.runs.status import Status
