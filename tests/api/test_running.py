@@ -177,7 +177,7 @@ def test_the_results_of_a_search_are_those_of_its_stored_trials(fake, root, tmp_
         Trial(2, {"optimizer.lr": 3e-3}, "failed", "diverged", curve={4: 0.875}),
     ]
 
-    def search_stage(search, stages, root):
+    def search_stage(search, stages, root, *, retrain):
         store = RunStore.open(pipeline_search.search_name(search, stages[-1]), None, root)
         save_list(store.location, trials)
         for trial in trials:
