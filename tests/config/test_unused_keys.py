@@ -11,8 +11,9 @@ from scalablevit.config.hints import schema_keys
 from scalablevit.config.loading import load_recipe, override_stage
 from scalablevit.config.overrides import Scope
 from scalablevit.config.space_loading import load_search
+from scalablevit.config.stage_keys import CONDITIONS
 from scalablevit.config.stored import stored_stage, to_store
-from scalablevit.config.unused_keys import CONDITIONS, drop_unused
+from scalablevit.config.unused_keys import drop_unused
 
 BASE = {
     "classification": """

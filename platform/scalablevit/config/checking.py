@@ -16,7 +16,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
 from scalablevit.config.hints import key_hint, section_hint
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.section import sections_in
+from scalablevit.config.section import kind_of, sections_in
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.transforms import UNDEFINED
 
@@ -331,11 +331,3 @@ def _types_under(annotation: Any, part: int | str) -> list[Any]:
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]
     return [inner for member in typing.get_args(annotation) for inner in _types_under(member, part)]
-
-
-def kind_of(model: type[BaseModel]) -> str | None:
-    """Return the value of `source` or `kind` by which a section is chosen; None for a section that has neither."""
-    for key in ("source", "kind"):
-        if key in model.model_fields:
-            return str(typing.get_args(model.model_fields[key].annotation)[0])
-    return None

@@ -2,14 +2,11 @@
 
 import difflib
 import shlex
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
 from scalablevit.config.checking import (
@@ -17,7 +14,6 @@ from scalablevit.config.checking import (
     SECTIONS,
     Locations,
     did_you_mean,
-    kind_of,
     short_repr,
     stage_override_hint,
 )
@@ -25,7 +21,7 @@ from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, mask_credentials, raise_all
 from scalablevit.config.hints import key_hint
 from scalablevit.config.recipe import Stage
-from scalablevit.config.section import sections_in
+from scalablevit.config.stage_keys import has_key, keys_in, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 
@@ -33,8 +29,6 @@ TOP_KEYS = ("name", "tune")
 """Keys of the recipe itself that an override may set."""
 SAME_IN_ALL = (["tracking"], ["tracking", "uri"], ["tracking", "experiment"])
 """Keys whose value a recipe's stages must share: an override of them goes to all stages."""
-ANY_KEY = "*"
-"""In a dotted path: any key of a section that has no fixed keys."""
 KINDS = (["data", "source"], ["task", "kind"])
 """Paths of the keys that decide which other keys their section has."""
 
@@ -55,7 +49,7 @@ class Scope:
 
     def runs(self, name: str, stage: YamlMapping) -> bool:
         """Return whether the script runs a stage, given as plain values."""
-        return (not self.names or name in self.names) and self.kind in (None, _value_at(stage, "task", "kind"))
+        return (not self.names or name in self.names) and self.kind in (None, value_at(stage, "task", "kind"))
 
 
 ALL_STAGES = Scope()
@@ -183,7 +177,7 @@ class ReachedStages:
         preview = _preview(overrides, stages, [])
         running = [name for name in preview if scope.runs(name, preview[name])] or list(preview)
         preview = _preview(overrides, stages, running)
-        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in preview.items()})
+        reached = with_parents(running, {name: value_at(stage, "model", "init") for name, stage in preview.items()})
         return cls(scope, _preview(overrides, stages, reached), running, reached)
 
     def targets(self, override: Override) -> list[str]:
@@ -199,7 +193,7 @@ class ReachedStages:
         if override.stage is not None:
             having = [override.stage]
         else:
-            having = [name for name, stage in self.stages.items() if _has_key(stage, override.path)]
+            having = [name for name, stage in self.stages.items() if has_key(stage, override.path)]
         if not having:
             return self._closest(override.path)
         targets = [name for name in having if name in self.reached]
@@ -249,7 +243,7 @@ class ReachedStages:
 
 def _misfit(stage: YamlMapping) -> str | None:
     """Return why a task cannot learn from its source of data; None: it can, or task or source are unknown."""
-    kind, source = _value_at(stage, "task", "kind"), _value_at(stage, "data", "source")
+    kind, source = value_at(stage, "task", "kind"), value_at(stage, "data", "source")
     fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
     if not fitting or source in fitting or not any(source in info.sources for info in TASKS.values()):
         return None
@@ -285,51 +279,14 @@ def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
     return [name for name in inits if name in needed]
 
 
-def _value_at(node: Any, *path: str) -> Any:
-    """Return the value at a path of plain values; None where there is none."""
-    for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _has_key(stage: YamlMapping, path: Sequence[str]) -> bool:
-    """Return whether a stage's schema has a key, given its kinds; sections without fixed keys have every key."""
-    keys = set(_keys(Stage, stage))
-    return ".".join(path) in keys or ".".join([*path[:-1], ANY_KEY]) in keys
-
-
 def _closeness(stage: YamlMapping, path: Sequence[str]) -> float:
     """Return the similarity of a path to the most similar key of a stage's schema, from 0 to 1."""
     dotted = difflib.SequenceMatcher(b=".".join(path))
     ratios = []
-    for key in _keys(Stage, stage):
+    for key in keys_in(Stage, stage):
         dotted.set_seq1(key)
         ratios.append(dotted.ratio())
     return max(ratios)
-
-
-def _keys(annotation: Any, values: Any) -> Iterator[str]:
-    """Yield the dotted keys of all sections of a type, also of sections that the values lack; `ANY_KEY`: any key."""
-    if typing.get_origin(annotation) is dict:
-        yield ANY_KEY
-    for model in models_of_kind(annotation, values):
-        for name, field in model.model_fields.items():
-            yield name
-            yield from (f"{name}.{key}" for key in _keys(field.annotation, _value_at(values, name)))
-
-
-def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
-    """Return the section classes of a type; of a union, the one with the values' kind, or all without such a kind.
-
-    Args:
-        annotation: type of a field.
-        values: plain values of the field.
-    """
-    models = sections_in(annotation)
-    if len(models) < 2:
-        return models
-    kinds = (_value_at(values, "source"), _value_at(values, "kind"))
-    return [model for model in models if kind_of(model) in kinds] or models
 
 
 def parse_override(override: str) -> tuple[list[str], Any, str]:

@@ -17,11 +17,12 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
+from scalablevit.config.stage_keys import is_read, value_of
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, trial_epochs
-from scalablevit.config.unused_keys import TIMM_WORDS, explain, is_read, value_of
+from scalablevit.config.unused_keys import TIMM_WORDS, explain
 
 PREFIX = "space."
 """Prefix of overrides of the space; all others are of the base recipe."""
