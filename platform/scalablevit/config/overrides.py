@@ -1,6 +1,7 @@
 """Dotted overrides: to which stages of a recipe each applies, and how its value is set there."""
 
 import difflib
+import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,10 @@ from scalablevit.config.checking import (
 )
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, mask_credentials, raise_all
-from scalablevit.config.hints import key_hint
-from scalablevit.config.recipe import Stage
-from scalablevit.config.stage_keys import has_key, keys_in, value_at
+from scalablevit.config.hints import stage_with_hint
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.space import Space
+from scalablevit.config.stage_keys import has_key, is_read_in, keys_in, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 
@@ -71,6 +73,36 @@ def scope_notes(overrides: Sequence["Override"], stages: Sequence[str], location
             yield f"{mask_credentials(override.text.strip())} applies to: {targets}"
 
 
+def chain_notes(
+    overrides: Sequence["Override"], inits: YamlMapping, recipe: Recipe, locations: Locations
+) -> Iterator[str]:
+    """Yield a line for each override that names no stage and takes from stages what kept them together or apart.
+
+    These are stages that no longer start from an earlier one, and stages that now register versions of one model.
+
+    Args:
+        overrides: those of stages.
+        inits: `model.init` of every stage without the overrides.
+        recipe: the recipe with the overrides.
+        locations: where the values were set, with all overrides applied.
+    """
+    for override in overrides:
+        names = [
+            name
+            for name in recipe.stages
+            if override.stage is None and locations.get(("stages", name, *override.path)) == override.where
+        ]
+        text = mask_credentials(override.text.strip())
+        if override.path in (["model"], ["model", "init"]):
+            for parent in recipe.stages:
+                left = [name for name in names if inits[name] == f"stage:{parent}" != recipe.stages[name].model.init]
+                if left:
+                    yield f"{text}: {', '.join(left)} no longer start{'s' * (len(left) == 1)} from {parent}"
+        registered = {recipe.stages[name].tracking.register_as for name in names}
+        if override.path in (["tracking"], ["tracking", "register_as"]) and len(names) > 1 and registered != {None}:
+            yield f"{text}: {', '.join(names)} register versions of one model"
+
+
 class Override(NamedTuple):
     """An override of a value within a stage."""
 
@@ -86,7 +118,7 @@ class Override(NamedTuple):
 
 
 def parse_all(
-    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError]
+    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError], scope: Scope
 ) -> list[Override]:
     """Return the overrides of stages, those that name a stage last, since they replace the others.
 
@@ -95,6 +127,7 @@ def parse_all(
         merged: plain values of the recipe; overrides of the recipe itself (`TOP_KEYS`) are applied to it.
         locations: where the values were written; those of the applied overrides are added.
         errors: mistakes are added.
+        scope: the stages that the script runs.
     """
     parsed = []
     for override in overrides:
@@ -104,29 +137,56 @@ def parse_all(
                 merged[path[0]] = value
                 locations[tuple(path)] = where
             else:
-                parsed.append(_for_stages(override, path, value, where, merged["stages"]))
+                parsed.append(_for_stages(override, path, value, where, merged["stages"], scope))
         except UserError as error:
             errors.append(error)
     return sorted(parsed, key=lambda override: override.stage is not None)
 
 
-def _for_stages(text: str, path: list[str], value: Any, where: str, stages: YamlMapping) -> Override:
+def _for_stages(
+    text: str, path: list[str], value: Any, where: str, stages: Mapping[str, YamlDict], scope: Scope
+) -> Override:
+    """Return an override of a value within a stage.
+
+    Raises:
+        UserError: it names a stage that the recipe does not have, a whole stage, or no section.
+    """
     stage = None
     if path[0] == "stages":
-        if len(path) < 3 or path[1] not in stages:
-            raise UserError(
-                f"this recipe's stages are {', '.join(stages)}",
-                where=where,
-                fix="write stages.<name>.<section>.<key>=value",
-            )
+        _refuse_other_stages(path, where, stages)
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
-        raise UserError(
-            f"no section {path[0]!r}{did_you_mean(path[0], SECTIONS)}",
-            where=where,
-            fix=key_hint(path) or f"sections: {', '.join(SECTIONS)}",
-        )
+        hint = _section_hint(text, path, stages, scope)
+        near = "" if hint else did_you_mean(path[0], SECTIONS)
+        raise UserError(f"no section {path[0]!r}{near}", where=where, fix=hint or f"sections: {', '.join(SECTIONS)}")
     return Override(text, stage, path, value, where)
+
+
+def _refuse_other_stages(path: Sequence[str], where: str, stages: YamlMapping) -> None:
+    """Refuse `stages.<name>...` of a stage that is not in the recipe, or of a whole stage.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    name = path[1] if len(path) > 1 and path[1] in stages else "<name>"
+    fix = f"write stages.{name}.<section>.<key>=value"
+    if len(path) > 1 and path[1] not in stages:
+        what = f"no stage {path[1]!r}{did_you_mean(path[1], stages)}; this recipe's stages are {', '.join(stages)}"
+        raise UserError(what, where=where, fix=fix)
+    if len(path) < 3:
+        what = f"an override sets a section or a key of a stage; this recipe's stages are {', '.join(stages)}"
+        raise UserError(what, where=where, fix=fix)
+
+
+def _section_hint(text: str, path: Sequence[str], stages: Mapping[str, YamlDict], scope: Scope) -> str:
+    """Return what to write in place of an override that begins with no section; empty when nothing is known of it."""
+    if path[0] in stages:
+        return f"write stages.{text.strip()}" if len(path) > 1 else f"write stages.{path[0]}.<section>.<key>=value"
+    running = {name: stage for name, stage in stages.items() if scope.runs(name, stage)}
+    _, hint = stage_with_hint(path, running or stages)
+    if ".".join(path) in keys_in(Space, {}) and (len(path) > 1 or not hint):
+        return f"write space.{text.strip()} for {command_name('tune')}"
+    return hint
 
 
 def apply(override: Override, reach: "ReachedStages", stages: YamlDict, locations: Locations) -> None:
@@ -194,6 +254,9 @@ class ReachedStages:
             having = [override.stage]
         else:
             having = [name for name, stage in self.stages.items() if has_key(stage, override.path)]
+            key = ".".join(override.path)
+            # a stage that has the key but never reads it would get another hash, and train again, for nothing
+            having = [name for name in having if is_read_in(self.stages[name], key)] or having
         if not having:
             return self._closest(override.path)
         targets = [name for name in having if name in self.reached]
@@ -202,7 +265,14 @@ class ReachedStages:
         return targets
 
     def _closest(self, path: Sequence[str]) -> list[str]:
-        """Return the stage with the most similar key, reached ones first; empty for a recipe without stages."""
+        """Return the stage whose check says best what to write in place of a key that no stage has.
+
+        That is one that the script runs where a hint is known, which depends on the stage; else the one with the most
+        similar key, reached ones first. It is empty for a recipe without stages.
+        """
+        hinted, _ = stage_with_hint(path, {name: self.stages[name] for name in self.running})
+        if hinted:
+            return [hinted]
         others = [name for name in self.stages if name not in self.reached]
         ranked = sorted([*self.reached, *others], key=lambda name: -_closeness(self.stages[name], path))
         return ranked[:1]
@@ -213,7 +283,8 @@ class ReachedStages:
         if parents:
             what += f" (starting from {', '.join(parents)})"
         if override.stage is None:
-            what += f"; {'.'.join(override.path)} is a key of {', '.join(having)}"
+            unread = any(has_key(self.stages[name], override.path) for name in self.reached)
+            what += f"; {'.'.join(override.path)} is {'read by' if unread else 'a key of'} {', '.join(having)}"
         return UserError(what, where=override.where, fix=f"leave it out; {command_name('full')} runs all stages")
 
     def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
@@ -293,7 +364,7 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
     """Return key path and value of `key.sub=value`, and how errors name the override.
 
     Raises:
-        UserError: it has no `=`, an empty key, or a value that is no YAML.
+        UserError: it has no `=`, an empty key, or a value that is no YAML or holds a YAML comment.
     """
     where = f"{OVERRIDE}{override!r}"
     key, equals, text = override.partition("=")
@@ -302,8 +373,26 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
         recipe = not equals and Path(override).suffix in (".yaml", ".yml")
         fix = f"--recipe {shlex.quote(override)}" if recipe else "as in training.epochs=10"
         raise UserError("an override is written key.sub=value", where=where, fix=fix)
-    value, _ = strict_yaml.load(text, where)
-    return path, value, where
+    return path, _load_value(key.strip(), text, where), where
+
+
+def _load_value(key: str, text: str, where: str) -> Any:
+    """Return the value of an override.
+
+    Raises:
+        UserError: it is no YAML, or a part of it is a YAML comment, which would be lost.
+    """
+    try:
+        value, _, node = strict_yaml.load_with_nodes(text, where)
+    except UserError as error:
+        # an override has no lines
+        raise UserError(error.what, where=where, fix=error.fix) from None
+    rest = text[node.end_mark.index :] if node else text
+    if rest.lstrip().startswith("#"):
+        fix = f"quote the value, as in {key}={json.dumps(text.strip(), ensure_ascii=False)!r}, or leave the comment out"
+        raise UserError(f"{rest.strip()!r} is a comment in YAML: the value would be {short_repr(value)}", where=where,
+                        fix=fix)  # fmt: skip
+    return value
 
 
 def path_in_stage(override: str) -> list[str]:
