@@ -137,6 +137,7 @@ SENTENCES = {
         ("gpus", "num_gpus", "n_gpus", "devices"),
         "write cluster.workers: <number of GPUs> and cluster.gpus_per_worker: 1",
     ),
+    "recipe": "give --recipe on the command line",
     "version": "leave it out: it is stated once, at the top of a file",
     "workers": "write cluster.workers for training processes, cluster.loader_workers for the data-loading ones of each",
     **dict.fromkeys(

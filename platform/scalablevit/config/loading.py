@@ -24,7 +24,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_ST
     """Read, merge and check a recipe; nothing that it names under `imports` is imported.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
-    sections. An override `a.b=value` replaces the file's value in every stage that has the key, of those that the
+    sections. An override `a.b=value` replaces the file's value in every stage that reads the key, of those that the
     script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage alone and goes before
     both.
 

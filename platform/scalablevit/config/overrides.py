@@ -46,8 +46,8 @@ class Scope:
     names: tuple[str, ...] = ()
     """Run only these stages; empty: all."""
     note: Callable[[str], None] | None = None
-    """Called with a line for each override that does not apply to all stages of the recipe, or that leaves values of
-    the file without effect."""
+    """Called with a line for each override that does not apply to all stages of the recipe, that leaves values of the
+    file without effect, or that changes how stages belong together (`chain_notes`)."""
 
     def runs(self, name: str, stage: YamlMapping) -> bool:
         """Return whether the script runs a stage, given as plain values."""
@@ -76,9 +76,9 @@ def scope_notes(overrides: Sequence["Override"], stages: Sequence[str], location
 def chain_notes(
     overrides: Sequence["Override"], inits: YamlMapping, recipe: Recipe, locations: Locations
 ) -> Iterator[str]:
-    """Yield a line for each override that names no stage and takes from stages what kept them together or apart.
+    """Yield a line for each override that names no stage and changes how stages belong together.
 
-    These are stages that no longer start from an earlier one, and stages that now register versions of one model.
+    That is: stages no longer start from an earlier one, or several stages register versions of one model.
 
     Args:
         overrides: those of stages.
@@ -246,7 +246,7 @@ class ReachedStages:
         A key that no stage has goes to the stage with the most similar key, so that the check names that key.
 
         Raises:
-            UserError: only stages that are not reached have the key.
+            UserError: only stages that are not reached have the key, or read it.
         """
         if override.path in SAME_IN_ALL and override.stage is None:
             return list(self.stages)
