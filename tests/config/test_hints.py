@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.hints import AS_SECTION, KEYS, NOTES, SENTENCES, key_hint, schema_keys
+from scalablevit.config.hints import (
+    AS_SECTION,
+    AUGMENTATION,
+    KEYS,
+    LISTS,
+    NOTES,
+    SENTENCES,
+    SIZES,
+    key_hint,
+    schema_keys,
+)
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
+from scalablevit.config.stage_keys import has_key
 
 RECIPE = """\
 name: one
@@ -49,13 +60,14 @@ def dotted_keys(text: str) -> list[str]:
 def test_every_target_is_in_the_schema() -> None:
     assert set(KEYS.values()) <= KNOWN
     assert set(NOTES) <= set(KEYS.values()) and set(AS_SECTION) <= KNOWN
+    assert {*SIZES, *AUGMENTATION} <= KNOWN
     texts = " ".join([*SENTENCES.values(), *NOTES.values(), *AS_SECTION.values()])
     assert len(dotted_keys(texts)) > 10
     assert set(dotted_keys(texts)) <= KNOWN
 
 
 def test_no_name_is_in_both_tables() -> None:
-    assert not set(KEYS) & set(SENTENCES)
+    assert len({*KEYS, *SENTENCES, *LISTS}) == len(KEYS) + len(SENTENCES) + len(LISTS)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +107,78 @@ def test_what_people_type_first(recipe: Path, name: str, hint: str) -> None:
     said.append(refusal(recipe))
     assert all(hint in each.partition("fix: ")[2] for each in said), "\n".join(said)
     assert f"r.yaml:{8 if place == 'tracking' else 4}: {place}.{name}: unknown key {name!r}" in said[-1]
+
+
+STAGES = {
+    "segmentation": {"task": {"kind": "segmentation"}, "data": {"source": "mask_pairs"}},
+    "detection": {"task": {"kind": "detection"}, "data": {"source": "coco"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "segmentation", "detection"),
+    [
+        ("imgsz", "write data.crop_size", "write data.short_side"),
+        ("data.image_size", "write data.crop_size", "write data.short_side"),
+        ("data.img_size", "write data.crop_size", "write data.short_side"),
+        ("randaugment", "only classification has data.rand_augment", "only classification has data.rand_augment"),
+        ("aa", "only classification has data.rand_augment", "only classification has data.rand_augment"),
+        ("reprob", "only classification has data.random_erasing", "only classification has data.random_erasing"),
+        ("data.mixup", "only classification has data.mixup", "only classification has data.mixup"),
+        ("mixup_alpha", "only classification has data.mixup", "only classification has data.mixup"),
+        ("cutmix_alpha", "only classification has data.cutmix", "only classification has data.cutmix"),
+        ("mixup_prob", "only classification has data.mix_prob", "only classification has data.mix_prob"),
+        ("smoothing", "only classification has task.label_smoothing", "only classification has task.label_smoothing"),
+        ("augment", "write data.color_jitter, data.scale_range, data.flip or data.transforms",
+         "write data.color_jitter, data.train_short_sides or data.flip"),
+        ("lr0", "write optimizer.lr", "write optimizer.lr"),
+        ("task.anchor_size", "only detection has task.anchor_size", ""),
+    ],
+)  # fmt: skip
+def test_a_hint_is_for_a_key_that_the_stage_has(name: str, segmentation: str, detection: str) -> None:
+    for kind, hint in (("segmentation", segmentation), ("detection", detection)):
+        assert key_hint(name.split("."), STAGES[kind]).removeprefix("leave it out: ") == hint
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_what_a_hint_says_can_be_written(kind: str) -> None:
+    """No hint leads to a key that is refused, with another hint or none."""
+    for name in (*KEYS, *LISTS, *schema_keys()):
+        hint = key_hint([name.rpartition(".")[2]], STAGES[kind])
+        if hint.startswith("write ") and name not in SENTENCES:
+            assert all(has_key(STAGES[kind], key.split(".")) for key in dotted_keys(hint.partition(" (")[0])), hint
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("image_size", "write data.image_size"), ("images", "write data.train.images or data.val.images"),
+        ("masks", "write data.train.masks or data.val.masks"), ("kind", "write task.kind or optimizer.schedule.kind"),
+        ("annotations", "write data.train.annotations or data.val.annotations"),
+        ("task.name", "write model.name or optimizer.name"),
+        ("optimizer.schedule.steps", "write optimizer.schedule.decay_epochs"), ("steps", "write training.steps"),
+        ("model.path", "write model.init ("), ("cluster.path", "write cluster.storage"), ("path", "write data.root"),
+        ("data.train.path", "write data.train.images"),
+        ("gpus", "write cluster.workers: <number of GPUs> and cluster.gpus_per_worker: 1"),
+    ],
+)  # fmt: skip
+def test_our_own_keys_and_names_that_depend_on_the_section(path: str, hint: str) -> None:
+    assert key_hint(path.split(".")).startswith(hint)
+
+
+def test_a_dotted_key_at_the_top_of_a_file_is_named_with_its_section(recipe: Path) -> None:
+    recipe.write_text(f"{RECIPE}data.image_size: 64\nimage_size: 64\n")
+    said = refusal(recipe)
+    assert (
+        "r.yaml:8: data.image_size: unknown key 'data.image_size'\n  fix: write image_size in the section data" in said
+    )
+    assert "r.yaml:9: image_size: unknown key 'image_size'\n  fix: write data.image_size" in said
+
+
+@pytest.mark.parametrize("name", [name for name in KEYS if "." not in name])
+def test_a_hint_stands_alone(recipe: Path, name: str) -> None:
+    """Not next to the name of a section that only looks like it."""
+    assert "did you mean" not in refusal(recipe, f"{name}=1")
 
 
 def test_a_key_in_the_wrong_section_is_named_with_its_path() -> None:

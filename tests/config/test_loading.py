@@ -189,7 +189,8 @@ def test_a_missing_file_names_its_neighbours(write: Any) -> None:
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\xd8")
-    assert "cannot read the recipe" in refusal(tmp_path / "r.yaml")
+    said = refusal(tmp_path / "r.yaml")
+    assert "cannot read the recipe" in said and "fix: save the file as UTF-8" in said
 
 
 @pytest.mark.parametrize("text", ["", "- a", "3", "text", "null"])
@@ -197,11 +198,24 @@ def test_a_file_that_is_no_recipe(write: Any, text: str) -> None:
     assert "a recipe is a mapping" in refusal(write(text))
 
 
-@pytest.mark.parametrize("stages", ["3", "[a]", "{first: 3}", "{first:}", "text"])
+@pytest.mark.parametrize("stages", ["3", "[a]", "text"])
 def test_stages_that_are_no_mapping(write: Any, stages: str) -> None:
     said = refusal(write(TWO_STAGES.partition("stages:")[0] + f"stages: {stages}\n"))
     assert "r.yaml:11" in said
     assert "`stages` is a mapping" in said
+
+
+def test_a_stage_that_is_no_mapping_is_named(write: Any) -> None:
+    said = refusal(write(TWO_STAGES.partition("stages:")[0] + "stages:\n  first: 3\n  second: [a]\n"))
+    assert "r.yaml:12: stages.first: a stage is a mapping of sections, got 3" in said
+    assert "r.yaml:13: stages.second: a stage is a mapping of sections, got ['a']" in said
+
+
+def test_an_empty_stage_has_the_sections_at_the_top(write: Any) -> None:
+    path = write(f"{ONE_STAGE}stages:\n  first:\n  second: {{training: {{seed: 1}}}}\n")
+    assert load_recipe(path).stages["first"] == load_recipe(write(ONE_STAGE)).stages["pretrain"]
+    said = refusal(write(TWO_STAGES.partition("stages:")[0].replace("lr: 1e-3", "lr: -1") + "stages:\n  first:\n"))
+    assert "r.yaml:12: stages.first.task: is missing" in said and "optimizer.lr" in said
 
 
 @pytest.mark.parametrize(
@@ -300,15 +314,15 @@ def test_mistakes_in_detection_are_said_alike(write: Any, old: str, new: str, sa
         ("training.checkpoint_every={epoch: 1}", ["training.checkpoint_every.epoch", "did you mean 'epochs'"]),
         ("optimizer.schedule.knd=cosine", ["optimizer.schedule.knd", "did you mean 'kind'"]),
         ("data.shapes={train_image: 1, val_images: 1}", ["data.shapes.train_image", "did you mean 'train_images'"]),
-        ("optimiser.lr=1", ["no section 'optimiser'", "did you mean 'optimizer'"]),
+        ("optimiser.lr=1", ["no section 'optimiser'", "write optimizer.lr"]),
         ("model.options.window={a: 1}", ["model.options.window", "integer or", "string"]),
         ("optimizer.lr", ["key.sub=value"]),
         ("=3", ["key.sub=value"]),
         ("optimizer..lr=3", ["key.sub=value"]),
         ("optimizer.lr.x=3", ["optimizer.lr is no section but 0.001"]),
-        ("optimizer.lr=[1", ["not readable as YAML"]),
-        ("stages.pretrian.optimizer.lr=1", ["stages are pretrain"]),
-        ("stages.pretrain=1", ["stages.<name>.<section>.<key>=value"]),
+        ("optimizer.lr=[1", ["': not readable as YAML"]),
+        ("stages.pretrian.optimizer.lr=1", ["stages are pretrain", "did you mean 'pretrain'?"]),
+        ("stages.pretrain=1", ["stages.pretrain.<section>.<key>=value"]),
         ("name.x=1", ["no section 'name'"]),
     ],
 )
@@ -331,6 +345,11 @@ def test_all_mistakes_are_reported_at_once(write: Any) -> None:
 def test_a_mistake_in_a_shared_section_is_reported_once(write: Any) -> None:
     assert refusal(write(TWO_STAGES.replace("epochs: 2", "epochs: -2"))).count("epochs") == 1
     assert refusal(write(TWO_STAGES), "training.epochs=-2").count("got -2") == 1
+
+
+def test_a_mistake_of_the_whole_recipe_is_at_the_line_of_its_key(write: Any) -> None:
+    said = refusal(write(TWO_STAGES.replace("stage:first", "stage:nowhere")))
+    assert said.startswith(f"{write('x')}:20: stages.second.model.init is 'stage:nowhere'")
 
 
 def test_a_mistake_in_a_stage_names_the_stage(write: Any) -> None:

@@ -10,6 +10,7 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.overrides import Scope, overridden_tracking_uri, with_parents
 from scalablevit.config.recipe import Recipe
+from scalablevit.config.run_hash import stage_hash
 from scalablevit.config.space_loading import load_search
 
 DEMO = Path(__file__).parents[2] / "pipelines" / "recipes" / "demo.yaml"
@@ -65,6 +66,9 @@ def refusal(scope: Scope, *overrides: str) -> str:
         ("training.early_stopping.patience=3", ALL),
         ("training.checkpoint_every.steps=3", ALL),
         ("cluster.storage=elsewhere", ALL),
+        # keys that only some kinds of source or task read
+        ("data.train.masks=elsewhere", ["segment"]),
+        ("data.val.annotations=elsewhere.json", ["detect"]),
         # free-form keys
         ("model.options.window=7", ALL),
         ("model.options.head=linear", ALL),
@@ -91,6 +95,7 @@ def test_in_a_whole_recipe_an_override_goes_to_the_stages_that_have_its_key(over
         (SEGMENT, "stages.pretrain.training.seed=7", ["pretrain"]),
         (SEGMENT, "task.head=upernet", ["segment"]),
         (DETECT, "task.head=retinanet", ["detect"]),
+        (SEGMENT, "data.train.masks=elsewhere", ["segment"]),
         (DETECT, "task.anchor_size=16", ["detect"]),
         (DETECT, "model.options.window=14", ["pretrain", "detect"]),
         # a stage that no longer starts from another one has no parents
@@ -112,8 +117,38 @@ def test_a_scripts_overrides_go_to_its_stages_and_those_they_start_from(
     recipe, notes = load(scope, override)
     assert changed(recipe) == expected
     silent = expected == ALL or override.startswith("stages.")
-    applied = [note for note in notes if "leaves without effect" not in note]
+    applied = [note for note in notes if " applies to: " in note]
     assert applied == ([] if silent else [f"{override} applies to: {', '.join(expected)}"])
+
+
+def test_a_stage_that_does_not_read_a_key_keeps_its_hash() -> None:
+    """Its parent would train again from zero."""
+    chosen = "stages.segment.optimizer.name=sgd"
+    before, after = load(FULL, chosen)[0].stages, load(FULL, chosen, "optimizer.momentum=0.8")
+    assert after[1] == ["optimizer.momentum=0.8 applies to: segment"]
+    changed_hashes = [name for name in ALL if stage_hash(before[name], "d") != stage_hash(after[0].stages[name], "d")]
+    assert changed_hashes == ["segment"]
+    masks = load(SEGMENT, "data.train.masks=elsewhere")[0].stages["pretrain"]
+    assert stage_hash(masks, "d") == stage_hash(load_recipe(DEMO).stages["pretrain"], "d")
+
+
+@pytest.mark.parametrize(
+    ("scope", "override", "expected"),
+    [
+        (FULL, "model.init=w.pth", "model.init=w.pth: segment, detect no longer start from pretrain"),
+        (SEGMENT, "model.init=w.pth", "model.init=w.pth: segment no longer starts from pretrain"),
+        (FULL, "model={name: resnet18}", "model={name: resnet18}: segment, detect no longer start from pretrain"),
+        (FULL, "stages.segment.model.init=w.pth", None),  # as written
+        (FULL, "model.name=resnet18", None),
+        (FULL, "tracking.register_as=x", "tracking.register_as=x: pretrain, segment, detect register versions of one "
+         "model"),
+        (PRETRAIN, "tracking.register_as=x", None),
+        (FULL, "tracking.log_images=true", None),
+    ],
+)  # fmt: skip
+def test_what_an_override_for_all_does_to_the_chain_is_noted(scope: Scope, override: str, expected: str | None) -> None:
+    notes = [note for note in load(scope, override)[1] if " applies to: " not in note]
+    assert notes == ([] if expected is None else [expected])
 
 
 def test_parents_are_those_after_the_overrides() -> None:
@@ -179,6 +214,7 @@ def test_the_last_of_two_equal_overrides_counts() -> None:
             "task.anchor_size=8",
             ["has no effect here: segment.py runs segment (starting from pretrain)", "is a key of detect"],
         ),
+        (PRETRAIN, "data.train.masks=m", ["pretrain.py runs pretrain; data.train.masks is read by segment"]),
         # a stage that is not run
         (PRETRAIN, "stages.detect.training.seed=7", ["has no effect here: pretrain.py runs pretrain\n"]),
         (SEGMENT, "stages.detect.training.seed=7", ["segment.py runs segment (starting from pretrain)\n"]),
@@ -190,11 +226,34 @@ def test_the_last_of_two_equal_overrides_counts() -> None:
         (FULL, "data.rand_augment.magnitud=5", ["did you mean 'magnitude'?"]),
         (FULL, "optimizer.lrr=1", ["optimizer.lrr: unknown key 'lrr'", "did you mean 'lr'?"]),
         (FULL, "optimizer.lr.x=1", ["optimizer.lr is no section but 0.002"]),
-        (FULL, "optimiser.lr=1", ["no section 'optimiser'", "did you mean 'optimizer'?"]),
+        (FULL, "optimiser.lr=1", ["no section 'optimiser'\n", "fix: write optimizer.lr"]),
         (FULL, "data.std.0=1", ["data.std"]),
         (FULL, "data.image_folder.image_size=1", ["data.image_folder: unknown key"]),
         (PRETRAIN, "data.imag_size=48", ["'data.imag_size=48': data.imag_size", "did you mean 'image_size'?"]),
         (PRETRAIN, "data.crop_sise=48", ["stages.segment.data.crop_sise", "did you mean 'crop_size'?"]),
+        # a name of other tools, whose key depends on the stage
+        (SEGMENT, "data.imgsz=64", ["'data.imgsz=64': data.imgsz: unknown key 'imgsz'\n  fix: write data.crop_size"]),
+        (SEGMENT, "imgsz=64", ["fix: write data.crop_size"]),
+        (DETECT, "imgsz=64", ["fix: write data.short_side"]),
+        (FULL, "imgsz=64", ["fix: write data.image_size"]),
+        (FULL, "data.randaugment=1", ["fix: write data.rand_augment"]),
+        (DETECT, "data.mixup_alpha=1", ["fix: leave it out: only classification has data.mixup"]),
+        # a stage first, or a stage as a whole
+        (FULL, "detect.training.seed=3", ["no section 'detect'\n", "fix: write stages.detect.training.seed=3"]),
+        (FULL, "detect=3", ["fix: write stages.detect.<section>.<key>=value"]),
+        (FULL, "stages.detect={a: 1}", ["an override sets a section or a key of a stage",
+                                        "fix: write stages.detect.<section>.<key>=value"]),
+        (FULL, "stages.detekt.training.seed=3", ["no stage 'detekt'; did you mean 'detect'?"]),
+        # a key of a search space
+        (FULL, "budget.trials=3", ["no section 'budget'\n", "fix: write space.budget.trials=3 for "]),
+        # keys that do not fit together
+        (FULL, "training.steps=10", ["'training.steps=10': training.steps: give exactly one of epochs and steps",
+                                     "fix: add training.epochs=null"]),
+        (FULL, "stages.detect.training.steps=10", ["fix: add stages.detect.training.epochs=null"]),
+        (FULL, "stages.detect.optimizer.schedule.warmup_epochs=1",
+         ["fix: add stages.detect.optimizer.schedule.warmup_steps=0"]),
+        (FULL, "stages.segment.model.init=stage:nope", ["stages.segment.model.init is 'stage:nope', which is no earl"]),
+        (FULL, "stages.detect.tracking.experiment=y", ["must be the same in all stages"]),
         # a value that is wrong for all that have the key
         (FULL, "optimizer.lr=-1", ["'optimizer.lr=-1': optimizer.lr: ", "got -1"]),
         (FULL, "data.image_size=-1", ["'data.image_size=-1': data.image_size: ", "got -1"]),
@@ -231,7 +290,17 @@ def test_each_mistake_names_override_stage_value_and_remedy(scope: Scope, overri
 
 
 @pytest.mark.parametrize(
-    "override", ["optimizer.lr=-1", "optimizer.lrr=1", "data.imag_size=48", "data.short_side=-1", "model.optionss.x=1"]
+    "override",
+    [
+        "optimizer.lr=-1",
+        "optimizer.lrr=1",
+        "data.imag_size=48",
+        "data.short_side=-1",
+        "model.optionss.x=1",
+        "training.steps=10",
+        "data.imgsz=3",
+        "model.init=stage:nope",
+    ],
 )
 def test_a_mistake_is_reported_once(override: str) -> None:
     assert refusal(FULL, override).count("override") == 1
@@ -246,6 +315,21 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert len(caught.value.errors) == len(overrides), text
     for override in overrides:
         assert f"override {override!r}" in text
+
+
+def test_of_two_overrides_that_do_not_fit_one_is_to_go() -> None:
+    assert "leave one of the overrides out" in refusal(FULL, "training.epochs=3", "training.steps=10")
+
+
+def test_a_comment_in_an_override_is_refused() -> None:
+    """YAML would drop it, and `run #3` would be `run`."""
+    message = refusal(FULL, "tracking.experiment=run #3")
+    assert "override 'tracking.experiment=run #3': '#3' is a comment in YAML: the value would be 'run'" in message
+    assert """tracking.experiment='"run #3"'""" in message
+    assert "is a comment" in refusal(FULL, "tracking.experiment=#3")
+    for written in ('"run #3"', "run#3"):
+        (recipe, _) = load(FULL, f"tracking.experiment={written}")
+        assert recipe.stages["pretrain"].tracking.experiment == written.strip('"')
 
 
 def test_the_line_of_an_override_shows_no_credentials() -> None:

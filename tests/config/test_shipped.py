@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.shipped import RECIPES, SPACES, recipe_file, shipped_files, space_file
+from scalablevit.config.loading import load_recipe
+from scalablevit.config.run_hash import stage_hash
+from scalablevit.config.shipped import DEMO, RECIPES, SPACES, recipe_file, shipped_files, space_file
 from scalablevit.config.space_loading import load_search
 
 REPOSITORY = Path(__file__).parents[2]
@@ -15,6 +17,16 @@ def test_the_folders_are_those_of_the_checkout() -> None:
     assert (RECIPES, SPACES) == (REPOSITORY / "pipelines" / "recipes", REPOSITORY / "tune_spaces")
     assert {"demo", "imagenet_scalablevit_small"} <= set(shipped_files(RECIPES))
     assert list(shipped_files(SPACES)) == sorted(shipped_files(SPACES))
+
+
+def test_the_runs_of_the_demo_keep_their_names() -> None:
+    """With another hash, everybody's runs train again from zero."""
+    stages = load_recipe(RECIPES / DEMO).stages
+    assert {name: stage_hash(stage, "data") for name, stage in stages.items()} == {
+        "pretrain": "82ca70af49ed",
+        "segment": "8015d48b097d",
+        "detect": "668b727a2bc8",
+    }
 
 
 def test_a_name_is_a_shipped_one_unless_there_is_such_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,11 @@ def test_tune_is_kept_and_can_be_overridden(write: Write) -> None:
         ("recipe: base.yaml", "recipe: .", ["space.yaml:1: recipe", "cannot read the recipe"]),
         ("metric: val/top1", "metric: val/tp1", ["space.yaml:2: metric", "'val/tp1'; did you mean 'val/top1'"]),
         ("metric: val/top1", "metric: val/miou", ["task classification reports no 'val/miou'", "val/top5"]),
+        (
+            "metric: val/top1",
+            "metric: val/top4",
+            ["reports no 'val/top4'\n  fix: it reports val/top1", "(val/top5 of more than five classes)"],
+        ),
         ("metric: val/top1", "metric: val/loss", ["max would search for the worst", "mode: min"]),
         ("metric: val/top1", "", ["metric: is missing"]),
         ("metric: val/top1", "metric: val/top1\nmode: most", ["space.yaml:3: mode", "'max' or 'min'", "'most'"]),

@@ -11,8 +11,9 @@ from scalablevit.config.hints import schema_keys
 from scalablevit.config.loading import load_recipe, override_stage
 from scalablevit.config.overrides import Scope
 from scalablevit.config.space_loading import load_search
+from scalablevit.config.stage_keys import CONDITIONS
 from scalablevit.config.stored import stored_stage, to_store
-from scalablevit.config.unused_keys import CONDITIONS, drop_unused
+from scalablevit.config.unused_keys import drop_unused
 
 BASE = {
     "classification": """
@@ -188,7 +189,8 @@ def test_a_stage_s_own_value_counts_by_itself(tmp_path: Path) -> None:
 
 def test_an_override_for_all_stages_counts_when_one_reads_it(tmp_path: Path) -> None:
     path = two_stages(tmp_path, "weight_decay: 0.1", "name: sgd", "name: adamw")
-    assert load_recipe(path, ["optimizer.momentum=0.8"]).stages["one"].optimizer.momentum == 0.8
+    stages = load_recipe(path, ["optimizer.momentum=0.8"]).stages
+    assert [stage.optimizer.momentum for stage in stages.values()] == [0.8, 0.9]  # 0.9: the default
     assert "stages.two.optimizer.momentum" in refusal(path, "stages.two.optimizer.momentum=0.8")
 
 

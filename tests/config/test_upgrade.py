@@ -306,7 +306,15 @@ def test_mistakes_below_an_old_key_are_found_too(write: Any) -> None:
         ("training.stop_after.evaluations_without_gain=2", "training.stop_after: was renamed; write early_stopping",
          "write 'training.early_stopping.patience=2'"),
         ("training.stop_after={evaluations_without_gain: 2}", "was renamed; write early_stopping",
-         "write 'training.early_stopping={evaluations_without_gain: 2}'"),
+         "write 'training.early_stopping={patience: 2}'"),
+        ("training={epochs: 1, global_batch: 8}", "was renamed; write global_batch_size",
+         "write 'training={epochs: 1, global_batch_size: 8}'"),
+        ("training.not_finite={action: roll_back}", "training.not_finite: was renamed; write nonfinite",
+         "write 'training.nonfinite={action: rollback}'"),
+        ("training.nonfinite.action='roll_back'", "'roll_back' was renamed; write rollback",
+         "write 'training.nonfinite.action=rollback'"),
+        ("training.stop_after=5", "was renamed; write early_stopping",
+         "early_stopping (recipe version 2)\n  fix: write training.early_stopping: {patience: ...}"),
     ],
 )  # fmt: skip
 def test_old_words_in_overrides_get_the_new_spelling(write: Any, override: str, place: str, fix: str) -> None:
@@ -330,6 +338,7 @@ def test_bare_old_keys_in_overrides_lead_to_the_new_ones(write: Any) -> None:
         ("version: 1.0", ["r.yaml:2: version: version 1.0; the versions are 1 and 2", "write version: 1"]),
         ("version: null", ["r.yaml:2: version: version None"]),
         ("version: 2.0", ["r.yaml:2: version: version 2.0"]),
+        ("version: '1'", ["r.yaml:2: version: version '1'", "fix: write version: 1, then python pipelines/recipe.py"]),
     ],
 )  # fmt: skip
 def test_other_versions_are_refused_with_the_other_mistakes(write: Any, line: str, said: list[str]) -> None:
@@ -366,6 +375,16 @@ def test_paths_and_overrides_are_translated() -> None:
     assert new_path(["optimizer", "lr"]) == ["optimizer", "lr"]
     assert new_override("space.budget.trials=3") == "space.budget.trials=3"
     assert new_override("optimizer.lr=1") == "optimizer.lr=1"
+    assert new_override("model.options={repeats: 1e-3}") == "model.options={repeats: 1e-3}"
+    assert new_override("stages.a.data={repeats: 2, root: a b}") == (
+        "stages.a.data={repeated_augmentation: 2, root: a b}"
+    )
+    assert new_override("space.parameters={training.global_batch: {choice: [8]}}") == (
+        "space.parameters={training.global_batch_size: {choice: [8]}}"
+    )
+    assert new_override("space.parameters.training.not_finite.action={choice: [roll_back, skip]}") == (
+        "space.parameters.training.nonfinite.action={choice: [rollback, skip]}"
+    )
 
 
 # --- files ---

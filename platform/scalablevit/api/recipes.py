@@ -18,7 +18,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
     Args:
         path: the recipe's YAML file, or the name of a shipped recipe, such as "demo".
-        overrides: dotted keys as on the command line, such as "optimizer.lr=1e-4" for all stages that have the key and
+        overrides: dotted keys as on the command line, such as "optimizer.lr=1e-4" for all stages that read the key and
             "stages.segment.training.epochs=3" for one stage.
 
     Returns:

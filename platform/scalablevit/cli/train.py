@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = f"""\
 Overrides are dotted recipe keys: optimizer.lr=1e-4 data.root=/data/photos cluster.workers=8. An override applies to
-every stage that this command runs, and to the stages whose weights those start from, if the stage has the key; if
+every stage that this command runs, and to the stages whose weights those start from, if the stage reads the key; if
 these are not all stages of the recipe, a line names them. stages.<name>.<key>=value applies to one stage. The page
 "Recipe keys" of the documentation has every key (`recipe schema` prints them).
 

@@ -1,5 +1,6 @@
 """Check plain values against a schema: every mistake is named with location, value, nearest key and what to write."""
 
+import ast
 import difflib
 import json
 import re
@@ -11,12 +12,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from scalablevit.config import upgrade
+from scalablevit.config import strict_yaml, upgrade
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
-from scalablevit.config.hints import key_hint, section_hint
+from scalablevit.config.hints import section_hint, stage_with_hint
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.section import sections_in
+from scalablevit.config.section import kind_of, sections_in
+from scalablevit.config.stage_keys import NO_KEY, default_of, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.transforms import UNDEFINED
 
@@ -58,7 +60,10 @@ def check(schema: type[Schema], merged: YamlMapping, locations: Locations, name:
             details_by_path.setdefault(_key_path(detail, current), []).append(detail)
         several = list(details_by_path.items())
         explained = _drop_renamed(
-            {path: _explain(schema, path, details, locations, name) for path, details in several[:MAX_EXPLAINED]}
+            {
+                path: _explain(schema, path, details, current, locations, name)
+                for path, details in several[:MAX_EXPLAINED]
+            }
         )
         overridden = any(map(_is_override, locations.values()))
         errors += [_name_stage(path, explained, locations) if overridden else explained[path] for path in explained]
@@ -101,10 +106,7 @@ def convert_old_words(
 def _old_word_error(rename: upgrade.Rename, locations: Locations, name: str) -> UserError:
     """Return the error for an old key or value, with the new one and how to rewrite it."""
     location = _location_of(rename.path, locations, name)
-    if location.startswith("override "):
-        fix = f"write {upgrade.new_override(location.removeprefix('override ')[1:-1])!r}"
-    else:
-        fix = _upgrade_command(location)
+    fix = _new_override_hint(location) if _is_override(location) else _upgrade_command(location)
     old = f"{rename.old!r} " if rename.is_value else ""
     return UserError(
         f"{old}was renamed; write {rename.new} (recipe version {upgrade.VERSION})",
@@ -113,13 +115,27 @@ def _old_word_error(rename: upgrade.Rename, locations: Locations, name: str) -> 
     )
 
 
+def _new_override_hint(location: str) -> str:
+    """Return what to write in place of an override with old words."""
+    new = upgrade.new_override(ast.literal_eval(location.removeprefix(OVERRIDE)))
+    key, _, value = new.partition("=")
+    hint = section_hint(key.split("."))
+    # `training.stop_after=5`: a value in place of a section is refused under the new name, too
+    return hint if hint and not isinstance(strict_yaml.load(value, "")[0], dict) else f"write {new!r}"
+
+
 def _version_error(version: Any, locations: Locations, name: str) -> UserError:
     """Return the error for another version, with the known ones and how to upgrade the file."""
+    location = _location_of(("version",), locations, name)
     problem = upgrade.version_problem(version)
     what, fix = problem or (
         f"version {version}; the versions are 1 and {upgrade.VERSION}, and this platform reads {upgrade.VERSION}",
-        _upgrade_command(_location_of(("version",), locations, name)),
+        _upgrade_command(location),
     )
+    if problem and str(version) in ("1", "1.0"):
+        fix = f"write version: 1, then {_upgrade_command(location)}"
+    if _is_override(location):
+        fix = "leave it out: a file states its version"
     return UserError(what, where=format_location(("version",), locations, name), fix=fix)
 
 
@@ -212,14 +228,19 @@ def _drop_renamed(explained: Mapping[KeyPath, UserError]) -> dict[KeyPath, UserE
 
 
 def _explain(
-    schema: type[BaseModel], key_path: KeyPath, details: Sequence[ErrorDetails], locations: Locations, name: str
+    schema: type[BaseModel],
+    key_path: KeyPath,
+    details: Sequence[ErrorDetails],
+    current: YamlMapping,
+    locations: Locations,
+    name: str,
 ) -> UserError:
     """Return one error, in the words of the file, for pydantic's errors at one key path."""
     where = format_location(key_path, locations, name)
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
-            hint = key_hint(key_path) if schema in (Recipe, Stage) else ""
+            _, hint = stage_with_hint(key_path, _stages_at(schema, key_path, current))
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
             names = _siblings(schema, first["loc"])
@@ -242,9 +263,68 @@ def _explain(
     what = " or ".join(dict.fromkeys(map(_first_lower, messages)))
     value = first["input"]
     if isinstance(value, dict | list):
-        return UserError(what, where=where)
+        return _explain_section(key_path, what, current, locations, name)
     fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
     return UserError(f"{what}, got {short_repr(value)}", where=where, fix=fix)
+
+
+def _explain_section(key_path: KeyPath, what: str, current: YamlMapping, locations: Locations, name: str) -> UserError:
+    """Return the error for keys of a section that do not fit together, at an override of one of them, if any."""
+    path = _named_key(key_path, what, locations)
+    if path is None:
+        return UserError(what, where=format_location(key_path, locations, name))
+    if not key_path:  # the recipe's own errors name the key
+        return UserError(what, where=locations[path])
+    fix = ""
+    if what.startswith("give ") and (other := _other_key(path, what, current)):
+        dotted = ".".join(map(str, (*_written_path(path, locations[path], locations)[:-1], other[0])))
+        both = _is_override(locations.get((*path[:-1], other[0]), ""))
+        fix = "leave one of the overrides out" if both else f"add {dotted}={json.dumps(other[1], default=str)}"
+    return UserError(what, where=format_location(path, locations, name), fix=fix)
+
+
+def _other_key(path: KeyPath, what: str, current: YamlMapping) -> tuple[str, Any] | None:
+    """Return the other key of a section that an error names, and its default; None: it has no other value."""
+    *section, last = map(str, path[2:] if path[:1] == ("stages",) else path)
+    given = value_at(current, *map(str, path[:-1]))
+    for key in given if isinstance(given, dict) else ():
+        default = default_of({}, ".".join([*section, key]))
+        if key != last and default not in (NO_KEY, given[key]) and _names(what, key):
+            return key, default
+    return None
+
+
+def _named_key(key_path: KeyPath, what: str, locations: Locations) -> KeyPath | None:
+    """Return the path of the last override of a key that the error of its section names; None: there is none.
+
+    Of an error of the whole recipe, whose line says nothing, it is that of any key in a stage.
+    """
+    below = [
+        path
+        for path, location in reversed(locations.items())
+        if path[: len(key_path)] == key_path and (_is_override(location) if key_path else len(path) > 2)
+    ]
+    for start in (len(key_path), 2):  # 2: the recipe's own errors may name a key without its stage
+        for path in below:
+            if len(path) > start and _names(what, ".".join(map(str, path[start:]))):
+                return path
+    return None
+
+
+def _names(what: str, key: str) -> bool:
+    """Return whether a text names a dotted key, not only a part of a longer one."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", what) is not None
+
+
+def _stages_at(schema: type[BaseModel], key_path: KeyPath, current: YamlMapping) -> dict[str, YamlMapping]:
+    """Return the plain values of the stages that a key is in, by name: at a recipe's top of all; empty for a space."""
+    if schema is Stage:
+        return {"": current}
+    stages = current.get("stages") if schema is Recipe else None
+    if not isinstance(stages, dict):
+        return {}
+    inside = key_path[:1] == ("stages",) and len(key_path) > 2
+    return {name: stage for name, stage in stages.items() if not inside or name == key_path[1]}
 
 
 def _first_lower(message: str) -> str:
@@ -331,11 +411,3 @@ def _types_under(annotation: Any, part: int | str) -> list[Any]:
     if typing.get_origin(annotation) is dict:
         return [typing.get_args(annotation)[1]]
     return [inner for member in typing.get_args(annotation) for inner in _types_under(member, part)]
-
-
-def kind_of(model: type[BaseModel]) -> str | None:
-    """Return the value of `source` or `kind` by which a section is chosen; None for a section that has neither."""
-    for key in ("source", "kind"):
-        if key in model.model_fields:
-            return str(typing.get_args(model.model_fields[key].annotation)[0])
-    return None

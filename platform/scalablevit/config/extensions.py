@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from scalablevit.config.checking import kind_of
 from scalablevit.config.data import DataSection
 from scalablevit.config.errors import UserError
 from scalablevit.config.packages import refuse_unimportable, top_level
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.section import Section
+from scalablevit.config.section import Section, kind_of
 from scalablevit.config.task import TaskSection
 from scalablevit.config.task_info import TASKS, MetricInfo, TaskInfo, task_info
 

@@ -1,11 +1,14 @@
 """What to write in place of keys that other tools have and recipes lack."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.section import sections_in
+from scalablevit.config.stage_keys import has_key
+from scalablevit.config.strict_yaml import YamlMapping
+from scalablevit.config.task_info import TASKS
 from scalablevit.config.upgrade import KEYS as RENAMED
 
 KEYS = {
@@ -33,7 +36,9 @@ KEYS = {
     "num_warmup_steps": "optimizer.schedule.warmup_steps", "warmup_iters": "optimizer.schedule.warmup_steps",
     "warmup_lr_init": "optimizer.schedule.warmup_lr", "eta_min": "optimizer.schedule.min_lr",
     "lr_min": "optimizer.schedule.min_lr", "milestones": "optimizer.schedule.decay_epochs",
-    "lr_steps": "optimizer.schedule.decay_epochs",
+    "lr_steps": "optimizer.schedule.decay_epochs", "optimizer.schedule.steps": "optimizer.schedule.decay_epochs",
+    "optimizer.schedule.step": "optimizer.schedule.decay_epochs",
+    "optimizer.schedule.decay": "optimizer.schedule.gamma",
     # loop
     "trainer": "training", "train": "training", "early_stop": "training.early_stopping",
     "earlystopping": "training.early_stopping", "stopping": "training.early_stopping",
@@ -54,11 +59,14 @@ KEYS = {
     "drop_path": "model.drop_path_rate", "stochastic_depth": "model.drop_path_rate",
     "droppath": "model.drop_path_rate", "pretrained": "model.init", "weights": "model.init",
     "load_from": "model.init", "finetune": "model.init", "init_weights": "model.init",
-    "pretrained_weights": "model.init", "gradient_checkpointing": "model.grad_checkpointing",
+    "pretrained_weights": "model.init", "model.path": "model.init",
+    "gradient_checkpointing": "model.grad_checkpointing",
     "activation_checkpointing": "model.grad_checkpointing", "model_kwargs": "model.options",
     # data
     "dataset": "data", "datasets": "data", "data_dir": "data.root", "data_root": "data.root",
-    "dataset_path": "data.root", "path": "data.root", "img_size": "data.image_size", "imgsz": "data.image_size",
+    "dataset_path": "data.root", "path": "data.root", "data.train.path": "data.train.images",
+    "data.val.path": "data.val.images", "image_size": "data.image_size", "img_size": "data.image_size",
+    "imgsz": "data.image_size",
     "input_size": "data.image_size", "image_sz": "data.image_size", "resolution": "data.image_size",
     "randaugment": "data.rand_augment", "auto_augment": "data.rand_augment", "aa": "data.rand_augment",
     "hflip": "data.flip", "fliplr": "data.flip", "flip": "data.flip", "horizontal_flip": "data.flip",
@@ -67,15 +75,20 @@ KEYS = {
     "colorjitter": "data.color_jitter", "smoothing": "task.label_smoothing",
     # cluster and tracking
     "num_workers": "cluster.loader_workers", "dataloader_num_workers": "cluster.loader_workers",
-    "gpus": "cluster.gpus_per_worker", "num_gpus": "cluster.gpus_per_worker", "n_gpus": "cluster.gpus_per_worker",
     "gpu": "cluster.gpus_per_worker", "device": "cluster.gpus_per_worker", "accelerator": "cluster.gpus_per_worker",
-    "devices": "cluster.gpus_per_worker", "cpus": "cluster.cpus_per_worker", "num_cpus": "cluster.cpus_per_worker",
+    "cluster.path": "cluster.storage", "cpus": "cluster.cpus_per_worker", "num_cpus": "cluster.cpus_per_worker",
     "world_size": "cluster.workers", "num_nodes": "cluster.workers", "nproc_per_node": "cluster.workers",
     "max_restarts": "cluster.max_failures", "project": "tracking.experiment", "exp_name": "tracking.experiment",
     "experiment_name": "tracking.experiment", "mlflow_uri": "tracking.uri", "tracking_uri": "tracking.uri",
     "registered_model_name": "tracking.register_as",
 }  # fmt: skip
-"""Our key for each name of other tools, whatever section the name is in."""
+"""Our key for each name of other tools, whatever section the name is in; for a dotted name, only there."""
+
+SIZES = ("data.image_size", "data.crop_size", "data.short_side")
+"""Keys for the size of images; a source has the first one of these that it knows in place of the others."""
+
+LEAVE_OUT = "leave it out"
+"""How a hint begins where the stage has nothing to write in place of a key."""
 
 NOTES = {
     "training.global_batch_size": "the samples of one optimizer step, over all workers",
@@ -120,11 +133,13 @@ SENTENCES = {
     **dict.fromkeys(
         ("class_weights", "class_weight", "pos_weight"), "leave it out: weights of classes are not available yet"
     ),
-    "workers": "write cluster.workers for training processes, cluster.loader_workers for the data-loading ones of each",
     **dict.fromkeys(
-        ("augment", "augmentation", "augmentations", "transforms", "aug"),
-        "write data.rand_augment, data.color_jitter, data.random_erasing, data.mixup or data.cutmix",
+        ("gpus", "num_gpus", "n_gpus", "devices"),
+        "write cluster.workers: <number of GPUs> and cluster.gpus_per_worker: 1",
     ),
+    "recipe": "give --recipe on the command line",
+    "version": "leave it out: it is stated once, at the top of a file",
+    "workers": "write cluster.workers for training processes, cluster.loader_workers for the data-loading ones of each",
     **dict.fromkeys(
         ("dataloader", "data_loader"),
         "write training.global_batch_size and cluster.loader_workers",
@@ -137,6 +152,14 @@ SENTENCES = {
     **dict.fromkeys(("wandb", "tensorboard", "logger"), "runs are tracked by MLflow: write tracking.uri"),
 }
 """What to do instead of names of other tools that no single key replaces."""
+
+AUGMENTATION = (
+    "data.rand_augment", "data.color_jitter", "data.random_erasing", "data.mixup", "data.cutmix",
+    "data.scale_range", "data.train_short_sides", "data.flip", "data.transforms",
+)  # fmt: skip
+"""Keys that augment training images; a stage has some of them."""
+LISTS = dict.fromkeys(("augment", "augmentation", "augmentations", "transforms", "aug"), AUGMENTATION)
+"""Our keys for names that several replace; a hint has those that the stage has."""
 
 AS_SECTION = {
     "data": "write data: {source: ..., root: ..., train: {...}, val: {...}}",
@@ -153,23 +176,70 @@ AS_SECTION = {
 """What to write where a single value is given in place of a section, by dotted path in the stage."""
 
 
-def key_hint(path: Sequence[str | int]) -> str:
+def key_hint(path: Sequence[str | int], stage: YamlMapping | None = None) -> str:
     """Say what to write in place of an unknown key; empty when nothing is known of it.
 
     Args:
         path: key path in a recipe or in a stage; only its last part need be unknown.
+        stage: plain values of the stage, valid or not: its kinds decide which keys it has; None: it may have any.
     """
-    names = [str(part) for part in _in_stage(path)]
-    if not names:
+    # a file may have `data.image_size: 64` at its top
+    names = ".".join(str(part) for part in _in_stage(path)).lower().replace("-", "_").split(".")
+    name, dotted = names[-1], ".".join(names)
+    if not name:
         return ""
-    name = names[-1].lower().replace("-", "_")
     if name in SENTENCES:
         return SENTENCES[name]
-    homes = schema_keys().get(name, ())
-    target = KEYS.get(name) or _new_path_by_old_name().get(name) or (homes[0] if len(homes) == 1 else "")
-    if not target or target == ".".join(names):
+    written_with_dots = len(names) > len(_in_stage(path))
+    wanted = _our_keys(name, dotted)
+    having = [key for key in wanted if stage is None or has_key(stage, key.split("."))]
+    if not having and wanted:
+        return _hint_without_key(wanted[0], stage or {})
+    if written_with_dots and dotted in having:
+        return f"write {name} in the section {'.'.join(names[:-1])}"
+    having = [key for key in having if key != dotted]
+    if not having:
         return ""
-    return f"write {target}" + (f" ({NOTES[target]})" if target in NOTES else "")
+    note = f" ({NOTES[having[0]]})" if len(having) == 1 and having[0] in NOTES else ""
+    return "write " + " or ".join(filter(None, (", ".join(having[:-1]), having[-1]))) + note
+
+
+def stage_with_hint(path: Sequence[str | int], stages: Mapping[str, YamlMapping]) -> tuple[str, str]:
+    """Return the first stage that has a key to write in place of another one, else one for which another hint is known.
+
+    Args:
+        path: key path in a stage.
+        stages: plain values of the stages to choose from.
+
+    Returns:
+        The stage's name, and the hint; both are empty where nothing is known.
+    """
+    hints = {name: hint for name, stage in stages.items() if (hint := key_hint(path, stage))}
+    name = min(hints, key=lambda name: hints[name].startswith(LEAVE_OUT), default="")
+    return name, hints.get(name, "")
+
+
+def _our_keys(name: str, dotted: str) -> Sequence[str]:
+    """Return the keys, by dotted path in a stage, that somebody may mean by a name."""
+    homes = schema_keys().get(name, ())
+    if dotted in homes:
+        return (dotted,)
+    target = KEYS.get(dotted) or KEYS.get(name) or _new_path_by_old_name().get(name)
+    return (target,) if target else LISTS.get(name, homes)
+
+
+def _hint_without_key(key: str, stage: YamlMapping) -> str:
+    """Say what a stage has in place of a key that only stages of other kinds have."""
+    if key in SIZES and (size := next((other for other in SIZES if has_key(stage, other.split("."))), "")):
+        return f"write {size}"
+    kinds = [
+        info.kind
+        for info in TASKS.values()
+        if any(
+            has_key({"task": {"kind": info.kind}, "data": {"source": name}}, key.split(".")) for name in info.sources
+        )
+    ]
+    return f"{LEAVE_OUT}: only {' and '.join(kinds)} {'have' if len(kinds) > 1 else 'has'} {key}" if kinds else ""
 
 
 def section_hint(path: Sequence[str | int]) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit.config import strict_yaml, upgrade
-from scalablevit.config.checking import SECTIONS, Locations, check, format_location
+from scalablevit.config.checking import SECTIONS, Locations, check, format_location, short_repr
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors, raise_all
-from scalablevit.config.overrides import ALL_STAGES, ReachedStages, Scope, apply, parse_all, scope_notes
+from scalablevit.config.overrides import ALL_STAGES, ReachedStages, Scope, apply, chain_notes, parse_all, scope_notes
 from scalablevit.config.recipe import Recipe
 from scalablevit.config.shipped import RECIPES, SPACES, shipped_files
+from scalablevit.config.stage_keys import value_at
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 from scalablevit.config.unused_keys import find_unused
@@ -23,7 +24,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), scope: Scope = ALL_ST
     """Read, merge and check a recipe; nothing that it names under `imports` is imported.
 
     A file holds `name` and the sections of one stage, or `stages`, whose entries are merged over the file's own
-    sections. An override `a.b=value` replaces the file's value in every stage that has the key, of those that the
+    sections. An override `a.b=value` replaces the file's value in every stage that reads the key, of those that the
     script runs and those that they start from. `stages.<name>.a.b=value` applies to that stage alone and goes before
     both.
 
@@ -146,7 +147,8 @@ def override_recipe(
         UserError: as `load_recipe`.
     """
     errors: list[UserError] = []
-    parsed = parse_all(overrides, merged, locations, errors)
+    parsed = parse_all(overrides, merged, locations, errors, scope)
+    inits = {name: value_at(stage, "model", "init") for name, stage in merged["stages"].items()}
     reach = ReachedStages.of(parsed, merged["stages"], scope)
     for override in parsed:
         try:
@@ -162,7 +164,8 @@ def override_recipe(
     errors += unused
     raise_all(errors)
     if scope.note is not None:
-        for line in (*scope_notes(parsed, list(recipe.stages), locations), *left_unused):
+        applied = scope_notes(parsed, list(recipe.stages), locations)
+        for line in (*applied, *chain_notes(parsed, inits, recipe, locations), *left_unused):
             scope.note(line)
     return recipe
 
@@ -179,7 +182,9 @@ def read_mapping(path: Path, what: str) -> tuple[YamlDict, Locations]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an impossible path
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the {what}: {error}", where=str(path), fix="save the file as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: an impossible path
         raise UserError(f"cannot read the {what}: {error}", where=str(path), fix=_available(path, what)) from None
     raw, lines = strict_yaml.load(text, str(path))
     if not isinstance(raw, dict):
@@ -206,7 +211,8 @@ def _merge_stages(raw: YamlDict, name: str, locations: Locations) -> YamlDict:
     """Convert a file of one stage or of several to `{name, stages: {...}}`, and add the location of each value.
 
     Raises:
-        UserError: `stages` is no mapping of mappings, or too large.
+        UserError: `stages` is no mapping, a stage is none, or there are too many.
+        UserErrors: several stages are no mappings.
     """
     shared = {key: value for key, value in raw.items() if key in SECTIONS}
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
@@ -216,8 +222,20 @@ def _merge_stages(raw: YamlDict, name: str, locations: Locations) -> YamlDict:
         kind = task.get("kind") if isinstance(task, dict) else None
         info = TASKS.get(str(kind))
         stages = {info.stage_name if info else "stage": {}}
-    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+    if not isinstance(stages, dict):
         raise UserError("`stages` is a mapping of stage names to sections", where=locations.get(("stages",), name))
+    # `segment:` with nothing below it: all its sections are those at the top
+    stages = {stage_name: {} if stage is None else stage for stage_name, stage in stages.items()}
+    raise_all(
+        [
+            UserError(
+                f"a stage is a mapping of sections, got {short_repr(stage)}",
+                where=format_location(("stages", stage_name), locations, name),
+            )
+            for stage_name, stage in stages.items()
+            if not isinstance(stage, dict)
+        ]
+    )
     if len(stages) * len(locations) > strict_yaml.MAX_VALUES:
         raise UserError(f"has {len(stages)} stages, too many for {len(locations)} keys and values", where=name)
     of_sections = {

@@ -1,15 +1,13 @@
 """Dotted overrides: to which stages of a recipe each applies, and how its value is set there."""
 
 import difflib
+import json
 import shlex
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import BaseModel
 
 from scalablevit.config import strict_yaml
 from scalablevit.config.checking import (
@@ -17,15 +15,15 @@ from scalablevit.config.checking import (
     SECTIONS,
     Locations,
     did_you_mean,
-    kind_of,
     short_repr,
     stage_override_hint,
 )
 from scalablevit.config.commands import command_name
 from scalablevit.config.errors import UserError, mask_credentials, raise_all
-from scalablevit.config.hints import key_hint
-from scalablevit.config.recipe import Stage
-from scalablevit.config.section import sections_in
+from scalablevit.config.hints import stage_with_hint
+from scalablevit.config.recipe import Recipe, Stage
+from scalablevit.config.space import Space
+from scalablevit.config.stage_keys import has_key, is_read_in, keys_in, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.task_info import TASKS
 
@@ -33,8 +31,6 @@ TOP_KEYS = ("name", "tune")
 """Keys of the recipe itself that an override may set."""
 SAME_IN_ALL = (["tracking"], ["tracking", "uri"], ["tracking", "experiment"])
 """Keys whose value a recipe's stages must share: an override of them goes to all stages."""
-ANY_KEY = "*"
-"""In a dotted path: any key of a section that has no fixed keys."""
 KINDS = (["data", "source"], ["task", "kind"])
 """Paths of the keys that decide which other keys their section has."""
 
@@ -50,12 +46,12 @@ class Scope:
     names: tuple[str, ...] = ()
     """Run only these stages; empty: all."""
     note: Callable[[str], None] | None = None
-    """Called with a line for each override that does not apply to all stages of the recipe, or that leaves values of
-    the file without effect."""
+    """Called with a line for each override that does not apply to all stages of the recipe, that leaves values of the
+    file without effect, or that changes how stages belong together (`chain_notes`)."""
 
     def runs(self, name: str, stage: YamlMapping) -> bool:
         """Return whether the script runs a stage, given as plain values."""
-        return (not self.names or name in self.names) and self.kind in (None, _value_at(stage, "task", "kind"))
+        return (not self.names or name in self.names) and self.kind in (None, value_at(stage, "task", "kind"))
 
 
 ALL_STAGES = Scope()
@@ -77,6 +73,36 @@ def scope_notes(overrides: Sequence["Override"], stages: Sequence[str], location
             yield f"{mask_credentials(override.text.strip())} applies to: {targets}"
 
 
+def chain_notes(
+    overrides: Sequence["Override"], inits: YamlMapping, recipe: Recipe, locations: Locations
+) -> Iterator[str]:
+    """Yield a line for each override that names no stage and changes how stages belong together.
+
+    That is: stages no longer start from an earlier one, or several stages register versions of one model.
+
+    Args:
+        overrides: those of stages.
+        inits: `model.init` of every stage without the overrides.
+        recipe: the recipe with the overrides.
+        locations: where the values were set, with all overrides applied.
+    """
+    for override in overrides:
+        names = [
+            name
+            for name in recipe.stages
+            if override.stage is None and locations.get(("stages", name, *override.path)) == override.where
+        ]
+        text = mask_credentials(override.text.strip())
+        if override.path in (["model"], ["model", "init"]):
+            for parent in recipe.stages:
+                left = [name for name in names if inits[name] == f"stage:{parent}" != recipe.stages[name].model.init]
+                if left:
+                    yield f"{text}: {', '.join(left)} no longer start{'s' * (len(left) == 1)} from {parent}"
+        registered = {recipe.stages[name].tracking.register_as for name in names}
+        if override.path in (["tracking"], ["tracking", "register_as"]) and len(names) > 1 and registered != {None}:
+            yield f"{text}: {', '.join(names)} register versions of one model"
+
+
 class Override(NamedTuple):
     """An override of a value within a stage."""
 
@@ -92,7 +118,7 @@ class Override(NamedTuple):
 
 
 def parse_all(
-    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError]
+    overrides: Sequence[str], merged: YamlDict, locations: Locations, errors: list[UserError], scope: Scope
 ) -> list[Override]:
     """Return the overrides of stages, those that name a stage last, since they replace the others.
 
@@ -101,6 +127,7 @@ def parse_all(
         merged: plain values of the recipe; overrides of the recipe itself (`TOP_KEYS`) are applied to it.
         locations: where the values were written; those of the applied overrides are added.
         errors: mistakes are added.
+        scope: the stages that the script runs.
     """
     parsed = []
     for override in overrides:
@@ -110,29 +137,56 @@ def parse_all(
                 merged[path[0]] = value
                 locations[tuple(path)] = where
             else:
-                parsed.append(_for_stages(override, path, value, where, merged["stages"]))
+                parsed.append(_for_stages(override, path, value, where, merged["stages"], scope))
         except UserError as error:
             errors.append(error)
     return sorted(parsed, key=lambda override: override.stage is not None)
 
 
-def _for_stages(text: str, path: list[str], value: Any, where: str, stages: YamlMapping) -> Override:
+def _for_stages(
+    text: str, path: list[str], value: Any, where: str, stages: Mapping[str, YamlDict], scope: Scope
+) -> Override:
+    """Return an override of a value within a stage.
+
+    Raises:
+        UserError: it names a stage that the recipe does not have, a whole stage, or no section.
+    """
     stage = None
     if path[0] == "stages":
-        if len(path) < 3 or path[1] not in stages:
-            raise UserError(
-                f"this recipe's stages are {', '.join(stages)}",
-                where=where,
-                fix="write stages.<name>.<section>.<key>=value",
-            )
+        _refuse_other_stages(path, where, stages)
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
-        raise UserError(
-            f"no section {path[0]!r}{did_you_mean(path[0], SECTIONS)}",
-            where=where,
-            fix=key_hint(path) or f"sections: {', '.join(SECTIONS)}",
-        )
+        hint = _section_hint(text, path, stages, scope)
+        near = "" if hint else did_you_mean(path[0], SECTIONS)
+        raise UserError(f"no section {path[0]!r}{near}", where=where, fix=hint or f"sections: {', '.join(SECTIONS)}")
     return Override(text, stage, path, value, where)
+
+
+def _refuse_other_stages(path: Sequence[str], where: str, stages: YamlMapping) -> None:
+    """Refuse `stages.<name>...` of a stage that is not in the recipe, or of a whole stage.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    name = path[1] if len(path) > 1 and path[1] in stages else "<name>"
+    fix = f"write stages.{name}.<section>.<key>=value"
+    if len(path) > 1 and path[1] not in stages:
+        what = f"no stage {path[1]!r}{did_you_mean(path[1], stages)}; this recipe's stages are {', '.join(stages)}"
+        raise UserError(what, where=where, fix=fix)
+    if len(path) < 3:
+        what = f"an override sets a section or a key of a stage; this recipe's stages are {', '.join(stages)}"
+        raise UserError(what, where=where, fix=fix)
+
+
+def _section_hint(text: str, path: Sequence[str], stages: Mapping[str, YamlDict], scope: Scope) -> str:
+    """Return what to write in place of an override that begins with no section; empty when nothing is known of it."""
+    if path[0] in stages:
+        return f"write stages.{text.strip()}" if len(path) > 1 else f"write stages.{path[0]}.<section>.<key>=value"
+    running = {name: stage for name, stage in stages.items() if scope.runs(name, stage)}
+    _, hint = stage_with_hint(path, running or stages)
+    if ".".join(path) in keys_in(Space, {}) and (len(path) > 1 or not hint):
+        return f"write space.{text.strip()} for {command_name('tune')}"
+    return hint
 
 
 def apply(override: Override, reach: "ReachedStages", stages: YamlDict, locations: Locations) -> None:
@@ -183,7 +237,7 @@ class ReachedStages:
         preview = _preview(overrides, stages, [])
         running = [name for name in preview if scope.runs(name, preview[name])] or list(preview)
         preview = _preview(overrides, stages, running)
-        reached = with_parents(running, {name: _value_at(stage, "model", "init") for name, stage in preview.items()})
+        reached = with_parents(running, {name: value_at(stage, "model", "init") for name, stage in preview.items()})
         return cls(scope, _preview(overrides, stages, reached), running, reached)
 
     def targets(self, override: Override) -> list[str]:
@@ -192,14 +246,17 @@ class ReachedStages:
         A key that no stage has goes to the stage with the most similar key, so that the check names that key.
 
         Raises:
-            UserError: only stages that are not reached have the key.
+            UserError: only stages that are not reached have the key, or read it.
         """
         if override.path in SAME_IN_ALL and override.stage is None:
             return list(self.stages)
         if override.stage is not None:
             having = [override.stage]
         else:
-            having = [name for name, stage in self.stages.items() if _has_key(stage, override.path)]
+            having = [name for name, stage in self.stages.items() if has_key(stage, override.path)]
+            key = ".".join(override.path)
+            # a stage that has the key but never reads it would get another hash, and train again, for nothing
+            having = [name for name in having if is_read_in(self.stages[name], key)] or having
         if not having:
             return self._closest(override.path)
         targets = [name for name in having if name in self.reached]
@@ -208,7 +265,14 @@ class ReachedStages:
         return targets
 
     def _closest(self, path: Sequence[str]) -> list[str]:
-        """Return the stage with the most similar key, reached ones first; empty for a recipe without stages."""
+        """Return the stage whose check says best what to write in place of a key that no stage has.
+
+        That is one that the script runs where a hint is known, which depends on the stage; else the one with the most
+        similar key, reached ones first. It is empty for a recipe without stages.
+        """
+        hinted, _ = stage_with_hint(path, {name: self.stages[name] for name in self.running})
+        if hinted:
+            return [hinted]
         others = [name for name in self.stages if name not in self.reached]
         ranked = sorted([*self.reached, *others], key=lambda name: -_closeness(self.stages[name], path))
         return ranked[:1]
@@ -219,7 +283,8 @@ class ReachedStages:
         if parents:
             what += f" (starting from {', '.join(parents)})"
         if override.stage is None:
-            what += f"; {'.'.join(override.path)} is a key of {', '.join(having)}"
+            unread = any(has_key(self.stages[name], override.path) for name in self.reached)
+            what += f"; {'.'.join(override.path)} is {'read by' if unread else 'a key of'} {', '.join(having)}"
         return UserError(what, where=override.where, fix=f"leave it out; {command_name('full')} runs all stages")
 
     def refuse_misfits(self, override: Override, names: Sequence[str]) -> None:
@@ -249,7 +314,7 @@ class ReachedStages:
 
 def _misfit(stage: YamlMapping) -> str | None:
     """Return why a task cannot learn from its source of data; None: it can, or task or source are unknown."""
-    kind, source = _value_at(stage, "task", "kind"), _value_at(stage, "data", "source")
+    kind, source = value_at(stage, "task", "kind"), value_at(stage, "data", "source")
     fitting = next((info.sources for info in TASKS.values() if info.kind == kind), ())
     if not fitting or source in fitting or not any(source in info.sources for info in TASKS.values()):
         return None
@@ -285,58 +350,21 @@ def with_parents(wanted: Iterable[str], inits: YamlMapping) -> list[str]:
     return [name for name in inits if name in needed]
 
 
-def _value_at(node: Any, *path: str) -> Any:
-    """Return the value at a path of plain values; None where there is none."""
-    for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _has_key(stage: YamlMapping, path: Sequence[str]) -> bool:
-    """Return whether a stage's schema has a key, given its kinds; sections without fixed keys have every key."""
-    keys = set(_keys(Stage, stage))
-    return ".".join(path) in keys or ".".join([*path[:-1], ANY_KEY]) in keys
-
-
 def _closeness(stage: YamlMapping, path: Sequence[str]) -> float:
     """Return the similarity of a path to the most similar key of a stage's schema, from 0 to 1."""
     dotted = difflib.SequenceMatcher(b=".".join(path))
     ratios = []
-    for key in _keys(Stage, stage):
+    for key in keys_in(Stage, stage):
         dotted.set_seq1(key)
         ratios.append(dotted.ratio())
     return max(ratios)
-
-
-def _keys(annotation: Any, values: Any) -> Iterator[str]:
-    """Yield the dotted keys of all sections of a type, also of sections that the values lack; `ANY_KEY`: any key."""
-    if typing.get_origin(annotation) is dict:
-        yield ANY_KEY
-    for model in models_of_kind(annotation, values):
-        for name, field in model.model_fields.items():
-            yield name
-            yield from (f"{name}.{key}" for key in _keys(field.annotation, _value_at(values, name)))
-
-
-def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
-    """Return the section classes of a type; of a union, the one with the values' kind, or all without such a kind.
-
-    Args:
-        annotation: type of a field.
-        values: plain values of the field.
-    """
-    models = sections_in(annotation)
-    if len(models) < 2:
-        return models
-    kinds = (_value_at(values, "source"), _value_at(values, "kind"))
-    return [model for model in models if kind_of(model) in kinds] or models
 
 
 def parse_override(override: str) -> tuple[list[str], Any, str]:
     """Return key path and value of `key.sub=value`, and how errors name the override.
 
     Raises:
-        UserError: it has no `=`, an empty key, or a value that is no YAML.
+        UserError: it has no `=`, an empty key, or a value that is no YAML or holds a YAML comment.
     """
     where = f"{OVERRIDE}{override!r}"
     key, equals, text = override.partition("=")
@@ -345,8 +373,26 @@ def parse_override(override: str) -> tuple[list[str], Any, str]:
         recipe = not equals and Path(override).suffix in (".yaml", ".yml")
         fix = f"--recipe {shlex.quote(override)}" if recipe else "as in training.epochs=10"
         raise UserError("an override is written key.sub=value", where=where, fix=fix)
-    value, _ = strict_yaml.load(text, where)
-    return path, value, where
+    return path, _load_value(key.strip(), text, where), where
+
+
+def _load_value(key: str, text: str, where: str) -> Any:
+    """Return the value of an override.
+
+    Raises:
+        UserError: it is no YAML, or a part of it is a YAML comment, which would be lost.
+    """
+    try:
+        value, _, node = strict_yaml.load_with_nodes(text, where)
+    except UserError as error:
+        # an override has no lines
+        raise UserError(error.what, where=where, fix=error.fix) from None
+    rest = text[node.end_mark.index :] if node else text
+    if rest.lstrip().startswith("#"):
+        fix = f"quote the value, as in {key}={json.dumps(text.strip(), ensure_ascii=False)!r}, or leave the comment out"
+        raise UserError(f"{rest.strip()!r} is a comment in YAML: the value would be {short_repr(value)}", where=where,
+                        fix=fix)  # fmt: skip
+    return value
 
 
 def path_in_stage(override: str) -> list[str]:

@@ -29,3 +29,11 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """Return the value of `source` or `kind` by which a section is chosen; None for a section that has neither."""
+    for key in ("source", "kind"):
+        if key in model.model_fields:
+            return str(get_args(model.model_fields[key].annotation)[0])
+    return None

@@ -156,8 +156,11 @@ def load_with_nodes(text: str, name: str) -> tuple[Any, Lines, yaml.Node | None]
         _walk(node, (), lines)
         return loader.construct_document(node), lines, node
     except yaml.MarkedYAMLError as error:
-        where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark else name
-        raise UserError(f"not readable as YAML: {error.problem}", where=where) from None
+        mark = error.problem_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        begin = text[: mark.index + 1].rpartition("\n")[2] if mark else ""
+        fix = "indent with spaces, not tabs" if begin.lstrip(" ").startswith("\t") else ""
+        raise UserError(f"not readable as YAML: {error.problem}", where=where, fix=fix) from None
     except (yaml.YAMLError, ValueError) as error:
         # characters that YAML does not allow, numbers of thousands of digits
         raise UserError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None

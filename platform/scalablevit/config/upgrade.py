@@ -1,9 +1,13 @@
 """Convert recipes and search spaces of version 1 to version 2, which renamed some keys and values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from scalablevit.config import strict_yaml
 from scalablevit.config.errors import UserError
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
@@ -127,12 +131,32 @@ def new_key_path(path: KeyPath) -> KeyPath:
 
 
 def new_override(override: str) -> str:
-    """Translate an override, `key.sub=value`, to version 2."""
-    key, equals, value = override.partition("=")
+    """Translate an override, `key.sub=value`, to version 2: its key, and the keys and values within its value.
+
+    Raises:
+        UserError: the value is no YAML.
+    """
+    key, _, text = override.partition("=")
     parts = key.strip().split(".")
-    fixed = 2 if parts[0] in ("stages", "space") else 0
-    rest = new_path(parts[fixed:])
-    return ".".join([*parts[:fixed], *rest]) + equals + VALUES.get(".".join(rest), {}).get(value.strip(), value)
+    value, _ = strict_yaml.load(text, override)
+    space = parts[:1] == ["space"]
+    keys = parts[1:] if space else parts
+    if space and keys[:1] == ["parameters"]:  # the name of a parameter is a dotted path
+        keys = ["parameters", *filter(None, [".".join(keys[1:])])]
+    node = value
+    for part in reversed(keys):
+        node = {part: node}
+    new, new_keys = convert(node)[0], list[str]()
+    for _ in keys:
+        ((part, new),) = new.items()
+        new_keys.append(part)
+    return ".".join([*parts[:1], *new_keys] if space else new_keys) + "=" + (text if new == value else _flow_text(new))
+
+
+def _flow_text(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def _names(path: KeyPath) -> KeyPath:
