@@ -18,7 +18,7 @@ from scalablevit.tracking.records import MetricsRecord
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 Search = Callable[..., Done]
-KEPT_BY_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker"}
+KEPT_BY_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor", "ActorLocationTracker"}
 """Actors of Ray Train and Ray Data for the whole cluster, which stay between jobs."""
 
 
