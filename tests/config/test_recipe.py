@@ -219,6 +219,12 @@ def test_what_detection_allows(changes: list[tuple[str, Any]]) -> None:
     assert check(Recipe, changed("detection", *changes), {}, "f").stages["first"].task.kind == "detection"
 
 
+@pytest.mark.parametrize(("sides", "pixels"), [(None, 80_000), ((90, 150), 80_000), ((90, 300), 120_000)])
+def test_pixels_of_a_training_image_are_those_of_the_largest(sides: tuple[int, int] | None, pixels: int) -> None:
+    sizes = [("data.short_side", 200), ("data.long_side", 400), ("data.train_short_sides", sides)]
+    assert check(Recipe, changed("detection", *sizes), {}, "f").stages["first"].data.training_pixels == pixels
+
+
 @pytest.mark.parametrize(
     ("stages", "said"),
     [

@@ -266,8 +266,8 @@ class CocoInstances(_Images):
 
     @property
     def training_pixels(self) -> int:
-        """Return the pixels of a training image at the most, near enough."""
-        return self.short_side * self.long_side
+        """Return an upper bound on the pixels of a training image, before padding."""
+        return max((self.short_side, *(self.train_short_sides or ()))) * self.long_side
 
 
 DataSection = LabelledImages | MaskPairs | CocoInstances
