@@ -17,8 +17,8 @@ def add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
 def add_root(parser: argparse.ArgumentParser) -> None:
     """Add `--root`."""
     parser.add_argument(
-        "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root begins here "
-        "(default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
+        "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root is resolved against "
+        "it (default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
     )  # fmt: skip
 
 

@@ -20,12 +20,12 @@ def template_names() -> list[str]:
 
 
 def write_new_recipe(template: str, file: Path, imports: Sequence[str] = ()) -> int:
-    """Write a recipe from a template, and the JSON schema next to it.
+    """Write a recipe from a template, and the JSON schema next to it; a schema that is there already is replaced.
 
     Args:
         template: one of `template_names`.
         file: the recipe; it must not exist yet.
-        imports: users' modules that the recipe names; the schema has what they register, as they are imported.
+        imports: users' modules that the recipe names, imported already: the schema has what they registered.
 
     Returns:
         The exit code.

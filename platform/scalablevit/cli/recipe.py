@@ -180,7 +180,7 @@ def _replace(upgrades: Sequence[_Upgraded]) -> None:
 
 @contextmanager
 def _explain_failure(path: Path) -> Iterator[None]:
-    """Raise the user's mistake for a file that cannot be written."""
+    """Turn an OSError within the block into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -189,7 +189,7 @@ def _explain_failure(path: Path) -> Iterator[None]:
 
 
 def _mistakes(path: Path) -> list[UserError]:
-    """Return what the loader refuses of a rewritten file."""
+    """Return the errors that the loader has for a rewritten file."""
     try:
         raw, locations = read_mapping(path, "recipe")
         if not is_space(raw):

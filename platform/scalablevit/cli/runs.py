@@ -45,8 +45,8 @@ unless it is finished. `running?` means that the process is on another machine: 
 life in the run's folder and then prints the final state; a run that was found lost is not waited for again.
 
 stop stops the whole job that the run belongs to, as Ctrl-C does; a job that was submitted to a cluster by `ray job
-stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the local Ray head that `make full`
-started (its address is in <root>/head.json).
+stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the local Ray head whose address is in
+<root>/head.json.
 
 Exit codes: 0 done; 1 the run had not ended within 150 s; 2 no such run, or one that cannot be stopped from here."""
 
@@ -58,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_json(verbs.add_parser("list", parents=[shared], help="a table of all runs"))
     show = verbs.add_parser("show", parents=[shared], help="one run in detail")
-    show.add_argument("run")
+    show.add_argument("run", metavar="RUN", help="name of a run, as `runs list` prints it")
     add_json(show)
     stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
-    stop.add_argument("run")
+    stop.add_argument("run", metavar="RUN", help="name of a run, as `runs list` prints it")
     stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
 
 
