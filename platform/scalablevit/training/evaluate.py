@@ -1,4 +1,4 @@
-"""Distributed evaluation: every validation sample exactly once, metrics summed over the ranks."""
+"""Distributed evaluation: every validation sample exactly once, one set of metrics over the samples of all ranks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,7 @@ from scalablevit.training.collectives import end_with_changed_files, world_size
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers (batch statistics) of rank 0, whose state is saved, to every rank."""
+    """Broadcast rank 0's buffers (BatchNorm running statistics), the ones that checkpoints hold."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -32,7 +32,7 @@ def evaluate(
     augmentation: Augmentation | None = None,
     registered: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
-    """Return the metrics of a model on the validation split, summed over the shares of all ranks.
+    """Return the metrics of a model over the validation samples of all ranks, by reported name; equal on every rank.
 
     The model's mode is restored afterwards. Every rank must call it, even if its share is empty. Samples that could not
     be decoded are skipped, and counted as `val/bad_samples`.
@@ -46,7 +46,8 @@ def evaluate(
         registered: users' metrics, in addition to the task's metric.
 
     Raises:
-        UserError: files have changed since the run began, or no sample could be decoded.
+        UserError: files have changed since the run began, no sample could be decoded, or a metric cannot be computed,
+            as mIoU where no pixel is labelled.
         ValueError: a user's metric returns values under other names than its own.
     """
     was_training = model.training

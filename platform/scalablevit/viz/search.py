@@ -23,7 +23,9 @@ LEADING = 3
 def save_plots(
     study: optuna.Study, curves: Mapping[int, Mapping[int, float]], ranking: Sequence[int], metric: str, folder: Path
 ) -> list[Path]:
-    """Draw the plots that the trials allow: importance needs at least two trials with different values.
+    """Write curves.png, history.png, parallel_coordinates.png and importance.png, as far as the trials allow.
+
+    history.png needs a trial; parallel_coordinates.png and importance.png need two different values of the metric.
 
     Args:
         study: the evaluated trials.

@@ -17,24 +17,25 @@ _SEPARATORS = "_-. "
 def match_masks(
     images: Sequence[str], files: Sequence[str], image_folder: Path, mask_folder: Path, where: str
 ) -> list[str]:
-    """Return the mask of each image: the file of the same relative name with a mask's suffix.
+    """Return the mask of each image: the file whose relative name differs only in its suffix, which is a mask's.
 
-    Of several masks the one that ends in `.png` is used.
+    Where an image has several, the one that ends in `.png` is used.
 
     Args:
         images: relative names.
         files: relative names of all files in the folder of masks.
-        image_folder: folder of the images, for messages and to exclude them where it is also that of the masks.
+        image_folder: folder of the images. Where it is also `mask_folder`, images are not taken for masks.
         mask_folder: folder of the masks.
         where: the split's key, for errors.
 
     Raises:
-        UserError: images share a name, or have no mask or several, or masks have no image.
+        UserError: images have names that differ only in their suffix, an image has no mask or several, or masks have no
+            image.
     """
     stems = Counter(map(stem, images))
     if twice := [name for name in images if stems[stem(name)] > 1]:
         raise UserError(
-            f"images of {image_folder} share a name and so a mask: {format_first(twice)}",
+            f"images of {image_folder} differ only in their suffix, and so share a mask: {format_first(twice)}",
             where=f"{where}.images",
             fix="rename or remove one of each",
         )

@@ -13,9 +13,9 @@ from scalablevit.tasks.sample_statistics import Choice
 
 
 class OverlapStatistics:
-    """Each image's right, labelled and predicted pixels by class; implements `SampleStatistics`.
+    """Each image's numbers of right, labelled and predicted pixels by class; implements `SampleStatistics`.
 
-    The metrics need no more of an image's confusion matrix.
+    The metrics need no more of an image's confusion matrix. Call `update` only before the first `metric`.
 
     Args:
         classes: number of classes.
@@ -51,7 +51,13 @@ class OverlapStatistics:
         return np.stack(self._counts).reshape(len(self._counts), -1).astype(np.float64)
 
     def metric(self, chosen: Choice) -> float:
-        """Return the metric of the counts summed over the images, 0 to 1, computed as `ConfusionMetric` does."""
+        """Return the metric of the counts summed over images, 0 to 1; nan where no pixel is labelled.
+
+        Otherwise it is what `ConfusionMetric` computes, which refuses images without a labelled pixel.
+
+        Args:
+            chosen: (n,) positions in `indices`; an image that occurs twice counts twice.
+        """
         times = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
         hits, labelled, predicted = (times @ self._flat).reshape(3, self.classes)
         if not labelled.sum():
