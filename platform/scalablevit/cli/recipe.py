@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from scalablevit.cli.arguments import add_imports
+from scalablevit.cli.arguments import add_imports, add_verb
 from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
@@ -51,7 +51,7 @@ class _Upgraded:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
-    new = verbs.add_parser("new", help="write a first recipe for your data, with its JSON schema")
+    new = add_verb(verbs, "new", "write a first recipe for your data, with its JSON schema")
     new.add_argument(
         "template",
         choices=template_names(),
@@ -61,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("file", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="FILE",
                      help="file to write; must not be there yet (default: recipe.yaml)")  # fmt: skip
     add_imports(new, "so that the schema has the kinds that it registers")
-    schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    schema = add_verb(verbs, "schema", "print the JSON schema of recipes")
     add_imports(schema, "so that the schema has the kinds that it registers")
     schema.add_argument("--space", action="store_true", help="print the schema of search spaces")
-    add_json(verbs.add_parser("list", help="name the shipped recipes and search spaces"))
-    upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
+    add_json(add_verb(verbs, "list", "name the shipped recipes and search spaces"))
+    upgrade = add_verb(verbs, "upgrade", f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")
     upgrade.add_argument("--dry-run", action="store_true", help="print the changes, write nothing")
 
