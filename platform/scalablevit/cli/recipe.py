@@ -40,7 +40,7 @@ Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes r
 
 
 @dataclass(frozen=True)
-class _Upgraded:
+class _PendingUpgrade:
     """A file to rewrite, its new content, and what changes."""
 
     path: Path
@@ -144,7 +144,7 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
     return 0
 
 
-def _prepare(path: Path) -> _Upgraded:
+def _prepare(path: Path) -> _PendingUpgrade:
     """Return the upgraded content of a file, without writing it.
 
     Raises:
@@ -158,10 +158,10 @@ def _prepare(path: Path) -> _Upgraded:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path), fix="check the path") from None
     changed, changes = upgrade_text(text, str(path))
-    return _Upgraded(path, changed.encode("utf-8"), changes)
+    return _PendingUpgrade(path, changed.encode("utf-8"), changes)
 
 
-def _replace(upgrades: Sequence[_Upgraded]) -> None:
+def _replace(upgrades: Sequence[_PendingUpgrade]) -> None:
     """Replace files as wholes, with their permissions, once all can be written; links stay links.
 
     Raises:

@@ -222,7 +222,7 @@ class Coco:
                     "category_id": CATEGORY_IDS[instance.name],
                     "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
                     "area": int(instance.visible.sum()),
-                    "segmentation": {"size": [self._side, self._side], "counts": run_lengths(instance.visible)},
+                    "segmentation": {"size": [self._side, self._side], "counts": encode_rle(instance.visible)},
                     "iscrowd": 0,
                 }
             )
@@ -235,7 +235,7 @@ class Coco:
         return {"images": self._images, "annotations": self._annotations, "categories": categories}
 
 
-def run_lengths(region: NDArray[np.bool_]) -> list[int]:
+def encode_rle(region: NDArray[np.bool_]) -> list[int]:
     """Return the lengths of the runs of False and True in turn, column by column, from False on (COCO's format).
 
     Args:

@@ -29,8 +29,8 @@ def evaluate(
     batches: Iterable[Batch],
     autocast: torch.autocast,
     *,
-    augmentation: Augmentation | None = None,
-    registered: Sequence[RegisteredMetric] = (),
+    test_time_augmentation: Augmentation | None = None,
+    registered_metrics: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
     """Return the metrics of a model over the validation samples of all ranks, by reported name; equal on every rank.
 
@@ -42,8 +42,8 @@ def evaluate(
         model: the model, on its device.
         batches: the batches of this rank's share.
         autocast: context entered for each prediction.
-        augmentation: the recipe's test-time augmentation; None: without.
-        registered: users' metrics, in addition to the task's metric.
+        test_time_augmentation: the recipe's test-time augmentation; None: without.
+        registered_metrics: users' metrics, in addition to the task's metric.
 
     Raises:
         UserError: files have changed since the run began, no sample could be decoded, or a metric cannot be computed,
@@ -53,9 +53,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     broadcast_buffers(model)
-    metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered]
+    metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered_metrics]
     good, bad, changed = 0, 0, set[str]()
-    predict = task.predict if augmentation is None else augmentation.predict
+    predict = task.predict if test_time_augmentation is None else test_time_augmentation.predict
     # Autocast drops its cached casts of the weights when the outermost region ends: inside this one they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
@@ -84,7 +84,7 @@ def evaluate(
             fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
     metrics = metric.compute()
-    for info, user_metric in zip(registered, user_metrics, strict=True):
+    for info, user_metric in zip(registered_metrics, user_metrics, strict=True):
         metrics |= _own_value(info, user_metric.compute())
     return {**metrics, "val/bad_samples": float(total_bad)}
 
