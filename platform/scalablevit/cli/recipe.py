@@ -148,7 +148,7 @@ def _prepare(path: Path) -> _PendingUpgrade:
     """Return the upgraded content of a file, without writing it.
 
     Raises:
-        UserError: it cannot be read, it is a search's own, or as `upgrade_text`.
+        UserError: it cannot be read, it belongs to a search, or as `upgrade_text`.
     """
     if path.name in (SPACE, BASE_RECIPE) and (path.parent / STATUS).is_file():
         raise UserError("belongs to a search, which is read in any version", where=str(path),

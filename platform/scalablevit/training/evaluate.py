@@ -32,7 +32,9 @@ def evaluate(
     test_time_augmentation: Augmentation | None = None,
     registered_metrics: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
-    """Return the metrics of a model over the validation samples of all ranks, by reported name; equal on every rank.
+    """Return the metrics of a model over the validation samples of all ranks, by name (`val/...`); equal on every rank.
+
+    Their units are those of the metrics' `compute`: fractions of 0 to 1, numbers of samples, and the loss.
 
     The model's mode is restored afterwards. Every rank must call it, even if its share is empty. Samples that could not
     be decoded are skipped, and counted as `val/bad_samples`.
